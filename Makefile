@@ -1,0 +1,42 @@
+# swave. `make help` lists what there is; everything sets itself up first.
+CONFIG ?= config/demo.yaml
+ARGS   ?=
+DALI   ?= cuda120
+PYTHON ?= python3
+LOCK   := requirements-$(DALI).lock
+RUN    := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train data preview test lint lock clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  CONFIG=config/demo.yaml   the recipe;  ARGS=\"data.path=/my/images crops.local.count=4\" overrides its settings"
+	@echo "  PROCS=2                   processes on this machine (default: one a GPU, 2 on a CPU)"
+	@echo "  DALI=cuda120|cuda130      which DALI wheel;  PYTHON=python3.12  which Python"
+
+setup: ## virtual environment .venv from the lock file (done by every other target)
+	@launch/setup.sh $(LOCK) $(PYTHON)
+
+train: setup ## train CONFIG (the Fashion-MNIST demo by default); again to resume
+	@$(RUN) -m launch.start $(if $(PROCS),--processes $(PROCS)) $(CONFIG) $(ARGS)
+
+data: setup ## fetch, verify and pack Fashion-MNIST (done by train)
+	@$(RUN) -m pipeline.fashion_mnist
+
+preview: setup ## a sheet of images with their crops, preview.png
+	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)
+
+test: setup ## all tests that this machine can run
+	@$(RUN) -m pytest -q
+
+lint: setup ## ruff and mypy
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
+
+lock: setup ## resolve the lock files anew from pyproject.toml (needs uv)
+	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra dali-$$dali --universal \
+	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
+
+clean: ## remove .venv and caches; data/ and runs/ stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,232 @@
+"""A recipe becomes a checked configuration: defaults, then the recipe, then `key=value` arguments.
+
+Every mistake is a ConfigError of one line that names the key, the value and the mend. No heavy import here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
+DEFAULTS = ROOT / "config" / "default.yaml"
+
+# Keys whose default is not of the only type allowed.
+ALSO: dict[str, tuple[type, ...]] = {
+    "data.path": (str,),
+    "data.test": (str,),
+    "model.weights": (str,),
+    "pipeline.threads": (int,),
+    "model.prototypes": (int,),
+    "swav.freeze_prototypes": (int,),
+    "swav.queue.length": (int,),
+    "swav.queue.start_epoch": (int,),
+    "optimizer.base_lr": (int, float),
+    "optimizer.final_lr": (int, float),
+    "optimizer.warmup_epochs": (int, float),
+    "evaluation.size": (int,),
+}
+FREE = ("model.options", "engine.deepspeed")  # any keys below these: the backbone and DeepSpeed check them
+
+
+class ConfigError(ValueError):
+    """A user's mistake in one line."""
+
+
+def load_config(arguments: Sequence[str]) -> DictConfig:
+    """The checked configuration of `[recipe.yaml, key=value, ...]`. Raises ConfigError."""
+    config = OmegaConf.load(DEFAULTS)
+    assert isinstance(config, DictConfig)
+    defaults = config.copy()
+    recipes = [a for a in arguments if "=" not in a]
+    if len(recipes) != 1:
+        raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}")
+    config = _merge(config, _read(recipes[0]), defaults, recipes[0])
+    for argument in arguments:
+        if "=" in argument:
+            try:
+                override = OmegaConf.from_dotlist([argument])
+            except (OmegaConfBaseException, ValueError) as error:
+                raise ConfigError(f"{argument}: {_first_line(error)}") from None
+            config = _merge(config, override, defaults, argument)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"{missing[0]} is not set; give it as {missing[0]}=...")
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from None
+    _check_types(config, defaults)
+    check_values(config)
+    return config
+
+
+def _read(recipe: str) -> DictConfig:
+    path = Path(recipe)
+    if not path.is_file():
+        known = sorted(str(p.relative_to(ROOT)) for p in DEFAULTS.parent.glob("*.yaml") if p != DEFAULTS)
+        raise ConfigError(f"{recipe}: no such recipe; there are {', '.join(known)}")
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # PyYAML's and OmegaConf's many kinds: all are the recipe's fault
+        raise ConfigError(f"{recipe}: {_first_line(error)}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{recipe}: a recipe is a mapping of sections")
+    return loaded
+
+
+def _merge(config: DictConfig, override: DictConfig, defaults: DictConfig, source: str) -> DictConfig:
+    for key in _leaves(override):
+        _check_known(key, defaults, source)
+    merged = OmegaConf.merge(config, override)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _leaves(node: Any, prefix: str = "") -> list[str]:
+    """Dotted keys of all values that are not themselves sections."""
+    if not isinstance(node, DictConfig) or not len(node):
+        return [prefix] if prefix else []
+    return [leaf for key in node for leaf in _leaves(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))]
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)
+
+
+def _check_known(key: str, defaults: DictConfig, source: str) -> None:
+    if _free(key):
+        return
+    known = [leaf for leaf in _leaves(defaults)]
+    if key in known:
+        return
+    if any(leaf.startswith(key + ".") for leaf in known):
+        raise ConfigError(f"{source}: {key} is a section, not a value; its keys are {_children(key, known)}")
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    raise ConfigError(f"{source}: unknown key {key}; the nearest is {near[0]}")
+
+
+def _children(key: str, known: list[str]) -> str:
+    return ", ".join(leaf for leaf in known if leaf.startswith(key + "."))
+
+
+def _check_types(config: DictConfig, defaults: DictConfig) -> None:
+    for key in _leaves(defaults):
+        if _free(key):
+            if not isinstance(OmegaConf.select(config, key), DictConfig):
+                raise ConfigError(f"{key} must be a mapping")
+            continue
+        default, value = OmegaConf.select(defaults, key, throw_on_missing=False), OmegaConf.select(config, key)
+        also = ALSO.get(key, ())
+        if value == default or (isinstance(value, also) and not isinstance(value, bool)):
+            continue
+        if isinstance(default, ListConfig):
+            number = (int,) if isinstance(default[0], int) else (int, float)
+            free_length = key == "swav.assigning"
+            if (
+                isinstance(value, ListConfig)
+                and (free_length or len(value) == len(default))
+                and all(isinstance(v, number) and not isinstance(v, bool) for v in value)
+            ):
+                continue
+            shape = "integers" if free_length else f"{len(default)} numbers"
+            raise ConfigError(f"{key}={value}: expected a list of {shape}, e.g. {list(default)}")
+        if default == "auto" and also:
+            kind = "auto or " + " or ".join(t.__name__ for t in also[-1:])
+        elif isinstance(default, bool):
+            if isinstance(value, bool):
+                continue
+            kind = "true or false"
+        elif isinstance(default, float):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                continue
+            kind = "a number"
+        elif isinstance(default, int):
+            if isinstance(value, int) and not isinstance(value, bool):
+                continue
+            kind = "an integer"
+        else:
+            if isinstance(value, str):
+                continue
+            kind = "a text"
+        raise ConfigError(f"{key}={value}: expected {kind}")
+
+
+# ---------------------------------------------------------------------- values that make sense
+def check_values(config: DictConfig) -> None:
+    """Refuse what cannot work, before anything starts. Raises ConfigError."""
+
+    def require(good: bool, key: str, expected: str) -> None:
+        if not good:
+            raise ConfigError(f"{key}={OmegaConf.select(config, key)}: expected {expected}")
+
+    def require_number(key: str, low: float, expected: str, strict: bool = False) -> None:
+        value = OmegaConf.select(config, key)
+        require(value == "auto" or (value > low if strict else value >= low), key, expected)
+
+    for key in ("run.epochs", "run.batch_size", "run.log_every", "run.keep_checkpoints", "swav.iterations"):
+        require_number(key, 1, "at least 1")
+    for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads", "model.prototypes"):
+        require_number(key, 1, "at least 1")
+    for key in ("run.checkpoint_every", "run.checkpoint_steps", "evaluation.every", "evaluation.max_train"):
+        require_number(key, 0, "0 or more")
+    for key in ("data.workers", "model.hidden_dim", "swav.freeze_prototypes", "swav.queue.length"):
+        require_number(key, 0, "0 or more")
+    for key in ("swav.queue.start_epoch", "optimizer.warmup_epochs", "optimizer.start_lr", "optimizer.final_lr"):
+        require_number(key, 0, "0 or more")
+    require_number("optimizer.weight_decay", 0, "0 or more")
+    for key in ("swav.epsilon", "swav.temperature", "optimizer.base_lr", "evaluation.temperature"):
+        require_number(key, 0, "more than 0", strict=True)
+    require_number("optimizer.trust_coefficient", 0, "more than 0", strict=True)
+    require_number("model.embedding_dim", 1, "at least 1")
+    require(0 <= config.run.seed < 2**32, "run.seed", "0 to 4294967295")
+    require(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "0 or more and less than 1")
+    require(0 <= config.data.max_bad_fraction <= 1, "data.max_bad_fraction", "a share from 0 to 1")
+    require(0 < config.evaluation.share <= 1, "evaluation.share", "a share above 0, at most 1")
+    require(config.pipeline.backend in ("dali", "torchvision"), "pipeline.backend", "dali or torchvision")
+    require(config.pipeline.decode in ("auto", "cpu", "gpu"), "pipeline.decode", "auto, cpu or gpu")
+    require(config.optimizer.name == "lars", "optimizer.name", "lars")
+    _check_crops(config, require)
+    warmup = config.optimizer.warmup_epochs
+    require(
+        warmup == "auto" or warmup <= config.run.epochs, "optimizer.warmup_epochs", f"at most {config.run.epochs} epochs"
+    )
+    base, final = config.optimizer.base_lr, config.optimizer.final_lr
+    require("auto" in (base, final) or final <= base, "optimizer.final_lr", f"at most optimizer.base_lr={base}")
+
+
+def _check_crops(config: DictConfig, require: Any) -> None:
+    for name in ("global", "local"):
+        group, key = config.crops[name], f"crops.{name}"
+        require(group["count"] >= (1 if name == "global" else 0), f"{key}.count", "more crops")
+        require(4 <= group["size"] <= 4096, f"{key}.size", "4 to 4096 pixels")
+        low, high = group["scale"]
+        require(0 < low <= high <= 1, f"{key}.scale", "[low, high] with 0 < low <= high <= 1")
+    views = config.crops["global"]["count"] + config.crops["local"]["count"]
+    require(views >= 2, "crops.global.count", "two crops or more in all: one predicts the code of another")
+    assigning = list(config.swav.assigning)
+    require(
+        assigning and len(set(assigning)) == len(assigning) and all(0 <= a < views for a in assigning),
+        "swav.assigning",
+        f"different crops from 0 to {views - 1}",
+    )
+    # the codes of all assigning crops are computed together, so they are the first crops of one resolution or any mix
+    for key in ("crops.flip", "crops.grayscale", "crops.jitter.probability", "crops.blur.probability"):
+        require(0 <= OmegaConf.select(config, key) <= 1, key, "a probability from 0 to 1")
+    for key in ("brightness", "contrast", "saturation"):
+        require(config.crops.jitter[key] >= 0, f"crops.jitter.{key}", "0 or more")
+    require(0 <= config.crops.jitter.hue <= 0.5, "crops.jitter.hue", "0 to 0.5 turns")
+    low, high = config.crops.ratio
+    require(0 < low <= high, "crops.ratio", "[low, high] with 0 < low <= high")
+    low, high = config.crops.blur.sigma
+    require(0 < low <= high, "crops.blur.sigma", "[low, high] with 0 < low <= high, in pixels")
+    require(all(s > 0 for s in config.crops.std), "crops.std", "numbers above 0")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

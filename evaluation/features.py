@@ -1,0 +1,95 @@
+"""Features of images from a backbone, computed on all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pipeline.batch import Batch
+from pipeline.table import SampleTable
+
+HELD_OUT = 10  # one in ten rows is the test where a dataset has no test split of its own
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images to compare with (`train`) and to score (`test`): a table and rows of it each."""
+
+    train: SampleTable
+    train_rows: np.ndarray
+    test: SampleTable
+    test_rows: np.ndarray
+
+
+def labelled_data(train: SampleTable, test: SampleTable | None, max_train: int = 0) -> Labelled | None:
+    """The labelled rows of both tables; without a test table a tenth of the labels is held out. None without labels."""
+    rows = train.usable()
+    rows = rows[train.label[rows] >= 0]
+    if test is None:
+        held_out = rows * 2_654_435_761 % 2**32 % HELD_OUT == 0
+        test, test_rows, rows = train, rows[held_out], rows[~held_out]
+    else:
+        test_rows = test.usable()
+        test_rows = test_rows[test.label[test_rows] >= 0]
+    if max_train:
+        rows = rows[:: max(1, len(rows) // max_train)]
+    if not len(rows) or not len(test_rows):
+        return None
+    return Labelled(train, rows, test, test_rows)
+
+
+@torch.no_grad()
+def extract(
+    function: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device
+) -> Float[Tensor, "rows features"]:
+    """`function` of every batch's crops, float32, L2-normalised, on `device`, in the batches' order."""
+    features = [function(batch.crops[0].to(device, non_blocking=True)).float() for batch in batches]
+    return nn.functional.normalize(torch.cat(features))
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Eval mode with the ranks' mean batch-norm statistics; training mode and each rank's own come back afterwards."""
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    own = [buffer.clone() for buffer in buffers]
+    training = network.training
+    if buffers and dist.is_initialized():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+    network.eval()
+    try:
+        yield
+    finally:
+        for buffer, saved in zip(buffers, own, strict=True):
+            buffer.copy_(saved)
+        network.train(training)
+
+
+def gather(rows: Tensor) -> Tensor:
+    """All ranks' rows, one rank's after another's; ranks may have different numbers of them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    longest = max(int(c) for c in counts)
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+
+
+def labels(table: SampleTable, rows: np.ndarray, device: torch.device) -> Int[Tensor, " rows"]:
+    """Class numbers of `rows`."""
+    return torch.as_tensor(table.label[rows].astype(np.int64), device=device)

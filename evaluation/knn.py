@@ -1,0 +1,87 @@
+"""Weighted k-nearest-neighbour classification on frozen features: the quickest honest score of a backbone.
+
+The protocol is that of Wu et al. (CVPR 2018) as later papers use it: cosine similarity, each of the k neighbours votes
+for its class with exp(similarity / temperature).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from omegaconf import DictConfig
+from torch import Tensor
+
+from evaluation.features import Labelled, evaluation_mode, extract, gather, labels
+from pipeline.crops import Crops
+from pipeline.loader import evaluation_batches
+
+
+def predict(
+    bank: Float[Tensor, "train features"],
+    bank_labels: Int[Tensor, " train"],
+    queries: Float[Tensor, "test features"],
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> Int[Tensor, " test"]:
+    """The class of each query by the weighted votes of its k nearest rows of the bank. Rows have unit length."""
+    classes = int(bank_labels.max()) + 1
+    k = min(k, len(bank))
+    found = []
+    for part in queries.split(chunk):
+        similarity, nearest = (part @ bank.T).topk(k)
+        votes = torch.zeros(len(part), classes, device=part.device)
+        votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
+        found.append(votes.argmax(1))
+    return torch.cat(found)
+
+
+def knn_accuracy(
+    function: Callable[[Tensor], Tensor], data: Labelled, crops: Crops, config: DictConfig, device: torch.device
+) -> float:
+    """Share in [0, 1] of the test images whose class is found; `function` maps crops (B, 3, s, s) to (B, features).
+
+    All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def features(table, rows):
+        batches = evaluation_batches(
+            table,
+            rows,
+            crops,
+            backend=config.pipeline.backend,
+            batch_size=config.evaluation.batch_size,
+            threads=config.pipeline.threads,
+            device_id=device.index if config.pipeline.decode == "gpu" else None,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        return extract(function, batches, device)
+
+    train_rows, test_rows = data.train_rows[rank::world], data.test_rows[rank::world]
+    bank = gather(features(data.train, train_rows))
+    bank_labels = gather(labels(data.train, train_rows, device))
+    found = predict(bank, bank_labels, features(data.test, test_rows), config.evaluation.k, config.evaluation.temperature)
+    right = (found == labels(data.test, test_rows, device)).sum().double()
+    if world > 1:
+        dist.all_reduce(right)
+    return float(right) / len(data.test_rows)
+
+
+def backbone_knn(network, data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
+    """k-NN accuracy of the network's backbone features, on the recipe's central crops."""
+    central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
+    with evaluation_mode(network):
+        return knn_accuracy(network.backbone, data, central, config, device)
+
+
+def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
+    """k-NN accuracy of the pixels themselves (in [0, 1], of images scaled to 32 pixels or less): the floor to beat."""
+    side = min(config.evaluation.size, 32)
+    central = crops.for_evaluation(side, config.evaluation.share)
+    mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)
+    std = torch.tensor(crops.std, device=device).view(3, 1, 1)
+    return knn_accuracy(lambda images: (images * std + mean).flatten(1), data, central, config, device)

@@ -1,0 +1,177 @@
+"""The processes of a run: who we are among them, how they meet, and what they agree on at the end of a step.
+
+Only the usual environment is read (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE or DeepSpeed's LOCAL_SIZE,
+MASTER_ADDR, MASTER_PORT; srun's SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID where those are not set), so the same script runs under deepspeed, torchrun,
+srun and alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from config.recipe import ConfigError
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """This process among all: `rank` of `world_size`, `local_rank` of `local_world_size` on this machine."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that speaks and writes."""
+        return self.rank == 0
+
+    def device(self) -> Any:
+        """This rank's GPU, or the CPU where there is none."""
+        import torch
+
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    def add_up(self, values: list[int]) -> list[int]:
+        """Sums of integers (below 2**53) over all ranks, which must all call it."""
+        import torch
+        import torch.distributed as dist
+
+        if self.world_size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.int64, device=self.device())
+        dist.all_reduce(total)
+        return total.tolist()
+
+
+def cluster_from_environment(environment: dict[str, str] | None = None) -> Cluster:
+    """Our place among the processes, from the environment. Raises ConfigError when it contradicts itself."""
+    env = dict(os.environ) if environment is None else environment
+
+    def number(names: tuple[str, ...], default: int) -> int:
+        for name in names:
+            if name in env:
+                try:
+                    return int(env[name])
+                except ValueError:
+                    raise ConfigError(f"{name}={env[name]} in the environment is not a number") from None
+        return default
+
+    world_size = number(("WORLD_SIZE", "SLURM_NTASKS"), 1)
+    rank = number(("RANK", "SLURM_PROCID"), 0)
+    if "RANK" not in env and "SLURM_PROCID" not in env:
+        world_size = 1  # a batch script's own shell has SLURM_NTASKS but is no task
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={world_size} in the environment")
+    local_rank = number(("LOCAL_RANK", "SLURM_LOCALID"), 0)
+    local_world_size = number(("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"), world_size)
+    if world_size > 1 and "MASTER_ADDR" not in env:
+        raise ConfigError(f"WORLD_SIZE={world_size} but MASTER_ADDR is not set; say where rank 0 runs")
+    return Cluster(rank, world_size, local_rank, min(local_world_size, world_size))
+
+
+@contextmanager
+def connected(cluster: Cluster, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+    """The process group (NCCL on GPUs, gloo on CPUs) for the time of the block."""
+    import torch
+
+    from launch.engine import quiet_deepspeed
+
+    device = cluster.device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // cluster.local_world_size))
+    os.environ |= {"RANK": str(cluster.rank), "WORLD_SIZE": str(cluster.world_size), "LOCAL_RANK": str(cluster.local_rank)}
+    if cluster.world_size == 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    quiet_deepspeed().init_distributed(backend, timeout=timeout, verbose=False)
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():  # without it the interpreter has been seen to end with code -6
+            torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on right now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class StopSignal:
+    """Set by SIGTERM or SIGUSR1 (a scheduler's warning): the run saves at the end of the step and leaves."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        self.received = signal.Signals(number).name
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), on how many ranks it was not, `stop`."""
+
+    step: int
+    loss: float
+    not_finite: int
+    stop: bool
+
+
+class Agreement:
+    """What all ranks know of the step before: mean loss, whether it is finite everywhere, whether one is to stop.
+
+    One all-reduce of three numbers a step, started after the step and read after the next one, so that the host never
+    waits for the device to finish a step.
+    """
+
+    def __init__(self, world_size: int):
+        self.world_size = world_size
+        self._pending: tuple[int, Any, Any] | None = None
+
+    def exchange(self, step: int, loss: Any, stop: bool) -> Agreed | None:
+        """Start agreeing about `step` (loss: this rank's, a scalar tensor); the result for the step before, if any."""
+        import torch
+        import torch.distributed as dist
+
+        before = self.settle()
+        value = loss.detach().double()
+        finite = torch.isfinite(value)
+        vector = torch.stack([torch.where(finite, value, 0.0), (~finite).double(), torch.full_like(value, float(stop))])
+        work = dist.all_reduce(vector, async_op=True)
+        vector_on_gpu = vector.is_cuda
+        if vector_on_gpu:
+            work.wait()  # the stream waits, not the host
+            vector = vector.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._pending = step, vector, copied.synchronize if vector_on_gpu else work.wait
+        return before
+
+    def settle(self) -> Agreed | None:
+        """The result for the step exchanged last, waiting for it if need be; None if it was already taken."""
+        if self._pending is None:
+            return None
+        step, vector, wait = self._pending
+        self._pending = None
+        wait()  # for the collective (CPU) or for the copy to the host (GPU)
+        total, bad, stop = vector.tolist()
+        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad), stop > 0)

@@ -1,0 +1,87 @@
+"""`auto` settings: what a recipe leaves open is chosen from the dataset and the batch, and said.
+
+The anchors are the paper's: learning rate 0.6 at 256 images a step and 4.8 at 4096 (not linear in between),
+3,000 prototypes for ImageNet's 1.28 million images, a queue of 3,840 only for small batches.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+from omegaconf import DictConfig
+
+from launch.cluster import Cluster
+from config.recipe import ConfigError
+
+IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
+QUEUE_BELOW = 1024  # images a step from which the paper trains without a queue (RN50w4's 2560 had one, 4096 none)
+
+
+def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
+    """Replace every `auto` that depends on data or batch, in place; one line for each choice.
+
+    images: usable images of the training set. Raises ConfigError where dataset, batch and processes do not fit.
+    """
+    said: list[str] = []
+    batch, epochs, world_size = config.run.batch_size, config.run.epochs, cluster.world_size
+    _fit_machine(config, cluster)
+    if batch % world_size:
+        raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
+    if batch // world_size < 2:
+        raise ConfigError(f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes)")
+    if batch > images:
+        raise ConfigError(f"run.batch_size={batch} is more than the {images} images of data.path; lower it")
+    steps = images // batch
+
+    def choose(key: str, value: float | int, why: str) -> None:
+        section, name = key.rsplit(".", 1)
+        node = config
+        for part in section.split("."):
+            node = node[part]
+        if node[name] == "auto":
+            node[name] = value
+            said.append(f"{key}={value:g}  ({why}; override with {key}=...)" if value else f"{key}=0  ({why})")
+
+    prototypes = min(3000, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
+    choose("model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper")
+    rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
+    choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
+    choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
+    warmup = round(min(10.0, epochs / 10), 2) if batch >= QUEUE_BELOW else 0
+    choose("optimizer.warmup_epochs", warmup, f"{batch} images a step")
+    choose("swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %")
+    _fit_queue(config, choose, batch, epochs, images, world_size)
+    if config.evaluation.size == "auto":
+        config.evaluation.size = config.crops["global"]["size"]
+    return said
+
+
+def _fit_queue(config: DictConfig, choose, batch: int, epochs: int, images: int, world_size: int) -> None:
+    queue = config.swav.queue
+    if batch >= QUEUE_BELOW:
+        choose("swav.queue.length", 0, f"{batch} images a step need none")
+    else:
+        wanted = min(3840, images // 4) // batch * batch
+        choose("swav.queue.length", wanted, f"{batch} images a step are few for {config.model.prototypes} prototypes")
+    choose("swav.queue.start_epoch", math.ceil(0.075 * epochs), "15 of 200 epochs in the paper")
+    if queue.length and queue.length < batch:
+        raise ConfigError(
+            f"swav.queue.length={queue.length} is shorter than run.batch_size={batch}; lengthen it, or 0 for no queue"
+        )
+    if queue.length % world_size:
+        raise ConfigError(f"swav.queue.length={queue.length} does not split evenly over {world_size} processes")
+    if queue.length % batch:
+        raise ConfigError(f"swav.queue.length={queue.length} is not a multiple of run.batch_size={batch}")
+
+
+def _fit_machine(config: DictConfig, cluster: Cluster) -> None:
+    """Where DALI decodes and with how many threads: not said, as results do not depend on it."""
+    on_gpu = cluster.device().type == "cuda"
+    if config.pipeline.decode == "gpu" and not on_gpu:
+        raise ConfigError("pipeline.decode=gpu, but no GPU is visible; use pipeline.decode=cpu or auto")
+    if config.pipeline.decode == "auto":
+        config.pipeline.decode = "gpu" if on_gpu and config.pipeline.backend == "dali" else "cpu"
+    if config.pipeline.threads == "auto":
+        cores = len(os.sched_getaffinity(0)) // cluster.local_world_size
+        config.pipeline.threads = min(16, max(1, cores))

@@ -1,0 +1,164 @@
+"""What a run leaves for people: its directory with configuration, versions, metrics.jsonl and TensorBoard events, and
+the progress bar. Only rank 0 writes and speaks."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from launch.checkpoint import write_atomically
+from config.recipe import ConfigError
+from launch.report import closing_table
+
+PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
+
+# Settings that may differ when a run is resumed; any other difference makes it another run.
+CHANGEABLE = (
+    "run.directory run.epochs run.log_every run.checkpoint_every run.checkpoint_steps run.keep_checkpoints data.cache "
+    "data.path data.test data.workers data.max_bad_fraction pipeline evaluation engine"
+).split()
+
+
+class Journal:
+    """The records of a run in `directory`, on rank 0 (`main`); elsewhere everything here does nothing."""
+
+    def __init__(self, directory: Path, main: bool):
+        self.directory = directory
+        self.main = main
+        self._bar: Any = None
+        self._tensorboard: Any = None
+        self._metrics: Any = None
+
+    def finished(self, config: DictConfig) -> bool:
+        """Whether the directory holds a run that is done; then its result is said again. Raises ConfigError if it is
+        one of other settings."""
+        summary = self.read("summary.json")
+        if summary is None:
+            return False
+        check_same_run(config, OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml")))
+        self.say(closing_table(summary))
+        self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train anew")
+        return True
+
+    @contextmanager
+    def opened(self, config: DictConfig, done_steps: int, total_steps: int) -> Iterator[None]:
+        """The records, from `done_steps` on, for the time of the block."""
+        self._open(config, done_steps, total_steps)
+        try:
+            yield
+        finally:
+            self._close()
+
+    def _open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
+        """Start or continue the records after `done_steps`; what an interrupted run wrote beyond them is dropped."""
+        if not self.main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+        from tqdm import tqdm
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
+        write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
+        path = self.directory / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= done_steps]
+            write_atomically(path, "".join(line + "\n" for line in kept))
+        self._metrics = path.open("a", buffering=1)
+        self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=done_steps + 1)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=done_steps,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} {postfix} [{elapsed}, ETA {remaining}]",
+        )
+
+    def progress(self, epoch: int, loss: float, images_per_second: float) -> None:
+        """One step further on the bar."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"epoch {epoch + 1}", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:,.0f} images/s", refresh=False)
+            self._bar.update(1)
+
+    def log(self, step: int, values: dict[str, float | int]) -> None:
+        """One line of metrics.jsonl and one point a curve in TensorBoard."""
+        if self._metrics is not None:
+            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def say(self, text: str) -> None:
+        """A line to the terminal, above the bar."""
+        if self.main:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)
+
+    def record(self, name: str, values: dict[str, Any]) -> None:
+        """Write `directory/name`, a JSON file, atomically."""
+        if self.main:
+            write_atomically(self.directory / name, json.dumps(values, indent=1) + "\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """The run is done: summary.json is its marker; the closing table is said."""
+        self.record("summary.json", summary)
+        self._close()
+        self.say(closing_table(summary))
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the directory, None if it is not there. On every rank."""
+        path = self.directory / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _close(self) -> None:
+        for part in (self._bar, self._tensorboard, self._metrics):
+            if part is not None:
+                part.close()
+        self._bar = self._tensorboard = self._metrics = None
+
+
+def versions() -> dict[str, str]:
+    """Python and the installed packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_same_run(config: DictConfig, saved: dict[str, Any]) -> list[str]:
+    """Changed settings that a resumed run may have, as `key: old -> new`; ConfigError for one that it may not."""
+    old, new = _flat(saved), _flat(OmegaConf.to_container(config))
+    changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    for key, change in sorted(changed.items()):
+        if not any(key == allowed or key.startswith(allowed + ".") for allowed in CHANGEABLE):
+            raise ConfigError(
+                f"run.directory={config.run.directory} holds a run with other settings ({key}: {change}); "
+                "choose another run.directory"
+            )
+    return [f"{key}: {change}" for key, change in sorted(changed.items()) if key == "run.epochs"]
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {k: v for key in node for k, v in _flat(node[key], f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def _step_of(line: str) -> int:
+    """The step of a line of metrics; a line that a kill cut short counts as after everything."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return sys.maxsize

@@ -1,0 +1,57 @@
+"""What a run says at its end: the closing table, or one line about a mistake."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from launch.cluster import Cluster
+
+EXIT_MISTAKE = 2
+
+
+def print_error(error: BaseException, cluster: Cluster) -> None:
+    """One line on rank 0's stderr."""
+    if cluster.main:
+        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def mistakes_end_the_run(cluster: Cluster) -> Iterator[None]:
+    """Inside the block a ValueError is a mistake in settings or data: one line, exit code 2, no stack trace.
+
+    ConfigError, DatasetError, CheckpointError and what the model refuses are all ValueErrors.
+    """
+    try:
+        yield
+    except ValueError as error:
+        print_error(error, cluster)
+        raise SystemExit(EXIT_MISTAKE) from None
+
+
+def closing_table(summary: dict[str, Any]) -> str:
+    """The table at the end of a run, from summary.json."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{summary['directory']}: {summary['epochs']} epochs, {summary['steps']} steps")
+    table.add_column("")
+    table.add_column("", justify="right")
+    if summary["knn"] is not None:
+        table.add_row("k-NN accuracy, trained backbone", f"{summary['knn']:.2%}")
+        table.add_row("k-NN accuracy, random initialisation", f"{summary['knn_random_init']:.2%}")
+        table.add_row("k-NN accuracy, raw pixels", f"{summary['knn_raw_pixels']:.2%}")
+    else:
+        table.add_row("k-NN accuracy", "none: the images have no classes (sub-folders)")
+    used = round(summary["prototypes_in_use"] * summary["prototypes"])
+    table.add_row("prototypes in use", f"{used} of {summary['prototypes']}")
+    table.add_row("code entropy", f"{summary['code_entropy']:.2f} of {summary['code_entropy_limit']:.2f} nats")
+    table.add_row("last loss", f"{summary['loss']:.4f}")
+    table.add_row("images a second in training", f"{summary['images_per_second']:,.0f}")
+    table.add_row("wall time", f"{summary['seconds'] / 60:.1f} minutes")
+    text = io.StringIO()
+    Console(file=text, width=100).print(table)
+    return text.getvalue().rstrip()

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Set up the virtual environment .venv from a lock file; does nothing when that is already done.
+# usage: launch/setup.sh requirements-cuda120.lock [python3]
+set -eu
+lock=$1
+python=${2:-python3}
+cd "$(dirname "$0")/.."
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 2; }
+
+[ -f "$lock" ] || fail "no lock file $lock; DALI is cuda120 or cuda130"
+command -v "$python" >/dev/null || fail "$python is not there; install Python 3.11 or newer, or give PYTHON=/path/to/python3"
+"$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' ||
+    fail "$("$python" --version) will not do; give a Python 3.11, 3.12 or 3.13 as PYTHON=..."
+
+# The stamp holds the lock's checksum, so that a changed lock or a cut-off installation is set up again.
+stamp=.venv/.swave-ready
+want=$(sha256sum "$lock" | cut -d' ' -f1)
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
+
+# as_root COMMAND...: run as root or through sudo
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif command -v sudo >/dev/null; then sudo "$@"
+    else return 1
+    fi
+}
+
+# Debian ships venv and pip's wheels apart from python3; Python.h and a compiler build the two packages without wheels.
+if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    say "installing python3-venv"
+    command -v apt-get >/dev/null || fail "Python's venv module is missing and there is no apt-get; install it by hand"
+    { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; } >&2 ||
+        fail "Python's venv module is missing; as root: apt-get install python3-venv"
+fi
+
+say "installing into .venv from $lock (some 5 GB with torch's CUDA libraries; a few minutes)"
+rm -f "$stamp"
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+# Packages of the other lock that this one does not name must go: two DALI wheels cannot live side by side.
+for other in requirements-cuda120.lock requirements-cuda130.lock; do
+    [ "$other" = "$lock" ] && continue
+    sed -n 's/^\(nvidia-dali-[a-z0-9]*\)==.*/\1/p' "$other" | xargs -r .venv/bin/python -m pip uninstall -q -y 2>/dev/null || true
+done
+.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r "$lock" ||
+    fail "pip could not install everything (its reason is above); run the same command again once that is mended"
+echo "$want" > "$stamp"
+say "done"

@@ -1,0 +1,46 @@
+"""A backbone by name: the paper's ResNets, or any model of timm."""
+
+import difflib
+import inspect
+from typing import Any
+
+from torch import nn
+
+from model.resnet import RESNETS, ResNet
+
+
+def build_backbone(name: str, **options: Any) -> nn.Module:
+    """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialised.
+
+    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a
+        model of timm (`options` go to `timm.create_model`). Vision transformers take every resolution that
+        their patch size divides.
+
+    Raises ValueError for an unknown name (with the nearest ones) or, with our ResNets, an unknown option.
+    """
+    if name in RESNETS or name == "resnet":
+        known = list(inspect.signature(ResNet).parameters)
+        unknown = [option for option in options if option not in known]
+        if unknown:
+            raise ValueError(f"backbone {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
+        return ResNet(**(RESNETS.get(name, {}) | options))
+    return _build_timm(name, options)
+
+
+def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
+    import timm  # seconds to import, and most runs need none of it
+
+    if not timm.is_model(name):
+        names = ["resnet", *RESNETS, *timm.list_models()]
+        near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
+        raise ValueError(f"backbone {name!r} is not ours nor a model of timm; nearest: {', '.join(near)}")
+    options = {"num_classes": 0, "pretrained": False, **options}
+    try:
+        # Multi-crop needs several resolutions; models with position embeddings fix one unless told otherwise.
+        network = timm.create_model(name, **{"dynamic_img_size": True, **options})
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error) or "dynamic_img_size" in options:
+            raise
+        network = timm.create_model(name, **options)
+    network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
+    return network

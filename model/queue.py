@@ -1,0 +1,75 @@
+"""Recent embeddings that stand in for a larger batch when codes are computed (SwAV, section 3.1)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class EmbeddingQueue:
+    """The last `length` embeddings of each assigning crop, newest first; every rank keeps its share.
+
+    assigning: how many crops assign codes (2 in the paper).
+    length: rows over all ranks (3840 in the paper); each rank holds length / world_size.
+    dim: size of an embedding.
+    global_batch: samples a step over all ranks.
+
+    `embeddings` [assigning, local_length, dim] starts as zeros and is not used before it is full.
+
+    Raises ValueError if `length` is shorter than `global_batch` (the published code then trains without a
+    queue and without a word) or not divisible by `world_size`.
+    """
+
+    def __init__(
+        self,
+        assigning: int,
+        length: int,
+        dim: int,
+        *,
+        global_batch: int,
+        world_size: int = 1,
+        device: "torch.device | str | None" = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if length < global_batch:
+            raise ValueError(f"queue length {length} is shorter than the global batch {global_batch}")
+        if length % world_size:
+            raise ValueError(f"queue length {length} is not divisible by the number of ranks {world_size}")
+        self.embeddings = torch.zeros(assigning, length // world_size, dim, device=device, dtype=dtype)
+        # Rows in use are counted on the host: asking the tensor would make it wait for the device.
+        self._filled = 0
+
+    @property
+    def full(self) -> bool:
+        """True once the last row holds an embedding, and from then on for ever."""
+        return self._filled >= self.embeddings.shape[1]
+
+    def queued(self) -> Float[Tensor, "assigning length dim"] | None:
+        """The queued embeddings, or None while the queue is not full."""
+        return self.embeddings if self.full else None
+
+    @torch.no_grad()
+    def push(self, embeddings: Float[Tensor, "assigning batch dim"]) -> None:
+        """Puts this rank's batch in front; the oldest rows fall off at the end. No gradient is kept."""
+        batch, length = embeddings.shape[1], self.embeddings.shape[1]
+        if batch > length:
+            raise ValueError(f"a batch of {batch} does not fit into a queue of {length} rows on this rank")
+        # A new tensor, not a shift in place: source and target rows would overlap.
+        kept = self.embeddings[:, : length - batch]
+        self.embeddings = torch.cat([embeddings.detach().to(kept), kept], dim=1)
+        self._filled = min(self._filled + batch, length)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """This rank's rows, {"embeddings": [assigning, local_length, dim]}: all there is to save."""
+        return {"embeddings": self.embeddings}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes over saved rows; zeros at the end count as not yet filled. ValueError for another shape."""
+        saved = state["embeddings"]
+        if saved.shape != self.embeddings.shape:
+            raise ValueError(
+                f"saved queue has shape {tuple(saved.shape)}, this one {tuple(self.embeddings.shape)} "
+                "(assigning crops, rows on this rank, embedding size)"
+            )
+        self.embeddings = saved.to(self.embeddings, copy=True)
+        used = self.embeddings.ne(0).any(dim=2).any(dim=0).nonzero()
+        self._filled = int(used[-1]) + 1 if len(used) else 0

@@ -1,0 +1,138 @@
+"""The paper's ResNets (He et al., arXiv 1512.03385; stride on the 3x3) under the published key names.
+
+Differences from torchvision's: no classifier, widths that multiply every convolution's channels, the stem's
+too, and the last norm of a block is initialised to one, as in the published code.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+RESNETS: dict[str, dict[str, Any]] = {
+    "resnet18": {"block": "basic", "layers": (2, 2, 2, 2)},
+    "resnet34": {"block": "basic", "layers": (3, 4, 6, 3)},
+    "resnet50": {"block": "bottleneck", "layers": (3, 4, 6, 3)},
+    "resnet50w2": {"block": "bottleneck", "layers": (3, 4, 6, 3), "width_multiplier": 2},
+    "resnet50w4": {"block": "bottleneck", "layers": (3, 4, 6, 3), "width_multiplier": 4},
+    "resnet50w5": {"block": "bottleneck", "layers": (3, 4, 6, 3), "width_multiplier": 5},
+}
+
+
+class ResNet(nn.Module):
+    """A ResNet from images to globally average-pooled features.
+
+    block: "bottleneck" (output 4 x its width) or "basic".
+    layers: blocks per stage, one to four stages; each stage after the first halves the resolution and doubles
+        the width.
+    width_multiplier: factor of every convolution's channels (1, 2, 4, 5 in the paper).
+    base_width: channels of the stem and of the first stage's 3x3 convolutions, before the factor.
+    stem: "imagenet" (7x7 stride 2, then max pool: a quarter of the resolution) or "small" (3x3 with
+        `stem_stride`, no max pool: for images of about 28 to 64 pixels).
+
+    `feature_dim` is the length of a feature. Input [batch, 3, height, width], contiguous or channels-last.
+    Raises ValueError for another block, stem or number of stages.
+    """
+
+    def __init__(
+        self,
+        block: str = "bottleneck",
+        layers: Sequence[int] = (3, 4, 6, 3),
+        width_multiplier: int = 1,
+        base_width: int = 64,
+        stem: str = "imagenet",
+        stem_stride: int = 1,
+    ) -> None:
+        super().__init__()
+        if block not in ("bottleneck", "basic"):
+            raise ValueError(f"resnet block {block!r} is unknown; give 'bottleneck' or 'basic'")
+        if stem not in ("imagenet", "small"):
+            raise ValueError(f"resnet stem {stem!r} is unknown; give 'imagenet' or 'small'")
+        if not 1 <= len(layers) <= 4:
+            raise ValueError(f"a resnet has 1 to 4 stages, layers={list(layers)} gives {len(layers)}")
+        make_block = Bottleneck if block == "bottleneck" else BasicBlock
+        width = base_width * width_multiplier
+
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, width, 3, stride=stem_stride, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+
+        channels = width
+        self.stages = len(layers)
+        for stage, blocks in enumerate(layers):
+            stage_blocks = []
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                stage_blocks.append(make_block(channels, width * 2**stage, stride))
+                channels = width * 2**stage * make_block.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*stage_blocks))
+        self.feature_dim = channels
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Features in float32 at least, also where autocast computes the convolutions in less."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        for stage in range(self.stages):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 convolutions and a shortcut; output of 4 x width channels."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (the stride on the first) and a shortcut; output of `width` channels."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _shortcut(channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+def _shortcut(channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """None is the identity: only a change of shape needs a projection."""
+    if stride == 1 and channels == out_channels:
+        return None
+    convolution = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))

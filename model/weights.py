@@ -1,0 +1,96 @@
+"""Weights from files; our key names and the published ones. A file that does not fit is an error.
+
+    ours         backbone.conv1.weight   projection_head.0.weight   prototypes.weight
+    published    conv1.weight            projection_head.0.weight   prototypes.weight
+
+Published files put `module.` in front of every key.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+_BACKBONE = "backbone."
+_HEADS = ("projection_head.", "prototypes.")
+_KEYS_SHOWN = 10
+
+
+def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> None:
+    """Loads a file's weights into a SwAV network or a bare backbone: all of them, or none and an error.
+
+    path: safetensors (by its suffix) or a torch file, read with `weights_only=True`; the weights lie at the
+        top or under `state_dict`, with our names or the published ones.
+    backbone_only: leave projection head and prototypes as they are. A bare backbone implies it.
+
+    The values are taken as they are. Published prototypes were saved one update after their normalisation:
+    call `network.prototypes.normalize()` before training on from them.
+
+    Raises ValueError, one line, if the file is missing or unreadable, or if keys are missing, unexpected or
+    wrongly shaped: it names the first ten of each and says how many there are.
+    """
+    backbone = getattr(network, "backbone", None)
+    bare = not isinstance(backbone, nn.Module)
+    wanted = {(_BACKBONE if bare else "") + key: value for key, value in network.state_dict().items()}
+    found = _our_names(_read(Path(path)))
+    if bare or backbone_only:
+        wanted = {key: value for key, value in wanted.items() if key.startswith(_BACKBONE)}
+        found = {key: value for key, value in found.items() if not key.startswith(_HEADS)}
+
+    reshaped = [
+        f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
+        for key in wanted
+        if key in found and found[key].shape != wanted[key].shape
+    ]
+    faults = {
+        "missing keys": [key for key in wanted if key not in found],
+        "unexpected keys": [key for key in found if key not in wanted],
+        "wrongly shaped": reshaped,
+    }
+    if any(faults.values()):
+        texts = [f"{len(keys)} {fault}: {_first(keys)}" for fault, keys in faults.items() if keys]
+        raise ValueError(f"weights {path} do not fit the network: {'; '.join(texts)}")
+    # All keys are known to be there; strict=False only because a backbone alone leaves the heads out.
+    values = {key.removeprefix(_BACKBONE) if bare else key: found[key] for key in wanted}
+    network.load_state_dict(values, strict=False)
+
+
+def published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the published names (golden/state_dict_shapes.json), without `module.`."""
+    return {key.removeprefix(_BACKBONE): value for key, value in state_dict.items()}
+
+
+def _our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Ours stay, published ones become ours: there, whatever is not of the heads belongs to the backbone."""
+    plain = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    if any(key.startswith(_BACKBONE) for key in plain):
+        return plain
+    return {key if key.startswith(_HEADS) else _BACKBONE + key: value for key, value in plain.items()}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"weights {path}: no such file")
+    content: Any
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"weights {path}: unreadable: {reason}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"weights {path}: no tensors by name, at the top or under 'state_dict'")
+    return dict(content)
+
+
+def _first(keys: list[str]) -> str:
+    return ", ".join(keys[:_KEYS_SHOWN]) + (", ..." if len(keys) > _KEYS_SHOWN else "")

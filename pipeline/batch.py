@@ -1,0 +1,60 @@
+"""What goes into a backend and what comes out of the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.crops import Crops
+from pipeline.draw import Draw
+
+DrawRows = Callable[[np.ndarray, np.ndarray, np.ndarray], Draw]  # rows, heights, widths -> their draw
+
+
+@dataclass
+class Request:
+    """One rank's share of a global batch on its way to a backend: B rows, their encoded bytes and their draw.
+
+    `rows` are those of the order; `draw.rows` differs where an unreadable row was replaced by its substitute.
+    """
+
+    epoch: int
+    samples: int  # position in the epoch after this batch
+    rows: np.ndarray
+    draw: Draw
+    encoded: list[np.ndarray]
+    draw_rows: DrawRows
+
+
+class DecodeFailure(Exception):
+    """A backend refused an image; `requests` are those that were under way and must be asked for again."""
+
+    def __init__(self, reason: str, requests: list[Request]):
+        super().__init__(reason)
+        self.requests = requests
+
+
+@dataclass
+class Batch:
+    """What a step consumes.
+
+    crops: a tensor per resolution, (views * B, 3, size, size), view-major: first all B crops of one view, then of
+    the next; normalised, channels-last in memory, float32 on a CPU and float16 on a GPU.
+    rows: (B,) int64 sample rows.
+    """
+
+    crops: list[torch.Tensor]
+    rows: np.ndarray
+
+
+def group_views(crops: Crops, views: list[Any]) -> list[torch.Tensor]:
+    """Per-view (B, size, size, 3) tensors -> one channels-last (views * B, 3, size, size) tensor per resolution."""
+    groups = []
+    for _, members in crops.groups:
+        stacked = torch.cat([views[index] for index in members]) if len(members) > 1 else views[members[0]]
+        groups.append(stacked.permute(0, 3, 1, 2))
+    return groups

@@ -1,0 +1,91 @@
+"""What a recipe asks of the crops: plain values, the same for every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class View:
+    """One crop of an image: `size` x `size` pixels, from a window of `scale` (lowest, highest) of its area."""
+
+    size: int
+    scale: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """ColorJitter with strengths as in torchvision (hue in turns), applied with `probability`."""
+
+    probability: float = 0.8
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur with `probability`, its standard deviation uniform in `sigma` (pixels of the crop)."""
+
+    probability: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """All views of an image in order (global ones first) and what is done to them; SwAV, section 4.1 and appendix A."""
+
+    views: tuple[View, ...]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: Jitter = Jitter()
+    grayscale: float = 0.2
+    blur: Blur = Blur()
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+
+    @property
+    def groups(self) -> list[tuple[int, list[int]]]:
+        """Views that share a resolution: [(size, [view, ...]), ...] in order of first appearance."""
+        groups: dict[int, list[int]] = {}
+        for index, view in enumerate(self.views):
+            groups.setdefault(view.size, []).append(index)
+        return list(groups.items())
+
+    @property
+    def colours(self) -> bool:
+        """Whether any view may change colour at all."""
+        jitter = self.jitter
+        strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
+
+    def for_evaluation(self, size: int, share: float) -> Crops:
+        """One central view of `size` pixels from `share` of the shorter side; normalisation kept, no augmentation."""
+        return replace(
+            self,
+            views=(View(size, (share, share)),),
+            flip=0.0,
+            jitter=Jitter(probability=0.0),
+            grayscale=0.0,
+            blur=Blur(probability=0.0),
+        )
+
+
+def crops_from_config(config) -> Crops:
+    """Build `Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping)."""
+    views = [
+        View(int(group["size"]), (float(group["scale"][0]), float(group["scale"][1])))
+        for group in (config["global"], config["local"])
+        for _ in range(group["count"])
+    ]
+    return Crops(
+        views=tuple(views),
+        ratio=tuple(config["ratio"]),
+        flip=config["flip"],
+        jitter=Jitter(**config["jitter"]),
+        grayscale=config["grayscale"],
+        blur=Blur(config["blur"]["probability"], tuple(config["blur"]["sigma"])),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )

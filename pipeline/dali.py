@@ -1,0 +1,168 @@
+"""The DALI backend: one pipeline definition, on the CPU or on a GPU, that executes a draw.
+
+    encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> colour
+    (x' = A x + B m) -> blur, for the crops that drew one -> normalise to HWC
+
+DALI has no random operator here: windows, matrices and sigmas come with the bytes through external_source.
+Nothing of it is imported before a pipeline is built, so that `--help` and errors do without DALI.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.batch import DecodeFailure, Request, group_views
+from pipeline.color import color_matrices
+from pipeline.crops import Crops
+from pipeline.draw import Draw
+
+PREFETCH = 2  # batches decoded ahead; the dict form of this option would give up zero-copy outputs
+
+
+class DaliBackend:
+    """Executes draws with `threads` worker threads; `device_id` None is the CPU, else decode and crops are on that GPU.
+
+    Crops are float32 on the CPU and float16 on a GPU, as channels-last views (N, 3, size, size).
+    """
+
+    def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
+        self.crops = crops
+        self.batch_size = batch_size
+        self.threads = threads
+        self.device_id = device_id
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+        """Crops of each request, in order, `PREFETCH` requests ahead. Raises DecodeFailure for an undecodable image."""
+        under_way: deque[Request] = deque()
+
+        def feed(_info: Any) -> list[Any]:
+            request = next(requests)  # StopIteration ends DALI's run
+            under_way.append(request)
+            return [request.encoded, *self._arguments(request.draw)]
+
+        pipeline = self._build(feed)
+        while True:
+            try:
+                outputs = pipeline.run()
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not under_way:
+                    raise
+                reason = next((line for line in str(error).splitlines() if "decode" in line.lower()), str(error))
+                raise DecodeFailure(reason.strip(), list(under_way)) from None
+            views = [_to_torch(output) for output in outputs]
+            yield under_way.popleft(), group_views(self.crops, views)
+
+    def decodes(self, encoded: np.ndarray) -> bool:
+        """Whether DALI decodes these bytes. A pipeline is built for each call: only for tracking down a failure."""
+        from nvidia.dali import fn, pipeline_def, types
+
+        @pipeline_def(batch_size=1, num_threads=1, device_id=self.device_id)
+        def decode_one() -> Any:
+            source = fn.external_source(source=lambda: [encoded], batch=True, dtype=types.UINT8, ndim=1)
+            return fn.decoders.image(source, device="cpu" if self.device_id is None else "mixed", output_type=types.RGB)
+
+        try:
+            decode_one().run()
+        except RuntimeError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Nothing is held between streams."""
+
+    # ------------------------------------------------------------------ what the draw becomes as DALI arguments
+    def _arguments(self, draw: Draw) -> list[np.ndarray]:
+        """The draw as contiguous arrays, one per view and argument, in the order that `_build` unpacks them."""
+        window = draw.window.astype(np.float32)
+        start, end = window[..., :2], window[..., :2] + window[..., 2:]
+        left = np.where(draw.flip, end[..., 1], start[..., 1])  # a reversed region is a mirrored one
+        right = np.where(draw.flip, start[..., 1], end[..., 1])
+        kinds = [np.stack([start[..., 0], left], axis=-1), np.stack([end[..., 0], right], axis=-1)]
+        if self.crops.colours:
+            kinds += color_matrices(draw)
+        if self.crops.blur.probability > 0:
+            kinds += [draw.blur, draw.sigma]
+        return [np.ascontiguousarray(kind[:, view]) for view in range(len(self.crops.views)) for kind in kinds]
+
+    # ------------------------------------------------------------------ the pipeline
+    def _build(self, feed: Any) -> Any:
+        from nvidia.dali import fn, pipeline_def, types
+
+        crops, on_gpu = self.crops, self.device_id is not None
+        colours, blurs = crops.colours, crops.blur.probability > 0
+        dtypes, dims = [types.FLOAT, types.FLOAT], [1, 1]
+        if colours:
+            dtypes, dims = [*dtypes, types.FLOAT, types.FLOAT], [*dims, 2, 2]
+        if blurs:
+            dtypes, dims = [*dtypes, types.BOOL, types.FLOAT], [*dims, 0, 0]
+        kinds, count = len(dtypes), len(crops.views)
+
+        @pipeline_def(
+            enable_conditionals=True,
+            batch_size=self.batch_size,
+            num_threads=self.threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=PREFETCH,
+        )
+        def multi_crop() -> Any:
+            encoded, *arguments = fn.external_source(
+                source=feed,
+                num_outputs=1 + kinds * count,
+                batch=True,
+                batch_info=True,
+                dtype=[types.UINT8, *dtypes * count],
+                ndim=[1, *dims * count],
+            )
+            image = fn.decoders.image(
+                encoded,
+                device="mixed" if on_gpu else "cpu",
+                output_type=types.RGB,
+                adjust_orientation=True,
+                jpeg_fancy_upsampling=True,  # libjpeg-turbo's default, so that CPU, GPU and PIL agree
+            )
+            outputs = []
+            for index, view in enumerate(crops.views):
+                start, end, *rest = arguments[index * kinds : (index + 1) * kinds]
+                x = fn.resize(
+                    image,
+                    size=[view.size, view.size],
+                    roi_start=start,
+                    roi_end=end,
+                    interp_type=types.INTERP_LINEAR,
+                    antialias=True,
+                )
+                if colours:
+                    mean = fn.reductions.mean(x, axes=(0, 1), keep_dims=True)
+                    if on_gpu:
+                        mean = mean.cpu()  # arguments of operators live on the CPU
+                    offset = fn.reshape(fn.coord_transform(mean, M=rest[1]), shape=[3])
+                    x = fn.coord_transform(x, M=rest[0], T=offset, dtype=types.UINT8)
+                if blurs:
+                    drawn, sigma = rest[-2:]
+                    if drawn:
+                        x = fn.gaussian_blur(x, sigma=sigma)
+                x = fn.crop_mirror_normalize(
+                    x,
+                    dtype=types.FLOAT16 if on_gpu else types.FLOAT,
+                    output_layout="HWC",
+                    mean=[255 * m for m in crops.mean],
+                    std=[255 * s for s in crops.std],
+                )
+                outputs.append(x)
+            return tuple(outputs)
+
+        pipeline = multi_crop()
+        pipeline.build()
+        return pipeline
+
+
+def _to_torch(output: Any) -> torch.Tensor:
+    """A DALI batch of equal HWC samples as one (B, H, W, 3) tensor, without a copy."""
+    return torch.from_dlpack(output.as_tensor())

@@ -1,0 +1,142 @@
+"""The draw: everything random about an image's crops, from a counter-based generator.
+
+A random number is a function of (seed, epoch, sample row, view, purpose) and of nothing else: no thread,
+rank, backend or call order. Backends execute a draw, they never draw themselves. The distributions are
+those of the published recipe (SwAV, appendix A; torchvision's RandomResizedCrop and ColorJitter).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8, UInt32
+
+from pipeline.crops import Crops
+
+ATTEMPTS = 10  # windows tried before falling back to a central one, as torchvision does
+ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.uint8)  # of the four jitter steps
+
+# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
+_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW = np.uint64(0xFFFFFFFF)
+_HIGH = np.uint64(32)
+
+
+def philox(counter: tuple[np.ndarray | int, ...], key: tuple[int, int]) -> UInt32[np.ndarray, "*shape 4"]:
+    """Philox4x32-10: four random 32-bit words for each counter (four words, broadcast together) under one key."""
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> _HIGH) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _HIGH) ^ c3 ^ np.uint64(k1), p0 & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for B rows and V views. Windows are (top, left, height, width) in pixels of the image."""
+
+    rows: Int[np.ndarray, " B"]
+    window: Int[np.ndarray, "B V 4"]
+    flip: Bool[np.ndarray, "B V"]
+    jitter: Bool[np.ndarray, "B V"]
+    factors: Float[np.ndarray, "B V 4"]  # brightness, contrast, saturation, hue (in turns)
+    order: UInt8[np.ndarray, "B V 4"]  # the four steps' indices in the order they are applied
+    grayscale: Bool[np.ndarray, "B V"]
+    blur: Bool[np.ndarray, "B V"]
+    sigma: Float[np.ndarray, "B V"]  # pixels of the resized crop
+
+
+def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draw:
+    """Draw all crops of `rows` (B,), images of `height` x `width` (B,) pixels, in one vectorised pass."""
+    row = np.asarray(rows, dtype=np.uint64)[:, None]
+    view = np.arange(len(crops.views), dtype=np.uint64)[None, :]
+
+    def uniform(purpose: int) -> Float[np.ndarray, "B V 4"]:
+        """Four numbers in [0, 1) for each row and view."""
+        words = philox((row & _LOW, row >> _HIGH, view, purpose), key=(seed, epoch))
+        return words * 2.0**-32
+
+    chance = uniform(0)
+    strength = uniform(1)
+    more = uniform(2)
+    jitter = crops.jitter
+    spread = np.array([jitter.brightness, jitter.contrast, jitter.saturation])
+    lowest = np.maximum(0.0, 1.0 - spread)
+    factors = np.empty((*chance.shape[:2], 4))
+    factors[..., :3] = lowest + strength[..., :3] * (1.0 + spread - lowest)
+    factors[..., 3] = (2.0 * strength[..., 3] - 1.0) * jitter.hue
+    low, high = crops.blur.sigma
+    return Draw(
+        rows=np.asarray(rows, dtype=np.int64),
+        window=_windows(crops, uniform, np.asarray(height)[:, None], np.asarray(width)[:, None]),
+        flip=chance[..., 0] < crops.flip,
+        jitter=chance[..., 1] < jitter.probability,
+        factors=factors.astype(np.float32),
+        order=ORDERS[(more[..., 0] * len(ORDERS)).astype(np.int64)],
+        grayscale=chance[..., 2] < crops.grayscale,
+        blur=chance[..., 3] < crops.blur.probability,
+        sigma=(low + more[..., 1] * (high - low)).astype(np.float32),
+    )
+
+
+def _windows(crops: Crops, uniform, height: np.ndarray, width: np.ndarray) -> Int[np.ndarray, "B V 4"]:
+    """RandomResizedCrop's windows: ten attempts at (area, aspect ratio), then the central window."""
+    smallest = np.array([view.scale[0] for view in crops.views])
+    largest = np.array([view.scale[1] for view in crops.views])
+    log_low, log_high = np.log(crops.ratio)
+    shape = (height.shape[0], len(crops.views))
+    height, width = np.broadcast_to(height, shape), np.broadcast_to(width, shape)
+    window = _central_windows(crops, height, width)
+    pending = np.ones(shape, dtype=bool)
+    for attempt in range(ATTEMPTS):
+        u = uniform(3 + attempt)
+        area = height * width * (smallest + u[..., 0] * (largest - smallest))
+        aspect = np.exp(log_low + u[..., 1] * (log_high - log_low))
+        w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        fits = pending & (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        top = (u[..., 2] * (height - h + 1)).astype(np.int64)
+        left = (u[..., 3] * (width - w + 1)).astype(np.int64)
+        window[fits] = np.stack([top, left, h, w], axis=-1)[fits]
+        pending &= ~fits
+        if not pending.any():
+            break
+    return window
+
+
+def _central_windows(crops: Crops, height: np.ndarray, width: np.ndarray) -> Int[np.ndarray, "B V 4"]:
+    """The fallback for images too long or too tall for the wanted areas: the largest central window in ratio."""
+    low, high = crops.ratio
+    aspect = width / height
+    w = np.where(aspect > high, np.rint(height * high), width).astype(np.int64)
+    h = np.where(aspect < low, np.rint(width / low), height).astype(np.int64)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=-1)
+
+
+def center(crops: Crops, rows: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draw:
+    """A draw without chance, for evaluation: the central square of each image, nothing else.
+
+    With one view of `scale` (s, s): the square's side is s times the shorter side, so that scale 0.875 is the
+    usual Resize(256), CenterCrop(224).
+    """
+    shape = (len(rows), len(crops.views))
+    share = np.array([view.scale[1] for view in crops.views])
+    side = np.maximum(1, np.rint(np.minimum(height, width)[:, None] * share)).astype(np.int64)
+    top, left = (height[:, None] - side) // 2, (width[:, None] - side) // 2
+    never = np.zeros(shape, dtype=bool)
+    return Draw(
+        rows=np.asarray(rows, dtype=np.int64),
+        window=np.stack([top, left, side, side], axis=-1),
+        flip=never,
+        jitter=never,
+        factors=np.broadcast_to(np.array([1, 1, 1, 0], dtype=np.float32), (*shape, 4)),
+        order=np.broadcast_to(ORDERS[0], (*shape, 4)),
+        grayscale=never,
+        blur=never,
+        sigma=np.zeros(shape, dtype=np.float32),
+    )

@@ -1,0 +1,217 @@
+"""Fashion-MNIST as WebDataset shards: `python -m pipeline.fashion_mnist [--out data/fashion-mnist]`.
+
+60,000 train and 10,000 test images, 28 x 28 gray, 10 classes (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747).
+The four IDX files come from Debian's package `dataset-fashion-mnist` (no root needed) or from the authors'
+address. Both are checked by the SHA-256 of the unpacked bytes: Debian's .gz have no name and another time in
+their headers; with those put back, all four have the MD5 sums that the authors publish.
+
+The PNGs are stored, not deflated, and all else that could vary is fixed, so the shards have the same SHA-256
+on every machine, whatever its zlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.folder import progress_bar
+from pipeline.shards import Record, pack
+from pipeline.table import DatasetError, SampleTable
+
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+SUMS = {  # SHA-256 of the unpacked IDX files
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}  # folder: prefix of the IDX files, images
+PACKAGE = "dataset-fashion-mnist"
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # where the package puts its files
+OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+SHARD = 15_000  # images: four train shards
+SEED = 20170825  # of the one shuffle before packing
+
+
+def prepare(out: Path, progress: bool = True, workers: int = 1) -> dict[str, SampleTable]:
+    """Tables of `out/train` and `out/test`, fetched and packed if they are not there. Raises DatasetError."""
+    missing = [split for split in SPLITS if not (out / split / "table.npz").exists()]
+    if missing:
+        idx = fetch(progress)
+        for split in missing:
+            prefix, count = SPLITS[split]
+            images = parse_idx(idx[f"{prefix}-images-idx3-ubyte"])
+            labels = parse_idx(idx[f"{prefix}-labels-idx1-ubyte"])
+            if images.shape != (count, 28, 28) or labels.shape != (count,):
+                raise DatasetError(f"Fashion-MNIST {split}: {images.shape} images and {labels.shape} labels")
+            pack(
+                records(images, labels), out / split, split, CLASSES, max_count=SHARD,
+                workers=workers, progress=progress, total=count,
+            )  # fmt: skip
+    return {split: SampleTable.load(out / split / "table.npz") for split in SPLITS}
+
+
+# ---------------------------------------------------------------------------------------------- fetch
+
+
+def fetch(progress: bool = True, address: str = OFFICIAL, sums: Mapping[str, str] = SUMS) -> dict[str, bytes]:
+    """The unpacked IDX files by name, verified, from the first source that has them. Raises DatasetError."""
+    failures = []
+    with tempfile.TemporaryDirectory(prefix="fashion-mnist-") as temporary:
+        for source in (_installed, _from_debian, _from_authors):
+            try:
+                folder = source(Path(temporary), tuple(sums), address, progress)
+                return {name: _verified(folder / f"{name}.gz", digest) for name, digest in sums.items()}
+            except _NotHere as why:
+                failures.append(str(why))
+    raise DatasetError(f"Fashion-MNIST cannot be fetched: {'; '.join(failures)}")
+
+
+class _NotHere(Exception):
+    """Why a source has nothing for us, and what would help."""
+
+
+def _installed(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
+    if not INSTALLED.is_dir():
+        raise _NotHere(f"package {PACKAGE} is not installed")
+    return INSTALLED
+
+
+def _from_debian(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
+    """Download the package and unpack it here; nothing is installed, so nobody need be root."""
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise _NotHere("no apt-get here")
+    if progress:
+        print(f"fetching Debian's package {PACKAGE} (31 MB)", file=sys.stderr, flush=True)
+    # As root, apt would hand the download to user _apt, who may not write here, and warn of it.
+    sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+    _run(["apt-get", *sandbox, "-q", "download", PACKAGE], temporary, "run `apt-get update` once, as root")
+    packages = sorted(temporary.glob(f"{PACKAGE}_*.deb"))
+    if not packages:
+        raise _NotHere(f"apt-get download {PACKAGE} left no file")
+    _run(["dpkg-deb", "-x", packages[-1].name, "unpacked"], temporary, "fetch it again")
+    return temporary / "unpacked" / INSTALLED.relative_to("/")
+
+
+def _run(command: list[str], folder: Path, mend: str) -> None:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _NotHere(f"{' '.join(command[:1])} failed ({' '.join(str(error).split())})") from None
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise _NotHere(f"{command[0]} failed ({said}): {mend}")
+
+
+def _from_authors(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
+    folder = temporary / "authors"
+    folder.mkdir()
+    for name in names:
+        url = f"{address.rstrip('/')}/{name}.gz"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as answer, open(folder / f"{name}.gz", "wb") as file:
+                size = int(answer.headers.get("Content-Length") or 0) or None
+                with progress_bar(size, f"fetching {name}.gz", "B", progress) as bar:
+                    while block := answer.read(1 << 20):
+                        file.write(block)
+                        bar.update(len(block))
+        except (OSError, ValueError) as error:  # URLError is an OSError
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise _NotHere(f"{url} cannot be reached ({reason})") from None
+    return folder
+
+
+def _verified(path: Path, digest: str) -> bytes:
+    """The unpacked bytes of a .gz, if they are the published ones."""
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise _NotHere(f"{path.name} cannot be unpacked ({error})") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise _NotHere(f"{path.name} is not the published file (SHA-256 of its content differs)")
+    return data
+
+
+# ---------------------------------------------------------------------------------------------- convert
+
+
+def parse_idx(data: bytes) -> NDArray[np.uint8]:
+    """An IDX file of unsigned bytes as an array of its shape. Raises DatasetError for anything else."""
+    if len(data) < 4 or data[:3] != b"\0\0\x08":
+        raise DatasetError("not an IDX file of unsigned bytes")
+    dimensions = data[3]
+    if len(data) < 4 + 4 * dimensions:
+        raise DatasetError("IDX file cut short in its header")
+    shape = struct.unpack_from(f">{dimensions}I", data, 4)
+    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
+    wanted = 1
+    for size in shape:
+        wanted *= size
+    if len(values) != wanted:
+        raise DatasetError(f"IDX file has {len(values)} values, its shape {shape} needs {wanted}")
+    return values.reshape(shape)
+
+
+def records(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Record]:
+    """Records to pack, in one fixed random order; a key is the position in the original file."""
+    # RandomState: NumPy promises its stream for ever, that of default_rng() may change.
+    for index in np.random.RandomState(SEED).permutation(len(images)):
+        yield Record(f"{index:05d}", gray_png(images[index]), "png", int(labels[index]))
+
+
+def gray_png(pixels: NDArray[np.uint8]) -> bytes:
+    """`(H, W)` uint8 as an 8-bit gray PNG, its pixels stored, not deflated: the same bytes with every zlib.
+
+    One stored block holds up to 65,535 bytes of rows, each led by its filter byte.
+    """
+    height, width = pixels.shape
+    rows = np.zeros((height, 1 + width), np.uint8)
+    rows[:, 1:] = pixels
+    raw = rows.tobytes()
+    if len(raw) > 65_535:
+        raise ValueError(f"{height} x {width} is too large for one stored block")
+    sizes, checksum = struct.pack("<HH", len(raw), 65_535 - len(raw)), struct.pack(">I", zlib.adler32(raw))
+    png = b"\x89PNG\r\n\x1a\n"
+    for tag, body in (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", b"\x78\x01\x01" + sizes + raw + checksum),
+        (b"IEND", b""),
+    ):
+        png += struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+    return png
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m pipeline.fashion_mnist", description="Fetch and pack it.")
+    parser.add_argument("--out", type=Path, default=Path("data/fashion-mnist"), help="(default: %(default)s)")
+    out = parser.parse_args(arguments).out
+    there = all((out / split / "table.npz").exists() for split in SPLITS)
+    try:
+        tables = prepare(out, workers=len(os.sched_getaffinity(0)))
+    except (DatasetError, OSError) as error:
+        print(f"--out={out}: {error}", file=sys.stderr)
+        return 2
+    counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.items())
+    print(f"{out}: {'is there already' if there else 'ready'} ({counts} images)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Requests for a backend: rows are read, drawn for, and replaced where they cannot be read.
+
+A bad image never ends a run: its row is replaced by a substitute that is a function of the row alone, so the
+order stays the same on every rank and after every restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from pipeline.batch import DrawRows, Request
+from pipeline.images import to_ppm
+from pipeline.reader import Reader, ReadError
+from pipeline.table import DatasetError, SampleTable
+
+
+class Feed:
+    """Reads rows of `table` and makes requests of them; `bad` names every row that was replaced and why."""
+
+    def __init__(self, table: SampleTable, reader: Reader, max_bad_fraction: float = 0.01):
+        self.table = table
+        self.reader = reader
+        self.usable = table.usable()
+        self.max_bad = max_bad_fraction * len(self.usable)
+        self.bad: dict[int, str] = {}
+        self.converted: set[int] = set()  # rows that only PIL decodes: handed on as pixels
+
+    def request(self, epoch: int, samples: int, rows: np.ndarray, draw_rows: DrawRows) -> Request:
+        """Read `rows` and draw for them. Raises DatasetError once more than the allowed fraction of rows is bad."""
+        used = np.array([self.substitute(row) if row in self.bad else row for row in rows.tolist()], dtype=np.int64)
+        while True:
+            try:
+                encoded = self.reader.read(used)
+                break
+            except ReadError as error:
+                self.mark_bad(error.row, error.reason)
+                used = np.array([self.substitute(row) if row == error.row else row for row in used.tolist()])
+        for index in np.flatnonzero(np.isin(used, list(self.converted))):
+            encoded[index] = self._as_ppm(int(used[index]))
+        drawn = draw_rows(used, self.table.height[used], self.table.width[used])
+        return Request(epoch, samples, rows, drawn, encoded, draw_rows)
+
+    def mend(self, request: Request, decodes: Callable[[np.ndarray], bool]) -> Request:
+        """The request anew after a backend failed on it: what `decodes` refuses goes through PIL, or is replaced."""
+        for row, encoded in zip(request.draw.rows.tolist(), request.encoded, strict=True):
+            if not decodes(encoded):
+                try:
+                    self._as_ppm(row)
+                    self.converted.add(row)
+                except ReadError as error:
+                    self.mark_bad(row, error.reason)
+        return self.request(request.epoch, request.samples, request.rows, request.draw_rows)
+
+    def _as_ppm(self, row: int) -> np.ndarray:
+        return np.frombuffer(to_ppm(self.reader.decode(row)), dtype=np.uint8)
+
+    def mark_bad(self, row: int, reason: str) -> None:
+        self.bad[row] = reason
+        if len(self.bad) > self.max_bad:
+            raise DatasetError(
+                f"{len(self.bad)} of {len(self.usable)} images could not be read, the last was {self.table.name(row)} "
+                f"({reason}); mend the data or raise data.max_bad_fraction"
+            )
+
+    def substitute(self, row: int) -> int:
+        """The row that stands in for a bad one: a fixed walk through the usable rows, by a step coprime to most n."""
+        position = int(np.searchsorted(self.usable, row))
+        for step in range(1, len(self.usable) + 1):
+            candidate = int(self.usable[(position + 2_654_435_761 * step) % len(self.usable)])
+            if candidate not in self.bad:
+                return candidate
+        raise DatasetError("no readable image is left")

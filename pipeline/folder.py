@@ -1,0 +1,234 @@
+"""Plain folders of images: the listing, and the scan that decodes every image once.
+
+`probe_rows` is also what shards are scanned with: it takes byte ranges, in files of their own or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import stat
+import sys
+import types
+import warnings
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import Probe, probe
+from pipeline.table import DatasetError, Names, SampleTable, State
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+CHUNK = 64  # images a task: a tenth of a second of decoding; hand-over costs nothing, progress is smooth
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a scan will read: names relative to a root; (N,) int64 bytes and modification times in ns; labels
+    or -1."""
+
+    names: Names
+    bytes: NDArray[np.int64]
+    mtime_ns: NDArray[np.int64]
+    label: NDArray[np.int32]
+    classes: tuple[str, ...]
+
+    def fingerprint(self) -> str:
+        """Changes when a file comes, goes, is renamed, or gets another size or time."""
+        digest = hashlib.sha256(self.names.blob)
+        for column in (self.bytes, self.mtime_ns, self.label):
+            digest.update(column.tobytes())
+        digest.update(Names.of(self.classes).blob)
+        return digest.hexdigest()
+
+
+def list_folder(root: Path) -> Listing:
+    """All images below `root` in one fixed order (files of a folder by name, then its sub-folders by name).
+
+    The class of an image is the first-level sub-folder it lies under; empty ones count too, so that train and
+    test folders agree. Hidden files and folders are skipped; symbolic links are followed, but never round in
+    a circle.
+    """
+    blob, sizes, times, labels = bytearray(), array("q"), array("q"), array("i")
+    classes: list[str] = []
+    pending: list[tuple[str, frozenset[tuple[int, int]], int]] = [("", frozenset(), -1)]
+    while pending:
+        folder, above, label = pending.pop()
+        here = os.stat(root / folder)
+        if (here.st_dev, here.st_ino) in above:
+            continue
+        inner = []
+        try:
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DatasetError(f"cannot list the folder {root / folder} ({error.strerror})") from None
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            relative = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                inner.append(relative)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                size, mtime = _size_and_time(entry)
+                if size is None:
+                    continue
+                blob += relative.encode("utf-8", "surrogateescape") + b"\0"
+                sizes.append(size)
+                times.append(mtime)
+                labels.append(label)
+        if not folder:
+            classes = inner
+        chain = above | {(here.st_dev, here.st_ino)}
+        for index, name in reversed(list(enumerate(inner))):  # a stack: the first in order is pushed last
+            pending.append((name, chain, label if folder else index))
+    columns = (np.array(sizes, np.int64), np.array(times, np.int64), np.array(labels, np.int32))
+    return Listing(Names(bytes(blob)), *columns, classes=tuple(classes))
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int | None, int]:
+    """(None, 0) for what is no file (a pipe would block the scan); a dangling link is a row, to be
+    quarantined."""
+    try:
+        found = entry.stat()
+    except OSError:
+        return 0, 0
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (None, 0)
+
+
+def scan_folder(root: Path, workers: int = 1, progress: bool = True, listing: Listing | None = None) -> SampleTable:
+    """Decode every image below `root` once and give its table. Raises DatasetError where a folder cannot be
+    listed."""
+    root = Path(root).resolve()
+    listing = list_folder(root) if listing is None else listing
+    rows = len(listing.names)
+    container, offset = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64)
+    probes = probe_rows(root, listing.names, container, offset, None, workers, progress)
+    return SampleTable(
+        root=root, containers=listing.names, container=container, offset=offset,
+        label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(), **probes._asdict(),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- decoding in parallel
+
+
+class Probes(NamedTuple):
+    """Columns of a table that only a decode can tell, (N,) each, and the reasons by row."""
+
+    length: NDArray[np.int64]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    state: NDArray[np.uint8]
+    quarantine: dict[int, str]
+
+
+def probe_rows(
+    root: Path,
+    containers: Sequence[str],
+    container: NDArray[np.int32],
+    offset: NDArray[np.int64],
+    length: NDArray[np.int64] | None,
+    workers: int,
+    progress: bool,
+    what: str = "checking images",
+) -> Probes:
+    """Decode the byte ranges (`length` None: whole files) in `workers` processes; progress on stderr."""
+    rows = len(container)
+    found = np.zeros((3, rows), np.int64)  # length, width, height
+    state = np.zeros(rows, np.uint8)
+    quarantine: dict[int, str] = {}
+
+    def tasks() -> Iterator[tuple[int, str, list[str], list[int], list[int] | None]]:
+        for first in range(0, rows, CHUNK):
+            part = slice(first, first + CHUNK)
+            names = [containers[index] for index in container[part]]
+            lengths = None if length is None else length[part].tolist()
+            yield first, str(root), names, offset[part].tolist(), lengths
+
+    with progress_bar(rows, what, "img", progress) as bar:
+        # Starting a process costs as much as decoding a few hundred images.
+        for first, answers in in_processes(_probe_chunk, tasks(), workers if rows > 8 * CHUNK else 1):
+            for row, (size, answer) in enumerate(answers, first):
+                found[:, row] = size, answer.width, answer.height
+                state[row] = answer.state
+                if answer.state == State.QUARANTINED:
+                    quarantine[row] = answer.reason
+            bar.update(len(answers))
+    return Probes(found[0], found[1].astype(np.int32), found[2].astype(np.int32), state, quarantine)
+
+
+def _probe_chunk(
+    task: tuple[int, str, list[str], list[int], list[int] | None],
+) -> tuple[int, list[tuple[int, Probe]]]:
+    first, root, names, offsets, lengths = task
+    answers = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on broken metadata: what matters is in the answer
+        for index, (name, offset) in enumerate(zip(names, offsets, strict=True)):
+            length = None if lengths is None else lengths[index]
+            try:
+                with open(os.path.join(root, name), "rb") as file:
+                    file.seek(offset)
+                    data = file.read() if length is None else file.read(length)
+            except OSError:
+                answers.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable")))
+                continue
+            answers.append((len(data) if length is None else length, probe(data)))
+    return first, answers
+
+
+def in_processes(work: Any, tasks: Iterator[Any], workers: int) -> Iterator[Any]:
+    """`map(work, tasks)` in order, in fresh processes, with few tasks in flight; in this process for one
+    worker."""
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    flying: deque[Future[Any]] = deque()
+    try:
+        for task in tasks:
+            with _without_main():
+                flying.append(pool.submit(work, task))
+            if len(flying) >= 4 * workers:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    except BrokenProcessPool:
+        raise DatasetError(
+            f"data.workers={workers}: a process that checks images was killed (out of memory?); take fewer"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Spawned processes run the parent's main script again, and with `train.py` they would import torch, for
+    nothing.
+
+    All of a pool's processes start at its first task, and they look for the script only while they start.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def progress_bar(total: int | None, what: str, unit: str, shown: bool) -> Any:
+    """tqdm with rate and ETA on stderr; in a log file a line every ten seconds instead of ten a second."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=what, unit=unit, disable=not shown, mininterval=interval)

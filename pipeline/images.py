@@ -1,0 +1,263 @@
+"""The canonical decode of one image, and the probe that tells whether DALI's own decoder gives the same pixels.
+
+A plain 8-bit JPEG, PNG or WebP is `State.OK`: backends decode its bytes themselves. Everything else that
+Pillow can read is `State.PIL`: it is decoded here and handed on as PPM, so that every backend sees the same
+pixels. What was found with DALI 2.4.0 on the CPU, nvImageCodec 0.9 and Pillow 13, on the images of
+`tests/odd_images.py`:
+
+- refused by DALI: WebP with EXIF, GIF, AVIF, 1-bit TIFF, PNG with a wrong CRC or without IEND;
+- other pixels: 16 bits beside RGB gray, palette TIFF, orientation that stands in XMP or has an odd EXIF type,
+  CMYK with an EXIF turn;
+- a JPEG with two EXIF blocks that disagree kills the process (SIGSEGV: no exception, no message).
+
+So only files whose structure is checked to be plain here go the native way, and every doubt goes to Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+
+from pipeline.table import State
+
+MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB
+ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825  # TIFF tags
+EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by TIFF type
+TURNS = {  # EXIF orientation -> the turn that shows the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BadImage(ValueError):
+    """No pixels come from these bytes; `reason` is one of the few stable phrases that quarantine lists use:
+    'zero bytes', 'not an image', 'truncated', 'too large', 'unreadable'."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Probe(NamedTuple):
+    """What one full decode told: size in pixels as displayed (0 x 0 if quarantined), state, reason ('' if
+    usable)."""
+
+    width: int
+    height: int
+    state: State
+    reason: str = ""
+
+
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """Encoded bytes -> `(H, W, 3)` uint8 RGB, upright; alpha is dropped, the first frame is taken, ICC is not
+    applied.
+
+    16-bit samples are scaled to 8 bits, not clipped: gray is rounded, of RGB Pillow keeps the high byte
+    (within 1 level). Raises BadImage.
+    """
+    return np.asarray(_upright(data)[0])
+
+
+def probe(data: bytes) -> Probe:
+    """Decode once, in full. Never raises for bad data: the quarantine reason is in the answer."""
+    try:
+        image, kind, mode, orientation = _upright(data)
+    except BadImage as error:
+        return Probe(0, 0, State.QUARANTINED, error.reason)
+    structure = PLAIN.get(kind, lambda data: None)
+    plain = mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and structure(data) == orientation
+    return Probe(image.width, image.height, State.OK if plain else State.PIL)
+
+
+def to_ppm(rgb: NDArray[np.uint8]) -> bytes:
+    """`(H, W, 3)` uint8 -> binary PPM (P6), which every decoder reads back exactly."""
+    height, width, _ = rgb.shape
+    return b"P6\n%d %d\n255\n" % (width, height) + rgb.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------- Pillow
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """What is opened, whatever the file is called; a closed list, because Pillow's EPS reader starts
+    Ghostscript."""
+    Image.init()
+    wanted = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
+    return tuple(name for name in wanted if name in Image.OPEN)
+
+
+def _upright(data: bytes) -> tuple[Image.Image, str, str, int]:
+    """The RGB image as displayed, and of the file: Pillow's format and mode, and the EXIF orientation
+    1..8."""
+    if not data:
+        raise BadImage("zero bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_formats())
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage("too large")
+        kind, mode = image.format or "", image.mode
+        image.load()
+        rgb = _rgb(image)
+        # Asked after the pixels are taken: with an APNG, getexif() moves on to the next frame.
+        orientation = _orientation(image)
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage("too large") from None
+    except Exception as error:  # decoders raise anything on broken data, even SyntaxError
+        raise BadImage(_reason(data, error)) from None
+    return (rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb), kind, mode, orientation
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Pixels of a loaded image of any mode as RGB."""
+    image.info.pop("transparency", None)  # of no use without alpha, and Pillow would warn
+    if image.mode.startswith("I"):
+        samples = np.asarray(image).astype(np.int64)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise BadImage("unreadable")  # 32-bit integers: nobody says which range is white
+        return Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise BadImage("unreadable")
+    if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
+        return ImageChops.invert(image).convert("RGB")  # Pillow takes any CMYK JPEG for Adobe's inverted kind
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # the EXIF block is broken, the pixels are not
+        return 1
+    return value if value in TURNS else 1
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    """Why Pillow gave up, in our words."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
+        return "truncated"  # libwebp says only that it could not
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return "truncated" if "truncated" in str(error).lower() else "unreadable"
+
+
+# ---------------------------------------------------------------------------------------------- structure
+# Each function walks a file's own structure and answers with the EXIF orientation (1..8) that DALI will find,
+# or None where the file is anything but plain. It looks at headers and checksums; the pixels Pillow has checked.
+
+
+def _plain_jpeg(data: bytes) -> int | None:
+    """8-bit baseline, extended or progressive Huffman JPEG, gray or YCbCr, with at most one, well-formed EXIF
+    block."""
+    position, orientation, exif_blocks, frames = 2, 1, 0, 0
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            return None
+        marker = data[position + 1]
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
+        body = data[position + 4 : position + 2 + length]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9 or length < 2:
+            return None
+        if marker == 0xDA:  # the scan begins: all headers were seen
+            return orientation if frames == 1 else None
+        if marker == 0xE1 and body[:6] == b"Exif\0\0":
+            exif_blocks += 1
+            found = _plain_exif(body[6:])
+            if found is None or exif_blocks > 1:
+                return None
+            orientation = found
+        elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\1":
+            return None  # transform 0 or 2: RGB, CMYK or YCCK instead of YCbCr
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frames += 1
+            ids = body[6::3]
+            if marker > 0xC2 or body[:1] != b"\x08" or len(ids) not in (1, 3) or ids == b"RGB":
+                return None
+        position += 2 + length
+    return None
+
+
+def _plain_png(data: bytes) -> int | None:
+    """A complete PNG of at most 8 bits a sample, all checksums right, not animated, at most one EXIF
+    block."""
+    position, orientation, exif_blocks = 8, 1, 0
+    while position + 12 <= len(data):
+        length, tag = struct.unpack_from(">I4s", data, position)
+        end = position + 8 + length
+        checksum = int.from_bytes(data[end : end + 4], "big")
+        if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != checksum:
+            return None
+        if tag == b"IEND":
+            return orientation
+        if tag == b"acTL" or (tag == b"IHDR" and data[position + 16] > 8):
+            return None
+        if tag == b"eXIf":
+            exif_blocks += 1
+            found = _plain_exif(data[position + 8 : end])
+            if found is None or exif_blocks > 1:
+                return None
+            orientation = found
+        position = end + 4
+    return None
+
+
+def _plain_webp(data: bytes) -> int | None:
+    """A still WebP, lossy or lossless, without EXIF (which DALI's parser refuses)."""
+    if len(data) < 30 or data[12:16] not in (b"VP8 ", b"VP8L", b"VP8X"):
+        return None
+    extended = data[12:16] == b"VP8X"
+    return None if extended and data[20] & 0b1010 else 1  # flags: 8 EXIF, 2 animation
+
+
+def _plain_exif(block: bytes) -> int | None:
+    """The orientation in a TIFF header; 1 where none is given; None where anything in its directories is odd.
+
+    On unsound EXIF (a value outside the block, an unknown type, a loose pointer) DALI's parser and the
+    decoder beneath it can read two orientations out of one file, and then write a tall image into a buffer
+    laid out for a wide one.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
+    if order is None or len(block) < 8:
+        return None
+    found: list[int] = []
+    pending, seen = [struct.unpack_from(order + "I", block, 4)[0]], 0
+    while pending:
+        start, seen = pending.pop(0), seen + 1
+        if seen > 8 or start < 8 or start + 2 > len(block):
+            return None
+        (entries,) = struct.unpack_from(order + "H", block, start)
+        end = start + 2 + 12 * entries
+        if end + 4 > len(block):
+            return None
+        for at in range(start + 2, end, 12):
+            tag, kind, count, value = struct.unpack_from(order + "HHII", block, at)
+            size = count * EXIF_BYTES.get(kind, 1 << 32)
+            if kind not in EXIF_BYTES or (size > 4 and value + size > len(block)):
+                return None
+            if tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
+                pending.append(value)
+            if tag == ORIENTATION and seen == 1:
+                (value,) = struct.unpack_from(order + "H", block, at + 8)
+                found.append(value or 1)  # some cameras write 0 for "not known"
+                if kind != 3 or count != 1 or value > 8:
+                    return None
+        (following,) = struct.unpack_from(order + "I", block, end)
+        if following:
+            pending.append(following)
+    return found[0] if len(found) == 1 else None if found else 1
+
+
+PLAIN = {"JPEG": _plain_jpeg, "MPO": _plain_jpeg, "PNG": _plain_png, "WEBP": _plain_webp}

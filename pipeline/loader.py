@@ -1,0 +1,246 @@
+"""The loader: order, draw and backend put together, one epoch of batches at a time."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pipeline.batch import Batch, DecodeFailure, Request
+from pipeline.crops import Crops
+from pipeline.dali import DaliBackend
+from pipeline.draw import center, draw
+from pipeline.feed import Feed
+from pipeline.order import Position, order, rank_rows, steps_per_epoch
+from pipeline.reader import Reader
+from pipeline.reference import TorchvisionBackend
+from pipeline.table import SampleTable
+
+BACKENDS = {"dali": DaliBackend, "torchvision": TorchvisionBackend}
+AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
+READY = 2  # batches that wait, finished, for the training loop
+
+
+class Backend(Protocol):
+    """Executes draws: yields each request with its crops, in the order they were asked for."""
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]: ...
+
+    def decodes(self, encoded: np.ndarray) -> bool: ...
+
+    def close(self) -> None: ...
+
+
+class Loader:
+    """This rank's batches of the training set: the same rows and crops for a seed whatever the backend or world size.
+
+    `for batch in loader` runs to the end of the present epoch; the next `for` runs the next epoch. `position` is
+    where training stands, counted in global samples and moved as batches are handed out, so `state_dict()` right after
+    a step is the state to resume from. Raises ValueError if the global batch does not split over the ranks or is
+    larger than the dataset.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        crops: Crops,
+        *,
+        backend: str,
+        seed: int,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        threads: int = 1,
+        device_id: int | None = None,
+        max_bad_fraction: float = 0.01,
+    ):
+        self.feed = Feed(table, Reader(table), max_bad_fraction)
+        self.crops = crops
+        self.seed = seed
+        self.global_batch = global_batch
+        self.rank, self.world_size = rank, world_size
+        self.position = Position()
+        self.ledger = Ledger()
+        if global_batch % world_size:
+            raise ValueError(f"batch_size={global_batch} does not split evenly over {world_size} processes")
+        if len(self) < 1:
+            raise ValueError(f"batch_size={global_batch} is more than the {len(self.feed.usable)} usable images")
+        self.backend: Backend = BACKENDS[backend](crops, global_batch // world_size, threads, device_id)
+        self._producer: _Producer | None = None
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return steps_per_epoch(len(self.feed.usable), self.global_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._producer is None:
+            self._producer = _Producer(execute(self.backend, self.feed, self._requests()))
+        epoch = self.position.epoch
+        while self.position.samples + self.global_batch <= len(self.feed.usable):
+            request, crops = self._producer.take()
+            assert request.epoch == epoch
+            self.position.samples = request.samples
+            self.ledger.enter(request.rows)
+            yield Batch(crops, request.rows)
+        self.position.epoch, self.position.samples = epoch + 1, 0
+
+    def account(self, add_up: AddUp) -> None:
+        """After an epoch, on all ranks: check that together they drew every row once, but for the last part batch.
+
+        Raises RuntimeError otherwise; the ledger starts anew. add_up: adds integers over the ranks.
+        """
+        epoch = self.position.epoch - 1
+        expected = Ledger()
+        expected.enter(order(self.seed, epoch, self.feed.usable)[: len(self) * self.global_batch])
+        drawn = self.ledger.total(add_up)
+        self.ledger = Ledger()
+        if drawn != expected:
+            raise RuntimeError(
+                f"epoch {epoch}: {drawn.count} rows were drawn, {expected.count} expected, or some of them were others"
+            )
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """Images that could not be read and were replaced on this rank so far: name -> reason."""
+        return {self.feed.table.name(row): reason for row, reason in self.feed.bad.items()}
+
+    def state_dict(self, add_up: AddUp) -> dict[str, int]:
+        """Position and all ranks' ledger, alike on every rank; to be called on all of them at once."""
+        total = self.ledger.total(add_up)
+        return self.position.state_dict() | {"count": total.count, "checksum": total.checksum}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.close()
+        self.position.load_state_dict(state)
+        self.ledger = Ledger(state["count"], state["checksum"]) if self.rank == 0 else Ledger()
+
+    def close(self) -> None:
+        """Stop reading ahead. The loader can be iterated again afterwards, from its position."""
+        if self._producer is not None:
+            self._producer.close()
+            self._producer = None
+
+    def _requests(self) -> Iterator[Request]:
+        """This rank's requests from the position on, without end: the next epoch is prepared while one is trained."""
+        samples = self.position.samples
+        for epoch in itertools.count(self.position.epoch):
+            permutation = order(self.seed, epoch, self.feed.usable)
+            draw_rows = partial(draw, self.crops, self.seed, epoch)
+            while samples + self.global_batch <= len(permutation):
+                rows = rank_rows(permutation, samples, self.global_batch, self.rank, self.world_size)
+                samples += self.global_batch
+                yield self.feed.request(epoch, samples, rows, draw_rows)
+            samples = 0
+
+
+@dataclass
+class Ledger:
+    """Account of drawn rows: how many, and the sum of their fingerprints. Ledgers of ranks and restarts add up."""
+
+    count: int = 0
+    checksum: int = 0
+
+    def enter(self, rows: np.ndarray) -> None:
+        """Book `rows` (int64). A row drawn twice in place of another changes the checksum."""
+        x = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finaliser
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+        self.count += len(rows)
+        self.checksum = (self.checksum + int(x.sum(dtype=np.uint64))) % 2**64
+
+    def total(self, add_up: AddUp) -> Ledger:
+        """The sum of all ranks' ledgers."""
+        count, low, high = add_up([self.count, self.checksum & 0xFFFFFFFF, self.checksum >> 32])
+        return Ledger(count, (low + (high << 32)) % 2**64)
+
+
+def evaluation_batches(
+    table: SampleTable,
+    rows: np.ndarray,
+    crops: Crops,
+    *,
+    backend: str,
+    batch_size: int,
+    threads: int = 1,
+    device_id: int | None = None,
+    max_bad_fraction: float = 0.01,
+) -> Iterator[Batch]:
+    """Central crops of `rows` in order, the last batch as short as it comes; `crops` from `Crops.for_evaluation`."""
+    feed = Feed(table, Reader(table), max_bad_fraction)
+    executor: Backend = BACKENDS[backend](crops, batch_size, threads, device_id)
+    requests = (
+        feed.request(0, start, rows[start : start + batch_size], partial(center, crops))
+        for start in range(0, len(rows), batch_size)
+    )
+    producer = _Producer(execute(executor, feed, requests))
+    try:
+        for _ in range(0, len(rows), batch_size):
+            request, groups = producer.take()
+            yield Batch(groups, request.rows)
+    finally:
+        producer.close()
+        executor.close()
+        feed.reader.close()
+
+
+def execute(
+    backend: Backend, feed: Feed, requests: Iterator[Request]
+) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+    """Crops of all requests; where a backend refuses an image, the bad rows are replaced and it goes on from there."""
+    while True:
+        try:
+            yield from backend.stream(requests)
+            return
+        except DecodeFailure as failure:
+            mended = [feed.mend(request, backend.decodes) for request in failure.requests]
+            requests = itertools.chain(mended, requests)
+
+
+class _Producer:
+    """Runs an iterator in a thread, a few items ahead, and hands over its items or its exception."""
+
+    def __init__(self, items: Iterable[Any]):
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=READY)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(iter(items),), name="loader", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Any:
+        item = self._ready.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        while self._thread.is_alive():  # make room for a thread that waits to hand over
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _run(self, items: Iterator[Any]) -> None:
+        try:
+            for item in items:
+                self._put(item)
+                if self._stop.is_set():
+                    return
+            self._put(RuntimeError("the loader ran out of batches"))
+        except BaseException as error:  # handed to the training loop, which raises it
+            self._put(error)
+
+    def _put(self, item: Any) -> None:
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue

@@ -1,0 +1,51 @@
+"""The order of training: one permutation of the rows per epoch, cut into global batches and ranks.
+
+Everything here is a pure function of (seed, epoch, position), so that it depends on no backend, thread
+count or world size, and a run resumes exactly from two integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+
+@dataclass
+class Position:
+    """Where training stands: `epoch` (from 0) and `samples`, the rows of that epoch already used by all ranks."""
+
+    epoch: int = 0
+    samples: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.samples = int(state["epoch"]), int(state["samples"])
+
+
+def order(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+    """The permutation of `rows` (int64, shape (n,)) for one epoch; the same on every rank.
+
+    Philox is keyed by (seed, epoch): epochs are independent, and epoch e needs no earlier one.
+    """
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
+    return generator.permutation(rows)
+
+
+def steps_per_epoch(samples: int, global_batch: int) -> int:
+    """Whole global batches in an epoch; the last part batch is dropped."""
+    return samples // global_batch
+
+
+def rank_rows(permutation: np.ndarray, samples: int, global_batch: int, rank: int, world_size: int) -> np.ndarray:
+    """Rows (global_batch / world_size,) of `rank` in the global batch that starts after `samples` rows.
+
+    Ranks take contiguous parts of the global batch, so the global batch itself is the same for any world size.
+    """
+    if global_batch % world_size:
+        raise ValueError(f"a global batch of {global_batch} cannot be split evenly over {world_size} ranks")
+    local = global_batch // world_size
+    start = samples + rank * local
+    return permutation[start : start + local]

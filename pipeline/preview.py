@@ -1,0 +1,107 @@
+"""A sheet of images with their crops as the network sees them, for any recipe and backend.
+
+    python -m pipeline.preview RECIPE.yaml [key=value ...] [--rows 6] [--epoch 0] [--out preview.png]
+
+Each row: the image with the windows drawn on it, then its crops, de-normalised, in the colour of their window.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw
+
+from config.recipe import load_config
+from pipeline.crops import Crops, crops_from_config
+from pipeline.dataset import open_splits
+from pipeline.draw import Draw, draw
+from pipeline.feed import Feed
+from pipeline.loader import BACKENDS, execute
+from pipeline.order import order
+from pipeline.reader import Reader
+
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
+TILE, GAP = 176, 8  # pixels of the longest side of an image on the sheet, and between tiles
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.preview", description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
+    parser.add_argument("settings", nargs="*", help="key=value settings that override the recipe's")
+    parser.add_argument("--rows", type=int, default=6, help="images on the sheet (default 6)")
+    parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (default 0)")
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), help="PNG to write (default preview.png)")
+    options = parser.parse_args(arguments)
+    try:
+        config = load_config([options.recipe, *options.settings])
+        sheet = preview(config, options.rows, options.epoch)
+        sheet.save(options.out, format="PNG")
+    except (ValueError, OSError) as error:
+        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {sheet.width} x {sheet.height} pixels, backend {config.pipeline.backend}")
+    return 0
+
+
+def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
+    """The sheet for the first `images` rows of an epoch's order. Raises DatasetError or ValueError as the loader does."""
+    table, _ = open_splits(config.data, progress=True)
+    crops = crops_from_config(config.crops)
+    rows = order(config.run.seed, epoch, table.usable())[:images]
+    feed = Feed(table, Reader(table))
+    backend = BACKENDS[config.pipeline.backend](crops, len(rows), 1, None)
+    request = feed.request(epoch, 0, rows, partial(draw, crops, config.run.seed, epoch))
+    _, groups = next(execute(backend, feed, iter([request])))
+    shown = [unnormalised(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
+    tiles: dict[int, np.ndarray] = {}
+    for (_, members), pixels in zip(crops.groups, shown, strict=True):
+        tiles |= dict(zip(members, np.split(pixels, len(members)), strict=True))
+    sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
+    return sheet(sources, request.draw, [tiles[view] for view in range(len(crops.views))])
+
+
+def unnormalised(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:
+    """Normalised crops back to pixels in [0, 255]."""
+    return np.clip(np.rint((pixels * np.array(crops.std) + np.array(crops.mean)) * 255), 0, 255).astype(np.uint8)
+
+
+def sheet(sources: list[np.ndarray], drawn: Draw, tiles: list[np.ndarray]) -> Image.Image:
+    """sources: B images (H, W, 3) uint8; tiles: a (B, size, size, 3) uint8 array for each view. Crops keep their
+    relative sizes; small images are enlarged without smoothing, so that pixels stay visible."""
+    largest = max(tile.shape[1] for tile in tiles)
+    sides = [max(24, round(TILE * tile.shape[1] / largest)) for tile in tiles]
+    width = GAP + TILE + GAP + sum(side + GAP for side in sides)
+    canvas = Image.new("RGB", (width, GAP + len(sources) * (TILE + GAP)), "white")
+    for index, source in enumerate(sources):
+        top = GAP + index * (TILE + GAP)
+        canvas.paste(_with_windows(source, drawn.window[index]), (GAP, top))
+        left = GAP + TILE + GAP
+        for view, side in enumerate(sides):
+            tile = Image.fromarray(tiles[view][index])
+            resample = Image.Resampling.NEAREST if tile.width < side else Image.Resampling.BILINEAR
+            framed = Image.new("RGB", (side, side), COLOURS[view % len(COLOURS)])
+            framed.paste(tile.resize((side - 6, side - 6), resample), (3, 3))
+            canvas.paste(framed, (left, top))
+            left += side + GAP
+    return canvas
+
+
+def _with_windows(source: np.ndarray, windows: np.ndarray) -> Image.Image:
+    scale = TILE / max(source.shape[:2])
+    size = max(1, round(source.shape[1] * scale)), max(1, round(source.shape[0] * scale))
+    image = Image.fromarray(source).resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(image)
+    for view, (top, left, height, width) in enumerate(windows.tolist()):
+        corners = [left * scale, top * scale, (left + width) * scale - 1, (top + height) * scale - 1]
+        pen.rectangle(corners, outline=COLOURS[view % len(COLOURS)], width=2)
+    return image
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

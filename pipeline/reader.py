@@ -1,0 +1,128 @@
+"""Random access to the bytes behind the rows of a sample table."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.images import BadImage, decode, to_ppm
+from pipeline.table import SampleTable, State
+
+
+class ReadError(OSError):
+    """A row whose bytes are gone, changed, or no image any more."""
+
+    def __init__(self, row: int, name: str, reason: str) -> None:
+        super().__init__(f"row {row} ({name}): {reason}")
+        self.row, self.name, self.reason = row, name, reason
+
+
+class Reader:
+    """Reads rows by byte range, many at once; safe to share between threads.
+
+    threads: files that are read at the same time (they wait for storage, not for the CPU).
+    open_files: shards that are kept open, the least recently used is closed first.
+    """
+
+    def __init__(self, table: SampleTable, threads: int = 8, open_files: int = 512) -> None:
+        self.table = table
+        self._threads = max(1, threads)
+        self._pool: ThreadPoolExecutor | None = None
+        self._shards: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._open_files, self._lock = max(1, open_files), Lock()
+
+    def read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK, a PPM of the
+        canonical decode for State.PIL. Raises ReadError for the first row that fails."""
+        found = self.try_read(rows)
+        for item in found:
+            if isinstance(item, ReadError):
+                raise item
+        return found  # type: ignore[return-value]
+
+    def try_read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8] | ReadError]:
+        """Like `read`, with the ReadError in the place of each row that fails."""
+        wanted = [int(row) for row in rows]
+        if self._threads == 1 or len(wanted) < 2:
+            return self._some(wanted)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="reader")
+        # One task per thread, not per row: a small image takes less time than handing it over.
+        share = -(-len(wanted) // self._threads)
+        parts = [wanted[first : first + share] for first in range(0, len(wanted), share)]
+        return list(chain.from_iterable(self._pool.map(self._some, parts)))
+
+    def decode(self, row: int) -> NDArray[np.uint8]:
+        """The row's pixels, `(H, W, 3)` uint8 RGB, by the canonical decode. Raises ReadError."""
+        try:
+            return decode(self._bytes(int(row)))
+        except BadImage as error:
+            raise ReadError(int(row), self.table.name(row), error.reason) from None
+
+    def close(self) -> None:
+        """Close files and threads; the next read opens them again."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        with self._lock:
+            self._shards.clear()
+
+    def _some(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | ReadError]:
+        found: list[NDArray[np.uint8] | ReadError] = []
+        for row in rows:
+            try:
+                odd = self.table.state[row] == State.PIL
+                data = to_ppm(self.decode(row)) if odd else self._bytes(row)
+                found.append(np.frombuffer(data, np.uint8))
+            except ReadError as error:
+                found.append(error)
+        return found
+
+    def _bytes(self, row: int) -> bytes:
+        table = self.table
+        if table.state[row] == State.QUARANTINED:
+            raise ReadError(row, table.name(row), f"quarantined: {table.quarantine[row]}")
+        length, offset = int(table.length[row]), int(table.offset[row])
+        try:
+            if table.loose:
+                file = _Descriptor(table.root / table.containers[table.container[row]])
+                data = os.pread(file.number, length + 1, 0)  # one byte more shows a file that grew
+            else:
+                data = os.pread(self._shard(int(table.container[row])).number, length, offset)
+        except OSError as error:
+            raise ReadError(row, table.name(row), error.strerror or "unreadable") from None
+        if len(data) != length:
+            changed = f"{len(data)} bytes where the table has {length}" if len(data) < length else "grew"
+            raise ReadError(row, table.name(row), f"changed since the table was made ({changed})")
+        return data
+
+    def _shard(self, container: int) -> _Descriptor:
+        with self._lock:
+            shard = self._shards.get(container)
+            if shard is None:
+                shard = _Descriptor(self.table.root / self.table.containers[container])
+                self._shards[container] = shard
+                if len(self._shards) > self._open_files:
+                    self._shards.popitem(last=False)
+            else:
+                self._shards.move_to_end(container)
+            return shard
+
+
+class _Descriptor:
+    """An open file that closes when nobody holds it: a thread may still read what the LRU list has let go."""
+
+    def __init__(self, path: os.PathLike[str]) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)

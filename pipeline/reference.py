@@ -1,0 +1,84 @@
+"""The torchvision backend: the published recipe with PIL, executing the same draw.
+
+Slow, and meant to be: it is the reference the other backends are compared with, and the peer in benchmarks.
+Jitter runs step by step with clipping and an exact HSV hue, as torchvision's ColorJitter does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+
+from pipeline.batch import DecodeFailure, Request, group_views
+from pipeline.crops import Crops
+from pipeline.draw import Draw
+from pipeline.images import BadImage, decode
+
+
+class TorchvisionBackend:
+    """Executes draws with PIL and torchvision in `threads` threads; crops are float32, as channels-last views."""
+
+    def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
+        del batch_size
+        self.crops = crops
+        self.device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="torchvision")
+        self.mean = torch.tensor(crops.mean)
+        self.std = torch.tensor(crops.std)
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+        """Crops of each request, in order."""
+        for request in requests:
+            try:
+                samples = list(self.pool.map(partial(self._sample, request), range(len(request.rows))))
+            except BadImage as error:
+                raise DecodeFailure(str(error), [request]) from None
+            views = [torch.stack([sample[view] for sample in samples]) for view in range(len(self.crops.views))]
+            groups = group_views(self.crops, views)
+            yield request, [group.to(self.device, non_blocking=True) for group in groups]
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def decodes(self, encoded: np.ndarray) -> bool:
+        """Whether PIL decodes these bytes."""
+        try:
+            decode(encoded.tobytes())
+        except BadImage:
+            return False
+        return True
+
+    def _sample(self, request: Request, index: int) -> list[torch.Tensor]:
+        image = Image.fromarray(decode(request.encoded[index].tobytes()))
+        return [self._view(image, request.draw, index, view) for view in range(len(self.crops.views))]
+
+    def _view(self, image: Image.Image, draw: Draw, index: int, view: int) -> torch.Tensor:
+        """One crop, (size, size, 3) float32, normalised."""
+        from torchvision.transforms import functional
+
+        size = self.crops.views[view].size
+        x = functional.resized_crop(image, *draw.window[index, view].tolist(), [size, size])
+        if draw.flip[index, view]:
+            x = functional.hflip(x)
+        if draw.jitter[index, view]:
+            brightness, contrast, saturation, hue = draw.factors[index, view].tolist()
+            for step in draw.order[index, view]:
+                if step == 0:
+                    x = functional.adjust_brightness(x, brightness)
+                elif step == 1:
+                    x = functional.adjust_contrast(x, contrast)
+                elif step == 2:
+                    x = functional.adjust_saturation(x, saturation)
+                else:
+                    x = functional.adjust_hue(x, hue)
+        if draw.grayscale[index, view]:
+            x = functional.to_grayscale(x, num_output_channels=3)
+        if draw.blur[index, view]:
+            x = x.filter(ImageFilter.GaussianBlur(radius=float(draw.sigma[index, view])))
+        pixels = torch.from_numpy(np.asarray(x, dtype=np.float32) / 255)
+        return (pixels - self.mean) / self.std

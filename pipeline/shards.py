@@ -1,0 +1,256 @@
+"""WebDataset tar shards: reading any, and writing ours, with DALI's index and a table beside them.
+
+A shard is an uncompressed tar of `key.jpg` (or another image suffix) and, where there is a label, `key.cls`
+with the class number as text. Images are read at random by byte range, so a few large files serve a true
+global shuffle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.folder import EXTENSIONS, Listing, in_processes, probe_rows, progress_bar
+from pipeline.table import DatasetError, Names, SampleTable, locked, sync_folder
+
+BLOCK = 512  # of a tar
+
+
+class Record(NamedTuple):
+    """An image to pack: key (no dot or blank in its last part), encoded bytes, suffix without dot, label or
+    -1."""
+
+    key: str
+    data: bytes
+    suffix: str
+    label: int
+
+
+def list_shards(paths: Sequence[Path]) -> tuple[Path, Listing]:
+    """The common folder of the shards, and their listing (a name per shard, in order of name; labels all
+    -1)."""
+    paths = sorted(Path(path).absolute() for path in paths)
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    found = [path.stat() for path in paths]
+    return root, Listing(
+        names=Names.of(str(path.relative_to(root)) for path in paths),
+        bytes=np.array([info.st_size for info in found], np.int64),
+        mtime_ns=np.array([info.st_mtime_ns for info in found], np.int64),
+        label=np.full(len(paths), -1, np.int32),
+        classes=(),
+    )
+
+
+def scan_shards(
+    paths: Sequence[Path],
+    workers: int = 1,
+    progress: bool = True,
+    listing: tuple[Path, Listing] | None = None,
+) -> SampleTable:
+    """Decode every image of the shards once and give their table, a row per image in order of shard and
+    offset.
+
+    Raises DatasetError for a shard that is compressed, cut short or damaged, and for a label that is no
+    number.
+    """
+    root, found = list_shards(paths) if listing is None else listing
+    parts = []
+    with progress_bar(len(found.names), "reading shards", "shard", progress) as bar:
+        files = (str(root / name) for name in found.names)
+        for index, (offsets, lengths, labels) in enumerate(in_processes(_members, files, workers)):
+            parts.append(np.stack([np.full(len(offsets), index), offsets, lengths, labels]))
+            bar.update()
+    table = _table(root, found.names, np.concatenate(parts, axis=1), (), workers, progress)
+    return replace(table, fingerprint=found.fingerprint())
+
+
+def _table(
+    root: Path,
+    names: Sequence[str],
+    columns: NDArray[np.int64],
+    classes: tuple[str, ...],
+    workers: int,
+    progress: bool,
+) -> SampleTable:
+    """The table of the ranges in `columns` (4, N): container, offset, length, label."""
+    container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
+    probes = probe_rows(root, names, container, offset, length, workers, progress)
+    return SampleTable(
+        root, names, container, offset, label=label.astype(np.int32), classes=classes, **probes._asdict()
+    )
+
+
+def _members(path: str) -> tuple[list[int], list[int], list[int]]:
+    """Offset, length and label of each image in one shard."""
+    shard = Path(path).name
+    offsets, lengths, keys = [], [], []
+    labels: dict[str, int] = {}
+    try:
+        with open(path, "rb") as file, tarfile.open(path, "r:") as archive:
+            for member in archive:
+                key, suffix = _split(member.name)
+                if not member.isreg() or member.issparse() or not key or key.endswith("/"):
+                    continue
+                if f".{suffix}".lower().endswith(EXTENSIONS):
+                    offsets.append(member.offset_data)
+                    lengths.append(member.size)
+                    keys.append(key)
+                elif suffix.lower() == "cls":
+                    text = os.pread(file.fileno(), member.size, member.offset_data).strip()
+                    if not text.isdigit() or len(text) > 9:
+                        raise DatasetError(f"{shard}: {member.name} holds {text[:20]!r}, not a class number")
+                    labels[key] = int(text)
+    except tarfile.TarError as error:
+        raise DatasetError(f"{shard}: no sound uncompressed tar ({error}); unpack or copy it anew") from None
+    except OSError as error:
+        raise DatasetError(f"{shard}: cannot be read ({error.strerror})") from None
+    return offsets, lengths, [labels.get(key, -1) for key in keys]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """`folder/key.suffix` -> key with folder, suffix from the first dot on (as WebDataset has it)."""
+    dot = name.find(".", name.rfind("/") + 1)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def pack(
+    records: Iterable[Record | tuple[str, bytes, str, int]],
+    out: Path,
+    prefix: str,
+    classes: tuple[str, ...] = (),
+    max_bytes: int = 1 << 30,
+    max_count: int | None = None,
+    workers: int = 1,
+    progress: bool = False,
+    total: int | None = None,
+) -> SampleTable:
+    """Write `records` as shards `<prefix>-000000.tar`, each with its `.idx`, and their table to a new folder
+    `out`.
+
+    A shard ends before it would pass `max_bytes` or `max_count` images. The same records give the same bytes.
+    All is written beside `out` and renamed at the end: `out` is complete or not there. Raises DatasetError.
+    """
+    out = Path(out).absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DatasetError(f"{out}: is there already; remove it or give another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    with locked(out.with_name(f".{out.name}.lock")):
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        partial.mkdir()
+        with progress_bar(total, f"packing {out.name}", "img", progress) as bar:
+            counted = _counted(records, bar)
+            names, digests, columns = _write_shards(counted, partial, prefix, max_bytes, max_count)
+        if not names:
+            raise DatasetError(f"{out}: there are no images to pack")
+        table = _table(partial, names, columns, classes, workers, progress)
+        table.save(partial / "table.npz", digests)
+        sync_folder(partial)
+        os.rename(partial, out)
+        sync_folder(out.parent)
+    return replace(table, root=out)
+
+
+def _counted(records: Iterable[Record | tuple[str, bytes, str, int]], bar: Any) -> Iterator[Record]:
+    for record in records:
+        yield Record(*record)
+        bar.update()
+
+
+def _write_shards(
+    records: Iterator[Record], folder: Path, prefix: str, max_bytes: int, max_count: int | None
+) -> tuple[list[str], dict[str, str], NDArray[np.int64]]:
+    """Names, SHA-256 by name, and (4, N) container, offset, length, label."""
+    names: list[str] = []
+    digests: dict[str, str] = {}
+    rows: list[tuple[int, int, int, int]] = []
+    shard: _Shard | None = None
+    for record in records:
+        _check(record)
+        size = len(record.data) + 4 * BLOCK
+        full = shard and (shard.position + size > max_bytes or (max_count and len(shard.index) >= max_count))
+        if shard is None or full:
+            if shard:
+                digests[names[-1]] = shard.close()
+            names.append(f"{prefix}-{len(names):06d}.tar")
+            shard = _Shard(folder / names[-1])
+        rows.append((len(names) - 1, *shard.add(record), record.label))
+    if shard:
+        digests[names[-1]] = shard.close()
+    return names, digests, np.array(rows, np.int64).reshape(-1, 4).T
+
+
+def _check(record: Record) -> None:
+    base = record.key.rpartition("/")[2]
+    if not base or "." in base or " " in record.key or not record.key.isprintable():
+        raise DatasetError(f"key {record.key!r}: a WebDataset key is a file name without dots and blanks")
+    if not record.suffix.isalnum() or record.label < -1:
+        raise DatasetError(f"key {record.key!r}: bad suffix {record.suffix!r} or label {record.label}")
+
+
+class _Shard:
+    """A tar being written, its digest, and the lines of its index."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.position = path, 0
+        self.index: list[str] = []
+        self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
+        self._digest = hashlib.sha256()
+
+    def add(self, record: Record) -> tuple[int, int]:
+        """Append the image and its label; offset and length of the image."""
+        offset, line = self._member(record.key, record.suffix, record.data)
+        if record.label >= 0:
+            line += " " + self._member(record.key, "cls", b"%d" % record.label)[1]
+        self.index.append(line)
+        return offset, len(record.data)
+
+    def _member(self, key: str, suffix: str, data: bytes) -> tuple[int, str]:
+        name = f"{key}.{suffix}"
+        self._write(_header(name, len(data)) + data + bytes(-len(data) % BLOCK))
+        offset = self.position - len(data) - -len(data) % BLOCK
+        return offset, f"{suffix} {offset} {len(data)} {name}"
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.position += len(data)
+
+    def close(self) -> str:
+        """Finish the tar, write its index as DALI's wds2idx would, and give the tar's SHA-256."""
+        self._write(bytes(2 * BLOCK))
+        self._write(bytes(-self.position % (20 * BLOCK)))  # tar's habit: records of 20 blocks
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        with open(self.path.with_suffix(".idx"), "w", encoding="utf-8") as file:
+            file.write("\n".join([f"v1.2 {len(self.index)}", *self.index]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return self._digest.hexdigest()
+
+
+def _header(name: str, size: int) -> bytes:
+    """A ustar header with nothing in it that varies: no time, no owner. (tarfile makes it too, but takes 60
+    us.)"""
+    folder, raw = b"", name.encode()
+    if len(raw) > 100:
+        cut = raw.find(b"/", len(raw) - 101)
+        folder, raw = raw[:cut], raw[cut + 1 :]
+        if cut <= 0 or len(folder) > 155:
+            raise DatasetError(f"key of {name!r}: too long for a tar (100 bytes, and 155 for folders)")
+    start = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
+    end = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + folder.ljust(167, b"\0")
+    return start + b"%06o\0 " % (sum(start) + sum(end) + 8 * 32) + end

@@ -1,0 +1,113 @@
+"""The canonical decode, and the promise of `State.OK`: DALI's own decoder gives the same pixels."""
+
+import numpy as np
+import pytest
+from odd_images import HEIGHT, WIDTH, bad_images, encode, odd_images, plain_images, ramp16, scene
+from PIL import Image
+
+from pipeline.images import BadImage, decode, probe, to_ppm
+from pipeline.table import State
+
+PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
+LOSSY = (".jpg", "lossy.webp", "lossy_alpha.webp", "jpeg_called.png")
+UPRIGHT = {  # EXIF 2.3, 4.6.4: which corner the stored row 0 and column 0 are, as indexing of the stored array
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a.transpose(1, 0, 2)[:, ::-1],
+    7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda a: a.transpose(1, 0, 2)[::-1],
+}
+
+
+@pytest.fixture(scope="module")
+def from_dali():
+    """What DALI's CPU decoder makes of each image: plain ones as they are, odd ones by way of our PPM."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from nvidia.dali import fn, pipeline_def, types
+
+    names = [*PLAIN, *ODD]
+    blobs = [*PLAIN.values(), *(to_ppm(decode(data)) for data in ODD.values())]
+
+    @pipeline_def(batch_size=len(blobs), num_threads=2, device_id=None, prefetch_queue_depth=1)
+    def decoder():
+        encoded = fn.external_source(source=[[np.frombuffer(blob, np.uint8) for blob in blobs]], batch=True)
+        return fn.decoders.image(encoded, device="cpu", output_type=types.RGB, adjust_orientation=True)
+
+    pipe = decoder()
+    pipe.build()
+    (images,) = pipe.run()
+    return {name: np.array(images.at(index)) for index, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_images_are_left_to_dali_which_gives_our_pixels(name, from_dali):
+    ours = decode(PLAIN[name])
+    assert probe(PLAIN[name]) == (ours.shape[1], ours.shape[0], State.OK, "")
+    assert from_dali[name].shape == ours.shape
+    difference = np.abs(ours.astype(int) - from_dali[name])
+    # Lossy formats leave the transform's rounding to the library: 2 levels on average at most (0 is what we see).
+    assert difference.mean() <= 2 if name.endswith(LOSSY) else difference.max() == 0
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_reach_dali_through_our_decode_exactly(name, from_dali):
+    ours = decode(ODD[name])
+    assert probe(ODD[name]) == (ours.shape[1], ours.shape[0], State.PIL, "")
+    np.testing.assert_array_equal(from_dali[name], ours)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_images_are_told_by_reason(name):
+    data, reason = BAD[name]
+    assert probe(data) == (0, 0, State.QUARANTINED, reason)
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_exif_turns_are_applied(kind, orientation):
+    found = decode(PLAIN[f"exif{orientation}.{kind}"]).astype(int)
+    expected = UPRIGHT[orientation](scene())
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() <= (3 if kind == "jpg" else 0)
+
+
+@pytest.mark.parametrize("name", ["turned.webp", "turned.tif", "turned_by_xmp.jpg", "turned_by_text.png"])
+def test_turns_that_dali_does_not_see_are_applied(name):
+    assert np.abs(decode(ODD[name]).astype(int) - UPRIGHT[6](scene())).mean() < 6
+
+
+@pytest.mark.parametrize(
+    "name",
+    "rgb.png rgba.png rgb_key.png interlaced.png lossless.webp alpha.webp no_end.png wrong_checksum.png animated.png "
+    "animated_with_default.png animated.webp rgb.bmp rgb.tif".split(),
+)
+def test_lossless_formats_give_the_scene(name):
+    np.testing.assert_array_equal(decode((PLAIN | ODD)[name]), scene())
+
+
+@pytest.mark.parametrize("name", ["cmyk_adobe.jpg", "cmyk_plain.jpg", "cmyk.tif"])
+def test_cmyk_gives_the_scene_and_not_its_negative(name):
+    assert np.abs(decode(ODD[name]).astype(int) - scene()).mean() < 6
+
+
+@pytest.mark.parametrize("name", ["gray16.png", "gray16.ppm", "gray16.tif", "rgb16.png"])
+def test_sixteen_bits_are_scaled_and_not_clipped(name):
+    red, expected = decode(ODD[name])[..., 0].astype(int), ramp16() / 257
+    assert np.abs(red - expected).max() <= (1.0 if name == "rgb16.png" else 0.5)
+    assert (red.min(), red.max()) == (0, 255)
+
+
+def test_gray_becomes_three_equal_channels():
+    gray = decode(PLAIN["gray.png"])
+    assert gray.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(gray, np.asarray(Image.fromarray(scene()).convert("L"))[..., None].repeat(3, axis=2))
+
+
+def test_a_megapixel_is_not_too_large():
+    assert probe(encode(Image.new("L", (2000, 600)), "PNG")).state == State.OK

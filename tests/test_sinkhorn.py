@@ -1,0 +1,224 @@
+"""What codes must be: the published ones, whatever the number of ranks, the range of the scores, the precision."""
+
+import multiprocessing
+import queue
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.sinkhorn import sinkhorn
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "sinkhorn.npz")
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+
+
+# ---- ranks ----------------------------------------------------------------------------------------------------
+
+
+def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
+    """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
+    context = multiprocessing.get_context("forkserver")  # imports once, and no rank inherits threads
+    context.set_forkserver_preload(["torch", "numpy", "hypothesis", "jaxtyping"])
+    results = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
+            for rank in range(len(inputs))
+        ]
+        for rank in ranks:
+            rank.start()
+        try:
+            found = dict(results.get(timeout=60) for _ in ranks)
+        except queue.Empty:
+            raise AssertionError(f"ranks hang or died: {[rank.exitcode for rank in ranks]}") from None
+        finally:
+            for rank in ranks:
+                rank.join(timeout=10)
+                rank.kill()
+    return [found[rank] for rank in range(len(inputs))]
+
+
+def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
+    try:
+        results.put((rank, function(inputs[rank])))
+    finally:
+        dist.destroy_process_group()
+
+
+def codes_of(task: tuple[np.ndarray, float, int]) -> np.ndarray:
+    scores, epsilon, iterations = task
+    return sinkhorn(torch.from_numpy(scores), epsilon, iterations).numpy()
+
+
+def error_of(scores: np.ndarray) -> str:
+    try:
+        sinkhorn(torch.from_numpy(scores), 0.05, 3)
+    except FloatingPointError as error:
+        return str(error)
+    return "no error"
+
+
+def collectives_of(scores: np.ndarray) -> list[str]:
+    calls: list[str] = []
+
+    def counting(name: str) -> Callable[..., Any]:
+        original = getattr(dist, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, counting(name))
+    sinkhorn(torch.from_numpy(scores), 0.05, 3)
+    return calls
+
+
+def textbook(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
+    """Both normalisations in turn, float64 logarithms, one process: [samples, prototypes]."""
+    log_plan = scores.astype(np.float64) / epsilon
+    for _ in range(iterations):
+        log_plan = log_plan - np.logaddexp.reduce(log_plan, axis=0, keepdims=True)
+        log_plan = log_plan - np.logaddexp.reduce(log_plan, axis=1, keepdims=True)
+    return np.exp(log_plan)
+
+
+def cosines(seed: int, *shape: int) -> np.ndarray:
+    return np.random.RandomState(seed).uniform(-1, 1, size=shape).astype(np.float32)
+
+
+# ---- claims ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_codes_are_the_published_ones(case: int) -> None:
+    scores, expected = GOLDEN[f"case{case}_scores"], GOLDEN[f"case{case}_codes"]
+    epsilon, iterations = GOLDEN[f"case{case}_eps_iters"]
+    codes = run_ranks([(rows, float(epsilon), int(iterations)) for rows in scores], codes_of)
+    np.testing.assert_allclose(np.stack(codes), expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    crops=st.integers(1, 3),
+    shares=st.lists(st.integers(1, 9), min_size=2, max_size=4),
+    prototypes=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+)
+def test_codes_do_not_depend_on_world_size(crops: int, shares: list[int], prototypes: int, seed: int) -> None:
+    scores = cosines(seed, crops, sum(shares), prototypes)
+    alone = codes_of((scores, 0.05, 3))
+    parts = np.split(scores, np.cumsum(shares)[:-1], axis=1)
+    together = np.concatenate(run_ranks([(part, 0.05, 3) for part in parts], codes_of), axis=1)
+    np.testing.assert_allclose(together, alone, rtol=0, atol=2e-6)
+
+
+def test_both_crops_together_take_exactly_three_collectives() -> None:
+    assert (
+        run_ranks([cosines(rank, 2, 8, 30) for rank in range(2)], collectives_of) == [["all_reduce"] * 3] * 2
+    )
+
+
+def test_unbounded_scores_on_one_rank_take_two_more_collectives_on_all_ranks() -> None:
+    scores = [cosines(0, 2, 8, 30), 100 * cosines(1, 2, 8, 30)]
+    assert run_ranks(scores, collectives_of) == [["all_reduce"] * 5] * 2
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_bad_score_on_one_rank_is_an_error_on_every_rank(value: float) -> None:
+    scores = [cosines(rank, 2, 4, 10) for rank in range(2)]
+    scores[1][0, 2, 3] = value
+    messages = run_ranks(scores, error_of)
+    assert messages == ["1 scores over all ranks are NaN or infinite: no codes"] * 2
+
+
+def test_unbounded_scores_on_one_rank_give_the_codes_of_a_float64_reference() -> None:
+    scores = np.concatenate([cosines(0, 5, 12), 60 * cosines(1, 5, 12)])
+    codes = np.concatenate(run_ranks([(part, 0.05, 3) for part in np.split(scores, 2)], codes_of))
+    np.testing.assert_allclose(codes, textbook(scores, 0.05, 3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.01, 0.003, 0.001])
+@pytest.mark.parametrize("offset", [0.0, 1.0, -1.0, 8.0, -30.0])
+def test_codes_are_those_of_a_float64_reference_at_any_offset(epsilon: float, offset: float) -> None:
+    scores = cosines(3, 20, 12) + np.float32(offset)
+    np.testing.assert_allclose(
+        codes_of((scores, epsilon, 3)), textbook(scores, epsilon, 3), rtol=0, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (1, 30), (4, 300), (2, 6, 10), (2, 1, 1)])
+@pytest.mark.parametrize("epsilon", [0.05, 0.01])
+@pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4, 1e38])
+def test_extreme_scores_give_finite_codes_that_sum_to_one(
+    shape: tuple[int, ...], epsilon: float, size: float
+) -> None:
+    codes = codes_of((cosines(0, *shape) * np.float32(size), epsilon, 3))
+    assert codes.shape == shape and codes.dtype == np.float32
+    np.testing.assert_allclose(codes.sum(axis=-1), 1, rtol=0, atol=1e-5)
+
+
+def test_crops_are_balanced_each_on_its_own() -> None:
+    scores = cosines(0, 2, 16, 30)
+    apart = np.stack([codes_of((crop, 0.05, 3)) for crop in scores])
+    np.testing.assert_allclose(codes_of((scores, 0.05, 3)), apart, rtol=0, atol=1e-6)
+
+
+def test_a_constant_per_prototype_changes_nothing_and_one_per_sample_does() -> None:
+    scores, plain = cosines(0, 16, 30) / 2, codes_of((cosines(0, 16, 30) / 2, 0.05, 3))
+    per_prototype = codes_of((scores + cosines(1, 1, 30) / 2, 0.05, 3))
+    per_sample = codes_of((scores + cosines(1, 16, 1) / 2, 0.05, 3))
+    np.testing.assert_allclose(per_prototype, plain, rtol=0, atol=1e-5)
+    assert np.abs(per_sample - plain).max() > 0.01
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    scores = torch.from_numpy(cosines(0, 2, 16, 30))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = sinkhorn(scores, 0.05, 3)
+    assert torch.equal(inside, sinkhorn(scores, 0.05, 3))
+
+
+def test_half_precision_scores_are_computed_in_float32() -> None:
+    scores = torch.from_numpy(cosines(0, 16, 30)).half()
+    assert torch.equal(sinkhorn(scores, 0.05, 3), sinkhorn(scores.float(), 0.05, 3))
+
+
+def test_float64_scores_are_computed_in_float64() -> None:
+    scores = cosines(0, 16, 30).astype(np.float64)
+    np.testing.assert_allclose(codes_of((scores, 0.05, 3)), textbook(scores, 0.05, 3), rtol=1e-12)
+
+
+def test_codes_carry_no_gradient() -> None:
+    assert not sinkhorn(torch.zeros(4, 5, requires_grad=True), 0.05, 3).requires_grad
+
+
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.0, 3), (-0.05, 3), (0.05, 0)])
+def test_settings_without_meaning_are_refused(epsilon: float, iterations: int) -> None:
+    with pytest.raises(ValueError, match="epsilon > 0 and iterations >= 1"):
+        sinkhorn(torch.zeros(4, 5), epsilon, iterations)

@@ -1,0 +1,273 @@
+"""Pre-train a backbone with SwAV (Caron et al., NeurIPS 2020), from images to a k-NN score.
+
+    make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
+    deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
+
+Settings and their defaults are in config/default.yaml. The same command again resumes the run. Exit codes: 0 done or
+saved on a signal, 1 training could not go on, 2 a mistake in the settings or the data.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from launch.cluster import (
+    Agreed,
+    Agreement,
+    Cluster,
+    StopSignal,
+    TrainingStopped,
+    cluster_from_environment,
+    connected,
+)
+from config.recipe import load_config
+from launch.report import mistakes_end_the_run, print_error
+
+
+def main(arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    cluster = Cluster()
+    with mistakes_end_the_run(cluster):
+        cluster = cluster_from_environment()
+        config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
+    try:
+        train(config, cluster)
+    except TrainingStopped as error:
+        print_error(error, cluster)
+        return 1
+    return 0
+
+
+def train(config: DictConfig, cluster: Cluster) -> None:
+    """The whole run. What a user can get wrong is found before the processes meet (`connected`)."""
+    import torch
+
+    from evaluation.features import labelled_data
+    from evaluation.knn import backbone_knn, pixel_knn
+    from launch.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+    from launch.engine import build_engine
+    from launch.fit import fit
+    from launch.journal import Journal, check_same_run, versions
+    from model.backbone import build_backbone
+    from model.lars import LARS, parameter_groups
+    from model.loss import swapped_prediction
+    from model.monitor import CodeMonitor, advice
+    from model.queue import EmbeddingQueue
+    from model.schedule import warmup_cosine
+    from model.sinkhorn import sinkhorn
+    from model.swav import SwAV
+    from model.weights import load_weights
+    from pipeline.crops import crops_from_config
+    from pipeline.dataset import open_splits
+    from pipeline.loader import Loader
+
+    started = time.monotonic()
+    journal = Journal(Path(config.run.directory), cluster.main)
+    checkpoints = journal.directory / "checkpoints"
+    device = cluster.device()
+
+    with mistakes_end_the_run(cluster):
+        # ------------------------------------------------------------------------------------------- data and settings
+        table, test = open_splits(config.data, progress=cluster.main)
+        choices = fit(config, len(table.usable()), cluster)
+        if journal.finished(config):
+            return
+        for choice in choices:
+            journal.say(f"auto: {choice}")
+        crops, batch = crops_from_config(config.crops), config.run.batch_size
+        labelled = labelled_data(table, test, config.evaluation.max_train)
+        loader = Loader(
+            table,
+            crops,
+            backend=config.pipeline.backend,
+            seed=config.run.seed,
+            global_batch=batch,
+            rank=cluster.rank,
+            world_size=cluster.world_size,
+            threads=config.pipeline.threads,
+            device_id=device.index if config.pipeline.decode == "gpu" else None,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+
+        # --------------------------------------------------------------------- network, prototypes, queue and optimizer
+        torch.manual_seed(config.run.seed)
+        network = SwAV(
+            build_backbone(config.model.backbone, **config.model.options),
+            hidden_dim=config.model.hidden_dim,
+            embedding_dim=config.model.embedding_dim,
+            num_prototypes=config.model.prototypes,
+        ).to(device)
+        if config.model.weights is not None:
+            load_weights(network, Path(config.model.weights))
+            network.prototypes.normalize()
+        assigning = list(config.swav.assigning)
+        queue = None
+        if config.swav.queue.length:
+            queue = EmbeddingQueue(
+                len(assigning),
+                config.swav.queue.length,
+                config.model.embedding_dim,
+                global_batch=batch,
+                world_size=cluster.world_size,
+                device=device,
+            )
+        settings = config.optimizer
+        optimizer = LARS(
+            parameter_groups(network, exclude_1d=settings.exclude_1d),
+            lr=settings.base_lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            trust_coefficient=settings.trust_coefficient,
+        )
+        steps = len(loader)
+        learning_rates = warmup_cosine(
+            steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
+        )
+
+        # ------------------------------------------------------------------------------- resume from the last checkpoint
+        step, earlier_seconds, last_saved = 0, 0.0, latest_checkpoint(checkpoints)
+        if last_saved is not None:
+            state = read_state(last_saved)
+            for change in check_same_run(config, state["config"]):
+                journal.say(f"changed since the last checkpoint: {change}")
+            queued = load_checkpoint(last_saved, network, optimizer, cluster)
+            if queue is not None and queued is not None:
+                queue.load_state_dict({"embeddings": queued})
+            loader.load_state_dict(state["loader"])
+            step, earlier_seconds = state["step"], state["seconds"]
+            journal.say(f"resuming from {last_saved} (step {step})")
+
+    with connected(cluster), journal.opened(config, done_steps=step, total_steps=config.run.epochs * steps):
+        engine = build_engine(config, network, optimizer, cluster.world_size)
+        stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
+        monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
+
+        # ----------------------------------------------------------------------- what the untrained network and pixels give
+        if last_saved is None and labelled is not None:
+            untrained = {
+                "knn_random_init": backbone_knn(network, labelled, crops, config, device),
+                "knn_raw_pixels": pixel_knn(labelled, crops, config, device),
+            }
+            journal.record("untrained.json", untrained)
+        training_started, first_step = time.monotonic(), step
+
+        def observe(agreed: Agreed | None) -> None:
+            """Log the step that all ranks have agreed on, or end the run if its loss was not finite."""
+            if agreed is None:
+                return
+            if agreed.not_finite:
+                raise TrainingStopped(
+                    f"the loss of step {agreed.step} is not finite on {agreed.not_finite} of {cluster.world_size} "
+                    f"processes; the last good checkpoint is {last_saved or 'none yet'}; try a lower optimizer.base_lr"
+                )
+            epoch_losses.append(agreed.loss)
+            speed = (step - first_step) * batch / (time.monotonic() - training_started)
+            journal.progress(epoch, agreed.loss, speed)
+            if agreed.step % config.run.log_every == 0:
+                rate = learning_rates[agreed.step - 1]
+                journal.log(agreed.step, {"epoch": epoch, "loss": agreed.loss, "lr": rate, "images_per_second": speed})
+
+        def save() -> Path:
+            observe(agreement.settle())  # never save weights that a bad loss has touched
+            state = {
+                "step": step,
+                "seconds": earlier_seconds + time.monotonic() - started,
+                "loader": loader.state_dict(cluster.add_up),
+                "config": OmegaConf.to_container(config),
+            }
+            embeddings = None if queue is None else queue.embeddings
+            return save_checkpoint(checkpoints, state, network, optimizer, embeddings, config.run.keep_checkpoints)
+
+        # ---------------------------------------------------------------------------------------------------------- train
+        for epoch in range(loader.position.epoch, config.run.epochs):
+            epoch_losses: list[float] = []
+            for images in loader:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rates[step]
+                    if group["unit_rows"]:
+                        group["frozen"] = step < config.swav.freeze_prototypes
+
+                # embeddings and their scores against the prototypes; the queue's scores once it is full (section 3.1)
+                use_queue = queue is not None and epoch >= config.swav.queue.start_epoch
+                queued = queue.queued() if use_queue else None
+                crop_tensors = [crop.to(device, torch.float32, non_blocking=True) for crop in images.crops]
+                embeddings, scores, queue_scores = engine(crop_tensors, len(images.rows), queued)
+
+                # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
+                with torch.no_grad():
+                    inputs = scores[assigning]
+                    if queue_scores is not None:
+                        inputs = torch.cat([queue_scores, inputs], dim=1)
+                    try:
+                        codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations)[:, -len(images.rows) :]
+                    except FloatingPointError as error:
+                        raise TrainingStopped(
+                            f"step {step + 1}: {error}; the last good checkpoint is {last_saved or 'none yet'}; "
+                            "try a lower optimizer.base_lr"
+                        ) from None
+                    if use_queue:
+                        queue.push(embeddings[assigning])
+                    monitor.update(codes, embeddings[assigning])
+
+                # every other crop predicts the codes (equations 1, 2 and 6)
+                loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+                engine.backward(loss)
+                engine.step()
+                step += 1
+
+                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None)
+                observe(agreed)
+                stopping = agreed is not None and agreed.stop
+                if stopping or (config.run.checkpoint_steps and step % config.run.checkpoint_steps == 0):
+                    last_saved = save()
+                if stopping:
+                    journal.say(f"stopped by a signal at step {step}, saved {last_saved}; the same command resumes")
+                    return
+
+            # ---------------------------------------------------------------------------------------- the end of an epoch
+            observe(agreement.settle())
+            loader.account(cluster.add_up)
+            codes_summary = monitor.summary()
+            monitor.reset()
+            journal.log(step, {"epoch": epoch, **codes_summary})
+            if trouble := advice(epoch_losses, codes_summary, config.model.prototypes):
+                journal.say(f"epoch {epoch + 1}: {trouble}")
+            if config.run.checkpoint_every and (epoch + 1) % config.run.checkpoint_every == 0:
+                last_saved = save()
+            if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
+                journal.log(step, {"epoch": epoch, "knn": backbone_knn(network, labelled, crops, config, device)})
+        training_seconds = time.monotonic() - training_started
+
+        # ------------------------------------------------------------------------------------------------------- the result
+        last_saved = save()
+        untrained = journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}
+        journal.finish(
+            {
+                "directory": config.run.directory,
+                "knn": backbone_knn(network, labelled, crops, config, device) if labelled else None,
+                **untrained,
+                "prototypes": config.model.prototypes,
+                **codes_summary,
+                "code_entropy_limit": math.log(config.model.prototypes),
+                "loss": sum(epoch_losses) / len(epoch_losses),
+                "epochs": config.run.epochs,
+                "steps": step,
+                "images_per_second": (step - first_step) * batch / training_seconds,
+                "seconds": earlier_seconds + time.monotonic() - started,
+                "world_size": cluster.world_size,
+                "unreadable_images": loader.bad,
+                "checkpoint": str(last_saved),
+                "versions": versions(),
+            }
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
