@@ -16,17 +16,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from launch.cluster import (
-    Agreed,
-    Agreement,
-    Cluster,
-    StopSignal,
-    TrainingStopped,
-    cluster_from_environment,
-    connected,
-)
 from config.recipe import load_config
+from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
+from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped
 
 
 def main(arguments: list[str]) -> int:
@@ -51,10 +44,10 @@ def train(config: DictConfig, cluster: Cluster) -> None:
 
     from evaluation.features import labelled_data
     from evaluation.knn import backbone_knn, pixel_knn
-    from launch.checkpoint import latest_checkpoint, load_checkpoint, read_state, save_checkpoint
+    from launch.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
     from launch.engine import build_engine
     from launch.fit import fit
-    from launch.journal import Journal, check_same_run, versions
+    from launch.journal import Journal, versions
     from model.backbone import build_backbone
     from model.lars import LARS, parameter_groups
     from model.loss import swapped_prediction
@@ -74,7 +67,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
     device = cluster.device()
 
     with mistakes_end_the_run(cluster):
-        # ------------------------------------------------------------------------------------------- data and settings
+        # ---- data and settings -------------------------------------------------------------------
         table, test = open_splits(config.data, progress=cluster.main)
         choices = fit(config, len(table.usable()), cluster)
         if journal.finished(config):
@@ -96,7 +89,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             max_bad_fraction=config.data.max_bad_fraction,
         )
 
-        # --------------------------------------------------------------------- network, prototypes, queue and optimizer
+        # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
         network = SwAV(
             build_backbone(config.model.backbone, **config.model.options),
@@ -107,17 +100,10 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         if config.model.weights is not None:
             load_weights(network, Path(config.model.weights))
             network.prototypes.normalize()
-        assigning = list(config.swav.assigning)
-        queue = None
-        if config.swav.queue.length:
-            queue = EmbeddingQueue(
-                len(assigning),
-                config.swav.queue.length,
-                config.model.embedding_dim,
-                global_batch=batch,
-                world_size=cluster.world_size,
-                device=device,
-            )
+        assigning, queue = list(config.swav.assigning), None
+        if length := config.swav.queue.length:
+            shape = len(assigning), length, config.model.embedding_dim
+            queue = EmbeddingQueue(*shape, global_batch=batch, world_size=cluster.world_size, device=device)
         settings = config.optimizer
         optimizer = LARS(
             parameter_groups(network, exclude_1d=settings.exclude_1d),
@@ -131,15 +117,11 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
         )
 
-        # ------------------------------------------------------------------------------- resume from the last checkpoint
+        # ---- resume from the last checkpoint -----------------------------------------------------
         step, earlier_seconds, last_saved = 0, 0.0, latest_checkpoint(checkpoints)
         if last_saved is not None:
-            state = read_state(last_saved)
-            for change in check_same_run(config, state["config"]):
-                journal.say(f"changed since the last checkpoint: {change}")
-            queued = load_checkpoint(last_saved, network, optimizer, cluster)
-            if queue is not None and queued is not None:
-                queue.load_state_dict({"embeddings": queued})
+            journal.check_same_run(config, last_saved)
+            state = load_checkpoint(last_saved, network, optimizer, queue, cluster)
             loader.load_state_dict(state["loader"])
             step, earlier_seconds = state["step"], state["seconds"]
             journal.say(f"resuming from {last_saved} (step {step})")
@@ -149,13 +131,15 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
         monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
 
-        # ----------------------------------------------------------------------- what the untrained network and pixels give
+        # ---- what the untrained network and pixels give ------------------------------------------
         if last_saved is None and labelled is not None:
-            untrained = {
-                "knn_random_init": backbone_knn(network, labelled, crops, config, device),
-                "knn_raw_pixels": pixel_knn(labelled, crops, config, device),
-            }
-            journal.record("untrained.json", untrained)
+            journal.record(
+                "untrained.json",
+                {
+                    "knn_random_init": backbone_knn(network, labelled, crops, config, device),
+                    "knn_raw_pixels": pixel_knn(labelled, crops, config, device),
+                },
+            )
         training_started, first_step = time.monotonic(), step
 
         def observe(agreed: Agreed | None) -> None:
@@ -163,10 +147,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             if agreed is None:
                 return
             if agreed.not_finite:
-                raise TrainingStopped(
-                    f"the loss of step {agreed.step} is not finite on {agreed.not_finite} of {cluster.world_size} "
-                    f"processes; the last good checkpoint is {last_saved or 'none yet'}; try a lower optimizer.base_lr"
-                )
+                raise not_finite(agreed.step, f"the loss is not finite on {agreed.not_finite} processes", last_saved)
             epoch_losses.append(agreed.loss)
             speed = (step - first_step) * batch / (time.monotonic() - training_started)
             journal.progress(epoch, agreed.loss, speed)
@@ -182,10 +163,9 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "loader": loader.state_dict(cluster.add_up),
                 "config": OmegaConf.to_container(config),
             }
-            embeddings = None if queue is None else queue.embeddings
-            return save_checkpoint(checkpoints, state, network, optimizer, embeddings, config.run.keep_checkpoints)
+            return save_checkpoint(checkpoints, state, network, optimizer, queue, config.run.keep_checkpoints)
 
-        # ---------------------------------------------------------------------------------------------------------- train
+        # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
             epoch_losses: list[float] = []
             for images in loader:
@@ -195,8 +175,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                         group["frozen"] = step < config.swav.freeze_prototypes
 
                 # embeddings and their scores against the prototypes; the queue's scores once it is full (section 3.1)
-                use_queue = queue is not None and epoch >= config.swav.queue.start_epoch
-                queued = queue.queued() if use_queue else None
+                active = queue if epoch >= config.swav.queue.start_epoch else None
+                queued = None if active is None else active.queued()
                 crop_tensors = [crop.to(device, torch.float32, non_blocking=True) for crop in images.crops]
                 embeddings, scores, queue_scores = engine(crop_tensors, len(images.rows), queued)
 
@@ -208,12 +188,9 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                     try:
                         codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations)[:, -len(images.rows) :]
                     except FloatingPointError as error:
-                        raise TrainingStopped(
-                            f"step {step + 1}: {error}; the last good checkpoint is {last_saved or 'none yet'}; "
-                            "try a lower optimizer.base_lr"
-                        ) from None
-                    if use_queue:
-                        queue.push(embeddings[assigning])
+                        raise not_finite(step + 1, error, last_saved) from None
+                    if active is not None:
+                        active.push(embeddings[assigning])
                     monitor.update(codes, embeddings[assigning])
 
                 # every other crop predicts the codes (equations 1, 2 and 6)
@@ -228,10 +205,10 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 if stopping or (config.run.checkpoint_steps and step % config.run.checkpoint_steps == 0):
                     last_saved = save()
                 if stopping:
-                    journal.say(f"stopped by a signal at step {step}, saved {last_saved}; the same command resumes")
+                    journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                     return
 
-            # ---------------------------------------------------------------------------------------- the end of an epoch
+            # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
             loader.account(cluster.add_up)
             codes_summary = monitor.summary()
@@ -245,14 +222,13 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 journal.log(step, {"epoch": epoch, "knn": backbone_knn(network, labelled, crops, config, device)})
         training_seconds = time.monotonic() - training_started
 
-        # ------------------------------------------------------------------------------------------------------- the result
+        # ---- the result --------------------------------------------------------------------------
         last_saved = save()
-        untrained = journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}
         journal.finish(
             {
                 "directory": config.run.directory,
                 "knn": backbone_knn(network, labelled, crops, config, device) if labelled else None,
-                **untrained,
+                **(journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}),
                 "prototypes": config.model.prototypes,
                 **codes_summary,
                 "code_entropy_limit": math.log(config.model.prototypes),
@@ -267,6 +243,11 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "versions": versions(),
             }
         )
+
+
+def not_finite(step: int, what: object, last_saved: Path | None) -> TrainingStopped:
+    good = last_saved or "there is none yet"
+    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; try a lower optimizer.base_lr")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,9 @@ def _leaves(node: Any, prefix: str = "") -> list[str]:
     """Dotted keys of all values that are not themselves sections."""
     if not isinstance(node, DictConfig) or not len(node):
         return [prefix] if prefix else []
-    return [leaf for key in node for leaf in _leaves(node._get_node(key), f"{prefix}.{key}" if prefix else str(key))]
+    return [
+        leaf for key in map(str, node) for leaf in _leaves(node._get_node(key), f"{prefix}.{key}" if prefix else key)
+    ]
 
 
 def _free(key: str) -> bool:
@@ -194,7 +196,9 @@ def check_values(config: DictConfig) -> None:
     _check_crops(config, require)
     warmup = config.optimizer.warmup_epochs
     require(
-        warmup == "auto" or warmup <= config.run.epochs, "optimizer.warmup_epochs", f"at most {config.run.epochs} epochs"
+        warmup == "auto" or warmup <= config.run.epochs,
+        "optimizer.warmup_epochs",
+        f"at most {config.run.epochs} epochs",
     )
     base, final = config.optimizer.base_lr, config.optimizer.final_lr
     require("auto" in (base, final) or final <= base, "optimizer.final_lr", f"at most optimizer.base_lr={base}")

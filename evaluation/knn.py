@@ -64,7 +64,9 @@ def knn_accuracy(
     train_rows, test_rows = data.train_rows[rank::world], data.test_rows[rank::world]
     bank = gather(features(data.train, train_rows))
     bank_labels = gather(labels(data.train, train_rows, device))
-    found = predict(bank, bank_labels, features(data.test, test_rows), config.evaluation.k, config.evaluation.temperature)
+    found = predict(
+        bank, bank_labels, features(data.test, test_rows), config.evaluation.k, config.evaluation.temperature
+    )
     right = (found == labels(data.test, test_rows, device)).sum().double()
     if world > 1:
         dist.all_reduce(right)

@@ -4,7 +4,7 @@ A checkpoint is the folder `checkpoints/step-000001234` with
 
     network.safetensors    parameters and buffers by name, batch-norm statistics averaged over the ranks
     optimizer.safetensors  momentum by parameter name
-    ranks.safetensors      what differs between ranks, with a leading [world_size] dimension: batch-norm statistics, queue
+    ranks.safetensors      what differs between ranks, stacked [world_size, ...]: batch-norm statistics, queue
     state.json             step, position, ledger, world size, configuration
     manifest.json          size and SHA-256 of the others; written last
 
@@ -26,6 +26,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from launch.cluster import Cluster
+from model.queue import EmbeddingQueue
 
 STEP = "step-{:09d}"
 
@@ -39,15 +40,14 @@ def save_checkpoint(
     state: dict[str, Any],
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    queue: torch.Tensor | None,
+    queue: EmbeddingQueue | None,
     keep: int,
 ) -> Path:
     """Save everything as `directory/step-...`; to be called on all ranks at once, rank 0 writes.
 
-    state: JSON values, with "step"; queue: this rank's share of the embeddings [assigning, local_length, dim].
-    Returns the checkpoint's path once it is on disk and `latest` names it.
+    state: JSON values, with "step". Returns the checkpoint's path once it is on disk and `latest` names it.
     """
-    ranks = _all_ranks(_statistics(network) | ({"queue": queue} if queue is not None else {}))
+    ranks = _all_ranks(_statistics(network) | ({"queue": queue.embeddings} if queue is not None else {}))
     final = directory / STEP.format(state["step"])
     if dist.get_rank() == 0 and not is_whole(final):
         tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -93,35 +93,41 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    checkpoint: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, cluster: Cluster
-) -> torch.Tensor | None:
-    """Restore network and optimizer in place; returns this rank's share of the queue, if one was saved.
+    checkpoint: Path,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    queue: EmbeddingQueue | None,
+    cluster: Cluster,
+) -> dict[str, Any]:
+    """Restore network, optimizer and queue in place on this rank; returns state.json. Needs no process group.
 
-    With the saved world size every rank gets its own batch-norm statistics back, bit for bit; with another one all get
-    the average, and the queue is split anew. Raises CheckpointError, with the names, where the network differs.
+    With the saved world size every rank gets its own batch-norm statistics and queue back, bit for bit; with another
+    one all get the average, and the queue is dealt out anew. Raises CheckpointError, with the names, if the network
+    is another one.
     """
+    state = read_state(checkpoint)
     saved, ranks = load_file(checkpoint / "network.safetensors"), load_file(checkpoint / "ranks.safetensors")
     own = network.state_dict()
     wrong = sorted(set(saved) ^ set(own)) + sorted(k for k in set(saved) & set(own) if saved[k].shape != own[k].shape)
     if wrong:
-        raise CheckpointError(
-            f"{checkpoint} does not fit the network of this recipe: {', '.join(wrong[:10])}"
-            f"{f' and {len(wrong) - 10} more' if len(wrong) > 10 else ''}; use another run.directory"
-        )
-    same_world = read_state(checkpoint)["world_size"] == cluster.world_size
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        names = ", ".join(wrong[:10]) + more
+        raise CheckpointError(f"{checkpoint} does not fit this recipe's network: {names}; use another run.directory")
+    same_world = state["world_size"] == cluster.world_size
     if same_world:
         saved |= {name: ranks[name][cluster.rank] for name in ranks if name in own}
     network.load_state_dict(saved)
     parameters = dict(network.named_parameters())
     for name, momentum in load_file(checkpoint / "optimizer.safetensors").items():
         optimizer.state[parameters[name]]["momentum_buffer"] = momentum.to(parameters[name])
-    if "queue" not in ranks:
-        return None
-    if same_world:
-        return ranks["queue"][cluster.rank]
-    # [world, assigning, local, dim] -> [assigning, global, dim], newest rows of all ranks first, dealt out anew
-    rows = ranks["queue"].permute(1, 2, 0, 3).flatten(1, 2)
-    return rows[:, cluster.rank :: cluster.world_size].contiguous()
+    if queue is not None:
+        rows = ranks["queue"]  # [world, assigning, local, dim]
+        if same_world:
+            rows = rows[cluster.rank]
+        else:
+            rows = rows.permute(1, 2, 0, 3).flatten(1, 2)[:, cluster.rank :: cluster.world_size].contiguous()
+        queue.load_state_dict({"embeddings": rows})
+    return state
 
 
 # ---------------------------------------------------------------------- what is saved

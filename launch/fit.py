@@ -11,8 +11,8 @@ import os
 
 from omegaconf import DictConfig
 
-from launch.cluster import Cluster
 from config.recipe import ConfigError
+from launch.cluster import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 QUEUE_BELOW = 1024  # images a step from which the paper trains without a queue (RN50w4's 2560 had one, 4096 none)
@@ -29,7 +29,9 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     if batch % world_size:
         raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
     if batch // world_size < 2:
-        raise ConfigError(f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes)")
+        raise ConfigError(
+            f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes)"
+        )
     if batch > images:
         raise ConfigError(f"run.batch_size={batch} is more than the {images} images of data.path; lower it")
     steps = images // batch
@@ -44,13 +46,17 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
             said.append(f"{key}={value:g}  ({why}; override with {key}=...)" if value else f"{key}=0  ({why})")
 
     prototypes = min(3000, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
-    choose("model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper")
+    choose(
+        "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
+    )
     rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
     choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
     choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
     warmup = round(min(10.0, epochs / 10), 2) if batch >= QUEUE_BELOW else 0
     choose("optimizer.warmup_epochs", warmup, f"{batch} images a step")
-    choose("swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %")
+    choose(
+        "swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %"
+    )
     _fit_queue(config, choose, batch, epochs, images, world_size)
     if config.evaluation.size == "auto":
         config.evaluation.size = config.crops["global"]["size"]
@@ -64,8 +70,11 @@ def _fit_queue(config: DictConfig, choose, batch: int, epochs: int, images: int,
     else:
         wanted = min(3840, images // 4) // batch * batch
         choose("swav.queue.length", wanted, f"{batch} images a step are few for {config.model.prototypes} prototypes")
+    if not queue.length:
+        queue.start_epoch = 0
+        return
     choose("swav.queue.start_epoch", math.ceil(0.075 * epochs), "15 of 200 epochs in the paper")
-    if queue.length and queue.length < batch:
+    if queue.length < batch:
         raise ConfigError(
             f"swav.queue.length={queue.length} is shorter than run.batch_size={batch}; lengthen it, or 0 for no queue"
         )

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from launch.checkpoint import write_atomically
 from config.recipe import ConfigError
+from launch.checkpoint import read_state, write_atomically
 from launch.report import closing_table
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
@@ -25,6 +25,9 @@ CHANGEABLE = (
     "run.directory run.epochs run.log_every run.checkpoint_every run.checkpoint_steps run.keep_checkpoints data.cache "
     "data.path data.test data.workers data.max_bad_fraction pipeline evaluation engine"
 ).split()
+
+
+BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
 
 
 class Journal:
@@ -43,10 +46,16 @@ class Journal:
         summary = self.read("summary.json")
         if summary is None:
             return False
-        check_same_run(config, OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml")))
+        changed_settings(config, OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml")))
         self.say(closing_table(summary))
         self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train anew")
         return True
+
+    def check_same_run(self, config: DictConfig, checkpoint: Path) -> None:
+        """Refuse to resume a run of other settings (ConfigError); say what else has changed."""
+        for key, change in changed_settings(config, read_state(checkpoint)["config"]).items():
+            if not key.startswith(("run.", "pipeline.", "data.workers", "data.cache")) or key == "run.epochs":
+                self.say(f"changed since the last checkpoint: {key}: {change}")
 
     @contextmanager
     def opened(self, config: DictConfig, done_steps: int, total_steps: int) -> Iterator[None]:
@@ -79,7 +88,7 @@ class Journal:
             unit="step",
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 10,
-            bar_format="{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt} {postfix} [{elapsed}, ETA {remaining}]",
+            bar_format=BAR,
         )
 
     def progress(self, epoch: int, loss: float, images_per_second: float) -> None:
@@ -137,17 +146,17 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_same_run(config: DictConfig, saved: dict[str, Any]) -> list[str]:
-    """Changed settings that a resumed run may have, as `key: old -> new`; ConfigError for one that it may not."""
+def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
+    """`key: old -> new` of every setting that differs from a saved configuration. ConfigError for one that may not."""
     old, new = _flat(saved), _flat(OmegaConf.to_container(config))
-    changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
-    for key, change in sorted(changed.items()):
+    changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)}
+    for key, change in changed.items():
         if not any(key == allowed or key.startswith(allowed + ".") for allowed in CHANGEABLE):
             raise ConfigError(
                 f"run.directory={config.run.directory} holds a run with other settings ({key}: {change}); "
                 "choose another run.directory"
             )
-    return [f"{key}: {change}" for key, change in sorted(changed.items()) if key == "run.epochs"]
+    return changed
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.cluster import Cluster, free_port
 from config.recipe import ROOT, ConfigError, load_config
+from launch.cluster import Cluster, free_port
 from launch.report import mistakes_end_the_run
 
 CPU_PROCESSES = 2
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 def launch_command(processes: int, port: int, arguments: list[str]) -> list[str]:
     """The deepspeed launcher's command line for `processes` on this machine."""
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error"),
         *("--no_local_rank", "--num_gpus", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port)),
         *(str(ROOT / "train.py"), *arguments),
     ]

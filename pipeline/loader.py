@@ -23,10 +23,6 @@ from pipeline.reader import Reader
 from pipeline.reference import TorchvisionBackend
 from pipeline.table import SampleTable
 
-BACKENDS = {"dali": DaliBackend, "torchvision": TorchvisionBackend}
-AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
-READY = 2  # batches that wait, finished, for the training loop
-
 
 class Backend(Protocol):
     """Executes draws: yields each request with its crops, in the order they were asked for."""
@@ -36,6 +32,11 @@ class Backend(Protocol):
     def decodes(self, encoded: np.ndarray) -> bool: ...
 
     def close(self) -> None: ...
+
+
+BACKENDS: dict[str, Callable[..., Backend]] = {"dali": DaliBackend, "torchvision": TorchvisionBackend}
+AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
+READY = 2  # batches that wait, finished, for the training loop
 
 
 class Loader:
@@ -191,9 +192,7 @@ def evaluation_batches(
         feed.reader.close()
 
 
-def execute(
-    backend: Backend, feed: Feed, requests: Iterator[Request]
-) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+def execute(backend: Backend, feed: Feed, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
     """Crops of all requests; where a backend refuses an image, the bad rows are replaced and it goes on from there."""
     while True:
         try:

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
-    """The sheet for the first `images` rows of an epoch's order. Raises DatasetError or ValueError as the loader does."""
+    """The sheet for the first `images` rows of an epoch's order. Raises as the loader does."""
     table, _ = open_splits(config.data, progress=True)
     crops = crops_from_config(config.crops)
     rows = order(config.run.seed, epoch, table.usable())[:images]

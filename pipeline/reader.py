@@ -95,7 +95,8 @@ class Reader:
                 file = _Descriptor(table.root / table.containers[table.container[row]])
                 data = os.pread(file.number, length + 1, 0)  # one byte more shows a file that grew
             else:
-                data = os.pread(self._shard(int(table.container[row])).number, length, offset)
+                file = self._shard(int(table.container[row]))  # held by name until it is read
+                data = os.pread(file.number, length, offset)
         except OSError as error:
             raise ReadError(row, table.name(row), error.strerror or "unreadable") from None
         if len(data) != length:

@@ -13,7 +13,16 @@ SWAV = Crops(views=(View(224, (0.14, 1.0)),) * 2 + (View(96, (0.05, 0.14)),) * 6
 
 
 def fields(drawn):
-    return [drawn.window, drawn.flip, drawn.jitter, drawn.factors, drawn.order, drawn.grayscale, drawn.blur, drawn.sigma]
+    return [
+        drawn.window,
+        drawn.flip,
+        drawn.jitter,
+        drawn.factors,
+        drawn.order,
+        drawn.grayscale,
+        drawn.blur,
+        drawn.sigma,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ from pipeline.table import State
 
 PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
 LOSSY = (".jpg", "lossy.webp", "lossy_alpha.webp", "jpeg_called.png")
+LOSSLESS = [
+    *("rgb.png", "rgba.png", "rgb_key.png", "interlaced.png", "no_end.png", "wrong_checksum.png", "animated.png"),
+    *("animated_with_default.png", "animated.webp", "lossless.webp", "alpha.webp", "rgb.bmp", "rgb.tif"),
+]
 UPRIGHT = {  # EXIF 2.3, 4.6.4: which corner the stored row 0 and column 0 are, as indexing of the stored array
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -82,11 +86,7 @@ def test_turns_that_dali_does_not_see_are_applied(name):
     assert np.abs(decode(ODD[name]).astype(int) - UPRIGHT[6](scene())).mean() < 6
 
 
-@pytest.mark.parametrize(
-    "name",
-    "rgb.png rgba.png rgb_key.png interlaced.png lossless.webp alpha.webp no_end.png wrong_checksum.png animated.png "
-    "animated_with_default.png animated.webp rgb.bmp rgb.tif".split(),
-)
+@pytest.mark.parametrize("name", LOSSLESS)
 def test_lossless_formats_give_the_scene(name):
     np.testing.assert_array_equal(decode((PLAIN | ODD)[name]), scene())
 

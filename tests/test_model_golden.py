@@ -1,6 +1,6 @@
-"""Parity with the published implementation: learning rates, names and shapes, network outputs, the whole loop.
+"""Parity with the published code: learning rates, names and shapes, network outputs, the whole loop.
 
-Inputs and weights are made as tests/golden/README.md says (`det` and `fill`); the expected numbers lie beside it.
+Inputs and weights are made as tests/golden/README.md says (`det`, `fill`); the numbers lie beside it.
 """
 
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.backbone import build_backbone
 from model.lars import LARS, parameter_groups
@@ -53,7 +54,7 @@ def relative_error(found: Tensor, expected: np.ndarray) -> float:
     return float(np.abs(found.numpy() - expected).max() / np.abs(expected).max())
 
 
-# ---- learning rate, names, outputs ----------------------------------------------------------------------------
+# ---- learning rate, names, outputs -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -62,6 +63,16 @@ def test_learning_rates_are_the_published_ones(case: int) -> None:
     steps_per_epoch, epochs, warmup_epochs, *rates = golden[f"case{case}_args"]
     found = warmup_cosine(int(steps_per_epoch), epochs, warmup_epochs, *rates)
     np.testing.assert_allclose(found, golden[f"case{case}_lr"], rtol=1e-12, atol=0)
+
+
+def test_half_epochs_have_half_the_steps() -> None:
+    rates = warmup_cosine(10, 2.5, 0.5, 0.0, 1.0, 0.0)
+    assert len(rates) == 25 and rates[4] == rates[5] == 1.0
+
+
+def test_warmup_longer_than_the_training_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a warm-up of 3 epochs does not fit into 2 epochs"):
+        warmup_cosine(10, 2, 3, 0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet50w2"])
@@ -85,7 +96,7 @@ def test_network_outputs_are_the_published_ones(name: str) -> None:
     np.testing.assert_allclose(scores.flatten(0, 1)[:, ::50], golden[f"{name}_scores"], rtol=0, atol=1e-4)
 
 
-# ---- the whole loop -------------------------------------------------------------------------------------------
+# ---- the whole loop --------------------------------------------------------------------------------------
 
 
 def train(case: int, dtype: torch.dtype, steps: int | None = None) -> tuple[list[float], SwAV, Tensor]:
@@ -125,12 +136,24 @@ def train(case: int, dtype: torch.dtype, steps: int | None = None) -> tuple[list
     return losses, network, queue.embeddings if queue else torch.zeros(0)
 
 
-@pytest.mark.parametrize("case", range(3))
-def test_training_in_float64_is_the_published_one_to_the_last_step(case: int) -> None:
+def convolution(self: nn.Conv2d, x: Tensor) -> Tensor:
+    """The same sums as one matrix product: torch's float64 convolution on a CPU takes twice as long."""
+    size, stride, padding = self.kernel_size[0], self.stride[0], self.padding[0]
+    side = (x.shape[-1] + 2 * padding - size) // stride + 1
+    patches = x[:, :, ::stride, ::stride].flatten(2)
+    if size > 1:
+        patches = functional.unfold(x, size, padding=padding, stride=stride)
+    return (patches.mT @ self.weight.flatten(1).T).mT.unflatten(2, (side, side))
+
+
+# Case 0 is slow (20 s) and adds little: case 1 freezes the prototypes too, case 2 has no queue either.
+@pytest.mark.parametrize("case", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
+def test_training_in_float64_is_the_published_one_to_the_last_step(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.Conv2d, "forward", convolution)
     losses, network, queue = train(case, torch.float64)
     np.testing.assert_allclose(losses, LOOP[f"case{case}_loss_f64"], rtol=1e-6)
 
-    # The published loop normalises before a step, ours after: the golden prototypes lack the last normalisation.
+    # The published loop normalises before a step, ours after: golden prototypes lack the last one.
     prototypes = LOOP[f"case{case}_prototypes_f64"]
     prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
     state = published_names(network.state_dict())
@@ -142,7 +165,9 @@ def test_training_in_float64_is_the_published_one_to_the_last_step(case: int) ->
     assert not queue.numel() or relative_error(queue, expected_queue) < 1e-6
 
 
-@pytest.mark.parametrize("case", range(3))
-def test_training_in_float32_is_the_published_one_while_rounding_is_small(case: int) -> None:
-    losses, _, _ = train(case, torch.float32, steps=6)
-    np.testing.assert_allclose(losses, LOOP[f"case{case}_loss"][:6], rtol=1e-4)
+# Case 2 (learning rate 2.4) parts early: the published float32 losses themselves are 1.3e-4 off the published
+# float64 ones at step 3 and 1.4e-3 at step 4.
+@pytest.mark.parametrize(("case", "steps"), [(0, 6), (1, 6), (2, 3)])
+def test_training_in_float32_is_the_published_one_while_rounding_is_small(case: int, steps: int) -> None:
+    losses, _, _ = train(case, torch.float32, steps)
+    np.testing.assert_allclose(losses, LOOP[f"case{case}_loss"][:steps], rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What codes must be: the published ones, whatever the number of ranks, the range of the scores, the precision."""
+"""Codes are the published ones, whatever the number of ranks, the range of the scores, the precision."""
 
 import multiprocessing
 import queue
@@ -33,13 +33,13 @@ COLLECTIVES = (
 )
 
 
-# ---- ranks ----------------------------------------------------------------------------------------------------
+# ---- ranks -----------------------------------------------------------------------------------------------
 
 
 def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
     context = multiprocessing.get_context("forkserver")  # imports once, and no rank inherits threads
-    context.set_forkserver_preload(["torch", "numpy", "hypothesis", "jaxtyping"])
+    context.set_forkserver_preload(["torch", "hypothesis", "pytest", "jaxtyping"])
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
@@ -73,12 +73,13 @@ def codes_of(task: tuple[np.ndarray, float, int]) -> np.ndarray:
     return sinkhorn(torch.from_numpy(scores), epsilon, iterations).numpy()
 
 
-def error_of(scores: np.ndarray) -> str:
-    try:
-        sinkhorn(torch.from_numpy(scores), 0.05, 3)
-    except FloatingPointError as error:
-        return str(error)
-    return "no error"
+def errors_of(batches: list[np.ndarray]) -> list[str]:
+    messages = []
+    for scores in batches:
+        with pytest.raises(FloatingPointError) as error:
+            sinkhorn(torch.from_numpy(scores), 0.05, 3)
+        messages.append(str(error.value))
+    return messages
 
 
 def collectives_of(scores: np.ndarray) -> list[str]:
@@ -112,7 +113,7 @@ def cosines(seed: int, *shape: int) -> np.ndarray:
     return np.random.RandomState(seed).uniform(-1, 1, size=shape).astype(np.float32)
 
 
-# ---- claims ---------------------------------------------------------------------------------------------------
+# ---- claims ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", range(5))
@@ -123,7 +124,7 @@ def test_codes_are_the_published_ones(case: int) -> None:
     np.testing.assert_allclose(np.stack(codes), expected, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     crops=st.integers(1, 3),
     shares=st.lists(st.integers(1, 9), min_size=2, max_size=4),
@@ -139,9 +140,8 @@ def test_codes_do_not_depend_on_world_size(crops: int, shares: list[int], protot
 
 
 def test_both_crops_together_take_exactly_three_collectives() -> None:
-    assert (
-        run_ranks([cosines(rank, 2, 8, 30) for rank in range(2)], collectives_of) == [["all_reduce"] * 3] * 2
-    )
+    scores = [cosines(rank, 2, 8, 30) for rank in range(2)]
+    assert run_ranks(scores, collectives_of) == [["all_reduce"] * 3] * 2
 
 
 def test_unbounded_scores_on_one_rank_take_two_more_collectives_on_all_ranks() -> None:
@@ -149,12 +149,13 @@ def test_unbounded_scores_on_one_rank_take_two_more_collectives_on_all_ranks() -
     assert run_ranks(scores, collectives_of) == [["all_reduce"] * 5] * 2
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_bad_score_on_one_rank_is_an_error_on_every_rank(value: float) -> None:
-    scores = [cosines(rank, 2, 4, 10) for rank in range(2)]
-    scores[1][0, 2, 3] = value
-    messages = run_ranks(scores, error_of)
-    assert messages == ["1 scores over all ranks are NaN or infinite: no codes"] * 2
+def test_a_bad_score_on_one_rank_is_an_error_on_every_rank() -> None:
+    good = [cosines(0, 2, 4, 10) for _ in range(3)]
+    bad = [scores.copy() for scores in good]
+    for scores, value in zip(bad, (np.nan, np.inf, -np.inf), strict=True):
+        scores[0, 2, 3] = value
+    messages = run_ranks([good, bad], errors_of)
+    assert messages == [["1 scores over all ranks are NaN or infinite: no codes"] * 3] * 2
 
 
 def test_unbounded_scores_on_one_rank_give_the_codes_of_a_float64_reference() -> None:
@@ -167,17 +168,13 @@ def test_unbounded_scores_on_one_rank_give_the_codes_of_a_float64_reference() ->
 @pytest.mark.parametrize("offset", [0.0, 1.0, -1.0, 8.0, -30.0])
 def test_codes_are_those_of_a_float64_reference_at_any_offset(epsilon: float, offset: float) -> None:
     scores = cosines(3, 20, 12) + np.float32(offset)
-    np.testing.assert_allclose(
-        codes_of((scores, epsilon, 3)), textbook(scores, epsilon, 3), rtol=0, atol=2e-4
-    )
+    np.testing.assert_allclose(codes_of((scores, epsilon, 3)), textbook(scores, epsilon, 3), rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (1, 30), (4, 300), (2, 6, 10), (2, 1, 1)])
 @pytest.mark.parametrize("epsilon", [0.05, 0.01])
 @pytest.mark.parametrize("size", [0.0, 1.0, 30.0, 1e4, 1e38])
-def test_extreme_scores_give_finite_codes_that_sum_to_one(
-    shape: tuple[int, ...], epsilon: float, size: float
-) -> None:
+def test_extreme_scores_give_finite_codes_that_sum_to_one(shape: tuple[int, ...], epsilon: float, size: float) -> None:
     codes = codes_of((cosines(0, *shape) * np.float32(size), epsilon, 3))
     assert codes.shape == shape and codes.dtype == np.float32
     np.testing.assert_allclose(codes.sum(axis=-1), 1, rtol=0, atol=1e-5)

@@ -1,0 +1,75 @@
+"""What holds the ranks together at the end of a step: the signal to stop, and what all know of the step before."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class StopSignal:
+    """Set by SIGTERM or SIGUSR1 (a scheduler's warning): the run saves at the end of the step and leaves."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        self.received = signal.Signals(number).name
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), on how many ranks it was not, `stop`."""
+
+    step: int
+    loss: float
+    not_finite: int
+    stop: bool
+
+
+class Agreement:
+    """What all ranks know of the step before: mean loss, whether it is finite everywhere, whether one is to stop.
+
+    One all-reduce of three numbers a step, started after the step and read after the next one, so that the host never
+    waits for the device to finish a step.
+    """
+
+    def __init__(self, world_size: int):
+        self.world_size = world_size
+        self._pending: tuple[int, Any, Callable[[], Any]] | None = None
+
+    def exchange(self, step: int, loss: Any, stop: bool) -> Agreed | None:
+        """Start agreeing about `step` (loss: this rank's, a scalar tensor); the result for the step before, if any."""
+        import torch
+        import torch.distributed as dist
+
+        before = self.settle()
+        value = loss.detach().double()
+        finite = torch.isfinite(value)
+        vector = torch.stack([torch.where(finite, value, 0.0), (~finite).double(), torch.full_like(value, float(stop))])
+        work = dist.all_reduce(vector, async_op=True)
+        vector_on_gpu = vector.is_cuda
+        if vector_on_gpu:
+            work.wait()  # the stream waits, not the host
+            vector = vector.to("cpu", non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._pending = step, vector, copied.synchronize if vector_on_gpu else work.wait
+        return before
+
+    def settle(self) -> Agreed | None:
+        """The result for the step exchanged last, waiting for it if need be; None if it was already taken."""
+        if self._pending is None:
+            return None
+        step, vector, wait = self._pending
+        self._pending = None
+        wait()  # for the collective (CPU) or for the copy to the host (GPU)
+        total, bad, stop = vector.tolist()
+        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad), stop > 0)

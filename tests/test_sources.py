@@ -1,0 +1,511 @@
+"""Sample tables and where they come from: folders, shards, packed folders, the cache; and reading them back."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odd_images import bad_images, encode, odd_images, plain_images, scene
+from PIL import Image
+
+import pipeline.folder
+from pipeline.dataset import find_split, open_dataset
+from pipeline.fashion_mnist import gray_png
+from pipeline.folder import in_processes, list_folder, scan_folder
+from pipeline.images import decode, to_ppm
+from pipeline.reader import Reader, ReadError
+from pipeline.shards import Record, pack, scan_shards
+from pipeline.table import COLUMNS, DatasetError, Names, SampleTable, State, sha256
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
+ALL = PLAIN | ODD | {f"bad_{name}": data for name, (data, _) in BAD.items()}
+GOLDEN_TAR = "8315e2b4f08fdd6149ff08428305101caaf492d545b507432d86247c0941ea06"
+PNG = encode(Image.fromarray(scene(20, 30)), "PNG")
+
+
+def write(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def same(one: SampleTable, two: SampleTable) -> bool:
+    return (
+        all(np.array_equal(getattr(one, name), getattr(two, name)) for name in COLUMNS)
+        and (one.root, one.classes, one.quarantine) == (two.root, two.classes, two.quarantine)
+        and list(one.containers) == list(two.containers)
+    )
+
+
+def error_of(function, *arguments, **options) -> str:
+    with pytest.raises(DatasetError) as caught:
+        function(*arguments, **options)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """A folder with every image of odd_images.py."""
+    return write(tmp_path / "zoo", ALL)
+
+
+def packed(out: Path, count: int = 7, **options) -> SampleTable:
+    records = [
+        Record(f"{i:03d}", encode(Image.fromarray(scene(20 + i, 30)), "PNG"), "png", i % 3) for i in range(count)
+    ]
+    return pack(records, out, "some", ("a", "b", "c"), **options)
+
+
+# ---------------------------------------------------------------------------------------------- table
+
+
+@st.composite
+def tables(draw):
+    count, rows = draw(st.integers(1, 4)), draw(st.integers(0, 20))
+    text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=9)
+    classes = tuple(draw(st.lists(text, max_size=3)))
+
+    def column(low, high):
+        return np.array(draw(st.lists(st.integers(low, high), min_size=rows, max_size=rows)), np.int64)
+
+    state = column(0, 2)
+    return SampleTable(
+        root=Path("/nowhere"), containers=draw(st.lists(text, min_size=count, max_size=count)),
+        container=column(0, count - 1), offset=np.zeros(rows), length=column(0, 2**40),
+        width=column(0, 2**31 - 1), height=column(0, 2**31 - 1), label=column(-1, len(classes) - 1),
+        state=state, classes=classes, quarantine={int(row): draw(text) for row in np.flatnonzero(state == 2)},
+        fingerprint=draw(st.text("0123456789abcdef")),
+    )  # fmt: skip
+
+
+@given(tables())
+@settings(deadline=None, max_examples=25)
+def test_a_table_survives_saving(tmp_path_factory, table):
+    path = tmp_path_factory.mktemp("table") / "table.npz"
+    table.save(path)
+    loaded = SampleTable.load(path)
+    assert same(loaded, table)
+    assert loaded.fingerprint == table.fingerprint
+    np.testing.assert_array_equal(loaded.usable(), np.flatnonzero(table.state != State.QUARANTINED))
+
+
+def test_file_names_need_not_be_utf8():
+    name = os.fsdecode(b"caf\xe9.jpg")
+    assert list(Names(Names.of([name, "z"]).blob)) == [name, "z"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty", "array", "version", "contradiction"])
+def test_a_damaged_table_is_one_clear_line(tmp_path, damage):
+    path = tmp_path / "t" / "table.npz"
+    packed(tmp_path / "t")
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        middle = data.index(b"label.npy") + 140
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :])
+    elif damage in ("text", "empty"):
+        path.write_bytes(b"hello" if damage == "text" else b"")
+    elif damage == "array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        stored = dict(np.load(path))
+        stored |= {"version": np.int64(99)} if damage == "version" else {"container": stored["container"] + 5}
+        np.savez(path, **stored)
+    line = error_of(SampleTable.load, path)
+    assert line.startswith(str(path))
+    assert "sample table" in line
+    assert "delete it" in line
+
+
+def test_a_table_that_contradicts_itself_cannot_be_made():
+    columns = dict.fromkeys(COLUMNS, np.zeros(2, np.int64))
+    SampleTable(root=Path(), containers=["a"], **columns)
+    for wrong in ({"label": np.zeros(3)}, {"offset": [0, -1]}, {"state": [0, 2]}, {"label": [0, 1], "classes": ("x",)}):
+        with pytest.raises(ValueError, match="bad sample table"):
+            SampleTable(root=Path(), containers=["a"], **(columns | wrong))
+
+
+# ---------------------------------------------------------------------------------------------- folder
+
+
+def test_no_image_of_a_folder_is_lost_silently(zoo, tmp_path):
+    table = open_dataset(zoo, tmp_path / "cache", workers=1, progress=False)
+    states = {table.name(row): State(table.state[row]) for row in range(len(table))}
+    expected = dict.fromkeys(PLAIN, State.OK) | dict.fromkeys(ODD, State.PIL)
+    assert states == expected | {f"bad_{name}": State.QUARANTINED for name in BAD}
+    assert {table.name(row): why for row, why in table.quarantine.items()} == {
+        f"bad_{n}": w for n, (_, w) in BAD.items()
+    }
+    manifest = json.loads(next((tmp_path / "cache").glob("*.json")).read_text())
+    assert {entry["name"]: entry["reason"] for entry in manifest["quarantined"]} == {
+        f"bad_{name}": reason for name, (_, reason) in BAD.items()
+    }
+    assert (manifest["rows"], manifest["usable"]) == (len(ALL), len(PLAIN) + len(ODD))
+
+
+def test_classes_are_the_first_level_folders(tmp_path):
+    files = ("b/x/2.PNG", "b/1.png", "a/3.jpeg", ".hidden/4.png", "a/.5.png", "a/notes.txt", "top.png")
+    (write(tmp_path, dict.fromkeys(files, PNG)) / "empty").mkdir()
+    table = scan_folder(tmp_path, progress=False)
+    assert list(table.containers) == ["top.png", "a/3.jpeg", "b/1.png", "b/x/2.PNG"]
+    assert table.classes == ("a", "b", "empty")
+    assert table.label.tolist() == [-1, 0, 1, 1]
+    assert (table.width[0], table.height[0], table.length[0]) == (30, 20, len(PNG))
+    assert scan_folder(tmp_path / "b" / "x", progress=False).label.tolist() == [-1]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    root = write(tmp_path / "root", {"a/1.png": PNG})
+    write(tmp_path / "elsewhere", {"2.png": PNG})
+    (root / "a" / "up").symlink_to(root)
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "b" / "again").symlink_to(root / "a")
+    (root / "gone.png").symlink_to(root / "nothing.png")
+    table = scan_folder(root, progress=False)
+    assert list(table.containers) == ["gone.png", "a/1.png", "b/2.png", "b/again/1.png"]
+    assert table.quarantine == {0: "unreadable"}
+
+
+def test_two_scans_and_any_number_of_workers_give_the_same_table(zoo, monkeypatch):
+    one = scan_folder(zoo, workers=1, progress=False)
+    monkeypatch.setattr(pipeline.folder, "CHUNK", 5)  # enough chunks for processes to be started
+    assert same(one, scan_folder(zoo, workers=2, progress=False))
+
+
+def test_worker_processes_run_neither_the_main_script_nor_torch(tmp_path):
+    script = tmp_path / "train.py"  # without the usual guard: a second run would start workers, and so on
+    script.write_text(
+        textwrap.dedent("""
+        import sys
+        from pipeline.folder import in_processes
+        print("main runs")
+        look = "__import__('pipeline.folder') and [m for m in ('torch', 'nvidia') if m in __import__('sys').modules]"
+        print(list(in_processes(eval, iter([look, look]), 2)))
+        """)
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["main runs", "[[], []]"], done.stderr
+
+
+def test_a_killed_worker_is_one_clear_line():
+    assert "data.workers=2" in error_of(list, in_processes(os._exit, iter([1, 1]), 2))
+
+
+# ---------------------------------------------------------------------------------------------- shards
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    one, two = packed(tmp_path / "one"), packed(tmp_path / "two")
+    for name in ("some-000000.tar", "some-000000.idx", "table.json"):
+        assert sha256(tmp_path / "one" / name) == sha256(tmp_path / "two" / name)
+    assert same(one, SampleTable.load(tmp_path / "one" / "table.npz"))
+    assert same(two, SampleTable.load(tmp_path / "two" / "table.npz"))
+
+
+def test_the_bytes_of_a_shard_never_change(tmp_path):
+    gray = gray_png(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    pack([("0", gray, "png", 3), ("f" * 99 + "/1", gray, "png", -1)], tmp_path / "p", "some")
+    assert sha256(tmp_path / "p" / "some-000000.tar") == GOLDEN_TAR
+    lines = ["v1.2 2", "png 512 83 0.png cls 1536 1 0.cls", f"png 2560 83 {'f' * 99}/1.png", ""]
+    assert (tmp_path / "p" / "some-000000.idx").read_text() == "\n".join(lines)
+
+
+def test_the_manifest_has_the_sha256_of_each_shard(tmp_path):
+    packed(tmp_path / "p", max_count=3)
+    manifest = json.loads((tmp_path / "p" / "table.json").read_text())
+    assert [entry["name"] for entry in manifest["containers"]] == [f"some-00000{i}.tar" for i in range(3)]
+    for entry in manifest["containers"]:
+        path = tmp_path / "p" / entry["name"]
+        assert (entry["sha256"], entry["bytes"]) == (sha256(path), path.stat().st_size)
+
+
+def test_shards_end_by_count_and_by_bytes(tmp_path):
+    assert np.bincount(packed(tmp_path / "a", max_count=3).container).tolist() == [3, 3, 1]
+    table = packed(tmp_path / "b", max_bytes=8_000)
+    assert len(table.containers) > 1
+    sizes = [(tmp_path / "b" / name).stat().st_size for name in table.containers]
+    assert max(sizes) <= 8_000 + 10_240  # the tar's own padding
+
+
+def test_our_index_is_that_of_wds2idx_byte_for_byte(tmp_path):
+    wds2idx = pytest.importorskip("wds2idx", reason="DALI is not installed")
+    names = [*(f"{i:03d}" for i in range(4)), "folder/one", "d" * 60 + "/" + "n" * 90, "caf\u00e9"]
+    pack([Record(key, PNG, "png", i - 1) for i, key in enumerate(names)], tmp_path / "p", "some")
+    tar = tmp_path / "p" / "some-000000.tar"
+    environment = {"LC_ALL": "C.UTF-8"}  # wds2idx asks GNU tar, which quotes by locale
+    code = f"import wds2idx; c = wds2idx.IndexCreator({str(tar)!r}, {str(tmp_path / 'theirs')!r}, verbose=False); "
+    code += "c.create_index(); c.close()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | environment, check=True, timeout=60)
+    assert wds2idx.IndexCreator.index_file_version == "v1.2"
+    assert (tmp_path / "theirs").read_bytes() == tar.with_suffix(".idx").read_bytes()
+
+
+def test_dali_reads_our_shards(tmp_path):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from nvidia.dali import fn, pipeline_def
+
+    table = packed(tmp_path / "p", max_count=4)
+    shards = [str(table.root / name) for name in table.containers]
+
+    @pipeline_def(batch_size=len(table), num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def reading():
+        index = [shard.replace(".tar", ".idx") for shard in shards]
+        return tuple(fn.readers.webdataset(paths=shards, index_paths=index, ext=["png", "cls"]))
+
+    pipe = reading()
+    pipe.build()
+    images, labels = pipe.run()
+    for row, ours in enumerate(Reader(table).read(range(len(table)))):
+        assert bytes(images.at(row)) == bytes(ours)
+        assert int(bytes(labels.at(row))) == table.label[row]
+
+
+def test_a_scan_of_shards_finds_what_was_packed(tmp_path):
+    table = packed(tmp_path / "p", max_count=3)
+    found = scan_shards([tmp_path / "p" / name for name in table.containers], progress=False)
+    assert found.classes == ()
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(table, name))
+
+
+@pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_shards_that_others_made_are_read(tmp_path, style):
+    long = "folder/" + "n" * 150
+    write(tmp_path, {"1.PNG": PNG, "1.cls": b" 7\n", "2.jpg": ODD["gray16.png"], "3.png": b"", "text.txt": b"?"})
+    with tarfile.open(tmp_path / "s.tar", "w", format=style) as archive:
+        archive.add(tmp_path / "1.cls", f"{long}.cls")  # the label may come first
+        archive.add(tmp_path / "1.PNG", f"{long}.PNG")
+        archive.addfile(tarfile.TarInfo("folder"))
+        for name in ("2.jpg", "3.png", "text.txt"):
+            archive.add(tmp_path / name, name)
+        archive.add(tmp_path / "1.PNG", "._1.png")
+    table = scan_shards([tmp_path / "s.tar"], progress=False)
+    assert table.label.tolist() == [7, -1, -1]
+    assert table.state.tolist() == [State.OK, State.PIL, State.QUARANTINED]
+    assert table.quarantine == {2: "zero bytes"}
+    assert table.name(2) == "s.tar:3.png"
+    np.testing.assert_array_equal(Reader(table).decode(0), scene(20, 30))
+
+
+def test_a_broken_shard_is_one_clear_line(tmp_path):
+    packed(tmp_path / "p")
+    tar = (tmp_path / "p" / "some-000000.tar").read_bytes()
+    cut = write(tmp_path, {"cut.tar": tar[:4000], "zip.tar": b"PK\3\4" * 400, "empty.tar": b""})
+    for name in ("cut.tar", "zip.tar", "empty.tar"):
+        line = error_of(open_dataset, cut / name, tmp_path / "cache", workers=1, progress=False)
+        assert line.startswith(f"data.path={tmp_path / name}: {name}: no sound uncompressed tar")
+    broken = tar.replace(b"2" + bytes(511), b"x" + bytes(511))
+    write(tmp_path, {"label.tar": broken})
+    assert "not a class number" in error_of(scan_shards, [tmp_path / "label.tar"], progress=False)
+
+
+def test_keys_that_webdataset_cannot_keep_are_refused(tmp_path):
+    for key in ("a.b", "a b", "", "folder/", "new\nline", "x" * 101):
+        assert "key" in error_of(pack, [Record(key, PNG, "png", 0)], tmp_path / "p", "some")
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_kill_while_packing_leaves_nothing_half_done(tmp_path):
+    code = """
+        import os, sys
+        from pipeline.shards import pack
+        def records():
+            for i in range(9):
+                if i == 5:
+                    os._exit(9)
+                yield f"{i}", b"x" * 5000, "png", 0
+        pack(records(), sys.argv[1], "some", max_count=2)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "p")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60).returncode == 9
+    assert not (tmp_path / "p").exists()
+    assert (tmp_path / ".p.partial").exists()
+    packed(tmp_path / "p")
+    assert sorted(os.listdir(tmp_path / "p")) == ["some-000000.idx", "some-000000.tar", "table.json", "table.npz"]
+    assert not (tmp_path / ".p.partial").exists()
+    assert "is there already" in error_of(packed, tmp_path / "p")
+
+
+# ---------------------------------------------------------------------------------------------- dataset
+
+
+def test_mistakes_are_told_in_one_line_with_the_mend(tmp_path):
+    def told(path, **options):
+        return error_of(open_dataset, path, tmp_path / "cache", workers=1, progress=False, **options)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    line = f"data.path={empty}: no images found (looked for .jpg .jpeg .png .webp"
+    assert told(empty).startswith(line)
+    assert told(tmp_path / "gone") == f"data.path={tmp_path / 'gone'}: no such file or folder; " + (
+        "give a folder of images or of *.tar shards, one .tar, or a folder with table.npz"
+    )
+    write(tmp_path, {"one.jpg": PNG, "bad/1.jpg": b"", "bad/2.png": b"text"})
+    assert "neither a folder nor a .tar" in told(tmp_path / "one.jpg", setting="data.test")
+    assert told(tmp_path / "one.jpg", setting="data.test").startswith("data.test=")
+    assert "none of the 2 images can be read (1 zero bytes, 1 not an image)" in told(tmp_path / "bad")
+    blocked = write(tmp_path, {"file": b""}) / "file"
+    line = error_of(open_dataset, tmp_path / "bad", blocked / "cache", workers=1, progress=False)
+    assert "cannot write its table to the cache" in line
+
+
+def test_a_scan_is_cached_and_done_again_when_files_change(tmp_path, capsys, monkeypatch):
+    root = write(tmp_path / "root", {f"a/{i}.png": PNG for i in range(3)})
+
+    def opened():
+        table = open_dataset(root, tmp_path / "cache", workers=1, progress=False)
+        return table, capsys.readouterr().err
+
+    first, said = opened()
+    assert said == ""
+    with monkeypatch.context() as context:
+        context.setattr(pipeline.folder, "probe_rows", None)  # a second scan would fail
+        again, said = opened()
+    assert same(again, first)
+    assert said == ""
+    for change in (
+        lambda: write(root, {"a/1.png": PNG + b"longer"}),
+        lambda: os.utime(root / "a" / "2.png", ns=(0, 0)),
+        lambda: write(root, {"b/9.png": b""}),
+        lambda: (root / "a" / "0.png").unlink(),
+        lambda: next((tmp_path / "cache").glob("*.npz")).write_bytes(b"damaged"),
+    ):
+        change()
+        table, said = opened()
+        assert same(table, scan_folder(root, progress=False))
+        assert said.count("scanning again") == 1
+        quarantined = [line for line in said.splitlines() if "quarantined" in line]
+        assert len(quarantined) == len(table.quarantine)
+        assert len(said.splitlines()) == 1 + len(quarantined)
+
+
+def test_shards_and_packed_folders_are_recognised(tmp_path):
+    cache = tmp_path / "cache"
+    table = packed(tmp_path / "p", max_count=4)
+    assert same(open_dataset(tmp_path / "p", cache, 1, False), table)
+    assert not cache.exists()  # a packed folder needs none
+    one = open_dataset(tmp_path / "p" / "some-000001.tar", cache, 1, False)
+    assert len(one) == 3
+    (tmp_path / "p" / "table.npz").unlink()
+    assert len(open_dataset(tmp_path / "p", cache, 1, False)) == 7
+    assert len(list(cache.glob("p-*.npz"))) == 1
+
+
+def test_a_packed_folder_can_be_moved_but_not_robbed(tmp_path):
+    packed(tmp_path / "p", max_count=4)
+    moved = (tmp_path / "p").rename(tmp_path / "q")
+    table = open_dataset(moved, tmp_path / "cache", 1, False)
+    assert Reader(table).decode(6).shape == (26, 30, 3)
+    tar = moved / "some-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:1000])
+    assert "some-000001.tar has 1000 bytes" in error_of(open_dataset, moved, tmp_path / "cache", 1, False)
+    tar.unlink()
+    assert "some-000001.tar, which is missing" in error_of(open_dataset, moved, tmp_path / "cache", 1, False)
+
+
+def test_ranks_that_open_together_scan_once(tmp_path):
+    root = write(tmp_path / "root", {f"{i:03d}.png": PNG for i in range(300)})
+    code = """
+        import sys
+        from pipeline.dataset import open_dataset
+        print(len(open_dataset(sys.argv[1], sys.argv[2], workers=1)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(root), str(tmp_path / "cache")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
+    told = [rank.communicate(timeout=60) for rank in ranks]
+    assert [out for out, _ in told] == ["300\n", "300\n"], told
+    assert sorted("checking images" in err for _, err in told) == [False, True]
+
+
+def test_splits_are_found(tmp_path):
+    assert find_split(tmp_path) == (tmp_path, None)
+    (tmp_path / "train").mkdir()
+    assert find_split(tmp_path) == (tmp_path / "train", None)
+    (tmp_path / "trams").mkdir()  # then these are classes
+    assert find_split(tmp_path) == (tmp_path, None)
+    for name in ("validation", "test", "val"):
+        (tmp_path / name).mkdir()
+        assert find_split(tmp_path) == (tmp_path / "train", tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------- reader
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_reader_gives_the_bytes_of_plain_rows_and_a_ppm_of_odd_ones(zoo, tmp_path, source, threads):
+    table = scan_folder(zoo, progress=False)
+    names = [table.name(row) for row in range(len(table))]
+    if source == "shards":
+        records = [Record(f"{row:03d}", ALL[name], "jpg", -1) for row, name in enumerate(names)]
+        table = pack(records, tmp_path / "p", "zoo", max_count=9)
+    reader = Reader(table, threads=threads, open_files=2)
+    rows = np.random.default_rng(0).permutation(table.usable())
+    for row, data in zip(rows, reader.read(rows), strict=True):
+        name = names[row]
+        assert data.dtype == np.uint8
+        assert bytes(data) == (PLAIN[name] if name in PLAIN else to_ppm(decode(ODD[name])))
+        np.testing.assert_array_equal(reader.decode(row), decode(ALL[name]))
+    for row, reason in table.quarantine.items():
+        with pytest.raises(ReadError, match=f"quarantined: {reason}"):
+            reader.read([row])
+    reader.close()
+    assert len(reader.read(rows[:3])) == 3  # it opens again
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_files_that_vanish_or_change_are_errors_by_name(tmp_path, source):
+    if source == "folder":
+        root = write(tmp_path / "r", {f"{i}.png": PNG for i in range(4)})
+        table = scan_folder(root, progress=False)
+        (root / "1.png").unlink()
+        write(root, {"2.png": PNG[:-1], "3.png": PNG + b"1"})
+        reasons = ["No such file", "bytes where the table has", "grew"]
+    else:
+        table = packed(tmp_path / "r", 4, max_count=1)
+        (tmp_path / "r" / "some-000001.tar").unlink()
+        for name in ("some-000002.tar", "some-000003.tar"):
+            write(tmp_path / "r", {name: b"short"})
+        reasons = ["No such file", "changed since", "changed since"]
+    found = Reader(table).try_read(range(4))
+    assert isinstance(found[0], np.ndarray)
+    for row, (error, reason) in enumerate(zip(found[1:], reasons, strict=True), 1):
+        assert isinstance(error, ReadError)
+        assert (error.row, error.name) == (row, table.name(row))
+        assert reason in str(error)
+        assert table.containers[row] in str(error)
+    with pytest.raises(ReadError):
+        Reader(table).read([0, 1])
+
+
+def test_reader_keeps_few_files_open(tmp_path):
+    table = packed(tmp_path / "p", 12, max_count=1)
+    before = len(os.listdir("/proc/self/fd"))
+    reader = Reader(table, threads=4, open_files=3)
+    for _ in range(5):
+        reader.read(np.arange(12))
+    assert len(os.listdir("/proc/self/fd")) <= before + 3
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_listing_is_in_one_order(tmp_path):
+    names = ["b.png", "a/z.png", "a.png", "a/b/c.png", "a-b/x.png"]
+    write(tmp_path, dict.fromkeys(names, b""))
+    assert list(list_folder(tmp_path).names) == ["a.png", "b.png", "a/z.png", "a/b/c.png", "a-b/x.png"]
