@@ -105,7 +105,12 @@ def _size_and_time(entry: os.DirEntry[str]) -> tuple[int | None, int]:
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (None, 0)
 
 
-def scan_folder(root: Path, workers: int = 1, progress: bool = True, listing: Listing | None = None) -> SampleTable:
+def scan_folder(
+    root: Path,
+    workers: int = 1,
+    progress: bool = True,
+    listing: Listing | None = None,
+) -> SampleTable:
     """Decode every image below `root` once and give its table. Raises DatasetError where a folder cannot be
     listed."""
     root = Path(root).resolve()

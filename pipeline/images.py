@@ -1,4 +1,4 @@
-"""The canonical decode of one image, and the probe that tells whether DALI's own decoder gives the same pixels.
+"""The canonical decode of one image, and the probe: does DALI's own decoder give the same pixels?
 
 A plain 8-bit JPEG, PNG or WebP is `State.OK`: backends decode its bytes themselves. Everything else that
 Pillow can read is `State.PIL`: it is decoded here and handed on as PPM, so that every backend sees the same
@@ -6,12 +6,12 @@ pixels. What was found with DALI 2.4.0 on the CPU, nvImageCodec 0.9 and Pillow 1
 `tests/odd_images.py`:
 
 - refused by DALI: WebP with EXIF, GIF, AVIF, 1-bit TIFF, PNG with a wrong CRC or without IEND;
-- other pixels: 16-bit RGB and gray with alpha, palette TIFF, CMYK with an EXIF turn (all by one level); APNG with a
-  default image (another frame); orientation that stands in XMP or PNG text or has an odd EXIF type (not turned);
+- other pixels: 16-bit RGB and gray with alpha, palette TIFF, CMYK with an EXIF turn (all by one level); APNG
+  with a default image (another frame); orientation in XMP, in PNG text or of an odd EXIF type (not turned);
 - JPEGs and PNGs whose EXIF says two things: SIGSEGV or a smashed heap, which no handler catches.
 
-So only files whose structure is checked to be plain here go the native way, and every doubt goes to Pillow. Of 24,000
-files mutated at random that this check let through, DALI gave our very pixels for each.
+- JPEGs and PNGs whose EXIF says two things: SIGSEGV or a smashed heap, which no handler catches.
+24,000 files mutated at random that this check let through, DALI gave our very pixels for each.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _reason(data: bytes, error: Exception) -> str:
 
 # ---------------------------------------------------------------------------------------------- structure
 # Each function walks a file's own structure and answers with the EXIF orientation (1..8) that DALI will find,
-# or None where the file is anything but plain. It looks at headers and checksums; the pixels Pillow has checked.
+# or None where the file is anything but plain. Only headers and checksums count: Pillow has seen the pixels.
 
 
 def _plain_jpeg(data: bytes) -> int | None:

@@ -150,15 +150,18 @@ def pack(
     with locked(out.with_name(f".{out.name}.lock")):
         shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
         partial.mkdir()
-        with progress_bar(total, f"packing {out.name}", "img", progress) as bar:
-            counted = _counted(records, bar)
-            names, digests, columns = _write_shards(counted, partial, prefix, max_bytes, max_count)
-        if not names:
-            raise DatasetError(f"{out}: there are no images to pack")
-        table = _table(partial, names, columns, classes, workers, progress)
-        table.save(partial / "table.npz", digests)
-        sync_folder(partial)
-        os.rename(partial, out)
+        try:
+            with progress_bar(total, f"packing {out.name}", "img", progress) as bar:
+                counted = _counted(records, bar)
+                names, digests, columns = _write_shards(counted, partial, prefix, max_bytes, max_count)
+            if not names:
+                raise DatasetError(f"{out}: there are no images to pack")
+            table = _table(partial, names, columns, classes, workers, progress)
+            table.save(partial / "table.npz", digests)
+            sync_folder(partial)
+            os.rename(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # there only if something failed
         sync_folder(out.parent)
     return replace(table, root=out)
 

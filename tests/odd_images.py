@@ -48,6 +48,15 @@ def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
     return head + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1) + value + bytes(4)
 
 
+def camera_exif() -> bytes:
+    """What a camera writes: orientation 6 between texts, fractions, and directories for exposure and place."""
+    tags = Image.Exif()
+    tags.update({0x010F: "Maker", 0x0110: "A model with a long name", 0x0112: 6, 0x011A: 72.0, 0x0132: "2020:01:01"})
+    tags.get_ifd(0x8769).update({0x829A: 0.005, 0x9000: b"0230", 0x9003: "2020:01:01 00:00:00", 0xA002: WIDTH})
+    tags.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    return tags.tobytes()
+
+
 def with_segments(jpeg: bytes, *bodies: bytes) -> bytes:
     """A JPEG with APP1 segments put in front."""
     return jpeg[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in bodies) + jpeg[2:]
@@ -101,6 +110,8 @@ def plain_images() -> dict[str, bytes]:
         "xmp.jpg": with_segments(jpeg, b"Exif\0\0" + exif(3), XMP + b"<x/>"),
         "big_endian_exif.jpg": with_segments(jpeg, b"Exif\0\0" + exif(6, ">")),
         "unknown_orientation.jpg": with_segments(jpeg, b"Exif\0\0" + exif(0)),
+        "camera.jpg": encode(rgb, "JPEG", quality=90, exif=camera_exif()),
+        "two_pictures_in_one.jpg": encode(rgb, "MPO", save_all=True, append_images=[gray.convert("RGB")]),
         "rgb.png": png,
         "gray.png": encode(gray, "PNG"),
         "one_bit.png": encode(gray.convert("1"), "PNG"),

@@ -8,6 +8,7 @@ from PIL import Image
 from pipeline.images import BadImage, decode, probe, to_ppm
 from pipeline.table import State
 
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
 LOSSY = (".jpg", "lossy.webp", "lossy_alpha.webp", "jpeg_called.png")
 LOSSLESS = [

@@ -24,6 +24,7 @@ from pipeline.reader import Reader, ReadError
 from pipeline.shards import Record, pack, scan_shards
 from pipeline.table import COLUMNS, DatasetError, Names, SampleTable, State, sha256
 
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
 ALL = PLAIN | ODD | {f"bad_{name}": data for name, (data, _) in BAD.items()}
@@ -210,7 +211,7 @@ def test_a_killed_worker_is_one_clear_line():
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
     one, two = packed(tmp_path / "one"), packed(tmp_path / "two")
-    for name in ("some-000000.tar", "some-000000.idx", "table.json"):
+    for name in ("some-000000.tar", "some-000000.idx", "table.json", "table.npz"):
         assert sha256(tmp_path / "one" / name) == sha256(tmp_path / "two" / name)
     assert same(one, SampleTable.load(tmp_path / "one" / "table.npz"))
     assert same(two, SampleTable.load(tmp_path / "two" / "table.npz"))
@@ -316,7 +317,7 @@ def test_a_broken_shard_is_one_clear_line(tmp_path):
 def test_keys_that_webdataset_cannot_keep_are_refused(tmp_path):
     for key in ("a.b", "a b", "", "folder/", "new\nline", "x" * 101):
         assert "key" in error_of(pack, [Record(key, PNG, "png", 0)], tmp_path / "p", "some")
-    assert not (tmp_path / "p").exists()
+    assert os.listdir(tmp_path) == [".p.lock"]
 
 
 def test_a_kill_while_packing_leaves_nothing_half_done(tmp_path):

@@ -1,0 +1,37 @@
+"""Real photographs that ship inside scikit-image and scikit-learn, as a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def photographs() -> list[np.ndarray]:
+    """Six colour photographs (H, W, 3) uint8."""
+    import skimage.data
+    from sklearn.datasets import load_sample_images
+
+    return [
+        *load_sample_images().images,
+        skimage.data.astronaut(),
+        skimage.data.chelsea(),
+        skimage.data.coffee(),
+        skimage.data.rocket()[..., :3],
+    ]
+
+
+def write_folder(root: Path, images: list[np.ndarray], classes: int = 2, suffix: str = ".png") -> Path:
+    """Write images as root/class{i}/{n}.png; class numbers in turn."""
+    for index, image in enumerate(images):
+        folder = root / f"class{index % classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{index:05d}{suffix}", quality=90)
+    return root
+
+
+def flat_colours(count: int, side: int = 40) -> list[np.ndarray]:
+    """`count` images, each of one colour of its own."""
+    colours = np.random.default_rng(0).integers(20, 236, (count, 3), dtype=np.uint8)
+    return [np.full((side, side + index % 5, 3), colour, np.uint8) for index, colour in enumerate(colours)]
