@@ -54,9 +54,9 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
             except (OmegaConfBaseException, ValueError) as error:
                 raise ConfigError(f"{argument}: {_first_line(error)}") from None
             config = _merge(config, override, defaults, argument)
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"{missing[0]} is not set; give it as {missing[0]}=...")
+    for key in sorted(OmegaConf.missing_keys(defaults)):
+        if OmegaConf.is_missing(*_parent(config, key)) or not OmegaConf.select(config, key):
+            raise ConfigError(f"{key} is not set; give it as {key}=...")
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
@@ -95,6 +95,11 @@ def _leaves(node: Any, prefix: str = "") -> list[str]:
     return [
         leaf for key in map(str, node) for leaf in _leaves(node._get_node(key), f"{prefix}.{key}" if prefix else key)
     ]
+
+
+def _parent(config: DictConfig, key: str) -> tuple[Any, str]:
+    section, _, name = key.rpartition(".")
+    return OmegaConf.select(config, section), name
 
 
 def _free(key: str) -> bool:

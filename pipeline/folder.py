@@ -71,7 +71,8 @@ def list_folder(root: Path) -> Listing:
         try:
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
-            raise DatasetError(f"cannot list the folder {root / folder} ({error.strerror})") from None
+            told = f"cannot list the folder {root / folder} ({error.strerror})"
+            raise DatasetError(f"{told}; make it readable or take it out") from None
         for entry in entries:
             if entry.name.startswith("."):
                 continue

@@ -10,8 +10,8 @@ pixels. What was found with DALI 2.4.0 on the CPU, nvImageCodec 0.9 and Pillow 1
   with a default image (another frame); orientation in XMP, in PNG text or of an odd EXIF type (not turned);
 - JPEGs and PNGs whose EXIF says two things: SIGSEGV or a smashed heap, which no handler catches.
 
-- JPEGs and PNGs whose EXIF says two things: SIGSEGV or a smashed heap, which no handler catches.
-24,000 files mutated at random that this check let through, DALI gave our very pixels for each.
+So only files whose structure is checked to be plain here go the native way; every doubt goes to Pillow.
+Of the 24,000 files mutated at random that this check let through, DALI gave our very pixels for each.
 """
 
 from __future__ import annotations

@@ -1,0 +1,155 @@
+"""Settings: every mistake is one line that names the key, and nothing heavy is imported to find it."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from config.recipe import ROOT, ConfigError, load_config
+from launch.cluster import Cluster
+from launch.fit import fit
+
+DEMO = str(ROOT / "config" / "demo.yaml")
+RECIPES = sorted(path.name for path in (ROOT / "config").glob("*.yaml") if path.name != "default.yaml")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_valid(recipe):
+    config = load_config([str(ROOT / "config" / recipe), "data.path=/some/images"])
+    assert config.run.epochs >= 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optimizer.base_rl=1", "unknown key optimizer.base_rl; the nearest is optimizer.base_lr"),
+        ("crop.local.count=4", "unknown key crop.local.count; the nearest is crops.local.count"),
+        ("crops.local=4", "crops.local is a section, not a value; its keys are crops.local.count"),
+        ("run.epochs=ten", "run.epochs=ten: expected an integer"),
+        ("run.epochs=1.5", "run.epochs=1.5: expected an integer"),
+        ("run.epochs=0", "run.epochs=0: expected at least 1"),
+        ("run.seed=-1", "run.seed=-1: expected 0 to 4294967295"),
+        ("optimizer.base_lr=fast", "optimizer.base_lr=fast: expected auto or float"),
+        ("optimizer.base_lr=0", "optimizer.base_lr=0: expected more than 0"),
+        ("optimizer.exclude_1d=1", "optimizer.exclude_1d=1: expected true or false"),
+        ("optimizer.final_lr=5", "optimizer.final_lr=5: expected at most optimizer.base_lr"),
+        ("crops.global.scale=[0.5]", "crops.global.scale=[0.5]: expected a list of 2 numbers"),
+        ("crops.global.scale=[0.9,0.2]", "crops.global.scale=[0.9, 0.2]: expected [low, high]"),
+        ("crops.global.size=3", "crops.global.size=3: expected 4 to 4096 pixels"),
+        ("crops.flip=2", "crops.flip=2: expected a probability"),
+        ("crops.jitter.hue=0.6", "crops.jitter.hue=0.6: expected 0 to 0.5 turns"),
+        ("swav.assigning=[0,9]", "swav.assigning=[0, 9]: expected different crops"),
+        ("swav.assigning=[0,0]", "swav.assigning=[0, 0]: expected different crops"),
+        ("pipeline.backend=pil", "pipeline.backend=pil: expected dali or torchvision"),
+        ("data.path=", "data.path is not set; give it as data.path=..."),
+        ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(setting, message):
+    with pytest.raises(ConfigError) as error:
+        load_config([DEMO, setting])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_lists_those_that_are():
+    with pytest.raises(ConfigError, match=r"config/nope\.yaml: no such recipe; there are .*config/demo\.yaml"):
+        load_config(["config/nope.yaml"])
+
+
+def test_a_missing_data_path_says_how_to_give_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text("run: {epochs: 3}\n")
+    with pytest.raises(ConfigError, match=r"data\.path is not set; give it as data\.path=\.\.\."):
+        load_config([str(tmp_path / "mine.yaml")])
+
+
+def test_a_broken_recipe_is_one_line(tmp_path):
+    (tmp_path / "mine.yaml").write_text("run: {epochs: [\n")
+    with pytest.raises(ConfigError) as error:
+        load_config([str(tmp_path / "mine.yaml")])
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_override_the_recipe_and_the_recipe_the_defaults():
+    config = load_config([DEMO, "crops.local.count=4", "optimizer.base_lr=1.2"])
+    assert (config.crops.local.count, config.optimizer.base_lr) == (4, 1.2)
+    assert config.crops["global"].size == OmegaConf.load(DEMO).crops["global"].size
+    assert config.swav.temperature == 0.1
+
+
+@pytest.mark.parametrize("arguments", [["config/demo.yaml", "run.epochs=ten"], ["config/demo.yaml", "data.path=/nowhere"]])
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "launch.start"]])
+def test_a_mistake_ends_with_code_2_and_one_line(arguments, program):
+    done = subprocess.run(
+        [sys.executable, *program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("swave: ")
+    assert arguments[1] in line
+
+
+def test_settings_are_checked_without_importing_torch():
+    code = (
+        "import sys; sys.argv = ['train.py', 'config/demo.yaml', 'run.epochs=ten']; import train\n"
+        "try: train.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code == 2\n"
+        "assert not {'torch', 'deepspeed', 'nvidia.dali'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+# ---- what a recipe leaves open
+
+
+def auto(tmp_path, *settings):
+    (tmp_path / "auto.yaml").write_text("data: {path: /my/images}\n")
+    return load_config([str(tmp_path / "auto.yaml"), *settings])
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(256, 0.6), (4096, 4.8), (8192, 4.8), (64, 0.212)])
+def test_the_learning_rate_fits_the_global_batch_as_the_paper_chose_it(tmp_path, batch, rate):
+    config = auto(tmp_path, f"run.batch_size={batch}")
+    said = fit(config, 1_281_167, Cluster())
+    assert config.optimizer.base_lr == pytest.approx(rate, rel=1e-2)
+    assert any(line.startswith("optimizer.base_lr=") and "override with" in line for line in said)
+
+
+@pytest.mark.parametrize(("images", "prototypes"), [(1_281_167, 3000), (14_000_000, 3000), (60_000, 140), (500, 30)])
+def test_prototypes_fit_the_dataset(tmp_path, images, prototypes):
+    config = auto(tmp_path)
+    assert any(line.startswith(f"model.prototypes={prototypes} ") for line in fit(config, images, Cluster()))
+    assert config.model.prototypes == prototypes
+
+
+def test_small_batches_get_a_queue_and_large_ones_none(tmp_path):
+    small, large = auto(tmp_path), auto(tmp_path, "run.batch_size=4096")
+    fit(small, 1_281_167, Cluster())
+    fit(large, 1_281_167, Cluster())
+    assert (small.swav.queue.length, large.swav.queue.length) == (3840, 0)
+    assert small.swav.queue.start_epoch == 8  # of 100; the paper has 15 of 200
+
+
+def test_the_queue_keeps_to_whole_batches_and_small_datasets(tmp_path):
+    config = auto(tmp_path, "run.batch_size=96")
+    fit(config, 2000, Cluster())
+    assert config.swav.queue.length == 480  # a quarter of the images, in whole batches
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "world_size", "message"),
+    [
+        (["swav.queue.length=128"], 10_000, 1, "swav.queue.length=128 is shorter than run.batch_size=256"),
+        (["swav.queue.length=300"], 10_000, 1, "swav.queue.length=300 is not a multiple of run.batch_size=256"),
+        ([], 100, 1, "run.batch_size=256 is more than the 100 images"),
+        ([], 10_000, 3, "run.batch_size=256 does not split evenly over 3 processes"),
+        (["run.batch_size=4"], 10_000, 4, "batch norm needs 2 images a process or more"),
+        (["pipeline.decode=gpu"], 10_000, 1, "pipeline.decode=gpu, but no GPU is visible"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, settings, images, world_size, message):
+    with pytest.raises(ConfigError) as error:
+        fit(auto(tmp_path, *settings), images, Cluster(0, world_size, 0, world_size))
+    assert message in str(error.value)

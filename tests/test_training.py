@@ -1,0 +1,232 @@
+"""The whole run as a user starts it: kills, signals, launchers, and what is left behind."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from photos import write_folder
+
+from config.recipe import ROOT
+
+RECIPE = """
+run: {epochs: 3, batch_size: 8, log_every: 1, checkpoint_every: 1, checkpoint_steps: 2, seed: 5}
+crops:
+  global: {count: 2, size: 16, scale: [0.3, 1.0]}
+  local: {count: 2, size: 8, scale: [0.1, 0.4]}
+model:
+  backbone: resnet
+  options: {block: basic, layers: [1, 1], base_width: 8, stem: small, stem_stride: 2}
+  hidden_dim: 16
+  embedding_dim: 8
+  prototypes: 12
+swav: {freeze_prototypes: 4, queue: {length: 16, start_epoch: 0}}
+optimizer: {base_lr: 0.5, warmup_epochs: 0}
+evaluation: {size: 16, batch_size: 32}
+"""
+STEPS = 24  # 3 epochs of 68 // 8
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A recipe and 68 noisy images of two classes that differ in brightness."""
+    root = tmp_path_factory.mktemp("run")
+    noise = np.random.default_rng(1)
+    images = [noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2) for index in range(68)]
+    write_folder(root / "images", [image.astype(np.uint8) for image in images])
+    (root / "tiny.yaml").write_text(RECIPE + f"data: {{path: {root}/images, cache: {root}/tables}}\n")
+    return root
+
+
+def train(workplace, name, *settings, launcher=(), environment=None, wait=True):
+    command = [*(launcher or [sys.executable]), str(ROOT / "train.py"), str(workplace / "tiny.yaml")]
+    process = subprocess.Popen(
+        [*command, f"run.directory={workplace / name}", *settings],
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    if not wait:
+        return process
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(workplace, name):
+    lines = [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workplace):
+    """One process, left alone; with everything that a run leaves."""
+    output = train(workplace, "undisturbed")
+    return output, losses(workplace, "undisturbed")
+
+
+def wait_for_step(workplace, name, step, process):
+    path = workplace / name / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"no step {step}: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
+
+
+def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(workplace, undisturbed):
+    output, run = undisturbed[0], workplace / "undisturbed"
+    summary = json.loads((run / "summary.json").read_text())
+    for key in ("knn", "knn_random_init", "knn_raw_pixels", "prototypes_in_use"):
+        assert 0 <= summary[key] <= 1
+    assert summary["knn"] > 0.9  # bright and dark noise are easily told apart
+    assert summary["seconds"] > 0
+    assert summary["images_per_second"] > 0
+    assert summary["versions"]["torch"].startswith("2.")
+    assert "k-NN accuracy, trained backbone" in output
+    assert (run / "config.yaml").exists()
+    assert (run / "versions.json").exists()
+    assert list((run / "tensorboard").glob("events.*"))
+    assert sorted(losses(workplace, "undisturbed")) == list(range(1, STEPS + 1))
+    assert (run / "checkpoints" / "latest").read_text() == "step-000000024\n"
+    assert len(list((run / "checkpoints").glob("step-*"))) == 2
+
+
+def test_starting_a_finished_run_again_says_its_result_and_trains_nothing(workplace, undisturbed):
+    before = (workplace / "undisturbed" / "summary.json").read_text()
+    output = train(workplace, "undisturbed")
+    assert "is done" in output
+    assert "k-NN accuracy" in output
+    assert (workplace / "undisturbed" / "summary.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_steps_gives_the_same_losses_bit_for_bit(workplace, undisturbed):
+    chance = random.Random(3)
+    for step in sorted(chance.sample(range(2, STEPS - 1), 4)):
+        process = train(workplace, "killed", wait=False)
+        wait_for_step(workplace, "killed", step, process)
+        time.sleep(chance.random() * 0.05)  # also in the middle of a step or a checkpoint
+        kill(process)
+    output = train(workplace, "killed")
+    assert "resuming from" in output
+    assert losses(workplace, "killed") == undisturbed[1]
+    one, other = (json.loads((workplace / name / "summary.json").read_text()) for name in ("killed", "undisturbed"))
+    assert one["knn"] == other["knn"]
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(workplace):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    train(workplace, "two", launcher=launcher)
+    process = train(workplace, "two-killed", launcher=launcher, wait=False)
+    wait_for_step(workplace, "two-killed", 11, process)
+    kill(process)
+    for leftover in subprocess.run(["pgrep", "-f", "two-killed"], capture_output=True, text=True).stdout.split():
+        os.kill(int(leftover), signal.SIGKILL)  # torchrun gives its workers sessions of their own
+    train(workplace, "two-killed", launcher=launcher)
+    assert losses(workplace, "two-killed") == losses(workplace, "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbed, number):
+    name = f"signal-{number}"
+    process = train(workplace, name, "run.checkpoint_every=0", "run.checkpoint_steps=0", wait=False)
+    wait_for_step(workplace, name, 5, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "the same command resumes" in output
+    assert not (workplace / name / "summary.json").exists()
+    train(workplace, name)
+    assert losses(workplace, name) == undisturbed[1]
+
+
+@pytest.mark.slow
+def test_the_same_run_starts_under_every_launcher(workplace, undisturbed):
+    """deepspeed, srun's environment and torchrun on two processes give the same losses; one process starts alone."""
+    train(workplace, "torchrun", launcher=[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
+    deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
+    train(workplace, "deepspeed", launcher=deepspeed)
+    port = free_port()
+    tasks = [
+        train(
+            workplace,
+            "srun",
+            wait=False,
+            environment={
+                "SLURM_PROCID": str(rank),
+                "SLURM_NTASKS": "2",
+                "SLURM_LOCALID": str(rank),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank in range(2)
+    ]
+    outputs = [task.communicate(timeout=300)[0] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], outputs
+    assert outputs[1].strip() == "", "only rank 0 speaks"
+    assert losses(workplace, "torchrun") == losses(workplace, "deepspeed") == losses(workplace, "srun")
+
+
+def free_port():
+    from launch.cluster import free_port
+
+    return str(free_port())
+
+
+@pytest.mark.slow
+def test_start_passes_a_signal_on_to_all_processes(workplace):
+    command = [sys.executable, "-m", "launch.start", "--processes", "2", str(workplace / "tiny.yaml")]
+    process = subprocess.Popen(
+        [*command, f"run.directory={workplace / 'start'}", "run.epochs=200"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_step(workplace, "start", 3, process)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "the same command resumes" in output
+
+
+def test_another_recipe_in_the_same_directory_is_refused(workplace, undisturbed):
+    process = train(workplace, "undisturbed", "optimizer.base_lr=0.7", wait=False)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "holds a run with other settings (optimizer.base_lr: 0.5 -> 0.7); choose another run.directory" in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(workplace):
+    process = train(workplace, "hot", "optimizer.base_lr=1e30", "run.checkpoint_steps=1", wait=False)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("swave: step ")
+    assert "last good checkpoint: " in last
+    assert not (workplace / "hot" / "summary.json").exists()
+
+
+def test_weights_that_are_not_there_are_an_error(workplace):
+    process = train(workplace, "weights", "model.weights=/nowhere/resnet.pth", wait=False)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "/nowhere/resnet.pth" in output.strip().splitlines()[-1]
