@@ -78,7 +78,9 @@ def test_arguments_override_the_recipe_and_the_recipe_the_defaults():
     assert config.swav.temperature == 0.1
 
 
-@pytest.mark.parametrize("arguments", [["config/demo.yaml", "run.epochs=ten"], ["config/demo.yaml", "data.path=/nowhere"]])
+@pytest.mark.parametrize(
+    "arguments", [["config/demo.yaml", "run.epochs=ten"], ["config/demo.yaml", "data.path=/nowhere"]]
+)
 @pytest.mark.parametrize("program", [["train.py"], ["-m", "launch.start"]])
 def test_a_mistake_ends_with_code_2_and_one_line(arguments, program):
     done = subprocess.run(

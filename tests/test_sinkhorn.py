@@ -1,8 +1,5 @@
 """Codes are the published ones, whatever the number of ranks, the range of the scores, the precision."""
 
-import multiprocessing
-import queue
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ranks import run_ranks
 
 from model.sinkhorn import sinkhorn
 
@@ -31,41 +29,6 @@ COLLECTIVES = (
     "reduce_scatter",
     "reduce_scatter_tensor",
 )
-
-
-# ---- ranks -----------------------------------------------------------------------------------------------
-
-
-def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
-    """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
-    context = multiprocessing.get_context("forkserver")  # imports once, and no rank inherits threads
-    context.set_forkserver_preload(["torch", "hypothesis", "pytest", "jaxtyping"])
-    results = context.Queue()
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            context.Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
-            for rank in range(len(inputs))
-        ]
-        for rank in ranks:
-            rank.start()
-        try:
-            found = dict(results.get(timeout=60) for _ in ranks)
-        except queue.Empty:
-            raise AssertionError(f"ranks hang or died: {[rank.exitcode for rank in ranks]}") from None
-        finally:
-            for rank in ranks:
-                rank.join(timeout=10)
-                rank.kill()
-    return [found[rank] for rank in range(len(inputs))]
-
-
-def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
-    try:
-        results.put((rank, function(inputs[rank])))
-    finally:
-        dist.destroy_process_group()
 
 
 def codes_of(task: tuple[np.ndarray, float, int]) -> np.ndarray:

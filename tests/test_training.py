@@ -160,7 +160,11 @@ def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbe
 @pytest.mark.slow
 def test_the_same_run_starts_under_every_launcher(workplace, undisturbed):
     """deepspeed, srun's environment and torchrun on two processes give the same losses; one process starts alone."""
-    train(workplace, "torchrun", launcher=[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
+    train(
+        workplace,
+        "torchrun",
+        launcher=[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    )
     deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()]
     train(workplace, "deepspeed", launcher=deepspeed)
     port = free_port()

@@ -1,0 +1,42 @@
+"""Functions run on several gloo ranks, each a process of its own."""
+
+import multiprocessing
+import queue
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
+    """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
+    context = multiprocessing.get_context("forkserver")  # imports once, and no rank inherits threads
+    context.set_forkserver_preload(["torch", "hypothesis", "pytest", "jaxtyping"])
+    results = context.Queue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
+            for rank in range(len(inputs))
+        ]
+        for rank in ranks:
+            rank.start()
+        try:
+            found = dict(results.get(timeout=60) for _ in ranks)
+        except queue.Empty:
+            raise AssertionError(f"ranks hang or died: {[rank.exitcode for rank in ranks]}") from None
+        finally:
+            for rank in ranks:
+                rank.join(timeout=10)
+                rank.kill()
+    return [found[rank] for rank in range(len(inputs))]
+
+
+def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
+    try:
+        results.put((rank, function(inputs[rank])))
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,114 @@
+"""k-NN, code monitor and the preview sheet."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from photos import flat_colours, photographs, write_folder
+from PIL import Image
+from ranks import run_ranks
+from sklearn.neighbors import KNeighborsClassifier
+
+from config.recipe import ROOT
+from evaluation.features import gather, labelled_data
+from evaluation.knn import predict
+from model.monitor import CodeMonitor, advice
+from pipeline.dataset import open_dataset
+
+
+def test_weighted_knn_agrees_with_scikit_learn():
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(7, 16))
+    labels = generator.integers(0, 7, 900)
+    points = centres[labels] + generator.normal(size=(900, 16)) * 1.5
+    points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    bank, queries = points[:600], points[600:]
+    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    theirs.fit(bank, labels[:600])
+    ours = predict(*(torch.from_numpy(x) for x in (bank, labels[:600], queries)), k=20, temperature=0.07, chunk=77)
+    assert (ours.numpy() == theirs.predict(queries)).mean() == 1.0
+
+
+def test_a_bank_smaller_than_k_is_used_whole():
+    bank = torch.eye(3)
+    assert predict(bank, torch.tensor([0, 1, 1]), torch.eye(3), k=20).tolist() == [0, 1, 1]
+
+
+def gather_rows(count):
+    return gather(torch.arange(count * 2.0).view(count, 2) + 100 * count).tolist()
+
+
+def test_ranks_with_different_numbers_of_rows_gather_them_all():
+    expected = [[300 + 2.0 * i, 301 + 2.0 * i] for i in range(3)] + [[100.0, 101.0]]
+    assert run_ranks([3, 1], gather_rows) == [expected, expected]
+
+
+def test_a_tenth_of_the_labels_is_held_out_where_there_is_no_test_split(tmp_path):
+    table = open_dataset(write_folder(tmp_path / "a", flat_colours(200, 8)), tmp_path / "t", workers=1, progress=False)
+    data = labelled_data(table, None)
+    assert not set(data.train_rows) & set(data.test_rows)
+    assert len(data.train_rows) + len(data.test_rows) == 200
+    assert 10 <= len(data.test_rows) <= 30
+
+
+def test_images_without_classes_give_no_knn(tmp_path):
+    for index, image in enumerate(flat_colours(5, 8)):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "a" / f"{index}.png")
+    assert labelled_data(open_dataset(tmp_path / "a", tmp_path / "t", workers=1, progress=False), None) is None
+
+
+def test_the_monitor_tells_sharp_balanced_codes_from_uniform_ones():
+    sharp, uniform = CodeMonitor(8, 4), CodeMonitor(8, 4)
+    embeddings = torch.nn.functional.normalize(
+        torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+    sharp.update(torch.eye(8).repeat(2, 2, 1), embeddings)
+    uniform.update(torch.full((2, 16, 8), 1 / 8), embeddings * 0)
+    one, other = sharp.summary(), uniform.summary()
+    assert one["prototypes_in_use"] == 1.0
+    assert one["code_entropy"] == pytest.approx(0.0, abs=1e-9)
+    assert one["mean_code_entropy"] == pytest.approx(math.log(8))
+    assert 0.3 < one["embedding_std"] < 0.6  # 1 / sqrt(4) for an even spread
+    assert other["code_entropy"] == pytest.approx(math.log(8))
+    assert other["embedding_std"] == 0.0
+
+
+def test_trouble_is_named_with_what_to_try():
+    healthy = {"prototypes_in_use": 0.9, "embedding_std": 0.1}
+    assert advice([2.0, 1.9], healthy, 100) is None
+    assert "lower swav.epsilon" in advice([math.log(100)] * 4, healthy, 100)
+    assert "fewer model.prototypes" in advice([2.0], healthy | {"prototypes_in_use": 0.2}, 100)
+    assert "collapse" in advice([2.0], healthy | {"embedding_std": 0.0}, 100)
+
+
+@pytest.mark.parametrize("backend", ["dali", "torchvision"])
+def test_the_preview_shows_each_crop_in_the_colours_of_its_window(tmp_path, backend):
+    root = write_folder(tmp_path / "photos", photographs())
+    out = tmp_path / "sheet.png"
+    settings = [f"data.path={root}", f"data.cache={tmp_path}", "crops.local.count=4", f"pipeline.backend={backend}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.preview",
+        "config/demo.yaml",
+        *settings,
+        "--rows",
+        "3",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    sheet = np.asarray(Image.open(out).convert("RGB"))
+    assert sheet.shape[0] > 3 * 150
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000  # pictures, not blanks
+
+
+def test_a_preview_of_nothing_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "pipeline.preview", "config/demo.yaml", f"data.path={tmp_path}/none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1

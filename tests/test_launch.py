@@ -1,0 +1,97 @@
+"""Starting a run: who we are, what is started, and what ranks agree on."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from config.recipe import ROOT, ConfigError
+from launch.cluster import Cluster, cluster_from_environment
+from launch.start import launch_command
+from launch.steps import Agreed, Agreement
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Cluster(0, 1, 0, 1)),
+        (  # deepspeed
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "MASTER_ADDR": "a"},
+            Cluster(5, 8, 1, 4),
+        ),
+        (  # torchrun
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"},
+            Cluster(5, 8, 1, 4),
+        ),
+        (  # srun
+            {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "a"},
+            Cluster(3, 4, 1, 4),
+        ),
+        ({"SLURM_NTASKS": "4"}, Cluster(0, 1, 0, 1)),  # a batch script's own shell is no task
+    ],
+)
+def test_the_usual_environments_say_who_we_are(environment, expected):
+    assert cluster_from_environment(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "two"}, "RANK=two in the environment is not a number"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "RANK=2 does not fit WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 but MASTER_ADDR is not set"),
+    ],
+)
+def test_an_environment_that_contradicts_itself_is_one_line(environment, message):
+    with pytest.raises(ConfigError, match=message):
+        cluster_from_environment(environment)
+
+
+def test_the_launcher_is_deepspeed_with_the_processes_asked_for():
+    command = launch_command(3, 29501, ["config/demo.yaml", "run.epochs=1"])
+    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
+    assert command[command.index("--num_gpus") + 1] == "3"
+    assert command[command.index("--master_port") + 1] == "29501"
+    assert command[-3:] == [str(ROOT / "train.py"), "config/demo.yaml", "run.epochs=1"]
+
+
+def test_dry_prints_the_command_and_starts_nothing():
+    arguments = ["-m", "launch.start", "--dry", "--processes", "2", "config/demo.yaml", "run.batch_size=64"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "deepspeed.launcher.runner" in done.stdout
+    assert "--num_gpus 2" in done.stdout
+
+
+def test_processes_that_the_batch_does_not_split_over_are_refused():
+    arguments = ["-m", "launch.start", "--processes", "3", "config/demo.yaml", "run.batch_size=64"]
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == "swave: run.batch_size=64 does not split over 3 processes\n"
+
+
+def agreements(rank):
+    """What each rank hears of three steps: an ordinary one, one with a loss that is not finite, one with a signal."""
+    agreement = Agreement(world_size=2)
+    heard = [agreement.exchange(1, torch.tensor(1.0 + rank), stop=False)]
+    heard.append(agreement.exchange(2, torch.tensor(float("nan") if rank == 1 else 1.0), stop=False))
+    heard.append(agreement.exchange(3, torch.tensor(2.0), stop=rank == 1))
+    heard.append(agreement.settle())
+    heard.append(agreement.settle())
+    return [None if agreed is None else (agreed.step, agreed.loss, agreed.not_finite, agreed.stop) for agreed in heard]
+
+
+def test_ranks_agree_on_losses_and_signals_one_step_later():
+    for heard in run_ranks([0, 1], agreements):
+        assert heard[0] is None
+        assert Agreed(*heard[1]) == Agreed(1, 1.5, 0, False)
+        step, loss, not_finite, stop = heard[2]
+        assert (step, not_finite, stop) == (2, 1, False)
+        assert loss != loss  # nan on every rank
+        assert Agreed(*heard[3]) == Agreed(3, 2.0, 0, True)
+        assert heard[4] is None
