@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +22,7 @@ from config.recipe import load_config
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
 from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped
+from pipeline.table import DatasetError
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +36,7 @@ def main(arguments: list[str]) -> int:
     try:
         train(config, cluster)
     except TrainingStopped as error:
-        print_error(error, cluster)
+        print_error(error, cluster if error.on_all_ranks else Cluster())
         return 1
     return 0
 
@@ -43,7 +46,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
     import torch
 
     from evaluation.features import labelled_data
-    from evaluation.knn import backbone_knn, pixel_knn
+    from evaluation.knn import backbone_knn, untrained_scores
     from launch.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
     from launch.engine import build_engine
     from launch.fit import fit
@@ -118,12 +121,12 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         )
 
         # ---- resume from the last checkpoint -----------------------------------------------------
-        step, earlier_seconds, last_saved = 0, 0.0, latest_checkpoint(checkpoints)
+        step, earlier_seconds, last_epoch, last_saved = 0, 0.0, {}, latest_checkpoint(checkpoints)
         if last_saved is not None:
             journal.check_same_run(config, last_saved)
             state = load_checkpoint(last_saved, network, optimizer, queue, cluster)
             loader.load_state_dict(state["loader"])
-            step, earlier_seconds = state["step"], state["seconds"]
+            step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
             journal.say(f"resuming from {last_saved} (step {step})")
 
     with connected(cluster), journal.opened(config, done_steps=step, total_steps=config.run.epochs * steps):
@@ -133,13 +136,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
 
         # ---- what the untrained network and pixels give ------------------------------------------
         if last_saved is None and labelled is not None:
-            journal.record(
-                "untrained.json",
-                {
-                    "knn_random_init": backbone_knn(network, labelled, crops, config, device),
-                    "knn_raw_pixels": pixel_knn(labelled, crops, config, device),
-                },
-            )
+            journal.record("untrained.json", untrained_scores(network, labelled, crops, config, device))
         training_started, first_step = time.monotonic(), step
 
         def observe(agreed: Agreed | None) -> None:
@@ -160,6 +157,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             state = {
                 "step": step,
                 "seconds": earlier_seconds + time.monotonic() - started,
+                "last_epoch": last_epoch,
                 "loader": loader.state_dict(cluster.add_up),
                 "config": OmegaConf.to_container(config),
             }
@@ -168,7 +166,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
             epoch_losses: list[float] = []
-            for images in loader:
+            for images in stopping_on_bad_data(loader):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rates[step]
                     if group["unit_rows"]:
@@ -211,10 +209,10 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
             loader.account(cluster.add_up)
-            codes_summary = monitor.summary()
+            last_epoch = {"mean_loss": sum(epoch_losses) / len(epoch_losses), **monitor.summary()}
             monitor.reset()
-            journal.log(step, {"epoch": epoch, **codes_summary})
-            if trouble := advice(epoch_losses, codes_summary, config.model.prototypes):
+            journal.log(step, {"epoch": epoch, **last_epoch})
+            if trouble := advice(epoch_losses, last_epoch, config.model.prototypes):
                 journal.say(f"epoch {epoch + 1}: {trouble}")
             if config.run.checkpoint_every and (epoch + 1) % config.run.checkpoint_every == 0:
                 last_saved = save()
@@ -230,9 +228,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "knn": backbone_knn(network, labelled, crops, config, device) if labelled else None,
                 **(journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}),
                 "prototypes": config.model.prototypes,
-                **codes_summary,
+                **last_epoch,
                 "code_entropy_limit": math.log(config.model.prototypes),
-                "loss": sum(epoch_losses) / len(epoch_losses),
                 "epochs": config.run.epochs,
                 "steps": step,
                 "images_per_second": (step - first_step) * batch / training_seconds,
@@ -243,6 +240,13 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "versions": versions(),
             }
         )
+
+
+def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from loader
+    except DatasetError as error:
+        raise TrainingStopped(str(error), on_all_ranks=False) from None
 
 
 def not_finite(step: int, what: object, last_saved: Path | None) -> TrainingStopped:

@@ -7,7 +7,9 @@ for its class with exp(similarity / temperature).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -17,6 +19,7 @@ from torch import Tensor
 from evaluation.features import Labelled, evaluation_mode, extract, gather, labels
 from pipeline.crops import Crops
 from pipeline.loader import evaluation_batches
+from pipeline.table import SampleTable
 
 
 def predict(
@@ -48,7 +51,7 @@ def knn_accuracy(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-    def features(table, rows):
+    def features(table: SampleTable, rows: np.ndarray) -> Tensor:
         batches = evaluation_batches(
             table,
             rows,
@@ -73,7 +76,7 @@ def knn_accuracy(
     return float(right) / len(data.test_rows)
 
 
-def backbone_knn(network, data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
+def backbone_knn(network: Any, data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
     """k-NN accuracy of the network's backbone features, on the recipe's central crops."""
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
@@ -87,3 +90,13 @@ def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.de
     mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)
     std = torch.tensor(crops.std, device=device).view(3, 1, 1)
     return knn_accuracy(lambda images: (images * std + mean).flatten(1), data, central, config, device)
+
+
+def untrained_scores(
+    network: Any, data: Labelled, crops: Crops, config: DictConfig, device: torch.device
+) -> dict[str, float]:
+    """What a trained network has to beat: `knn_random_init`, itself before training, and `knn_raw_pixels`."""
+    return {
+        "knn_random_init": backbone_knn(network, data, crops, config, device),
+        "knn_raw_pixels": pixel_knn(data, crops, config, device),
+    }

@@ -49,7 +49,7 @@ def closing_table(summary: dict[str, Any]) -> str:
     used = round(summary["prototypes_in_use"] * summary["prototypes"])
     table.add_row("prototypes in use", f"{used} of {summary['prototypes']}")
     table.add_row("code entropy", f"{summary['code_entropy']:.2f} of {summary['code_entropy_limit']:.2f} nats")
-    table.add_row("last loss", f"{summary['loss']:.4f}")
+    table.add_row("mean loss of the last epoch", f"{summary['mean_loss']:.4f}")
     table.add_row("images a second in training", f"{summary['images_per_second']:,.0f}")
     table.add_row("wall time", f"{summary['seconds'] / 60:.1f} minutes")
     text = io.StringIO()

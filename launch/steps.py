@@ -21,7 +21,11 @@ class StopSignal:
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why and what to do."""
+    """Training cannot go on; the message says why and what to do. `on_all_ranks`: the others stop for the same reason."""
+
+    def __init__(self, message: str, on_all_ranks: bool = True):
+        super().__init__(message)
+        self.on_all_ranks = on_all_ranks
 
 
 @dataclass(frozen=True)

@@ -75,20 +75,25 @@ def sheet(sources: list[np.ndarray], drawn: Draw, tiles: list[np.ndarray]) -> Im
     """sources: B images (H, W, 3) uint8; tiles: a (B, size, size, 3) uint8 array for each view. Crops keep their
     relative sizes; small images are enlarged without smoothing, so that pixels stay visible."""
     largest = max(tile.shape[1] for tile in tiles)
-    sides = [max(24, round(TILE * tile.shape[1] / largest)) for tile in tiles]
-    width = GAP + TILE + GAP + sum(side + GAP for side in sides)
-    canvas = Image.new("RGB", (width, GAP + len(sources) * (TILE + GAP)), "white")
+    places, left, top = [], GAP + TILE + GAP, 0  # (left, top, side) of each view: small ones stand on each other
+    for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
+        side = max(24, round(TILE * tile.shape[1] / largest))
+        places.append((left, top, side))
+        below = top + side + GAP
+        if following is not None and following.shape == tile.shape and below + side <= TILE:
+            top = below
+        else:
+            left, top = left + side + GAP, 0
+    canvas = Image.new("RGB", (left, GAP + len(sources) * (TILE + GAP)), "white")
     for index, source in enumerate(sources):
-        top = GAP + index * (TILE + GAP)
-        canvas.paste(_with_windows(source, drawn.window[index]), (GAP, top))
-        left = GAP + TILE + GAP
-        for view, side in enumerate(sides):
-            tile = Image.fromarray(tiles[view][index])
-            resample = Image.Resampling.NEAREST if tile.width < side else Image.Resampling.BILINEAR
+        line = GAP + index * (TILE + GAP)
+        canvas.paste(_with_windows(source, drawn.window[index]), (GAP, line))
+        for view, (left, top, side) in enumerate(places):
+            pixels = Image.fromarray(tiles[view][index])
+            resample = Image.Resampling.NEAREST if pixels.width < side else Image.Resampling.BILINEAR
             framed = Image.new("RGB", (side, side), COLOURS[view % len(COLOURS)])
-            framed.paste(tile.resize((side - 6, side - 6), resample), (3, 3))
-            canvas.paste(framed, (left, top))
-            left += side + GAP
+            framed.paste(pixels.resize((side - 6, side - 6), resample), (3, 3))
+            canvas.paste(framed, (left, line + top))
     return canvas
 
 

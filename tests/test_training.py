@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from photos import write_folder
+from PIL import Image
 
 from config.recipe import ROOT
 
@@ -104,6 +105,19 @@ def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(work
     assert sorted(losses(workplace, "undisturbed")) == list(range(1, STEPS + 1))
     assert (run / "checkpoints" / "latest").read_text() == "step-000000024\n"
     assert len(list((run / "checkpoints").glob("step-*"))) == 2
+
+
+def test_the_learning_curve_of_a_run_is_drawn(workplace, undisturbed, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "evaluation.curve",
+        str(workplace / "undisturbed"),
+        "--out",
+        str(tmp_path / "c.png"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60, capture_output=True)
+    assert Image.open(tmp_path / "c.png").size[0] > 800
 
 
 def test_starting_a_finished_run_again_says_its_result_and_trains_nothing(workplace, undisturbed):
