@@ -12,17 +12,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import load_config
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
-from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped
-from pipeline.table import DatasetError
+from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
@@ -240,13 +237,6 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "versions": versions(),
             }
         )
-
-
-def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
-    try:
-        yield from loader
-    except DatasetError as error:
-        raise TrainingStopped(str(error), on_all_ranks=False) from None
 
 
 def not_finite(step: int, what: object, last_saved: Path | None) -> TrainingStopped:

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 def launch_command(processes: int, port: int, arguments: list[str]) -> list[str]:
     """The deepspeed launcher's command line for `processes` on this machine."""
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error"),
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical"),
         *("--no_local_rank", "--num_gpus", str(processes), "--master_addr", "127.0.0.1", "--master_port", str(port)),
         *(str(ROOT / "train.py"), *arguments),
     ]

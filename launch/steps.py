@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from pipeline.table import DatasetError
 
 
 class StopSignal:
@@ -21,7 +23,10 @@ class StopSignal:
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why and what to do. `on_all_ranks`: the others stop for the same reason."""
+    """Training cannot go on; the message says why and what to do.
+
+    on_all_ranks: whether the others stop for the same reason, so that rank 0 alone need speak.
+    """
 
     def __init__(self, message: str, on_all_ranks: bool = True):
         super().__init__(message)
@@ -77,3 +82,11 @@ class Agreement:
         wait()  # for the collective (CPU) or for the copy to the host (GPU)
         total, bad, stop = vector.tolist()
         return Agreed(step, float("nan") if bad else total / self.world_size, int(bad), stop > 0)
+
+
+def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
+    """The loader's batches; too many unreadable images on this rank become TrainingStopped."""
+    try:
+        yield from loader
+    except DatasetError as error:
+        raise TrainingStopped(str(error), on_all_ranks=False) from None

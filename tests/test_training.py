@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,6 +142,16 @@ def test_a_run_killed_at_random_steps_gives_the_same_losses_bit_for_bit(workplac
     assert losses(workplace, "killed") == undisturbed[1]
     one, other = (json.loads((workplace / name / "summary.json").read_text()) for name in ("killed", "undisturbed"))
     assert one["knn"] == other["knn"]
+
+
+def test_a_kill_between_the_last_step_and_the_summary_costs_the_summary_alone(workplace, undisturbed):
+    shutil.copytree(workplace / "undisturbed", workplace / "late")
+    before = json.loads((workplace / "late" / "summary.json").read_text())
+    (workplace / "late" / "summary.json").unlink()
+    train(workplace, "late")
+    after = json.loads((workplace / "late" / "summary.json").read_text())
+    for key in ("knn", "knn_random_init", "prototypes_in_use", "mean_loss", "steps"):
+        assert after[key] == before[key]
 
 
 @pytest.mark.slow
