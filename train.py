@@ -120,7 +120,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         # ---- resume from the last checkpoint -----------------------------------------------------
         step, earlier_seconds, last_epoch, last_saved = 0, 0.0, {}, latest_checkpoint(checkpoints)
         if last_saved is not None:
-            journal.check_same_run(config, last_saved)
+            journal.check_same_run(config, last_saved, images=len(table.usable()))
             state = load_checkpoint(last_saved, network, optimizer, queue, cluster)
             loader.load_state_dict(state["loader"])
             step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
@@ -154,6 +154,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             state = {
                 "step": step,
                 "seconds": earlier_seconds + time.monotonic() - started,
+                "images": len(table.usable()),
                 "last_epoch": last_epoch,
                 "loader": loader.state_dict(cluster.add_up),
                 "config": OmegaConf.to_container(config),

@@ -109,7 +109,7 @@ def _free(key: str) -> bool:
 def _check_known(key: str, defaults: DictConfig, source: str) -> None:
     if _free(key):
         return
-    known = [leaf for leaf in _leaves(defaults)]
+    known = _leaves(defaults)
     if key in known:
         return
     if any(leaf.startswith(key + ".") for leaf in known):
@@ -123,45 +123,41 @@ def _children(key: str, known: list[str]) -> str:
 
 
 def _check_types(config: DictConfig, defaults: DictConfig) -> None:
+    """Every value has its default's type, or one of `ALSO`. Raises ConfigError."""
     for key in _leaves(defaults):
-        if _free(key):
-            if not isinstance(OmegaConf.select(config, key), DictConfig):
-                raise ConfigError(f"{key} must be a mapping")
-            continue
         default, value = OmegaConf.select(defaults, key, throw_on_missing=False), OmegaConf.select(config, key)
-        also = ALSO.get(key, ())
-        if value == default or (isinstance(value, also) and not isinstance(value, bool)):
-            continue
-        if isinstance(default, ListConfig):
-            number = (int,) if isinstance(default[0], int) else (int, float)
-            free_length = key == "swav.assigning"
-            if (
-                isinstance(value, ListConfig)
-                and (free_length or len(value) == len(default))
-                and all(isinstance(v, number) and not isinstance(v, bool) for v in value)
-            ):
-                continue
-            shape = "integers" if free_length else f"{len(default)} numbers"
-            raise ConfigError(f"{key}={value}: expected a list of {shape}, e.g. {list(default)}")
-        if default == "auto" and also:
-            kind = "auto or " + " or ".join(t.__name__ for t in also[-1:])
-        elif isinstance(default, bool):
-            if isinstance(value, bool):
-                continue
-            kind = "true or false"
-        elif isinstance(default, float):
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                continue
-            kind = "a number"
-        elif isinstance(default, int):
-            if isinstance(value, int) and not isinstance(value, bool):
-                continue
-            kind = "an integer"
-        else:
-            if isinstance(value, str):
-                continue
-            kind = "a text"
-        raise ConfigError(f"{key}={value}: expected {kind}")
+        if _free(key):
+            if not isinstance(value, DictConfig):
+                raise ConfigError(f"{key}={value}: expected a mapping")
+        elif value != default and not _is_a(value, *ALSO.get(key, ())):
+            expected = _mismatch(key, default, value)
+            if expected:
+                raise ConfigError(f"{key}={value}: expected {expected}")
+
+
+def _mismatch(key: str, default: Any, value: Any) -> str | None:
+    """What was expected in place of `value`; None if it will do."""
+    if isinstance(default, ListConfig):
+        kind = int if isinstance(default[0], int) else (int, float)
+        any_length = key == "swav.assigning"
+        good = isinstance(value, ListConfig) and all(_is_a(item, kind) for item in value)
+        if good and (any_length or len(value) == len(default)):
+            return None
+        return f"a list of {'integers' if any_length else f'{len(default)} numbers'}, e.g. {list(default)}"
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(default, float):
+        return None if _is_a(value, (int, float)) else "a number"
+    if isinstance(default, int):
+        return None if _is_a(value, int) else "an integer"
+    if key in ALSO and default == "auto":
+        return "auto or " + ("an integer" if ALSO[key] == (int,) else "a number")
+    return None if isinstance(value, str) else "a text"
+
+
+def _is_a(value: Any, *kinds: Any) -> bool:
+    """isinstance, but true and false are no numbers."""
+    return any(isinstance(value, kind) for kind in kinds) and not isinstance(value, bool)
 
 
 # ---------------------------------------------------------------------- values that make sense
@@ -224,7 +220,6 @@ def _check_crops(config: DictConfig, require: Any) -> None:
         "swav.assigning",
         f"different crops from 0 to {views - 1}",
     )
-    # the codes of all assigning crops are computed together, so they are the first crops of one resolution or any mix
     for key in ("crops.flip", "crops.grayscale", "crops.jitter.probability", "crops.blur.probability"):
         require(0 <= OmegaConf.select(config, key) <= 1, key, "a probability from 0 to 1")
     for key in ("brightness", "contrast", "saturation"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 
 from omegaconf import DictConfig
 
@@ -43,7 +44,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
             node = node[part]
         if node[name] == "auto":
             node[name] = value
-            said.append(f"{key}={value:g}  ({why}; override with {key}=...)" if value else f"{key}=0  ({why})")
+            said.append(f"{key}={value:g}  ({why}; override with {key}=...)")
 
     prototypes = min(3000, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
     choose(
@@ -63,7 +64,9 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     return said
 
 
-def _fit_queue(config: DictConfig, choose, batch: int, epochs: int, images: int, world_size: int) -> None:
+def _fit_queue(
+    config: DictConfig, choose: Callable[..., None], batch: int, epochs: int, images: int, world_size: int
+) -> None:
     queue = config.swav.queue
     if batch >= QUEUE_BELOW:
         choose("swav.queue.length", 0, f"{batch} images a step need none")

@@ -26,7 +26,6 @@ CHANGEABLE = (
     "data.path data.test data.workers data.max_bad_fraction pipeline evaluation engine"
 ).split()
 
-
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
 
 
@@ -44,16 +43,23 @@ class Journal:
         """Whether the directory holds a run that is done; then its result is said again. Raises ConfigError if it is
         one of other settings."""
         summary = self.read("summary.json")
-        if summary is None:
+        if summary is None or summary["epochs"] < config.run.epochs:
             return False
         changed_settings(config, OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml")))
         self.say(closing_table(summary))
         self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train anew")
         return True
 
-    def check_same_run(self, config: DictConfig, checkpoint: Path) -> None:
-        """Refuse to resume a run of other settings (ConfigError); say what else has changed."""
-        for key, change in changed_settings(config, read_state(checkpoint)["config"]).items():
+    def check_same_run(self, config: DictConfig, checkpoint: Path, images: int) -> None:
+        """Refuse to resume a run of other settings or another number of images (ConfigError); say what has changed."""
+        state = read_state(checkpoint)
+        changes = changed_settings(config, state["config"])
+        if state["images"] != images:
+            raise ConfigError(
+                f"data.path={config.data.path} has {images} usable images, the run in {self.directory} was started "
+                f"with {state['images']}; its order would be another one: choose another run.directory"
+            )
+        for key, change in changes.items():
             if not key.startswith(("run.", "pipeline.", "data.workers", "data.cache")) or key == "run.epochs":
                 self.say(f"changed since the last checkpoint: {key}: {change}")
 

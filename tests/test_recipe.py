@@ -30,7 +30,7 @@ def test_every_recipe_is_valid(recipe):
         ("run.epochs=1.5", "run.epochs=1.5: expected an integer"),
         ("run.epochs=0", "run.epochs=0: expected at least 1"),
         ("run.seed=-1", "run.seed=-1: expected 0 to 4294967295"),
-        ("optimizer.base_lr=fast", "optimizer.base_lr=fast: expected auto or float"),
+        ("optimizer.base_lr=fast", "optimizer.base_lr=fast: expected auto or a number"),
         ("optimizer.base_lr=0", "optimizer.base_lr=0: expected more than 0"),
         ("optimizer.exclude_1d=1", "optimizer.exclude_1d=1: expected true or false"),
         ("optimizer.final_lr=5", "optimizer.final_lr=5: expected at most optimizer.base_lr"),

@@ -244,6 +244,24 @@ def test_another_recipe_in_the_same_directory_is_refused(workplace, undisturbed)
     assert "holds a run with other settings (optimizer.base_lr: 0.5 -> 0.7); choose another run.directory" in output
 
 
+def test_a_run_whose_images_changed_is_not_resumed(workplace, undisturbed, tmp_path):
+    shutil.copytree(workplace / "undisturbed", workplace / "fewer")
+    (workplace / "fewer" / "summary.json").unlink()
+    shutil.copytree(workplace / "images", tmp_path / "images")
+    next((tmp_path / "images" / "class0").iterdir()).unlink()
+    process = train(workplace, "fewer", f"data.path={tmp_path / 'images'}", wait=False)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "has 67 usable images, the run in" in output.strip().splitlines()[-1]
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workplace, undisturbed):
+    shutil.copytree(workplace / "undisturbed", workplace / "longer")
+    output = train(workplace, "longer", "run.epochs=4")
+    assert "changed since the last checkpoint: run.epochs: 3 -> 4" in output
+    assert max(losses(workplace, "longer")) == STEPS + 8
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(workplace):
     process = train(workplace, "hot", "optimizer.base_lr=1e30", "run.checkpoint_steps=1", wait=False)
     output, _ = process.communicate(timeout=120)
