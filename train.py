@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -126,7 +127,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
             journal.say(f"resuming from {last_saved} (step {step})")
 
-    with connected(cluster), journal.opened(config, done_steps=step, total_steps=config.run.epochs * steps):
+    total_steps = config.run.epochs * steps
+    with connected(cluster), closing(loader), journal.opened(config, done_steps=step, total_steps=total_steps):
         engine = build_engine(config, network, optimizer, cluster.world_size)
         stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
         monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
@@ -198,11 +200,12 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None)
                 observe(agreed)
                 stopping = agreed is not None and agreed.stop
-                if stopping or (config.run.checkpoint_steps and step % config.run.checkpoint_steps == 0):
+                due = config.run.checkpoint_steps > 0 and step % config.run.checkpoint_steps == 0
+                if (due or stopping) and step % steps:  # else at the end of the epoch, below
                     last_saved = save()
-                if stopping:
-                    journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
-                    return
+                    if stopping:
+                        journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
+                        return
 
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
@@ -212,8 +215,11 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             journal.log(step, {"epoch": epoch, **last_epoch})
             if trouble := advice(epoch_losses, last_epoch, config.model.prototypes):
                 journal.say(f"epoch {epoch + 1}: {trouble}")
-            if config.run.checkpoint_every and (epoch + 1) % config.run.checkpoint_every == 0:
+            if due or stopping or (config.run.checkpoint_every and (epoch + 1) % config.run.checkpoint_every == 0):
                 last_saved = save()
+            if stopping and epoch + 1 < config.run.epochs:
+                journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
+                return
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
                 journal.log(step, {"epoch": epoch, "knn": backbone_knn(network, labelled, crops, config, device)})
         training_seconds = time.monotonic() - training_started
