@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import load_config
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
-from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped, stopping_on_bad_data
+from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
@@ -62,10 +62,9 @@ def train(config: DictConfig, cluster: Cluster) -> None:
     from pipeline.dataset import open_splits
     from pipeline.loader import Loader
 
-    started = time.monotonic()
+    started, device = time.monotonic(), cluster.device()
     journal = Journal(Path(config.run.directory), cluster.main)
     checkpoints = journal.directory / "checkpoints"
-    device = cluster.device()
 
     with mistakes_end_the_run(cluster):
         # ---- data and settings -------------------------------------------------------------------
@@ -244,11 +243,6 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "versions": versions(),
             }
         )
-
-
-def not_finite(step: int, what: object, last_saved: Path | None) -> TrainingStopped:
-    good = last_saved or "there is none yet"
-    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; try a lower optimizer.base_lr")
 
 
 if __name__ == "__main__":

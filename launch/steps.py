@@ -90,3 +90,8 @@ def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
         yield from loader
     except DatasetError as error:
         raise TrainingStopped(str(error), on_all_ranks=False) from None
+
+
+def not_finite(step: int, what: object, last_saved: object) -> TrainingStopped:
+    good = last_saved or "there is none yet"
+    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; try a lower optimizer.base_lr")
