@@ -104,6 +104,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         if length := config.swav.queue.length:
             shape = len(assigning), length, config.model.embedding_dim
             queue = EmbeddingQueue(*shape, global_batch=batch, world_size=cluster.world_size, device=device)
+        monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
         settings = config.optimizer
         optimizer = LARS(
             parameter_groups(network, exclude_1d=settings.exclude_1d),
@@ -123,6 +124,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             journal.check_same_run(config, last_saved, images=len(table.usable()))
             state = load_checkpoint(last_saved, network, optimizer, queue, cluster)
             loader.load_state_dict(state["loader"])
+            monitor.load_state_dict(state["monitor"], cluster.rank)
             step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
             journal.say(f"resuming from {last_saved} (step {step})")
 
@@ -130,7 +132,6 @@ def train(config: DictConfig, cluster: Cluster) -> None:
     with connected(cluster), closing(loader), journal.opened(config, done_steps=step, total_steps=total_steps):
         engine = build_engine(config, network, optimizer, cluster.world_size)
         stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
-        monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
 
         # ---- what the untrained network and pixels give ------------------------------------------
         if last_saved is None and labelled is not None:
@@ -143,7 +144,6 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 return
             if agreed.not_finite:
                 raise not_finite(agreed.step, f"the loss is not finite on {agreed.not_finite} processes", last_saved)
-            epoch_losses.append(agreed.loss)
             speed = (step - first_step) * batch / (time.monotonic() - training_started)
             journal.progress(epoch, agreed.loss, speed)
             if agreed.step % config.run.log_every == 0:
@@ -156,6 +156,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "step": step,
                 "seconds": earlier_seconds + time.monotonic() - started,
                 "images": len(table.usable()),
+                "monitor": monitor.state_dict(),
                 "last_epoch": last_epoch,
                 "loader": loader.state_dict(cluster.add_up),
                 "config": OmegaConf.to_container(config),
@@ -164,7 +165,6 @@ def train(config: DictConfig, cluster: Cluster) -> None:
 
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
-            epoch_losses: list[float] = []
             for images in stopping_on_bad_data(loader):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rates[step]
@@ -188,10 +188,10 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                         raise not_finite(step + 1, error, last_saved) from None
                     if active is not None:
                         active.push(embeddings[assigning])
-                    monitor.update(codes, embeddings[assigning])
 
                 # every other crop predicts the codes (equations 1, 2 and 6)
                 loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+                monitor.update(codes, embeddings[assigning], loss)
                 engine.backward(loss)
                 engine.step()
                 step += 1
@@ -209,10 +209,10 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
             loader.account(cluster.add_up)
-            last_epoch = {"mean_loss": sum(epoch_losses) / len(epoch_losses), **monitor.summary()}
+            last_epoch = monitor.summary()
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
-            if trouble := advice(epoch_losses, last_epoch, config.model.prototypes):
+            if trouble := advice(last_epoch, config.model.prototypes):
                 journal.say(f"epoch {epoch + 1}: {trouble}")
             if due or stopping or (config.run.checkpoint_every and (epoch + 1) % config.run.checkpoint_every == 0):
                 last_saved = save()
@@ -238,7 +238,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "images_per_second": (step - first_step) * batch / training_seconds,
                 "seconds": earlier_seconds + time.monotonic() - started,
                 "world_size": cluster.world_size,
-                "unreadable_images": loader.bad,
+                "unreadable_images": cluster.merge(loader.bad),
                 "checkpoint": str(last_saved),
                 "versions": versions(),
             }

@@ -49,6 +49,15 @@ class Cluster:
         dist.all_reduce(total)
         return total.tolist()
 
+    def merge(self, part: dict[str, str]) -> dict[str, str]:
+        """All ranks' entries in one; all must call it."""
+        import torch.distributed as dist
+
+        parts: list[dict[str, str]] = [part] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(parts, part)
+        return {name: value for one in parts for name, value in one.items()}
+
 
 def cluster_from_environment(environment: dict[str, str] | None = None) -> Cluster:
     """Our place among the processes, from the environment. Raises ConfigError when it contradicts itself."""

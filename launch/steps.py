@@ -11,14 +11,19 @@ from pipeline.table import DatasetError
 
 
 class StopSignal:
-    """Set by SIGTERM or SIGUSR1 (a scheduler's warning): the run saves at the end of the step and leaves."""
+    """Set by SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C: the run saves at the end of the step and leaves.
+
+    A second Ctrl-C does not wait for that.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
 

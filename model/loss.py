@@ -20,8 +20,7 @@ def swapped_prediction(
     assigning: the indices into `crops` of the crops that gave the codes ((0, 1) in the paper).
     temperature: the softmax temperature, > 0 (0.1 in the paper).
 
-    Returns the mean over assigning crops, over the other crops and over the batch, in nats: ln(prototypes)
-        for uniform
+    Returns the mean over assigning crops, over the other crops and over the batch, in nats: ln(prototypes) for uniform
     predictions. float32 (float64 for float64 scores) whatever autocast says.
 
     Raises ValueError if there are fewer than two crops or as many codes as assigning crops are not given.

@@ -1,9 +1,8 @@
-"""Collapse diagnostics: how the prototypes are used, gathered over an epoch at the cost of two sums a step."""
+"""Collapse diagnostics: how the prototypes are used, gathered over an epoch without waiting for the device."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from torch import Tensor
 
 
 class CodeMonitor:
-    """Sums over the codes and embeddings of this rank; `summary` adds up all ranks."""
+    """Sums over the codes, embeddings and losses of this rank; `summary` adds up all ranks."""
 
     def __init__(self, num_prototypes: int, embedding_dim: int, device: torch.device | str = "cpu"):
         self.num_prototypes = num_prototypes
@@ -23,53 +22,74 @@ class CodeMonitor:
             "square": torch.zeros(embedding_dim, dtype=torch.float64, device=device),
             "entropy": torch.zeros(1, dtype=torch.float64, device=device),
             "count": torch.zeros(1, dtype=torch.float64, device=device),
+            "loss": torch.zeros(1, dtype=torch.float64, device=device),
+            "steps": torch.zeros(1, dtype=torch.float64, device=device),
         }
 
     @torch.no_grad()
     def update(
-        self, codes: Float[Tensor, "crops batch prototypes"], embeddings: Float[Tensor, "crops batch dim"]
+        self,
+        codes: Float[Tensor, "crops batch prototypes"],
+        embeddings: Float[Tensor, "crops batch dim"],
+        loss: Float[Tensor, ""],
     ) -> None:
-        """Take in a step's codes and the embeddings of the same crops."""
+        """Take in a step's codes, the embeddings of the same crops, and the loss."""
         codes, embeddings = codes.flatten(0, 1), embeddings.flatten(0, 1)
-        self.sums["hard"] += torch.bincount(codes.argmax(1), minlength=self.num_prototypes)
+        strongest = codes.argmax(1)  # counted by scatter: bincount makes the host wait for a GPU
+        self.sums["hard"].scatter_add_(0, strongest, torch.ones_like(strongest, dtype=torch.float64))
         self.sums["code"] += codes.sum(0)
         self.sums["embedding"] += embeddings.sum(0)
         self.sums["square"] += embeddings.square().sum(0)
         self.sums["entropy"] += torch.special.entr(codes).sum()
         self.sums["count"] += len(codes)
+        self.sums["loss"] += loss.detach()
+        self.sums["steps"] += 1
 
     def summary(self) -> dict[str, float]:
         """Over all ranks since the last `reset`, by one all-reduce:
 
+        mean_loss           in nats
         prototypes_in_use   share of prototypes that were some crop's strongest code, in [0, 1]
         code_entropy        mean entropy of a crop's code in nats; ln(prototypes) is a code that says nothing
         mean_code_entropy   entropy of the mean code in nats; far below ln(prototypes): a few prototypes take all
         embedding_std       mean over dimensions of the embeddings' standard deviation; 0 is collapse,
                             1 / sqrt(dim) an even spread over the sphere
         """
-        total = torch.cat(list(self.sums.values()))
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        sums = dict(zip(self.sums, total.cpu().split([len(v) for v in self.sums.values()]), strict=True))
+        sums = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.state_dict().items()}
         count = max(float(sums["count"]), 1.0)
         mean_code = sums["code"] / count
         variance = sums["square"] / count - (sums["embedding"] / count).square()
         return {
+            "mean_loss": float(sums["loss"]) / max(float(sums["steps"]), 1.0),
             "prototypes_in_use": float((sums["hard"] > 0).double().mean()),
             "code_entropy": float(sums["entropy"]) / count,
             "mean_code_entropy": float(torch.special.entr(mean_code).sum()),
             "embedding_std": float(variance.clamp(min=0).sqrt().mean()),
         }
 
+    def state_dict(self) -> dict[str, list[float]]:
+        """The sums over all ranks, alike on every rank; to be called on all of them at once."""
+        total = torch.cat(list(self.sums.values()))
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        parts = total.cpu().split([len(value) for value in self.sums.values()])
+        return {name: part.tolist() for name, part in zip(self.sums, parts, strict=True)}
+
+    def load_state_dict(self, state: dict[str, list[float]], rank: int = 0) -> None:
+        """Go on from saved sums: rank 0 takes them over, the others start from nothing."""
+        self.reset()
+        if rank == 0:
+            for name, values in state.items():
+                self.sums[name] += torch.tensor(values, dtype=torch.float64, device=self.sums[name].device)
+
     def reset(self) -> None:
         for total in self.sums.values():
             total.zero_()
 
 
-def advice(losses: Sequence[float], summary: dict[str, float], num_prototypes: int) -> str | None:
-    """What to try when an epoch's losses or code summary show trouble; None if they look healthy."""
-    recent = losses[len(losses) // 2 :]
-    if recent and sum(recent) / len(recent) > 0.995 * math.log(num_prototypes):
+def advice(summary: dict[str, float], num_prototypes: int) -> str | None:
+    """What to try when an epoch's summary shows trouble; None if it looks healthy."""
+    if summary["mean_loss"] > 0.995 * math.log(num_prototypes):
         return (
             f"the loss stands at ln(prototypes) = {math.log(num_prototypes):.3f}, so nothing is learned: try a lower "
             "swav.epsilon (0.03), a longer swav.freeze_prototypes, or fewer model.prototypes"

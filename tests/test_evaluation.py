@@ -66,9 +66,11 @@ def test_the_monitor_tells_sharp_balanced_codes_from_uniform_ones():
     embeddings = torch.nn.functional.normalize(
         torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)), dim=-1
     )
-    sharp.update(torch.eye(8).repeat(2, 2, 1), embeddings)
-    uniform.update(torch.full((2, 16, 8), 1 / 8), embeddings * 0)
+    sharp.update(torch.eye(8).repeat(2, 2, 1), embeddings, torch.tensor(1.0))
+    sharp.update(torch.eye(8).repeat(2, 2, 1), embeddings, torch.tensor(2.0))
+    uniform.update(torch.full((2, 16, 8), 1 / 8), embeddings * 0, torch.tensor(math.log(8)))
     one, other = sharp.summary(), uniform.summary()
+    assert one["mean_loss"] == 1.5
     assert one["prototypes_in_use"] == 1.0
     assert one["code_entropy"] == pytest.approx(0.0, abs=1e-9)
     assert one["mean_code_entropy"] == pytest.approx(math.log(8))
@@ -78,11 +80,11 @@ def test_the_monitor_tells_sharp_balanced_codes_from_uniform_ones():
 
 
 def test_trouble_is_named_with_what_to_try():
-    healthy = {"prototypes_in_use": 0.9, "embedding_std": 0.1}
-    assert advice([2.0, 1.9], healthy, 100) is None
-    assert "lower swav.epsilon" in advice([math.log(100)] * 4, healthy, 100)
-    assert "fewer model.prototypes" in advice([2.0], healthy | {"prototypes_in_use": 0.2}, 100)
-    assert "collapse" in advice([2.0], healthy | {"embedding_std": 0.0}, 100)
+    healthy = {"mean_loss": 2.0, "prototypes_in_use": 0.9, "embedding_std": 0.1}
+    assert advice(healthy, 100) is None
+    assert "lower swav.epsilon" in advice(healthy | {"mean_loss": math.log(100)}, 100)
+    assert "fewer model.prototypes" in advice(healthy | {"prototypes_in_use": 0.2}, 100)
+    assert "collapse" in advice(healthy | {"embedding_std": 0.0}, 100)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])

@@ -142,6 +142,8 @@ def test_a_run_killed_at_random_steps_gives_the_same_losses_bit_for_bit(workplac
     assert losses(workplace, "killed") == undisturbed[1]
     one, other = (json.loads((workplace / name / "summary.json").read_text()) for name in ("killed", "undisturbed"))
     assert one["knn"] == other["knn"]
+    for key in ("mean_loss", "code_entropy", "prototypes_in_use", "embedding_std"):  # of the whole last epoch
+        assert one[key] == pytest.approx(other[key], rel=1e-12)
 
 
 def test_a_kill_between_the_last_step_and_the_summary_costs_the_summary_alone(workplace, undisturbed):
@@ -168,7 +170,7 @@ def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(wor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbed, number):
     name = f"signal-{number}"
     process = train(workplace, name, "run.checkpoint_every=0", "run.checkpoint_steps=0", wait=False)
