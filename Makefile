@@ -35,7 +35,7 @@ lint: setup ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
 lock: setup ## resolve the lock files anew from pyproject.toml (needs uv)
-	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra dali-$$dali --universal \
+	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra ray --extra dali-$$dali --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
 
 clean: ## remove .venv and caches; data/ and runs/ stay

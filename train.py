@@ -92,7 +92,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
         network = SwAV(
-            build_backbone(config.model.backbone, **config.model.options),
+            build_backbone(config.model.backbone, sizes=[s for s, _ in crops.groups], **config.model.options),
             hidden_dim=config.model.hidden_dim,
             embedding_dim=config.model.embedding_dim,
             num_prototypes=config.model.prototypes,

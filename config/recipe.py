@@ -47,7 +47,8 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     if len(recipes) != 1:
         raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}")
     config = _merge(config, _read(recipes[0]), defaults, recipes[0])
-    for argument in arguments:
+    # Another backbone drops the options of the one before, so it goes first.
+    for argument in sorted(arguments, key=lambda a: not a.startswith("model.backbone=")):
         if "=" in argument:
             try:
                 override = OmegaConf.from_dotlist([argument])
@@ -85,6 +86,8 @@ def _merge(config: DictConfig, override: DictConfig, defaults: DictConfig, sourc
         _check_known(key, defaults, source)
     merged = OmegaConf.merge(config, override)
     assert isinstance(merged, DictConfig)
+    if merged.model.backbone != config.model.backbone:
+        merged.model.options = OmegaConf.select(override, "model.options", default={})
     return merged
 
 

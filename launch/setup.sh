@@ -27,12 +27,23 @@ as_root() {
     fi
 }
 
-# Debian ships venv and pip's wheels apart from python3; Python.h and a compiler build the two packages without wheels.
-if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-    say "installing python3-venv"
-    command -v apt-get >/dev/null || fail "Python's venv module is missing and there is no apt-get; install it by hand"
-    { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; } >&2 ||
-        fail "Python's venv module is missing; as root: apt-get install python3-venv"
+# What the environment is built with: Debian ships venv apart from python3; ffcv has no wheel, and is compiled against
+# OpenCV and TurboJPEG.
+missing=
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+"$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing="$missing python3-dev"
+command -v c++ >/dev/null || missing="$missing g++"
+if ! command -v pkg-config >/dev/null; then missing="$missing pkg-config libopencv-dev libturbojpeg0-dev"
+else
+    pkg-config --exists opencv4 || missing="$missing libopencv-dev"
+    pkg-config --exists libturbojpeg || missing="$missing libturbojpeg0-dev"
+fi
+if [ -n "$missing" ]; then
+    by_hand="missing:$missing; as root: apt-get install --no-install-recommends$missing"
+    command -v apt-get >/dev/null || fail "there is no apt-get here; install what these Debian packages hold:$missing"
+    say "installing system packages:$missing"
+    { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends $missing; } >&2 || fail "$by_hand"
 fi
 
 say "installing into .venv from $lock (some 5 GB with torch's CUDA libraries; a few minutes)"

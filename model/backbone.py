@@ -2,21 +2,25 @@
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from model.resnet import RESNETS, ResNet
 
 
-def build_backbone(name: str, **options: Any) -> nn.Module:
+def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
     """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialised.
 
     name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a
         model of timm (`options` go to `timm.create_model`). Vision transformers take every resolution that
         their patch size divides.
+    sizes: crop sizes that it will be given; a model of timm is tried on each.
 
-    Raises ValueError for an unknown name (with the nearest ones) or, with our ResNets, an unknown option.
+    Raises ValueError for an unknown name (with the nearest ones), an option that it does not take, or a size that it
+    does not take.
     """
     if name in RESNETS or name == "resnet":
         known = list(inspect.signature(ResNet).parameters)
@@ -24,7 +28,21 @@ def build_backbone(name: str, **options: Any) -> nn.Module:
         if unknown:
             raise ValueError(f"backbone {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
         return ResNet(**(RESNETS.get(name, {}) | options))
-    return _build_timm(name, options)
+    network = _build_timm(name, options)
+    for size in sizes:
+        _try_size(network, name, size)
+    return network
+
+
+@torch.no_grad()
+def _try_size(network: nn.Module, name: str, size: int) -> None:
+    network.eval()
+    try:
+        network(torch.zeros(1, 3, size, size))
+    except Exception as error:  # an assertion of timm, a RuntimeError of torch: they all mean the same
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"backbone {name} does not take crops of {size} pixels: {reason}") from None
+    network.train()
 
 
 def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
@@ -35,12 +53,15 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
         raise ValueError(f"backbone {name!r} is not ours nor a model of timm; nearest: {', '.join(near)}")
     options = {"num_classes": 0, "pretrained": False, **options}
+    # Multi-crop needs several resolutions; models with position embeddings fix one unless told otherwise.
     try:
-        # Multi-crop needs several resolutions; models with position embeddings fix one unless told otherwise.
-        network = timm.create_model(name, **{"dynamic_img_size": True, **options})
+        try:
+            network = timm.create_model(name, **{"dynamic_img_size": True, **options})
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            network = timm.create_model(name, **options)
     except TypeError as error:
-        if "dynamic_img_size" not in str(error) or "dynamic_img_size" in options:
-            raise
-        network = timm.create_model(name, **options)
+        raise ValueError(f"backbone {name} with model.options={options}: {error}") from None
     network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network

@@ -155,3 +155,10 @@ def test_what_does_not_fit_is_one_line(tmp_path, settings, images, world_size, m
     with pytest.raises(ConfigError) as error:
         fit(auto(tmp_path, *settings), images, Cluster(0, world_size, 0, world_size))
     assert message in str(error.value)
+
+
+def test_another_backbone_drops_the_options_of_the_recipes():
+    assert load_config(["config/demo.yaml", "model.backbone=vit_tiny_patch16_224"]).model.options == {}
+    config = load_config(["config/demo.yaml", "model.options={drop_path_rate: 0.1}", "model.backbone=convnext_atto"])
+    assert config.model.options == {"drop_path_rate": 0.1}
+    assert load_config(["config/demo.yaml", "model.options.base_width=8"]).model.options.block == "basic"
