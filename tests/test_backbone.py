@@ -59,7 +59,7 @@ def test_unknown_resnet_option_is_an_error(options: dict[str, object]) -> None:
 
 
 def test_a_crop_size_that_a_backbone_does_not_take_is_one_line():
-    with pytest.raises(ValueError, match="vit_tiny_patch16_224 does not take crops of 90 pixels: .*patch size"):
+    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 does not take crops of 90 pixels: .*patch size"):
         build_backbone("vit_tiny_patch16_224", sizes=[96, 90])
-    with pytest.raises(ValueError, match="convnext_atto with model.options=.*nonsense"):
+    with pytest.raises(ValueError, match=r"convnext_atto with model.options=.*nonsense"):
         build_backbone("convnext_atto", nonsense=1)
