@@ -85,7 +85,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             rank=cluster.rank,
             world_size=cluster.world_size,
             threads=config.pipeline.threads,
-            device_id=device.index if config.pipeline.decode == "gpu" else None,
+            device_id=device.index if config.pipeline.device == "gpu" else None,
             max_bad_fraction=config.data.max_bad_fraction,
         )
 

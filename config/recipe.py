@@ -194,8 +194,11 @@ def check_values(config: DictConfig) -> None:
     require(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "0 or more and less than 1")
     require(0 <= config.data.max_bad_fraction <= 1, "data.max_bad_fraction", "a share from 0 to 1")
     require(0 < config.evaluation.share <= 1, "evaluation.share", "a share above 0, at most 1")
-    require(config.pipeline.backend in ("dali", "torchvision"), "pipeline.backend", "dali or torchvision")
-    require(config.pipeline.decode in ("auto", "cpu", "gpu"), "pipeline.decode", "auto, cpu or gpu")
+    require(config.pipeline.backend in ("dali", "ffcv", "torchvision"), "pipeline.backend", "dali, ffcv or torchvision")
+    exact = config.crops.jitter.exact
+    require(not exact or config.pipeline.backend != "dali", "crops.jitter.exact", "false with pipeline.backend=dali")
+    require(not exact or config.pipeline.device != "gpu", "crops.jitter.exact", "false with pipeline.device=gpu")
+    require(config.pipeline.device in ("auto", "cpu", "gpu"), "pipeline.device", "auto, cpu or gpu")
     require(config.optimizer.name == "lars", "optimizer.name", "lars")
     _check_crops(config, require)
     warmup = config.optimizer.warmup_epochs

@@ -59,7 +59,7 @@ def knn_accuracy(
             backend=config.pipeline.backend,
             batch_size=config.evaluation.batch_size,
             threads=config.pipeline.threads,
-            device_id=device.index if config.pipeline.decode == "gpu" else None,
+            device_id=device.index if config.pipeline.device == "gpu" else None,
             max_bad_fraction=config.data.max_bad_fraction,
         )
         return extract(function, batches, device)

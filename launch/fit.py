@@ -88,12 +88,13 @@ def _fit_queue(
 
 
 def _fit_machine(config: DictConfig, cluster: Cluster) -> None:
-    """Where DALI decodes and with how many threads: not said, as results do not depend on it."""
+    """Where crops are made and with how many threads: not said, as results do not depend on it."""
     on_gpu = cluster.device().type == "cuda"
-    if config.pipeline.decode == "gpu" and not on_gpu:
-        raise ConfigError("pipeline.decode=gpu, but no GPU is visible; use pipeline.decode=cpu or auto")
-    if config.pipeline.decode == "auto":
-        config.pipeline.decode = "gpu" if on_gpu and config.pipeline.backend == "dali" else "cpu"
+    if config.pipeline.device == "gpu" and not on_gpu:
+        raise ConfigError("pipeline.device=gpu, but no GPU is visible; use pipeline.device=cpu or auto")
+    if config.pipeline.device == "auto":
+        can = config.pipeline.backend == "dali" or (config.pipeline.backend == "ffcv" and not config.crops.jitter.exact)
+        config.pipeline.device = "gpu" if on_gpu and can else "cpu"
     if config.pipeline.threads == "auto":
         cores = len(os.sched_getaffinity(0)) // cluster.local_world_size
         config.pipeline.threads = min(16, max(1, cores))

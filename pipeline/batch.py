@@ -19,12 +19,15 @@ DrawRows = Callable[[np.ndarray, np.ndarray, np.ndarray], Draw]  # rows, heights
 class Request:
     """One rank's share of a global batch on its way to a backend: B rows, their encoded bytes and their draw.
 
+    height, width: (B,) pixels of the images as displayed.
     `rows` are those of the order; `draw.rows` differs where an unreadable row was replaced by its substitute.
     """
 
     epoch: int
     samples: int  # position in the epoch after this batch
     rows: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
     draw: Draw
     encoded: list[np.ndarray]
     draw_rows: DrawRows

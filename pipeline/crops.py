@@ -15,13 +15,17 @@ class View:
 
 @dataclass(frozen=True)
 class Jitter:
-    """ColorJitter with strengths as in torchvision (hue in turns), applied with `probability`."""
+    """ColorJitter with strengths as in torchvision (hue in turns), applied with `probability`.
+
+    exact: step by step with clipping and hue in HSV, as torchvision does, where a backend can; else one affine map.
+    """
 
     probability: float = 0.8
     brightness: float = 0.8
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
+    exact: bool = False
 
 
 @dataclass(frozen=True)

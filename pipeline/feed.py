@@ -39,8 +39,8 @@ class Feed:
                 used = np.array([self.substitute(row) if row == error.row else row for row in used.tolist()])
         for index in np.flatnonzero(np.isin(used, list(self.converted))):
             encoded[index] = self._as_ppm(int(used[index]))
-        drawn = draw_rows(used, self.table.height[used], self.table.width[used])
-        return Request(epoch, samples, rows, drawn, encoded, draw_rows)
+        height, width = self.table.height[used], self.table.width[used]
+        return Request(epoch, samples, rows, height, width, draw_rows(used, height, width), encoded, draw_rows)
 
     def mend(self, request: Request, decodes: Callable[[np.ndarray], bool]) -> Request:
         """The request anew after a backend failed on it: what `decodes` refuses goes through PIL, or is replaced."""

@@ -18,6 +18,7 @@ from pipeline.crops import Crops
 from pipeline.dali import DaliBackend
 from pipeline.draw import center, draw
 from pipeline.feed import Feed
+from pipeline.ffcv import FfcvBackend
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
 from pipeline.reader import Reader
 from pipeline.reference import TorchvisionBackend
@@ -34,7 +35,11 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"dali": DaliBackend, "torchvision": TorchvisionBackend}
+BACKENDS: dict[str, Callable[..., Backend]] = {
+    "dali": DaliBackend,
+    "ffcv": FfcvBackend,
+    "torchvision": TorchvisionBackend,
+}
 AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
 READY = 2  # batches that wait, finished, for the training loop
 

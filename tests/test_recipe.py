@@ -41,7 +41,7 @@ def test_every_recipe_is_valid(recipe):
         ("crops.jitter.hue=0.6", "crops.jitter.hue=0.6: expected 0 to 0.5 turns"),
         ("swav.assigning=[0,9]", "swav.assigning=[0, 9]: expected different crops"),
         ("swav.assigning=[0,0]", "swav.assigning=[0, 0]: expected different crops"),
-        ("pipeline.backend=pil", "pipeline.backend=pil: expected dali or torchvision"),
+        ("pipeline.backend=pil", "pipeline.backend=pil: expected dali, ffcv or torchvision"),
         ("data.path=", "data.path is not set; give it as data.path=..."),
         ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
     ],
@@ -148,7 +148,7 @@ def test_the_queue_keeps_to_whole_batches_and_small_datasets(tmp_path):
         ([], 100, 1, "run.batch_size=256 is more than the 100 images"),
         ([], 10_000, 3, "run.batch_size=256 does not split evenly over 3 processes"),
         (["run.batch_size=4"], 10_000, 4, "batch norm needs 2 images a process or more"),
-        (["pipeline.decode=gpu"], 10_000, 1, "pipeline.decode=gpu, but no GPU is visible"),
+        (["pipeline.device=gpu"], 10_000, 1, "pipeline.device=gpu, but no GPU is visible"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, settings, images, world_size, message):

@@ -1,0 +1,110 @@
+"""The colour half of the draw on a GPU: what the fused kernel does after resampling, in compiled torch code.
+
+Takes uint8 crops as the kernel leaves them and gives the same values, up to rounding: colour as one affine map about the
+crop's mean (see color.py), blur, normalisation.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.color import color_matrices
+from pipeline.crops import Crops
+from pipeline.draw import Draw
+
+
+def finish_on_gpu(groups: list[Tensor], draw: Draw, crops: Crops, device: torch.device) -> list[Tensor]:
+    """uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory -> float16 ones on `device`, finished.
+
+    Runs on a stream of its own and returns when it is done, so that the host memory may be used again.
+    """
+    stream, compiled = _stream(device), _compiled()
+    with torch.cuda.stream(stream):
+        finished = [
+            compiled(group.to(device, non_blocking=True), *arguments, dtype=torch.float16)
+            for group, arguments in zip(groups, arguments_of(draw, crops, device), strict=True)
+        ]
+    stream.synchronize()
+    for tensor in finished:  # the training step runs on the default stream: only after it may the memory be reused
+        tensor.record_stream(torch.cuda.default_stream(device))
+    return finished
+
+
+def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[Any, ...]]:
+    """For each resolution what `finish` takes after the pixels."""
+    linear, offset = color_matrices(draw)
+    radius = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
+    reach = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (reach / np.maximum(draw.sigma, 1e-3)[..., None]) ** 2)
+    weights = np.where(draw.blur[..., None], weights, reach == 0)
+    weights /= weights.sum(-1, keepdims=True)
+    mean = torch.tensor(crops.mean, device=device)
+    std = torch.tensor(crops.std, device=device)
+
+    def of(array: np.ndarray, members: list[int]) -> Tensor:
+        """(B, V, ...) -> (views of the group, B, ...) on the device."""
+        part = np.ascontiguousarray(np.moveaxis(array[:, members], 0, 1), np.float32)
+        return torch.from_numpy(part).to(device, non_blocking=True)
+
+    return [
+        (of(linear, members), of(offset, members), of(weights, members), mean, std) for _, members in crops.groups
+    ]
+
+
+def finish(
+    pixels: UInt8[Tensor, "views batch size size 3"],
+    linear: Float[Tensor, "views batch 3 3"],
+    offset: Float[Tensor, "views batch 3 3"],
+    weights: Float[Tensor, "views batch taps"],
+    mean: Float[Tensor, " 3"],
+    std: Float[Tensor, " 3"],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "views batch size size 3"]:
+    """Colour, blur and normalisation. linear, offset: x' = A x + B m, m the crop's mean colour, in levels of 0 to 255.
+
+    weights: blur along one axis, for each crop; a single tap of 1 leaves it as it is. Like the kernel, values are
+    rounded to levels after each of the steps.
+    """
+    x = pixels.float()
+    center = x.mean(dim=(2, 3))  # (views, batch, 3)
+    shift = (offset * center[:, :, None, :]).sum(-1)
+    red, green, blue = x.unbind(-1)
+    channels = []
+    for c in range(3):  # written out: a matrix product would go through TF32
+        a = linear[:, :, c, :, None, None]
+        value = a[:, :, 0] * red + a[:, :, 1] * green + a[:, :, 2] * blue + shift[:, :, c, None, None]
+        channels.append(value.clamp(0, 255).round())
+    if weights.shape[-1] > 1:
+        channels = [_blur(channel, weights) for channel in channels]
+    x = torch.stack(channels, dim=-1)
+    return ((x / 255 - mean) / std).to(dtype)
+
+
+def _blur(
+    plane: Float[Tensor, "views batch size size"], weights: Float[Tensor, "views batch taps"]
+) -> Float[Tensor, "views batch size size"]:
+    """Separable blur with the edge repeated, as sums of shifted planes: two fused passes once compiled."""
+    taps, size = weights.shape[-1], plane.shape[-1]
+    radius = taps // 2
+    padded = functional.pad(plane, (0, 0, radius, radius), mode="replicate")
+    down = sum(weights[..., t, None, None] * padded[:, :, t : t + size] for t in range(taps))
+    padded = functional.pad(down, (radius, radius, 0, 0), mode="replicate")
+    across = sum(weights[..., t, None, None] * padded[..., t : t + size] for t in range(taps))
+    return across.round()
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(finish, dynamic=False)
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

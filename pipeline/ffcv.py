@@ -1,0 +1,128 @@
+"""The ffcv backend: FFCV's decoder and the fused kernel, for every source of encoded images.
+
+JPEGs go to the kernel as they are. What is none (PNG, WebP, PPM), what EXIF wants turned and what libjpeg-turbo warns of
+is decoded by Pillow first. On a GPU the kernel stops after resampling and flip: uint8 crops go across, and colour, blur
+and normalisation are done there.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.batch import DecodeFailure, Request
+from pipeline.crops import Crops
+from pipeline.device_color import finish_on_gpu
+from pipeline.draw import Draw
+from pipeline.images import BadImage, decode, from_ppm
+
+
+class FfcvBackend:
+    """Executes draws with `threads` threads; `device_id` None is the CPU, else colour and blur run on that GPU.
+
+    Crops are float32 on the CPU and float16 on a GPU, as channels-last views (N, 3, size, size). Their memory is used
+    again once nobody holds them. On a GPU colour is always affine.
+    """
+
+    def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
+        from pipeline.kernel import Kernel
+
+        del batch_size
+        self.crops = crops
+        self.device_id = device_id
+        hue: Literal["affine", "hsv"] = "hsv" if crops.jitter.exact else "affine"
+        self.kernel = Kernel(crops, threads, "float32" if device_id is None else "uint8", hue)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
+        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="reading")
+        self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # buffers that nobody holds, by shape
+
+    def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+        """Crops of each request, in order, one read ahead. Raises DecodeFailure for an undecodable image."""
+        following = self.ahead.submit(next, requests, None)
+        while (request := following.result()) is not None:
+            following = self.ahead.submit(next, requests, None)
+            buffers = self._buffers(len(request.rows))
+            try:
+                self._fill(request, buffers)
+            except BadImage as error:
+                later = following.result()
+                raise DecodeFailure(error.reason, [request] if later is None else [request, later]) from None
+            yield request, self._finish(request.draw, buffers)
+
+    def decodes(self, encoded: np.ndarray) -> bool:
+        """Whether these bytes give pixels: Pillow has the last word here."""
+        try:
+            decode(encoded.tobytes())
+        except BadImage:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End all threads."""
+        for pool in (self.ahead, self.pool):
+            pool.shutdown(cancel_futures=True)
+        self.kernel.close()
+
+    # ------------------------------------------------------------------ one batch
+    def _fill(self, request: Request, buffers: list[np.ndarray]) -> None:
+        """Make the request's crops in `buffers`. Raises BadImage where an image gives no pixels."""
+        images, height, width = list(request.encoded), request.height, request.width
+        jpeg = np.array([image[:2].tobytes() == b"\xff\xd8" for image in images], bool)
+        self._decode(images, np.flatnonzero(~jpeg), height, width)
+        status = self.kernel.run(images, jpeg, height, width, request.draw, buffers)
+        rest = np.flatnonzero(status)
+        if len(rest):
+            self._decode(images, rest, height, width)
+            part = self.kernel.buffers(len(rest))
+            some = [images[index] for index in rest]
+            self.kernel.run(some, np.zeros(len(rest), bool), height[rest], width[rest], _take(request.draw, rest), part)
+            for whole, crops in zip(buffers, part, strict=True):
+                whole[:, rest] = crops
+
+    def _decode(self, images: list[np.ndarray], which: Sequence[int] | np.ndarray, height: Any, width: Any) -> None:
+        """Put pixels (H, W, 3) in the place of the encoded images `which`."""
+
+        def pixels(index: int) -> np.ndarray:
+            found = from_ppm(images[index])
+            if found is None:
+                found = decode(images[index].tobytes())
+            if found.shape[:2] != (height[index], width[index]):  # the file changed since the table was made
+                found = np.asarray(Image.fromarray(found).resize((int(width[index]), int(height[index]))))
+            return found
+
+        for index, found in zip(which, self.pool.map(pixels, which), strict=True):
+            images[index] = found
+
+    # ------------------------------------------------------------------ memory
+    def _buffers(self, batch: int) -> list[np.ndarray]:
+        """Outputs for the kernel, one a resolution: (views, batch, size, size, 3), used ones where there are any."""
+        shapes = [(len(members), batch, size, size, 3) for size, members in self.crops.groups]
+        return [self.free[shape].pop() if self.free.get(shape) else self._new_buffer(shape) for shape in shapes]
+
+    def _new_buffer(self, shape: tuple[int, ...]) -> np.ndarray:
+        if self.device_id is None:
+            return np.empty(shape, np.float32)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+    def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
+        """The crops as tensors, on a GPU with colour, blur and normalisation done there."""
+        tensors = []
+        for buffer in buffers:
+            lent = buffer.view()  # a tensor made of it keeps it alive, and when it goes the buffer is free again
+            weakref.finalize(lent, self.free.setdefault(buffer.shape, []).append, buffer)
+            tensors.append(torch.from_numpy(lent))
+        if self.device_id is not None:
+            tensors = finish_on_gpu(tensors, draw, self.crops, torch.device("cuda", self.device_id))
+        return [tensor.flatten(0, 1).permute(0, 3, 1, 2) for tensor in tensors]
+
+
+def _take(draw: Draw, rows: np.ndarray) -> Draw:
+    """Some rows of a draw."""
+    return Draw(**{field.name: getattr(draw, field.name)[rows] for field in fields(Draw)})

@@ -1,0 +1,99 @@
+"""JPEG bytes to pixels inside compiled code, by libjpeg-turbo through ffcv's C function `imdecode`."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from pipeline.kernel_simd import array_at, call_imdecode
+
+FINE, BROKEN, MISFIT, TURNED = range(4)  # status of a row
+ORIENTATION = 0x0112  # TIFF tag
+
+
+@cache
+def imdecode_address() -> int:
+    """Address of `imdecode` in ffcv's shared library. The package itself, which loads torch and OpenCV, stays asleep."""
+    spec = importlib.util.find_spec("ffcv")
+    folders = spec.submodule_search_locations if spec else None
+    for library in sorted(path for folder in folders or [] for path in Path(folder).glob("_libffcv*.so")):
+        return ctypes.cast(ctypes.CDLL(str(library)).imdecode, ctypes.c_void_p).value or 0
+    raise ImportError("pipeline.backend=ffcv: ffcv is not installed; run `make setup`, or take pipeline.backend=dali")
+
+
+@njit(nogil=True, error_model="numpy")
+def header_status(data, height, width):
+    """What a JPEG's header (`data`, bytes) says: FINE for an upright image of height x width; MISFIT for another size,
+    TURNED if EXIF wants it turned, BROKEN without a frame."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
+        return BROKEN
+    at = 2
+    while at + 9 <= len(data):
+        marker = data[at + 1]
+        if data[at] != 0xFF or marker == 0xD9 or marker == 0xDA:
+            return BROKEN
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these stand alone
+            at += 2
+            continue
+        length = np.int64(data[at + 2]) << 8 | np.int64(data[at + 3])
+        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
+            rows = np.int64(data[at + 5]) << 8 | np.int64(data[at + 6])
+            columns = np.int64(data[at + 7]) << 8 | np.int64(data[at + 8])
+            return FINE if rows == height and columns == width else MISFIT
+        if marker == 0xE1 and _orientation(data[at + 4 : at + 2 + length]) != 1:
+            return TURNED
+        at += 2 + length
+    return BROKEN
+
+
+@njit(nogil=True, error_model="numpy")
+def _orientation(block):
+    """Orientation in an APP1 block of a JPEG; 1 where it says none."""
+    if len(block) < 16 or block[0] != 0x45 or block[1] != 0x78 or block[2] != 0x69 or block[3] != 0x66:  # "Exif"
+        return 1
+    tiff = block[6:]
+    little = tiff[0] == 0x49
+    directory = _number(tiff, 4, 4, little)
+    for entry in range(_number(tiff, directory, 2, little)):
+        at = directory + 2 + 12 * entry
+        if at + 12 > len(tiff):
+            return 1
+        if _number(tiff, at, 2, little) == ORIENTATION:
+            value = _number(tiff, at + 8, 2, little)
+            return value if 2 <= value <= 8 else 1
+    return 1
+
+
+@njit(nogil=True, error_model="numpy")
+def _number(data, at, count, little):
+    """Unsigned number of `count` bytes at `at`; 0 where data ends before."""
+    if at + count > len(data):
+        return 0
+    value = 0
+    for i in range(count):
+        value = value << 8 | np.int64(data[at + (count - 1 - i if little else i)])
+    return value
+
+
+@njit(nogil=True, error_model="numpy")
+def pixels_of(imdecode, address, length, jpeg, height, width, image):
+    """RGB bytes of a row into `image` (>= 3 * height * width,): a JPEG's at `address` decoded, or the pixels there
+    copied. Returns the status."""
+    data = array_at(address, length, np.uint8)
+    if not jpeg:
+        if length != 3 * height * width:
+            return MISFIT
+        image[:length] = data
+        return FINE
+    status = header_status(data, height, width)
+    if status == FINE and call_imdecode(imdecode, address, length, height, width, image.ctypes.data) != 0:
+        return BROKEN
+    return status

@@ -1,0 +1,371 @@
+"""What numba lacks for the fused kernel: vectors of bytes, a byte transpose, C calls by address, an atomic counter.
+
+Each function here is a few LLVM instructions that compiled code inlines. LLVM maps the vectors to whatever the CPU has
+(one AVX2 register, two of SSE or NEON). A `Lanes` value is 32 bytes seen as 16 lanes of 16 bits: a lane holds two
+neighbouring bytes, the even one low, the odd one high (little-endian, as are all CPUs that torch runs on).
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+BYTES = 32  # in a Lanes value
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_VECTOR = ir.VectorType(_I16, BYTES // 2)
+_WIDE = ir.VectorType(_I32, BYTES // 2)
+
+
+class _LanesType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name="Lanes")
+
+
+LANES = _LanesType()
+
+
+@register_model(_LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type) -> None:
+        super().__init__(manager, fe_type, _VECTOR)
+
+
+def _pointer(context, builder, kind, array, index, pointee):
+    """Address of array[index] as a pointer to `pointee`."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [index]), pointee.as_pointer())
+
+
+def _all(vector, value):
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def _splat(builder, scalar, vector):
+    undefined = ir.Constant(vector, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+
+
+# ---------------------------------------------------------------------------------------------- vectors
+@intrinsic
+def load(typing, array, index):
+    """32 bytes of a uint8 array from `index` on, unaligned."""
+
+    def build(context, builder, signature, args):
+        return builder.load(_pointer(context, builder, signature.args[0], *args, _VECTOR), align=1)
+
+    return LANES(array, types.intp), build
+
+
+@intrinsic
+def store(typing, array, index, value):
+    """Write 32 bytes to a uint8 array from `index` on, unaligned."""
+
+    def build(context, builder, signature, args):
+        array, index, value = args
+        builder.store(value, _pointer(context, builder, signature.args[0], array, index, _VECTOR), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, LANES), build
+
+
+@intrinsic
+def store_half(typing, array, index, value):
+    """Write the first 16 bytes of `value` to a uint8 array from `index` on, unaligned."""
+
+    def build(context, builder, signature, args):
+        array, index, value = args
+        half = ir.VectorType(_I16, BYTES // 4)
+        lower = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_I32, half.count), list(range(half.count))))
+        builder.store(lower, _pointer(context, builder, signature.args[0], array, index, half), align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, LANES), build
+
+
+@intrinsic
+def splat(typing, value):
+    """All 16 lanes the same uint16."""
+
+    def build(context, builder, signature, args):
+        return _splat(builder, args[0], _VECTOR)
+
+    return LANES(types.uint16), build
+
+
+@intrinsic
+def add(typing, a, b):
+    """Sum of lanes, modulo 2^16."""
+
+    def build(context, builder, signature, args):
+        return builder.add(*args)
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def scaled(typing, a, weight):
+    """a * weight / 2^16 of unsigned lanes, rounded down."""
+
+    def build(context, builder, signature, args):
+        a, weight = (builder.zext(arg, _WIDE) for arg in args)
+        return builder.trunc(builder.lshr(builder.mul(a, weight), _all(_WIDE, 16)), _VECTOR)
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def even_bytes(typing, a):
+    """The even bytes times 256."""
+
+    def build(context, builder, signature, args):
+        return builder.shl(args[0], _all(_VECTOR, 8))
+
+    return LANES(LANES), build
+
+
+@intrinsic
+def packed(typing, even, odd, half):
+    """Bytes from the sums of even bytes times 256 and of whole lanes, with `half` added (saturating) before rounding down.
+
+    A whole lane is its odd byte times 256 plus its even byte, so the latter's sum is taken off `odd` again: that is one
+    subtraction here instead of a mask at every tap.
+    """
+
+    def build(context, builder, signature, args):
+        even, odd, half = args
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
+        plus = cgutils.get_or_insert_function(builder.module, kind, "llvm.uadd.sat.v16i16")
+        minus = cgutils.get_or_insert_function(builder.module, kind, "llvm.usub.sat.v16i16")
+        odd = builder.call(minus, [odd, builder.lshr(even, _all(_VECTOR, 8))])
+        even, odd = builder.call(plus, [even, half]), builder.call(plus, [odd, half])
+        return builder.or_(builder.lshr(even, _all(_VECTOR, 8)), builder.and_(odd, _all(_VECTOR, 0xFF00)))
+
+    return LANES(LANES, LANES, LANES), build
+
+
+@intrinsic
+def even_128(typing, a):
+    """The even bytes times 128, which signed lanes hold."""
+
+    def build(context, builder, signature, args):
+        return builder.lshr(builder.shl(args[0], _all(_VECTOR, 8)), _all(_VECTOR, 1))
+
+    return LANES(LANES), build
+
+
+@intrinsic
+def odd_128(typing, a):
+    """The odd bytes times 128, which signed lanes hold."""
+
+    def build(context, builder, signature, args):
+        return builder.and_(builder.lshr(args[0], _all(_VECTOR, 1)), _all(_VECTOR, 0x7F80))
+
+    return LANES(LANES), build
+
+
+@intrinsic
+def scaled_signed(typing, a, weight):
+    """a * weight / 2^16 of signed lanes, rounded down."""
+
+    def build(context, builder, signature, args):
+        a, weight = (builder.sext(arg, _WIDE) for arg in args)
+        return builder.trunc(builder.ashr(builder.mul(a, weight), _all(_WIDE, 16)), _VECTOR)
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def add_signed(typing, a, b):
+    """Sum of signed lanes, saturating."""
+
+    def build(context, builder, signature, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.sadd.sat.v16i16"), args)
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def packed_eighths(typing, even, odd):
+    """Bytes from signed lanes of the even and odd bytes in eighths, clipped and rounded down."""
+
+    def build(context, builder, signature, args):
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
+        lowest = cgutils.get_or_insert_function(builder.module, kind, "llvm.smin.v16i16")
+        highest = cgutils.get_or_insert_function(builder.module, kind, "llvm.smax.v16i16")
+        even, odd = (
+            builder.call(highest, [builder.call(lowest, [arg, _all(_VECTOR, 255 * 8 + 7)]), _all(_VECTOR, 0)])
+            for arg in args
+        )
+        odd = builder.and_(builder.shl(odd, _all(_VECTOR, 5)), _all(_VECTOR, 0xFF00))
+        return builder.or_(builder.lshr(even, _all(_VECTOR, 3)), odd)
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def byte_pair_sums(typing, a):
+    """Even plus odd byte of each lane."""
+
+    def build(context, builder, signature, args):
+        (a,) = args
+        return builder.add(builder.and_(a, _all(_VECTOR, 0xFF)), builder.lshr(a, _all(_VECTOR, 8)))
+
+    return LANES(LANES), build
+
+
+@intrinsic
+def lane_sum(typing, a):
+    """Sum of all 16 lanes."""
+
+    def build(context, builder, signature, args):
+        reduce = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_I32, [_WIDE]), "llvm.vector.reduce.add.v16i32"
+        )
+        return builder.zext(builder.call(reduce, [builder.zext(args[0], _WIDE)]), _I64)
+
+    return types.int64(LANES), build
+
+
+@intrinsic
+def transpose16(typing, target, at, target_stride, source, start, source_stride):
+    """target[at + c * target_stride + r] = source[start + r * source_stride + c] for r, c < 16: uint8 arrays."""
+
+    def build(context, builder, signature, args):
+        target, at, target_stride, source, start, source_stride = args
+        vector = ir.VectorType(_I8, 16)
+        rows = []
+        for row in range(16):
+            index = builder.add(start, builder.mul(source_stride, ir.Constant(_I64, row)))
+            rows.append(builder.load(_pointer(context, builder, signature.args[3], source, index, vector), align=1))
+        mask = ir.VectorType(_I32, 16)
+        low = ir.Constant(mask, [half + 16 * side for half in range(8) for side in range(2)])
+        high = ir.Constant(mask, [half + 16 * side for half in range(8, 16) for side in range(2)])
+        for _ in range(4):  # each round moves one bit of the row number into the column number
+            pairs = [(rows[i], rows[i + 8]) for i in range(8)]
+            rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
+        for column in range(16):
+            index = builder.add(at, builder.mul(target_stride, ir.Constant(_I64, column)))
+            builder.store(
+                rows[column], _pointer(context, builder, signature.args[0], target, index, vector), align=1
+            )
+        return context.get_dummy_value()
+
+    integers = [types.intp] * 2
+    return types.void(target, *integers, source, *integers), build
+
+
+# ---------------------------------------------------------------------------------------------- bytes to values
+def _half_bits(builder, value):
+    """Bits of float32 values rounded to float16."""
+    vector = ir.VectorType(ir.HalfType(), value.type.count)
+    return builder.bitcast(builder.fptrunc(value, vector), ir.VectorType(_I16, vector.count))
+
+
+def _bfloat_bits(builder, value):
+    """Bits of finite float32 values rounded (ties to even) to bfloat16."""
+    wide = ir.VectorType(_I32, value.type.count)
+    bits = builder.bitcast(value, wide)
+    last = builder.and_(builder.lshr(bits, _all(wide, 16)), _all(wide, 1))
+    rounded = builder.add(builder.add(bits, _all(wide, 0x7FFF)), last)
+    return builder.trunc(builder.lshr(rounded, _all(wide, 16)), ir.VectorType(_I16, wide.count))
+
+
+def _value_store(count: int, size: int, round_values):
+    """Makes an intrinsic that stores `count` bytes as values of `size` bytes: byte * gain + bias, then rounded."""
+
+    @intrinsic
+    def store_values(typing, address, array, index, gain, bias, column):
+        def build(context, builder, signature, args):
+            address, array, index, gain, bias, column = args
+            numbers = ir.VectorType(_I8, count)
+            floats = ir.VectorType(ir.FloatType(), count)
+            number = builder.load(_pointer(context, builder, signature.args[1], array, index, numbers), align=1)
+            gain = builder.load(_pointer(context, builder, signature.args[3], gain, column, floats), align=4)
+            bias = builder.load(_pointer(context, builder, signature.args[4], bias, column, floats), align=4)
+            product = builder.fmul(builder.uitofp(number, floats), gain, flags=("contract",))
+            value = builder.fadd(product, bias, flags=("contract",))
+            if round_values:
+                value = round_values(builder, value)
+            pointer = builder.inttoptr(address, value.type.as_pointer())
+            if count == 1:
+                builder.store(value, pointer, align=1)
+            else:  # around the cache: the crops are read much later, and lines that are overwritten need no reading
+                stored = builder.store(value, pointer, align=count * size)
+                stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, array, types.int64, gain, bias, types.int64), build
+
+    return store_values
+
+
+# 16 values at an address that is a multiple of their size together; or a single one, anywhere
+stream_floats, store_float = _value_store(16, 4, None), _value_store(1, 4, None)
+stream_halves, store_half_float = _value_store(16, 2, _half_bits), _value_store(1, 2, _half_bits)
+stream_bfloats, store_bfloat = _value_store(16, 2, _bfloat_bits), _value_store(1, 2, _bfloat_bits)
+
+
+# ---------------------------------------------------------------------------------------------- addresses
+@intrinsic
+def _to_pointer(typing, address):
+    def build(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), build
+
+
+@njit(inline="always")
+def array_at(address, count, dtype):
+    """1-d array of `count` elements of `dtype` that lie at `address`; the caller keeps them alive."""
+    return carray(_to_pointer(address), (count,), dtype)
+
+
+@intrinsic
+def copy_bytes(typing, address, array, index, count):
+    """Copy `count` bytes of a uint8 array from `index` on to `address`."""
+
+    def build(context, builder, signature, args):
+        address, array, index, count = args
+        target = builder.inttoptr(address, _I8.as_pointer())
+        cgutils.raw_memcpy(builder, target, _pointer(context, builder, signature.args[1], array, index, _I8), count, 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, array, types.int64, types.int64), build
+
+
+@intrinsic
+def call_imdecode(typing, function, source, length, height, width, target):
+    """ffcv's imdecode at address `function`: JPEG bytes at `source` -> RGB at `target`; not 0 on errors and warnings.
+
+    By address, because numba does not cache on disk what closes over a ctypes function.
+    """
+
+    def build(context, builder, signature, args):
+        function, source, length, height, width, target = args
+        byte = _I8.as_pointer()
+        height, width = builder.trunc(height, _I32), builder.trunc(width, _I32)
+        zero, one = ir.Constant(_I32, 0), ir.Constant(_I32, 1)
+        # source, size, height, width, target, crop height and width, offsets, scale 1/1, no crop, no flip
+        kind = ir.FunctionType(_I32, [byte, _I64, _I32, _I32, byte, *[_I32] * 8])
+        pointer = builder.inttoptr(function, kind.as_pointer())
+        source, target = builder.inttoptr(source, byte), builder.inttoptr(target, byte)
+        arguments = [source, length, height, width, target, height, width, zero, zero, one, one, zero, zero]
+        return builder.call(pointer, arguments)
+
+    return types.int32(*[types.int64] * 6), build
+
+
+@intrinsic
+def take_next(typing, counter):
+    """counter[0] before it is raised by one, atomically: threads share the rows of a batch without a lock."""
+
+    def build(context, builder, signature, args):
+        pointer = _pointer(context, builder, signature.args[0], args[0], ir.Constant(_I64, 0), _I64)
+        return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
+
+    return types.int64(counter), build
