@@ -1,7 +1,7 @@
 """The colour half of the draw on a GPU: what the fused kernel does after resampling, in compiled torch code.
 
-Takes uint8 crops as the kernel leaves them and gives the same values, up to rounding: colour as one affine map about the
-crop's mean (see color.py), blur, normalisation.
+Takes uint8 crops as the kernel leaves them and gives the same values, up to rounding: colour as one affine map about
+the crop's mean (see color.py), blur, normalisation.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[A
         part = np.ascontiguousarray(np.moveaxis(array[:, members], 0, 1), np.float32)
         return torch.from_numpy(part).to(device, non_blocking=True)
 
-    return [
-        (of(linear, members), of(offset, members), of(weights, members), mean, std) for _, members in crops.groups
-    ]
+    return [(of(linear, members), of(offset, members), of(weights, members), mean, std) for _, members in crops.groups]
 
 
 def finish(
@@ -94,9 +92,13 @@ def _blur(
     taps, size = weights.shape[-1], plane.shape[-1]
     radius = taps // 2
     padded = functional.pad(plane, (0, 0, radius, radius), mode="replicate")
-    down = sum(weights[..., t, None, None] * padded[:, :, t : t + size] for t in range(taps))
+    down = torch.zeros_like(plane)
+    for t in range(taps):
+        down = down + weights[..., t, None, None] * padded[:, :, t : t + size]
     padded = functional.pad(down, (radius, radius, 0, 0), mode="replicate")
-    across = sum(weights[..., t, None, None] * padded[..., t : t + size] for t in range(taps))
+    across = torch.zeros_like(plane)
+    for t in range(taps):
+        across = across + weights[..., t, None, None] * padded[..., t : t + size]
     return across.round()
 
 

@@ -1,8 +1,8 @@
 """The ffcv backend: FFCV's decoder and the fused kernel, for every source of encoded images.
 
-JPEGs go to the kernel as they are. What is none (PNG, WebP, PPM), what EXIF wants turned and what libjpeg-turbo warns of
-is decoded by Pillow first. On a GPU the kernel stops after resampling and flip: uint8 crops go across, and colour, blur
-and normalisation are done there.
+JPEGs go to the kernel as they are. What is none (PNG, WebP, PPM), what EXIF wants turned and what libjpeg-turbo warns
+of is decoded by Pillow first. On a GPU the kernel stops after resampling and flip: uint8 crops go across, and colour,
+blur and normalisation are done there.
 """
 
 from __future__ import annotations
