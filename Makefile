@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data preview test lint lock clean
+.PHONY: help setup train data convert preview test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ train: setup ## train CONFIG (the Fashion-MNIST demo by default); again to resum
 
 data: setup ## fetch, verify and pack Fashion-MNIST (done by train)
 	@$(RUN) -m pipeline.fashion_mnist
+
+convert: setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, index): pack any source; again to go on
+	@$(RUN) -m pipeline.convert $(SRC) $(OUT) --format $(if $(FORMAT),$(FORMAT),'') $(if $(WORKERS),--workers $(WORKERS)) \
+	  $(if $(RAY),--ray $(RAY)) $(ARGS)
 
 preview: setup ## a sheet of images with their crops, preview.png
 	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)

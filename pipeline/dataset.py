@@ -10,17 +10,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.folder import EXTENSIONS, Listing, list_folder, scan_folder
+from pipeline.beton import read_beton, scan_beton, table_beside
+from pipeline.folder import EXTENSIONS, list_folder, scan_folder
 from pipeline.shards import list_shards, scan_shards
 from pipeline.table import DatasetError, SampleTable, locked
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
 
-KINDS = "give a folder of images or of *.tar shards, one .tar, or a folder with table.npz"
+KINDS = "give a folder of images or of *.tar shards, a .tar, a .beton, or what `make convert` made"
 
 
 def open_dataset(
@@ -31,7 +32,8 @@ def open_dataset(
     setting: str = "data.path",
 ) -> SampleTable:
     """The sample table of `path`: a folder with `table.npz`, of *.tar or of images (looked for in this
-    order), or a .tar.
+    order), a .tar, a .beton (whose table may lie beside it: `train.beton`, `train.npz`) or a table by itself
+    (`x.npz`).
 
     A scanned table is kept as `<cache>/<name>-<hash of the path>.npz` and made anew when a file came, went or
     changed. Processes that ask at once wait for the first of them, which does the work. `workers`: processes
@@ -72,11 +74,14 @@ def open_splits(data: Any, progress: bool = True) -> tuple[SampleTable, SampleTa
 
 def find_split(path: str | Path) -> tuple[Path, Path | None]:
     """`path/train` and the first of `val`, `test`, `validation` beside it; `(path, None)` without such a
-    pair.
+    pair. So also `train.beton`, with `val.beton` and so on, or alone.
 
     A folder `train` that has no other folder beside it counts as the training half alone.
     """
     path = Path(path)
+    if (path / "train.beton").is_file():
+        tests = (path / f"{name}.beton" for name in ("val", "test", "validation"))
+        return path / "train.beton", next((file for file in tests if file.is_file()), None)
     if (path / "train").is_dir():
         for name in ("val", "test", "validation"):
             if (path / name).is_dir():
@@ -96,13 +101,15 @@ def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str)
     if not source.exists():
         raise DatasetError(f"no such file or folder; {KINDS}")
     if source.is_file():
+        if source.suffix.lower() == ".beton":
+            return _open_beton(source, cache, workers, progress, setting)
+        if source.suffix.lower() == ".npz":
+            return _checked(SampleTable.load(source))
         if source.suffix.lower() != ".tar":
-            raise DatasetError(f"neither a folder nor a .tar; {KINDS}")
+            raise DatasetError(f"neither a folder nor a .tar, .beton or .npz; {KINDS}")
         shards = [source]
     elif (source / "table.npz").exists():
-        table = SampleTable.load(source / "table.npz")
-        _check_shards(table)
-        return table
+        return _checked(SampleTable.load(source / "table.npz"))
     else:
         shards = [entry for entry in source.iterdir() if entry.suffix.lower() == ".tar" and entry.is_file()]
     if shards:
@@ -117,12 +124,35 @@ def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str)
     )  # fmt: skip
 
 
+def _open_beton(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
+    """The table beside the file, if it was made of this very file; else one from the cache or a scan."""
+    found = read_beton(source)
+    table = table_beside(found)
+    if table is not None:
+        return table
+    if source.with_suffix(".npz").exists():
+        _say(f"{setting}={source}: {source.stem}.npz beside it is not its table; taking one from a scan")
+    return _cached(
+        source, cache, setting, lambda: found,
+        lambda found: scan_beton(found, workers, progress),
+    )  # fmt: skip
+
+
+class Fingerprinted(Protocol):
+    """What is known of a source before it is decoded."""
+
+    def fingerprint(self) -> str: ...
+
+
+Known = TypeVar("Known", bound=Fingerprinted)
+
+
 def _cached(
     source: Path,
     cache: Path,
     setting: str,
-    look: Callable[[], Listing],
-    scan: Callable[[Listing], SampleTable],
+    look: Callable[[], Known],
+    scan: Callable[[Known], SampleTable],
 ) -> SampleTable:
     """The cached table if it is of this listing, else a new scan. One process at a time."""
     asked = time.time()
@@ -155,7 +185,7 @@ def _cached(
         lock.__exit__(None, None, None)
 
 
-def _fresh(file: Path, listing: Listing, what: str) -> SampleTable | None:
+def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
     """The cached table, or None with a line that says why it is of no use."""
     if not file.exists():
         return None
@@ -170,10 +200,10 @@ def _fresh(file: Path, listing: Listing, what: str) -> SampleTable | None:
     return table
 
 
-def _check_shards(table: SampleTable) -> None:
-    """Every shard of a packed table must be there and reach as far as its last image."""
+def _checked(table: SampleTable) -> SampleTable:
+    """The table, if every shard is there and reaches as far as its last image."""
     if table.loose:
-        return
+        return table
     ends = np.zeros(len(table.containers), np.int64)
     np.maximum.at(ends, table.container, table.offset + table.length)
     for name, end in zip(table.containers, ends, strict=True):
@@ -183,6 +213,7 @@ def _check_shards(table: SampleTable) -> None:
         if shard.stat().st_size < end:
             told = f"{name} has {shard.stat().st_size} bytes, its images need {end}"
             raise DatasetError(f"{told}; copy it back or pack anew")
+    return table
 
 
 def _nothing_found(source: Path) -> str:

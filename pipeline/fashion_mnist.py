@@ -16,7 +16,6 @@ import gzip
 import hashlib
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.folder import progress_bar
+from pipeline.idx import parse_idx, stored_png
 from pipeline.shards import Record, pack
 from pipeline.table import DatasetError, SampleTable
 
@@ -152,50 +152,11 @@ def _verified(path: Path, digest: str) -> bytes:
 # ---------------------------------------------------------------------------------------------- convert
 
 
-def parse_idx(data: bytes) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes as an array of its shape. Raises DatasetError for anything else."""
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise DatasetError("not an IDX file of unsigned bytes")
-    dimensions = data[3]
-    if len(data) < 4 + 4 * dimensions:
-        raise DatasetError("IDX file cut short in its header")
-    shape = struct.unpack_from(f">{dimensions}I", data, 4)
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    wanted = 1
-    for size in shape:
-        wanted *= size
-    if len(values) != wanted:
-        raise DatasetError(f"IDX file has {len(values)} values, its shape {shape} needs {wanted}")
-    return values.reshape(shape)
-
-
 def records(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Record]:
     """Records to pack, in one fixed random order; a key is the position in the original file."""
     # RandomState: NumPy promises its stream for ever, that of default_rng() may change.
     for index in np.random.RandomState(SEED).permutation(len(images)):
-        yield Record(f"{index:05d}", gray_png(images[index]), "png", int(labels[index]))
-
-
-def gray_png(pixels: NDArray[np.uint8]) -> bytes:
-    """`(H, W)` uint8 as an 8-bit gray PNG, its pixels stored, not deflated: the same bytes with every zlib.
-
-    One stored block holds up to 65,535 bytes of rows, each led by its filter byte.
-    """
-    height, width = pixels.shape
-    rows = np.zeros((height, 1 + width), np.uint8)
-    rows[:, 1:] = pixels
-    raw = rows.tobytes()
-    if len(raw) > 65_535:
-        raise ValueError(f"{height} x {width} is too large for one stored block")
-    sizes, checksum = struct.pack("<HH", len(raw), 65_535 - len(raw)), struct.pack(">I", zlib.adler32(raw))
-    png = b"\x89PNG\r\n\x1a\n"
-    for tag, body in (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-        (b"IDAT", b"\x78\x01\x01" + sizes + raw + checksum),
-        (b"IEND", b""),
-    ):
-        png += struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
-    return png
+        yield Record(f"{index:05d}", stored_png(images[index]), "png", int(labels[index]))
 
 
 def main(arguments: list[str] | None = None) -> int:

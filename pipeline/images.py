@@ -68,13 +68,13 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     16-bit samples are scaled to 8 bits, not clipped: gray is rounded, of RGB Pillow keeps the high byte
     (within 1 level). Raises BadImage.
     """
-    return np.asarray(_upright(data)[0])
+    return np.asarray(upright(data)[0])
 
 
 def probe(data: bytes) -> Probe:
     """Decode once, in full. Never raises for bad data: the quarantine reason is in the answer."""
     try:
-        image, kind, mode, orientation = _upright(data)
+        image, kind, mode, orientation = upright(data)
     except BadImage as error:
         return Probe(0, 0, State.QUARANTINED, error.reason)
     structure = PLAIN.get(kind, lambda data: None)
@@ -110,7 +110,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in wanted if name in Image.OPEN)
 
 
-def _upright(data: bytes) -> tuple[Image.Image, str, str, int]:
+def upright(data: bytes) -> tuple[Image.Image, str, str, int]:
     """The RGB image as displayed, and of the file: Pillow's format and mode, and the EXIF orientation
     1..8."""
     if not data:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -29,18 +31,25 @@ class Reader:
 
     threads: files that are read at the same time (they wait for storage, not for the CPU).
     open_files: shards that are kept open, the least recently used is closed first.
+
+    A .beton is mapped instead: its rows are views of the page cache. Measured on two busy cores with 100 kB rows that
+    are in memory, CPU time a row: 10 to 20 us, against 25 for a shard in one thread and 40 to 80 in eight.
     """
 
     def __init__(self, table: SampleTable, threads: int = 8, open_files: int = 512) -> None:
         self.table = table
+        self._loose = table.loose  # asking costs a look at every row
         self._threads = max(1, threads)
+        self._mapped = len(table.containers) == 1 and table.containers[0].lower().endswith(".beton")
+        self._map: _Map | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._shards: OrderedDict[int, _Descriptor] = OrderedDict()
         self._open_files, self._lock = max(1, open_files), Lock()
 
     def read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK, a PPM of the
-        canonical decode for State.PIL. Raises ReadError for the first row that fails."""
+        canonical decode for State.PIL and of the pixels for State.RAW. Raises ReadError for the first row
+        that fails."""
         found = self.try_read(rows)
         for item in found:
             if isinstance(item, ReadError):
@@ -50,7 +59,7 @@ class Reader:
     def try_read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8] | ReadError]:
         """Like `read`, with the ReadError in the place of each row that fails."""
         wanted = [int(row) for row in rows]
-        if self._threads == 1 or len(wanted) < 2:
+        if self._threads == 1 or self._mapped or len(wanted) < 2:
             return self._some(wanted)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="reader")
@@ -61,8 +70,11 @@ class Reader:
 
     def decode(self, row: int) -> NDArray[np.uint8]:
         """The row's pixels, `(H, W, 3)` uint8 RGB, by the canonical decode. Raises ReadError."""
+        data = self._bytes(int(row))
+        if int(self.table.state[row]) == State.RAW:
+            return data.reshape(self.table.height[row], self.table.width[row], 3)
         try:
-            return decode(self._bytes(int(row)))
+            return decode(data.tobytes())
         except BadImage as error:
             raise ReadError(int(row), self.table.name(row), error.reason) from None
 
@@ -73,36 +85,55 @@ class Reader:
             self._pool = None
         with self._lock:
             self._shards.clear()
+            self._map = None  # what was handed out keeps it
 
     def _some(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | ReadError]:
         found: list[NDArray[np.uint8] | ReadError] = []
+        if self._mapped:
+            self._read_ahead(rows)
         for row in rows:
             try:
-                odd = self.table.state[row] == State.PIL
-                data = to_ppm(self.decode(row)) if odd else self._bytes(row)
-                found.append(np.frombuffer(data, np.uint8))
+                # As an int: NumPy takes 7 us to compare one of its own with an enum.
+                native = int(self.table.state[row]) not in (State.PIL, State.RAW)
+                found.append(self._bytes(row) if native else np.frombuffer(to_ppm(self.decode(row)), np.uint8))
             except ReadError as error:
                 found.append(error)
         return found
 
-    def _bytes(self, row: int) -> bytes:
+    def _bytes(self, row: int) -> NDArray[np.uint8]:
         table = self.table
-        if table.state[row] == State.QUARANTINED:
+        if int(table.state[row]) == State.QUARANTINED:
             raise ReadError(row, table.name(row), f"quarantined: {table.quarantine[row]}")
         length, offset = int(table.length[row]), int(table.offset[row])
         try:
-            if table.loose:
+            if self._mapped:
+                data = self._mapping().view(offset, length)
+            elif self._loose:
                 file = _Descriptor(table.root / table.containers[table.container[row]])
-                data = os.pread(file.number, length + 1, 0)  # one byte more shows a file that grew
+                data = np.frombuffer(os.pread(file.number, length + 1, 0), np.uint8)  # one more shows a file that grew
             else:
                 file = self._shard(int(table.container[row]))  # held by name until it is read
-                data = os.pread(file.number, length, offset)
+                data = np.frombuffer(os.pread(file.number, length, offset), np.uint8)
         except OSError as error:
             raise ReadError(row, table.name(row), error.strerror or "unreadable") from None
         if len(data) != length:
             changed = f"{len(data)} bytes where the table has {length}" if len(data) < length else "grew"
             raise ReadError(row, table.name(row), f"changed since the table was made ({changed})")
         return data
+
+    def _read_ahead(self, rows: Sequence[int]) -> None:
+        """Let storage fetch all rows at once, so that whoever touches them first need not wait for each."""
+        try:
+            for row in rows:
+                self._mapping().fetch(int(self.table.offset[row]), int(self.table.length[row]))
+        except OSError:
+            return  # reading says by row what is wrong
+
+    def _mapping(self) -> _Map:
+        with self._lock:
+            if self._map is None:
+                self._map = _Map(self.table.root / self.table.containers[0])
+            return self._map
 
     def _shard(self, container: int) -> _Descriptor:
         with self._lock:
@@ -127,3 +158,26 @@ class _Descriptor:
     def __del__(self) -> None:
         if self.number >= 0:
             os.close(self.number)
+
+
+class _Map:
+    """A file in memory, read-only; it is unmapped when nobody holds the map or a view of it."""
+
+    def __init__(self, path: os.PathLike[str]) -> None:
+        with open(path, "rb") as file:
+            try:
+                self._memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            except ValueError:
+                raise OSError(errno.ENODATA, "is empty") from None
+        self._bytes = np.frombuffer(self._memory, np.uint8)
+        self._memory.madvise(mmap.MADV_RANDOM)  # rows are asked for by name: their neighbours are not wanted
+
+    def view(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """Up to `length` bytes. The file's size is asked each time: to touch what was cut off would end the process."""
+        return self._bytes[offset : min(offset + length, self._memory.size())]
+
+    def fetch(self, offset: int, length: int) -> None:
+        """Start reading from storage what is not in memory yet."""
+        start = offset - offset % mmap.PAGESIZE
+        if length and offset + length <= len(self._memory):
+            self._memory.madvise(mmap.MADV_WILLNEED, start, offset + length - start)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.folder import EXTENSIONS, Listing, in_processes, probe_rows, progress_bar
+from pipeline.folder import Listing, in_processes, probe_rows, progress_bar
 from pipeline.table import DatasetError, Names, SampleTable, locked, sync_folder
+from pipeline.tars import Range, list_tar, split_key
 
 BLOCK = 512  # of a tar
 
@@ -65,9 +65,10 @@ def scan_shards(
     root, found = list_shards(paths) if listing is None else listing
     parts = []
     with progress_bar(len(found.names), "reading shards", "shard", progress) as bar:
-        files = (str(root / name) for name in found.names)
-        for index, (offsets, lengths, labels) in enumerate(in_processes(_members, files, workers)):
-            parts.append(np.stack([np.full(len(offsets), index), offsets, lengths, labels]))
+        files = (Range(str(root / name)) for name in found.names)
+        for index, members in enumerate(in_processes(list_tar, files, workers)):
+            labels = [members.labels.get(split_key(name)[0], -1) for name in members.names]
+            parts.append(np.stack([np.full(len(labels), index), members.offsets, members.lengths, labels]))
             bar.update()
     table = _table(root, found.names, np.concatenate(parts, axis=1), (), workers, progress)
     return replace(table, fingerprint=found.fingerprint())
@@ -87,39 +88,6 @@ def _table(
     return SampleTable(
         root, names, container, offset, label=label.astype(np.int32), classes=classes, **probes._asdict()
     )
-
-
-def _members(path: str) -> tuple[list[int], list[int], list[int]]:
-    """Offset, length and label of each image in one shard."""
-    shard = Path(path).name
-    offsets, lengths, keys = [], [], []
-    labels: dict[str, int] = {}
-    try:
-        with open(path, "rb") as file, tarfile.open(path, "r:") as archive:
-            for member in archive:
-                key, suffix = _split(member.name)
-                if not member.isreg() or member.issparse() or not key or key.endswith("/"):
-                    continue
-                if f".{suffix}".lower().endswith(EXTENSIONS):
-                    offsets.append(member.offset_data)
-                    lengths.append(member.size)
-                    keys.append(key)
-                elif suffix.lower() == "cls":
-                    text = os.pread(file.fileno(), member.size, member.offset_data).strip()
-                    if not text.isdigit() or len(text) > 9:
-                        raise DatasetError(f"{shard}: {member.name} holds {text[:20]!r}, not a class number")
-                    labels[key] = int(text)
-    except tarfile.TarError as error:
-        raise DatasetError(f"{shard}: no sound uncompressed tar ({error}); unpack or copy it anew") from None
-    except OSError as error:
-        raise DatasetError(f"{shard}: cannot be read ({error.strerror})") from None
-    return offsets, lengths, [labels.get(key, -1) for key in keys]
-
-
-def _split(name: str) -> tuple[str, str]:
-    """`folder/key.suffix` -> key with folder, suffix from the first dot on (as WebDataset has it)."""
-    dot = name.find(".", name.rfind("/") + 1)
-    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -179,7 +147,7 @@ def _write_shards(
     names: list[str] = []
     digests: dict[str, str] = {}
     rows: list[tuple[int, int, int, int]] = []
-    shard: _Shard | None = None
+    shard: Shard | None = None
     for record in records:
         _check(record)
         size = len(record.data) + 4 * BLOCK
@@ -188,7 +156,7 @@ def _write_shards(
             if shard:
                 digests[names[-1]] = shard.close()
             names.append(f"{prefix}-{len(names):06d}.tar")
-            shard = _Shard(folder / names[-1])
+            shard = Shard(folder / names[-1])
         rows.append((len(names) - 1, *shard.add(record), record.label))
     if shard:
         digests[names[-1]] = shard.close()
@@ -203,7 +171,7 @@ def _check(record: Record) -> None:
         raise DatasetError(f"key {record.key!r}: bad suffix {record.suffix!r} or label {record.label}")
 
 
-class _Shard:
+class Shard:
     """A tar being written, its digest, and the lines of its index."""
 
     def __init__(self, path: Path) -> None:

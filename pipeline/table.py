@@ -40,6 +40,7 @@ class State(IntEnum):
     OK = 0  # every decoder reads them natively
     PIL = 1  # odd, but readable: they go through `pipeline.images.decode`
     QUARANTINED = 2  # nobody can read them; `SampleTable.quarantine` has the reason
+    RAW = 3  # they are the pixels: height x width x 3, RGB, 8 bits (in a .beton)
 
 
 class Names(Sequence[str]):
@@ -224,8 +225,11 @@ def _problem(table: SampleTable) -> str:
         return "a negative offset, length or size"
     if table.label.min() < -1 or (table.classes and table.label.max() >= len(table.classes)):
         return "a label without a class"
-    if table.state.max() > State.QUARANTINED:
+    if table.state.max() > max(State):
         return "an unknown state"
+    raw = table.state == State.RAW
+    if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
+        return "raw pixels of another length than 3 x width x height"
     if sorted(table.quarantine) != np.flatnonzero(table.state == State.QUARANTINED).tolist():
         return "the quarantine list and the states disagree"
     return ""

@@ -16,7 +16,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from pipeline import fashion_mnist
-from pipeline.fashion_mnist import CLASSES, fetch, gray_png, main, parse_idx, prepare, records
+from pipeline.fashion_mnist import CLASSES, fetch, main, prepare, records
+from pipeline.idx import parse_idx, stored_png
 from pipeline.images import probe
 from pipeline.reader import Reader
 from pipeline.table import DatasetError, State, sha256
@@ -79,7 +80,7 @@ def test_a_cut_idx_file_says_what_is_missing():
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 30), st.integers(1, 30))))
 def test_a_stored_png_is_a_plain_png(pixels):
-    data = gray_png(pixels)
+    data = stored_png(pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
     assert probe(data).state == State.OK
     assert pixels.tobytes()[: pixels.shape[1]] in data  # rows lie there as they are

@@ -13,7 +13,7 @@ from odd_images import scene
 from small_datasets import ODD, PNG, ROOT, error_of, packed, same, write
 
 from pipeline.dataset import open_dataset
-from pipeline.fashion_mnist import gray_png
+from pipeline.idx import stored_png
 from pipeline.reader import Reader
 from pipeline.shards import Record, pack, scan_shards
 from pipeline.table import COLUMNS, SampleTable, State, sha256
@@ -33,7 +33,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 
 
 def test_the_bytes_of_a_shard_never_change(tmp_path):
-    gray = gray_png(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    gray = stored_png(np.arange(12, dtype=np.uint8).reshape(3, 4))
     pack([("0", gray, "png", 3), ("f" * 99 + "/1", gray, "png", -1)], tmp_path / "p", "some")
     assert sha256(tmp_path / "p" / "some-000000.tar") == GOLDEN_TAR
     lines = ["v1.2 2", "png 512 83 0.png cls 1536 1 0.cls", f"png 2560 83 {'f' * 99}/1.png", ""]

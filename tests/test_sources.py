@@ -180,7 +180,7 @@ def test_mistakes_are_told_in_one_line_with_the_mend(tmp_path):
     line = f"data.path={empty}: no images found (looked for .jpg .jpeg .png .webp"
     assert told(empty).startswith(line)
     assert told(tmp_path / "gone") == f"data.path={tmp_path / 'gone'}: no such file or folder; " + (
-        "give a folder of images or of *.tar shards, one .tar, or a folder with table.npz"
+        "give a folder of images or of *.tar shards, a .tar, a .beton, or what `make convert` made"
     )
     write(tmp_path, {"one.jpg": PNG, "bad/1.jpg": b"", "bad/2.png": b"text"})
     assert "neither a folder nor a .tar" in told(tmp_path / "one.jpg", setting="data.test")

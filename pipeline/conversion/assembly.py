@@ -1,0 +1,114 @@
+"""From parts to OUT: one .beton, a folder of shards, or a table; put into place in one step, complete."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.beton import read_beton
+from pipeline.conversion.beton_writer import Samples, join, layout
+from pipeline.conversion.packing import Part, load_part, record_path
+from pipeline.conversion.report import Report, save_report
+from pipeline.conversion.sources import Entries
+from pipeline.folder import progress_bar
+from pipeline.table import DatasetError, SampleTable, State, sync_folder
+
+COLUMNS = ("width", "height", "label", "state")
+
+
+def beton_layout(parts: list[Part]) -> tuple[list[tuple[str, int, int]], int]:
+    """Name, bytes and start in the .beton of each part's file, and where the allocation table starts."""
+    sizes = [(name, size, part.largest_cell) for part in parts for name, (size, _) in part.files.items()]
+    images = sum(len(part.columns["rows"]) for part in parts)
+    starts, allocations = layout(images, [(size, largest) for _, size, largest in sizes])
+    return [(name, size, start) for (name, size, _), start in zip(sizes, starts, strict=True)], allocations
+
+
+def joined_parts(folder: Path, out: Path, count: int) -> dict[int, tuple[Path, int]]:
+    """Where parts may be found in a .beton whose joining was cut short: part -> file and byte. {} if there is none."""
+    path = folder / out.name
+    if not path.exists():
+        return {}
+    try:
+        parts = [load_part(record_path(folder, number)) for number in range(count)]
+    except DatasetError:
+        path.unlink()
+        return {}
+    return {number: (path, start) for number, (_, _, start) in enumerate(beton_layout(parts)[0])}
+
+
+def finish_beton(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
+    """Join the parts and put the .beton into place, after its table and report."""
+    files, allocations = beton_layout(parts)
+    starts = [np.full(len(part.columns["rows"]), file[2]) for part, file in zip(parts, files, strict=True)]
+    columns = gathered(parts, ("offset", "length", *COLUMNS))
+    columns["offset"] += np.concatenate(starts)
+    raw, blobs = columns["state"] == State.RAW, (columns["offset"], columns["length"])
+    samples = Samples(raw, columns["width"], columns["height"], columns["label"], *blobs)
+    sources = [(folder / "data" / name, size, start) for name, size, start in files]
+    page_size = max(part.largest_cell for part in parts)
+    with progress_bar(sum(size for _, size, _ in files), f"joining {out.name}", "B", progress) as bar:
+        digest = join(folder / out.name, samples, sources, page_size, allocations, bar.update)
+    container, fingerprint = np.zeros(len(raw), np.int32), read_beton(folder / out.name).fingerprint()
+    table = SampleTable(folder, (out.name,), container, classes=entries.classes, fingerprint=fingerprint, **columns)
+    table.save(folder / f"{out.stem}.npz", {out.name: digest})
+    save_report(report, folder / f"{out.stem}.report.json")
+    for name in (f"{out.stem}.report.json", f"{out.stem}.json", f"{out.stem}.npz", out.name):
+        os.replace(folder / name, out.parent / name)
+    sync_folder(out.parent)
+
+
+def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
+    """Number the shards without gaps (a part without a good image has none) and rename their folder."""
+    data = folder / "data"
+    names: list[str] = []
+    digests: dict[str, str] = {}
+    for part in filter(lambda part: part.files, parts):
+        (index, _), (tar, (_, digest)) = sorted(part.files.items())
+        names.append(f"{out.stem}-{len(names):06d}.tar")
+        if tar != names[-1]:
+            os.replace(data / index, (data / names[-1]).with_suffix(".idx"))
+            os.replace(data / tar, data / names[-1])
+        digests[names[-1]] = digest
+    lengths = [len(part.columns["rows"]) for part in parts if part.files]
+    container = np.repeat(np.arange(len(names), dtype=np.int32), lengths)
+    columns = gathered(parts, ("offset", "length", *COLUMNS))
+    table = SampleTable(data, names, container, classes=entries.classes, **columns)
+    table.save(data / "table.npz", digests)
+    save_report(report, data / "report.json")
+    os.rename(data, out)
+    sync_folder(out.parent)
+
+
+def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
+    """The table of all rows, in the source's order, with the quarantine; root is the source itself."""
+    rows = np.concatenate([part.columns["rows"] for part in parts])
+    found = gathered(parts, ("length", "width", "height", "state"))
+    columns: dict[str, Any] = {name: np.zeros(len(entries), column.dtype) for name, column in found.items()}
+    columns["length"] = np.maximum(entries.length, 0)
+    columns["state"][:] = State.QUARANTINED
+    for name, column in found.items():
+        columns[name][rows] = column
+    table = SampleTable(
+        entries.root, entries.files, entries.file, entries.offset, label=entries.label, classes=entries.classes,
+        quarantine={row: reason for part in parts for row, reason in part.bad.items()},
+        fingerprint=entries.fingerprint(), **columns,
+    )  # fmt: skip
+    if out.suffix == ".npz":
+        table.save(folder / out.name)
+        save_report(report, folder / f"{out.stem}.report.json")
+        for name in (f"{out.stem}.report.json", f"{out.stem}.json", out.name):
+            os.replace(folder / name, out.parent / name)
+    else:
+        table.save(folder / "data" / "table.npz")
+        save_report(report, folder / "data" / "report.json")
+        os.rename(folder / "data", out)
+    sync_folder(out.parent)
+
+
+def gathered(parts: list[Part], names: tuple[str, ...]) -> dict[str, Any]:
+    """Columns of all parts in one."""
+    return {name: np.concatenate([part.columns[name] for part in parts]) for name in names}

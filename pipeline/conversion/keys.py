@@ -1,0 +1,46 @@
+"""Keys: what an image is called in a converted dataset, made from its name in the source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+from pipeline.table import Names
+
+KEY_BYTES = 90  # a tar's name field holds 100, with the suffix
+
+
+def unique_keys(names: Iterable[str]) -> Names:
+    """The WebDataset key of each name (without suffix), by one `key_maker`."""
+    make = key_maker()
+    return Names.of(make(name) for name in names)
+
+
+def key_maker() -> Callable[[str], str]:
+    """Makes a valid key of a name: no dots or blanks in the last part, printable, short enough for a tar, and unlike
+    every key it made before, also where case is ignored ('-2', '-3', ... are appended)."""
+    seen: set[str] = set()
+    count: dict[str, int] = {}
+
+    def make(name: str) -> str:
+        key = _valid(name)
+        folded = key.casefold()
+        tried = folded
+        while tried in seen:
+            count[folded] = count.get(folded, 1) + 1
+            tried = f"{folded}-{count[folded]}"
+        seen.add(tried)
+        return key if tried == folded else f"{key}-{count[folded]}"
+
+    return make
+
+
+def _valid(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    key = folder.replace(" ", "_") + slash + (last.replace(".", "_").replace(" ", "_") or "_")
+    if not key.isprintable():
+        key = "".join(letter if letter.isprintable() else "_" for letter in key)
+    if len(key.encode()) > KEY_BYTES:
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        key = key.encode()[: KEY_BYTES - 20].decode(errors="ignore").replace(".", "_") + "-" + digest
+    return key

@@ -1,0 +1,82 @@
+"""Parts of a conversion as tasks of Ray, on one machine or on a cluster's.
+
+Every node must see the source, the folder of OUT and this program at the same paths (a shared file system): a task
+gets byte ranges and writes its part itself, so little goes through Ray. A node or worker that dies takes nothing with
+it but its unfinished parts; they are done again elsewhere, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.table import DatasetError
+
+RETRIES = 5  # times that Ray runs a task again after its worker or node died, and that we hand it in anew after that
+AHEAD = 2  # tasks handed in for each CPU of the cluster
+
+
+def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, workers: int) -> Iterator[Any]:
+    """`map(work, tasks)` on Ray, each result as soon as it is there; `work` must bear to be run twice at once.
+
+    address: of a running cluster, or 'auto', which starts Ray on this machine with `workers` CPUs. Raises
+    DatasetError where Ray is not installed or not reached, and where a task fails again and again.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+    except ImportError:
+        mend = "install it (pip install ray) or leave --ray out"
+        raise DatasetError(f"--ray={address}: Ray is not installed; {mend}") from None
+    where: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    if address != "auto":
+        where = {"address": address}
+        _knock(address)
+    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}}
+        ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        told = " ".join(str(error).split())
+        raise DatasetError(f"--ray={address}: Ray does not start there ({told}); give auto or its host:port") from None
+    if threading.current_thread() is threading.main_thread():
+        for sign, handler in handlers.items():
+            signal.signal(sign, handler)  # Ray puts its own in their place
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(work)
+        flying: dict[Any, tuple[Any, int]] = {}  # future -> its task, and how often it was handed in
+        waiting = next(tasks, None)
+        while flying or waiting is not None:
+            room = AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
+            while waiting is not None and len(flying) < room:
+                flying[remote.remote(waiting)] = (waiting, 1)
+                waiting = next(tasks, None)
+            for future in ray.wait(list(flying), num_returns=1, timeout=10)[0]:
+                task, times = flying.pop(future)
+                try:
+                    yield ray.get(future)
+                except RayTaskError as error:  # our own code raised: a second time would be like the first
+                    if isinstance(error.cause, DatasetError | OSError):
+                        raise DatasetError(" ".join(str(error.cause).split())) from None
+                    raise
+                except RayError as error:
+                    if times > RETRIES:
+                        told = " ".join(str(error).split())
+                        raise DatasetError(f"--ray={address}: a part failed {times} times ({told})") from None
+                    flying[remote.remote(task)] = (task, times + 1)
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise DatasetError if nobody listens at host:port: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError, OverflowError) as error:
+        told = getattr(error, "strerror", None) or "not of the form host:port"
+        raise DatasetError(f"--ray={address}: no Ray cluster answers ({told}); give auto or its host:port") from None

@@ -1,0 +1,330 @@
+"""Conversion of any source of images into a .beton, WebDataset shards or a bare table.
+
+    python -m pipeline.convert SRC OUT --format beton|wds|index [--short N | --long N] [--quality Q] [--raw]
+
+    source -> rows in one random order -> parts, in many processes or on Ray -> one file or folder, and its table
+
+Rows are cut into parts by number alone, and a part's bytes are a function of its rows and the options: so the result
+does not depend on processes, machines or restarts. Everything is made in `.OUT.partial`; the same command goes on
+after a kill, and OUT is complete or not there. No image is lost silently: the report names each that was left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from jaxtyping import Int64
+
+from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
+from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
+from pipeline.conversion.report import Report, make_report, reasons, save_report, show
+from pipeline.conversion.rewrite import Options
+from pipeline.conversion.sources import Entries, open_source
+from pipeline.folder import in_processes, progress_bar
+from pipeline.table import DatasetError, replacing
+
+VERSION = 1  # of the bytes that the same rows and options give
+SEED = 31
+PART_BYTES = 1 << 28
+PART_IMAGES = 16_384  # at most, so that small images keep more than one process busy
+
+
+def convert(
+    source: Path,
+    out: Path,
+    options: Options,
+    *,
+    seed: int | None = SEED,
+    shard_images: int | None = None,
+    shard_bytes: int = PART_BYTES,
+    workers: int | None = None,
+    ray: str | None = None,
+    max_bad_fraction: float = 1.0,
+    progress: bool = True,
+) -> Report:
+    """Convert `source` into `out`, which must not be there. Raises DatasetError with one line.
+
+    seed: of the order in which rows are packed, None keeps the source's (as an index always does).
+    shard_images, shard_bytes: rows of a part, or about its bytes; workers: processes (default: one a CPU).
+    ray: 'auto' or the address of a cluster whose nodes share this file system.
+    """
+    source, out = Path(source).absolute(), Path(out).absolute()
+    check(out, options)
+    if not 0 <= max_bad_fraction <= 1:
+        raise DatasetError(f"--max-bad-fraction={max_bad_fraction}: give a number from 0 to 1")
+    workers = workers or len(os.sched_getaffinity(0))
+    with unfinished(out) as folder:
+        check(out, options)  # again: another process may have finished it just now
+        # ------------------------------------------------------------------ what there is
+        entries = open_source(source, folder / "spool", workers, progress)
+        if options.format == "index" and (folder / "spool").exists() and any((folder / "spool").iterdir()):
+            shutil.rmtree(folder / "spool")
+            told = f"images from {entries.kind} files cannot be read in place, so there is nothing to index"
+            raise DatasetError(f"{source}: {told}; take --format beton or wds")
+        expected = expected_bytes(entries, options)
+        check_disk(folder, int(expected.sum()), shard_bytes, options)
+
+        # ------------------------------------------------------------------ parts
+        per_part = shard_images or int(np.clip(shard_bytes / expected.mean(), 1, PART_IMAGES))
+        rows = packing_order(len(entries), None if options.format == "index" else seed)
+        count = -(-len(rows) // per_part)
+        resume(folder, count, describe(entries, options, seed, per_part))
+        joined = joined_parts(folder, out, count)
+
+        def tasks() -> Iterator[Task]:
+            for number in range(count):
+                part = rows[number * per_part : (number + 1) * per_part]
+                name = f"{out.stem}-{number:06d}"
+                yield Task(folder, number, name, part, take(entries, part), options, joined.get(number))
+
+        if ray is None:
+            results = in_processes(make_part, tasks(), min(workers, count))
+        else:
+            from pipeline.conversion.ray_cluster import on_ray
+
+            results = on_ray(make_part, tasks(), ray, workers)
+        with progress_bar(len(entries), f"converting to {options.format}", "img", progress) as bar:
+            for done in results:
+                bar.update(done)
+
+        # ------------------------------------------------------------------ report
+        parts = [load_part(record_path(folder, number)) for number in range(count)]
+        report = make_report(source, out, entries, parts)
+        if not report.written or len(report.quarantined) > max_bad_fraction * len(entries):
+            save_report(report, folder / "report.json")
+            told = f"{len(report.quarantined)} of {len(entries)} images cannot be read ({reasons(report.quarantined)})"
+            raise DatasetError(f"{source}: {told}, their names are in {folder / 'report.json'}; mend the source")
+
+        # ------------------------------------------------------------------ OUT
+        finish = {"beton": finish_beton, "wds": finish_shards, "index": finish_index}[options.format]
+        finish(folder, out, entries, parts, report, progress)
+    return report
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+
+def check(out: Path, options: Options) -> None:
+    """Raise DatasetError for settings that contradict each other and an OUT that is there."""
+    if options.format not in ("beton", "wds", "index"):
+        raise DatasetError(f"--format={options.format}: give beton, wds or index")
+    if options.short is not None and options.long is not None:
+        raise DatasetError(f"--short={options.short} and --long={options.long}: give one of the two")
+    for name, value, low, high in (
+        ("short", options.short, 1, 65_500), ("long", options.long, 1, 65_500), ("quality", options.quality, 1, 100),
+    ):  # fmt: skip
+        if value is not None and not low <= value <= high:
+            raise DatasetError(f"--{name}={value}: give a number from {low} to {high}")
+    if options.raw and options.format != "beton":
+        raise DatasetError(f"--raw with --format={options.format}: only a .beton can hold raw pixels; leave it out")
+    if options.format == "index" and (options.short or options.long):
+        raise DatasetError("--short or --long with --format=index: an index copies nothing; leave it out")
+    if options.format == "beton" and out.suffix != ".beton":
+        raise DatasetError(f"OUT={out}: a file for --format=beton must be called *.beton")
+    if options.format == "wds" and out.suffix in (".beton", ".npz", ".tar"):
+        raise DatasetError(f"OUT={out}: give the name of a new folder for --format=wds")
+    partial = out.with_name(f".{out.name}.partial").exists()  # a killed run may have put the tables in place
+    beside = [out.with_suffix(".npz"), out.with_suffix(".json")] if out.suffix in (".beton", ".npz") else []
+    for path in [out, *([] if partial else beside)]:
+        if path.exists() and not (path == out and path.is_dir() and not any(path.iterdir())):
+            raise DatasetError(f"OUT={path}: is there already; remove it or give another name")
+
+
+def expected_bytes(entries: Entries, options: Options) -> Int64[np.ndarray, " n"]:
+    """About what each image will take in OUT, in bytes; pixels are taken for eight times the encoded bytes."""
+    sizes = entries.length.copy()
+    for row in np.flatnonzero(sizes < 0).tolist():
+        try:
+            sizes[row] = os.stat(entries.root / entries.files[entries.file[row]]).st_size
+        except OSError:
+            sizes[row] = 0
+    if options.format == "index":
+        return np.full(len(sizes), 64, np.int64)
+    pixels = (
+        np.int64(entries.shape[:, 0]) * entries.shape[:, 1]
+    )  # where they are known: a good JPEG has a byte for each
+    guess = 8 * sizes if options.raw else sizes
+    sizes = np.where(pixels > 0, 3 * pixels if options.raw else pixels, guess)
+    if options.short or options.long:
+        bound = 1.5 * options.short**2 if options.short else 0.75 * (options.long or 0) ** 2
+        sizes = np.minimum(sizes, int(bound * 3))
+    return sizes + (2048 if options.format == "wds" else 48)  # tar headers and padding; rows of the tables
+
+
+def check_disk(folder: Path, expected: int, part: int, options: Options) -> None:
+    """Raise DatasetError if `expected` bytes do not fit beside what a killed run has left in `folder`.
+
+    A .beton is joined from its parts one at a time, so it needs room for one part more.
+    """
+    there = sum(path.stat().st_blocks * 512 for path in [*folder.glob("data/*"), *folder.glob("*.beton")])
+    needed = int(1.02 * expected) + (min(part, expected) if options.format == "beton" else 0) - there
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        told = f"needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        raise DatasetError(f"OUT in {folder.parent}: {told}; make room, give another disk or a smaller --short")
+
+
+# ---------------------------------------------------------------------------------------------- going on
+
+
+@contextmanager
+def unfinished(out: Path) -> Iterator[Path]:
+    """The folder `.OUT.partial`, for this process alone; removed at the end, or after a failure if there is nothing
+    in it to go on with."""
+    folder = out.with_name(f".{out.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DatasetError(f"OUT={out}: another conversion is writing it; wait for it or give another") from None
+        try:
+            yield folder
+        except BaseException:
+            if not any(path.is_file() and path.name not in ("lock", ".lock") for path in folder.rglob("*")):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(entries: Entries, options: Options, seed: int | None, per_part: int) -> dict[str, Any]:
+    """All that the bytes of a part depend on."""
+    import PIL
+
+    source = {"source": entries.fingerprint(), "seed": seed, "images of a part": per_part}
+    return source | asdict(options) | {"version": VERSION, "Pillow": PIL.__version__}
+
+
+def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
+    """Keep the parts of a killed run that is described alike, else remove them; says which, if there were any."""
+    stamp = folder / "run.json"
+    try:
+        before = json.loads(stamp.read_text())
+    except (OSError, ValueError):
+        before = {}
+    there = len(list((folder / "parts").glob("*.npz")))
+    if before == run:
+        if there:
+            say(f"going on: {there} of {count} parts are there, their digests are compared")
+    else:
+        changed = ", ".join(name for name in run if before.get(name) != run[name])
+        if there:
+            say(f"starting over: {there} parts were there, but of another conversion ({changed})")
+        stamp.unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.name not in ("spool", "lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder / "making", ignore_errors=True)
+    for name in ("parts", "data", "making"):
+        (folder / name).mkdir(exist_ok=True)
+    with replacing(stamp) as file:
+        file.write(json.dumps(run).encode())
+
+
+def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
+    """The permutation in which rows are packed; the source's own order without a seed.
+
+    Made by sorting raw Philox numbers: their stream is promised for ever, that of `Generator.permutation` is not.
+    """
+    if seed is None:
+        return np.arange(rows)
+    return np.argsort(np.random.Philox(key=seed).random_raw(rows), kind="stable")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser("python -m pipeline.convert", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", metavar="SRC", help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton")
+    parser.add_argument("out", metavar="OUT", help="x.beton, a new folder of shards, or x.npz (index)")
+    parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
+    parser.add_argument("--short", type=int, metavar="N", help="shrink so that the short side is at most N pixels")
+    parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEGs that are written anew (default %(default)s)")
+    parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
+    parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s), none keeps the order")
+    parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")
+    parser.add_argument("--shard-size", default="256MiB", help="about the bytes of one (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a CPU)")
+    parser.add_argument("--ray", metavar="auto|ADDRESS", help="start Ray here, or use the cluster at ADDRESS")
+    parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
+    given = parser.parse_args(arguments)
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, stop)
+    try:
+        seed = None if given.seed == "none" else positive("seed", given.seed, 0)
+        report = convert(
+            Path(given.source), Path(given.out),
+            Options(given.format, given.short, given.long, given.quality, given.raw),
+            seed=seed,
+            shard_images=None if given.shard_images is None else positive("shard-images", given.shard_images),
+            shard_bytes=parse_size(given.shard_size),
+            workers=None if given.workers is None else positive("workers", given.workers),
+            ray=given.ray, max_bad_fraction=given.max_bad_fraction,
+        )  # fmt: skip
+    except KeyboardInterrupt as stopped:
+        say("stopped; the same command goes on from here")
+        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
+    except DatasetError as error:
+        say(f"swave: {' '.join(str(error).split())}")
+        return 2
+    except OSError as error:
+        say(f"swave: {error.strerror or error} ({error.filename or given.out}); mend it, the same command goes on")
+        return 2
+    out = Path(given.out)
+    file = out.with_name(f"{out.stem}.report.json") if out.suffix in (".beton", ".npz") else out / "report.json"
+    show(report, str(file))
+    return 0
+
+
+def stop(number: int, frame: Any) -> None:
+    """On SIGINT and SIGTERM: nobody waits for parts under way, they would be begun anew anyway."""
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.SIG_IGN)  # a second one would disturb the tidying up
+    for child in multiprocessing.active_children():
+        child.terminate()
+    raise KeyboardInterrupt(number)
+
+
+def positive(name: str, text: Any, least: int = 1) -> int:
+    if not str(text).isdigit() or int(text) < least:
+        raise DatasetError(f"--{name}={text}: give a whole number from {least} on")
+    return int(text)
+
+
+def parse_size(text: str) -> int:
+    """'256MiB', '1GiB', '500MB' or a number of bytes."""
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+    number = text.rstrip("KMGiB")
+    if not number.isdigit() or int(number) < 1 or text[len(number) :] not in units:
+        raise DatasetError(f"--shard-size={text}: give a number with MiB, GiB, MB or GB, e.g. 256MiB")
+    return int(number) * units[text[len(number) :]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""FFCV's .beton: what the real `ffcv` package wrote is read, opened and trained from; damage is one clear line."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from multiprocessing import get_context
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField, TorchTensorField
+from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
+from ffcv.writer import DatasetWriter
+from photos import photographs
+from PIL import Image
+from small_datasets import ROOT, error_of, same
+
+from pipeline import beton
+from pipeline.beton import read_beton
+from pipeline.conversion.sources import open_source
+from pipeline.dataset import find_split, open_dataset
+from pipeline.reader import Reader, ReadError
+from pipeline.table import State
+
+LABELS = [3, 0, 2, 3, 1, 0]
+
+
+def ffcv_pixels(image, mode):
+    """What FFCV stores of an image: itself, or a JPEG of quality 90 by OpenCV."""
+    if mode == "raw":
+        return image
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return jpeg.tobytes()
+
+
+class Indexed:
+    """A dataset as FFCV wants it: it pickles, and has a length."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+def write_beton(path, samples, fields, workers=1):
+    """FFCV's writer leaves pipes and shared memory open, so it runs in a process of its own."""
+    write = DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset
+    process = get_context("fork").Process(target=write, args=(Indexed(samples),), kwargs={"chunksize": 2})
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def images():
+    return [np.ascontiguousarray(image[: 200 + 10 * index, :250]) for index, image in enumerate(photographs())]
+
+
+@pytest.fixture(scope="module", params=["jpg", "raw"])
+def written(request, images, tmp_path_factory):
+    """A .beton by FFCV's own writer, and the mode of its images."""
+    path = tmp_path_factory.mktemp(request.param) / "train.beton"
+    fields = {"image": RGBImageField(write_mode=request.param), "label": IntField()}
+    return write_beton(path, list(zip(images, LABELS, strict=True)), fields, workers=2), request.param
+
+
+def test_the_format_is_ffcvs_own():
+    assert (HeaderType, FieldDescType, ALLOC_TABLE_TYPE) == (beton.HEADER, beton.FIELD, beton.ALLOCATION)
+    fields = [FloatField(), IntField(), RGBImageField(), BytesField(), None, JSONField(), None]
+    fields[4] = NDArrayField(np.dtype("f4"), (2,))
+    fields[6] = TorchTensorField(torch.float32, (2,))
+    for number, field in enumerate(fields):
+        assert TYPE_ID_HANDLER[number] is type(field)
+        assert field.metadata_type == beton.RECORDS[number]
+
+
+def test_a_beton_of_ffcv_opens_with_the_same_bytes_labels_and_sizes(written, images, tmp_path):
+    path, mode = written
+    found = read_beton(path)
+    assert found.fields == ("image", "label")
+    assert found.label.tolist() == LABELS
+    assert found.raw.tolist() == [mode == "raw"] * len(images)
+    assert list(zip(found.height, found.width, strict=True)) == [image.shape[:2] for image in images]
+    entries = open_source(path, tmp_path)
+    assert (entries.kind, entries.classes, entries.label.tolist()) == ("beton", (), LABELS)
+    for data, shape, image in zip(entries.read(range(len(images))), entries.shape, images, strict=True):
+        pixels = ffcv_pixels(image, mode)
+        assert data == (pixels.tobytes() if mode == "raw" else pixels)
+        assert tuple(shape) == (image.shape[:2] if mode == "raw" else (0, 0))
+
+
+def test_a_beton_of_ffcv_is_a_sample_table(written, images, tmp_path):
+    path, mode = written
+    table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
+    assert set(table.state) == {State.RAW if mode == "raw" else State.OK}
+    assert (table.label.tolist(), list(table.containers)) == (LABELS, ["train.beton"])
+    assert list(zip(table.height, table.width, strict=True)) == [image.shape[:2] for image in images]
+    reader = Reader(table)
+    for row, (image, data) in enumerate(zip(images, reader.read(range(len(images))), strict=True)):
+        stored = ffcv_pixels(image, mode)
+        header = b"P6\n%d %d\n255\n" % image.shape[1::-1]
+        assert bytes(data) == (header + image.tobytes() if mode == "raw" else stored)
+        pixels = image if mode == "raw" else cv2.cvtColor(cv2.imdecode(np.frombuffer(stored, np.uint8), 1), 4)
+        assert np.abs(reader.decode(row).astype(int) - pixels).max() <= (0 if mode == "raw" else 3)
+
+
+def test_rows_of_a_beton_are_views_that_outlive_the_reader(written, tmp_path):
+    path, mode = written
+    table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
+    reader = Reader(table)
+    views = reader.read([1, 1]) if mode == "jpg" else [reader.decode(1), reader.decode(1)]
+    assert np.shares_memory(*views)
+    assert not views[0].flags.writeable
+    copy = views[0].copy()
+    reader.close()
+    np.testing.assert_array_equal(views[0], copy)
+    np.testing.assert_array_equal(reader.decode(1), Reader(table).decode(1))  # it opens again
+
+
+def test_a_beton_that_is_cut_emptied_or_gone_is_an_error_by_row(written, tmp_path):
+    path = tmp_path / "train.beton"
+    path.write_bytes(written[0].read_bytes())
+    table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
+    reader, rows = Reader(table), np.argsort(table.offset)
+    assert all(isinstance(item, np.ndarray) for item in reader.try_read(rows))
+    os.truncate(path, int(table.offset[rows[3]]) + 5)
+    found = reader.try_read(rows)
+    assert [isinstance(item, ReadError) for item in found] == [False] * 3 + [True] * 3
+    assert "changed since the table was made (5 bytes where" in str(found[3])
+    for damage, told in ((lambda: os.truncate(path, 0), "is empty"), (path.unlink, "No such file")):
+        damage()
+        assert all(told in str(item) for item in Reader(table).try_read(rows))
+    assert all("changed since" in str(item) for item in reader.try_read(rows))
+
+
+def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_changes(written, tmp_path, monkeypatch):
+    path = tmp_path / "train.beton"
+    path.write_bytes(written[0].read_bytes())
+
+    def opened():
+        return open_dataset(path, tmp_path / "cache", workers=1, progress=False)
+
+    table = opened()
+    os.utime(path, ns=(0, 0))  # copied or touched: the same file still
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.dataset.scan_beton", None)
+        assert same(opened(), table)
+        data = bytearray(path.read_bytes())
+        at = data.index(np.int64(LABELS[0]).tobytes(), 24 + 2 * 1041 + 16)
+        data[at] = 1
+        path.write_bytes(data)
+        with pytest.raises(TypeError):  # now it would scan
+            opened()
+    assert opened().label.tolist() == [1, *LABELS[1:]]
+
+
+def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "data" / "train.beton"
+    path.parent.mkdir()
+    path.write_bytes(written[0].read_bytes())
+    table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
+    named = replace(table, classes=("a", "b", "c", "d"))
+    named.save(path.with_suffix(".npz"))
+    moved = path.parent.rename(tmp_path / "moved") / "train.beton"
+    monkeypatch.setattr("pipeline.dataset.scan_beton", None)
+    again = open_dataset(moved, tmp_path / "cache2", workers=1, progress=False)
+    assert same(again, replace(named, root=moved.parent))
+    assert not (tmp_path / "cache2").exists()
+    assert open_source(moved, tmp_path).classes == named.classes
+    replace(again, label=named.label[::-1]).save(moved.with_suffix(".npz"))
+    with pytest.raises(TypeError):  # it would scan
+        open_dataset(moved, tmp_path / "cache2", workers=1, progress=False)
+    assert "train.npz beside it is not its table" in capsys.readouterr().err
+
+
+def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
+    data, path = written[0].read_bytes(), tmp_path / "x.beton"
+    table = np.frombuffer(data[-24 * len(LABELS) :], ALLOC_TABLE_TYPE)
+    path.write_bytes(data[: -table.nbytes] + table[[3, 0, 5, 1, 4, 2]].tobytes())
+    np.testing.assert_array_equal(read_beton(path).length, read_beton(written[0]).length)
+
+
+def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
+    fields = {
+        "score": FloatField(), "image_of_a_long_name": RGBImageField(), "notes": JSONField(),
+        "index": IntField(), "label": IntField(), "array": NDArrayField(np.dtype("f4"), (2,)),
+    }  # fmt: skip
+    samples = [
+        (0.5, image, {"a": 1}, 7 * 10**12, label, np.ones(2, "f4")) for image, label in zip(images, LABELS, strict=True)
+    ]
+    found = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
+    assert found.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
+    assert found.label.tolist() == LABELS  # the field of that name, not the first
+    assert found.width.tolist() == [image.shape[1] for image in images]
+    assert open_source(tmp_path / "x.beton", tmp_path).read([2]) == [images[2].tobytes()]
+    only = write_beton(
+        tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
+    )
+    assert read_beton(only).label.tolist() == [-1] * len(images)  # an identifier is no label
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda data: data[:-10], "cut short"),
+        (lambda data: data[:3000], "cut short"),
+        (lambda data: data[:10], "cut short"),
+        (lambda data: b"", "cut short"),
+        (lambda data: b"\1" + data[1:], "FFCV's format 2 (it says 1)"),
+        (lambda data: b"PNG" * 1000, "FFCV's format 2"),
+        (lambda data: data[:16] + bytes(8) + data[24:], "its writer was killed before the end"),
+        (lambda data: data[:8] + b"\xff" * 8 + data[16:], "cut short"),
+        (lambda data: data[:24] + b"\1" + data[25:], "none of its fields (image, label) is an RGBImageField"),
+        (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "field 'label' is of a class"),
+        (lambda data: data[:2106] + b"\7" + data[2107:], "sample 0 has no bytes in the file"),
+        (lambda data: data[:2111] + b"\7" + data[2112:], "sample 0 has no bytes in the file"),
+        (lambda data: data[:-24] + b"\xff" * 24, "has no bytes in the file"),
+    ],
+)
+def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, told):
+    path = tmp_path / "bad.beton"
+    path.write_bytes(damage(written[0].read_bytes()))
+    line = error_of(open_dataset, path, tmp_path / "cache", workers=1, progress=False)
+    assert line.startswith(f"data.path={path}: bad.beton: ")
+    assert told in line
+    assert told in error_of(open_source, path, tmp_path / "spool")
+
+
+def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
+    code = (
+        "import sys; sys.path[:0] = ['tests']; from test_beton import *\n"
+        "class Dies(Indexed):\n    def __getitem__(self, index): os.kill(os.getppid(), 9); os._exit(1)\n"
+        "fields = {'image': RGBImageField(), 'label': IntField()}\n"
+        "DatasetWriter(sys.argv[1], fields, num_workers=1).from_indexed_dataset(Dies([0] * 9))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.beton")]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
+    )
+    assert done.returncode == -9
+    assert "its writer was killed before the end" in error_of(open_source, tmp_path / "x.beton", tmp_path)
+
+
+def test_a_row_of_no_pixels_is_quarantined(images, tmp_path):
+    path = write_beton(
+        tmp_path / "x.beton", [(images[0], 0), (images[1], 1)], {"image": RGBImageField(), "label": IntField()}
+    )
+    data = bytearray(path.read_bytes())
+    data[2107:2109] = bytes(2)  # width 0 of sample 0, and of length 0 in the allocation table
+    sizes = np.frombuffer(data, ALLOC_TABLE_TYPE, offset=len(data) - 48).copy()
+    sizes["size"][sizes["sample_id"] == 0] = 0
+    path.write_bytes(bytes(data[:-48]) + sizes.tobytes())
+    table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
+    assert table.quarantine == {0: "zero bytes"}
+    assert table.state.tolist() == [State.QUARANTINED, State.RAW]
+
+
+def test_a_pair_of_betons_is_a_split(tmp_path):
+    (tmp_path / "train.beton").touch()
+    assert find_split(tmp_path) == (tmp_path / "train.beton", None)
+    for name in ("validation", "test", "val"):
+        (tmp_path / f"{name}.beton").touch()
+        assert find_split(tmp_path) == (tmp_path / "train.beton", tmp_path / f"{name}.beton")
+
+
+def test_the_dali_backend_trains_from_a_beton_as_from_its_images(written, images, tmp_path):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from pipeline.crops import Crops, View
+    from pipeline.loader import Loader
+
+    crops = Crops(views=(View(96, (0.14, 1.0)),) * 2 + (View(48, (0.05, 0.14)),) * 2)
+    path, mode = written
+    for index, image in enumerate(images):
+        stored = ffcv_pixels(image, mode)
+        file = tmp_path / "images" / f"{index}.{'png' if mode == 'raw' else 'jpg'}"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(stored) if mode == "jpg" else Image.fromarray(stored).save(file)
+    batches = []
+    for source in (path, tmp_path / "images"):
+        table = open_dataset(source, tmp_path / "cache", workers=1, progress=False)
+        loader = Loader(table, crops, backend="dali", seed=3, global_batch=len(images))
+        batches.append(next(iter(loader)))
+        loader.close()
+    assert batches[0].rows.tolist() == batches[1].rows.tolist()
+    for ours, theirs in zip(batches[0].crops, batches[1].crops, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())

@@ -1,0 +1,165 @@
+"""What conversion writes, read by the stock FFCV, by DALI and by our own loader."""
+
+import io
+
+import numpy as np
+import pytest
+from conversions import LABELLED, converted, sources_in_order, target, write_zoo
+from photos import photographs, write_folder
+from PIL import Image
+from small_datasets import ODD, PLAIN, write
+
+from pipeline.conversion.beton_writer import PAGE
+from pipeline.convert import packing_order
+from pipeline.dataset import open_dataset
+from pipeline.images import decode
+from pipeline.reader import Reader
+from pipeline.table import SampleTable
+
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    return write_zoo(tmp_path_factory.mktemp("source"))
+
+
+def ffcv_pixels(path):
+    """Image and label of each sample, as the stock package's C decoder sees them."""
+    from ffcv.libffcv import imdecode
+    from ffcv.reader import Reader as Stock
+
+    stock = Stock(str(path))
+    sizes = dict(zip(stock.alloc_table["ptr"].tolist(), stock.alloc_table["size"].tolist(), strict=True))
+    data = np.fromfile(path, np.uint8)
+    for (mode, width, height, pointer), label in stock.metadata:
+        blob = np.array(data[pointer : pointer + sizes[int(pointer)]])
+        if mode == 1:
+            yield blob.reshape(height, width, 3), label
+            continue
+        pixels = np.zeros((height, width, 3), np.uint8)
+        assert imdecode(blob, pixels, height, width, height, width, 0, 0, 1, 1, False, False) == 0
+        yield pixels, label
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_stock_ffcv_decodes_every_image_of_the_zoo(zoo, tmp_path, raw):
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    out = target(tmp_path, "beton")
+    report = converted(zoo, out, "beton", raw=raw, shard_images=40)
+    names = sources_in_order(report, LABELLED)
+    assert len(names) == report.written == len(PLAIN) + len(ODD)
+    for name, (pixels, label) in zip(names, ffcv_pixels(out), strict=True):
+        wanted = decode(LABELLED[name])
+        assert pixels.shape == wanted.shape and label == int(name[5]), name
+        difference = np.abs(pixels.astype(int) - wanted)
+        # FFCV takes libjpeg's fast DCT; on top of that comes our JPEG of quality 95, where one was made.
+        assert difference.mean() < (0.001 if raw else 4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [True, False], ids=["os_cache", "process_cache"])
+@pytest.mark.parametrize("raw", [False, True], ids=["jpg", "raw"])
+def test_the_stock_loader_reads_our_beton(tmp_path, raw, cached):
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    photos = [photo[:200, :300] for photo in photographs()]
+    source = write_folder(tmp_path / "photos", photos, suffix=".jpg")
+    out = target(tmp_path, "beton")
+    report = converted(source, out, "beton", raw=raw, shard_images=2)
+    loader = Loader(
+        str(out), batch_size=3, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=cached,
+        pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
+    )  # fmt: skip
+    batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
+    images, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
+    files = [f"class{index % 2}/{index:05d}.jpg" for index in range(len(photos))]
+    for name, pixels, label in zip(sources_in_order(report, files), images, labels.ravel(), strict=True):
+        wanted = decode((source / name).read_bytes())
+        assert label == int(name[5])
+        assert np.abs(pixels.astype(int) - wanted).mean() < (0.001 if raw else 2), name
+
+
+def test_a_blob_never_lies_across_a_page(tmp_path):
+    """One image is larger than FFCV's usual page of 8 MiB, so the pages of this file are larger."""
+    big = np.random.default_rng(0).integers(0, 255, (1800, 1700, 3), np.uint8)  # 9.2 MB raw
+    rest = [big[:1000, : 900 + index] for index in range(8)]
+    source = write_folder(tmp_path / "source", [*rest, big])
+    out = target(tmp_path, "beton")
+    converted(source, out, "beton", raw=True, shard_images=4)
+    table = SampleTable.load(out.with_suffix(".npz"))
+    page = 2 * PAGE
+    assert int.from_bytes(out.read_bytes()[4:8], "little") == page
+    assert (table.offset // page == (table.offset + table.length - 1) // page).all()
+    assert table.length.max() == big.nbytes
+    for row in table.usable():
+        wanted = decode((source / sorted_names(source)[packing_order(9, 31)[row]]).read_bytes())
+        data = Reader(table).decode(row)
+        assert np.array_equal(data, wanted)
+
+
+def sorted_names(source):
+    return sorted(str(path.relative_to(source)) for path in source.rglob("*.png"))
+
+
+def test_dali_reads_our_shards_by_their_index(zoo, tmp_path):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from nvidia.dali import fn, pipeline_def, types
+
+    out = target(tmp_path, "wds")
+    report = converted(zoo, out, "wds", shard_images=40)
+    shards = sorted(out.glob("*.tar"))
+    assert len(shards) == 3
+
+    @pipeline_def(batch_size=report.written, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def reading():
+        index = [str(shard.with_suffix(".idx")) for shard in shards]
+        data, label = fn.readers.webdataset(
+            paths=[str(shard) for shard in shards], index_paths=index, ext=["jpg;png;webp", "cls"]
+        )
+        return fn.decoders.image(data, output_type=types.RGB), label
+
+    pipe = reading()
+    pipe.build()
+    images, labels = pipe.run()
+    for row, name in enumerate(sources_in_order(report, LABELLED)):
+        wanted = decode(LABELLED[name])
+        assert int(bytes(labels.at(row))) == int(name[5])
+        assert np.abs(images.at(row).astype(int) - wanted).mean() < 1.0, name
+
+
+@pytest.mark.parametrize("kind", ["beton", "wds"])
+def test_jpeg_bytes_are_untouched(tmp_path, kind):
+    upright = {name: data for name, data in PLAIN.items() if data[:2] == b"\xff\xd8" and untouched_in_a_beton(data)}
+    assert {"rgb.jpg", "gray.jpg", "progressive.jpg", "two_pictures_in_one.jpg", "jpeg_called.png"} <= set(upright)
+    out = target(tmp_path, kind)
+    report = converted(write(tmp_path / "source", upright), out, kind, seed=None)
+    table = SampleTable.load(out.with_suffix(".npz") if kind == "beton" else out / "table.npz")
+    assert report.kinds == {}
+    assert [bytes(data) for data in Reader(table).read(table.usable())] == [upright[name] for name in sorted(upright)]
+
+
+def untouched_in_a_beton(data):
+    return Image.open(io.BytesIO(data)).getexif().get(0x0112, 1) in (0, 1)
+
+
+@pytest.mark.parametrize(("kind", "raw"), [("beton", False), ("beton", True), ("wds", False), ("index", False)])
+def test_the_result_trains_with_dali(zoo, tmp_path, kind, raw):
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    from pipeline.crops import Crops, View
+    from pipeline.loader import Loader
+
+    out = tmp_path / "x.beton" if kind == "beton" else tmp_path / "x"
+    converted(zoo, out, kind, raw=raw, shard_images=30)
+    table = open_dataset(out, tmp_path / "cache", workers=1, progress=False)
+    assert len(table.usable()) == len(PLAIN) + len(ODD) and table.classes == ("class0", "class1", "class2")
+    crops = Crops(views=(View(32, (0.3, 1.0)), View(16, (0.05, 0.3))))
+    loader = Loader(table, crops, backend="dali", seed=1, global_batch=29)
+    batches = list(loader)
+    loader.close()
+    assert len(batches) == 3 and not loader.bad
+    assert all(group.isfinite().all() for batch in batches for group in batch.crops)

@@ -1,0 +1,107 @@
+"""What becomes of one image in a conversion."""
+
+import io
+
+import numpy as np
+import pytest
+from odd_images import encode, scene
+from photos import photographs
+from PIL import Image
+from small_datasets import ODD, PLAIN
+
+from pipeline.conversion.rewrite import Options, rewrite
+from pipeline.images import decode
+from pipeline.table import State
+
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+
+
+def test_plain_images_of_any_kind_are_untouched_in_shards():
+    for name, data in PLAIN.items():
+        assert rewrite(data, (0, 0), Options("wds")).data == data, name
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_images_become_png_in_shards_without_loss(name):
+    stored = rewrite(ODD[name], (0, 0), Options("wds"))
+    assert stored.suffix == "png" and stored.state == State.OK
+    assert "re-encoded as PNG" in stored.kinds
+    assert np.array_equal(decode(stored.data), decode(ODD[name]))
+    assert rewrite(stored.data, (0, 0), Options("wds")).data == stored.data  # plain now
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("cmyk_adobe.jpg", "CMYK"), ("cmyk_turned.jpg", "EXIF-rotated"), ("gray16.png", "16-bit"),
+        ("gray16.png", "grayscale"), ("rgb16.png", "16-bit"), ("rgba16.png", "RGBA"), ("gray16.ppm", "16-bit"),
+        ("gray16.tif", "16-bit"), ("gif_called.jpg", "palette"), ("turned_by_xmp.jpg", "EXIF-rotated"),
+        ("animated.png", "animated: first frame"), ("animated.webp", "animated: first frame"),
+        ("rgb.bmp", "re-encoded as JPEG"), ("exif6.jpg", "EXIF-rotated"), ("palette.png", "palette"),
+        ("gray.png", "grayscale"), ("rgba.png", "RGBA"), ("lossy.webp", "re-encoded as JPEG"),
+    ],
+)  # fmt: skip
+def test_what_is_changed_for_a_beton_is_counted_by_kind(name, kind):
+    assert kind in rewrite((PLAIN | ODD)[name], (0, 0), Options("beton")).kinds
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN | ODD if name != "one_pixel.png"])
+def test_what_is_no_upright_jpeg_becomes_one_for_a_beton(name):
+    data = (PLAIN | ODD)[name]
+    stored = rewrite(data, (0, 0), Options("beton"))
+    with Image.open(io.BytesIO(stored.data)) as image:
+        assert image.format in ("JPEG", "MPO")
+        assert image.getexif().get(0x0112, 1) in (0, 1)
+        assert image.size == (stored.width, stored.height)
+    assert np.abs(decode(stored.data).astype(int) - decode(data)).mean() < 3
+    if stored.data != data:
+        assert image.layer[0][1:3] == (1, 1)  # 4:4:4
+
+
+def test_quality_is_that_of_new_jpegs_alone():
+    png, jpeg = PLAIN["rgb.png"], PLAIN["rgb.jpg"]
+    sizes = [len(rewrite(png, (0, 0), Options("beton", quality=quality)).data) for quality in (50, 95)]
+    assert sizes[0] < sizes[1]
+    assert rewrite(jpeg, (0, 0), Options("beton", quality=50)).data == jpeg
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [(Options("beton", short=30), (45, 30)), (Options("wds", long=30), (30, 20)), (Options("wds", short=40), (60, 40))],
+)
+def test_images_shrink_and_never_grow(options, size):
+    large, small = encode(Image.fromarray(scene(40, 60)), "JPEG"), encode(Image.fromarray(scene(20, 28)), "JPEG")
+    stored = rewrite(large, (0, 0), options)
+    assert (stored.width, stored.height) == size == Image.open(io.BytesIO(stored.data)).size
+    assert stored.suffix == "jpg"
+    assert (stored.data == large) == (size == (60, 40))
+    assert rewrite(small, (0, 0), options).data == small
+
+
+def test_shrinking_is_lanczos():
+    photo = Image.fromarray(photographs()[0])
+    stored = rewrite(encode(photo, "PNG"), (0, 0), Options("wds", short=200))
+    wanted = photo.resize((round(photo.width * 200 / photo.height), 200), Image.Resampling.LANCZOS)
+    assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(wanted))
+
+
+def test_pixels_of_a_raw_source_are_taken_as_they_are():
+    pixels = scene(7, 9)
+    for options in (Options("wds"), Options("beton", raw=True)):
+        stored = rewrite(pixels.tobytes(), (7, 9), options)
+        rgb = decode(stored.data) if stored.suffix == "png" else np.frombuffer(stored.data, np.uint8)
+        assert np.array_equal(rgb.reshape(7, 9, 3), pixels)
+    assert error_reason(pixels.tobytes()[:-1], (7, 9)) == "truncated"
+
+
+def error_reason(data, shape):
+    with pytest.raises(ValueError) as caught:
+        rewrite(data, shape, Options("wds"))
+    return caught.value.reason
+
+
+def test_what_a_beton_cannot_hold_is_too_large(tmp_path):
+    wide = encode(Image.new("RGB", (65_600, 2)), "PNG")
+    for raw in (False, True):
+        with pytest.raises(ValueError, match="too large"):
+            rewrite(wide, (0, 0), Options("beton", raw=raw))

@@ -1,0 +1,298 @@
+"""Sources that are spooled first: Parquet, Arrow, IDX and CIFAR give the images in them, and run nothing."""
+
+import gzip
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import ipc, parquet
+from small_datasets import BAD, ROOT, error_of, write
+from source_files import image, images_of, opened
+
+from pipeline.conversion.sources import open_source
+from pipeline.idx import stored_png
+from pipeline.images import decode, probe
+from pipeline.table import State
+
+# ---------------------------------------------------------------------------------------------- Parquet, Arrow
+
+
+NAMES = ["cat", "dog", "owl"]
+ROWS = [{"bytes": image(i), "path": f"photos/{i % 5}.jpg" if i % 2 else None} for i in range(7)]
+ROW_LABELS = [2, 0, None, 1, -1, 1, 0]
+
+
+def hugging_face(column="label"):
+    """A table as `datasets` writes it: an Image column first in its metadata, a ClassLabel, another column."""
+    features = {
+        "id": {"dtype": "int64", "_type": "Value"},
+        "image": {"_type": "Image"},
+        column: {"names": NAMES, "_type": "ClassLabel"},
+    }
+    cells = {"id": pa.array(range(7)), "image": pa.array(ROWS), column: pa.array(ROW_LABELS, pa.int64())}
+    return pa.table(cells).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def check_hugging_face(entries, kind, count=7):
+    assert (entries.kind, entries.classes) == (kind, tuple(NAMES))
+    assert entries.read(range(count)) == [row["bytes"] for row in ROWS][:count]
+    assert entries.label.tolist() == [-1 if label is None else label for label in ROW_LABELS][:count]
+
+
+@pytest.mark.parametrize("column", ["label", "animal"])
+def test_parquet_files_of_hugging_face(tmp_path, column):
+    table = hugging_face(column)
+    root = tmp_path / "data"
+    root.mkdir()
+    for part, rows in enumerate((table[:4], table[4:])):
+        parquet.write_table(rows, root / f"train-0000{part}-of-00002.parquet", row_group_size=2)
+    entries = opened(root, tmp_path, workers=2)
+    check_hugging_face(entries, "parquet")
+    assert list(entries.keys)[:3] == ["train-00000-of-00002-00000000", "1", "train-00000-of-00002-00000002"]
+    check_hugging_face(opened(root / "train-*.parquet", tmp_path), "parquet")
+    check_hugging_face(opened(root / "train-00000-of-00002.parquet", tmp_path), "parquet", 4)
+    parquet.write_table(table, root / "test-00000-of-00001.parquet")
+    assert "several splits (test, train)" in error_of(opened, root, tmp_path)
+    check_hugging_face(opened(root / "test-*.parquet", tmp_path), "parquet")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_arrow_files_of_hugging_face(tmp_path, stream):
+    table = hugging_face()
+    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file:
+        new = ipc.new_stream if stream else ipc.new_file
+        with new(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    check_hugging_face(opened(tmp_path / "data.arrow", tmp_path), "arrow")
+
+
+def test_undecodable_images_are_spooled_as_they_are(tmp_path):
+    rows = [{"bytes": data} for data, _ in BAD.values()] + [{"bytes": None}, None]
+    parquet.write_table(pa.table({"image": pa.array(rows)}), tmp_path / "x.parquet")
+    entries = opened(tmp_path / "x.parquet", tmp_path)
+    assert entries.read(range(len(rows))) == [data for data, _ in BAD.values()] + [b"", b""]
+    assert (entries.classes, set(entries.label)) == ((), {-1})
+
+
+def test_a_bad_columnar_file_is_one_clear_line(tmp_path):
+    parquet.write_table(hugging_face(), tmp_path / "good.parquet", row_group_size=2)
+    parquet.write_table(pa.table({"image": ["1.jpg"]}), tmp_path / "paths.parquet")
+    parquet.write_table(pa.table({"image": ROWS[:1], "label": [2**40]}), tmp_path / "label.parquet")
+    good = (tmp_path / "good.parquet").read_bytes()
+    broken = good[:4] + b"\xff" * 2000 + good[2004:]
+    write(tmp_path, {"cut.parquet": good[:-30], "broken.parquet": broken, "x.arrow": b"text" * 9})
+    assert "no column of images" in error_of(opened, tmp_path / "paths.parquet", tmp_path)
+    assert "label 1099511627776 is no class number" in error_of(opened, tmp_path / "label.parquet", tmp_path)
+    for name in ("cut.parquet", "broken.parquet", "x.arrow"):
+        assert f"{name}: no sound" in error_of(opened, tmp_path / name, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------- spool
+
+
+SPOOLING = """
+import os, sys
+from pathlib import Path
+from pipeline.conversion.spool import Foreign, Sample, spool
+
+def samples(path):
+    for number in range(3):
+        if sys.argv[3:] == ["die"] and path.endswith("b") and number == 2:
+            os._exit(9)
+        yield Sample(str(number), Path(path).read_bytes() * (number + 1), number)
+
+files = sorted(Path(sys.argv[1]).iterdir())
+for tar in spool(Foreign("test", [str(file) for file in files], files, samples), Path(sys.argv[2]), progress=False):
+    print(tar)
+"""
+
+
+def test_a_killed_spooling_goes_on_where_it_was(tmp_path):
+    root, folder = write(tmp_path / "root", {"a": b"A", "b": b"B", "c": b"C"}), tmp_path / "spool"
+
+    def run(*more):
+        command = [sys.executable, "-c", SPOOLING, str(root), str(folder), *more]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    assert run("die").returncode == 9
+    (first,) = folder.glob("[0-9]*.tar")
+    assert len(list(folder.glob(".*.partial.tar"))) == 1
+    stamp = first.stat()
+    done = run()
+    tars = [Path(line) for line in done.stdout.splitlines()]
+    assert (tars[0], tars[0].stat().st_mtime_ns, tars[0].stat().st_ino) == (first, stamp.st_mtime_ns, stamp.st_ino)
+    assert sorted(os.listdir(folder)) == [".lock", *sorted(path.name for path in tars)]
+    for letter, path in zip("ABC", tars, strict=True):
+        assert images_of(opened(path, tmp_path)) == {str(i): (letter.encode() * (i + 1), i) for i in range(3)}
+
+
+def test_a_changed_source_is_spooled_anew(tmp_path):
+    path = tmp_path / "x.parquet"
+    for count in (2, 3):
+        parquet.write_table(hugging_face()[:count], path)
+        check_hugging_face(opened(path, tmp_path), "parquet", count)
+
+
+def test_a_spool_without_room_is_one_clear_line(tmp_path):
+    parquet.write_table(hugging_face(), tmp_path / "x.parquet")
+    blocked = write(tmp_path, {"file": b""}) / "file"
+    assert "cannot spool to" in error_of(open_source, tmp_path / "x.parquet", blocked / "spool", progress=False)
+
+
+# ---------------------------------------------------------------------------------------------- IDX
+
+
+def idx(array):
+    return bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
+
+
+GRAY = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize("names", ["{}-{}-idx{}-ubyte", "{}-{}-idx{}-ubyte.gz", "{}-{}.idx{}-ubyte"])
+def test_an_idx_pair(tmp_path, names):
+    pack_up = gzip.compress if names.endswith(".gz") else bytes
+    for prefix, images in (("train", GRAY), ("t10k", GRAY[:2])):
+        (tmp_path / prefix).mkdir()
+        name = names.format(prefix, "images", 3)
+        write(tmp_path / prefix, {name: pack_up(idx(images))})
+        labels = np.arange(len(images), dtype=np.uint8)
+        write(tmp_path / prefix, {names.format(prefix, "labels", 1): pack_up(idx(labels))})
+        for path in (tmp_path / prefix, tmp_path / prefix / name):
+            entries = opened(path, tmp_path)
+            assert (entries.kind, entries.label.tolist()) == ("idx", labels.tolist())
+            for data, pixels in zip(entries.read(range(len(images))), images, strict=True):
+                np.testing.assert_array_equal(decode(data), np.repeat(pixels[..., None], 3, 2))
+    write(tmp_path / "train", {names.format("t10k", "images", 3): b""})
+    assert "holds 2 *-images-idx3-ubyte" in error_of(opened, tmp_path / "train", tmp_path)
+
+
+def test_a_bad_idx_file_is_one_clear_line(tmp_path):
+    name = "x-images-idx3-ubyte"
+    for data, told in (
+        (idx(GRAY)[:-1], "IDX file has"),
+        (b"text", "not an IDX file"),
+        (idx(GRAY[0]), "of shape (28, 28)"),
+    ):
+        assert told in error_of(opened, write(tmp_path, {name: data}) / name, tmp_path)
+    write(tmp_path, {name: idx(GRAY), "x-labels-idx1-ubyte": idx(GRAY[0, 0, :4])})
+    assert "labels of (4,)" in error_of(opened, tmp_path / name, tmp_path)
+    write(tmp_path, {f"{name}.gz": gzip.compress(idx(GRAY))[:-9]})
+    assert "no sound IDX file" in error_of(opened, tmp_path / f"{name}.gz", tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (300, 400), (300, 400, 3), (1, 1)])
+def test_a_stored_png_has_the_pixels_and_needs_no_help(shape):
+    pixels = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+    data = stored_png(pixels)
+    np.testing.assert_array_equal(decode(data), pixels if len(shape) == 3 else np.repeat(pixels[..., None], 3, 2))
+    assert probe(data).state == State.OK
+
+
+# ---------------------------------------------------------------------------------------------- CIFAR
+
+
+def cifar10(python2=False):
+    """Files of CIFAR-10's python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
+    published ones, by Python 2 (whose text is bytes in Python 3)."""
+
+    def pickled(value):
+        data = pickle.dumps(value, protocol=2)
+        # Protocol 2 has names in plain text, so the module that NumPy had then can be put in.
+        return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if python2 else data
+
+    text = str.encode if python2 else str
+    files, pixels = {}, {}
+    for number, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"]):
+        pixels[name] = np.random.default_rng(number).integers(0, 256, (4, 32, 32, 3), np.uint8)
+        files[name] = pickled({
+            text("batch_label"): text("some"), text("labels"): [3, 1, 0, 2],
+            text("data"): np.ascontiguousarray(pixels[name].transpose(0, 3, 1, 2)).reshape(4, 3072),
+            text("filenames"): [text(f"cat_s_{number}{i}.png") for i in range(4)],
+        })  # fmt: skip
+    files["batches.meta"] = pickled({text("label_names"): [text(name) for name in ("plane", "car", "bird", "cat")]})
+    return files, pixels
+
+
+def check_cifar(entries, pixels):
+    assert (entries.kind, entries.classes) == ("cifar", ("plane", "car", "bird", "cat"))
+    for data, expected in zip(entries.read(range(len(pixels))), pixels, strict=True):
+        np.testing.assert_array_equal(decode(data), expected)
+    assert entries.label.tolist() == [3, 1, 0, 2] * (len(pixels) // 4)
+
+
+@pytest.mark.parametrize("python2", [True, False])
+def test_cifar10_as_a_folder_a_file_and_an_archive(tmp_path, python2):
+    files, pixels = cifar10(python2)
+    root = write(tmp_path / "cifar-10-batches-py", files)
+    training = np.concatenate([pixels["data_batch_1"], pixels["data_batch_2"]])
+    check_cifar(opened(root, tmp_path), training)
+    assert opened(root, tmp_path).keys[5] == "cat_s_11"
+    check_cifar(opened(root / "test_batch", tmp_path), pixels["test_batch"])
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(root, root.name)
+    check_cifar(opened(archive, tmp_path), training)
+    check_cifar(opened(archive / "test_batch", tmp_path), pixels["test_batch"])
+    assert "holds no test_batch_9" in error_of(opened, archive / "test_batch_9", tmp_path)
+
+
+def test_cifar100_has_fine_labels(tmp_path):
+    batch = {"fine_labels": [1, 0], "coarse_labels": [5, 6], "data": np.zeros((2, 3072), np.uint8)}
+    meta = {"fine_label_names": ["apple", "bear"], "coarse_label_names": list("abcdefg")}
+    files = {"train": batch, "test": batch, "meta": meta}
+    root = write(tmp_path / "c", {name: pickle.dumps(value, protocol=2) for name, value in files.items()})
+    found = images_of(opened(root, tmp_path))
+    assert {key: label for key, (_, label) in found.items()} == {"00000": "bear", "00001": "apple"}
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_malicious_pickle_does_nothing(tmp_path, protocol):
+    evil = pickle.dumps({"data": Evil(str(tmp_path / "evil")), "labels": []}, protocol=protocol)
+    files, _ = cifar10()
+    for name in ("data_batch_2", "batches.meta"):
+        root = write(tmp_path / name, files | {name: evil})
+        line = error_of(opened, root, tmp_path)
+        assert "asks for posix.mkdir, which could run any program" in line
+    assert not (tmp_path / "evil").exists()
+    pickle.loads(evil)
+    assert (tmp_path / "evil").exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    "call", [b"cbuiltins\neval\n", b"cnumpy\nload\n", b"cnumpy.core.multiarray\nscalar\n", b"c_codecs\nlookup\n"]
+)
+def test_a_pickle_gets_nothing_but_arrays_and_text(tmp_path, call):
+    write(tmp_path, {"data_batch_1": call + b"."})
+    assert "which could run any program" in error_of(opened, tmp_path / "data_batch_1", tmp_path)
+
+
+def test_a_bad_cifar_file_is_one_clear_line(tmp_path):
+    files, _ = cifar10()
+    good = pickle.loads(files["data_batch_1"])
+    for data, told in (
+        (files["data_batch_1"][:-50], "no sound pickle"),
+        (b"", "no sound pickle"),
+        (pickle.dumps([1]), "holds no dictionary"),
+        (pickle.dumps(good | {"data": [1]}, 2), "no 'data' of N x 3072 bytes"),
+        (pickle.dumps(good | {"data": good["data"].astype("f4")}, 2), "no 'data' of N x 3072 bytes"),
+        (pickle.dumps(good | {"labels": [1]}, 2), "its labels are not one number an image"),
+    ):
+        write(tmp_path / "c", {"data_batch_1": data})
+        assert told in error_of(opened, tmp_path / "c", tmp_path)
