@@ -15,6 +15,8 @@ from photos import write_folder
 from PIL import Image
 
 from config.recipe import ROOT
+from pipeline.conversion.rewrite import Options
+from pipeline.convert import convert
 
 RECIPE = """
 run: {epochs: 3, batch_size: 8, log_every: 1, checkpoint_every: 1, checkpoint_steps: 2, seed: 5}
@@ -129,21 +131,36 @@ def test_starting_a_finished_run_again_says_its_result_and_trains_nothing(workpl
     assert (workplace / "undisturbed" / "summary.json").read_text() == before
 
 
-@pytest.mark.slow
-def test_a_run_killed_at_random_steps_gives_the_same_losses_bit_for_bit(workplace, undisturbed):
+def train_with_kills(workplace, name, kills, *settings):
+    """A run killed at random steps as often as asked for, then left to end; returns what it said at last."""
     chance = random.Random(3)
-    for step in sorted(chance.sample(range(2, STEPS - 1), 4)):
-        process = train(workplace, "killed", wait=False)
-        wait_for_step(workplace, "killed", step, process)
+    for step in sorted(chance.sample(range(2, STEPS - 1), kills)):
+        process = train(workplace, name, *settings, wait=False)
+        wait_for_step(workplace, name, step, process)
         time.sleep(chance.random() * 0.05)  # also in the middle of a step or a checkpoint
         kill(process)
-    output = train(workplace, "killed")
+    return train(workplace, name, *settings)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_steps_gives_the_same_losses_bit_for_bit(workplace, undisturbed):
+    output = train_with_kills(workplace, "killed", 4)
     assert "resuming from" in output
     assert losses(workplace, "killed") == undisturbed[1]
     one, other = (json.loads((workplace / name / "summary.json").read_text()) for name in ("killed", "undisturbed"))
     assert one["knn"] == other["knn"]
     for key in ("mean_loss", "code_entropy", "prototypes_in_use", "embedding_std"):  # of the whole last epoch
         assert one[key] == pytest.approx(other[key], rel=1e-12)
+
+
+@pytest.mark.slow
+def test_a_run_of_ffcv_from_a_beton_killed_at_random_steps_gives_the_same_losses(workplace):
+    convert(workplace / "images", workplace / "images.beton", Options("beton"), progress=False)
+    settings = (f"data.path={workplace / 'images.beton'}", "pipeline.backend=ffcv")
+    train(workplace, "ffcv", *settings)
+    assert "resuming from" in train_with_kills(workplace, "ffcv-killed", 2, *settings)
+    assert losses(workplace, "ffcv-killed") == losses(workplace, "ffcv")
+    assert json.loads((workplace / "ffcv" / "summary.json").read_text())["knn"] > 0.9
 
 
 def test_a_kill_between_the_last_step_and_the_summary_costs_the_summary_alone(workplace, undisturbed):
