@@ -10,20 +10,36 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from pipeline.kernel_simd import array_at, call_imdecode
+from pipeline.kernel_simd import array_at, call_decompress, call_imdecode
 
 FINE, BROKEN, MISFIT, TURNED = range(4)  # status of a row
 ORIENTATION = 0x0112  # TIFF tag
 
 
 @cache
-def imdecode_address() -> int:
-    """Address of `imdecode` in ffcv's shared library. The package itself, which loads torch and OpenCV, stays asleep."""
+def _library() -> ctypes.CDLL:
+    """ffcv's shared library, and through it libjpeg-turbo. The package itself, which loads torch and OpenCV, is not."""
     spec = importlib.util.find_spec("ffcv")
     folders = spec.submodule_search_locations if spec else None
-    for library in sorted(path for folder in folders or [] for path in Path(folder).glob("_libffcv*.so")):
-        return ctypes.cast(ctypes.CDLL(str(library)).imdecode, ctypes.c_void_p).value or 0
+    for path in sorted(path for folder in folders or [] for path in Path(folder).glob("_libffcv*.so")):
+        return ctypes.CDLL(str(path))
     raise ImportError("pipeline.backend=ffcv: ffcv is not installed; run `make setup`, or take pipeline.backend=dali")
+
+
+def function_address(name: str) -> int:
+    """Address of a C function of ffcv or libjpeg-turbo. Raises ImportError without ffcv."""
+    return ctypes.cast(getattr(_library(), name), ctypes.c_void_p).value or 0
+
+
+def new_decompressor() -> int:
+    """A handle for tjDecompress2, to be used by one thread at a time; `free_decompressor` ends it."""
+    create = _library().tjInitDecompress
+    create.restype = ctypes.c_void_p
+    return create()
+
+
+def free_decompressor(handle: int) -> None:
+    _library().tjDestroy(ctypes.c_void_p(handle))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -32,7 +48,7 @@ def header_status(data, height, width):
     TURNED if EXIF wants it turned, BROKEN without a frame."""
     if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
         return BROKEN
-    at = 2
+    at = np.int64(2)
     while at + 9 <= len(data):
         marker = data[at + 1]
         if data[at] != 0xFF or marker == 0xD9 or marker == 0xDA:
@@ -77,16 +93,17 @@ def _number(data, at, count, little):
     """Unsigned number of `count` bytes at `at`; 0 where data ends before."""
     if at + count > len(data):
         return 0
-    value = 0
+    value = np.int64(0)
     for i in range(count):
         value = value << 8 | np.int64(data[at + (count - 1 - i if little else i)])
     return value
 
 
 @njit(nogil=True, error_model="numpy")
-def pixels_of(imdecode, address, length, jpeg, height, width, image):
+def pixels_of(function, handle, address, length, jpeg, height, width, image):
     """RGB bytes of a row into `image` (>= 3 * height * width,): a JPEG's at `address` decoded, or the pixels there
-    copied. Returns the status."""
+    copied. `function` is the address of tjDecompress2 with a `handle`, or of imdecode without (0). Returns the status.
+    """
     data = array_at(address, length, np.uint8)
     if not jpeg:
         if length != 3 * height * width:
@@ -94,6 +111,11 @@ def pixels_of(imdecode, address, length, jpeg, height, width, image):
         image[:length] = data
         return FINE
     status = header_status(data, height, width)
-    if status == FINE and call_imdecode(imdecode, address, length, height, width, image.ctypes.data) != 0:
-        return BROKEN
-    return status
+    if status != FINE:
+        return status
+    target = image.ctypes.data
+    if handle:
+        failed = call_decompress(function, handle, address, length, height, width, target)
+    else:
+        failed = call_imdecode(function, address, length, height, width, target)
+    return BROKEN if failed else FINE

@@ -11,63 +11,52 @@ from numba import njit
 ZERO, FULL, ONE = np.float32(0), np.float32(255), np.float32(1)
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def _gray(red, green, blue):
-    """PIL's luma: 16-bit fixed point, rounded."""
-    return (np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 0x8000) >> 16
+    """PIL's luma: 16-bit fixed point, rounded; int32."""
+    return np.int32(np.int32(np.int32(red) * 19595 + np.int32(green) * 38470 + np.int32(blue) * 7471 + 0x8000) >> 16)
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def _blend(base, value, factor):
     """base + factor * (value - base), clipped and cut to a byte: PIL's ImageEnhance."""
     base = np.float32(base)
     return np.uint8(np.int32(min(max(base + factor * (np.float32(value) - base), ZERO), FULL)))
 
 
-@njit(nogil=True, error_model="numpy", inline="always")
-def _rounded(value):
-    return np.uint8(np.int32(value + 0.5))
-
-
-@njit(nogil=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def _turned(red, green, blue, shift):
-    """Hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts."""
-    value, lowest = max(red, green, blue), min(red, green, blue)
-    if value == lowest:
-        return red, green, blue
-    spread = np.float32(value - lowest)
-    saturation = np.uint8(np.int32(np.float32(spread / np.float32(value)) * 255.0))
-    x = np.float32(np.float32(value - red) / spread)
-    y = np.float32(np.float32(value - green) / spread)
-    z = np.float32(np.float32(value - blue) / spread)
-    if red == value:
-        angle = np.float32(z - y)
-    elif green == value:
-        angle = np.float32(2.0 + np.float64(x) - np.float64(z))
-    else:
-        angle = np.float32(4.0 + np.float64(y) - np.float64(x))
-    part = np.float64(angle) / 6.0 + 1.0
-    hue = np.uint8(np.int32(np.float64(np.float32(part - np.floor(part))) * 255.0))
-    if saturation == 0:
-        return value, value, value
-    hue = np.uint8(hue + shift)
-    sixths = np.float64(np.float32(hue)) * 6.0 / 255.0
+    """Hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts; int32 in and out.
+
+    Mixed precision as in PIL. Without branches, so that LLVM makes vectors of it; cast, as numba adds int32 as int64.
+    """
+    value, lowest = max(max(red, green), blue), min(min(red, green), blue)
+    spread = np.float32(np.int32(value - lowest))
+    whole = max(spread, ONE)
+    saturation = np.int32(np.float64(spread / max(np.float32(value), ONE)) * 255.0)
+    x = np.float64(np.float32(np.int32(value - red)) / whole)
+    y = np.float64(np.float32(np.int32(value - green)) / whole)
+    z = np.float64(np.float32(np.int32(value - blue)) / whole)
+    if_red, if_green, if_blue = np.float32(z - y), np.float32(2.0 + x - z), np.float32(4.0 + y - x)
+    angle = if_red if red == value else (if_green if green == value else if_blue)
+    part = np.float64(angle) / 6.0
+    part = part + 1.0 if part < 0.0 else (part + 1.0) - 1.0
+    hue = np.int32(np.int32(np.float64(np.float32(part)) * 255.0) + shift) & np.int32(0xFF)
+    sixths = np.float64(hue) * 6.0 / 255.0
     sector = np.int32(sixths)
-    f = np.float64(np.float32(sixths - sector))
-    s = np.float64(np.float32(np.float64(saturation) / 255.0))
-    v = np.float64(value)
-    p, q, t = _rounded(v * (1.0 - s)), _rounded(v * (1.0 - s * f)), _rounded(v * (1.0 - s * (1.0 - f)))
-    if sector == 0 or sector == 6:
-        return value, t, p
-    if sector == 1:
-        return q, value, p
-    if sector == 2:
-        return p, value, t
-    if sector == 3:
-        return p, q, value
-    if sector == 4:
-        return t, p, value
-    return value, p, q
+    f = np.float64(np.float32(sixths - np.float64(sector)))
+    s, v = np.float64(np.float32(np.float64(saturation) / 255.0)), np.float64(value)
+    p, q, t = (
+        np.int32(v * (1.0 - s) + 0.5),
+        np.int32(v * (1.0 - s * f) + 0.5),
+        np.int32(v * (1.0 - s * (1.0 - f)) + 0.5),
+    )
+    sector = np.int32(0) if sector == 6 else sector
+    return (
+        value if sector == 0 or sector == 5 else (q if sector == 1 else (t if sector == 4 else p)),
+        value if sector == 1 or sector == 2 else (t if sector == 0 else (q if sector == 3 else p)),
+        value if sector == 3 or sector == 4 else (t if sector == 2 else (q if sector == 5 else p)),
+    )
 
 
 @njit(nogil=True, error_model="numpy")
@@ -77,20 +66,18 @@ def _mean_gray(planes, at, stride, size):
     for column in range(size):
         start = at + 3 * column * stride
         reds, greens, blues = planes[start:], planes[start + stride :], planes[start + 2 * stride :]
-        part = np.int32(0)
         for i in range(size):
-            part += _gray(reds[i], greens[i], blues[i])
-        total += part
+            total += _gray(reds[i], greens[i], blues[i])
     return np.int32(total / (size * size) + 0.5)
 
 
 @njit(nogil=True, error_model="numpy")
-def _map_bytes(planes, at, stride, size, table):
-    """Every byte of the crop through `table` (256,), in place."""
+def _blend_all(planes, at, stride, size, base, factor):
+    """Every byte blended with the same `base`, in place."""
     for row in range(3 * size):
         line = planes[at + row * stride : at + row * stride + size]
         for i in range(size):
-            line[i] = table[line[i]]
+            line[i] = _blend(base, line[i], factor)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -114,21 +101,20 @@ def _saturate(planes, at, stride, size, factor):
 @njit(nogil=True, error_model="numpy")
 def _turn_hue(planes, at, stride, size, factor):
     """Hue turned by `factor` of a circle, in place."""
-    shift = np.uint8(np.int32(np.float64(factor) * 255) & 0xFF)
+    shift = np.int32(np.float64(factor) * 255)
     for column in range(size):
         start = at + 3 * column * stride
-        for i in range(start, start + size):
-            planes[i], planes[i + stride], planes[i + 2 * stride] = _turned(
-                planes[i], planes[i + stride], planes[i + 2 * stride], shift
-            )
+        reds = planes[start : start + size]
+        greens = planes[start + stride : start + stride + size]
+        blues = planes[start + 2 * stride : start + 2 * stride + size]
+        for i in range(size):
+            red, green, blue = _turned(np.int32(reds[i]), np.int32(greens[i]), np.int32(blues[i]), shift)
+            reds[i], greens[i], blues[i] = np.uint8(red), np.uint8(green), np.uint8(blue)
 
 
 @njit(nogil=True, error_model="numpy")
-def stepwise_colour(planes, at, stride, size, jitter, factors, order, grayscale, table):
-    """Brightness, contrast, saturation and hue by `factors` in `order` if `jitter`, then grayscale; in place.
-
-    table: (256,) uint8 to work in.
-    """
+def stepwise_colour(planes, at, stride, size, jitter, factors, order, grayscale):
+    """Brightness, contrast, saturation and hue by `factors` in `order` if `jitter`, then grayscale; in place."""
     for position in range(4 if jitter else 0):
         step = order[position]
         factor = factors[step]
@@ -138,8 +124,6 @@ def stepwise_colour(planes, at, stride, size, jitter, factors, order, grayscale,
             _saturate(planes, at, stride, size, factor)
         else:
             base = _mean_gray(planes, at, stride, size) if step == 1 else np.int32(0)
-            for value in range(256):
-                table[value] = _blend(base, value, factor)
-            _map_bytes(planes, at, stride, size, table)
+            _blend_all(planes, at, stride, size, base, factor)
     if grayscale:
         _saturate(planes, at, stride, size, ZERO)

@@ -1,4 +1,4 @@
-"""Antialiased bilinear resampling of a window, as PIL's resize(BILINEAR) of the cropped window, in bytes and 16-bit sums.
+"""Antialiased bilinear resampling of a window in bytes and 16-bit sums, as PIL resizes a cropped image.
 
 Vertical first: 32 output rows at a time are weighted sums of image rows. These are transposed, so that the horizontal
 pass is a weighted sum of rows too, and everything after it works on *planes*: row 3 * (column + RIM) + channel holds
@@ -20,7 +20,8 @@ def tap_weights(length, size, first, weights, work):
     """Triangle filter from `length` to `size` pixels: output i takes inputs first[i] + k, k < n, with weights
     weights[k * size + i] that sum to 65535. Returns n, the same for all i; some weights may be 0.
 
-    first: (>= size,) int32; weights: (>= n * size,) uint16, n <= 2 * max(length / size, 1) + 1; work: (4, >= size) float32.
+    first: (>= size,) int32; weights: (>= n * size,) uint16, n <= 2 * max(length / size, 1) + 1; work: (4, >= size)
+    float32.
     """
     scale = length / size
     stretch = max(scale, 1.0)

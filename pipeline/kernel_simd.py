@@ -55,7 +55,8 @@ def load(typing, array, index):
     """32 bytes of a uint8 array from `index` on, unaligned."""
 
     def build(context, builder, signature, args):
-        return builder.load(_pointer(context, builder, signature.args[0], *args, _VECTOR), align=1)
+        array, index = args
+        return builder.load(_pointer(context, builder, signature.args[0], array, index, _VECTOR), align=1)
 
     return LANES(array, types.intp), build
 
@@ -79,7 +80,9 @@ def store_half(typing, array, index, value):
     def build(context, builder, signature, args):
         array, index, value = args
         half = ir.VectorType(_I16, BYTES // 4)
-        lower = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_I32, half.count), list(range(half.count))))
+        lower = builder.shuffle_vector(
+            value, value, ir.Constant(ir.VectorType(_I32, half.count), list(range(half.count)))
+        )
         builder.store(lower, _pointer(context, builder, signature.args[0], array, index, half), align=1)
         return context.get_dummy_value()
 
@@ -129,7 +132,7 @@ def even_bytes(typing, a):
 
 @intrinsic
 def packed(typing, even, odd, half):
-    """Bytes from the sums of even bytes times 256 and of whole lanes, with `half` added (saturating) before rounding down.
+    """Bytes from the sums of even bytes times 256 and of whole lanes; `half` is added before rounding down.
 
     A whole lane is its odd byte times 256 plus its even byte, so the latter's sum is taken off `odd` again: that is one
     subtraction here instead of a mask at every tap.
@@ -250,9 +253,7 @@ def transpose16(typing, target, at, target_stride, source, start, source_stride)
             rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
         for column in range(16):
             index = builder.add(at, builder.mul(target_stride, ir.Constant(_I64, column)))
-            builder.store(
-                rows[column], _pointer(context, builder, signature.args[0], target, index, vector), align=1
-            )
+            builder.store(rows[column], _pointer(context, builder, signature.args[0], target, index, vector), align=1)
         return context.get_dummy_value()
 
     integers = [types.intp] * 2
@@ -319,7 +320,7 @@ def _to_pointer(typing, address):
     return types.voidptr(types.int64), build
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def array_at(address, count, dtype):
     """1-d array of `count` elements of `dtype` that lie at `address`; the caller keeps them alive."""
     return carray(_to_pointer(address), (count,), dtype)
@@ -369,3 +370,22 @@ def take_next(typing, counter):
         return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
 
     return types.int64(counter), build
+
+
+@intrinsic
+def call_decompress(typing, function, handle, source, length, height, width, target):
+    """libjpeg-turbo's tjDecompress2 at address `function` with its accurate DCT; arguments and result as of
+    call_imdecode, `handle` from tjInitDecompress, one a thread."""
+
+    def build(context, builder, signature, args):
+        function, handle, source, length, height, width, target = args
+        byte = _I8.as_pointer()
+        height, width = builder.trunc(height, _I32), builder.trunc(width, _I32)
+        zero = ir.Constant(_I32, 0)
+        # handle, source, size, target, width, pitch (as the width), height, pixel format RGB, no flags
+        kind = ir.FunctionType(_I32, [byte, byte, _I64, byte, *[_I32] * 5])
+        pointer = builder.inttoptr(function, kind.as_pointer())
+        handle, source, target = (builder.inttoptr(address, byte) for address in (handle, source, target))
+        return builder.call(pointer, [handle, source, length, target, width, zero, height, zero, zero])
+
+    return types.int32(*[types.int64] * 7), build

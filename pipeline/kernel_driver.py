@@ -1,0 +1,172 @@
+"""The compiled driver of the fused kernel: takes rows of a batch, decodes each once and makes all of its crops."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from pipeline.kernel_decode import FINE, MISFIT, pixels_of
+from pipeline.kernel_hsv import stepwise_colour
+from pipeline.kernel_pixels import affine_colour, blur, is_identity, mean_colour, store_crop
+from pipeline.kernel_resample import resample
+from pipeline.kernel_simd import array_at, take_next
+
+# Stages, as bits: all of them make crops, fewer are for timing.
+RESAMPLE, COLOUR, BLUR, STORE = (1 << bit for bit in range(4))
+STAGES = {"resample": RESAMPLE, "colour": COLOUR, "blur": BLUR, "store": STORE}
+EVERYTHING = sum(STAGES.values())
+
+
+class Scratch(NamedTuple):
+    """What one thread works in; see `_scratch` in kernel.py."""
+
+    handle: int  # of tjDecompress2, or 0
+    image: np.ndarray  # the decoded image, uint8
+    strip: np.ndarray  # 32 rows before or after a transpose, uint8
+    turned: np.ndarray  # the same transposed, uint8
+    planes: np.ndarray  # the crop, uint8
+    other: np.ndarray  # the crop blurred one way, uint8
+    first_row: np.ndarray  # taps of the resampling: int32, weights uint16
+    first_column: np.ndarray
+    row_weights: np.ndarray
+    column_weights: np.ndarray
+    taps: np.ndarray  # (4, size) float32, for the weights on their way
+    blur_weights: np.ndarray  # uint16
+    mean: np.ndarray  # (3,) float32
+
+
+class Work(NamedTuple):
+    """A batch of B rows and V views as the compiled code reads it."""
+
+    address: np.ndarray  # (B,) int64, of the encoded bytes or pixels
+    length: np.ndarray  # (B,) int64, bytes
+    jpeg: np.ndarray  # (B,) bool
+    height: np.ndarray  # (B,) int64
+    width: np.ndarray  # (B,) int64
+    window: np.ndarray  # (B, V, 4) int64
+    flip: np.ndarray  # (B, V) bool
+    linear: np.ndarray  # (B, V, 3, 3) float32
+    offset: np.ndarray  # (B, V, 3, 3) float32
+    jitter: np.ndarray  # (B, V) bool
+    factors: np.ndarray  # (B, V, 4) float32
+    order: np.ndarray  # (B, V, 4) uint8
+    grayscale: np.ndarray  # (B, V) bool
+    blur: np.ndarray  # (B, V) bool
+    sigma: np.ndarray  # (B, V) float32
+    target: np.ndarray  # (V,) int64, address of the view's (B, size, size, 3) block
+    status: np.ndarray  # (B,) uint8
+    counter: np.ndarray  # (1,) int64, the next row
+
+
+class Setting(NamedTuple):
+    """What stays the same from batch to batch."""
+
+    decoder: int  # address of the C function
+    hsv: bool  # colour step by step
+    kind: int  # of the output, as in `store_crop`
+    size: np.ndarray  # (V,) int64
+    rim: int  # pixels around a crop, for the blur
+    margin: int  # bytes on either side of the planes' rows, at least `rim` and a multiple of 16
+    gain: np.ndarray  # (3 * largest size,) float32
+    bias: np.ndarray
+
+
+@cache
+def compiled_driver() -> Any:
+    """The compiled driver, process(work, setting, scratch, stages).
+
+    numba renews its disk cache when this file changes, but not when those that it calls do: hence the digest of their
+    sources, which is part of the key because the function closes over it.
+    """
+    sources = sorted(Path(__file__).parent.glob("kernel*.py"))
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+    def process(work, setting, scratch, stages):
+        """Take rows until none is left; returns the digest of the sources."""
+        while True:
+            row = take_next(work.counter)
+            if row >= len(work.status):
+                return digest
+            work.status[row] = _image(work, setting, scratch, stages, row)
+
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(process)
+    except RuntimeError:  # nowhere to write a cache
+        return njit(**options)(process)
+
+
+@njit(nogil=True, error_model="numpy")
+def _image(work, setting, scratch, stages, row):
+    """Decode one image and make its crops; returns the status. Crops of a row that fails are 0."""
+    height, width = work.height[row], work.width[row]
+    status = MISFIT
+    if height > 0 and width > 0 and 3 * height * width + 64 <= len(scratch.image):
+        status = FINE
+        for view in range(len(setting.size)):
+            top, left, rows, columns = work.window[row, view]
+            if top < 0 or left < 0 or rows < 1 or columns < 1 or rows > height - top or columns > width - left:
+                status = MISFIT
+    if status == FINE:
+        status = pixels_of(
+            setting.decoder,
+            scratch.handle,
+            work.address[row],
+            work.length[row],
+            work.jpeg[row],
+            height,
+            width,
+            scratch.image,
+        )
+    for view in range(len(setting.size)):
+        size = setting.size[view]
+        bytes_each = 4 if setting.kind == 0 else 1 if setting.kind == 3 else 2
+        crop = 3 * size * size * bytes_each
+        target = work.target[view] + row * crop
+        if status != FINE:
+            array_at(target, crop, np.uint8)[:] = 0
+        elif stages & RESAMPLE:
+            _crop(work, setting, scratch, stages, row, view, size, target)
+    return status
+
+
+@njit(nogil=True, error_model="numpy")
+def _crop(work, setting, scratch, stages, row, view, size, target):
+    """One crop of the decoded image, written to the address `target`."""
+    planes = scratch.planes
+    stride = plane_stride(size, setting.margin)
+    at = 3 * setting.rim * stride + setting.margin
+    resample(
+        scratch.image, work.width[row], work.window[row, view], size, work.flip[row, view], scratch, planes, at, stride
+    )
+    if stages & COLOUR:
+        linear, offset = work.linear[row, view], work.offset[row, view]
+        if setting.hsv:
+            stepwise_colour(
+                planes,
+                at,
+                stride,
+                size,
+                work.jitter[row, view],
+                work.factors[row, view],
+                work.order[row, view],
+                work.grayscale[row, view],
+            )
+        elif not is_identity(linear, offset):
+            mean_colour(planes, at, stride, size, scratch.mean)
+            affine_colour(planes, at, stride, size, linear, offset, scratch.mean)
+    if stages & BLUR and work.blur[row, view]:
+        blur(planes, scratch.other, at, stride, size, work.sigma[row, view], setting.rim, scratch.blur_weights)
+    if stages & STORE:
+        store_crop(planes, at, stride, size, scratch.strip, target, setting.kind, setting.gain, setting.bias)
+
+
+@njit(nogil=True, error_model="numpy")
+def plane_stride(size, margin):
+    """Bytes between the rows of the planes, a multiple of 32."""
+    return (size + 31) // 32 * 32 + 2 * margin
