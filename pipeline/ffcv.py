@@ -104,13 +104,15 @@ class FfcvBackend:
     # ------------------------------------------------------------------ memory
     def _buffers(self, batch: int) -> list[np.ndarray]:
         """Outputs for the kernel, one a resolution: (views, batch, size, size, 3), used ones where there are any."""
-        shapes = [(len(members), batch, size, size, 3) for size, members in self.crops.groups]
-        return [self.free[shape].pop() if self.free.get(shape) else self._new_buffer(shape) for shape in shapes]
-
-    def _new_buffer(self, shape: tuple[int, ...]) -> np.ndarray:
-        if self.device_id is None:
-            return np.empty(shape, np.float32)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+        buffers = []
+        for new in self.kernel.buffers(batch):  # costs nothing until it is written
+            if self.free.get(new.shape):
+                buffers.append(self.free[new.shape].pop())
+            elif self.device_id is None:
+                buffers.append(new)
+            else:
+                buffers.append(torch.empty(new.shape, dtype=torch.uint8, pin_memory=True).numpy())
+        return buffers
 
     def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
         """The crops as tensors, on a GPU with colour, blur and normalisation done there."""
