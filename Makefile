@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data convert preview test lint lock clean
+.PHONY: help setup train data convert preview bench test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ convert: setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, index): pack any 
 
 preview: setup ## a sheet of images with their crops, preview.png
 	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)
+
+bench: setup ## how many images a second each loader gives on this machine
+	@$(RUN) -m perf.loader $(ARGS)
 
 test: setup ## all tests that this machine can run
 	@$(RUN) -m pytest -q

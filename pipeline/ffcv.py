@@ -39,7 +39,7 @@ class FfcvBackend:
         self.device_id = device_id
         hue: Literal["affine", "hsv"] = "hsv" if crops.jitter.exact else "affine"
         dtype: Literal["float32", "uint8"] = "float32" if device_id is None else "uint8"
-        self.kernel = Kernel(crops, threads, dtype, hue, dct="accurate")
+        self.kernel = Kernel(crops, threads, dtype, hue)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(1, thread_name_prefix="reading")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # buffers that nobody holds, by shape

@@ -53,7 +53,7 @@ class Kernel:
         threads: int,
         dtype: Literal["float32", "float16", "bfloat16", "uint8"] = "float32",
         hue: Literal["affine", "hsv"] = "affine",
-        dct: Literal["fast", "accurate"] = "fast",
+        dct: Literal["fast", "accurate"] = "accurate",
     ):
         if dtype not in DTYPES or hue not in ("affine", "hsv") or dct not in ("fast", "accurate") or threads < 1:
             raise ValueError(

@@ -163,8 +163,7 @@ def test_pixels_and_jpegs_mix_row_by_row():
     mixed, status = execute(SWAV, [*images[:2], pixels, *images[3:]], drawn, (height[:6], width[:6]))
     assert not status.any()
     for one, other in zip(reference, mixed, strict=True):
-        np.testing.assert_array_equal(np.delete(one, 2, axis=1), np.delete(other, 2, axis=1))
-        assert 0 < np.abs(levels(SWAV, one[:, 2]) - levels(SWAV, other[:, 2])).mean() < 4
+        np.testing.assert_array_equal(one, other)  # the accurate DCT gives Pillow's very pixels
 
 
 @pytest.mark.parametrize("size", [48, 50])

@@ -1,0 +1,218 @@
+"""The peers: what others would load SwAV's crops with, each in its own best manner, from files in the page cache."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from perf.images import Jpegs
+from perf.turns import Contender, Turn, timed
+from pipeline.crops import Blur, Crops, View
+
+
+# ---------------------------------------------------------------------- torchvision
+def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Contender:
+    """The published recipe: a torch DataLoader with a worker process for each core, PIL and torchvision's transforms.
+
+    A turn is whole epochs of two batches a worker, from the first request to the last batch: nothing is left under way.
+    """
+    from torch.utils.data import DataLoader, RandomSampler
+
+    dataset: Any = PublishedRecipe(files, crops)
+    source = DataLoader(
+        dataset,
+        batch,
+        sampler=RandomSampler(dataset, num_samples=2 * cores * batch),
+        num_workers=cores,
+        persistent_workers=True,
+        multiprocessing_context="spawn",  # this process has threads, which forks do not survive well
+    )
+
+    def turn(seconds: float) -> Turn:
+        images, start = 0, perf_counter()
+        while True:
+            images += sum(len(views[0]) for views in source)
+            taken = perf_counter() - start
+            if taken >= seconds:
+                return Turn(images, taken, float("nan"))  # the CPU time is that of other processes
+
+    return Contender("torchvision", "full", cores, turn)
+
+
+class PublishedRecipe:
+    """A dataset of all views of each image file, float32 (3, size, size) tensors, normalised."""
+
+    def __init__(self, files: list[str], crops: Crops):
+        self.files = files
+        self.views = [published_transform(crops, view) for view in crops.views]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> list[Float[Tensor, "3 size size"]]:
+        from PIL import Image
+
+        with Image.open(self.files[index]) as file:
+            image = file.convert("RGB")
+        return [transform(image) for transform in self.views]
+
+
+def published_transform(crops: Crops, view: View) -> Any:
+    """SwAV's augmentation for one view, in torchvision's operations on PIL images."""
+    from torchvision import transforms
+
+    jitter = crops.jitter
+    strengths = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(view.size, view.scale, crops.ratio),  # PIL antialiases
+            transforms.RandomHorizontalFlip(crops.flip),
+            transforms.RandomApply([transforms.ColorJitter(*strengths)], jitter.probability),
+            transforms.RandomGrayscale(crops.grayscale),
+            PilBlur(crops.blur),
+            transforms.ToTensor(),
+            transforms.Normalize(crops.mean, crops.std),
+        ]
+    )
+
+
+class PilBlur:
+    """Gaussian blur by PIL of a PIL image, by chance."""
+
+    def __init__(self, blur: Blur):
+        self.blur = blur
+
+    def __call__(self, image: Any) -> Any:
+        from PIL import ImageFilter
+
+        if random.random() >= self.blur.probability:
+            return image
+        return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.blur.sigma)))
+
+
+# ---------------------------------------------------------------------- DALI
+def dali_random(files: list[str], crops: Crops, batch: int, cores: int) -> Contender:
+    """DALI on the CPU as its users write it; batches are torch tensors without a copy."""
+    import torch
+
+    pipeline = random_pipeline(files, crops, batch, cores)
+
+    def batches() -> Iterator[int]:
+        while True:
+            views = [torch.from_dlpack(view.as_tensor()) for view in pipeline.run()]
+            count = len(views[0])
+            del views
+            yield count
+
+    return Contender("dali-random", "full", cores, lambda seconds: timed(batches(), seconds, skip=4))
+
+
+def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> Any:
+    """DALI's own reader, one decode, then random operators for each view, (batch, size, size, 3) float32 normalised."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    jitter, uniform = crops.jitter, fn.random.uniform
+
+    def coin(probability: float) -> Any:
+        return fn.random.coin_flip(probability=probability, dtype=types.BOOL)
+
+    def around_one(strength: float) -> Any:
+        return uniform(range=[max(0.0, 1 - strength), 1 + strength])
+
+    @pipeline_def(batch_size=batch, num_threads=cores, device_id=None, prefetch_queue_depth=2, enable_conditionals=True)
+    def multi_crop() -> Any:
+        encoded, _ = fn.readers.file(files=files, shuffle_after_epoch=True)
+        image = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
+        views = []
+        for view in crops.views:
+            x = fn.random_resized_crop(
+                image, size=[view.size, view.size], random_area=view.scale, random_aspect_ratio=crops.ratio
+            )
+            if coin(jitter.probability):
+                x = fn.color_twist(
+                    x,
+                    brightness=around_one(jitter.brightness),
+                    contrast=around_one(jitter.contrast),
+                    saturation=around_one(jitter.saturation),
+                    hue=uniform(range=[-360 * jitter.hue, 360 * jitter.hue]),  # degrees
+                )
+            if coin(crops.grayscale):
+                x = fn.saturation(x, saturation=0.0)
+            if coin(crops.blur.probability):
+                x = fn.gaussian_blur(x, sigma=uniform(range=crops.blur.sigma))
+            x = fn.crop_mirror_normalize(
+                x,
+                dtype=types.FLOAT,
+                output_layout="HWC",
+                mirror=fn.random.coin_flip(probability=crops.flip),
+                mean=[255 * m for m in crops.mean],
+                std=[255 * s for s in crops.std],
+            )
+            views.append(x)
+        return tuple(views)
+
+    pipeline = multi_crop()
+    pipeline.build()
+    return pipeline
+
+
+# ---------------------------------------------------------------------- FFCV
+def ffcv_stock(jpegs: Jpegs, crops: Crops, batch: int, cores: int, folder: Path) -> Contender:
+    """FFCV's own loader on a .beton of the same JPEG bytes: one random crop of the first view's size, not all views."""
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import ToTensor
+
+    path, field = write_beton(jpegs, folder)
+    view = crops.views[0]
+    decoder = RandomResizedCropRGBImageDecoder((view.size, view.size), view.scale, crops.ratio)
+    times = -(-100_000 // len(jpegs))  # an epoch outlasts any turn: FFCV allocates its memory anew in each
+    source = Loader(
+        str(path),
+        batch_size=batch,
+        num_workers=cores,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        indices=np.tile(np.arange(len(jpegs)), times),
+        pipelines={"image": [decoder, ToTensor()]},
+        custom_fields={"image": field},
+    )
+
+    def turn(seconds: float) -> Turn:
+        epoch = iter(source)
+        try:
+            return timed((len(images) for (images,) in epoch), seconds, skip=5)  # it works three batches ahead
+        finally:
+            epoch.close()
+
+    return Contender("ffcv-stock-one-view", "crops", cores, turn)
+
+
+def write_beton(jpegs: Jpegs, folder: Path) -> tuple[Path, Any]:
+    """A .beton by FFCV's writer in `folder`, and the field to read it with."""
+    from ffcv.fields import RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    class SameBytes(RGBImageField):
+        """FFCV would encode the pixels again, to other bytes than the others decode."""
+
+        def encode(self, destination: Any, image: tuple[np.ndarray, int, int], malloc: Any) -> None:
+            encoded, height, width = image
+            destination["mode"], destination["height"], destination["width"] = 0, height, width  # mode 0: JPEG
+            destination["data_ptr"], room = malloc(encoded.size)
+            room[:] = encoded
+
+    path = folder / "images.beton"
+    rows = [((image, h, w),) for image, h, w in zip(jpegs.encoded, jpegs.height, jpegs.width, strict=True)]
+    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
+        DatasetWriter(str(path), {"image": SameBytes()}, num_workers=1).from_indexed_dataset(rows)
+    return path, SameBytes

@@ -1,0 +1,166 @@
+"""The loader benchmark: a real, tiny run whose figures must agree with each other, and mistakes told in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pytest
+
+from perf.images import BYTES, choose, jpeg_of, photographs
+from perf.peers import PublishedRecipe, random_pipeline
+from perf.report import RATIOS
+from pipeline.crops import Crops, View
+from pipeline.dataset import open_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+CROPS = Crops((View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 6)
+SLOW = pytest.mark.slow  # by the run that these tests share
+
+
+def benchmark(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+    """The program as a user runs it, in `folder`."""
+    command = [sys.executable, "-m", "perf.loader", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """24 of the benchmark's own JPEGs."""
+    folder, sources = tmp_path_factory.mktemp("images"), photographs()
+    for index in range(24):
+        (folder / f"{index:02d}.jpg").write_bytes(jpeg_of(sources, index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(images, tmp_path_factory):
+    """What two rounds of ffcv and torchvision wrote."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = "--backends ffcv,torchvision --batch 8 --rounds 2 --seconds 0.05 --json figures.json".split()
+    done = benchmark(folder, "--data", str(images), "--images", "24", *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "figures.json").read_text()) | {"printed": done.stdout}
+
+
+def rounds(report, backend, mode):
+    (result,) = (r for r in report["results"] if (r["backend"], r["mode"]) == (backend, mode))
+    return result["rounds"]
+
+
+@SLOW
+def test_every_contender_has_its_median_lowest_and_highest_rate(report):
+    assert [(r["backend"], r["mode"]) for r in report["results"]] == [
+        ("torchvision", "full"),
+        ("ffcv", "full"),
+        ("ffcv", "crops"),
+        ("ffcv-kernel", "full"),
+    ]
+    for result in report["results"]:
+        rates = result["rounds"]
+        assert len(rates) == 2
+        assert 0 < min(rates) == result["min"] <= result["images_per_second"] <= result["max"] == max(rates)
+        assert result["images_per_second"] == pytest.approx(median(rates), abs=0.11)
+
+
+@SLOW
+def test_ratios_follow_from_the_rates_of_the_same_round(report):
+    full, crops = rounds(report, "ffcv", "full"), rounds(report, "ffcv", "crops")
+    peer, decode = rounds(report, "torchvision", "full"), report["decode_rounds"]
+    expected = {
+        "full_over_torchvision": median(a / b for a, b in zip(full, peer, strict=True)),
+        "time_over_decode": median(a / b for a, b in zip(decode, full, strict=True)),
+        "crops_over_decode": median(a / b for a, b in zip(crops, decode, strict=True)),
+    }
+    assert report["ratios"] == pytest.approx(expected, rel=0.01)
+    assert report["decode_images_per_second"] == pytest.approx(median(decode), abs=0.11)
+    assert set(expected) < set(RATIOS)
+
+
+@SLOW
+def test_stages_add_up_to_the_kernel_and_the_kernel_with_hand_over_to_the_loader(report):
+    stages = report["stages_ms"]
+    parts = sum(stages[name] for name in ("decode", "resample", "colour", "blur", "store"))
+    assert stages["decode"] > 0
+    assert stages["kernel"] == pytest.approx(parts, rel=0.5)  # a median of sums is not the sum of medians
+    assert stages["loader"] == pytest.approx(stages["kernel"] + stages["hand_over"], abs=0.001)
+
+
+@SLOW
+def test_memory_is_told_for_each_epoch_and_its_peak_is_the_highest(report):
+    memory = report["memory"]
+    assert len(memory["epochs_mb"]) == 10
+    assert memory["peak_mb"] >= max(memory["epochs_mb"])
+    assert memory["above_imports_mb"] == pytest.approx(memory["peak_mb"] - memory["imports_mb"], abs=0.11)
+    room = 24 * 3 * (2 * 224**2 + 6 * 96**2) / 1e6  # of a batch of crops: without it nothing was made
+    assert memory["above_imports_mb"] > room
+
+
+@SLOW
+def test_the_report_says_what_it_was_measured_on(report):
+    assert report["images"]["count"] == report["images"]["jpegs_in_memory"] == 24
+    assert 60_000 < report["images"]["mean_bytes"] < BYTES
+    assert report["settings"]["threads"] == report["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert {"torch", "torchvision", "pillow", "ffcv"} < set(report["machine"]["versions"])
+    if report["machine"]["cores"] > 1:
+        assert report["scaling"]["cores"] == [1, report["machine"]["cores"]]
+        assert report["scaling"]["full_over_decode"] > 0
+    assert 0 <= report["machine"]["taken_by_others"] <= 1
+    for word in ("torchvision", "at least 6", "images/s"):
+        assert word in report["printed"]
+
+
+def test_torchvision_and_dali_augment_as_much_as_each_other(images):
+    files = sorted(map(str, images.iterdir()))
+    dataset, pipeline = PublishedRecipe(files, CROPS), random_pipeline(files, CROPS, 24, 1)
+    samples = [[view.permute(1, 2, 0).numpy() for view in dataset[index]] for index in range(24)]
+    published = [np.stack(view) for view in zip(*samples, strict=True)]
+    dali = [view.as_array() for view in pipeline.run()]
+    described = []
+    for views in (published, dali):
+        assert [view.shape for view in views] == [(24, view.size, view.size, 3) for view in CROPS.views]
+        pixels = [np.clip(view * CROPS.std + CROPS.mean, 0, 1) for view in views]
+        gray = np.mean([np.ptp(view, axis=-1).max(axis=(1, 2)) < 0.01 for view in pixels])
+        assert 0.08 < gray < 0.34  # of 192 crops: four standard deviations about 0.2
+        described.append([np.mean([view.mean() for view in pixels]), np.mean([view.std() for view in pixels])])
+    assert described[0] == pytest.approx(described[1], rel=0.2)
+
+
+def test_the_made_images_are_the_same_every_time():
+    sources = photographs()
+    assert jpeg_of(sources, 3) == jpeg_of(photographs(), 3)
+    assert jpeg_of(sources, 3) != jpeg_of(sources, 11)  # another part of the same photograph
+
+
+def test_chosen_images_are_spread_over_the_whole_set(images, tmp_path):
+    table = choose(open_dataset(images, tmp_path, workers=1, progress=False), 4)
+    assert [table.name(row) for row in range(4)] == ["00.jpg", "08.jpg", "15.jpg", "23.jpg"]
+    assert np.array_equal(table.usable(), np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--data", "/no/such/folder"], "swave: --data=/no/such/folder: no such file or folder"),
+        (["--backends", "ffcv,pillow"], "swave: --backends=ffcv,pillow: unknown backend 'pillow'; take some of ffcv,"),
+        (["--images", "10"], "swave: --images=10 is less than --batch=64"),
+        (["--threads", "9999"], "swave: --threads=9999: expected 1 to"),
+        (["--rounds", "0"], "swave: --rounds=0: expected at least 1"),
+        (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
+    done = benchmark(tmp_path, *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
+def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):
+    done = benchmark(tmp_path, "--data", str(images), "--batch", "25", "--images", "25")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("swave: --batch=25: there are only 24 images in")
