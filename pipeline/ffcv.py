@@ -8,8 +8,9 @@ blur and normalisation are done there.
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from pipeline.crops import Crops
 from pipeline.device_color import finish_on_gpu
 from pipeline.draw import Draw
 from pipeline.images import BadImage, decode, from_ppm
+
+AHEAD = 2  # batches under way: one in the kernel, one prepared
 
 
 class FfcvBackend:
@@ -41,20 +44,28 @@ class FfcvBackend:
         dtype: Literal["float32", "uint8"] = "float32" if device_id is None else "uint8"
         self.kernel = Kernel(crops, threads, dtype, hue)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
-        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="reading")
+        self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # buffers that nobody holds, by shape
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
-        """Crops of each request, in order, one read ahead. Raises DecodeFailure for an undecodable image."""
-        following = self.ahead.submit(next, requests, None)
-        while (request := following.result()) is not None:
-            following = self.ahead.submit(next, requests, None)
-            buffers = self._buffers(len(request.rows))
+        """Crops of each request, in order. Raises DecodeFailure for an undecodable image.
+
+        While the kernel makes one batch, the next is prepared and the one after that is read, so that its threads wait
+        for nobody.
+        """
+        under_way: deque[tuple[Request, list[np.ndarray], Future[None]]] = deque()
+        while True:
+            while len(under_way) < AHEAD and (request := next(requests, None)) is not None:
+                buffers = self._buffers(len(request.rows))
+                under_way.append((request, buffers, self.ahead.submit(self._fill, request, buffers)))
+            if not under_way:
+                return
+            request, buffers, filled = under_way.popleft()
             try:
-                self._fill(request, buffers)
+                filled.result()
             except BadImage as error:
-                later = following.result()
-                raise DecodeFailure(error.reason, [request] if later is None else [request, later]) from None
+                wait(later for _, _, later in under_way)
+                raise DecodeFailure(error.reason, [request, *(later for later, _, _ in under_way)]) from None
             yield request, self._finish(request.draw, buffers)
 
     def decodes(self, encoded: np.ndarray) -> bool:

@@ -41,7 +41,7 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "torchvision": TorchvisionBackend,
 }
 AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
-READY = 2  # batches that wait, finished, for the training loop
+READY = 1  # batches that wait, finished, for the training loop
 
 
 class Loader:
