@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
@@ -69,6 +70,7 @@ class Kernel:
         self.scratch: list[Scratch] = []
         self.handles = [new_decompressor() if dct == "accurate" else 0 for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+        self._end = weakref.finalize(self, _end, self.pool, self.handles)
         self.lock = threading.Lock()
         nobody = np.empty(0, np.int64)
         self.run([], nobody.astype(bool), nobody, nobody, _no_draw(len(crops.views)), self.buffers(0))  # compiles
@@ -110,12 +112,8 @@ class Kernel:
         return work.status
 
     def close(self) -> None:
-        """End the threads; nothing runs after it."""
-        self.pool.shutdown()
-        for handle in self.handles:
-            if handle:
-                free_decompressor(handle)
-        self.handles = []
+        """End the threads; nothing runs after it. A kernel that nobody holds any more is closed too."""
+        self._end()
 
     def _work(self, images, jpeg, height, width, draw, outputs) -> tuple[Work, list[np.ndarray]]:
         """The batch as the compiled code reads it, and the images that it points at, to be kept alive."""
@@ -178,6 +176,13 @@ class Kernel:
             self.capacity, self.scratch = (0, 0), []  # the old goes before the new comes
             self.scratch = [_scratch(*room, self.setting, handle) for handle in self.handles]
             self.capacity = room
+
+
+def _end(pool: ThreadPoolExecutor, handles: list[int]) -> None:
+    pool.shutdown()
+    while handles:
+        if handle := handles.pop():
+            free_decompressor(handle)
 
 
 def _setting(crops: Crops, dtype: str, hue: str, dct: str) -> Setting:
