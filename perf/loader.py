@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,7 @@ MEMORY_BATCH, MEMORY_EPOCHS = 256, 10
 
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written for the run goes
     try:
         report = run(options)
     except (ValueError, OSError, ImportError) as error:

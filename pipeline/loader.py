@@ -90,12 +90,16 @@ class Loader:
             self._producer = _Producer(execute(self.backend, self.feed, self._requests()))
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
-            request, crops = self._producer.take()
-            assert request.epoch == epoch
-            self.position.samples = request.samples
-            self.ledger.enter(request.rows)
-            yield Batch(crops, request.rows)
+            yield self._take(epoch)  # not held here by any name: its memory is free as soon as the caller lets go
         self.position.epoch, self.position.samples = epoch + 1, 0
+
+    def _take(self, epoch: int) -> Batch:
+        assert self._producer is not None
+        request, crops = self._producer.take()
+        assert request.epoch == epoch
+        self.position.samples = request.samples
+        self.ledger.enter(request.rows)
+        return Batch(crops, request.rows)
 
     def account(self, add_up: AddUp) -> None:
         """After an epoch, on all ranks: check that together they drew every row once, but for the last part batch.
@@ -235,6 +239,7 @@ class _Producer:
         try:
             for item in items:
                 self._put(item)
+                del item  # handed over: nothing here keeps its memory
                 if self._stop.is_set():
                     return
             self._put(RuntimeError("the loader ran out of batches"))
