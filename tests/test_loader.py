@@ -157,12 +157,14 @@ def test_too_many_bad_images_end_the_run_by_name(tmp_path):
 
 
 def test_closing_stops_the_threads(table):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     (loader,) = loaders(table, 1)
     next(iter(loader))
+    started = set(threading.enumerate()) - before
+    assert "loader" in {thread.name for thread in started}
     loader.close()
-    assert threading.active_count() <= before + 8  # the reader's pool waits idle
-    assert not [t for t in threading.enumerate() if t.name == "loader"]
+    left = [thread for thread in started if thread.is_alive()]
+    assert len(left) <= 8 and "loader" not in {thread.name for thread in left}  # the reader's pool waits idle
 
 
 def test_a_batch_larger_than_the_dataset_is_an_error(table):
