@@ -20,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import load_config
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
-from launch.steps import Agreed, Agreement, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
+from launch.steps import Agreed, Agreement, SaveRhythm, SkippedSteps, StopSignal, TrainingStopped
+from launch.steps import not_finite, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
@@ -44,20 +45,22 @@ def train(config: DictConfig, cluster: Cluster) -> None:
     import torch
 
     from evaluation.features import labelled_data
-    from evaluation.knn import backbone_knn, untrained_scores
-    from launch.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-    from launch.engine import build_engine
+    from evaluation.knn import backbone_knn, pixel_knn
+    from launch.checkpoint import NotSaved, latest_checkpoint, load_checkpoint, save_checkpoint
+    from launch.engine import build_engine, input_dtype
     from launch.fit import fit
     from launch.journal import Journal, versions
+    from launch.zero import load_loss_scale, loss_scale, publish
     from model.backbone import build_backbone
-    from model.lars import LARS, parameter_groups
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
+    from model.optimizer import build_optimizer, set_step
     from model.queue import EmbeddingQueue
     from model.schedule import warmup_cosine
     from model.sinkhorn import sinkhorn
     from model.swav import SwAV
     from model.weights import load_weights
+    from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
     from pipeline.dataset import open_splits
     from pipeline.loader import Loader
@@ -105,37 +108,40 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             shape = len(assigning), length, config.model.embedding_dim
             queue = EmbeddingQueue(*shape, global_batch=batch, world_size=cluster.world_size, device=device)
         monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
-        settings = config.optimizer
-        optimizer = LARS(
-            parameter_groups(network, exclude_1d=settings.exclude_1d),
-            lr=settings.base_lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            trust_coefficient=settings.trust_coefficient,
-        )
+        optimizer, settings = build_optimizer(config.optimizer, network), config.optimizer
         steps = len(loader)
         learning_rates = warmup_cosine(
             steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
         )
 
-        # ---- resume from the last checkpoint -----------------------------------------------------
-        step, earlier_seconds, last_epoch, last_saved = 0, 0.0, {}, latest_checkpoint(checkpoints)
-        if last_saved is not None:
-            journal.check_same_run(config, last_saved, images=len(table.usable()))
-            state = load_checkpoint(last_saved, network, optimizer, queue, cluster)
-            loader.load_state_dict(state["loader"])
-            monitor.load_state_dict(state["monitor"], cluster.rank)
-            step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
-            journal.say(f"resuming from {last_saved} (step {step})")
+        journal.check_same_run(config, checkpoints, images=len(table.usable()))
 
-    total_steps = config.run.epochs * steps
-    with connected(cluster), closing(loader), journal.opened(config, done_steps=step, total_steps=total_steps):
-        engine = build_engine(config, network, optimizer, cluster.world_size)
-        stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
+    total_steps, dtype, parts = config.run.epochs * steps, input_dtype(config), config.engine.accumulation
+    stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
+    rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
+    with connected(cluster), closing(loader), closing(journal):
+        # ---- the engine, and resuming from the last checkpoint -----------------------------------
+        step, earlier_seconds, last_epoch = 0, 0.0, {}
+        with mistakes_end_the_run(cluster):
+            engine = build_engine(config, network, optimizer, cluster, device)
+            last_saved = latest_checkpoint(checkpoints, say=journal.say)
+            if last_saved is not None:
+                state = load_checkpoint(last_saved, network, optimizer, queue)
+                publish(engine)
+                load_loss_scale(engine, state["loss_scale"])
+                loader.load_state_dict(state["loader"])
+                monitor.load_state_dict(state["monitor"], cluster.rank)
+                step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
+                journal.say(f"resuming from {last_saved} (step {step})")
+        journal.open(config, done_steps=step, total_steps=total_steps)
 
         # ---- what the untrained network and pixels give ------------------------------------------
+        def knn() -> float:
+            return backbone_knn(engine, network, labelled, crops, config, device, dtype)
+
         if last_saved is None and labelled is not None:
-            journal.record("untrained.json", untrained_scores(network, labelled, crops, config, device))
+            pixels = pixel_knn(labelled, crops, config, device)
+            journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
         training_started, first_step = time.monotonic(), step
 
         def observe(agreed: Agreed | None) -> None:
@@ -148,9 +154,12 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             journal.progress(epoch, agreed.loss, speed)
             if agreed.step % config.run.log_every == 0:
                 rate = learning_rates[agreed.step - 1]
-                journal.log(agreed.step, {"epoch": epoch, "loss": agreed.loss, "lr": rate, "images_per_second": speed})
+                values = {"epoch": epoch, "loss": agreed.loss, "lr": rate, "images_per_second": speed}
+                if config.engine.precision == "fp16":
+                    values |= {"skipped_steps": skipped.total / (step - first_step), "loss_scale": engine.loss_scale()}
+                journal.log(agreed.step, values)
 
-        def save() -> Path:
+        def save(needed: bool) -> Path | None:
             observe(agreement.settle())  # never save weights that a bad loss has touched
             state = {
                 "step": step,
@@ -159,49 +168,52 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "monitor": monitor.state_dict(),
                 "last_epoch": last_epoch,
                 "loader": loader.state_dict(cluster.add_up),
+                "loss_scale": loss_scale(engine),
                 "config": OmegaConf.to_container(config),
             }
-            return save_checkpoint(checkpoints, state, network, optimizer, queue, config.run.keep_checkpoints)
+            keep = config.checkpoint.keep, config.checkpoint.keep_epochs * steps
+            try:
+                return save_checkpoint(checkpoints, state, network, optimizer, queue, *keep)
+            except NotSaved as error:
+                if needed:
+                    raise TrainingStopped(f"{error}; the last good checkpoint: {last_saved}") from None
+                journal.say(f"{error}; training goes on, the last good checkpoint: {last_saved}")
+                return last_saved
 
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
             for images in stopping_on_bad_data(loader):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rates[step]
-                    if group["unit_rows"]:
-                        group["frozen"] = step < config.swav.freeze_prototypes
+                set_step(optimizer, learning_rates[step], frozen_prototypes=step < config.swav.freeze_prototypes)
+                crop_tensors = [crop.to(device, dtype, non_blocking=True) for crop in images.crops]
+                for part in split_batch(crop_tensors, len(images.rows), parts):
+                    # embeddings and their scores against the prototypes, the queue's too once it is full (section 3.1)
+                    active = queue if epoch >= config.swav.queue.start_epoch else None
+                    queued, batch_here = None if active is None else active.queued(), len(images.rows) // parts
+                    embeddings, scores, queue_scores = engine(part, batch_here, queued)
 
-                # embeddings and their scores against the prototypes; the queue's scores once it is full (section 3.1)
-                active = queue if epoch >= config.swav.queue.start_epoch else None
-                queued = None if active is None else active.queued()
-                crop_tensors = [crop.to(device, torch.float32, non_blocking=True) for crop in images.crops]
-                embeddings, scores, queue_scores = engine(crop_tensors, len(images.rows), queued)
+                    # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
+                    with torch.no_grad():
+                        inputs = scores[assigning]
+                        if queue_scores is not None:
+                            inputs = torch.cat([queue_scores, inputs], dim=1)
+                        codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)
+                        codes = codes[:, -batch_here:]
+                        if active is not None:
+                            active.push(embeddings[assigning])
 
-                # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
-                with torch.no_grad():
-                    inputs = scores[assigning]
-                    if queue_scores is not None:
-                        inputs = torch.cat([queue_scores, inputs], dim=1)
-                    try:
-                        codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations)[:, -len(images.rows) :]
-                    except FloatingPointError as error:
-                        raise not_finite(step + 1, error, last_saved) from None
-                    if active is not None:
-                        active.push(embeddings[assigning])
-
-                # every other crop predicts the codes (equations 1, 2 and 6)
-                loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
-                monitor.update(codes, embeddings[assigning], loss)
-                engine.backward(loss)
-                engine.step()
+                    # every other crop predicts the codes (equations 1, 2 and 6)
+                    loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+                    monitor.update(codes, embeddings[assigning], loss)
+                    engine.backward(loss)
+                    engine.step()  # moves the network after the last part
                 step += 1
+                skipped.count(step, engine.was_step_applied())
 
-                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None)
+                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.wanted)
                 observe(agreed)
-                stopping = agreed is not None and agreed.stop
-                due = config.run.checkpoint_steps > 0 and step % config.run.checkpoint_steps == 0
+                stopping, due = agreed is not None and agreed.stop, rhythm.due(step, agreed)
                 if (due or stopping) and step % steps:  # else at the end of the epoch, below
-                    last_saved = save()
+                    last_saved = save(needed=stopping)
                     if stopping:
                         journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                         return
@@ -214,27 +226,28 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             journal.log(step, {"epoch": epoch, **last_epoch})
             if trouble := advice(last_epoch, config.model.prototypes):
                 journal.say(f"epoch {epoch + 1}: {trouble}")
-            if due or stopping or (config.run.checkpoint_every and (epoch + 1) % config.run.checkpoint_every == 0):
-                last_saved = save()
+            if due or stopping:
+                last_saved = save(needed=stopping)
             if stopping and epoch + 1 < config.run.epochs:
                 journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                 return
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
-                journal.log(step, {"epoch": epoch, "knn": backbone_knn(network, labelled, crops, config, device)})
+                journal.log(step, {"epoch": epoch, "knn": knn()})
         training_seconds = time.monotonic() - training_started
 
         # ---- the result --------------------------------------------------------------------------
-        last_saved = save()
+        last_saved = save(needed=True)
         journal.finish(
             {
                 "directory": config.run.directory,
-                "knn": backbone_knn(network, labelled, crops, config, device) if labelled else None,
+                "knn": knn() if labelled else None,
                 **(journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}),
                 "prototypes": config.model.prototypes,
                 **last_epoch,
                 "code_entropy_limit": math.log(config.model.prototypes),
                 "epochs": config.run.epochs,
                 "steps": step,
+                "skipped_steps": skipped.total,
                 "images_per_second": (step - first_step) * batch / training_seconds,
                 "seconds": earlier_seconds + time.monotonic() - started,
                 "world_size": cluster.world_size,

@@ -6,6 +6,7 @@ Every mistake is a ConfigError of one line that names the key, the value and the
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ ALSO: dict[str, tuple[type, ...]] = {
     "optimizer.final_lr": (int, float),
     "optimizer.warmup_epochs": (int, float),
     "evaluation.size": (int,),
+    "engine.stage": (int,),
+    "engine.sync_batch_norm": (int,),
+    "engine.bucket_size": (int,),
 }
 FREE = ("model.options", "engine.deepspeed")  # any keys below these: the backbone and DeepSpeed check them
 
@@ -175,18 +179,19 @@ def check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         require(value == "auto" or (value > low if strict else value >= low), key, expected)
 
-    for key in ("run.epochs", "run.batch_size", "run.log_every", "run.keep_checkpoints", "swav.iterations"):
+    for key in ("run.epochs", "run.batch_size", "run.log_every", "checkpoint.keep", "swav.iterations"):
         require_number(key, 1, "at least 1")
     for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads", "model.prototypes"):
         require_number(key, 1, "at least 1")
-    for key in ("run.checkpoint_every", "run.checkpoint_steps", "evaluation.every", "evaluation.max_train"):
+    for key in ("checkpoint.keep_epochs", "evaluation.every", "evaluation.max_train"):
         require_number(key, 0, "0 or more")
     for key in ("data.workers", "model.hidden_dim", "swav.freeze_prototypes", "swav.queue.length"):
         require_number(key, 0, "0 or more")
     for key in ("swav.queue.start_epoch", "optimizer.warmup_epochs", "optimizer.start_lr", "optimizer.final_lr"):
         require_number(key, 0, "0 or more")
     require_number("optimizer.weight_decay", 0, "0 or more")
-    for key in ("swav.epsilon", "swav.temperature", "optimizer.base_lr", "evaluation.temperature"):
+    require_number("swav.epsilon", 0.002, "at least 0.002: below, codes leave the range of numbers")
+    for key in ("swav.temperature", "optimizer.base_lr", "evaluation.temperature"):
         require_number(key, 0, "more than 0", strict=True)
     require_number("optimizer.trust_coefficient", 0, "more than 0", strict=True)
     require_number("model.embedding_dim", 1, "at least 1")
@@ -199,16 +204,40 @@ def check_values(config: DictConfig) -> None:
     require(not exact or config.pipeline.backend != "dali", "crops.jitter.exact", "false with pipeline.backend=dali")
     require(not exact or config.pipeline.device != "gpu", "crops.jitter.exact", "false with pipeline.device=gpu")
     require(config.pipeline.device in ("auto", "cpu", "gpu"), "pipeline.device", "auto, cpu or gpu")
-    require(config.optimizer.name == "lars", "optimizer.name", "lars")
+    parse_every(config.checkpoint.every)
     _check_crops(config, require)
-    warmup = config.optimizer.warmup_epochs
-    require(
-        warmup == "auto" or warmup <= config.run.epochs,
-        "optimizer.warmup_epochs",
-        f"at most {config.run.epochs} epochs",
-    )
-    base, final = config.optimizer.base_lr, config.optimizer.final_lr
+    _check_optimizer_and_engine(config, require, require_number)
+
+
+def parse_every(text: str) -> tuple[int, str]:
+    """'10 minutes' -> (10, "minute"); 'never' -> (0, "epoch"). Raises ConfigError."""
+    found = re.fullmatch(r"(\d+) *(epoch|step|minute)s?", text)
+    if text != "never" and (not found or int(found[1]) < 1):
+        raise ConfigError(f"checkpoint.every={text}: expected such as '1 epoch', '500 steps', '10 minutes', or never")
+    return (int(found[1]), found[2]) if found else (0, "epoch")
+
+
+def _check_optimizer_and_engine(config: DictConfig, require: Any, require_number: Any) -> None:
+    optimizer, engine = config.optimizer, config.engine
+    require(optimizer.name in ("lars", "adamw"), "optimizer.name", "lars or adamw")
+    require(all(0 <= beta < 1 for beta in optimizer.betas), "optimizer.betas", "two numbers from 0 to below 1")
+    require(0 < optimizer.layer_decay <= 1, "optimizer.layer_decay", "above 0, at most 1")
+    adamw = optimizer.name == "adamw"
+    require(adamw or optimizer.layer_decay == 1, "optimizer.layer_decay", "1 with optimizer.name=lars")
+    warmup, base, final = optimizer.warmup_epochs, optimizer.base_lr, optimizer.final_lr
+    epochs = config.run.epochs
+    require(warmup == "auto" or warmup <= epochs, "optimizer.warmup_epochs", f"at most {epochs} epochs")
     require("auto" in (base, final) or final <= base, "optimizer.final_lr", f"at most optimizer.base_lr={base}")
+    require(engine.stage in ("auto", 0, 1, 2, 3), "engine.stage", "auto, 0, 1, 2 or 3")
+    require(engine.precision in ("auto", "fp32", "bf16", "fp16"), "engine.precision", "auto, fp32, bf16 or fp16")
+    require_number("engine.accumulation", 1, "at least 1")
+    require_number("engine.max_skipped_steps", 1, "at least 1")
+    require_number("engine.bucket_size", 1, "auto or at least 1")
+    require_number("engine.sync_batch_norm", 0, "auto, or 0 or more processes")
+    require_number("engine.clipping", 0, "0 or more")
+    require(not (engine.offload and engine.stage == 0), "engine.offload", "false at engine.stage=0: take 1, 2 or 3")
+    parts = engine.accumulation
+    require(config.run.batch_size % parts == 0, "engine.accumulation", f"a divisor of {config.run.batch_size}")
 
 
 def _check_crops(config: DictConfig, require: Any) -> None:

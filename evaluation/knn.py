@@ -76,11 +76,22 @@ def knn_accuracy(
     return float(right) / len(data.test_rows)
 
 
-def backbone_knn(network: Any, data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
-    """k-NN accuracy of the network's backbone features, on the recipe's central crops."""
+def backbone_knn(
+    engine: Callable[[Tensor], Tensor],
+    network: Any,
+    data: Labelled,
+    crops: Crops,
+    config: DictConfig,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """k-NN accuracy of the backbone's features, on the recipe's central crops.
+
+    engine: images of `dtype` to features, the network itself or what runs it; network: is put into evaluation mode.
+    """
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
-        return knn_accuracy(network.backbone, data, central, config, device)
+        return knn_accuracy(lambda images: engine(images.to(dtype)), data, central, config, device)
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
@@ -90,13 +101,3 @@ def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.de
     mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)
     std = torch.tensor(crops.std, device=device).view(3, 1, 1)
     return knn_accuracy(lambda images: (images * std + mean).flatten(1), data, central, config, device)
-
-
-def untrained_scores(
-    network: Any, data: Labelled, crops: Crops, config: DictConfig, device: torch.device
-) -> dict[str, float]:
-    """What a trained network has to beat: `knn_random_init`, itself before training, and `knn_raw_pixels`."""
-    return {
-        "knn_random_init": backbone_knn(network, data, crops, config, device),
-        "knn_raw_pixels": pixel_knn(data, crops, config, device),
-    }

@@ -1,90 +1,163 @@
-"""Checkpoints: safetensors and JSON, whole or not there at all.
+"""Checkpoints: safetensors and JSON, whole or not there at all, for any number of ranks and any ZeRO stage.
 
 A checkpoint is the folder `checkpoints/step-000001234` with
 
-    network.safetensors    parameters and buffers by name, batch-norm statistics averaged over the ranks
-    optimizer.safetensors  momentum by parameter name
-    ranks.safetensors      what differs between ranks, stacked [world_size, ...]: batch-norm statistics, queue
-    state.json             step, position, ledger, world size, configuration
-    manifest.json          size and SHA-256 of the others; written last
+    rank-00000.safetensors, ...   each rank's share of masters and optimizer state, and what is its own (pieces.py)
+    state.json                    step, position, ledger, world size, shapes, configuration
+    manifest.json                 size and SHA-256 of all the others; written last
 
-It is written under a temporary name, every file and the folder are synced to disk, then it is renamed, and `latest`
-is replaced after that. A kill at any point leaves the previous checkpoint in charge.
+All ranks write into one folder under a temporary name (so it must be on a file system that they share) and sync their
+files; rank 0 writes the manifest, syncs, renames the folder, and replaces `latest` after that. A kill at any point, or
+a full disk, leaves the previous checkpoint in charge.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from launch.cluster import Cluster
+from launch.durable import fingerprint, sync, write_atomically
+from launch.pieces import Pieces, own_of, pieces_of, rank_file, restore, restore_own, whole
 from model.queue import EmbeddingQueue
 
 STEP = "step-{:09d}"
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)  # what damaged files raise
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used, in one line."""
 
 
+class NotSaved(OSError):
+    """A checkpoint could not be written, on all ranks alike; the one before it is whole. In one line."""
+
+
+# ---------------------------------------------------------------------------------------------- save
 def save_checkpoint(
     directory: Path,
     state: dict[str, Any],
     network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,
     queue: EmbeddingQueue | None,
     keep: int,
+    keep_steps: int = 0,
 ) -> Path:
-    """Save everything as `directory/step-...`; to be called on all ranks at once, rank 0 writes.
+    """Save everything as `directory/step-...`; to be called on all ranks at once.
 
-    state: JSON values, with "step". Returns the checkpoint's path once it is on disk and `latest` names it.
+    state: JSON values, with "step". optimizer: its `layout` says which parameters its tensors hold.
+    keep: how many of the newest stay; keep_steps: those whose step is a multiple of it stay for ever (0: none).
+    Returns the checkpoint's path once it is on disk and `latest` names it. Raises NotSaved, on all ranks.
     """
-    ranks = _all_ranks(_statistics(network) | ({"queue": queue.embeddings} if queue is not None else {}))
+    rank, world_size = _rank(), _world_size()
     final = directory / STEP.format(state["step"])
-    if dist.get_rank() == 0 and not is_whole(final):
-        tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        tensors |= {name: ranks[name].double().mean(0).to(ranks[name].dtype) for name in ranks if name in tensors}
-        files = {
-            "network.safetensors": tensors,
-            "optimizer.safetensors": _momentum(network, optimizer),
-            "ranks.safetensors": ranks,
+    temporary = directory / f".writing-{final.name}"
+    if _from_rank_0(lambda: not _damage(final)):
+        return final
+    _together(rank == 0, lambda: _fresh(temporary), "")
+    layout = optimizer.layout
+    if rank == 0:
+        state = state | {
+            "world_size": world_size,
+            "shapes": {name: list(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)},
+            "buffers": [name for name, _ in network.named_buffers()],
         }
-        _write(directory, final, files, state | {"world_size": dist.get_world_size()})
-        _forget_old(directory, keep)
-    dist.barrier()
+
+    def write() -> dict[str, Any]:
+        tensors = pieces_of(optimizer, rank, world_size) | own_of(network, None if queue is None else queue.embeddings)
+        names = [rank_file(rank)] + (["state.json"] if rank == 0 else [])
+        save_file(tensors, temporary / names[0])
+        if rank == 0:
+            (temporary / "state.json").write_text(json.dumps(state, indent=1))
+        for name in names:
+            sync(temporary / name)
+        return {name: fingerprint(temporary / name) for name in names}
+
+    written = _together(True, write, temporary)
+
+    def finish() -> None:
+        manifest = {name: entry for part in written for name, entry in part.items()}
+        missing = [name for name, entry in manifest.items() if _size(temporary / name) != entry["bytes"]]
+        if missing:
+            raise OSError(f"{missing[0]} is not there: run.directory must be on a file system that all nodes share")
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        sync(temporary / "manifest.json")
+        sync(temporary)
+        if final.exists():
+            shutil.rmtree(final)  # a damaged one of the same step
+        temporary.rename(final)
+        sync(directory)
+        write_atomically(directory / "latest", final.name + "\n")
+        _forget_old(directory, keep, keep_steps)
+
+    _together(rank == 0, finish, temporary)
     return final
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest whole checkpoint: the one `latest` names, or if that is damaged the newest one that is not."""
-    named = directory / "latest"
-    candidates = sorted(directory.glob("step-*"), reverse=True)
-    if named.is_file():
-        first = directory / named.read_text().strip()
-        candidates = [first, *(c for c in candidates if c != first)]
-    for candidate in candidates:
-        if is_whole(candidate):
-            return candidate
-    if candidates:
+def _fresh(temporary: Path) -> None:
+    """An empty folder; what killed runs left beside it goes."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in temporary.parent.glob(".writing-*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+
+
+def _forget_old(directory: Path, keep: int, keep_steps: int) -> None:
+    for old in sorted(directory.glob("step-*"))[:-keep]:
+        number = old.name.removeprefix("step-")
+        if not (keep_steps and number.isdigit() and int(number) % keep_steps == 0):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+# ---------------------------------------------------------------------------------------------- find
+def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
+    """The newest whole checkpoint, the same on all ranks; None if there is none at all.
+
+    say: is told of each newer one that is damaged. Raises CheckpointError if all are. `latest` is for people: a kill
+    right before it is replaced must not cost the checkpoint that it would have named.
+    """
+
+    names = _from_rank_0(lambda: sorted((path.name for path in directory.glob("step-*")), reverse=True))
+    for name in names:
+        damage = _from_rank_0(lambda name=name: _damage(directory / name))  # type: ignore[misc]
+        if not damage:
+            return directory / name
+        if say is not None:
+            say(f"{directory / name} is damaged ({damage}); the one before it is used")
+    if names:
         raise CheckpointError(f"{directory}: no checkpoint is whole; move the folder away to start anew")
     return None
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether every file is there with the size and SHA-256 of the manifest."""
+def _damage(checkpoint: Path) -> str:
+    """Why a checkpoint is not whole: every file of its manifest, and no other, with its size and SHA-256; '' if it
+    is."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        return all(_fingerprint(checkpoint / name) == entry for name, entry in manifest.items())
-    except (OSError, ValueError):
-        return False
+        there = {path.name for path in checkpoint.iterdir()}
+        if "state.json" not in manifest or there != {*manifest, "manifest.json"}:
+            return "its files are not those of its manifest"
+        for name, entry in manifest.items():
+            if fingerprint(checkpoint / name) != entry:
+                return f"{name} is not as it was written"
+    except FileNotFoundError:
+        return "no manifest"
+    except DAMAGE as error:
+        return f"manifest.json: {' '.join(str(error).split())[:80]}"
+    return ""
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -92,116 +165,86 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 
+# ---------------------------------------------------------------------------------------------- load
 def load_checkpoint(
-    checkpoint: Path,
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    queue: EmbeddingQueue | None,
-    cluster: Cluster,
+    checkpoint: Path, network: torch.nn.Module, optimizer: Any, queue: EmbeddingQueue | None
 ) -> dict[str, Any]:
-    """Restore network, optimizer and queue in place on this rank; returns state.json. Needs no process group.
+    """Restore masters, optimizer state, buffers and queue in place on this rank; returns state.json.
 
-    With the saved world size every rank gets its own batch-norm statistics and queue back, bit for bit; with another
-    one all get the average, and the queue is dealt out anew. Raises CheckpointError, with the names, if the network
-    is another one.
+    The network's own copy of the parameters follows by `launch.zero.publish`. With the saved world size every rank gets
+    its own batch-norm statistics and queue back, bit for bit; with another one all get the average, and the queue is
+    dealt out anew. Raises CheckpointError, with the names, if the network is another one.
     """
     state = read_state(checkpoint)
-    saved, ranks = load_file(checkpoint / "network.safetensors"), load_file(checkpoint / "ranks.safetensors")
-    own = network.state_dict()
-    wrong = sorted(set(saved) ^ set(own)) + sorted(k for k in set(saved) & set(own) if saved[k].shape != own[k].shape)
+    layout = optimizer.layout
+    own = {name: list(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)}
+    buffers = [name for name, _ in network.named_buffers()]
+    wrong = sorted(name for name in {*own, *state["shapes"]} if own.get(name) != state["shapes"].get(name))
+    wrong += sorted(set(buffers) ^ set(state["buffers"]))
     if wrong:
         more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         names = ", ".join(wrong[:10]) + more
         raise CheckpointError(f"{checkpoint} does not fit this recipe's network: {names}; use another run.directory")
-    same_world = state["world_size"] == cluster.world_size
-    if same_world:
-        saved |= {name: ranks[name][cluster.rank] for name in ranks if name in own}
-    network.load_state_dict(saved)
-    parameters = dict(network.named_parameters())
-    for name, momentum in load_file(checkpoint / "optimizer.safetensors").items():
-        optimizer.state[parameters[name]]["momentum_buffer"] = momentum.to(parameters[name])
-    if queue is not None:
-        rows = ranks["queue"]  # [world, assigning, local, dim]
-        if same_world:
-            rows = rows[cluster.rank]
-        else:
-            rows = rows.permute(1, 2, 0, 3).flatten(1, 2)[:, cluster.rank :: cluster.world_size].contiguous()
-        queue.load_state_dict({"embeddings": rows})
+    rank, world_size = _rank(), _world_size()
+    try:
+        pieces = Pieces(checkpoint, state["world_size"])
+        restore(pieces, optimizer)
+        restore_own(pieces, network, rank, world_size)
+        if queue is not None:
+            queue.load_state_dict({"embeddings": _queue_rows(pieces.own("queue"), rank, world_size)})
+    except (KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint} lacks {error}; it was made by another program") from None
     return state
 
 
-# ---------------------------------------------------------------------- what is saved
-def _statistics(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Floating-point buffers: the running statistics of batch norm, each rank's own."""
-    return {name: buffer for name, buffer in network.named_buffers() if buffer.is_floating_point()}
+def _queue_rows(saved: list[torch.Tensor], rank: int, world_size: int) -> torch.Tensor:
+    """This rank's rows [assigning, local, dim] of a queue saved by any number of ranks."""
+    if len(saved) == world_size:
+        return saved[rank]
+    # newest first within each rank, so the ranks' rows are interleaved before they are dealt out again
+    return torch.stack(saved, dim=2).flatten(1, 2)[:, rank::world_size].contiguous()
 
 
-def _all_ranks(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every rank's tensors, stacked on the CPU: name -> [world_size, ...]. One all-gather for all of them."""
-    if not tensors:
-        return {}
-    flat = torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors.values()])
-    gathered = flat.new_empty(dist.get_world_size(), flat.numel())
-    dist.all_gather(list(gathered.unbind(0)), flat)
-    parts = gathered.cpu().split([tensor.numel() for tensor in tensors.values()], dim=1)
-    return {
-        name: part.reshape(-1, *tensor.shape).to(tensor.dtype).contiguous()
-        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
-    }
+def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The network's state dict on the CPU: float32 master parameters, and buffers averaged over the ranks.
+    Raises CheckpointError for a damaged checkpoint."""
+    if damage := _damage(checkpoint):
+        raise CheckpointError(f"{checkpoint} is damaged: {damage}")
+    state = read_state(checkpoint)
+    return dict(whole(Pieces(checkpoint, state["world_size"]), state["shapes"], state["buffers"]))
 
 
-def _momentum(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    states = {name: optimizer.state.get(parameter, {}) for name, parameter in network.named_parameters()}
-    return {
-        name: state["momentum_buffer"].detach().cpu().contiguous()
-        for name, state in states.items()
-        if "momentum_buffer" in state
-    }
+# ---------------------------------------------------------------------------------------------- ranks
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-# ---------------------------------------------------------------------- how it gets to disk
-def _write(directory: Path, final: Path, files: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".writing-{final.name}"
-    for leftover in directory.glob(".writing-*"):
-        shutil.rmtree(leftover)
-    temporary.mkdir()
-    for name, tensors in files.items():
-        save_file(tensors, temporary / name)
-    (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    manifest = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in [*temporary.iterdir(), temporary]:
-        sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    temporary.rename(final)
-    sync(directory)
-    write_atomically(directory / "latest", final.name + "\n")
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: either the old or the new contents are there, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+def _from_rank_0(ask: Any) -> Any:
+    """What rank 0 finds, on all ranks."""
+    answer = [ask() if _rank() == 0 else None]
+    if _world_size() > 1:
+        dist.broadcast_object_list(answer, src=0)
+    return answer[0]
 
 
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _together(mine: bool, act: Any, temporary: Path | str) -> list[Any]:
+    """Every rank's result of `act` (None where not `mine`), on all ranks. If one fails all raise NotSaved, and the
+    unfinished folder goes."""
+    result, problem = None, ""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _forget_old(directory: Path, keep: int) -> None:
-    for old in sorted(directory.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        result = act() if mine else None
+    except (OSError, SafetensorError) as error:
+        problem = f"rank {_rank()}: {getattr(error, 'strerror', None) or error}"
+    answers: list[Any] = [(result, problem)] * _world_size()
+    if _world_size() > 1:
+        dist.all_gather_object(answers, (result, problem))
+    problems = [problem for _, problem in answers if problem]
+    if problems:
+        if _rank() == 0 and temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise NotSaved(f"no checkpoint could be written ({problems[0]})")
+    return [result for result, _ in answers]

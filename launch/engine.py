@@ -1,4 +1,4 @@
-"""DeepSpeed, configured from the recipe: stage 0 in fp32, behind the few calls that train.py shows."""
+"""DeepSpeed, configured from the recipe's `engine:` section, behind the few calls that train.py shows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
+from launch.cluster import Cluster
+from launch.zero import bind
+from model.backbone import checkpoint_activations
+from model.batchnorm import replace_batch_norm
+
+BROKEN = {  # keys of DeepSpeed that are known to break this trainer, and why
+    "zero_optimization.round_robin_gradients": "its own map of the partitions is wrong then, so LARS would be too",
+    "bf16": "its masters and batch norm differ from ours; take engine.precision=bf16",
+    "optimizer": "the optimizer is ours; see the section optimizer",
+    "scheduler": "the learning rate is ours; see the section optimizer",
+}
 
 
 def quiet_deepspeed() -> Any:
@@ -28,31 +39,112 @@ def quiet_deepspeed() -> Any:
     return deepspeed
 
 
-def deepspeed_config(config: DictConfig, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Raises ConfigError for keys that are ours to set."""
-    extra = OmegaConf.to_container(config.engine.deepspeed)
-    assert isinstance(extra, dict)
-    ours = {
+def deepspeed_config(config: DictConfig, world_size: int, device: str, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration. `config.engine` has been through `launch.fit`; device: "cpu" or "cuda";
+    parameters: elements of the network, of which an automatic bucket is an eighth.
+
+    What stands under engine.deepspeed is added. Raises ConfigError for keys that the recipe sets elsewhere, or that
+    are known to break us.
+    """
+    engine = config.engine
+    bucket = engine.bucket_size
+    if bucket == "auto":  # DeepSpeed's 5e8 would overlap nothing: a ResNet-50 has 2.8e7
+        bucket = min(max(parameters // 8, 1_000_000), 200_000_000) // 2 * 2  # it wants an even number
+    zero: dict[str, Any] = {"stage": engine.stage}
+    if engine.stage > 0:
+        zero |= {
+            "overlap_comm": bool(device == "cuda" and world_size > 1),
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        }
+    if engine.stage == 3:
+        # so large that small layers and the prototypes are not gathered one by one
+        zero |= {"stage3_param_persistence_threshold": 400_000, "stage3_prefetch_bucket_size": bucket}
+    if engine.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
+    elif engine.stage in (1, 2) and engine.precision != "fp16" and not engine.clipping:
+        zero["compute_grad_norm"] = False  # nobody asks for it, and the host would wait for the device each step
+    ours: dict[str, Any] = {
         "train_batch_size": config.run.batch_size,
-        "train_micro_batch_size_per_gpu": config.run.batch_size // world_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 0.0,  # DeepSpeed's default is 1.0 by now; SwAV does not clip
-        "zero_optimization": {"stage": 0},
+        "train_micro_batch_size_per_gpu": config.run.batch_size // world_size // engine.accumulation,
+        "gradient_accumulation_steps": engine.accumulation,
+        "gradient_clipping": float(engine.clipping),  # DeepSpeed's default is 1.0 by now; SwAV does not clip
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "wall_clock_breakdown": engine.wall_clock_breakdown,
+        "comms_logger": {"enabled": engine.comms_logger, "prof_all": True},
+        "steps_per_print": 2**31 - 1,
     }
-    taken = sorted(set(extra) & set(ours))
-    if taken:
-        raise ConfigError(f"engine.deepspeed.{taken[0]} is set by the recipe (run.batch_size, stage 0), leave it out")
-    return {"steps_per_print": 2**31 - 1, **extra, **ours}
+    if engine.precision == "bf16":
+        # Parameters and batch norm stay float32, at every stage; convolutions and linear layers run in bfloat16.
+        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if engine.precision == "fp16":
+        scaling = {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
+        ours["fp16"] = {"enabled": True, **scaling}
+    extra = OmegaConf.to_container(engine.deepspeed)
+    assert isinstance(extra, dict)
+    return _merged(ours, extra)
+
+
+def _merged(ours: dict[str, Any], extra: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """`extra` added to `ours`, section by section."""
+    merged = dict(ours)
+    for key, value in extra.items():
+        path = f"{above}{key}"
+        if path in BROKEN and value not in (False, None):
+            raise ConfigError(f"engine.deepspeed.{path}={value}: {BROKEN[path]}; leave it out")
+        if path == "torch_autocast" and isinstance(value, dict) and value.get("enabled", False):
+            told = "float16 by torch_autocast is broken under ZeRO" if "16" in str(value.get("dtype")) else "it is ours"
+            raise ConfigError(f"engine.deepspeed.torch_autocast: {told}; set engine.precision=bf16 or fp16 instead")
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            merged[key] = _merged(ours[key], value, f"{path}.")
+        elif key in ours and ours[key] != value and not _tunable(path):
+            raise ConfigError(f"engine.deepspeed.{path}={value} is set by the recipe ({ours[key]}), leave it out")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _tunable(path: str) -> bool:
+    """Whether a key that the recipe gives a value is a matter of speed or of loss scaling alone."""
+    section, _, name = path.partition(".")
+    fixed = ("stage", "offload_optimizer", "compute_grad_norm", "enabled")
+    return section in ("fp16", "zero_optimization", "comms_logger", "steps_per_print") and name not in fixed
 
 
 def build_engine(
-    config: DictConfig, network: torch.nn.Module, optimizer: torch.optim.Optimizer, world_size: int
+    config: DictConfig, network: torch.nn.Module, optimizer: Any, cluster: Cluster, device: torch.device
 ) -> Any:
     """The DeepSpeed engine around `network`: call it for a forward, then `.backward(loss)` and `.step()`.
 
-    Parameters are rank 0's from here on. Our optimizer is used as it is; the loader is ours too.
+    Parameters are rank 0's from here on. Batch norm is replaced by the synchronised one. Our optimizer is used as it is,
+    told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError, or
+    ValueError if DeepSpeed is not as `launch.zero` expects.
     """
-    engine, *_ = quiet_deepspeed().initialize(
-        model=network, optimizer=optimizer, config=deepspeed_config(config, world_size)
-    )
+    replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
+    if config.engine.activation_checkpointing:
+        checkpoint_activations(network.get_submodule("backbone"))
+    if config.engine.compile:
+        network.get_submodule("backbone").compile()
+        network.get_submodule("projection_head").compile()
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    parameters = sum(p.numel() for group in groups for p in group)
+    settings = deepspeed_config(config, cluster.world_size, device.type, parameters)
+    deepspeed = quiet_deepspeed()
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # "untested optimizer": it is tested by tests/test_zero.py
+    flags = [group["frozen"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["frozen"] = True  # at stage 0 in fp16 DeepSpeed takes a step to see what state there will be
+    engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
+    for group, frozen in zip(optimizer.param_groups, flags, strict=True):
+        group["frozen"] = frozen
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    bind(engine, network, optimizer, groups)
     return engine
+
+
+def input_dtype(config: DictConfig) -> torch.dtype:
+    """What crops are converted to: the dtype of the network's first convolution."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.engine.precision]

@@ -29,31 +29,42 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     _fit_machine(config, cluster)
     if batch % world_size:
         raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
-    if batch // world_size < 2:
+    parts = config.engine.accumulation
+    if batch % (world_size * parts):
         raise ConfigError(
-            f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes)"
+            f"engine.accumulation={parts}: run.batch_size={batch} does not split over {world_size} processes times that"
+        )
+    if batch // world_size // parts < 2:
+        raise ConfigError(
+            f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes"
+            f"{f', engine.accumulation={parts}' if parts > 1 else ''})"
         )
     if batch > images:
         raise ConfigError(f"run.batch_size={batch} is more than the {images} images of data.path; lower it")
     steps = images // batch
 
-    def choose(key: str, value: float | int, why: str) -> None:
+    def choose(key: str, value: float | int | str, why: str) -> None:
         section, name = key.rsplit(".", 1)
         node = config
         for part in section.split("."):
             node = node[part]
         if node[name] == "auto":
             node[name] = value
-            said.append(f"{key}={value:g}  ({why}; override with {key}=...)")
+            shown = value if isinstance(value, str) else f"{value:g}"
+            said.append(f"{key}={shown}  ({why}; override with {key}=...)")
 
+    _fit_engine(config, choose, cluster)
     prototypes = min(3000, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
+    if config.optimizer.name == "adamw":
+        choose("optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs")
     rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
     choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
     choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
-    warmup = round(min(10.0, epochs / 10), 2) if batch >= QUEUE_BELOW else 0
+    long = batch >= QUEUE_BELOW or config.optimizer.name == "adamw"
+    warmup = round(min(10.0, epochs / 10), 2) if long else 0
     choose("optimizer.warmup_epochs", warmup, f"{batch} images a step")
     choose(
         "swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %"
@@ -85,6 +96,28 @@ def _fit_queue(
         raise ConfigError(f"swav.queue.length={queue.length} does not split evenly over {world_size} processes")
     if queue.length % batch:
         raise ConfigError(f"swav.queue.length={queue.length} is not a multiple of run.batch_size={batch}")
+
+
+def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
+    engine, on_gpu, world_size = config.engine, cluster.device().type == "cuda", cluster.world_size
+    if engine.precision == "fp16" and not on_gpu:
+        raise ConfigError("engine.precision=fp16 needs a GPU, and none is visible; take fp32 or bf16")
+    bf16 = on_gpu and _has_bf16()
+    choose("engine.precision", "bf16" if bf16 else "fp32", "a GPU that has it" if bf16 else "a CPU, or a GPU without bf16")
+    if engine.offload or (on_gpu and world_size > 1):
+        choose("engine.stage", 1, "what DDP does, with communication during backward")
+    else:
+        choose("engine.stage", 0, "one process, or no GPU")
+    if on_gpu and world_size > 1:
+        choose("engine.sync_batch_norm", min(8, world_size), "as the paper's code does")
+    else:
+        choose("engine.sync_batch_norm", 1, "one process, or no GPU")
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _fit_machine(config: DictConfig, cluster: Cluster) -> None:

@@ -15,15 +15,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
-from launch.checkpoint import read_state, write_atomically
+from launch.checkpoint import read_state
+from launch.durable import write_atomically
 from launch.report import closing_table
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
 
 # Settings that may differ when a run is resumed; any other difference makes it another run.
 CHANGEABLE = (
-    "run.directory run.epochs run.log_every run.checkpoint_every run.checkpoint_steps run.keep_checkpoints data.cache "
-    "data.path data.test data.workers data.max_bad_fraction pipeline evaluation engine"
+    "run.directory run.epochs run.log_every checkpoint data.cache data.path data.test data.workers "
+    "data.max_bad_fraction pipeline evaluation engine"
 ).split()
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
@@ -50,29 +51,31 @@ class Journal:
         self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train anew")
         return True
 
-    def check_same_run(self, config: DictConfig, checkpoint: Path, images: int) -> None:
-        """Refuse to resume a run of other settings or another number of images (ConfigError); say what has changed."""
-        state = read_state(checkpoint)
-        changes = changed_settings(config, state["config"])
-        if state["images"] != images:
+    def check_same_run(self, config: DictConfig, checkpoints: Path, images: int) -> None:
+        """Refuse to resume a run of other settings or another number of images (ConfigError); say what has changed.
+
+        Asks the newest checkpoint that can be read; there need be none.
+        """
+        for path in sorted(checkpoints.glob("step-*"), reverse=True):
+            try:
+                state = read_state(path)
+                saved, before = state["config"], state["images"]
+                break
+            except (OSError, ValueError, LookupError, TypeError):
+                continue
+        else:
+            return
+        changes = changed_settings(config, saved)
+        if before != images:
             raise ConfigError(
                 f"data.path={config.data.path} has {images} usable images, the run in {self.directory} was started "
-                f"with {state['images']}; its order would be another one: choose another run.directory"
+                f"with {before}; its order would be another one: choose another run.directory"
             )
         for key, change in changes.items():
-            if not key.startswith(("run.", "pipeline.", "data.workers", "data.cache")) or key == "run.epochs":
+            if not key.startswith(("run.", "checkpoint.", "pipeline.", "data.workers", "data.cache")) or key == "run.epochs":
                 self.say(f"changed since the last checkpoint: {key}: {change}")
 
-    @contextmanager
-    def opened(self, config: DictConfig, done_steps: int, total_steps: int) -> Iterator[None]:
-        """The records, from `done_steps` on, for the time of the block."""
-        self._open(config, done_steps, total_steps)
-        try:
-            yield
-        finally:
-            self._close()
-
-    def _open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
+    def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
         """Start or continue the records after `done_steps`; what an interrupted run wrote beyond them is dropped."""
         if not self.main:
             return
@@ -126,7 +129,7 @@ class Journal:
     def finish(self, summary: dict[str, Any]) -> None:
         """The run is done: summary.json is its marker; the closing table is said."""
         self.record("summary.json", summary)
-        self._close()
+        self.close()
         self.say(closing_table(summary))
 
     def read(self, name: str) -> dict[str, Any] | None:
@@ -134,7 +137,8 @@ class Journal:
         path = self.directory / name
         return json.loads(path.read_text()) if path.exists() else None
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the bar and the files."""
         for part in (self._bar, self._tensorboard, self._metrics):
             if part is not None:
                 part.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from config.recipe import parse_every
 from pipeline.table import DatasetError
 
 
@@ -40,18 +42,20 @@ class TrainingStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Agreed:
-    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), on how many ranks it was not, `stop`."""
+    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), on how many ranks it was not, and whether
+    one of them wants to `stop` or to `save`."""
 
     step: int
     loss: float
     not_finite: int
     stop: bool
+    save: bool
 
 
 class Agreement:
     """What all ranks know of the step before: mean loss, whether it is finite everywhere, whether one is to stop.
 
-    One all-reduce of three numbers a step, started after the step and read after the next one, so that the host never
+    One all-reduce of four numbers a step, started after the step and read after the next one, so that the host never
     waits for the device to finish a step.
     """
 
@@ -59,7 +63,7 @@ class Agreement:
         self.world_size = world_size
         self._pending: tuple[int, Any, Callable[[], Any]] | None = None
 
-    def exchange(self, step: int, loss: Any, stop: bool) -> Agreed | None:
+    def exchange(self, step: int, loss: Any, stop: bool, save: bool = False) -> Agreed | None:
         """Start agreeing about `step` (loss: this rank's, a scalar tensor); the result for the step before, if any."""
         import torch
         import torch.distributed as dist
@@ -67,7 +71,8 @@ class Agreement:
         before = self.settle()
         value = loss.detach().double()
         finite = torch.isfinite(value)
-        vector = torch.stack([torch.where(finite, value, 0.0), (~finite).double(), torch.full_like(value, float(stop))])
+        wishes = [torch.full_like(value, float(wish)) for wish in (stop, save)]
+        vector = torch.stack([torch.where(finite, value, 0.0), (~finite).double(), *wishes])
         work = dist.all_reduce(vector, async_op=True)
         vector_on_gpu = vector.is_cuda
         if vector_on_gpu:
@@ -85,8 +90,48 @@ class Agreement:
         step, vector, wait = self._pending
         self._pending = None
         wait()  # for the collective (CPU) or for the copy to the host (GPU)
-        total, bad, stop = vector.tolist()
-        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad), stop > 0)
+        total, bad, stop, save = vector.tolist()
+        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad), stop > 0, save > 0)
+
+
+class SaveRhythm:
+    """When to save: `every` as in checkpoint.every; steps: of an epoch."""
+
+    def __init__(self, every: str, steps: int) -> None:
+        self.number, self.unit = parse_every(every)
+        self.steps = steps
+        self._last = time.monotonic()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether this rank's clock says so; the ranks agree on it by the Agreement."""
+        if self.unit != "minute" or time.monotonic() - self._last < 60 * self.number:
+            return False
+        self._last = time.monotonic()
+        return True
+
+    def due(self, step: int, agreed: Agreed | None) -> bool:
+        """Whether to save after `step`."""
+        if self.unit == "minute":
+            return agreed is not None and agreed.save
+        return self.number > 0 and step % (self.number * (self.steps if self.unit == "epoch" else 1)) == 0
+
+
+class SkippedSteps:
+    """Counts steps that fp16's dynamic loss scale has skipped; too many in a row end the run."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.total, self.in_a_row = limit, 0, 0
+
+    def count(self, step: int, applied: bool) -> None:
+        """Take in whether `step` was applied. Raises TrainingStopped, on all ranks alike."""
+        self.in_a_row = 0 if applied else self.in_a_row + 1
+        self.total += not applied
+        if self.in_a_row >= self.limit:
+            raise TrainingStopped(
+                f"step {step}: the gradients overflowed fp16 in {self.in_a_row} steps in a row, at ever lower loss "
+                "scales; take engine.precision=bf16 or a lower optimizer.base_lr (engine.max_skipped_steps)"
+            )
 
 
 def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:

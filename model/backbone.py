@@ -65,3 +65,16 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(f"backbone {name} with model.options={options}: {error}") from None
     network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network
+
+
+def checkpoint_activations(backbone: nn.Module) -> None:
+    """Let the backbone keep only its blocks' inputs and compute the rest again in backward, in place.
+
+    Raises ValueError for a backbone that cannot.
+    """
+    if isinstance(backbone, ResNet):
+        backbone.checkpointing = True
+    elif hasattr(backbone, "set_grad_checkpointing"):
+        backbone.set_grad_checkpointing(True)
+    else:
+        raise ValueError("engine.activation_checkpointing: this backbone cannot; leave it false")

@@ -7,7 +7,11 @@
 for every parameter p with gradient g, biases and norms too. Where |p| or |g| is zero: scale 1 and no decay.
 As in the published code the trust ratio scales what enters the momentum, not what leaves it, so that a change
 of the learning rate acts at once.
+
+The norms are those of whole parameters, also where ZeRO gives the optimizer slices of them (see segments.py).
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +19,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from model.segments import Layout
 
 
 class LARS(torch.optim.Optimizer):
@@ -29,8 +35,12 @@ class LARS(torch.optim.Optimizer):
     unit_rows (False): the rows of its parameters are L2-normalised inside `step`, right after the update:
         there it reaches the float32 masters, which would undo a normalisation of the network's own copy.
     frozen (False): `step` leaves the group entirely alone: no update, momentum, decay or normalisation.
+    lr_scale (1): the training loop sets "lr" to the schedule's times this.
 
-    Parameters without a gradient are skipped. State per parameter: "momentum_buffer".
+    layout: which parameters the groups' tensors are made of; None while each tensor is a parameter.
+    trust_ratios: (parameters of the layout,) of the last step; 1 where there was none.
+
+    Tensors without a gradient are skipped. State per tensor: "momentum_buffer".
     """
 
     def __init__(
@@ -51,51 +61,87 @@ class LARS(torch.optim.Optimizer):
             "trust_ratio": True,
             "unit_rows": False,
             "frozen": False,
+            "lr_scale": 1.0,
         }
         super().__init__(params, defaults)
+        self.layout: Layout | None = None
+        self.trust_ratios = torch.empty(0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all groups that are not frozen. Returns what `closure` returns, if one is given."""
+        """One update of all groups that are not frozen. Returns what `closure` returns, if one is given.
+
+        Where parameters are partitioned: one all-reduce for all norms, and one more for the rows of `unit_rows`.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters and not group["frozen"]:
-                self._update(group, parameters)
-                if group["unit_rows"]:
-                    for parameter in parameters:
-                        unit_rows_(parameter)
+        layout = self.layout = self.layout or Layout.of_whole(self.param_groups)
+        active = [
+            (index, group, [p for p in group["params"] if p.grad is not None])
+            for index, group in enumerate(self.param_groups)
+            if not group["frozen"]
+        ]
+        parameter_norms, gradient_norms = _norms([p for _, _, tensors in active for p in tensors], layout)
+        self.trust_ratios = torch.ones_like(parameter_norms)
+        for index, group, tensors in active:
+            decay = group["weight_decay"]
+            scales, decays = torch.ones_like(parameter_norms), torch.full_like(parameter_norms, decay)
+            if group["trust_ratio"]:
+                trust, eps = group["trust_coefficient"], group["eps"]
+                scales, decays = trust_ratios(parameter_norms, gradient_norms, decay, trust, eps)
+                own = layout.members(index)
+                self.trust_ratios[own] = scales[own]
+            if tensors:
+                self._update(group, tensors, layout, scales, decays)
+            if group["unit_rows"]:
+                layout.unit_rows_(tensors, layout.groups[index])
         return loss
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        for p in parameters:
+    def _update(
+        self,
+        group: dict[str, Any],
+        tensors: list[Tensor],
+        layout: Layout,
+        scales: Float[Tensor, " parameters"],
+        decays: Float[Tensor, " parameters"],
+    ) -> None:
+        # One call over all segments instead of one per segment: a ResNet-50 has 161, most of them tiny.
+        for p in tensors:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        decay = group["weight_decay"]
+        momenta = [self.state[p]["momentum_buffer"] for p in tensors]
+        torch._foreach_mul_(momenta, group["momentum"])
+        parameters, gradients = _pieces(tensors, layout)
+        parts = [piece for p, v in zip(tensors, momenta, strict=True) for piece in layout.pieces(p, v)]
+        numbers = torch.cat([layout.numbers(p) for p in tensors])
+        torch._foreach_addcmul_(parts, gradients, list(scales[numbers].unbind()))
+        if group["weight_decay"]:
+            torch._foreach_addcmul_(parts, parameters, list(decays[numbers].unbind()))
+        torch._foreach_add_(parameters, parts, alpha=-group["lr"])
 
-        # One call over all tensors instead of one per tensor: a ResNet-50 has 161, most of them tiny.
-        torch._foreach_mul_(buffers, group["momentum"])
-        if group["trust_ratio"]:
-            scales, decays = trust_ratios(
-                torch.stack(torch._foreach_norm(parameters)),
-                torch.stack(torch._foreach_norm(gradients)),
-                decay,
-                group["trust_coefficient"],
-                group["eps"],
-            )
-            torch._foreach_addcmul_(buffers, gradients, list(scales.unbind()))
-            if decay:
-                torch._foreach_addcmul_(buffers, parameters, list(decays.unbind()))
-        else:
-            torch._foreach_add_(buffers, gradients)
-            if decay:
-                torch._foreach_add_(buffers, parameters, alpha=decay)
-        torch._foreach_add_(parameters, buffers, alpha=-group["lr"])
+
+def _pieces(tensors: list[Tensor], layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
+    """All segments of the tensors, and of their gradients."""
+    parameters = [piece for p in tensors for piece in layout.pieces(p, p.detach())]
+    gradients = [piece for p in tensors if p.grad is not None for piece in layout.pieces(p, p.grad)]
+    return parameters, gradients
+
+
+def _norms(
+    tensors: list[Tensor], layout: Layout
+) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
+    """Norms of the layout's parameters and of their gradients, whole ones: one all-reduce for all. 0 for those that no
+    tensor holds on any rank."""
+    example = tensors[0] if tensors else torch.empty(0, device=layout.device)
+    squares = torch.zeros(2, len(layout.names), dtype=example.dtype, device=example.device)
+    parameters, gradients = _pieces(tensors, layout)
+    if parameters:
+        numbers = torch.cat([layout.numbers(p) for p in tensors])
+        found = torch.stack([torch.stack(torch._foreach_norm(values)) for values in (parameters, gradients)])
+        squares.index_add_(1, numbers, found.square_())
+    return tuple(layout.add_up(squares).sqrt_().unbind())  # type: ignore[return-value]
 
 
 def trust_ratios(
@@ -113,12 +159,6 @@ def trust_ratios(
     scales = trust_coefficient * parameter_norms / (gradient_norms + weight_decay * parameter_norms + eps)
     usable = (parameter_norms > 0) & (gradient_norms > 0)
     return torch.where(usable, scales, 1.0), torch.where(usable, scales * weight_decay, 0.0)
-
-
-@torch.no_grad()
-def unit_rows_(weight: Float[Tensor, "rows dim"]) -> None:
-    """L2-normalises the rows in place. A row of zeros stays one."""
-    weight.div_(torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min_(1e-12))
 
 
 def parameter_groups(network: nn.Module, exclude_1d: bool = False) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 RESNETS: dict[str, dict[str, Any]] = {
     "resnet18": {"block": "basic", "layers": (2, 2, 2, 2)},
@@ -66,6 +67,7 @@ class ResNet(nn.Module):
 
         channels = width
         self.stages = len(layers)
+        self.checkpointing = False  # keep only the blocks' inputs, and compute the rest again in backward
         for stage, blocks in enumerate(layers):
             stage_blocks = []
             for index in range(blocks):
@@ -83,7 +85,9 @@ class ResNet(nn.Module):
         """Features in float32 at least, also where autocast computes the convolutions in less."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in range(self.stages):
-            x = self.get_submodule(f"layer{stage + 1}")(x)
+            for block in self.get_submodule(f"layer{stage + 1}").children():
+                again = self.checkpointing and self.training and torch.is_grad_enabled()
+                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,13 +1,14 @@
 """The network of SwAV: backbone, projection head, prototypes (SwAV, section 3 and appendix A)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.lars import unit_rows_
+from model.segments import unit_rows_
 
 
 class SwAV(nn.Module):
@@ -44,27 +45,29 @@ class SwAV(nn.Module):
 
     def forward(
         self,
-        crops: Sequence[Float[Tensor, "views_batch 3 height width"]],
-        batch_size: int,
+        crops: Sequence[Float[Tensor, "views_batch 3 height width"]] | Float[Tensor, "batch 3 height width"],
+        batch_size: int = 0,
         queued: Float[Tensor, "assigning length dim"] | None = None,
-    ) -> tuple[
-        Float[Tensor, "crops batch dim"],
-        Float[Tensor, "crops batch prototypes"],
-        Float[Tensor, "assigning length prototypes"] | None,
-    ]:
-        """Embeddings, scores, and the queued embeddings' scores (None without `queued`).
+    ) -> Any:
+        """Embeddings, scores, and the queued embeddings' scores (None without `queued`):
+        [crops, batch, dim], [crops, batch, prototypes], [assigning, length, prototypes].
 
         crops: one tensor per resolution, view-major: [n_r * batch_size, 3, s, s], any memory format.
         batch_size: samples on this rank. The results' first axis counts the views of all resolutions.
         queued: embeddings of earlier steps, to be scored against the present prototypes. It happens here
             because under ZeRO stage 3 the prototypes exist as a whole only inside forward.
 
+        A single tensor of images, for evaluation, gives the backbone's features [batch, feature_dim] alone: here too
+        because stage 3 gathers weights around the whole network's forward.
+
         Embeddings are L2-normalised and detached (they feed the queue and the monitors), scores carry the
         gradient, queue scores none. All are float32 (float64 in a float64 network) whatever autocast says.
         """
+        if isinstance(crops, Tensor):
+            return self.backbone(crops)
         # Batch norm: statistics per resolution in the backbone, over all crops together in the head.
         features = torch.cat([self.backbone(images) for images in crops])
-        projections = self.projection_head(features)
+        projections = self.projection_head(features.to(next(self.projection_head.parameters()).dtype))
         with torch.autocast(projections.device.type, enabled=False):
             # Scores rounded to bf16 would shift the codes by 0.4 % (mean L1), fp16 by 0.05 %.
             projections = projections.to(torch.promote_types(projections.dtype, torch.float32))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,3 +61,13 @@ def group_views(crops: Crops, views: list[Any]) -> list[torch.Tensor]:
         stacked = torch.cat([views[index] for index in members]) if len(members) > 1 else views[members[0]]
         groups.append(stacked.permute(0, 3, 1, 2))
     return groups
+
+
+def split_batch(crops: list[torch.Tensor], batch: int, parts: int) -> Iterator[list[torch.Tensor]]:
+    """`parts` batches of batch / parts samples each, in order, from the crops of `batch` samples (view-major)."""
+    if parts == 1:
+        yield crops
+        return
+    size = batch // parts
+    for first in range(0, batch, size):
+        yield [torch.cat([view[first : first + size] for view in group.split(batch)]) for group in crops]

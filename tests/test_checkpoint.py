@@ -1,16 +1,23 @@
 """Checkpoints: whole or not there, the same network on any number of ranks, and never another network silently."""
 
 import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from ranks import run_ranks
 
-from launch.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from launch.cluster import Cluster
+from launch import checkpoint
+from launch.checkpoint import CheckpointError, full_weights, latest_checkpoint, load_checkpoint, save_checkpoint
 from model.backbone import build_backbone
 from model.lars import LARS, parameter_groups
 from model.queue import EmbeddingQueue
+from model.segments import Layout
 from model.swav import SwAV
 
 LENGTH = 12
@@ -20,6 +27,8 @@ def parts(seed, world_size=1, width=4):
     torch.manual_seed(seed)
     network = SwAV(build_backbone("resnet", block="basic", layers=[1], base_width=width, stem="small"), 8, 6, 5)
     optimizer = LARS(parameter_groups(network), lr=0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
     queue = EmbeddingQueue(2, LENGTH, 6, global_batch=4, world_size=world_size)
     return network, optimizer, queue
 
@@ -48,25 +57,25 @@ def contents(network, optimizer, queue):
     return [tensor.clone().numpy() for tensor in (*network.state_dict().values(), *momentum, queue.embeddings)]
 
 
-def restored(directory, rank, world_size):
+def restored(task):
+    rank, world_size, directory = task
     network, optimizer, queue = parts(1, world_size)
-    load_checkpoint(
-        latest_checkpoint(directory), network, optimizer, queue, Cluster(rank, world_size, rank, world_size)
-    )
+    load_checkpoint(latest_checkpoint(directory), network, optimizer, queue)
     return contents(network, optimizer, queue)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_rank_gets_its_own_state_back_bit_for_bit(tmp_path, world_size):
-    saved = run_ranks([(rank, world_size, tmp_path) for rank in range(world_size)], save)
-    for rank in range(world_size):
-        for one, other in zip(saved[rank], restored(tmp_path, rank, world_size), strict=True):
+    tasks = [(rank, world_size, tmp_path) for rank in range(world_size)]
+    saved = run_ranks(tasks, save)
+    for before, after in zip(saved, run_ranks(tasks, restored), strict=True):
+        for one, other in zip(before, after, strict=True):
             assert (one == other).all()
 
 
 def test_another_world_size_gets_the_same_weights_and_the_whole_queue(tmp_path):
     saved = run_ranks([(rank, 2, tmp_path) for rank in range(2)], save)
-    found = [restored(tmp_path, rank, 3) for rank in range(3)]
+    found = run_ranks([(rank, 3, tmp_path) for rank in range(3)], restored)
     names = list(parts(0)[0].state_dict())
     for index, name in enumerate(names):
         for rank in range(3):
@@ -78,12 +87,21 @@ def test_another_world_size_gets_the_same_weights_and_the_whole_queue(tmp_path):
     assert sorted(row.tobytes() for part in found for row in part[-1][0]) == rows
 
 
+def test_full_weights_are_the_networks(tmp_path):
+    saved = run_ranks([(rank, 2, tmp_path) for rank in range(2)], save)
+    weights = full_weights(latest_checkpoint(tmp_path))
+    assert sorted(weights) == sorted(parts(0)[0].state_dict())
+    for index, name in enumerate(parts(0)[0].state_dict()):
+        if "running" not in name:
+            assert (weights[name].numpy() == saved[0][index]).all()
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, one_rank):
     network, optimizer, queue = stepped(0, 1)
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, {"step": step, "config": {}}, network, optimizer, queue, keep=3)
     assert latest_checkpoint(tmp_path).name == "step-000000003"
-    weights = tmp_path / "step-000000003" / "network.safetensors"
+    weights = tmp_path / "step-000000003" / "rank-00000.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert latest_checkpoint(tmp_path).name == "step-000000002"
     (tmp_path / "step-000000002" / "manifest.json").unlink()
@@ -97,7 +115,7 @@ def test_what_a_kill_leaves_behind_is_ignored_and_cleared(tmp_path, one_rank):
     network, optimizer, queue = stepped(0, 1)
     save_checkpoint(tmp_path, {"step": 1, "config": {}}, network, optimizer, queue, keep=2)
     (tmp_path / ".writing-step-000000002").mkdir()
-    (tmp_path / ".writing-step-000000002" / "network.safetensors").write_bytes(b"half")
+    (tmp_path / ".writing-step-000000002" / "rank-00000.safetensors").write_bytes(b"half")
     assert latest_checkpoint(tmp_path).name == "step-000000001"
     save_checkpoint(tmp_path, {"step": 2, "config": {}}, network, optimizer, queue, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000000001", "step-000000002"]
@@ -114,15 +132,117 @@ def test_another_network_is_an_error_that_lists_the_keys(tmp_path, one_rank):
     save_checkpoint(tmp_path, {"step": 1, "config": {}}, *stepped(0, 1), keep=2)
     network, optimizer, queue = parts(0, width=8)
     with pytest.raises(
-        CheckpointError, match=r"does not fit this recipe's network: backbone\.bn1\.bias, .* and \d+ more"
+        CheckpointError, match=r"does not fit this recipe's network: backbone\.bn1\.bias, .*projection_head\.0\.weight"
     ):
-        load_checkpoint(latest_checkpoint(tmp_path), network, optimizer, queue, Cluster())
+        load_checkpoint(latest_checkpoint(tmp_path), network, optimizer, queue)
 
 
 def test_nothing_is_pickled(tmp_path, one_rank):
     path = save_checkpoint(tmp_path, {"step": 1, "config": {}}, *stepped(0, 1), keep=2)
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
     assert json.loads((path / "state.json").read_text())["world_size"] == 1
+
+
+def test_every_nth_epochs_checkpoint_stays(tmp_path, one_rank):
+    for step in range(1, 8):
+        save_checkpoint(tmp_path, {"step": step, "config": {}}, *stepped(0, 1), keep=1, keep_steps=3)
+    assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["3", "6", "7"]
+
+
+# ---- crashes and damage ----------------------------------------------------------------------------------
+def save_twice(directory, point, error, passed):
+    """In a process of its own: save, save again, and be killed (or get `error` from the system) at `point` of that."""
+
+    def crashing(function):
+        def wrapped(*arguments, **named):
+            passed.value += 1
+            if passed.value == point:
+                if error:
+                    raise OSError(error, os.strerror(error))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return wrapped
+
+    torch.set_num_threads(1)
+    trained = stepped(0, 1)
+    save_checkpoint(directory, {"step": 1, "config": {}}, *trained, keep=1)
+    checkpoint.save_file, os.fsync, Path.write_text = map(crashing, (checkpoint.save_file, os.fsync, Path.write_text))
+    Path.rename, Path.replace, Path.mkdir = map(crashing, (Path.rename, Path.replace, Path.mkdir))
+    shutil.rmtree = crashing(shutil.rmtree)
+    try:
+        save_checkpoint(directory, {"step": 2, "config": {}}, *trained, keep=1)
+    except checkpoint.NotSaved:
+        os._exit(3)
+
+
+def written(tmp_path, point, error=0):
+    """The folder, the exit code and the number of points passed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "hypothesis", "pytest", "jaxtyping"])
+    directory, passed = tmp_path / f"at{point}-{error}", context.Value("i", 0)
+    process = context.Process(target=save_twice, args=(directory, point, error, passed))
+    process.start()
+    process.join()
+    return directory, process.exitcode, passed.value
+
+
+def usable(directory):
+    """The step of the newest whole checkpoint, loaded."""
+    network, optimizer, queue = parts(1)
+    return load_checkpoint(latest_checkpoint(directory), network, optimizer, queue)["step"]
+
+
+def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path):
+    _, code, points = written(tmp_path, 0)
+    assert code == 0 and points >= 10
+    found = []
+    for point in range(1, points + 1):
+        directory, code, _ = written(tmp_path, point)
+        assert code == -signal.SIGKILL
+        found.append(usable(directory))
+    assert found == sorted(found) and set(found) == {1, 2}
+
+
+@pytest.mark.parametrize("error", [28, 5])  # ENOSPC, EIO
+def test_a_full_or_failing_disk_leaves_the_checkpoint_before(tmp_path, error):
+    for point in (1, 2, 3, 4, 6):
+        directory, code, _ = written(tmp_path, point, error)
+        assert code == 3
+        assert usable(directory) == 1
+        assert not list(directory.glob(".writing-*"))
+
+
+def test_random_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, one_rank):
+    """200 times: a bit flipped, a file cut, gone, replaced by another's, or a foreign one added."""
+    chance = random.Random(3)
+    trained = stepped(0, 1)
+    for step in (1, 2):
+        save_checkpoint(tmp_path / "sound", {"step": step, "config": {}}, *trained, keep=2)
+    for round in range(200):
+        directory = tmp_path / f"damaged{round}"
+        shutil.copytree(tmp_path / "sound", directory)
+        newest = directory / "step-000000002"
+        path = newest / chance.choice(sorted(os.listdir(newest)))
+        data = bytearray(path.read_bytes())
+        kind = chance.choice(["flip", "cut", "gone", "other", "foreign"])
+        if kind == "flip":
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            path.write_bytes(data)
+        elif kind == "cut":
+            path.write_bytes(data[: chance.randrange(len(data))])
+        elif kind == "gone":
+            path.unlink()
+        elif kind == "other":
+            path.write_bytes(chance.randbytes(chance.randrange(2000)))
+        else:
+            (newest / "extra.pt").write_bytes(b"\x80\x04K\x01.")
+        told = []
+        network, optimizer, queue = parts(1)
+        found = latest_checkpoint(directory, told.append)
+        assert load_checkpoint(found, network, optimizer, queue)["step"] == 1, kind
+        assert len(told) == 1 and "step-000000002 is damaged" in told[0]
+        shutil.rmtree(directory)
 
 
 @pytest.fixture

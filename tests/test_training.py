@@ -19,7 +19,8 @@ from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
 
 RECIPE = """
-run: {epochs: 3, batch_size: 8, log_every: 1, checkpoint_every: 1, checkpoint_steps: 2, seed: 5}
+run: {epochs: 3, batch_size: 8, log_every: 1, seed: 5}
+checkpoint: {every: 2 steps}
 crops:
   global: {count: 2, size: 16, scale: [0.3, 1.0]}
   local: {count: 2, size: 8, scale: [0.1, 0.4]}
@@ -190,7 +191,7 @@ def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(wor
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbed, number):
     name = f"signal-{number}"
-    process = train(workplace, name, "run.checkpoint_every=0", "run.checkpoint_steps=0", wait=False)
+    process = train(workplace, name, "checkpoint.every=never", wait=False)
     wait_for_step(workplace, name, 5, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -282,7 +283,7 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workplace, undistur
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(workplace):
-    process = train(workplace, "hot", "optimizer.base_lr=1e30", "run.checkpoint_steps=1", wait=False)
+    process = train(workplace, "hot", "optimizer.base_lr=1e30", "checkpoint.every=1 step", wait=False)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     last = output.strip().splitlines()[-1]

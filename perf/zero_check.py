@@ -1,0 +1,133 @@
+"""Does every ZeRO stage take the steps that stage 0 takes? On this machine's CPU, with real ranks (gloo).
+
+    python -m perf.zero_check [--json perf/results/zero_check.json] [--quick]        make zero-check
+
+For each number of ranks and parts of a step (accumulation) stage 0 makes a run in float32 and saves its states. From each
+of 20 of them the other stages take one step with the same images, and what they do is compared per parameter (the loop
+itself is chaotic: after a dozen steps rounding alone moves the loss by a percent):
+
+    update_deviation, momentum_deviation    |theirs - stage 0's| / |stage 0's|, the largest
+    trust_ratio_deviation                   |theirs / stage 0's - 1|, the largest
+    loss_deviation                          over the first 6 steps of a run of their own, relative; for half precision
+                                            over 50 steps of a tiny network against float32
+
+The bias in front of the head's batch norm is left out: its gradient is zero but for rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from config.recipe import ROOT
+from launch.cluster import free_port
+from perf.zero_ranks import FILE, Case, run_rank
+from pipeline.folder import progress_bar
+
+STATES, STEPS, HALF_STEPS = 20, 6, 50
+LIMITS = {"update_deviation": 1e-6, "trust_ratio_deviation": 1e-6, "momentum_deviation": 1e-6}
+LOSS_LIMITS = {"fp32": 1e-5, "bf16": 0.02, "fp16": 0.02}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.zero_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "zero_check.json", metavar="FILE")
+    parser.add_argument("--quick", action="store_true", help="2 ranks and whole steps alone")
+    options = parser.parse_args(arguments)
+    if not options.json.absolute().parent.is_dir():
+        print(f"swave: --json={options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
+        return 2
+    rows = check(worlds=(2,) if options.quick else (1, 2, 4), parts=(1,) if options.quick else (1, 2))
+    options.json.write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n")
+    show(rows)
+    print(f"{options.json}: written")
+    return int(any(not row["holds"] for row in rows))
+
+
+def machine() -> dict[str, Any]:
+    import os
+
+    from launch.journal import versions
+
+    return {"cores": len(os.sched_getaffinity(0)), "device": "cpu (gloo)", "versions": versions()}
+
+
+def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True) -> list[dict[str, Any]]:
+    """A row per stage, ranks, precision and accumulation."""
+    rows = []
+    cases = len(worlds) * len(parts) * 4 + 4 * 2 + 1
+    with tempfile.TemporaryDirectory() as scratch, progress_bar(cases, "cases", "case", progress) as bar:
+        for ranks in worlds:
+            for accumulation in parts:
+                first = Path(scratch) / f"first-{ranks}-{accumulation}"
+                base = run_case(Case(0, ranks, accumulation=accumulation), first, STATES, STEPS)
+                bar.update()
+                for stage in (1, 2, 3):
+                    case = Case(stage, ranks, accumulation=accumulation)
+                    found = run_case(case, Path(scratch) / f"{case}", STATES, STEPS, reference=first)
+                    rows.append(row_of(case, found, base["losses"]))
+                    bar.update()
+        exact = run_case(Case(0, 2, tiny=True), Path(scratch) / "exact", 0, HALF_STEPS)
+        bar.update()
+        for precision in ("bf16", "fp16"):
+            for stage in range(4):
+                case = Case(stage, 2, precision, tiny=True)
+                found = run_case(case, Path(scratch) / f"{case}", 0, HALF_STEPS)
+                rows.append(row_of(case, found, exact["losses"]))
+                bar.update()
+    return rows
+
+
+def run_case(case: Case, folder: Path, states: int, steps: int, reference: Path | None = None) -> dict[str, Any]:
+    """What rank 0 wrote of a case, run in processes of its own. Raises RuntimeError if one of them fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    ranks = [
+        context.Process(target=run_rank, args=(rank, case, port, folder, states, steps, reference))
+        for rank in range(case.ranks)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    if not (folder / FILE).exists():
+        raise RuntimeError(f"{case}: exit codes {[process.exitcode for process in ranks]}")
+    return json.loads((folder / FILE).read_text())
+
+
+def row_of(case: Case, found: dict[str, Any], losses: list[float]) -> dict[str, Any]:
+    """A row of the table: the case, its deviations from stage 0 in float32, and whether they hold the limits."""
+    deviation = max(abs(a - b) / abs(b) for a, b in zip(found["losses"], losses, strict=True))
+    row = {
+        "stage": case.stage,
+        "ranks": case.ranks,
+        "precision": case.precision,
+        "accumulation": case.accumulation,
+        **{name: found.get(name) for name in LIMITS},
+        "loss_deviation": deviation,
+        "steps": len(losses),
+    }
+    good = [row[name] <= limit for name, limit in LIMITS.items() if row[name] is not None]
+    return row | {"holds": all(good) and deviation <= LOSS_LIMITS[case.precision]}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*("" if v is None else f"{v:.1e}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

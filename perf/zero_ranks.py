@@ -1,0 +1,213 @@
+"""One rank of perf.zero_check: SwAV's steps on the golden network, with queue, frozen prototypes and LARS.
+
+The network is that of the golden training loop (bottleneck ResNet, a block a stage); images are noise that depends on
+the step alone, so that any number of ranks sees the same global batch. Small crops are of 24 pixels, not 16: torch 2.11 on
+a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stride 2 on one pixel, which is what 16 come to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from torch import Tensor
+
+BATCH, PROTOTYPES, DIM = 16, 30, 16
+GOLDEN = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
+TINY = {
+    "options": {"block": "basic", "layers": (1, 1), "base_width": 8, "stem": "small", "stem_stride": 2},
+    "sizes": ((2, 16), (3, 8)),
+}
+QUEUE, QUEUE_FROM, FROZEN, RATE = 48, 4, 3, 0.3
+NOISE = "projection_head.0.bias"  # in front of a batch norm: its gradient is zero, and what is computed is rounding
+FILE = "rank0.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: ZeRO `stage` on `ranks` processes, in `precision`, each step in `accumulation` parts, batch norm
+    synchronised over `sync` ranks (0: all). tiny: another network, for what does not depend on it."""
+
+    stage: int
+    ranks: int
+    precision: str = "fp32"
+    accumulation: int = 1
+    sync: int = 1
+    offload: bool = False
+    optimizer: str = "lars"
+    tiny: bool = False
+
+
+def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps: int, reference: Path | None) -> None:
+    """As rank `rank` of a case: `steps` steps, then, given a `reference`'s folder, from each of its `states` states one
+    step that is compared with its. Rank 0 writes `folder`/rank0.json, and a case without reference its states."""
+    warnings.simplefilter("ignore")
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(1)
+    from launch.cluster import Cluster, connected
+
+    if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same
+        from deepspeed.accelerator import get_accelerator
+
+        type(get_accelerator()).is_fp16_supported = lambda self: True  # type: ignore[method-assign]
+    cluster = Cluster(rank, case.ranks, rank, case.ranks)
+    with connected(cluster):
+        training = Training(case, cluster)
+        found: dict[str, Any] = {"case": asdict(case)}
+        if reference is None:
+            found["trust_ratios"] = []
+            for step in range(states):
+                training.save(folder / "states", step)
+                found["trust_ratios"].append(training.step(step)[1])
+            training.save(folder / "states", states)
+            training = Training(case, cluster)
+        else:
+            first = json.loads((reference / FILE).read_text())
+            found |= training.compare(reference / "states", states, first["trust_ratios"])
+            training = Training(case, cluster)
+        found["losses"] = [training.step(step)[0] for step in range(steps)]
+        if rank == 0:
+            (folder / FILE).write_text(json.dumps(found))
+
+
+class Training:
+    """Network, optimizer, queue and engine of a case on this rank, all new."""
+
+    def __init__(self, case: Case, cluster: Any) -> None:
+        from launch.engine import build_engine, input_dtype
+        from model.backbone import build_backbone
+        from model.optimizer import build_optimizer
+        from model.queue import EmbeddingQueue
+        from model.swav import SwAV
+
+        self.case, self.cluster = case, cluster
+        torch.manual_seed(0)
+        self.setup: dict[str, Any] = TINY if case.tiny else GOLDEN
+        self.network = SwAV(build_backbone("resnet", **self.setup["options"]), 64, DIM, PROTOTYPES)
+        self.config = OmegaConf.merge(
+            OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml"),
+            {
+                "run": {"batch_size": BATCH},
+                "optimizer": {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4},
+                "engine": {
+                    "stage": case.stage,
+                    "precision": case.precision,
+                    "accumulation": case.accumulation,
+                    "sync_batch_norm": case.sync,
+                    "offload": case.offload,
+                },
+            },
+        )
+        self.optimizer = build_optimizer(self.config.optimizer, self.network)  # type: ignore[union-attr]
+        self.queue = EmbeddingQueue(2, QUEUE, DIM, global_batch=BATCH, world_size=case.ranks)
+        self.engine = build_engine(self.config, self.network, self.optimizer, cluster, torch.device("cpu"))  # type: ignore[arg-type]
+        self.dtype = input_dtype(self.config)  # type: ignore[arg-type]
+
+    def step(self, step: int) -> tuple[float, list[float]]:
+        """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
+        from model.loss import swapped_prediction
+        from model.optimizer import set_step
+        from model.sinkhorn import sinkhorn
+        from pipeline.batch import split_batch
+
+        rate = RATE if self.case.optimizer == "lars" else RATE / 300
+        set_step(self.optimizer, rate, frozen_prototypes=step < FROZEN)
+        parts, here = self.case.accumulation, BATCH // self.case.ranks
+        losses = []
+        for part in split_batch(self._images(step), here, parts):
+            queued = self.queue.queued() if step >= QUEUE_FROM else None
+            embeddings, scores, queue_scores = self.engine(part, here // parts, queued)
+            targets = scores[:2].detach()
+            if queue_scores is not None:
+                targets = torch.cat([queue_scores, targets], dim=1)
+            codes = sinkhorn(targets, 0.05, 3)[:, -(here // parts) :]
+            self.queue.push(embeddings[:2])
+            loss = swapped_prediction(codes, scores, (0, 1), 0.1)
+            self.engine.backward(loss)
+            self.engine.step()
+            losses.append(loss.detach().double())
+        mean = torch.stack(losses).mean()
+        dist.all_reduce(mean)
+        ratios = getattr(self.optimizer, "trust_ratios", torch.empty(0))
+        return float(mean) / self.case.ranks, ratios.tolist()
+
+    def _images(self, step: int) -> list[Tensor]:
+        """This rank's rows of the step's global batch: a tensor per resolution, view-major."""
+        generator = torch.Generator().manual_seed(1000 + step)
+        here = BATCH // self.case.ranks
+        crops = []
+        for views, size in self.setup["sizes"]:
+            images = torch.randn(views, BATCH, 3, size, size, generator=generator)
+            mine = images[:, self.cluster.rank * here : (self.cluster.rank + 1) * here]
+            crops.append(mine.flatten(0, 1).to(self.dtype))
+        return crops
+
+    def save(self, folder: Path, step: int) -> None:
+        from launch.checkpoint import save_checkpoint
+        from launch.zero import loss_scale
+
+        state = {"step": step, "loss_scale": loss_scale(self.engine)}
+        save_checkpoint(folder, state, self.network, self.optimizer, self.queue, keep=10**6)
+
+    def load(self, checkpoint: Path) -> None:
+        from launch.checkpoint import load_checkpoint
+        from launch.zero import publish
+
+        load_checkpoint(checkpoint, self.network, self.optimizer, self.queue)
+        publish(self.engine)
+
+    # ------------------------------------------------------------------ against a reference
+    def compare(self, states: Path, count: int, trust_ratios: list[list[float]]) -> dict[str, Any]:
+        """From each state one step; the largest deviations from the reference's, over states and parameters."""
+        names = self.optimizer.layout.names  # type: ignore[union-attr]
+        kept = [number for number, name in enumerate(names) if name != NOISE]
+        worst = {"update": 0.0, "whole_update": 0.0, "momentum": 0.0, "trust_ratio": 0.0}
+        for step in range(count):
+            before, after = (states / f"step-{number:09d}" for number in (step, step + 1))
+            self.load(before)
+            ratios = torch.tensor(self.step(step)[1])
+            wrong, right, state_wrong, state_right = self._norms(before, after)[:, kept].unbind()
+            found = {
+                "update": float((wrong / right.clamp_min(1e-30)).max()),
+                "whole_update": float(wrong.norm() / right.norm()),
+                "momentum": float((state_wrong / state_right.clamp_min(1e-30)).max()),
+            }
+            if len(ratios):
+                found["trust_ratio"] = float((ratios / torch.tensor(trust_ratios[step]) - 1).abs()[kept].max())
+            worst = {name: max(value, found.get(name, 0.0)) for name, value in worst.items()}
+        return {f"{name}_deviation": value for name, value in worst.items()} | {"states": count, "excluded": [NOISE]}
+
+    def _norms(self, before: Path, after: Path) -> Tensor:
+        """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and of the momentum likewise."""
+        from launch.checkpoint import read_state
+        from launch.pieces import Pieces
+
+        layout = self.optimizer.layout
+        assert layout is not None
+        state_name = "momentum_buffer" if self.case.optimizer == "lars" else "exp_avg"
+        ranks = read_state(before)["world_size"]
+        old, new = Pieces(before, ranks), Pieces(after, ranks)
+        sums = torch.zeros(4, len(layout.names), dtype=torch.float64)
+        for tensor, segments in layout.tensors.items():
+            own_state = self.optimizer.state[tensor].get(state_name)
+            states = layout.pieces(tensor, own_state) if own_state is not None else [None] * len(segments)
+            for segment, piece, state in zip(segments, layout.pieces(tensor, tensor.detach()), states, strict=True):
+                where = layout.names[segment.parameter], segment.start, segment.length
+                start = old.read("master", *where).double()
+                expected = new.read("master", *where).double() - start
+                difference = piece.reshape(-1).double() - start - expected
+                values = [difference, expected]
+                if state is not None:
+                    saved = new.read(state_name, *where).double()
+                    values += [state.reshape(-1).double() - saved, saved]
+                for row, value in enumerate(values):
+                    sums[row, segment.parameter] += value.square().sum()
+        return layout.add_up(sums).sqrt()

@@ -1,0 +1,73 @@
+"""What ranks do in tests of ZeRO that perf.zero_ranks does not: overflow on purpose, moving between worlds."""
+
+import json
+import os
+import warnings
+
+import torch
+import torch.distributed as dist
+
+from launch.checkpoint import latest_checkpoint
+from launch.cluster import Cluster, connected
+from launch.zero import _scaler
+from perf.zero_ranks import Training
+
+
+def start(rank, case, port):
+    warnings.simplefilter("ignore")
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(1)
+    if case.precision == "fp16":
+        from deepspeed.accelerator import get_accelerator
+
+        type(get_accelerator()).is_fp16_supported = lambda self: True
+    return Cluster(rank, case.ranks, rank, case.ranks)
+
+
+def training_state(training):
+    from launch.pieces import pieces_of
+
+    return pieces_of(training.optimizer, training.cluster.rank, training.cluster.world_size)
+
+
+def move(rank, case, port, folder, source, first, steps):
+    """Go on from the newest checkpoint of `source` (None: from the start) for `steps` steps, saving before and after."""
+    cluster = start(rank, case, port)
+    with connected(cluster):
+        training = Training(case, cluster)
+        if source is not None:
+            training.load(latest_checkpoint(source))
+        training.save(folder / "before", first)
+        losses = [training.step(step)[0] for step in range(first, first + steps)]
+        training.save(folder / "after", first + steps)
+        if rank == 0:
+            (folder / "losses.json").write_text(json.dumps(losses))
+
+
+def overflow(rank, case, port, folder):
+    """Two steps, one whose gradients overflow, one more."""
+    cluster = start(rank, case, port)
+    with connected(cluster):
+        training = Training(case, cluster)
+        scaler = _scaler(training.engine)
+        scaler.cur_scale = 2.0**10
+        training.step(0)
+        training.step(1)
+        before, scale = training_state(training), 2.0**60
+        scaler.cur_scale = scale
+        training.step(2)
+        after = training_state(training)
+        found = {
+            "applied": training.engine.was_step_applied(),
+            "halved": scaler.cur_scale == scale / 2,
+            "same": before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before),
+        }
+        scaler.cur_scale = 2.0**10
+        training.step(3)
+        then = training_state(training)
+        found["goes_on"] = training.engine.was_step_applied() and any(not torch.equal(after[k], then[k]) for k in after)
+        everyone = [None] * case.ranks
+        dist.all_gather_object(everyone, found)
+        if rank == 0:
+            (folder / "found.json").write_text(json.dumps(everyone))
