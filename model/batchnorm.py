@@ -1,0 +1,269 @@
+"""Batch norm in float32 at least, its statistics synchronised over a group of ranks (Ioffe and Szegedy, arXiv
+1502.03167).
+
+torch's own refuses half weights beside float32 running statistics, which is what DeepSpeed's fp16 engine makes of a
+network, and its SyncBatchNorm refuses CPU tensors and waits for the device in every forward pass.
+
+Forward, one all-gather: each rank sends its count, its mean and its spread about that mean, and every rank combines
+them alike (Chan et al., 1983). One all-reduce of the sums of x and x^2 would be as many messages, but the difference of
+two large numbers loses the variance where |mean| >> std, and the one shift that ranks share beforehand, the running
+mean, is 0 when training begins. Backward, one all-reduce of the sums of dy and dy * (x - mean).
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """nn.BatchNorm1d, 2d and 3d in one: their arguments, parameters, buffers and state dict.
+
+    group: the ranks whose batches make one batch in training mode; None, or a group of one rank, is this rank alone.
+        Each rank brings at least one sample; their numbers may differ.
+
+    Computes in float32 (float64 for float64 inputs) whatever the weights' dtype and whatever autocast says; the output
+    has the input's dtype and memory format. Buffers keep their own dtype: leave them float32 where parameters become
+    half. Nothing waits for the device (except for momentum=None, the cumulative average, as in torch).
+
+    Activation checkpointing, torch's of both kinds or DeepSpeed's: a forward pass inside a backward pass is a
+    recomputation. It leaves the running statistics alone and repeats the all-gather, in step because all ranks run the
+    same graph. torch.compile goes around the checkpoint, not inside it: a compiled function can't tell what it is in.
+    """
+
+    group: "dist.ProcessGroup | None" = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.group = group
+
+    def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+        if self.training and self.group is not None and self.group.size() > 1:
+            out = self._normalise_synchronised(x, self.group)
+        else:
+            out = self._normalise(x, None)
+        # Only on what was timm's BatchNormAct2d, whose forward does the same.
+        act = getattr(self, "act", None)
+        return out if act is None else act(self.drop(out))  # type: ignore[operator]
+
+    def _normalise(self, x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight = None if self.weight is None else self.weight.to(dtype)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        running_mean, running_var, momentum = self.running_mean, self.running_var, self.momentum or 0.0
+        batch_statistics = self.training or running_mean is None
+        if self.training and not self.track_running_stats:
+            running_mean = running_var = None
+        elif self.training and _recomputing():
+            momentum = 0.0  # not None for the statistics: a checkpoint wants as many tensors saved as before
+        elif self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        if group is not None:
+            return synchronised_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
+        # CUDA takes half inputs with float32 weights; so does the CPU, but it rounds between the steps of backward.
+        wide = x if x.is_cuda else x.to(dtype)
+        out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
+        return out.to(x.dtype)
+
+    # Outside compiled graphs, so that `_recomputing` is asked at each call.
+    _normalise_synchronised = torch.compiler.disable(_normalise)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions: there is one class for all."""
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.group is None else f", ranks={self.group.size()}")
+
+
+def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, rank: int) -> None:
+    """Makes every batch norm of the network a `BatchNorm`, in place, and groups the ranks.
+
+    group_size: consecutive ranks that share statistics; 0 is all of them, 1 none. The last group has what is left.
+    world_size, rank: of torch.distributed's default group. All ranks call this together.
+
+    Modules, parameters, buffers, hooks and the activation of timm's BatchNormAct2d remain the same objects.
+
+    Raises ValueError for a negative group size, or for a batch norm with a forward of its own.
+    """
+    if group_size < 0:
+        raise ValueError(
+            f"batch norm over groups of {group_size} ranks; give 0 (all ranks), 1 (not synchronised) or more"
+        )
+    found = {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for name, module in found.items():
+        plain = type(module).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
+        if not (plain or (hasattr(module, "act") and hasattr(module, "drop"))):
+            raise ValueError(
+                f"batch norm {name or 'network'} is a {type(module).__name__}, which computes more than one"
+            )
+
+    group = _group_of(rank, group_size or world_size, world_size)
+    for module in found.values():
+        # A change of class, as torch's lazy modules do it, keeps all that a module holds and all that holds it.
+        module.__class__ = BatchNorm
+        module.group = group  # type: ignore[assignment]
+
+
+def _group_of(rank: int, size: int, world_size: int) -> "dist.ProcessGroup | None":
+    mine = None
+    for first in range(0, world_size, size):
+        ranks = list(range(first, min(first + size, world_size)))
+        if len(ranks) > 1:
+            # Also for all ranks: on the default group's communicator they would queue behind gradient buckets.
+            group = dist.new_group(ranks)
+            mine = group if rank in ranks else mine
+    return mine
+
+
+def synchronised_batch_norm(
+    x: Float[Tensor, "batch channels *space"],
+    weight: Float[Tensor, " channels"] | None,
+    bias: Float[Tensor, " channels"] | None,
+    running_mean: Float[Tensor, " channels"] | None,
+    running_var: Float[Tensor, " channels"] | None,
+    momentum: float,
+    eps: float,
+    group: "dist.ProcessGroup",
+) -> Float[Tensor, "batch channels *space"]:
+    """functional.batch_norm in training mode over the batches of all ranks of the group, each at least one sample.
+
+    x is of any float dtype; all else is float32, or float64 with x. The running statistics, if given, are updated in
+    place, alike on all ranks. Parameter gradients are this rank's share: their sum over the ranks is the whole.
+    """
+    if x.numel() == 0:
+        raise ValueError(f"synchronised batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
+    return _SynchronisedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, group)
+
+
+class _SynchronisedBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        group: "dist.ProcessGroup",
+    ) -> Tensor:
+        x = x.contiguous(memory_format=_memory_format(x))
+        mean, spread = torch.batch_norm_stats(x, eps) if x.is_cuda else _local_statistics(x)
+        local = torch.cat([mean, spread, mean.new_full((1,), x.numel() // len(mean))])
+        gathered = local.new_empty(group.size() * len(local))
+        dist.all_gather_into_tensor(gathered, local, group=group)
+        means, spreads, counts = gathered.view(group.size(), -1).split([len(mean), len(mean), 1], dim=1)
+
+        if x.is_cuda:
+            # Its first argument only says in which dtype to count without running statistics: half ends at 65504.
+            mean, invstd = torch.batch_norm_gather_stats_with_counts(
+                mean, means, spreads, running_mean, running_var, momentum, eps, counts.flatten()
+            )
+            out = torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+        else:
+            mean, invstd = _combined_statistics(means, spreads, counts, running_mean, running_var, momentum, eps)
+            scale = invstd if weight is None else invstd * weight
+            out = (x - _wide(mean, x)) * _wide(scale, x)
+            out = (out if bias is None else out + _wide(bias, x)).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, invstd, counts)
+        ctx.group = group
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd, counts = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=_memory_format(x))
+        needs_dx, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if x.is_cuda:
+            dy_sum, dy_deviation_sum, weight_grad, bias_grad = torch.batch_norm_backward_reduce(
+                dy, x, mean, invstd, weight, needs_dx, needs_weight, needs_bias
+            )
+        else:
+            deviation = x - _wide(mean, x)
+            dims = _all_but_channels(x)
+            dy_sum, dy_deviation_sum = dy.sum(dims, dtype=mean.dtype), (dy * deviation).sum(dims)
+            weight_grad, bias_grad = dy_deviation_sum * invstd, dy_sum
+
+        dx = None
+        if needs_dx:
+            sums = torch.cat([dy_sum, dy_deviation_sum])
+            dist.all_reduce(sums, group=ctx.group)
+            dy_sum, dy_deviation_sum = sums.chunk(2)
+            if x.is_cuda:
+                dx = torch.batch_norm_backward_elemt(
+                    dy, x, mean, invstd, weight, dy_sum, dy_deviation_sum, counts.flatten().int()
+                )
+            else:
+                total = counts.sum()
+                scale = invstd if weight is None else invstd * weight
+                dx = dy - _wide(dy_sum / total, x) - deviation * _wide(dy_deviation_sum * invstd.square() / total, x)
+                dx = (dx * _wide(scale, x)).to(x.dtype)
+        return dx, weight_grad if needs_weight else None, bias_grad if needs_bias else None, *(5 * [None])
+
+
+def _local_statistics(
+    x: Float[Tensor, "batch channels *space"],
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Mean and sum of squared deviations from it, in float32 at least."""
+    dims = _all_but_channels(x)
+    mean = x.mean(dims, dtype=torch.promote_types(x.dtype, torch.float32))
+    return mean, (x - _wide(mean, x)).square().sum(dims)
+
+
+def _combined_statistics(
+    means: Float[Tensor, "ranks channels"],
+    squares: Float[Tensor, "ranks channels"],
+    counts: Float[Tensor, "ranks 1"],
+    running_mean: Float[Tensor, " channels"] | None,
+    running_var: Float[Tensor, " channels"] | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Mean and 1 / std of all ranks together; moves the running statistics towards them."""
+    total = counts.sum()
+    mean = (means * (counts / total)).sum(dim=0)
+    square = (squares + counts * (means - mean).square()).sum(dim=0)
+    if running_mean is not None and running_var is not None:
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(square / (total - 1), momentum)
+    return mean, (square / total + eps).rsqrt()
+
+
+def _recomputing() -> bool:
+    """Whether a backward pass is under way in this thread, as torch's own checkpointing asks it."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    if x.ndim == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return torch.contiguous_format
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.ndim) if dim != 1]
+
+
+def _wide(values: Float[Tensor, " channels"], x: Tensor) -> Tensor:
+    """Per-channel values in a shape that broadcasts against x."""
+    return values.view(-1, *([1] * (x.ndim - 2)))
