@@ -66,15 +66,20 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         bias = None if self.bias is None else self.bias.to(dtype)
         running_mean, running_var, momentum = self.running_mean, self.running_var, self.momentum or 0.0
         batch_statistics = self.training or running_mean is None
-        if self.training and (not self.track_running_stats or _recomputing()):
+        if self.training and not self.track_running_stats:
             running_mean = running_var = None
+        elif self.training and _recomputing():
+            momentum = 0.0  # not None for the statistics: a checkpoint wants as many tensors saved as before
         elif self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         if group is not None:
             return synchronised_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
-        return functional.batch_norm(x, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
+        # CUDA takes half inputs with float32 weights; so does the CPU, but it rounds between the steps of backward.
+        wide = x if x.is_cuda else x.to(dtype)
+        out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
+        return out.to(x.dtype)
 
     # Outside compiled graphs, so that `_recomputing` is asked at each call.
     _normalise_synchronised = torch.compiler.disable(_normalise)

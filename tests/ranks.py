@@ -9,11 +9,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "all_to_all",
+    "barrier",
+    "broadcast",
+    "broadcast_object_list",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+
 
 def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
     context = multiprocessing.get_context("forkserver")  # imports once, and no rank inherits threads
-    context.set_forkserver_preload(["torch", "hypothesis", "pytest", "jaxtyping"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "hypothesis", "pytest", "jaxtyping"])
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
@@ -40,3 +55,21 @@ def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], An
         results.put((rank, function(inputs[rank])))
     finally:
         dist.destroy_process_group()
+
+
+def count_collectives() -> list[str]:
+    """The names of this process's collectives from now on: a list that grows with them."""
+    calls: list[str] = []
+
+    def counting(name: str) -> Callable[..., Any]:
+        original = getattr(dist, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(dist, name, counting(name))
+    return calls

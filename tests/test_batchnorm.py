@@ -1,0 +1,377 @@
+"""Batch norm over ranks is batch norm over their batches together, in float32 whatever it is given."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import count_collectives, run_ranks
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.batchnorm import BatchNorm, replace_batch_norm, synchronised_batch_norm
+
+Arrays = dict[str, np.ndarray]
+DTYPES = [  # of inputs, of weights, of autocast
+    (torch.float16, torch.float16, ""),
+    (torch.bfloat16, torch.bfloat16, ""),
+    (torch.bfloat16, torch.float32, "bfloat16"),
+    (torch.float16, torch.float32, "float16"),
+    (torch.float32, torch.float32, "bfloat16"),
+    (torch.float32, torch.float16, ""),
+]
+
+
+def small_network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """Batch norm over images and over vectors, with weights that are not one."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 5, 3, bias=False),
+        nn.BatchNorm2d(5, momentum=0.3, eps=1e-3),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(45, 7, bias=False),
+        nn.BatchNorm1d(7),
+        nn.Linear(7, 4),
+    )
+    for module in network:
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -1, 1)
+    return network.to(dtype)
+
+
+def images(seed: int, batch: int) -> np.ndarray:
+    return np.random.RandomState(seed).normal(0.5, 2, size=(batch, 3, 7, 7))
+
+
+def trained(network: nn.Module, batch: np.ndarray, dtype: torch.dtype) -> Arrays:
+    """One step's output and input gradient (by sample), parameter gradients and buffers."""
+    x = torch.from_numpy(batch).to(dtype).requires_grad_()
+    out = network(x)
+    out.sin().sum().backward()
+    assert x.grad is not None
+    found = {"output": out.detach(), "input gradient": x.grad}
+    found |= {f"gradient of {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+    found |= {f"buffer {name}": buffer for name, buffer in network.named_buffers()}
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def trained_on_a_rank(task: tuple[np.ndarray, int, torch.dtype]) -> Arrays:
+    batch, group_size, dtype = task
+    network = small_network(dtype)
+    replace_batch_norm(network, group_size, dist.get_world_size(), dist.get_rank())
+    return trained(network, batch, dtype)
+
+
+def together(ranks: list[Arrays]) -> Arrays:
+    """Samples in a row, gradients summed; buffers are the same on all ranks."""
+    found = {}
+    for name, first in ranks[0].items():
+        values = [rank[name] for rank in ranks]
+        if name in ("output", "input gradient"):
+            found[name] = np.concatenate(values)
+        elif name.startswith("gradient"):
+            found[name] = np.sum(values, axis=0)
+        else:
+            assert all(np.array_equal(value, first) for value in values), name
+            found[name] = first
+    return found
+
+
+def deviation(found: Arrays, expected: Arrays) -> float:
+    """The largest difference of any tensor, relative to that tensor's largest value."""
+    assert found.keys() == expected.keys()
+    return max(float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in expected)
+
+
+def unequal_batches(sizes: list[int]) -> list[np.ndarray]:
+    """Each rank's images have a mean and a scale of their own, so that its statistics alone would be far off."""
+    return [(1 + rank) * images(rank, size) + rank for rank, size in enumerate(sizes)]
+
+
+# ---- over ranks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [3, 3, 3, 3], [1, 6], [5, 1, 2, 3]], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)], ids=str)
+def test_ranks_together_are_one_process_on_the_whole_batch(
+    sizes: list[int], dtype: torch.dtype, tolerance: float
+) -> None:
+    batches = unequal_batches(sizes)
+    expected = trained(small_network(), np.concatenate(batches), torch.float64)
+    ranks = run_ranks([(batch, 0, dtype) for batch in batches], trained_on_a_rank)
+    assert deviation(together(ranks), expected) < tolerance
+
+
+def test_groups_of_two_among_four_ranks_do_not_mix() -> None:
+    batches = unequal_batches([2, 3, 4, 2])
+    ranks = run_ranks([(batch, 2, torch.float64) for batch in batches], trained_on_a_rank)
+    for first in (0, 2):
+        expected = trained(small_network(), np.concatenate(batches[first : first + 2]), torch.float64)
+        assert deviation(together(ranks[first : first + 2]), expected) < 1e-12
+
+
+@pytest.mark.parametrize(("group_size", "groups"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (8, [[0, 1, 2]])])
+def test_the_last_group_has_the_ranks_that_are_left(group_size: int, groups: list[list[int]]) -> None:
+    batches = unequal_batches([2, 3, 4])
+    ranks = run_ranks([(batch, group_size, torch.float64) for batch in batches], trained_on_a_rank)
+    for group in groups:
+        expected = trained(small_network(), np.concatenate([batches[rank] for rank in group]), torch.float64)
+        assert deviation(together([ranks[rank] for rank in group]), expected) < 1e-12
+
+
+def collectives_on_a_rank(batch: np.ndarray) -> list[list[str]]:
+    network = small_network()
+    replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
+    calls = count_collectives()
+    counts = []
+    x = torch.from_numpy(batch)
+    out = network(x)
+    counts.append(calls.copy())
+    calls.clear()
+    out.sum().backward()
+    counts.append(calls.copy())
+    calls.clear()
+    network.eval()(x)
+    counts.append(calls.copy())
+    return counts
+
+
+def test_a_layer_takes_one_collective_forward_one_backward_and_none_in_eval_mode() -> None:
+    expected = [["all_gather_into_tensor"] * 3, ["all_reduce"] * 3, []]
+    assert run_ranks(unequal_batches([2, 3]), collectives_on_a_rank) == [expected] * 2
+
+
+def norm_on_a_rank(task: tuple[np.ndarray, np.ndarray, torch.dtype, torch.dtype, str]) -> Arrays:
+    """A single layer with weights and inputs of the given dtypes; `autocast` is a dtype's name or empty."""
+    batch, dy, dtype, weight_dtype, autocast = task
+    norm = BatchNorm(batch.shape[1], group=dist.group.WORLD)
+    nn.init.constant_(norm.weight, 1.5)
+    for parameter in norm.parameters():
+        parameter.data = parameter.data.to(weight_dtype)
+    x = torch.from_numpy(batch).to(dtype)
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    with torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=bool(autocast)):
+        out = norm(x)
+    out.backward(torch.from_numpy(dy).to(dtype))  # contiguous, whatever x is
+    assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
+    assert out.dtype == x.dtype == x.grad.dtype and norm.weight.grad.dtype == weight_dtype
+    assert norm.running_mean is not None and norm.running_mean.dtype == torch.float32
+    if x.ndim == 4:
+        assert out.is_contiguous(memory_format=torch.channels_last)
+        assert x.grad.is_contiguous(memory_format=torch.channels_last)
+    found = {"output": out.detach(), "input gradient": x.grad} | {
+        "gradient of weight": norm.weight.grad,
+        "gradient of bias": norm.bias.grad,
+        "buffer mean": norm.running_mean,
+        "buffer var": norm.running_var,
+    }
+    return {name: value.double().numpy() for name, value in found.items()}
+
+
+def norms_on_a_rank(tasks: list[Any]) -> list[Arrays]:
+    return [norm_on_a_rank(task) for task in tasks]
+
+
+def reference(batch: np.ndarray, dy: np.ndarray) -> Arrays:
+    """What `norm_on_a_rank` should find, by torch's batch norm in float64."""
+    norm = nn.BatchNorm2d(batch.shape[1]) if batch.ndim == 4 else nn.BatchNorm1d(batch.shape[1])
+    nn.init.constant_(norm.double().weight, 1.5)
+    x = torch.from_numpy(batch).double().requires_grad_()
+    out = norm(x)
+    out.backward(torch.from_numpy(dy).double())
+    assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
+    found = {"output": out.detach(), "input gradient": x.grad} | {
+        "gradient of weight": norm.weight.grad,
+        "gradient of bias": norm.bias.grad,
+        "buffer mean": norm.running_mean,
+        "buffer var": norm.running_var,
+    }
+    return {name: value.numpy() for name, value in found.items() if value is not None}
+
+
+def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    return torch.from_numpy(values).to(dtype).float().numpy()
+
+
+def samples(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and output gradients on the grid of `dtype`, so that only computing can go wrong."""
+    random = np.random.RandomState(3)
+    return rounded(random.normal(3, 2, size=shape), dtype), rounded(random.normal(size=shape), dtype)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_it_computes_in_float32_whatever_it_is_given(world_size: int) -> None:
+    cases = [(shape, *dtypes) for shape in ((6, 4, 5, 5), (6, 4), (6, 4, 5)) for dtypes in DTYPES]
+    data = [samples(shape, dtype) for shape, dtype, _, _ in cases]
+    parts = [
+        list(zip(*(np.array_split(values, [4][: world_size - 1]) for values in pair), strict=True)) for pair in data
+    ]
+    tasks = [[(*part[rank], *case[1:]) for part, case in zip(parts, cases, strict=True)] for rank in range(world_size)]
+    ranks = run_ranks(tasks, norms_on_a_rank)
+    for number, (_, dtype, weight_dtype, _) in enumerate(cases):
+        found, expected = together([rank[number] for rank in ranks]), reference(*data[number])
+        for name, value in expected.items():
+            stored = torch.float32 if "buffer" in name else weight_dtype if "gradient of" in name else dtype
+            rounding = torch.finfo(stored).eps / 2
+            # Each rank rounds its share of a parameter's gradient; all else is computed in float32 and rounded once.
+            shares = world_size * np.abs(value).max() if "gradient of" in name else np.abs(value)
+            excess = np.abs(found[name] - value) - rounding * shares
+            assert excess.max() < 2e-6 * np.abs(value).max(), (cases[number], name)
+
+
+def test_a_large_mean_leaves_the_variance_alone() -> None:
+    random = np.random.RandomState(0)
+    x = (1000 + random.normal(0, 0.1, size=(32, 5, 8, 8))).astype(np.float32)
+    dy = random.normal(size=x.shape).astype(np.float32)
+    halves = zip(np.split(x, 2), np.split(dy, 2), strict=True)
+    found = together(run_ranks([(*half, torch.float32, torch.float32, "") for half in halves], norm_on_a_rank))
+    expected = reference(x, dy)
+    np.testing.assert_allclose(found["buffer var"], expected["buffer var"], rtol=1e-6)
+    np.testing.assert_allclose(found["output"], expected["output"], rtol=0, atol=2e-3)
+
+
+class Checkpointed(nn.Sequential):
+    """A network that keeps only what goes into and out of its two halves."""
+
+    how = "reentrant"
+
+    def forward(self, x: Tensor) -> Tensor:
+        for half in (nn.Sequential(*list(self)[:4]), nn.Sequential(*list(self)[4:])):
+            if self.how == "deepspeed":
+                import deepspeed
+
+                x = deepspeed.checkpointing.checkpoint(half, x)
+            else:
+                x = checkpoint(half, x, use_reentrant=self.how == "reentrant")
+        return x
+
+
+def checkpointed_on_a_rank(task: tuple[np.ndarray, str]) -> Arrays:
+    batch, how = task
+    network = Checkpointed(*small_network())
+    network.how = how
+    replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
+    return trained(network, batch, torch.float64)
+
+
+@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "deepspeed"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_recomputation_for_a_checkpoint_changes_nothing(world_size: int, how: str) -> None:
+    batches = unequal_batches([4, 3][:world_size])
+    expected = trained(small_network(), np.concatenate(batches), torch.float64)
+    found = together(run_ranks([(batch, how) for batch in batches], checkpointed_on_a_rank))
+    assert deviation(found, expected) < 1e-12
+
+
+def compiled_on_a_rank(batch: np.ndarray) -> Arrays:
+    network = Checkpointed(*small_network())
+    network.how = "not reentrant"
+    replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
+    network.compile(backend="eager")  # the graphs and their breaks, without minutes of code generation
+    return trained(network, batch, torch.float64)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_it_may_be_compiled_with_checkpoints_inside(world_size: int) -> None:
+    batches = unequal_batches([4, 3][:world_size])
+    expected = trained(small_network(), np.concatenate(batches), torch.float64)
+    assert deviation(together(run_ranks(batches, compiled_on_a_rank)), expected) < 1e-12
+
+
+# ---- in one process ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+@pytest.mark.parametrize("tracks", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_alone_it_is_torchs_to_the_bit(training: bool, affine: bool, tracks: bool, momentum: float | None) -> None:
+    theirs = nn.BatchNorm2d(4, 1e-3, momentum, affine, tracks)
+    ours = BatchNorm(4, 1e-3, momentum, affine, tracks)
+    x = torch.from_numpy(samples((6, 4, 5, 5), torch.float32)[0])
+    for _ in range(3):
+        theirs(x), ours(x)
+    assert torch.equal(ours.train(training)(x), theirs.train(training)(x))
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+
+
+def test_statistics_that_are_no_longer_tracked_stay_as_they_are() -> None:
+    norm = BatchNorm(4)
+    norm.track_running_stats = False
+    norm(torch.from_numpy(samples((6, 4), torch.float32)[0]))
+    assert norm.running_mean is not None and not norm.running_mean.any()
+
+
+def test_state_dicts_are_those_of_torchs_both_ways() -> None:
+    theirs, ours = small_network(), small_network()
+    replace_batch_norm(ours, 1, 1, 0)
+    trained(theirs, images(0, 4), torch.float64)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    back = small_network()
+    back.load_state_dict(ours.state_dict())
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in theirs.state_dict().items())
+
+
+def test_replacing_keeps_modules_tensors_hooks_and_shared_modules() -> None:
+    network = small_network()
+    network.append(network[8])
+    before, calls = dict(network.named_modules()), []
+    tensors = [*network.parameters(), *network.buffers()]
+    network[1].register_forward_hook(lambda *_: calls.append("called"))
+    replace_batch_norm(network, 0, 1, 0)
+    network[1](torch.zeros(2, 6, 3, 3, dtype=torch.float64))
+    assert all(module is before[name] for name, module in network.named_modules())
+    assert all(new is old for new, old in zip([*network.parameters(), *network.buffers()], tensors, strict=True))
+    assert [type(network[index]) for index in (1, 4, 8)] == [BatchNorm] * 3 and network[10] is network[8]
+    assert calls == ["called"]
+
+
+def test_a_bare_batch_norm_is_replaced_too() -> None:
+    norm = nn.BatchNorm3d(4)
+    replace_batch_norm(norm, 0, 1, 0)
+    assert isinstance(norm, BatchNorm)
+
+
+# densenet121 and efficientnet_b0 have the norm and activation in one, regnety_002 both kinds
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "densenet121", "regnety_002", "levit_128s"])
+def test_timm_models_compute_the_same(name: str) -> None:
+    import timm  # seconds, which each rank would spend too
+
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0).eval()
+    size = 224 if "levit" in name else 64
+    x = torch.from_numpy(np.random.RandomState(0).normal(size=(2, 3, size, size)).astype(np.float32))
+    with torch.no_grad():
+        expected = network(x)
+        replace_batch_norm(network, 0, 1, 0)
+        assert any(isinstance(module, BatchNorm) for module in network.modules())
+        assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in network.modules())
+        assert torch.equal(network(x), expected)
+
+
+def test_a_batch_norm_that_computes_more_is_refused() -> None:
+    from timm.layers import SplitBatchNorm2d
+
+    network = nn.Sequential(SplitBatchNorm2d(4, num_splits=2))
+    with pytest.raises(ValueError, match="batch norm 0 is a SplitBatchNorm2d"):
+        replace_batch_norm(network, 0, 1, 0)
+
+
+def test_a_negative_group_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="groups of -1 ranks; give 0"):
+        replace_batch_norm(small_network(), -1, 1, 0)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a sample on each rank, got shape \(0, 4\)"):
+        synchronised_batch_norm(torch.zeros(0, 4), None, None, None, None, 0.1, 1e-5, None)  # type: ignore[arg-type]
