@@ -55,6 +55,7 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
         zero |= {
             "overlap_comm": bool(device == "cuda" and world_size > 1),
             "contiguous_gradients": True,
+            "parameter_alignment": True,  # of weights in the flat buffer, which kernels would else meet unaligned
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         }

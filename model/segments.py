@@ -121,7 +121,7 @@ class Layout:
             begins[number] = total
             total += self.shapes[number][0]
         example = found[0][0] if found else torch.empty(0, device=self.device)
-        squares = torch.zeros(total, dtype=example.dtype, device=example.device)
+        squares = torch.zeros(total, dtype=torch.float64, device=example.device)
         blocks = []
         for piece, segment in found:
             width = self.shapes[segment.parameter][1]
@@ -129,9 +129,9 @@ class Layout:
             at, place = segment.start - first * width, begins[segment.parameter] + first
             block = piece.new_zeros(last - first, width)  # whole rows, of which we may have only a part
             block.view(-1)[at : at + segment.length] = piece.view(-1)
-            squares[place : place + len(block)] += block.square().sum(1)
+            squares[place : place + len(block)] += block.double().square().sum(1)
             blocks.append((piece, block, at, place))
-        norms = self.add_up(squares).sqrt_().clamp_min_(1e-12)
+        norms = self.add_up(squares).sqrt_().clamp_min_(1e-12).to(example.dtype)
         for piece, block, at, place in blocks:
             block /= norms[place : place + len(block), None]
             piece.view(-1).copy_(block.view(-1)[at : at + piece.numel()])
@@ -139,8 +139,9 @@ class Layout:
 
 @torch.no_grad()
 def unit_rows_(weight: Float[Tensor, "rows dim"]) -> None:
-    """L2-normalises the rows in place. A row of zeros stays one."""
-    weight.div_(torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min_(1e-12))
+    """L2-normalises the rows in place, by norms added up in float64. A row of zeros stays one."""
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True, dtype=torch.float64)
+    weight.div_(norms.clamp_min_(1e-12).to(weight.dtype))
 
 
 def _cuts(size: int, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
