@@ -92,6 +92,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 
+def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, whole, on the CPU; batch-norm statistics averaged over the ranks."""
+    return load_file(checkpoint / "network.safetensors")
+
+
 def load_checkpoint(
     checkpoint: Path,
     network: torch.nn.Module,
