@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data convert preview bench test lint lock clean
+.PHONY: help setup train data convert preview export bench test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ convert: setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, index): pack any 
 preview: setup ## a sheet of images with their crops, preview.png
 	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)
 
+export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, safetensors, onnx): trained weights for use
+	@$(RUN) -m launch.export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
+
 bench: setup ## how many images a second each loader gives on this machine
 	@$(RUN) -m perf.loader $(ARGS)
 
@@ -42,7 +45,7 @@ lint: setup ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
 lock: setup ## resolve the lock files anew from pyproject.toml (needs uv)
-	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra ray --extra dali-$$dali --universal \
+	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra dali-$$dali --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
 
 clean: ## remove .venv and caches; data/ and runs/ stay

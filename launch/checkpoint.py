@@ -165,7 +165,15 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 
+<<<<<<< HEAD
 # ---------------------------------------------------------------------------------------------- load
+=======
+def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, whole, on the CPU; batch-norm statistics averaged over the ranks."""
+    return load_file(checkpoint / "network.safetensors")
+
+
+>>>>>>> b6da6e79b7618f5d285380c8d9026918556759cc
 def load_checkpoint(
     checkpoint: Path, network: torch.nn.Module, optimizer: Any, queue: EmbeddingQueue | None
 ) -> dict[str, Any]:

@@ -1,0 +1,161 @@
+"""A backbone's counterpart in torchvision or timm: the same network in their code, with their key names.
+
+Classifiers are left out: a run has none, and a random one that answers would mislead.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launch.trained import Trained
+from model.resnet import RESNETS, ResNet
+
+# patch size, width, blocks, heads, MLP's width -> the builder in torchvision.models
+VISION_TRANSFORMERS = {
+    (16, 768, 12, 12, 3072): "vit_b_16",
+    (32, 768, 12, 12, 3072): "vit_b_32",
+    (16, 1024, 24, 16, 4096): "vit_l_16",
+    (32, 1024, 24, 16, 4096): "vit_l_32",
+    (14, 1280, 32, 16, 5120): "vit_h_14",
+}
+
+# Names of timm's VisionTransformer -> torchvision's. Both fuse query, key and value in this order.
+VIT_NAMES = (
+    (r"cls_token$", "class_token"),
+    (r"pos_embed$", "encoder.pos_embedding"),
+    (r"patch_embed\.proj\.", "conv_proj."),
+    (r"norm\.", "encoder.ln."),
+    (r"blocks\.(\d+)\.norm([12])\.", r"encoder.layers.encoder_layer_\1.ln_\2."),
+    (r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"),
+    (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.encoder_layer_\1.self_attention.out_proj."),
+    (r"blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layers.encoder_layer_\1.mlp.0."),
+    (r"blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layers.encoder_layer_\1.mlp.3."),
+)
+
+TOLERANCE = 1e-4  # of the largest feature: other kernels round otherwise, another activation is 1e-2 off
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """network: without classifier, with the weights, in eval mode. code: the lines of Python that build it."""
+
+    network: nn.Module
+    code: list[str]
+
+
+def torchvision_counterpart(trained: Trained) -> Counterpart:
+    """In torchvision.models. Raises ValueError, one line, if there is none."""
+    import torchvision
+
+    backbone = trained.network.backbone
+    name: str | None
+    settings: dict[str, Any]
+    if isinstance(backbone, ResNet):
+        name, settings, head, size = standard_resnet(trained), {}, "fc", 64
+        weights = backbone.state_dict()
+    else:
+        name, settings, size = _vision_transformer(backbone)
+        head, weights = "heads", {_vit_name(key): value for key, value in backbone.state_dict().items()}
+    if name is None:
+        raise _none(trained, "torchvision")
+    network = getattr(torchvision.models, name)(**settings)
+    setattr(network, head, nn.Identity())
+    arguments = ", ".join(f"{key}={value}" for key, value in settings.items())
+    code = [
+        "import torch, torchvision",
+        f"network = torchvision.models.{name}({arguments}).eval()",
+        f"network.{head} = torch.nn.Identity()",
+    ]
+    return _filled(trained, network, weights, code, size, "torchvision")
+
+
+def timm_counterpart(trained: Trained) -> Counterpart:
+    """In timm; a backbone of timm is its own. Raises ValueError, one line, if there is none."""
+    backbone = trained.network.backbone
+    name: str | None = trained.backbone_name
+    options: dict[str, Any] = {"num_classes": 0, **trained.options}
+    if isinstance(backbone, ResNet):
+        name, options = standard_resnet(trained), {"num_classes": 0}
+    arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    code = ["import timm, torch", f"network = timm.create_model({name!r}, {arguments}).eval()"]
+    if not isinstance(backbone, ResNet):
+        return Counterpart(backbone, code)
+    if name is None:
+        raise _none(trained, "timm")
+    import timm
+
+    return _filled(trained, timm.create_model(name, **options), backbone.state_dict(), code, 64, "timm")
+
+
+def standard_resnet(trained: Trained) -> str | None:
+    """The name that torchvision and timm both have for one of our ResNets; None for other widths and stems."""
+    plain: dict[str, Any] = {"block": "bottleneck", "width_multiplier": 1, "base_width": 64, "stem": "imagenet"}
+    made = plain | {"layers": (3, 4, 6, 3)} | RESNETS.get(trained.backbone_name, {}) | trained.options
+    made["layers"] = tuple(made["layers"])
+    made.pop("stem_stride", None)  # of the small stem only
+    for name in ("resnet18", "resnet34", "resnet50"):
+        if made == plain | RESNETS[name]:
+            return name
+    return None
+
+
+def _vision_transformer(backbone: nn.Module) -> tuple[str | None, dict[str, Any], int]:
+    """Builder in torchvision.models, its arguments and the image size, for a plain VisionTransformer of timm."""
+    from timm.models import VisionTransformer
+
+    weights = backbone.state_dict()
+    if not isinstance(backbone, VisionTransformer) or "blocks.0.mlp.fc1.weight" not in weights:
+        return None, {}, 0
+    tokens, width = weights["pos_embed"].shape[1:] if "pos_embed" in weights else (0, 0)
+    patch = weights["patch_embed.proj.weight"].shape[-1]
+    size = int(max(tokens - 1, 0) ** 0.5) * patch
+    heads, hidden = int(backbone.blocks[0].attn.num_heads), weights["blocks.0.mlp.fc1.weight"].shape[0]
+    name = VISION_TRANSFORMERS.get((patch, width, len(backbone.blocks), heads, hidden))
+    if name:
+        return name, {"image_size": size}, size
+    settings = {"image_size": size, "patch_size": patch, "num_layers": len(backbone.blocks), "num_heads": heads}
+    return "VisionTransformer" if size else None, settings | {"hidden_dim": width, "mlp_dim": hidden}, size
+
+
+def _vit_name(key: str) -> str:
+    for pattern, name in VIT_NAMES:
+        if re.match(pattern, key):
+            return re.sub(f"^{pattern}", name, key)
+    return key
+
+
+@torch.no_grad()
+def _filled(
+    trained: Trained, network: nn.Module, weights: dict[str, Tensor], code: list[str], size: int, library: str
+) -> Counterpart:
+    """The counterpart with our weights, once it is known to give our features.
+
+    Equal names and shapes are not enough: another activation, epsilon or pooling would have them too.
+    """
+    theirs = {key: value.shape for key, value in network.state_dict().items()}
+    odd = [key for key in theirs.keys() | weights.keys() if key not in weights or theirs.get(key) != weights[key].shape]
+    if odd:
+        raise _none(trained, library, f"it differs in {min(odd)}")
+    network.load_state_dict(weights)
+    network.eval()
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    ours, found = trained.network.backbone(images), network(images)
+    if ours.shape != found.shape or (ours - found).abs().max() > TOLERANCE * ours.abs().max():
+        raise _none(trained, library, "the same weights give other features there")
+    return Counterpart(network, code)
+
+
+def _none(trained: Trained, library: str, reason: str = "") -> ValueError:
+    others = ["swav", "safetensors", "onnx"]
+    if library == "torchvision" and (not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained)):
+        others.insert(0, "timm")
+    options = f" with model.options={trained.options}" if trained.options else ""
+    return ValueError(
+        f"backbone {trained.backbone_name}{options} has no counterpart in {library}{reason and f' ({reason})'}; "
+        f"these formats take it: {', '.join(others)}"
+    )

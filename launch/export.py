@@ -1,0 +1,112 @@
+"""Trained weights in the formats that others load.
+
+    make export CKPT=runs/demo OUT=resnet50.pth FORMAT=torchvision
+    python -m launch.export CKPT OUT --format torchvision|timm|swav|safetensors|onnx [--force]
+
+    torchvision  state dict for torchvision.models: ResNet-18/34/50, vision transformers; without classifier
+    timm         state dict for timm.create_model(name, num_classes=0): ResNet-18/34/50, any backbone of timm
+    swav         backbone, projection head and prototypes in the published checkpoints' layout; model.weights reads it
+    safetensors  a folder with the backbone's weights and a model card
+    onnx         the backbone as a graph, for any batch and, if convolutional, any size
+
+CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-... OUT is whole or not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+from launch.cluster import Cluster
+from launch.report import EXIT_MISTAKE, mistakes_end_the_run
+
+FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx")
+FOLDER_FILES = {"model.safetensors", "README.md"}  # of format safetensors
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells of a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_MISTAKE, f"swave: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser("python -m launch.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CKPT", help="a run's directory, or a folder checkpoints/step-...")
+    parser.add_argument("out", metavar="OUT", help="file to write; with safetensors a folder")
+    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
+    parser.add_argument("--force", action="store_true", help="replace OUT")
+    given = parser.parse_args(arguments)
+    with mistakes_end_the_run(Cluster()):
+        for name, value in (("CKPT", given.checkpoint), ("OUT", given.out)):
+            if not value:
+                raise ValueError(f"{name} is not set; e.g. make export CKPT=runs/demo OUT=x.pth FORMAT=torchvision")
+        try:
+            code = export(Path(given.checkpoint), Path(given.out), given.format, given.force)
+        except OSError as error:
+            raise ValueError(f"{error.filename or given.out}: {error.strerror or error}") from None
+    print(f"{given.out} is written; to load it:\n")
+    print("\n".join(f"    {line}" for line in code))
+    return 0
+
+
+def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]:
+    """Write the network of `path` (a run's directory or a checkpoint) to `out`; returns the Python that loads it.
+
+    format: one of FORMATS. force: replace `out`, if it is something that this function may have written.
+
+    Raises ValueError, one line, for any mistake; then `out` is as it was.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown; give {', '.join(FORMATS)}")
+    _check_out(out, format, force)
+    from launch.export_formats import WRITERS
+    from launch.trained import read_trained
+
+    trained = read_trained(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        code = WRITERS[format](trained, made)
+        _put(made, out)
+    return code
+
+
+def _check_out(out: Path, format: str, force: bool) -> None:
+    if format == "safetensors" and out.suffix == ".safetensors":
+        raise ValueError(f"OUT={out}: format safetensors makes a folder (weights, model card); leave the suffix out")
+    if not out.exists():
+        return
+    if not force:
+        raise ValueError(f"OUT={out} exists; give another name, or --force (make export ARGS=--force) to replace it")
+    if out.is_dir() != (format == "safetensors") or (
+        out.is_dir() and not {path.name for path in out.iterdir()} <= FOLDER_FILES
+    ):
+        raise ValueError(f"OUT={out} exists and is no export of this format; give another name")
+
+
+def _put(made: Path, out: Path) -> None:
+    """Sync, then rename. A folder cannot be renamed onto another: the old one steps into `made`'s, to be deleted."""
+    from launch.checkpoint import sync
+
+    for path in [*made.iterdir(), made] if made.is_dir() else [made]:
+        sync(path)
+    if out.is_dir():
+        old = made.with_name(f"{out.name}.old")
+        out.rename(old)
+        try:
+            made.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
+    else:
+        made.replace(out)
+    sync(out.parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The files that `launch.export` writes, a function for each format: the file, and the Python that loads it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from launch.counterpart import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
+from launch.model_card import header, model_card
+from launch.trained import Trained
+from model.resnet import ResNet
+from model.weights import published_names
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_LIMIT = 2**31 - 2**20  # bytes of a protobuf, less the graph's own
+
+
+def write_torchvision(trained: Trained, path: Path) -> list[str]:
+    """State dict for torchvision.models, classifier left out."""
+    found = torchvision_counterpart(trained)
+    torch.save(_plain(found.network), path)
+    return [*found.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
+
+
+def write_timm(trained: Trained, path: Path) -> list[str]:
+    """State dict for timm.create_model(..., num_classes=0)."""
+    found = timm_counterpart(trained)
+    torch.save(_plain(found.network), path)
+    return [*found.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
+
+
+def write_swav(trained: Trained, path: Path) -> list[str]:
+    """Backbone, projection head and prototypes in the layout of the published checkpoints."""
+    weights = published_names(_plain(trained.network))
+    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
+    return [
+        "import torch",
+        f'weights = torch.load("{path.name}", weights_only=True)["state_dict"]',
+        "# or start a run from it: model.weights=" + path.name,
+    ]
+
+
+def write_safetensors(trained: Trained, path: Path) -> list[str]:
+    """A folder: the backbone's weights, and README.md, the model card."""
+    path.mkdir()
+    save_file(_plain(trained.network.backbone), path / "model.safetensors", metadata=header(trained))
+    code = _safetensors_code(trained)
+    (path / "README.md").write_text(model_card(trained, code))
+    return code
+
+
+def _safetensors_code(trained: Trained) -> list[str]:
+    """With timm where it has the network, else with swave's own modules."""
+    if not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained):
+        return [
+            "import timm; from safetensors.torch import load_file",
+            timm_counterpart(trained).code[-1],
+            'network.load_state_dict(load_file("model.safetensors"))',
+        ]
+    arguments = ", ".join([repr(trained.backbone_name), *(f"{key}={v!r}" for key, v in trained.options.items())])
+    return [
+        "from model.backbone import build_backbone; from model.weights import load_weights  # in swave's folder",
+        f"network = build_backbone({arguments}).eval()",
+        'load_weights(network, "model.safetensors")',
+    ]
+
+
+# ---------------------------------------------------------------------- ONNX
+def write_onnx(trained: Trained, path: Path) -> list[str]:
+    """The backbone for any runtime: images [batch, 3, height, width] -> features [batch, feature_dim], float32.
+
+    The batch is free, for convolutional networks height and width too; others take the global crops' size.
+    """
+    missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"format onnx needs {', '.join(missing)}: .venv/bin/python -m pip install {' '.join(ONNX_PACKAGES)}"
+        )
+    backbone = trained.network.backbone
+    size = sum(value.nbytes for value in backbone.state_dict().values())
+    if size > ONNX_LIMIT:
+        raise ValueError(f"an ONNX file holds 2 GiB, this backbone has {size / 2**30:.1f} GiB; take format safetensors")
+    side = int(trained.config["crops"]["global"]["size"])
+    free_size = not any(re.search("attention|attn", type(module).__name__, re.I) for module in backbone.modules())
+    try:
+        program = _trace(backbone, side, free_size)
+    except torch.onnx.errors.OnnxExporterError:
+        program, free_size = _trace_fixed(backbone, side), False  # a perceptron over positions, say
+    program.model.metadata_props.update(header(trained))
+    program.save(path, external_data=False)
+    _check(backbone, path, side, free_size)
+    return [
+        "import onnxruntime",
+        f'session = onnxruntime.InferenceSession("{path.name}")',
+        'features = session.run(["features"], {"images": images})[0]  # float32 [batch, 3, height, width], normalised',
+    ]
+
+
+def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXProgram:
+    axes = {0: "batch", 2: "height", 3: "width"} if free_size else {0: "batch"}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            backbone,
+            (torch.zeros(2, 3, side, side),),
+            input_names=["images"],
+            output_names=["features"],
+            dynamic_shapes=(axes,),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program
+
+
+def _trace_fixed(backbone: nn.Module, side: int) -> torch.onnx.ONNXProgram:
+    try:
+        return _trace(backbone, side, free_size=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); take format safetensors") from None
+
+
+@torch.no_grad()
+def _check(backbone: nn.Module, path: Path, side: int, free_size: bool) -> None:
+    """Raise ValueError unless the file gives our features, on another batch and size than it was traced with."""
+    import onnxruntime
+
+    height, width = (side + 32, side + 64) if free_size else (side, side)
+    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["features"], {"images": images.numpy()})
+    ours = backbone(images)
+    if found.shape != tuple(ours.shape) or (torch.from_numpy(found) - ours).abs().max() > TOLERANCE * ours.abs().max():
+        raise ValueError("the ONNX file gives other features than this backbone; take format safetensors")
+
+
+def _plain(network: nn.Module) -> dict[str, Tensor]:
+    """Tensors alone: torch.save would keep the whole storage of a view, and a Parameter."""
+    return {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
+
+
+WRITERS = {
+    "torchvision": write_torchvision,
+    "timm": write_timm,
+    "swav": write_swav,
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+}
