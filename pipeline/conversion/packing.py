@@ -100,6 +100,7 @@ def take(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
         **{name: getattr(entries, name)[rows] for name in ("offset", "length", "label", "shape")},
         classes=(),
         refused={},
+        left_out={},
     )
 
 

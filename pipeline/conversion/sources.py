@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from pipeline.conversion.columnar import SUFFIXES, columnar_source
 from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.spool import Foreign
 from pipeline.conversion.spool import spool as write_spool
-from pipeline.folder import EXTENSIONS, in_processes, list_folder, progress_bar
+from pipeline.folder import in_processes, list_folder, progress_bar
 from pipeline.shards import list_shards
+from pipeline.sniff import EXTENSIONS, extension, in_words
 from pipeline.table import DatasetError, Names
 from pipeline.tars import Members, Range, list_tar, split_key
 
@@ -44,7 +47,7 @@ class Entries:
     label: (N,) int32, -1 without; classes: names of the labels, () where unknown.
     keys: unique, also where case is ignored, without suffix; each is a valid WebDataset key.
     shape: (N, 2) int32 height and width where the bytes are raw RGB pixels, (0, 0) for an encoded image.
-    refused: what was found but is never read: name -> reason.
+    refused: what was found but is never read: name -> reason; left_out: files that are no images, by extension.
     kind: 'folder', 'tar', 'webdataset', 'parquet', 'arrow', 'idx', 'cifar' or 'beton'.
     origin: fingerprint of the files that the user gave, by name, size and time.
     """
@@ -61,6 +64,7 @@ class Entries:
     kind: str
     origin: str
     refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.file)
@@ -112,7 +116,8 @@ def open_source(path: Path, spool: Path, workers: int = 1, progress: bool = True
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
     if not len(entries):
-        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}); {KINDS}")
+        seen = f" and by their first bytes among {in_words(entries.left_out)}" if entries.left_out else ""
+        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}{seen}); {KINDS}")
     return entries
 
 
@@ -122,13 +127,13 @@ def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
     files = _files(path)
     betons = [file for file in files if file.suffix.lower() == ".beton"]
     if betons:
-        return _from_beton(_only(betons, "*.beton"))
+        return _beside(path, betons, _from_beton(_only(betons, "*.beton")))
     tars = [file for file in files if file.suffix.lower() == ".tar"]
     if tars:
-        return _from_tars(tars, workers, progress)
+        return _beside(path, tars, _from_tars(tars, workers, progress))
     foreign = _foreign(path, files)
     if foreign:
-        return _from_foreign(foreign, spool, workers, progress)
+        return _beside(path, foreign.files, _from_foreign(foreign, spool, workers, progress))
     if not path.is_dir():
         raise DatasetError(f"not a source of images; {KINDS}")
     entries = _from_folder(path.resolve())
@@ -138,6 +143,18 @@ def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
             f"holds compressed archives ({packed[0]}, ...), whose images have no byte range; unpack them"
         )
     return entries
+
+
+def _beside(path: Path, taken: Sequence[Path], entries: Entries) -> Entries:
+    """The entries, with the files counted that lie in the folder `path` beside or below those that were taken."""
+    if not path.is_dir():
+        return entries
+    left_out, names = Counter(entries.left_out), {file.name for file in taken}
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if name[0] != "."]
+        here = {*names, *(f"{Path(name).stem}.idx" for name in names)} if folder == str(path) else set()
+        left_out.update(extension(name) for name in files if name[0] != "." and name not in here)
+    return replace(entries, left_out=dict(left_out.most_common()))
 
 
 def _foreign(path: Path, files: list[Path]) -> Foreign | None:
@@ -198,12 +215,12 @@ def _from_beton(path: Path) -> Entries:
 
 
 def _from_folder(root: Path) -> Entries:
-    listing = list_folder(root)
+    listing = list_folder(root, sniff=True)
     rows = len(listing.names)
     return Entries(
         root, listing.names, np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
-        listing.label, unique_keys(name.rpartition(".")[0] for name in listing.names), np.zeros((rows, 2), np.int32),
-        listing.classes, "folder", listing.fingerprint(),
+        listing.label, unique_keys(map(_without_suffix, listing.names)), np.zeros((rows, 2), np.int32),
+        listing.classes, "folder", listing.fingerprint(), left_out=listing.left_out,
     )  # fmt: skip
 
 
@@ -220,6 +237,7 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
     """Entries of plain, nested and WebDataset tars."""
     root, listing = list_shards(paths)
     refused: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     tars = []
     outer = [Range(str(root / name)) for name in listing.names]
     for index, members in enumerate(_listed(outer, workers, progress)):
@@ -232,6 +250,8 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
             tars.append(_Tar(index, found, stem))
             refused |= {f"{listing.names[index]}:{stem}.tar:{name}": why for name, why in found.refused.items()}
             refused |= {f"{listing.names[index]}:{stem}.tar:{name}": "tar too deep" for name, _, _ in found.inner}
+    for found in tars:
+        left_out.update(found.members.left_out)
     numbers = _numbered(tars)
     webdataset = bool((numbers >= 0).any())
     label, classes = (numbers, ()) if webdataset else _named(tars)
@@ -242,14 +262,14 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
         root, listing.names, np.repeat(np.array([tar.file for tar in tars], np.int32), lengths),
         _column(tar.members.offsets for tar in tars), _column(tar.members.lengths for tar in tars), label,
         unique_keys(keys), np.zeros((sum(lengths), 2), np.int32), classes,
-        "webdataset" if webdataset else "tar", listing.fingerprint(), refused,
+        "webdataset" if webdataset else "tar", listing.fingerprint(), refused, dict(left_out.most_common()),
     )  # fmt: skip
 
 
 def _listed(ranges: list[Range], workers: int, progress: bool) -> Iterator[Members]:
     """Members of each tar, in order."""
     with progress_bar(len(ranges), "listing tars", "tar", progress and len(ranges) > 1) as bar:
-        for members in in_processes(list_tar, iter(ranges), min(workers, len(ranges))):
+        for members in in_processes(partial(list_tar, sniff=True), iter(ranges), min(workers, len(ranges))):
             bar.update()
             yield members
 
@@ -281,7 +301,12 @@ def _column(parts: Iterable[list[int]]) -> Int64[np.ndarray, " n"]:
 
 
 def _stem(name: str, webdataset: bool) -> str:
-    return split_key(name)[0] if webdataset else name.rpartition(".")[0]
+    return split_key(name)[0] if webdataset else _without_suffix(name)
+
+
+def _without_suffix(name: str) -> str:
+    """`a.b/c` has none."""
+    return os.path.splitext(name)[0]
 
 
 # ---------------------------------------------------------------------------------------------- files
