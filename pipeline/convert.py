@@ -31,7 +31,7 @@ from jaxtyping import Int64
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
 from pipeline.conversion.report import Report, make_report, reasons, save_report, show
-from pipeline.conversion.rewrite import Options
+from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import Entries, open_source
 from pipeline.folder import in_processes, progress_bar
 from pipeline.table import DatasetError, replacing
@@ -130,8 +130,10 @@ def check(out: Path, options: Options) -> None:
             raise DatasetError(f"--{name}={value}: give a number from {low} to {high}")
     if options.raw and options.format != "beton":
         raise DatasetError(f"--raw with --format={options.format}: only a .beton can hold raw pixels; leave it out")
-    if options.format == "index" and (options.short or options.long):
-        raise DatasetError("--short or --long with --format=index: an index copies nothing; leave it out")
+    if options.raw and options.quality is not None:
+        raise DatasetError(f"--quality={options.quality} with --raw: pixels have no quality; leave one of the two out")
+    if options.format == "index" and (options.short or options.long or options.quality):
+        raise DatasetError("--short, --long or --quality with --format=index: an index copies nothing; leave it out")
     if options.format == "beton" and out.suffix != ".beton":
         raise DatasetError(f"OUT={out}: a file for --format=beton must be called *.beton")
     if options.format == "wds" and out.suffix in (".beton", ".npz", ".tar"):
@@ -265,7 +267,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
     parser.add_argument("--short", type=int, metavar="N", help="shrink so that the short side is at most N pixels")
     parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEGs that are written anew (default %(default)s)")
+    parser.add_argument(
+        "--quality", type=int, metavar="Q",
+        help="write every JPEG anew with quality Q. Without it a JPEG's bytes stay, but for those that are shrunk and, in "
+        "a .beton, those that EXIF turns, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: they and all that "
+        f"is no JPEG get quality {QUALITY} there; wds stores losslessly as PNG what it has to change",
+    )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
     parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s), none keeps the order")
     parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")

@@ -250,8 +250,8 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
             tars.append(_Tar(index, found, stem))
             refused |= {f"{listing.names[index]}:{stem}.tar:{name}": why for name, why in found.refused.items()}
             refused |= {f"{listing.names[index]}:{stem}.tar:{name}": "tar too deep" for name, _, _ in found.inner}
-    for found in tars:
-        left_out.update(found.members.left_out)
+    for listed in tars:
+        left_out.update(listed.members.left_out)
     numbers = _numbered(tars)
     webdataset = bool((numbers >= 0).any())
     label, classes = (numbers, ()) if webdataset else _named(tars)
