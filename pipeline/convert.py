@@ -269,9 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")
     parser.add_argument(
         "--quality", type=int, metavar="Q",
-        help="write every JPEG anew with quality Q. Without it a JPEG's bytes stay, but for those that are shrunk and, in "
-        "a .beton, those that EXIF turns, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: they and all that "
-        f"is no JPEG get quality {QUALITY} there; wds stores losslessly as PNG what it has to change",
+        help="write every JPEG anew with quality Q. Without it a JPEG's bytes stay, but for those that are shrunk "
+        "and, in a .beton, those that EXIF turns, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: they "
+        f"and all that is no JPEG get quality {QUALITY} there; wds stores losslessly as PNG what it has to change",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
     parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s), none keeps the order")
