@@ -59,7 +59,7 @@ def convert(
 
     seed: of the order in which rows are packed, None keeps the source's (as an index always does).
     shard_images, shard_bytes: rows of a part, or about its bytes; workers: processes (default: one a CPU).
-    ray: 'auto' or the address of a cluster whose nodes share this file system.
+    ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     check(out, options)
@@ -278,7 +278,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")
     parser.add_argument("--shard-size", default="256MiB", help="about the bytes of one (default %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one a CPU)")
-    parser.add_argument("--ray", metavar="auto|ADDRESS", help="start Ray here, or use the cluster at ADDRESS")
+    parser.add_argument(
+        "--ray", metavar="auto|local|ADDRESS",
+        help="auto: join the Ray cluster of RAY_ADDRESS or of this machine, or else start one here (local); "
+        "or join the one at ADDRESS (host:port)",
+    )  # fmt: skip
     parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
     given = parser.parse_args(arguments)
     for sign in (signal.SIGINT, signal.SIGTERM):
