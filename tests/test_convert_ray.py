@@ -93,19 +93,20 @@ def test_auto_joins_a_running_cluster(source, tmp_path, ray_folder, monkeypatch,
     monkeypatch.delenv("RAY_TMPDIR")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setenv("RAY_TMPDIR", str(ray_folder.parent))
+    address = cluster.address
     try:
         if how == "RAY_ADDRESS":
-            monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+            monkeypatch.setenv("RAY_ADDRESS", address)
         else:
-            (ray_folder / "ray_current_cluster").write_text(cluster.address)  # what `ray start` leaves
+            (ray_folder / "ray_current_cluster").write_text(address)  # what `ray start` leaves
         out = target(tmp_path / "ray", "wds")
         code, _, errors = run(source, out, "--format", "wds", "--shard-images", 50, "--ray", "auto")
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        ray.init(address=address, log_to_driver=False, logging_level="error")
         job = ray.get_runtime_context().get_job_id()
         ray.shutdown()
     finally:
         cluster.shutdown()
-    assert code == 0 and f"joining the Ray cluster at {cluster.address}" in errors
+    assert code == 0 and f"joining the Ray cluster at {address}" in errors
     assert int(job[:2], 16) == 2  # the conversion was this cluster's first job
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 

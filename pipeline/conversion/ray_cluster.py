@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pipeline.table import DatasetError
 
 RETRIES = 5  # times that Ray runs a task again after its worker or node died, and that we hand it in anew after that
@@ -40,7 +42,7 @@ def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, worke
     if found == "local":
         where |= {"num_cpus": workers, "include_dashboard": False}
     elif address == "auto":
-        print(f"joining the Ray cluster at {found}", file=sys.stderr, flush=True)
+        tqdm.write(f"joining the Ray cluster at {found}", file=sys.stderr)  # the progress bar is there already
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
         environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}}
