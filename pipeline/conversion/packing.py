@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from pipeline.conversion.beton_writer import PAGE, cell, place
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
 from pipeline.conversion.sources import Entries
+from pipeline.conversion.spool import ABSENT
 from pipeline.images import BadImage
 from pipeline.shards import Record, Shard
 from pipeline.table import DatasetError, Names, replacing, sha256, sync_folder
@@ -166,7 +167,9 @@ def _bytes(entries: Entries) -> Iterator[bytes | BadImage]:
             found = [_one(entries, row) for row in rows]
         for row, data in zip(rows, found, strict=True):
             gone = not data and not os.access(entries.root / entries.files[entries.file[row]], os.R_OK)
-            yield BadImage("unreadable") if gone else data
+            yield (
+                BadImage("unreadable") if gone else BadImage("not in the file (path only)") if data == ABSENT else data
+            )
 
 
 def _one(entries: Entries, row: int) -> bytes | BadImage:

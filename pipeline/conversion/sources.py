@@ -23,7 +23,7 @@ from jaxtyping import Int, Int32, Int64
 
 from pipeline.beton import read_beton, table_beside
 from pipeline.conversion.arrays import CIFAR, IDX, cifar_source, idx_source, is_cifar
-from pipeline.conversion.columnar import SUFFIXES, columnar_source
+from pipeline.conversion.columnar import SUFFIXES, columnar_below, columnar_source, holds_rows
 from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.spool import Foreign
 from pipeline.conversion.spool import spool as write_spool
@@ -137,6 +137,9 @@ def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
     if not path.is_dir():
         raise DatasetError(f"not a source of images; {KINDS}")
     entries = _from_folder(path.resolve())
+    below = [] if len(entries) else columnar_below(path)
+    if below:
+        return _beside(path, below, _from_foreign(columnar_source(below, path), spool, workers, progress))
     packed = [file.name for file in files if file.name.lower().endswith(ARCHIVES)]
     if packed and not len(entries):
         raise DatasetError(
@@ -149,19 +152,21 @@ def _beside(path: Path, taken: Sequence[Path], entries: Entries) -> Entries:
     """The entries, with the files counted that lie in the folder `path` beside or below those that were taken."""
     if not path.is_dir():
         return entries
-    left_out, names = Counter(entries.left_out), {file.name for file in taken}
+    left_out, known = (
+        Counter(entries.left_out),
+        {str(each) for file in taken for each in (file, file.with_suffix(".idx"))},
+    )
     for folder, folders, files in os.walk(path):
         folders[:] = [name for name in folders if name[0] != "."]
-        here = {*names, *(f"{Path(name).stem}.idx" for name in names)} if folder == str(path) else set()
-        left_out.update(extension(name) for name in files if name[0] != "." and name not in here)
+        visible = (name for name in files if name[0] != ".")
+        left_out.update(extension(name) for name in visible if os.path.join(folder, name) not in known)
     return replace(entries, left_out=dict(left_out.most_common()))
 
 
 def _foreign(path: Path, files: list[Path]) -> Foreign | None:
     """The source that has to be spooled, None if it is none of those."""
     for suffix in SUFFIXES:
-        # metadata.parquet lies beside the images of an image folder and holds none itself.
-        columnar = [file for file in files if file.suffix.lower() == suffix and file.stem != "metadata"]
+        columnar = [file for file in files if file.suffix.lower() == suffix and holds_rows(file)]
         if columnar:
             return columnar_source(columnar)
     idx = [file for file in files if IDX.fullmatch(file.name)]

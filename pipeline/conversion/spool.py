@@ -23,6 +23,9 @@ MAGIC = {
 }  # fmt: skip
 
 
+ABSENT = b"swave: not in the file (path only)"  # is spooled in place of an image of which there is but a name
+
+
 class Sample(NamedTuple):
     """An image as it comes out of an input: its name there without suffix, encoded bytes, label or -1."""
 
