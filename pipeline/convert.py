@@ -36,7 +36,7 @@ from pipeline.conversion.sources import Entries, open_source
 from pipeline.folder import in_processes, progress_bar
 from pipeline.table import DatasetError, replacing
 
-VERSION = 1  # of the bytes that the same rows and options give
+VERSION = 2  # of the bytes that the same rows and options give
 SEED = 31
 PART_BYTES = 1 << 28
 PART_IMAGES = 16_384  # at most, so that small images keep more than one process busy
