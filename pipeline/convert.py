@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,10 +30,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
+from pipeline.conversion.estimate import check_room, expect
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
 from pipeline.conversion.report import Report, make_report, reasons, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import Entries, open_source
+from pipeline.conversion.spool import Foreign
 from pipeline.folder import in_processes, progress_bar
 from pipeline.table import DatasetError, replacing
 
@@ -69,16 +72,17 @@ def convert(
     with unfinished(out) as folder:
         check(out, options)  # again: another process may have finished it just now
         # ------------------------------------------------------------------ what there is
-        entries = open_source(source, folder / "spool", workers, progress)
-        if options.format == "index" and (folder / "spool").exists() and any((folder / "spool").iterdir()):
-            shutil.rmtree(folder / "spool")
-            told = f"images from {entries.kind} files cannot be read in place, so there is nothing to index"
-            raise DatasetError(f"{source}: {told}; take --format beton or wds")
-        expected = expected_bytes(entries, options)
-        check_disk(folder, int(expected.sum()), shard_bytes, options)
+        entries = open_source(source, folder / "spool", workers, progress, partial(check_spool, folder, options))
+        expected = expect(entries, options, shard_bytes)
+        try:
+            check_room(folder, expected.out + expected.beyond, ("data/*", "*.beton"))
+        except DatasetError:
+            if not any(folder.glob("parts/*.npz")):
+                shutil.rmtree(folder / "spool", ignore_errors=True)
+            raise
 
         # ------------------------------------------------------------------ parts
-        per_part = shard_images or int(np.clip(shard_bytes / expected.mean(), 1, PART_IMAGES))
+        per_part = shard_images or int(np.clip(shard_bytes / expected.image, 1, PART_IMAGES))
         rows = packing_order(len(entries), None if options.format == "index" else seed)
         count = -(-len(rows) // per_part)
         resume(folder, count, describe(entries, options, seed, per_part))
@@ -145,38 +149,17 @@ def check(out: Path, options: Options) -> None:
             raise DatasetError(f"OUT={path}: is there already; remove it or give another name")
 
 
-def expected_bytes(entries: Entries, options: Options) -> Int64[np.ndarray, " n"]:
-    """About what each image will take in OUT, in bytes; pixels are taken for eight times the encoded bytes."""
-    sizes = entries.length.copy()
-    for row in np.flatnonzero(sizes < 0).tolist():
-        try:
-            sizes[row] = os.stat(entries.root / entries.files[entries.file[row]]).st_size
-        except OSError:
-            sizes[row] = 0
-    if options.format == "index":
-        return np.full(len(sizes), 64, np.int64)
-    pixels = (
-        np.int64(entries.shape[:, 0]) * entries.shape[:, 1]
-    )  # where they are known: a good JPEG has a byte for each
-    guess = 8 * sizes if options.raw else sizes
-    sizes = np.where(pixels > 0, 3 * pixels if options.raw else pixels, guess)
-    if options.short or options.long:
-        bound = 1.5 * options.short**2 if options.short else 0.75 * (options.long or 0) ** 2
-        sizes = np.minimum(sizes, int(bound * 3))
-    return sizes + (2048 if options.format == "wds" else 48)  # tar headers and padding; rows of the tables
+def check_spool(folder: Path, options: Options, source: Foreign) -> None:
+    """Raise DatasetError, before a source is spooled, if that is of no use or takes more than the disk has.
 
-
-def check_disk(folder: Path, expected: int, part: int, options: Options) -> None:
-    """Raise DatasetError if `expected` bytes do not fit beside what a killed run has left in `folder`.
-
-    A .beton is joined from its parts one at a time, so it needs room for one part more.
+    OUT is counted at the least that it will take, as it is estimated once there is something to take a sample of.
     """
-    there = sum(path.stat().st_blocks * 512 for path in [*folder.glob("data/*"), *folder.glob("*.beton")])
-    needed = int(1.02 * expected) + (min(part, expected) if options.format == "beton" else 0) - there
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        told = f"needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        raise DatasetError(f"OUT in {folder.parent}: {told}; make room, give another disk or a smaller --short")
+    if options.format == "index":
+        told = f"images from {source.kind} files cannot be read in place, so there is nothing to index"
+        raise DatasetError(f"--format=index: {told}; take --format beton or wds")
+    again = 0 if options.short or options.long or options.quality else 1
+    what = f" ({source.bytes / 1e9:.1f} GB of it to unpack the source)"
+    check_room(folder, (1 + again) * source.bytes, ("spool/*.tar", "data/*", "*.beton"), what)
 
 
 # ---------------------------------------------------------------------------------------------- going on

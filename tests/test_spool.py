@@ -152,7 +152,7 @@ def samples(path):
         yield Sample(str(number), Path(path).read_bytes() * (number + 1), number)
 
 files = sorted(Path(sys.argv[1]).iterdir())
-for tar in spool(Foreign("test", [str(file) for file in files], files, samples), Path(sys.argv[2]), progress=False):
+for tar in spool(Foreign("test", [str(file) for file in files], files, samples, 0), Path(sys.argv[2]), progress=False):
     print(tar)
 """
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.conversion.spool import ABSENT, Foreign, Sample
+from pipeline.conversion.spool import ABSENT, TAR_BYTES, Foreign, Sample
 from pipeline.table import DatasetError
 
 SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -38,7 +38,8 @@ def columnar_source(files: Sequence[Path], root: Path | None = None) -> Foreign:
         raise DatasetError(f"holds several splits ({named}); name one, e.g. make convert SRC='{first}' ...")
     columns = _columns(_schema(files[0]), files[0].name)
     kind = SUFFIXES[files[0].suffix.lower()]
-    return Foreign(kind, [str(path) for path in files], files, samples, columns.classes)
+    size = sum(_spooled_bytes(path, columns.image) for path in files)
+    return Foreign(kind, [str(path) for path in files], files, samples, size, columns.classes)
 
 
 def columnar_below(root: Path) -> list[Path]:
@@ -92,6 +93,23 @@ def _named(folder: Path, path: str | None) -> bytes:
     if not file.is_relative_to(folder.resolve()) or not file.is_file():
         return ABSENT
     return file.read_bytes()
+
+
+def _spooled_bytes(path: Path, image: str) -> int:
+    """About what the images of a file take in a tar. Raises DatasetError."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        if path.suffix.lower() != ".parquet":
+            return path.stat().st_size + TAR_BYTES * sum(batch.num_rows for batch in _batches(path, []))
+        found = parquet.read_metadata(path)
+        groups = (found.row_group(index) for index in range(found.num_row_groups))
+        columns = (group.column(index) for group in groups for index in range(group.num_columns))
+        of_images = (column for column in columns if column.path_in_schema.partition(".")[0] == image)
+        return sum(column.total_uncompressed_size for column in of_images) + TAR_BYTES * found.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:

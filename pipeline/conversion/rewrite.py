@@ -88,11 +88,17 @@ def shrink(image: Image.Image, options: Options) -> Image.Image:
     384 x 256, 53 ms instead of 347, with 0.45 of 255 levels mean difference; below six there is none. (A box filter
     alone is three times as fast as Lanczos and differs by 1 to 4 levels.)
     """
-    side, bound = (max(image.size), options.long) if options.long else (min(image.size), options.short)
+    size = shrunk_size(image.size, options)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+
+
+def shrunk_size(size: tuple[int, int], options: Options) -> tuple[int, int]:
+    """Width and height of what `shrink` makes of an image of this size."""
+    side, bound = (max(size), options.long) if options.long else (min(size), options.short)
     if not bound or side <= bound:
-        return image
-    width, height = (max(1, round(length * bound / side)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+        return size
+    width, height = (max(1, round(length * bound / side)) for length in size)
+    return width, height
 
 
 def _pixels(data: bytes, shape: tuple[int, int]) -> tuple[Image.Image, str, str, int]:

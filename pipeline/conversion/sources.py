@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -102,28 +104,48 @@ class Entries:
         return found
 
 
-def open_source(path: Path, spool: Path, workers: int = 1, progress: bool = True) -> Entries:
+def open_source(
+    path: Path,
+    spool: Path,
+    workers: int = 1,
+    progress: bool = True,
+    permit: Callable[[Foreign], None] = lambda source: None,
+) -> Entries:
     """All images of `path`, in one fixed order: a file or folder of any kind named above, or a pattern of files.
 
     `spool`: folder for the tars of sources without byte ranges; what a killed run left there is used again.
-    `workers`: processes that list and spool. Raises DatasetError with one line.
+    `workers`: processes that list and spool. `permit` is asked before anything is spooled, and may raise. Raises
+    DatasetError with one line.
     """
     path = Path(path).absolute()
+    with _errors_of(path):
+        found = _find(path, workers, progress)
+    if isinstance(found, Foreign):
+        permit(found)
+        with _errors_of(path):
+            found = _beside(path, found.files, _from_foreign(found, Path(spool), workers, progress))
+    if not len(found):
+        shutil.rmtree(spool, ignore_errors=True)  # of an empty Parquet file, say
+        seen = f" and by their first bytes among {in_words(found.left_out)}" if found.left_out else ""
+        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}{seen}); {KINDS}")
+    return found
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Errors name the source."""
     try:
-        entries = _open_any(path, Path(spool), workers, progress)
+        yield
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from None
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
-    if not len(entries):
-        seen = f" and by their first bytes among {in_words(entries.left_out)}" if entries.left_out else ""
-        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}{seen}); {KINDS}")
-    return entries
 
 
-def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
+def _find(path: Path, workers: int, progress: bool) -> Entries | Foreign:
+    """The images of `path`, or what has to be spooled for them."""
     if path.parent.is_file():  # cifar-10-python.tar.gz/test_batch
-        return _from_foreign(cifar_source(path), spool, workers, progress)
+        return cifar_source(path)
     files = _files(path)
     betons = [file for file in files if file.suffix.lower() == ".beton"]
     if betons:
@@ -133,13 +155,13 @@ def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
         return _beside(path, tars, _from_tars(tars, workers, progress))
     foreign = _foreign(path, files)
     if foreign:
-        return _beside(path, foreign.files, _from_foreign(foreign, spool, workers, progress))
+        return foreign
     if not path.is_dir():
         raise DatasetError(f"not a source of images; {KINDS}")
     entries = _from_folder(path.resolve())
     below = [] if len(entries) else columnar_below(path)
     if below:
-        return _beside(path, below, _from_foreign(columnar_source(below, path), spool, workers, progress))
+        return columnar_source(below, path)
     packed = [file.name for file in files if file.name.lower().endswith(ARCHIVES)]
     if packed and not len(entries):
         raise DatasetError(
