@@ -22,6 +22,7 @@ from test_spool import Evil, cifar10, hugging_face, idx, write_arrow
 from pipeline.conversion.estimate import expect
 from pipeline.conversion.rewrite import Options
 from pipeline.conversion.sources import open_source
+from pipeline.table import SampleTable
 
 PART = 1 << 28
 TURNED = exif(6)
@@ -56,6 +57,8 @@ def test_what_is_expected_is_enough_and_not_much_more(photos, tmp_path, kind, op
     files = out.rglob("*") if out.is_dir() else tmp_path.glob("x.*")
     taken = sum(file.stat().st_size for file in files)
     assert taken <= expected.out <= 1.3 * taken + (1 << 24)  # pages of 8 MiB at both ends of a .beton
+    table = SampleTable.load(out / "table.npz" if out.is_dir() else out.with_suffix(".npz"))
+    assert expected.image == pytest.approx(table.length.mean() + (2048 if options.format == "wds" else 0), rel=0.1)
 
 
 def test_the_page_that_one_image_fills_by_half_is_counted(tmp_path):
