@@ -25,9 +25,13 @@ train: setup ## train CONFIG (the Fashion-MNIST demo by default); again to resum
 data: setup ## fetch, verify and pack Fashion-MNIST (done by train)
 	@$(RUN) -m pipeline.fashion_mnist
 
-convert: setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, index): pack any source; again to go on
-	@$(RUN) -m pipeline.convert $(SRC) $(OUT) --format $(if $(FORMAT),$(FORMAT),'') $(if $(WORKERS),--workers $(WORKERS)) \
-	  $(if $(RAY),--ray $(RAY)) $(ARGS)
+# From the environment, so that blanks and patterns reach the program as they are.
+convert: given-SRC given-OUT given-FORMAT setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, index): pack any source; again to go on
+	@$(RUN) -m pipeline.convert "$$SRC" "$$OUT" --format "$$FORMAT" $(if $(WORKERS),--workers "$$WORKERS") \
+	  $(if $(RAY),--ray "$$RAY") $(ARGS)
+
+given-%:
+	$(if $($*),,$(error $*= is missing; e.g. make convert SRC=/my/images OUT=train.beton FORMAT=beton (or wds, index)))
 
 preview: setup ## a sheet of images with their crops, preview.png
 	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)

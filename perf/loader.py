@@ -59,6 +59,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nswave: stopped; nothing is written", file=sys.stderr)
+        return 128 + signal.SIGINT
     from perf.report import show
 
     show(report)

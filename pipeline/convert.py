@@ -22,6 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,14 +30,16 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
+from pipeline.conversion.estimate import check_room, expect
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
 from pipeline.conversion.report import Report, make_report, reasons, save_report, show
-from pipeline.conversion.rewrite import Options
+from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import Entries, open_source
+from pipeline.conversion.spool import Foreign
 from pipeline.folder import in_processes, progress_bar
 from pipeline.table import DatasetError, replacing
 
-VERSION = 1  # of the bytes that the same rows and options give
+VERSION = 2  # of the bytes that the same rows and options give
 SEED = 31
 PART_BYTES = 1 << 28
 PART_IMAGES = 16_384  # at most, so that small images keep more than one process busy
@@ -59,7 +62,7 @@ def convert(
 
     seed: of the order in which rows are packed, None keeps the source's (as an index always does).
     shard_images, shard_bytes: rows of a part, or about its bytes; workers: processes (default: one a CPU).
-    ray: 'auto' or the address of a cluster whose nodes share this file system.
+    ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     check(out, options)
@@ -69,16 +72,17 @@ def convert(
     with unfinished(out) as folder:
         check(out, options)  # again: another process may have finished it just now
         # ------------------------------------------------------------------ what there is
-        entries = open_source(source, folder / "spool", workers, progress)
-        if options.format == "index" and (folder / "spool").exists() and any((folder / "spool").iterdir()):
-            shutil.rmtree(folder / "spool")
-            told = f"images from {entries.kind} files cannot be read in place, so there is nothing to index"
-            raise DatasetError(f"{source}: {told}; take --format beton or wds")
-        expected = expected_bytes(entries, options)
-        check_disk(folder, int(expected.sum()), shard_bytes, options)
+        entries = open_source(source, folder / "spool", workers, progress, partial(check_spool, folder, options))
+        expected = expect(entries, options, shard_bytes)
+        try:
+            check_room(folder, expected.out + expected.beyond, ("data/*", "*.beton"))
+        except DatasetError:
+            if not any(folder.glob("parts/*.npz")):
+                shutil.rmtree(folder / "spool", ignore_errors=True)
+            raise
 
         # ------------------------------------------------------------------ parts
-        per_part = shard_images or int(np.clip(shard_bytes / expected.mean(), 1, PART_IMAGES))
+        per_part = shard_images or int(np.clip(shard_bytes / expected.image, 1, PART_IMAGES))
         rows = packing_order(len(entries), None if options.format == "index" else seed)
         count = -(-len(rows) // per_part)
         resume(folder, count, describe(entries, options, seed, per_part))
@@ -130,8 +134,10 @@ def check(out: Path, options: Options) -> None:
             raise DatasetError(f"--{name}={value}: give a number from {low} to {high}")
     if options.raw and options.format != "beton":
         raise DatasetError(f"--raw with --format={options.format}: only a .beton can hold raw pixels; leave it out")
-    if options.format == "index" and (options.short or options.long):
-        raise DatasetError("--short or --long with --format=index: an index copies nothing; leave it out")
+    if options.raw and options.quality is not None:
+        raise DatasetError(f"--quality={options.quality} with --raw: pixels have no quality; leave one of the two out")
+    if options.format == "index" and (options.short or options.long or options.quality):
+        raise DatasetError("--short, --long or --quality with --format=index: an index copies nothing; leave it out")
     if options.format == "beton" and out.suffix != ".beton":
         raise DatasetError(f"OUT={out}: a file for --format=beton must be called *.beton")
     if options.format == "wds" and out.suffix in (".beton", ".npz", ".tar"):
@@ -143,38 +149,17 @@ def check(out: Path, options: Options) -> None:
             raise DatasetError(f"OUT={path}: is there already; remove it or give another name")
 
 
-def expected_bytes(entries: Entries, options: Options) -> Int64[np.ndarray, " n"]:
-    """About what each image will take in OUT, in bytes; pixels are taken for eight times the encoded bytes."""
-    sizes = entries.length.copy()
-    for row in np.flatnonzero(sizes < 0).tolist():
-        try:
-            sizes[row] = os.stat(entries.root / entries.files[entries.file[row]]).st_size
-        except OSError:
-            sizes[row] = 0
-    if options.format == "index":
-        return np.full(len(sizes), 64, np.int64)
-    pixels = (
-        np.int64(entries.shape[:, 0]) * entries.shape[:, 1]
-    )  # where they are known: a good JPEG has a byte for each
-    guess = 8 * sizes if options.raw else sizes
-    sizes = np.where(pixels > 0, 3 * pixels if options.raw else pixels, guess)
-    if options.short or options.long:
-        bound = 1.5 * options.short**2 if options.short else 0.75 * (options.long or 0) ** 2
-        sizes = np.minimum(sizes, int(bound * 3))
-    return sizes + (2048 if options.format == "wds" else 48)  # tar headers and padding; rows of the tables
+def check_spool(folder: Path, options: Options, source: Foreign) -> None:
+    """Raise DatasetError, before a source is spooled, if that is of no use or takes more than the disk has.
 
-
-def check_disk(folder: Path, expected: int, part: int, options: Options) -> None:
-    """Raise DatasetError if `expected` bytes do not fit beside what a killed run has left in `folder`.
-
-    A .beton is joined from its parts one at a time, so it needs room for one part more.
+    OUT is counted at the least that it will take, as it is estimated once there is something to take a sample of.
     """
-    there = sum(path.stat().st_blocks * 512 for path in [*folder.glob("data/*"), *folder.glob("*.beton")])
-    needed = int(1.02 * expected) + (min(part, expected) if options.format == "beton" else 0) - there
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        told = f"needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-        raise DatasetError(f"OUT in {folder.parent}: {told}; make room, give another disk or a smaller --short")
+    if options.format == "index":
+        told = f"images from {source.kind} files cannot be read in place, so there is nothing to index"
+        raise DatasetError(f"--format=index: {told}; take --format beton or wds")
+    again = 0 if options.short or options.long or options.quality else 1
+    what = f" ({source.bytes / 1e9:.1f} GB of it to unpack the source)"
+    check_room(folder, (1 + again) * source.bytes, ("spool/*.tar", "data/*", "*.beton"), what)
 
 
 # ---------------------------------------------------------------------------------------------- going on
@@ -265,13 +250,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
     parser.add_argument("--short", type=int, metavar="N", help="shrink so that the short side is at most N pixels")
     parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEGs that are written anew (default %(default)s)")
+    parser.add_argument(
+        "--quality", type=int, metavar="Q",
+        help="write every JPEG anew with quality Q. Without it a JPEG's bytes stay, but for those that are shrunk "
+        "and, in a .beton, those that EXIF turns, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: they "
+        f"and all that is no JPEG get quality {QUALITY} there; wds stores losslessly as PNG what it has to change",
+    )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
     parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s), none keeps the order")
     parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")
     parser.add_argument("--shard-size", default="256MiB", help="about the bytes of one (default %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one a CPU)")
-    parser.add_argument("--ray", metavar="auto|ADDRESS", help="start Ray here, or use the cluster at ADDRESS")
+    parser.add_argument(
+        "--ray", metavar="auto|local|ADDRESS",
+        help="auto: join the Ray cluster of RAY_ADDRESS or of this machine, or else start one here (local); "
+        "or join the one at ADDRESS (host:port)",
+    )  # fmt: skip
     parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
     given = parser.parse_args(arguments)
     for sign in (signal.SIGINT, signal.SIGTERM):

@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from pipeline.beton import read_beton, scan_beton, table_beside
-from pipeline.folder import EXTENSIONS, list_folder, scan_folder
+from pipeline.folder import list_folder, scan_folder
 from pipeline.shards import list_shards, scan_shards
+from pipeline.sniff import EXTENSIONS
 from pipeline.table import DatasetError, SampleTable, locked
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
@@ -217,9 +218,8 @@ def _checked(table: SampleTable) -> SampleTable:
 
 
 def _nothing_found(source: Path) -> str:
-    if source.is_file():
-        return f"no images in this tar (looked for {' '.join(EXTENSIONS)}); {KINDS}"
-    return f"no images found (looked for {' '.join(EXTENSIONS)}); {KINDS}"
+    where = "in this tar" if source.is_file() else "found"
+    return f"no images {where} (looked for {' '.join(EXTENSIONS)}; only `make convert` looks into others); {KINDS}"
 
 
 def _say(line: str) -> None:

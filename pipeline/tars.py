@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections import Counter
 from typing import NamedTuple
 
-from pipeline.folder import EXTENSIONS
+from pipeline.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.table import DatasetError
 
 BLOCK = 512
@@ -32,6 +33,7 @@ class Members(NamedTuple):
     names, offsets, lengths: of the images; offsets count from the start of the file.
     labels: WebDataset key -> class number, from `key.cls` or the "label" of `key.json`.
     inner: name, offset and length of each tar in the tar; refused: member -> reason.
+    left_out: how many members are neither, by extension.
     """
 
     names: list[str]
@@ -40,13 +42,14 @@ class Members(NamedTuple):
     labels: dict[str, int]
     inner: list[tuple[str, int, int]]
     refused: dict[str, str]
+    left_out: Counter[str]
 
 
-def list_tar(tar: Range) -> Members:
-    """Members of an uncompressed tar. Raises DatasetError where it is compressed, cut short or damaged, or a label is
-    no number."""
+def list_tar(tar: Range, sniff: bool = False) -> Members:
+    """Members of an uncompressed tar. `sniff`: look into those whose extension is no image's. Raises DatasetError where
+    it is compressed, cut short or damaged, or a label is no number."""
     shard = os.path.basename(tar.path)
-    found = Members([], [], [], {}, [], {})
+    found = Members([], [], [], {}, [], {}, Counter())
     try:
         with open(tar.path, "rb") as file:
             end = tar.offset + tar.length if tar.length >= 0 else os.fstat(file.fileno()).st_size
@@ -57,7 +60,7 @@ def list_tar(tar: Range) -> Members:
                     held.clear()  # else it keeps 2 KB for each
                     if member.offset_data + member.size > end:
                         raise DatasetError(f"{shard}: {member.name} goes on past the end; copy the tar anew")
-                    _enter(found, file.fileno(), shard, member)
+                    _enter(found, file.fileno(), shard, member, sniff)
                 # tarfile takes a header that is no header for the end of the tar; that is a block of zeros.
                 if archive.offset < end and os.pread(file.fileno(), BLOCK, archive.offset).strip(b"\0"):
                     raise DatasetError(f"{shard}: damaged at byte {archive.offset}; copy the tar anew")
@@ -74,7 +77,7 @@ def split_key(name: str) -> tuple[str, str]:
     return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
 
 
-def _enter(found: Members, descriptor: int, shard: str, member: tarfile.TarInfo) -> None:
+def _enter(found: Members, descriptor: int, shard: str, member: tarfile.TarInfo, sniff: bool) -> None:
     """Put one member where it belongs."""
     if member.isdir():
         return
@@ -90,29 +93,35 @@ def _enter(found: Members, descriptor: int, shard: str, member: tarfile.TarInfo)
         found.refused[member.name] = "link" if link else "sparse" if sparse else "device"
         return
     name = "/".join(parts)
-    if name.lower().endswith(EXTENSIONS):
-        found.names.append(name)
-        found.offsets.append(member.offset_data)
-        found.lengths.append(member.size)
+    key, suffix = split_key(name)
+    if has_extension(name):
+        _enter_image(found, name, member)
     elif name.lower().endswith(".tar"):
         found.inner.append((name, member.offset_data, member.size))
     elif name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         found.refused[member.name] = "compressed tar"
-    else:
-        key, suffix = split_key(name)
-        if suffix.lower() not in ("cls", "json") or member.size > LABEL_BYTES:
-            return
-        text = os.pread(descriptor, member.size, member.offset_data)
-        if suffix.lower() == "json":
-            label = _json_label(text)
-            if label is not None:
-                found.labels.setdefault(key, label)
-            return
-        text = text.strip()
+    elif suffix.lower() == "cls" and member.size <= LABEL_BYTES:
+        text = os.pread(descriptor, member.size, member.offset_data).strip()
         if not text.isdigit() or len(text) > 9:
             told = f"{shard}: {member.name} holds {text[:20]!r}, not a class number"
             raise DatasetError(f"{told}; write numbers from 0 on, or leave the .cls files out")
         found.labels[key] = int(text)
+    elif suffix.lower() == "json" and member.size <= LABEL_BYTES:
+        label = _json_label(os.pread(descriptor, member.size, member.offset_data))
+        if label is None:
+            found.left_out[extension(name)] += 1
+        else:
+            found.labels.setdefault(key, label)
+    elif sniff and looks_like_image(name, os.pread(descriptor, min(member.size, HEAD), member.offset_data)):
+        _enter_image(found, name, member)
+    else:
+        found.left_out[extension(name)] += 1
+
+
+def _enter_image(found: Members, name: str, member: tarfile.TarInfo) -> None:
+    found.names.append(name)
+    found.offsets.append(member.offset_data)
+    found.lengths.append(member.size)
 
 
 def _json_label(text: bytes) -> int | None:

@@ -12,7 +12,7 @@ from pipeline.table import sha256
 LABELLED = {f"class{index % 3}/{name}": data for index, (name, data) in enumerate(ALL.items())}
 
 
-def converted(source, out, kind, *, short=None, long=None, quality=95, raw=False, **settings):
+def converted(source, out, kind, *, short=None, long=None, quality=None, raw=False, **settings):
     options = Options(kind, short, long, quality, raw)
     return convert(source, out, options, **{"workers": 1, "progress": False, **settings})
 

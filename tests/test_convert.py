@@ -283,6 +283,8 @@ def test_the_table_of_a_beton_is_used_without_a_scan(zoo, tmp_path):
         (["--format", "wds", "--raw"], "only a .beton can hold raw pixels"),
         (["--format", "wds", "--quality", "101"], "--quality=101: give a number from 1 to 100"),
         (["--format", "index", "--short", "9"], "an index copies nothing"),
+        (["--format", "index", "--quality", "9"], "an index copies nothing"),
+        (["--format", "beton", "--raw", "--quality", "9"], "--quality=9 with --raw: pixels have no quality"),
         (["--format", "beton"], "must be called *.beton"),
         (["--format", "wds", "--seed", "x"], "--seed=x: give a whole number"),
         (["--format", "wds", "--shard-size", "1TB"], "--shard-size=1TB: give a number with MiB"),

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conversions import command, converted, digests, run, target
@@ -47,7 +49,7 @@ def test_a_node_killed_half_way_changes_no_byte(source, tmp_path):
 def test_a_signal_ends_a_conversion_on_ray_too(source, tmp_path):
     pytest.importorskip("ray", reason=NEEDS_RAY)
     out = target(tmp_path / "ray", "wds")
-    options = ("--format", "wds", "--shard-images", 1, "--ray", "auto", "--workers", 1)
+    options = ("--format", "wds", "--shard-images", 1, "--ray", "local", "--workers", 1)
     process = subprocess.Popen(command(source, out, *options), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(list(out.parent.glob(".x.partial/parts/*.npz"))) < 3 and process.poll() is None:
         time.sleep(0.005)
@@ -57,21 +59,66 @@ def test_a_signal_ends_a_conversion_on_ray_too(source, tmp_path):
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on from here"
 
 
+@pytest.fixture
+def ray_folder(monkeypatch):
+    """RAY_TMPDIR with a name short enough for Ray's sockets, and no RAY_ADDRESS."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="r") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        (Path(folder) / "ray").mkdir()
+        yield Path(folder) / "ray"
+
+
 @pytest.mark.slow
-def test_the_command_starts_ray_on_this_machine(source, tmp_path):
-    pytest.importorskip("ray", reason=NEEDS_RAY)
+def test_auto_starts_ray_on_this_machine_though_a_dead_cluster_left_its_address(source, tmp_path, ray_folder):
+    services = pytest.importorskip("ray._private.services", reason=NEEDS_RAY)
+    if services.find_gcs_addresses():
+        pytest.skip("another Ray cluster runs on this machine")
+    (ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")
     converted(source, target(tmp_path / "local", "beton"), "beton", shard_images=50)
     out = target(tmp_path / "ray", "beton")
     code, told, errors = run(source, out, "--format", "beton", "--shard-images", 50, "--ray", "auto", "--workers", 2)
     assert code == 0 and "240" in told, errors
+    assert "joining the Ray cluster" not in errors
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["RAY_ADDRESS", "ray start"])
+def test_auto_joins_a_running_cluster(source, tmp_path, ray_folder, monkeypatch, how):
+    ray = pytest.importorskip("ray", reason=NEEDS_RAY)
+    from ray.cluster_utils import Cluster
+
+    converted(source, target(tmp_path / "local", "wds"), "wds", shard_images=50)
+    monkeypatch.delenv("RAY_TMPDIR")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("RAY_TMPDIR", str(ray_folder.parent))
+    address = cluster.address
+    try:
+        if how == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        else:
+            (ray_folder / "ray_current_cluster").write_text(address)  # what `ray start` leaves
+        out = target(tmp_path / "ray", "wds")
+        code, _, errors = run(source, out, "--format", "wds", "--shard-images", 50, "--ray", "auto")
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+        job = ray.get_runtime_context().get_job_id()
+        ray.shutdown()
+    finally:
+        cluster.shutdown()
+    assert code == 0 and f"joining the Ray cluster at {address}" in errors
+    assert int(job[:2], 16) == 2  # the conversion was this cluster's first job
+    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason=NEEDS_RAY)
     for address, why in (("127.0.0.1:1", "Connection refused"), ("nowhere", "not of the form host:port")):
         line = error_of(converted, source, tmp_path / "x", "wds", ray=address)
         assert line.startswith(f"--ray={address}: no Ray cluster answers ({why})")
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        line = error_of(converted, source, tmp_path / "x", "wds", ray="auto")
+        assert line.startswith(f"RAY_ADDRESS={address}: no Ray cluster answers ({why})")
 
 
 def test_without_ray_one_line_says_how_to_get_it(source, tmp_path):

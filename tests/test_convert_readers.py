@@ -5,11 +5,13 @@ import io
 import numpy as np
 import pytest
 from conversions import LABELLED, converted, sources_in_order, target, write_zoo
+from hypothesis import given
+from hypothesis import strategies as st
 from photos import photographs, write_folder
 from PIL import Image
 from small_datasets import ODD, PLAIN, write
 
-from pipeline.conversion.beton_writer import PAGE
+from pipeline.conversion.beton_writer import PAGE, layout, page_size, pieces
 from pipeline.convert import packing_order
 from pipeline.dataset import open_dataset
 from pipeline.images import decode
@@ -100,6 +102,29 @@ def test_a_blob_never_lies_across_a_page(tmp_path):
         wanted = decode((source / sorted_names(source)[packing_order(9, 31)[row]]).read_bytes())
         data = Reader(table).decode(row)
         assert np.array_equal(data, wanted)
+
+
+@given(st.lists(st.integers(1, 3 * PAGE), max_size=40))
+def test_blobs_fill_pages_and_leave_gaps_only_at_their_ends(sizes):
+    sizes = np.array(sizes, np.int64)
+    page = page_size(int(sizes.max(initial=1)))
+    starts, allocations = layout(sizes, page)
+    assert (starts // page == (starts + sizes - 1) // page).all()
+    gaps = starts[1:] - (starts + sizes)[:-1]
+    assert ((gaps == 0) | (starts[1:] % page == 0)).all() and (gaps[gaps > 0] < sizes[1:][gaps > 0]).all()
+    assert allocations % PAGE == 0 and allocations >= (starts + sizes).max(initial=0)
+    covered = [byte for start, size in pieces(starts, sizes) for byte in (start, start + size)]
+    assert covered == sorted(covered) and sum(covered[1::2]) - sum(covered[::2]) == sizes.sum()
+
+
+def test_small_parts_take_no_more_room_and_change_no_byte(tmp_path):
+    source = write_folder(tmp_path / "source", [photo[:300, :400] for photo in photographs()] * 5)
+    files = []
+    for images in (1, 3, 1000):
+        files.append(target(tmp_path / str(images), "beton"))
+        converted(source, files[-1], "beton", raw=True, shard_images=images)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert files[0].stat().st_size < SampleTable.load(files[0].with_suffix(".npz")).length.sum() + 3 * PAGE
 
 
 def sorted_names(source):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import median
 
@@ -158,6 +160,24 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
     assert done.returncode == 2
     assert done.stderr.startswith(told)
     assert done.stderr.count("\n") == 1
+
+
+def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
+    flags = "--backends ffcv,torchvision --images 24 --batch 8 --rounds 9999".split()
+    command = [sys.executable, "-m", "perf.loader", "--data", str(images), *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(tmp_path.glob("data/bench/tmp*")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "swave: stopped; nothing is written"
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("data/bench/tmp*"))
 
 
 def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):

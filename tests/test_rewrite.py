@@ -58,11 +58,22 @@ def test_what_is_no_upright_jpeg_becomes_one_for_a_beton(name):
         assert image.layer[0][1:3] == (1, 1)  # 4:4:4
 
 
-def test_quality_is_that_of_new_jpegs_alone():
-    png, jpeg = PLAIN["rgb.png"], PLAIN["rgb.jpg"]
-    sizes = [len(rewrite(png, (0, 0), Options("beton", quality=quality)).data) for quality in (50, 95)]
-    assert sizes[0] < sizes[1]
-    assert rewrite(jpeg, (0, 0), Options("beton", quality=50)).data == jpeg
+@pytest.mark.parametrize("kind", ["beton", "wds"])
+def test_a_quality_writes_every_jpeg_anew_and_none_leaves_them(kind):
+    for name in ("rgb.jpg", "gray.jpg", "exif6.jpg", "cmyk_adobe.jpg"):
+        data = (PLAIN | ODD)[name]
+        low, high = (rewrite(data, (0, 0), Options(kind, quality=quality)) for quality in (30, 95))
+        assert len(low.data) < len(high.data), name
+        assert low.suffix == "jpg" and "re-encoded as JPEG" in low.kinds
+        assert np.abs(decode(high.data).astype(int) - decode(data)).mean() < 3
+    assert rewrite(PLAIN["rgb.jpg"], (0, 0), Options(kind)).data == PLAIN["rgb.jpg"]
+
+
+def test_without_a_quality_new_jpegs_have_95_and_in_shards_a_png_stays_one():
+    png = PLAIN["rgb.png"]
+    ours = [rewrite(png, (0, 0), Options("beton", quality=quality)).data for quality in (None, 95, 50)]
+    assert ours[0] == ours[1] and len(ours[2]) < len(ours[1])
+    assert rewrite(png, (0, 0), Options("wds", quality=50)).data == png
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from conversions import converted
 from pyarrow import ipc, parquet
 from small_datasets import BAD, ROOT, error_of, write
 from source_files import image, images_of, opened
@@ -59,17 +60,59 @@ def test_parquet_files_of_hugging_face(tmp_path, column):
     check_hugging_face(opened(root / "train-*.parquet", tmp_path), "parquet")
     check_hugging_face(opened(root / "train-00000-of-00002.parquet", tmp_path), "parquet", 4)
     parquet.write_table(table, root / "test-00000-of-00001.parquet")
-    assert "several splits (test, train)" in error_of(opened, root, tmp_path)
+    line = error_of(opened, root, tmp_path)
+    assert f"(test*.parquet, train*.parquet); name one, e.g. make convert SRC='{root}/train*.parquet'" in line
+    check_hugging_face(opened(root / "train*.parquet", tmp_path), "parquet")
     check_hugging_face(opened(root / "test-*.parquet", tmp_path), "parquet")
+
+
+def write_arrow(path, table, new=ipc.new_stream):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=3)
+
+
+def test_a_clone_from_the_hub_and_what_datasets_saves_are_searched_below(tmp_path):
+    clone, saved = tmp_path / "clone", tmp_path / "saved"
+    for part, rows in enumerate((hugging_face()[:4], hugging_face()[4:])):
+        (clone / "data").mkdir(parents=True, exist_ok=True)
+        parquet.write_table(rows, clone / "data" / f"train-0000{part}-of-00002.parquet")
+    write(clone, {"README.md": b"", ".cache/x/y.parquet": b"", "images/metadata.parquet": b""})
+    check_hugging_face(opened(clone, tmp_path), "parquet")
+    assert opened(clone, tmp_path).left_out == {".md": 1, ".parquet": 1}
+    write_arrow(saved / "train" / "data-00000-of-00001.arrow", hugging_face())
+    write(saved, {"dataset_dict.json": b"", "train/cache-1f.arrow": b"", "train/state.json": b""})
+    check_hugging_face(opened(saved, tmp_path), "arrow")
+    write_arrow(saved / "test" / "data-00000-of-00001.arrow", hugging_face())
+    line = error_of(opened, saved, tmp_path)
+    assert f"(test/*.arrow, train/*.arrow); name one, e.g. make convert SRC='{saved}/train/*.arrow' ..." in line
+    parquet.write_table(hugging_face(), clone / "data" / "validation-00000-of-00001.parquet")
+    assert f"SRC='{clone}/data/train*.parquet'" in error_of(opened, clone, tmp_path)
+
+
+def test_an_image_of_which_there_is_but_a_name_is_read_from_beside(tmp_path):
+    names = [
+        "images/1.png",
+        str(tmp_path / "root" / "images" / "1.png"),
+        "images/gone.png",
+        "../secret.png",
+        "/etc/hosts",
+    ]
+    write(tmp_path, {"secret.png": image(2), "root/images/1.png": image(1)})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = pa.array([{"bytes": None, "path": name} for name in [*names, None]], kind)
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "root" / "x.parquet")
+    report = converted(tmp_path / "root" / "x.parquet", tmp_path / "out", "wds")
+    assert report.written == 2
+    absent = dict.fromkeys(("gone", "secret", "hosts"), "not in the file (path only)")
+    told = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
+    assert told == absent | {"x-00000005": "zero bytes"}
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_arrow_files_of_hugging_face(tmp_path, stream):
     table = hugging_face()
-    with pa.OSFile(str(tmp_path / "data.arrow"), "wb") as file:
-        new = ipc.new_stream if stream else ipc.new_file
-        with new(file, table.schema) as writer:
-            writer.write_table(table, max_chunksize=3)
+    write_arrow(tmp_path / "data.arrow", table, ipc.new_stream if stream else ipc.new_file)
     check_hugging_face(opened(tmp_path / "data.arrow", tmp_path), "arrow")
 
 
@@ -109,7 +152,7 @@ def samples(path):
         yield Sample(str(number), Path(path).read_bytes() * (number + 1), number)
 
 files = sorted(Path(sys.argv[1]).iterdir())
-for tar in spool(Foreign("test", [str(file) for file in files], files, samples), Path(sys.argv[2]), progress=False):
+for tar in spool(Foreign("test", [str(file) for file in files], files, samples, 0), Path(sys.argv[2]), progress=False):
     print(tar)
 """
 

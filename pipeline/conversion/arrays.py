@@ -11,21 +11,23 @@ import io
 import os
 import pickle
 import re
+import struct
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from pipeline.conversion.spool import Foreign, Sample
+from pipeline.conversion.spool import TAR_BYTES, Foreign, Sample
 from pipeline.idx import parse_idx, stored_png
 from pipeline.table import DatasetError
 
 IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
 CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
+PNG_BYTES = 80  # of a stored PNG beyond its rows
 META = ("batches.meta", "meta")  # CIFAR-10's and -100's files of class names
 ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
@@ -39,7 +41,8 @@ ALLOWED = {
 def idx_source(images: Path) -> Foreign:
     """The source of one IDX file of images, with the labels beside it if there are any."""
     labels = _idx_labels(images)
-    return Foreign("idx", [str(images)], [images, *([labels] if labels else [])], idx_samples)
+    files = [images, *([labels] if labels else [])]
+    return Foreign("idx", [str(images)], files, idx_samples, _spooled_idx_bytes(images))
 
 
 def idx_samples(path: str) -> Iterator[Sample]:
@@ -52,6 +55,16 @@ def idx_samples(path: str) -> Iterator[Sample]:
         raise DatasetError(f"{Path(path).name}: {told}; give the pair that belongs together")
     for index, image in enumerate(images):
         yield Sample(f"{index:06d}", stored_png(image), -1 if labels is None else int(labels[index]))
+
+
+def _spooled_idx_bytes(path: Path) -> int:
+    """About what the images take in a tar, by the header; 0 where that is unsound, which reading will tell."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
+            count, height, width = struct.unpack(">4x3I", file.read(16))
+    except (OSError, EOFError, zlib.error, struct.error):
+        return 0
+    return count * (height * (width + 1) + PNG_BYTES + TAR_BYTES)
 
 
 def _idx_labels(images: Path) -> Path | None:
@@ -82,16 +95,21 @@ def is_cifar(files: Sequence[Path]) -> bool:
 def cifar_source(path: Path) -> Foreign:
     """The source of a folder or .tar.gz of CIFAR (its training half), or of one file in either ('.../test_batch')."""
     if path.is_dir():
-        names, meta = os.listdir(path), next((path / name for name in META if (path / name).exists()), None)
+        names = {entry.name: entry.stat().st_size for entry in os.scandir(path)}
+        meta = next((path / name for name in META if (path / name).exists()), None)
         classes = _classes(meta.read_bytes(), meta.name) if meta else ()
         return _cifar(path, names, classes, [path / name for name in _training(names)])
     if path.parent.is_file():
-        return Foreign("cifar", [str(path)], [path.parent], cifar_samples, _archive(path.parent)[1])
+        names, classes = _archive(path.parent)
+        return Foreign(
+            "cifar", [str(path)], [path.parent], cifar_samples, _spooled_bytes(names.get(path.name, 0)), classes
+        )
     if not CIFAR.fullmatch(path.name):
         names, classes = _archive(path)
         return _cifar(path, names, classes, [path])
     meta = next((path.with_name(name) for name in META if path.with_name(name).exists()), None)
-    return Foreign("cifar", [str(path)], [path], cifar_samples, _classes(meta.read_bytes(), meta.name) if meta else ())
+    classes = _classes(meta.read_bytes(), meta.name) if meta else ()
+    return Foreign("cifar", [str(path)], [path], cifar_samples, _spooled_bytes(path.stat().st_size), classes)
 
 
 def cifar_samples(path: str) -> Iterator[Sample]:
@@ -136,31 +154,38 @@ class _Plain(pickle.Unpickler):
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)  # the new name since NumPy 2
 
 
-def _cifar(path: Path, names: Sequence[str], classes: tuple[str, ...], files: list[Path]) -> Foreign:
+def _spooled_bytes(pickled: int) -> int:
+    """About what the images of so many bytes of batches take in a tar."""
+    return pickled // 3073 * (32 * 97 + PNG_BYTES + TAR_BYTES)
+
+
+def _cifar(path: Path, names: dict[str, int], classes: tuple[str, ...], files: list[Path]) -> Foreign:
+    """`names`: of the files in the folder or archive, and their bytes."""
     wanted = _training(names)
     if not wanted:
         raise DatasetError("a compressed archive, whose images have no byte range; unpack it and give the folder")
-    return Foreign("cifar", [str(path / name) for name in wanted], files, cifar_samples, classes)
+    size = _spooled_bytes(sum(names[name] for name in wanted))
+    return Foreign("cifar", [str(path / name) for name in wanted], files, cifar_samples, size, classes)
 
 
-def _training(names: Sequence[str]) -> list[str]:
+def _training(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if CIFAR.fullmatch(name) and not name.startswith("test"))
 
 
-def _archive(path: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Names of the batches in CIFAR's .tar.gz (none in any other), and the class names."""
-    names: list[str] = []
+def _archive(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Names of the batches in CIFAR's .tar.gz (none in any other) and their bytes, and the class names."""
+    names: dict[str, int] = {}
     classes: tuple[str, ...] = ()
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 name = os.path.basename(member.name)
                 if not names and not classes and not member.name.startswith("cifar-"):
-                    return [], ()  # not CIFAR: no need to read 100 GB
+                    return {}, ()  # not CIFAR: no need to read 100 GB
                 if member.isreg() and name in META and (file := archive.extractfile(member)):
                     classes = _classes(file.read(), name)
                 elif member.isreg() and CIFAR.fullmatch(name):
-                    names.append(name)
+                    names[name] = member.size
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DatasetError(f"no sound archive ({' '.join(str(error).split())}); copy it anew") from None
     return names, classes

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.beton import read_beton
-from pipeline.conversion.beton_writer import Samples, join, layout
+from pipeline.conversion.beton_writer import Samples, join, layout, page_size, pieces
 from pipeline.conversion.packing import Part, load_part, record_path
 from pipeline.conversion.report import Report, save_report
 from pipeline.conversion.sources import Entries
@@ -19,16 +20,27 @@ from pipeline.table import DatasetError, SampleTable, State, sync_folder
 COLUMNS = ("width", "height", "label", "state")
 
 
-def beton_layout(parts: list[Part]) -> tuple[list[tuple[str, int, int]], int]:
-    """Name, bytes and start in the .beton of each part's file, and where the allocation table starts."""
-    sizes = [(name, size, part.largest_cell) for part in parts for name, (size, _) in part.files.items()]
-    images = sum(len(part.columns["rows"]) for part in parts)
-    starts, allocations = layout(images, [(size, largest) for _, size, largest in sizes])
-    return [(name, size, start) for (name, size, _), start in zip(sizes, starts, strict=True)], allocations
+class Layout(NamedTuple):
+    """Where everything in a .beton begins: each image, the pieces (start, bytes) of each part, the last table."""
+
+    page: int
+    starts: NDArray[np.int64]
+    pieces: list[list[tuple[int, int]]]
+    allocations: int
 
 
-def joined_parts(folder: Path, out: Path, count: int) -> dict[int, tuple[Path, int]]:
-    """Where parts may be found in a .beton whose joining was cut short: part -> file and byte. {} if there is none."""
+def beton_layout(parts: list[Part]) -> Layout:
+    counts = [len(part.columns["length"]) for part in parts]
+    sizes = np.concatenate([part.columns["length"] for part in parts])
+    page = page_size(int(sizes.max(initial=1)))
+    starts, allocations = layout(sizes, page)
+    borders = np.cumsum(counts)[:-1]
+    pairs = zip(np.split(starts, borders), np.split(sizes, borders), strict=True)
+    return Layout(page, starts, [pieces(*pair) for pair in pairs], allocations)
+
+
+def joined_parts(folder: Path, out: Path, count: int) -> dict[int, tuple[Path, list[tuple[int, int]]]]:
+    """Where parts may be in a .beton whose joining was cut short: part -> file and pieces. {} if there is none."""
     path = folder / out.name
     if not path.exists():
         return {}
@@ -37,21 +49,20 @@ def joined_parts(folder: Path, out: Path, count: int) -> dict[int, tuple[Path, i
     except DatasetError:
         path.unlink()
         return {}
-    return {number: (path, start) for number, (_, _, start) in enumerate(beton_layout(parts)[0])}
+    return {number: (path, where) for number, where in enumerate(beton_layout(parts).pieces)}
 
 
 def finish_beton(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
     """Join the parts and put the .beton into place, after its table and report."""
-    files, allocations = beton_layout(parts)
-    starts = [np.full(len(part.columns["rows"]), file[2]) for part, file in zip(parts, files, strict=True)]
-    columns = gathered(parts, ("offset", "length", *COLUMNS))
-    columns["offset"] += np.concatenate(starts)
+    found = beton_layout(parts)
+    columns = gathered(parts, ("offset", "length", *COLUMNS)) | {"offset": found.starts}
     raw, blobs = columns["state"] == State.RAW, (columns["offset"], columns["length"])
     samples = Samples(raw, columns["width"], columns["height"], columns["label"], *blobs)
-    sources = [(folder / "data" / name, size, start) for name, size, start in files]
-    page_size = max(part.largest_cell for part in parts)
-    with progress_bar(sum(size for _, size, _ in files), f"joining {out.name}", "B", progress) as bar:
-        digest = join(folder / out.name, samples, sources, page_size, allocations, bar.update)
+    sources = [
+        (folder / "data" / next(iter(part.files)), where) for part, where in zip(parts, found.pieces, strict=True)
+    ]
+    with progress_bar(int(columns["length"].sum()), f"joining {out.name}", "B", progress) as bar:
+        digest = join(folder / out.name, samples, sources, found.page, found.allocations, bar.update)
     container, fingerprint = np.zeros(len(raw), np.int32), read_beton(folder / out.name).fingerprint()
     table = SampleTable(folder, (out.name,), container, classes=entries.classes, fingerprint=fingerprint, **columns)
     table.save(folder / f"{out.stem}.npz", {out.name: digest})

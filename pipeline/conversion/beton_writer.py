@@ -3,9 +3,8 @@
     header | two field descriptors | (mode, size, pointer, label) per sample | pages of blobs | allocation table
 
 Everything is little-endian. A blob lies within one page, because FFCV's process cache reads page by page; the page
-size is a power of two that the header names. Nobody knows the largest blob before all are made, so a part keeps each
-blob within a *cell*, the least power of two from 8 MiB up that holds it: any larger page then holds it too, as long
-as the part starts at a multiple of its own largest cell.
+size is a power of two that the header names: the least from 8 MiB up that holds the largest blob. Nobody knows that
+before all parts are made: a part is blobs without gaps, and joining leaves one where a blob would cross a page's end.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,37 +39,44 @@ class Samples(NamedTuple):
     size: NDArray[np.int64]
 
 
-def cell(size: int) -> int:
-    """The least page, in bytes, that holds a blob of `size` bytes."""
-    return max(PAGE, 1 << (size - 1).bit_length())
+def page_size(largest: int) -> int:
+    """Bytes of a page for blobs of at most `largest` bytes."""
+    return max(PAGE, 1 << (largest - 1).bit_length())
 
 
-def place(position: int, size: int) -> int:
-    """Where a blob goes in a part that is filled up to `position`: there, or at the start of a fresh cell."""
-    room = cell(size)
-    return position if position % room + size <= room else round_up(position, room)
+def layout(sizes: NDArray[np.int64], page: int) -> tuple[NDArray[np.int64], int]:
+    """Where each blob begins in the file, and where the allocation table does. `sizes`: (n,) bytes of the blobs.
+
+    Blobs follow each other from a page of their own on; one that would cross a page's end begins the next one.
+    """
+    position = round_up(HEADER.itemsize + 2 * FIELD.itemsize + len(sizes) * SAMPLE.itemsize, page)
+    before = np.concatenate([[0], np.cumsum(sizes)])  # bytes of all blobs before each
+    starts = np.zeros(len(sizes), np.int64)
+    first = 0
+    while first < len(sizes):
+        end = int(np.searchsorted(before, before[first] + page, side="right")) - 1  # blobs of this page
+        starts[first:end] = position + before[first:end] - before[first]
+        last = position + int(before[end] - before[first])
+        first, position = end, position + page
+    return starts, round_up(last if len(sizes) else position, PAGE)
+
+
+def pieces(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(start, bytes) of the stretches without a gap that these blobs make up."""
+    if not len(sizes):
+        return []
+    breaks = np.flatnonzero(starts[1:] != starts[:-1] + sizes[:-1]) + 1
+    first, end = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(sizes)]]) - 1
+    return list(zip(starts[first].tolist(), (starts[end] + sizes[end] - starts[first]).tolist(), strict=True))
 
 
 def round_up(position: int, multiple: int) -> int:
     return -(-position // multiple) * multiple
 
 
-def layout(samples: int, parts: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
-    """Where each part starts in the file and where the allocation table does; `parts`: (bytes, largest cell) of each.
-
-    A part starts on a page of its own; what lies between is zero.
-    """
-    position = HEADER.itemsize + 2 * FIELD.itemsize + samples * SAMPLE.itemsize
-    starts = []
-    for size, largest in parts:
-        starts.append(round_up(position, largest))
-        position = starts[-1] + size
-    return starts, round_up(position, PAGE)
-
-
-def head(samples: Samples, page_size: int, allocations: int) -> bytes:
+def head(samples: Samples, page: int, allocations: int) -> bytes:
     """Header, fields `image` and `label`, and the row of each sample. `allocations`: where that table starts."""
-    header = np.array([(VERSION, 2, page_size, len(samples.size), allocations)], HEADER)
+    header = np.array([(VERSION, 2, page, len(samples.size), allocations)], HEADER)
     fields = np.zeros(2, FIELD)
     fields["type_id"] = RGB, INT
     for field, name in zip(fields, (b"image", b"label"), strict=True):
@@ -90,12 +97,12 @@ def allocation_table(samples: Samples) -> bytes:
 def join(
     path: Path,
     samples: Samples,
-    parts: Sequence[tuple[Path, int, int]],
-    page_size: int,
+    parts: Sequence[tuple[Path, list[tuple[int, int]]]],
+    page: int,
     allocations: int,
     advance: Callable[[int], object],
 ) -> str:
-    """Write the .beton at `path` from its parts (file, bytes, start in the .beton) and give its SHA-256.
+    """Write the .beton at `path` from its parts (file, and where its pieces go: start and bytes) and give its SHA-256.
 
     A part's file is removed as soon as its bytes are in `path` and synced, so the disk holds everything once and not
     twice. Called again after a kill, what is in `path` already (its part's file is gone) is only read. `advance` is
@@ -108,24 +115,23 @@ def join(
             file.write(data)
             digest.update(data)
 
-        write(head(samples, page_size, allocations))
-        for source, size, start in parts:
-            write_zeros(start - file.tell(), write)
-            if source.exists():
-                with open(source, "rb") as part:
-                    while data := part.read(COPY):
-                        write(data)
+        write(head(samples, page, allocations))
+        for source, where in parts:
+            with open(source, "rb") if source.exists() else nullcontext() as part:
+                for start, size in where:
+                    write_zeros(start - file.tell(), write)
+                    for at in range(0, size, COPY):
+                        data = (part or file).read(min(COPY, size - at))
+                        if part:
+                            file.write(data)
+                        digest.update(data)
                         advance(len(data))
+                    if file.tell() != start + size:
+                        raise OSError(f"{source}: has not the bytes that it had; another program changes the folder")
+            if part:
                 file.flush()
                 os.fsync(file.fileno())
                 source.unlink()
-            else:
-                for at in range(0, size, COPY):
-                    data = file.read(min(COPY, size - at))
-                    digest.update(data)
-                    advance(len(data))
-            if file.tell() != start + size:
-                raise OSError(f"{source}: has not the {size} bytes that it had; another program changes the folder")
         write_zeros(allocations - file.tell(), write)
         write(allocation_table(samples))
         file.truncate()

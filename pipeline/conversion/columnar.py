@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.conversion.spool import Foreign, Sample
+from pipeline.conversion.spool import ABSENT, TAR_BYTES, Foreign, Sample
 from pipeline.table import DatasetError
 
 SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -28,19 +28,45 @@ class Columns(NamedTuple):
     classes: tuple[str, ...]
 
 
-def columnar_source(files: Sequence[Path]) -> Foreign:
-    """The source that these files of one kind make up. Raises DatasetError."""
-    splits = sorted({found[0].lower() for path in files if (found := SPLIT.match(path.name))})
-    if len(splits) > 1:
-        pattern = f"{splits[0]}-*{files[0].suffix}"
-        raise DatasetError(f"holds files of several splits ({', '.join(splits)}); give one of them as '{pattern}'")
+def columnar_source(files: Sequence[Path], root: Path | None = None) -> Foreign:
+    """The source that these files of one kind make up; `root`: the folder in which they were searched. Raises
+    DatasetError."""
+    groups = _splits(files)
+    if len(groups) > 1:
+        named = ", ".join(str(group.relative_to(root) if root else group.name) for group in groups)
+        first = next((group for group in groups if "train" in str(group).lower()), groups[0])
+        raise DatasetError(f"holds several splits ({named}); name one, e.g. make convert SRC='{first}' ...")
     columns = _columns(_schema(files[0]), files[0].name)
     kind = SUFFIXES[files[0].suffix.lower()]
-    return Foreign(kind, [str(path) for path in files], files, samples, columns.classes)
+    size = sum(_spooled_bytes(path, columns.image) for path in files)
+    return Foreign(kind, [str(path) for path in files], files, samples, size, columns.classes)
+
+
+def columnar_below(root: Path) -> list[Path]:
+    """The files of one kind one or two levels below a folder: a clone from Hugging Face's hub (`data/train-*.parquet`),
+    what `datasets` saves (`train/*.arrow`)."""
+    for suffix in SUFFIXES:
+        found = sorted(path for depth in ("*", "*/*") for path in root.glob(f"{depth}/*{suffix}") if holds_rows(path))
+        if visible := [path for path in found if not any(part[0] == "." for part in path.relative_to(root).parts)]:
+            return visible
+    return []
+
+
+def holds_rows(path: Path) -> bool:
+    """`datasets` keeps its caches beside the files; metadata.parquet lies beside the images of an image folder."""
+    return path.is_file() and path.stem != "metadata" and not path.name.startswith("cache-")
+
+
+def _splits(files: Sequence[Path]) -> list[Path]:
+    """The patterns of the splits that these files make up, by their names or else by their folders."""
+    named = {path.parent / f"{split[0]}*{path.suffix}" for path in files if (split := SPLIT.match(path.name))}
+    folders = {path.parent for path in files} - {pattern.parent for pattern in named}
+    return sorted(named | {folder / f"*{files[0].suffix}" for folder in folders})
 
 
 def samples(path: str) -> Iterator[Sample]:
-    """All rows of one file, in order. An image without bytes is b''. Raises DatasetError."""
+    """All rows of one file, in order. An image without bytes is b'', or the file named in their place (ABSENT if it is
+    not there). Raises DatasetError."""
     import pyarrow
 
     name, number = Path(path), 0
@@ -50,12 +76,40 @@ def samples(path: str) -> Iterator[Sample]:
             images, labels = batch.column(image), batch.column(label) if label else None
             for row in range(len(images)):
                 cell = images[row].as_py() or {}
-                called = os.path.basename(cell.get("path") or "").rpartition(".")[0] or f"{name.stem}-{number:08d}"
+                called = os.path.splitext(os.path.basename(cell.get("path") or ""))[0] or f"{name.stem}-{number:08d}"
                 value = -1 if labels is None else labels[row].as_py()
-                yield Sample(called, cell.get("bytes") or b"", _label(value, f"{name.name}: row {number}"))
+                data = cell.get("bytes") or _named(name.parent, cell.get("path"))
+                yield Sample(called, data, _label(value, f"{name.name}: row {number}"))
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(name, error) from None
+
+
+def _named(folder: Path, path: str | None) -> bytes:
+    """The image file `path` of a row that holds no bytes; only below `folder`: the row may come from anywhere."""
+    if not path:
+        return b""
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder.resolve()) or not file.is_file():
+        return ABSENT
+    return file.read_bytes()
+
+
+def _spooled_bytes(path: Path, image: str) -> int:
+    """About what the images of a file take in a tar. Raises DatasetError."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        if path.suffix.lower() != ".parquet":
+            return path.stat().st_size + TAR_BYTES * sum(batch.num_rows for batch in _batches(path, []))
+        found = parquet.read_metadata(path)
+        groups = (found.row_group(index) for index in range(found.num_row_groups))
+        columns = (group.column(index) for group in groups for index in range(group.num_columns))
+        of_images = (column for column in columns if column.path_in_schema.partition(".")[0] == image)
+        return sum(column.total_uncompressed_size for column in of_images) + TAR_BYTES * found.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:

@@ -28,9 +28,9 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from pipeline.conversion.beton_writer import PAGE, cell, place
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
 from pipeline.conversion.sources import Entries
+from pipeline.conversion.spool import ABSENT
 from pipeline.images import BadImage
 from pipeline.shards import Record, Shard
 from pipeline.table import DatasetError, Names, replacing, sha256, sync_folder
@@ -48,7 +48,8 @@ class Task:
     """A part to be made: `rows` (n,) of the source, whose bytes `entries` names (n entries, in the same order).
 
     folder: of the unfinished conversion, shared by all who work on it; name: of the part's file without suffix.
-    joined: the file that holds this part already, and where, if a killed run had come so far.
+    joined: the file that holds this part already, and where its pieces are (start, bytes), if a killed run had come so
+    far.
     """
 
     folder: Path
@@ -57,20 +58,19 @@ class Task:
     rows: Int64[np.ndarray, " n"]
     entries: Entries
     options: Options
-    joined: tuple[Path, int] | None = None
+    joined: tuple[Path, list[tuple[int, int]]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
     """What a part holds: columns as in a sample table, a row per image written, and `rows`, where it was in the source.
 
-    files: name in `data` -> (bytes, SHA-256); largest_cell: of its blobs, in bytes; kinds: images changed on the way
-    by kind; bad: row of the source -> reason, for those left out.
+    files: name in `data` -> (bytes, SHA-256); kinds: images changed on the way by kind; bad: row of the source ->
+    reason, for those left out.
     """
 
     columns: dict[str, NDArray[Any]]
     files: dict[str, tuple[int, str]]
-    largest_cell: int
     kinds: dict[str, int]
     bad: dict[int, str]
 
@@ -100,6 +100,7 @@ def take(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
         **{name: getattr(entries, name)[rows] for name in ("offset", "length", "label", "shape")},
         classes=(),
         refused={},
+        left_out={},
     )
 
 
@@ -149,7 +150,6 @@ def _filled(task: Task, folder: Path) -> Part:
     return Part(
         columns={name: column.astype(dtype) for (name, dtype), column in zip(COLUMNS.items(), columns, strict=True)},
         files={path.name: (path.stat().st_size, digest) for path, digest in file.close().items()},
-        largest_cell=max([PAGE, *map(cell, columns[2].tolist())]),
         kinds=dict(sorted(kinds.items())),
         bad=bad,
     )
@@ -165,7 +165,9 @@ def _bytes(entries: Entries) -> Iterator[bytes | BadImage]:
             found = [_one(entries, row) for row in rows]
         for row, data in zip(rows, found, strict=True):
             gone = not data and not os.access(entries.root / entries.files[entries.file[row]], os.R_OK)
-            yield BadImage("unreadable") if gone else data
+            yield (
+                BadImage("unreadable") if gone else BadImage("not in the file (path only)") if data == ABSENT else data
+            )
 
 
 def _one(entries: Entries, row: int) -> bytes | BadImage:
@@ -176,19 +178,17 @@ def _one(entries: Entries, row: int) -> bytes | BadImage:
 
 
 class _Blobs:
-    """Part of a .beton: blobs one after the other, none across the border of its cell."""
+    """Part of a .beton: blobs one after the other."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.position, self.digest = path, 0, hashlib.sha256()
         self.file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
 
     def add(self, image: Rewritten, key: str, label: int) -> int:
-        offset = place(self.position, len(image.data))
-        for data in (bytes(offset - self.position), image.data):
-            self.file.write(data)
-            self.digest.update(data)
-        self.position = offset + len(image.data)
-        return offset
+        self.file.write(image.data)
+        self.digest.update(image.data)
+        self.position += len(image.data)
+        return self.position - len(image.data)
 
     def close(self) -> dict[Path, str]:
         with self.file:
@@ -225,7 +225,7 @@ class _Nothing:
 
 
 def _save(part: Part, path: Path) -> None:
-    texts = {"files": part.files, "largest_cell": part.largest_cell, "kinds": part.kinds}
+    texts = {"files": part.files, "kinds": part.kinds}
     with replacing(path) as file:
         np.savez(
             file,
@@ -244,7 +244,6 @@ def load_part(path: Path) -> Part:
             return Part(
                 columns={name: stored[name] for name in COLUMNS},
                 files={name: (size, digest) for name, (size, digest) in texts["files"].items()},
-                largest_cell=texts["largest_cell"],
                 kinds=texts["kinds"],
                 bad=dict(zip(stored["bad"].tolist(), Names(stored["reasons"].tobytes()), strict=True)),
             )
@@ -257,25 +256,26 @@ def _is_whole(task: Task) -> bool:
     try:
         part = load_part(record_path(task.folder, task.number))
         for name, (size, digest) in part.files.items():
-            path, start = task.folder / "data" / name, 0
+            path, pieces = task.folder / "data" / name, [(0, size)]
             if not path.exists() and task.joined:
-                path, start = task.joined
+                path, pieces = task.joined
             elif path.stat().st_size != size:
                 return False
-            if _digest_of_range(path, start, size) != digest:
+            if _digest_of(path, pieces) != digest:
                 return False
     except (DatasetError, OSError):
         return False
     return True
 
 
-def _digest_of_range(path: Path, start: int, size: int) -> str:
+def _digest_of(path: Path, pieces: list[tuple[int, int]]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        file.seek(start)
-        while size and (data := file.read(min(size, 1 << 22))):
-            digest.update(data)
-            size -= len(data)
+        for start, size in pieces:
+            file.seek(start)
+            while size and (data := file.read(min(size, 1 << 22))):
+                digest.update(data)
+                size -= len(data)
     return digest.hexdigest()
 
 

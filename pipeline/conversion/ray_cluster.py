@@ -7,12 +7,16 @@ it but its unfinished parts; they are done again elsewhere, with the same bytes.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from pipeline.table import DatasetError
 
@@ -23,8 +27,9 @@ AHEAD = 2  # tasks handed in for each CPU of the cluster
 def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, workers: int) -> Iterator[Any]:
     """`map(work, tasks)` on Ray, each result as soon as it is there; `work` must bear to be run twice at once.
 
-    address: of a running cluster, or 'auto', which starts Ray on this machine with `workers` CPUs. Raises
-    DatasetError where Ray is not installed or not reached, and where a task fails again and again.
+    address: of a running cluster; 'local' starts Ray on this machine with `workers` CPUs; 'auto' joins the cluster that
+    RAY_ADDRESS names or that runs on this machine, and starts one like 'local' where there is none. Raises DatasetError
+    where Ray is not installed or not reached, and where a task fails again and again.
     """
     try:
         import ray
@@ -32,17 +37,21 @@ def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, worke
     except ImportError:
         mend = "install it (pip install ray) or leave --ray out"
         raise DatasetError(f"--ray={address}: Ray is not installed; {mend}") from None
-    where: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
-    if address != "auto":
-        where = {"address": address}
-        _knock(address)
+    found = _cluster(address)
+    where: dict[str, Any] = {"address": found}
+    if found == "local":
+        where |= {"num_cpus": workers, "include_dashboard": False}
+    elif address == "auto":
+        tqdm.write(f"joining the Ray cluster at {found}", file=sys.stderr)  # the progress bar is there already
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
         environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}}
         ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         told = " ".join(str(error).split())
-        raise DatasetError(f"--ray={address}: Ray does not start there ({told}); give auto or its host:port") from None
+        raise DatasetError(
+            f"--ray={address}: Ray does not start there ({told}); give auto, local or its host:port"
+        ) from None
     if threading.current_thread() is threading.main_thread():
         for sign, handler in handlers.items():
             signal.signal(sign, handler)  # Ray puts its own in their place
@@ -72,11 +81,33 @@ def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, worke
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Raise DatasetError if nobody listens at host:port: Ray itself would try for minutes."""
+def _cluster(address: str) -> str:
+    """Address of the cluster to join, or 'local'. Raises DatasetError if nobody listens where one is named."""
+    setting = "--ray"
+    if address == "auto" and os.environ.get("RAY_ADDRESS"):
+        setting, address = "RAY_ADDRESS", os.environ["RAY_ADDRESS"]
+    if address not in ("auto", "local"):
+        if silence := _silence(address):
+            told = f"{setting}={address}: no Ray cluster answers ({silence})"
+            raise DatasetError(f"{told}; give auto, local or its host:port")
+        return address
+    if address == "local":
+        return "local"
+    from ray._private.services import canonicalize_bootstrap_address  # what ray.init does for 'auto'
+
+    try:
+        found = canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        return "local"
+    # A cluster that was killed leaves its address behind, on which ray.init would wait for minutes.
+    return "local" if found is None or _silence(found) else found
+
+
+def _silence(address: str) -> str:
+    """Why nobody answers at host:port, '' if somebody does. Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, ValueError, OverflowError) as error:
-        told = getattr(error, "strerror", None) or "not of the form host:port"
-        raise DatasetError(f"--ray={address}: no Ray cluster answers ({told}); give auto or its host:port") from None
+        return getattr(error, "strerror", None) or "not of the form host:port"
+    return ""

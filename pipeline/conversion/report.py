@@ -9,13 +9,14 @@ from pathlib import Path
 
 from pipeline.conversion.packing import Part
 from pipeline.conversion.sources import Entries
+from pipeline.sniff import in_words
 from pipeline.table import replacing
 
 
 @dataclass(frozen=True)
 class Report:
     """What became of every image. kinds: changed on the way, by kind (an image can be of several); quarantined and
-    refused: name in the source -> reason."""
+    refused: name in the source -> reason; left_out: files that are no images, by extension."""
 
     out: str
     source: str
@@ -26,6 +27,7 @@ class Report:
     kinds: dict[str, int]
     quarantined: dict[str, str]
     refused: dict[str, str]
+    left_out: dict[str, int]
 
 
 def make_report(source: Path, out: Path, entries: Entries, parts: list[Part]) -> Report:
@@ -44,6 +46,7 @@ def make_report(source: Path, out: Path, entries: Entries, parts: list[Part]) ->
         kinds=dict(kinds.most_common()),
         quarantined={name_of(entries, row): bad[row] for row in sorted(bad)},
         refused=dict(entries.refused),
+        left_out=dict(entries.left_out),
     )
 
 
@@ -81,5 +84,7 @@ def show(report: Report, path: str) -> None:
             table.add_row(f"{what}: {name}", f"{count:,}", style=None if what == "changed" else "yellow")
     print(f"{report.out}: {report.images:,} images of {report.source} ({report.kind})")
     Console().print(table)
+    if report.left_out:
+        print(f"left out: {in_words(report.left_out)}")
     if report.quarantined or report.refused:
         print(f"their names are in {path}")

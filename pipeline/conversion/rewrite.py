@@ -15,18 +15,20 @@ from pipeline.table import State
 LONGEST_JPEG = 65_500  # pixels: libjpeg's bound for what it writes
 LARGEST_BLOB = 1 << 31  # bytes: FFCV's pages are smaller than 4 GiB
 REDUCING_GAP = 3.0  # see `shrink`
+QUALITY = 95  # of a JPEG that has to be written anew
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
 class Options:
     """How images are stored. format: 'beton', 'wds' or 'index'; short, long: bound in pixels of that side, or None;
-    quality: of JPEGs that have to be written anew; raw: RGB pixels instead of JPEGs (beton only)."""
+    quality: of all JPEGs, None to write only those anew that have to be (at QUALITY); raw: RGB pixels instead of JPEGs
+    (beton only)."""
 
     format: str
     short: int | None = None
     long: int | None = None
-    quality: int = 95
+    quality: int | None = None
     raw: bool = False
 
 
@@ -44,8 +46,9 @@ class Rewritten(NamedTuple):
 def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
     """What to store for one image (`shape` (height, width) of raw RGB pixels, (0, 0) if encoded). Raises BadImage.
 
-    Bytes that the target's readers take as they are stay untouched. Anything else is turned upright, made RGB,
-    shrunk if asked for, and becomes a JPEG (in a .beton, or where a JPEG was shrunk), a PNG or raw pixels.
+    Bytes that the target's readers take as they are stay untouched, unless a quality is given and they are a JPEG.
+    Anything else is turned upright, made RGB, shrunk if asked for, and becomes a JPEG (in a .beton, or where a JPEG was
+    shrunk or a quality given), a PNG or raw pixels.
     """
     whole, kind, mode, orientation = _pixels(data, shape) if any(shape) else upright(data)
     structure = PLAIN.get(kind, lambda data: None)
@@ -57,7 +60,8 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
     width, height = image.size
     is_jpeg = kind in ("JPEG", "MPO")
     as_it_is = plain and image is whole and (options.format == "wds" or (is_jpeg and orientation == 1))
-    if as_it_is and not options.raw:
+    again = is_jpeg and options.quality is not None
+    if as_it_is and not options.raw and not again:
         if len(data) > LARGEST_BLOB:
             raise BadImage("too large")
         return Rewritten(data, "jpg" if is_jpeg else kind.lower(), width, height, State.OK, ())
@@ -68,12 +72,12 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
         return Rewritten(image.tobytes(), "raw", width, height, State.RAW, (*kinds, "stored as pixels"))
     image.info = {}  # Pillow would write comments and colour profiles of another format into the new file
     out = io.BytesIO()
-    if options.format == "wds" and not (is_jpeg and "resized" in kinds):
+    if options.format == "wds" and not (again or (is_jpeg and "resized" in kinds)):
         image.save(out, "PNG")
         return Rewritten(out.getvalue(), "png", width, height, State.OK, (*kinds, "re-encoded as PNG"))
     if max(width, height) > LONGEST_JPEG:
         raise BadImage("too large")
-    image.save(out, "JPEG", quality=options.quality, subsampling=0)
+    image.save(out, "JPEG", quality=options.quality or QUALITY, subsampling=0)
     return Rewritten(out.getvalue(), "jpg", width, height, State.OK, (*kinds, "re-encoded as JPEG"))
 
 
@@ -84,11 +88,17 @@ def shrink(image: Image.Image, options: Options) -> Image.Image:
     384 x 256, 53 ms instead of 347, with 0.45 of 255 levels mean difference; below six there is none. (A box filter
     alone is three times as fast as Lanczos and differs by 1 to 4 levels.)
     """
-    side, bound = (max(image.size), options.long) if options.long else (min(image.size), options.short)
+    size = shrunk_size(image.size, options)
+    return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+
+
+def shrunk_size(size: tuple[int, int], options: Options) -> tuple[int, int]:
+    """Width and height of what `shrink` makes of an image of this size."""
+    side, bound = (max(size), options.long) if options.long else (min(size), options.short)
     if not bound or side <= bound:
-        return image
-    width, height = (max(1, round(length * bound / side)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=REDUCING_GAP)
+        return size
+    width, height = (max(1, round(length * bound / side)) for length in size)
+    return width, height
 
 
 def _pixels(data: bytes, shape: tuple[int, int]) -> tuple[Image.Image, str, str, int]:

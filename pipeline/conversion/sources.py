@@ -11,8 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,13 @@ from jaxtyping import Int, Int32, Int64
 
 from pipeline.beton import read_beton, table_beside
 from pipeline.conversion.arrays import CIFAR, IDX, cifar_source, idx_source, is_cifar
-from pipeline.conversion.columnar import SUFFIXES, columnar_source
+from pipeline.conversion.columnar import SUFFIXES, columnar_below, columnar_source, holds_rows
 from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.spool import Foreign
 from pipeline.conversion.spool import spool as write_spool
-from pipeline.folder import EXTENSIONS, in_processes, list_folder, progress_bar
+from pipeline.folder import in_processes, list_folder, progress_bar
 from pipeline.shards import list_shards
+from pipeline.sniff import EXTENSIONS, extension, in_words
 from pipeline.table import DatasetError, Names
 from pipeline.tars import Members, Range, list_tar, split_key
 
@@ -44,7 +49,7 @@ class Entries:
     label: (N,) int32, -1 without; classes: names of the labels, () where unknown.
     keys: unique, also where case is ignored, without suffix; each is a valid WebDataset key.
     shape: (N, 2) int32 height and width where the bytes are raw RGB pixels, (0, 0) for an encoded image.
-    refused: what was found but is never read: name -> reason.
+    refused: what was found but is never read: name -> reason; left_out: files that are no images, by extension.
     kind: 'folder', 'tar', 'webdataset', 'parquet', 'arrow', 'idx', 'cifar' or 'beton'.
     origin: fingerprint of the files that the user gave, by name, size and time.
     """
@@ -61,6 +66,7 @@ class Entries:
     kind: str
     origin: str
     refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.file)
@@ -98,40 +104,64 @@ class Entries:
         return found
 
 
-def open_source(path: Path, spool: Path, workers: int = 1, progress: bool = True) -> Entries:
+def open_source(
+    path: Path,
+    spool: Path,
+    workers: int = 1,
+    progress: bool = True,
+    permit: Callable[[Foreign], None] = lambda source: None,
+) -> Entries:
     """All images of `path`, in one fixed order: a file or folder of any kind named above, or a pattern of files.
 
     `spool`: folder for the tars of sources without byte ranges; what a killed run left there is used again.
-    `workers`: processes that list and spool. Raises DatasetError with one line.
+    `workers`: processes that list and spool. `permit` is asked before anything is spooled, and may raise. Raises
+    DatasetError with one line.
     """
     path = Path(path).absolute()
+    with _errors_of(path):
+        found = _find(path, workers, progress)
+    if isinstance(found, Foreign):
+        permit(found)
+        with _errors_of(path):
+            found = _beside(path, found.files, _from_foreign(found, Path(spool), workers, progress))
+    if not len(found):
+        shutil.rmtree(spool, ignore_errors=True)  # of an empty Parquet file, say
+        seen = f" and by their first bytes among {in_words(found.left_out)}" if found.left_out else ""
+        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}{seen}); {KINDS}")
+    return found
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    """Errors name the source."""
     try:
-        entries = _open_any(path, Path(spool), workers, progress)
+        yield
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from None
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
-    if not len(entries):
-        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}); {KINDS}")
-    return entries
 
 
-def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
+def _find(path: Path, workers: int, progress: bool) -> Entries | Foreign:
+    """The images of `path`, or what has to be spooled for them."""
     if path.parent.is_file():  # cifar-10-python.tar.gz/test_batch
-        return _from_foreign(cifar_source(path), spool, workers, progress)
+        return cifar_source(path)
     files = _files(path)
     betons = [file for file in files if file.suffix.lower() == ".beton"]
     if betons:
-        return _from_beton(_only(betons, "*.beton"))
+        return _beside(path, betons, _from_beton(_only(betons, "*.beton")))
     tars = [file for file in files if file.suffix.lower() == ".tar"]
     if tars:
-        return _from_tars(tars, workers, progress)
+        return _beside(path, tars, _from_tars(tars, workers, progress))
     foreign = _foreign(path, files)
     if foreign:
-        return _from_foreign(foreign, spool, workers, progress)
+        return foreign
     if not path.is_dir():
         raise DatasetError(f"not a source of images; {KINDS}")
     entries = _from_folder(path.resolve())
+    below = [] if len(entries) else columnar_below(path)
+    if below:
+        return columnar_source(below, path)
     packed = [file.name for file in files if file.name.lower().endswith(ARCHIVES)]
     if packed and not len(entries):
         raise DatasetError(
@@ -140,11 +170,25 @@ def _open_any(path: Path, spool: Path, workers: int, progress: bool) -> Entries:
     return entries
 
 
+def _beside(path: Path, taken: Sequence[Path], entries: Entries) -> Entries:
+    """The entries, with the files counted that lie in the folder `path` beside or below those that were taken."""
+    if not path.is_dir():
+        return entries
+    left_out, known = (
+        Counter(entries.left_out),
+        {str(each) for file in taken for each in (file, file.with_suffix(".idx"))},
+    )
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if name[0] != "."]
+        visible = (name for name in files if name[0] != ".")
+        left_out.update(extension(name) for name in visible if os.path.join(folder, name) not in known)
+    return replace(entries, left_out=dict(left_out.most_common()))
+
+
 def _foreign(path: Path, files: list[Path]) -> Foreign | None:
     """The source that has to be spooled, None if it is none of those."""
     for suffix in SUFFIXES:
-        # metadata.parquet lies beside the images of an image folder and holds none itself.
-        columnar = [file for file in files if file.suffix.lower() == suffix and file.stem != "metadata"]
+        columnar = [file for file in files if file.suffix.lower() == suffix and holds_rows(file)]
         if columnar:
             return columnar_source(columnar)
     idx = [file for file in files if IDX.fullmatch(file.name)]
@@ -198,12 +242,12 @@ def _from_beton(path: Path) -> Entries:
 
 
 def _from_folder(root: Path) -> Entries:
-    listing = list_folder(root)
+    listing = list_folder(root, sniff=True)
     rows = len(listing.names)
     return Entries(
         root, listing.names, np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
-        listing.label, unique_keys(name.rpartition(".")[0] for name in listing.names), np.zeros((rows, 2), np.int32),
-        listing.classes, "folder", listing.fingerprint(),
+        listing.label, unique_keys(map(_without_suffix, listing.names)), np.zeros((rows, 2), np.int32),
+        listing.classes, "folder", listing.fingerprint(), left_out=listing.left_out,
     )  # fmt: skip
 
 
@@ -220,6 +264,7 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
     """Entries of plain, nested and WebDataset tars."""
     root, listing = list_shards(paths)
     refused: dict[str, str] = {}
+    left_out: Counter[str] = Counter()
     tars = []
     outer = [Range(str(root / name)) for name in listing.names]
     for index, members in enumerate(_listed(outer, workers, progress)):
@@ -232,6 +277,8 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
             tars.append(_Tar(index, found, stem))
             refused |= {f"{listing.names[index]}:{stem}.tar:{name}": why for name, why in found.refused.items()}
             refused |= {f"{listing.names[index]}:{stem}.tar:{name}": "tar too deep" for name, _, _ in found.inner}
+    for listed in tars:
+        left_out.update(listed.members.left_out)
     numbers = _numbered(tars)
     webdataset = bool((numbers >= 0).any())
     label, classes = (numbers, ()) if webdataset else _named(tars)
@@ -242,14 +289,14 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
         root, listing.names, np.repeat(np.array([tar.file for tar in tars], np.int32), lengths),
         _column(tar.members.offsets for tar in tars), _column(tar.members.lengths for tar in tars), label,
         unique_keys(keys), np.zeros((sum(lengths), 2), np.int32), classes,
-        "webdataset" if webdataset else "tar", listing.fingerprint(), refused,
+        "webdataset" if webdataset else "tar", listing.fingerprint(), refused, dict(left_out.most_common()),
     )  # fmt: skip
 
 
 def _listed(ranges: list[Range], workers: int, progress: bool) -> Iterator[Members]:
     """Members of each tar, in order."""
     with progress_bar(len(ranges), "listing tars", "tar", progress and len(ranges) > 1) as bar:
-        for members in in_processes(list_tar, iter(ranges), min(workers, len(ranges))):
+        for members in in_processes(partial(list_tar, sniff=True), iter(ranges), min(workers, len(ranges))):
             bar.update()
             yield members
 
@@ -281,7 +328,12 @@ def _column(parts: Iterable[list[int]]) -> Int64[np.ndarray, " n"]:
 
 
 def _stem(name: str, webdataset: bool) -> str:
-    return split_key(name)[0] if webdataset else name.rpartition(".")[0]
+    return split_key(name)[0] if webdataset else _without_suffix(name)
+
+
+def _without_suffix(name: str) -> str:
+    """`a.b/c` has none."""
+    return os.path.splitext(name)[0]
 
 
 # ---------------------------------------------------------------------------------------------- files
