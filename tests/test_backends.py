@@ -68,7 +68,7 @@ def only(step):
     return change
 
 
-JITTER = Jitter(probability=1.0)
+JITTER = Jitter(probability=1.0, exact=False)
 
 # Mean absolute difference of DALI and of ffcv from torchvision over six photographs, four epochs and four crops each
 # (96 crops): as measured; the bound that is held is a third more.
@@ -85,7 +85,7 @@ ERRORS = {
     "jitter": (replace(PLAIN, jitter=JITTER), lambda d: d, 6.85, 6.86),
     "grayscale": (replace(PLAIN, grayscale=1.0), lambda d: d, 0.146, 0.196),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), lambda d: d, 0.522, 0.451),
-    "everything": (SWAV, lambda d: d, 5.31, 5.3),
+    "everything": (replace(SWAV, jitter=Jitter(exact=False)), lambda d: d, 5.31, 5.3),
 }
 
 
