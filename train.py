@@ -77,7 +77,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             return
         for choice in choices:
             journal.say(f"auto: {choice}")
-        crops, batch = crops_from_config(config.crops), config.run.batch_size
+        crops, batch = crops_from_config(config.crops, config.pipeline.backend), config.run.batch_size
         labelled = labelled_data(table, test, config.evaluation.max_train)
         loader = Loader(
             table,

@@ -24,6 +24,7 @@ ALSO: dict[str, tuple[type, ...]] = {
     "model.weights": (str,),
     "pipeline.threads": (int,),
     "model.prototypes": (int,),
+    "crops.jitter.exact": (bool,),
     "swav.freeze_prototypes": (int,),
     "swav.queue.length": (int,),
     "swav.queue.start_epoch": (int,),
@@ -158,13 +159,14 @@ def _mismatch(key: str, default: Any, value: Any) -> str | None:
     if isinstance(default, int):
         return None if _is_a(value, int) else "an integer"
     if key in ALSO and default == "auto":
-        return "auto or " + ("an integer" if ALSO[key] == (int,) else "a number")
+        kinds: dict[Any, str] = {(int,): "auto or an integer", (bool,): "auto, true or false"}
+        return kinds.get(ALSO[key], "auto or a number")
     return None if isinstance(value, str) else "a text"
 
 
 def _is_a(value: Any, *kinds: Any) -> bool:
     """isinstance, but true and false are no numbers."""
-    return any(isinstance(value, kind) for kind in kinds) and not isinstance(value, bool)
+    return bool in kinds if isinstance(value, bool) else any(isinstance(value, kind) for kind in kinds)
 
 
 # ---------------------------------------------------------------------- values that make sense
@@ -200,9 +202,8 @@ def check_values(config: DictConfig) -> None:
     require(0 <= config.data.max_bad_fraction <= 1, "data.max_bad_fraction", "a share from 0 to 1")
     require(0 < config.evaluation.share <= 1, "evaluation.share", "a share above 0, at most 1")
     require(config.pipeline.backend in ("dali", "ffcv", "torchvision"), "pipeline.backend", "dali, ffcv or torchvision")
-    exact = config.crops.jitter.exact
-    require(not exact or config.pipeline.backend != "dali", "crops.jitter.exact", "false with pipeline.backend=dali")
-    require(not exact or config.pipeline.device != "gpu", "crops.jitter.exact", "false with pipeline.device=gpu")
+    can = config.pipeline.backend != "dali" or config.crops.jitter.exact is not True
+    require(can, "crops.jitter.exact", "auto or false with pipeline.backend=dali, which has affine colour only")
     require(config.pipeline.device in ("auto", "cpu", "gpu"), "pipeline.device", "auto, cpu or gpu")
     parse_every(config.checkpoint.every)
     _check_crops(config, require)

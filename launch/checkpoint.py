@@ -58,7 +58,7 @@ def save_checkpoint(
     rank, world_size = _rank(), _world_size()
     final = directory / STEP.format(state["step"])
     temporary = directory / f".writing-{final.name}"
-    if _from_rank_0(lambda: not _damage(final)):
+    if _from_rank_0(lambda: not damage_of(final)):
         return final
     _together(rank == 0, lambda: _fresh(temporary), "")
     layout = optimizer.layout
@@ -132,7 +132,7 @@ def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
 
     names = _from_rank_0(lambda: sorted((path.name for path in directory.glob("step-*")), reverse=True))
     for name in names:
-        damage = _from_rank_0(lambda name=name: _damage(directory / name))  # type: ignore[misc]
+        damage = _from_rank_0(lambda name=name: damage_of(directory / name))  # type: ignore[misc]
         if not damage:
             return directory / name
         if say is not None:
@@ -142,7 +142,7 @@ def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
     return None
 
 
-def _damage(checkpoint: Path) -> str:
+def damage_of(checkpoint: Path) -> str:
     """Why a checkpoint is not whole: every file of its manifest, and no other, with its size and SHA-256; '' if it
     is."""
     try:
@@ -165,15 +165,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / "state.json").read_text())
 
 
-<<<<<<< HEAD
 # ---------------------------------------------------------------------------------------------- load
-=======
-def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, whole, on the CPU; batch-norm statistics averaged over the ranks."""
-    return load_file(checkpoint / "network.safetensors")
-
-
->>>>>>> b6da6e79b7618f5d285380c8d9026918556759cc
 def load_checkpoint(
     checkpoint: Path, network: torch.nn.Module, optimizer: Any, queue: EmbeddingQueue | None
 ) -> dict[str, Any]:
@@ -214,10 +206,8 @@ def _queue_rows(saved: list[torch.Tensor], rank: int, world_size: int) -> torch.
 
 
 def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The network's state dict on the CPU: float32 master parameters, and buffers averaged over the ranks.
-    Raises CheckpointError for a damaged checkpoint."""
-    if damage := _damage(checkpoint):
-        raise CheckpointError(f"{checkpoint} is damaged: {damage}")
+    """The network's state dict on the CPU: float32 master parameters, and buffers averaged over the ranks. Of a whole
+    checkpoint (`damage_of`)."""
     state = read_state(checkpoint)
     return dict(whole(Pieces(checkpoint, state["world_size"]), state["shapes"], state["buffers"]))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.checkpoint import CheckpointError, full_weights, is_whole, latest_checkpoint, read_state
+from launch.checkpoint import CheckpointError, damage_of, full_weights, latest_checkpoint, read_state
 from model.backbone import build_backbone
 from model.swav import SwAV
 
@@ -44,10 +44,8 @@ def find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a run's directory or a folder checkpoints/step-...")
     if path.name.startswith("step-") or (path / "manifest.json").is_file():
-        if not is_whole(path):
-            raise CheckpointError(
-                f"{path} is damaged: its files are not those of its manifest; give another checkpoint"
-            )
+        if damage := damage_of(path):
+            raise CheckpointError(f"{path} is damaged: {damage}; give another checkpoint")
         return path
     found = latest_checkpoint(path if path.name == "checkpoints" else path / "checkpoints")
     if found is None:

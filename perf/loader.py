@@ -6,8 +6,8 @@ Contenders take turns of a second or two, round after round, all on the same cor
 
     full     files -> 2 x 224 and 6 x 96 pixel crops with all of SwAV's augmentation, normalised float32 in batches
              ffcv, dali          our loader with these backends: order, reading, draw, backend, hand-over
-             ffcv-kernel         of the former the kernel alone, on bytes in memory
-             ffcv-exact          the same with crops.jitter.exact=true: torchvision's colour steps one by one
+             ffcv-affine         ffcv with crops.jitter.exact=false: one affine map in place of the colour steps
+             ffcv-kernel         of ffcv the kernel alone, on bytes in memory
              dali-random         DALI with its own reader and random operators, one decode an image
              torchvision         the published recipe: DataLoader, PIL, torchvision's transforms
     crops    JPEG bytes in memory -> the same crops as uint8, without colour and blur: what a GPU leaves to the CPU
@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # heavy ones are imported once the arguments are known to be 
     from perf.turns import Contender, Turn
     from pipeline.table import SampleTable
 
-BACKENDS = ("ffcv", "ffcv-exact", "dali", "dali-random", "torchvision", "ffcv-stock-one-view")
+BACKENDS = ("ffcv", "ffcv-affine", "dali", "dali-random", "torchvision", "ffcv-stock-one-view")
 FOLDER = Path("data/bench")  # made images, tables, and what is written for a run and goes with it
 MEMORY_BATCH, MEMORY_EPOCHS = 256, 10
 
@@ -189,7 +189,7 @@ def line_up(
         found.append(peers.torchvision(files, crops, batch, threads))
     if "dali-random" in backends:
         found.append(peers.dali_random(files, crops, batch, threads))
-    found += [ours.loader(name, table, crops, batch, threads) for name in ("dali", "ffcv-exact") if name in backends]
+    found += [ours.loader(name, table, crops, batch, threads) for name in ("dali", "ffcv-affine") if name in backends]
     one_core = [1] if threads > 1 and "ffcv" in backends else []
     for cores in (threads, *one_core):
         if "ffcv" in backends:

@@ -21,9 +21,9 @@ STAGE_BATCH, STAGE_ROUNDS = 128, 10  # for the stages' times, which are differen
 
 def loader(name: str, table: SampleTable, crops: Crops, batch: int, cores: int) -> Contender:
     """The training loader over a table of files: order, reading, draw, backend and hand-over. name: "ffcv",
-    "ffcv-exact" (colour as torchvision does it) or "dali"."""
-    if name == "ffcv-exact":
-        crops = replace(crops, jitter=replace(crops.jitter, exact=True))
+    "ffcv-affine" (colour as one affine map) or "dali" (which has no other)."""
+    if name == "ffcv-affine":
+        crops = replace(crops, jitter=replace(crops.jitter, exact=False))
     source = Loader(table, crops, backend=name.split("-")[0], seed=0, global_batch=batch, threads=cores)
 
     def batches() -> Iterator[int]:

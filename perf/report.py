@@ -18,6 +18,7 @@ RATIOS = {  # name -> (numerator, denominator), each a (backend, mode)
     "full_over_torchvision": (FULL, ("torchvision", "full")),
     "full_over_dali": (FULL, ("dali", "full")),
     "full_over_dali_random": (FULL, ("dali-random", "full")),
+    "affine_over_full": (("ffcv-affine", "full"), FULL),
     "time_over_decode": (DECODE, FULL),
     "crops_over_decode": (CROPS, DECODE),
 }
@@ -34,6 +35,7 @@ WORDS = {
     "full_over_torchvision": "ffcv, full: rate over torchvision's",
     "full_over_dali": "ffcv, full: rate over our dali backend's",
     "full_over_dali_random": "ffcv, full: rate over dali-random's",
+    "affine_over_full": "ffcv-affine, full: rate over ffcv's",
     "time_over_decode": "ffcv, full: time over the bare decode's",
     "crops_over_decode": "ffcv, crops: rate over the bare decode's",
 }

@@ -17,7 +17,8 @@ class View:
 class Jitter:
     """ColorJitter with strengths as in torchvision (hue in turns), applied with `probability`.
 
-    exact: step by step with clipping and hue in HSV, as torchvision does, where a backend can; else one affine map.
+    exact: step by step with clipping and hue in HSV, as torchvision does, where a backend can (dali cannot); else one
+    affine map.
     """
 
     probability: float = 0.8
@@ -25,7 +26,7 @@ class Jitter:
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
-    exact: bool = False
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,13 @@ class Crops:
         )
 
 
-def crops_from_config(config) -> Crops:
-    """Build `Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping)."""
+def exact_colour(setting: bool | str, backend: str) -> bool:
+    """What `crops.jitter.exact` comes to: `auto` is true for every backend but dali, which has affine maps only."""
+    return backend != "dali" if setting == "auto" else bool(setting)
+
+
+def crops_from_config(config, backend: str = "ffcv") -> Crops:
+    """Build `Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping), for this backend."""
     views = [
         View(int(group["size"]), (float(group["scale"][0]), float(group["scale"][1])))
         for group in (config["global"], config["local"])
@@ -87,7 +93,7 @@ def crops_from_config(config) -> Crops:
         views=tuple(views),
         ratio=tuple(config["ratio"]),
         flip=config["flip"],
-        jitter=Jitter(**config["jitter"]),
+        jitter=Jitter(**{**config["jitter"], "exact": exact_colour(config["jitter"]["exact"], backend)}),
         grayscale=config["grayscale"],
         blur=Blur(config["blur"]["probability"], tuple(config["blur"]["sigma"])),
         mean=tuple(config["mean"]),

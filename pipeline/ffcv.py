@@ -31,7 +31,7 @@ class FfcvBackend:
     """Executes draws with `threads` threads; `device_id` None is the CPU, else colour and blur run on that GPU.
 
     Crops are float32 on the CPU and float16 on a GPU, as channels-last views (N, 3, size, size). Their memory is used
-    again once nobody holds them. On a GPU colour is always affine.
+    again once nobody holds them.
     """
 
     def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
@@ -40,9 +40,8 @@ class FfcvBackend:
         del batch_size
         self.crops = crops
         self.device_id = device_id
-        hue: Literal["affine", "hsv"] = "hsv" if crops.jitter.exact else "affine"
         dtype: Literal["float32", "uint8"] = "float32" if device_id is None else "uint8"
-        self.kernel = Kernel(crops, threads, dtype, hue)
+        self.kernel = Kernel(crops, threads, dtype)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # buffers that nobody holds, by shape

@@ -43,9 +43,9 @@ class Kernel:
     """Decodes and crops batches in `threads` threads of its own.
 
     dtype: of the crops; "bfloat16" gives its bits as uint16; "uint8" stops after resampling and flip: no colour, no
-    blur, no normalisation. hue: "affine" composes all colour steps to one map (see color.py), "hsv" takes torchvision's
-    steps one by one. dct: "fast" is ffcv's own decoder, a level off PIL on average; "accurate" decodes to PIL's very
-    pixels and takes about 4 % longer. Raises ImportError without ffcv.
+    blur, no normalisation. crops.jitter.exact: torchvision's colour steps one by one; without it they are composed to
+    one affine map (see color.py). dct: "fast" is ffcv's own decoder, a level off PIL on average; "accurate" decodes to
+    PIL's very pixels and takes about 4 % longer. Raises ImportError without ffcv.
     """
 
     def __init__(
@@ -53,18 +53,17 @@ class Kernel:
         crops: Crops,
         threads: int,
         dtype: Literal["float32", "float16", "bfloat16", "uint8"] = "float32",
-        hue: Literal["affine", "hsv"] = "affine",
         dct: Literal["fast", "accurate"] = "accurate",
     ):
-        if dtype not in DTYPES or hue not in ("affine", "hsv") or dct not in ("fast", "accurate") or threads < 1:
+        if dtype not in DTYPES or dct not in ("fast", "accurate") or threads < 1:
             raise ValueError(
-                f"dtype={dtype!r}, hue={hue!r}, dct={dct!r}, threads={threads}: give a dtype of {', '.join(DTYPES)}, "
-                "hue affine or hsv, dct fast or accurate, and at least 1 thread"
+                f"dtype={dtype!r}, dct={dct!r}, threads={threads}: give a dtype of {', '.join(DTYPES)}, "
+                "dct fast or accurate, and at least 1 thread"
             )
         self.crops = crops
         self.dtype = dtype
         self.stages = RESAMPLE | STORE if dtype == "uint8" else EVERYTHING
-        self.setting = _setting(crops, dtype, hue, dct)
+        self.setting = _setting(crops, dtype, dct)
         self.process = compiled_driver()
         self.capacity = (0, 0)  # pixels and longest side of the images that scratch has room for
         self.scratch: list[Scratch] = []
@@ -185,13 +184,13 @@ def _end(pool: ThreadPoolExecutor, handles: list[int]) -> None:
             free_decompressor(handle)
 
 
-def _setting(crops: Crops, dtype: str, hue: str, dct: str) -> Setting:
+def _setting(crops: Crops, dtype: str, dct: str) -> Setting:
     size = max(view.size for view in crops.views)
     rim = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
     mean, std = np.array(crops.mean), np.array(crops.std)
     return Setting(
         decoder=function_address("imdecode" if dct == "fast" else "tjDecompress2"),
-        hsv=hue == "hsv",
+        exact=crops.jitter.exact,
         kind=list(DTYPES).index(dtype),
         size=np.array([view.size for view in crops.views], np.int64),
         rim=rim,

@@ -67,7 +67,7 @@ class Setting(NamedTuple):
     """What stays the same from batch to batch."""
 
     decoder: int  # address of the C function
-    hsv: bool  # colour step by step
+    exact: bool  # colour step by step
     kind: int  # of the output, as in `store_crop`
     size: np.ndarray  # (V,) int64
     rim: int  # pixels around a crop, for the blur
@@ -146,7 +146,7 @@ def _crop(work, setting, scratch, stages, row, view, size, target):
     )
     if stages & COLOUR:
         linear, offset = work.linear[row, view], work.offset[row, view]
-        if setting.hsv:
+        if setting.exact:
             stepwise_colour(
                 planes,
                 at,

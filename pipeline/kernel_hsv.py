@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-ZERO, FULL, ONE = np.float32(0), np.float32(255), np.float32(1)
+ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(number) for number in range(7))
+FULL, STEPS, HALF = np.float32(255), np.float32(256), np.float32(0.5)
+OVER_FULL, OVER_SQUARE = np.float32(1 / 255), np.float32(1 / 255**2)
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
@@ -26,36 +28,35 @@ def _blend(base, value, factor):
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
 def _turned(red, green, blue, shift):
-    """Hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts; int32 in and out.
+    """Hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts; float32 in and out, whole numbers.
 
-    Mixed precision as in PIL. Without branches, so that LLVM makes vectors of it; cast, as numba adds int32 as int64.
+    PIL mixes 32 and 64 bits; in 32 the bytes are the same for every colour and hue (all were compared). All of it in
+    float32 and without branches, so that LLVM makes full vectors of it.
     """
     value, lowest = max(max(red, green), blue), min(min(red, green), blue)
-    spread = np.float32(np.int32(value - lowest))
-    whole = max(spread, ONE)
-    saturation = np.int32(np.float64(spread / max(np.float32(value), ONE)) * 255.0)
-    x = np.float64(np.float32(np.int32(value - red)) / whole)
-    y = np.float64(np.float32(np.int32(value - green)) / whole)
-    z = np.float64(np.float32(np.int32(value - blue)) / whole)
-    if_red, if_green, if_blue = np.float32(z - y), np.float32(2.0 + x - z), np.float32(4.0 + y - x)
-    angle = if_red if red == value else (if_green if green == value else if_blue)
-    part = np.float64(angle) / 6.0
-    part = part + 1.0 if part < 0.0 else (part + 1.0) - 1.0
-    hue = np.int32(np.int32(np.float64(np.float32(part)) * 255.0) + shift) & np.int32(0xFF)
-    sixths = np.float64(hue) * 6.0 / 255.0
-    sector = np.int32(sixths)
-    f = np.float64(np.float32(sixths - np.float64(sector)))
-    s, v = np.float64(np.float32(np.float64(saturation) / 255.0)), np.float64(value)
-    p, q, t = (
-        np.int32(v * (1.0 - s) + 0.5),
-        np.int32(v * (1.0 - s * f) + 0.5),
-        np.int32(v * (1.0 - s * (1.0 - f)) + 0.5),
-    )
-    sector = np.int32(0) if sector == 6 else sector
+    spread = value - lowest
+    saturation = np.floor(spread / max(value, ONE) * FULL)
+    part = (value - (red + green + blue - value - lowest)) / max(spread, ONE)  # how far the middle one is from the top
+    if_red = ONE - part if green > blue else part - ONE
+    if_green = ONE + part if red > blue else THREE - part
+    if_blue = THREE + part if green > red else FIVE - part
+    angle = (if_red if red == value else (if_green if green == value else if_blue)) / SIX
+    hue = np.floor((angle + ONE if angle < ZERO else angle) * FULL) + shift
+    hue = hue + STEPS if hue < ZERO else hue
+    hue = hue - STEPS if hue >= STEPS else hue
+    sixths = hue * SIX
+    sector = np.floor((sixths + HALF) * OVER_FULL)
+    fraction = sixths - sector * FULL
+    falls = (sector == ONE) | (sector == THREE) | (sector == FIVE)
+    # numerators are whole numbers below 2^24, so exact; none is half-way between two levels
+    low = np.floor(value * (FULL - saturation) * OVER_FULL + HALF)
+    middle = value * (FULL * FULL - saturation * (fraction if falls else FULL - fraction))
+    middle = np.floor(middle * OVER_SQUARE + HALF)
+    sector = ZERO if sector == SIX else sector
     return (
-        value if sector == 0 or sector == 5 else (q if sector == 1 else (t if sector == 4 else p)),
-        value if sector == 1 or sector == 2 else (t if sector == 0 else (q if sector == 3 else p)),
-        value if sector == 3 or sector == 4 else (t if sector == 2 else (q if sector == 5 else p)),
+        value if (sector == ZERO) | (sector == FIVE) else (middle if (sector == ONE) | (sector == FOUR) else low),
+        value if (sector == ONE) | (sector == TWO) else (middle if (sector == ZERO) | (sector == THREE) else low),
+        value if (sector == THREE) | (sector == FOUR) else (middle if (sector == TWO) | (sector == FIVE) else low),
     )
 
 
@@ -101,15 +102,15 @@ def _saturate(planes, at, stride, size, factor):
 @njit(nogil=True, error_model="numpy")
 def _turn_hue(planes, at, stride, size, factor):
     """Hue turned by `factor` of a circle, in place."""
-    shift = np.int32(np.float64(factor) * 255)
+    shift = np.float32(np.int32(np.float64(factor) * 255))
     for column in range(size):
         start = at + 3 * column * stride
         reds = planes[start : start + size]
         greens = planes[start + stride : start + stride + size]
         blues = planes[start + 2 * stride : start + 2 * stride + size]
         for i in range(size):
-            red, green, blue = _turned(np.int32(reds[i]), np.int32(greens[i]), np.int32(blues[i]), shift)
-            reds[i], greens[i], blues[i] = np.uint8(red), np.uint8(green), np.uint8(blue)
+            red, green, blue = _turned(np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i]), shift)
+            reds[i], greens[i], blues[i] = np.uint8(np.int32(red)), np.uint8(np.int32(green)), np.uint8(np.int32(blue))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -119,7 +120,8 @@ def stepwise_colour(planes, at, stride, size, jitter, factors, order, grayscale)
         step = order[position]
         factor = factors[step]
         if step == 3:
-            _turn_hue(planes, at, stride, size, factor)
+            if factor != ZERO:  # ColorJitter leaves out a step without strength: a turn by 0 would still round in HSV
+                _turn_hue(planes, at, stride, size, factor)
         elif step == 2:
             _saturate(planes, at, stride, size, factor)
         else:

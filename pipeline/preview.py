@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
     """The sheet for the first `images` rows of an epoch's order. Raises as the loader does."""
     table, _ = open_splits(config.data, progress=True)
-    crops = crops_from_config(config.crops)
+    crops = crops_from_config(config.crops, config.pipeline.backend)
     rows = order(config.run.seed, epoch, table.usable())[:images]
     feed = Feed(table, Reader(table))
     backend = BACKENDS[config.pipeline.backend](crops, len(rows), 1, None)

@@ -74,7 +74,7 @@ class TorchvisionBackend:
                     x = functional.adjust_contrast(x, contrast)
                 elif step == 2:
                     x = functional.adjust_saturation(x, saturation)
-                else:
+                elif hue != 0:  # as ColorJitter leaves out what has no strength: a turn by 0 would still round in HSV
                     x = functional.adjust_hue(x, hue)
         if draw.grayscale[index, view]:
             x = functional.to_grayscale(x, num_output_channels=3)

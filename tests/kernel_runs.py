@@ -17,6 +17,7 @@ from pipeline.kernel import Kernel
 SWAV = Crops(views=(View(96, (0.14, 1.0)),) * 2 + (View(48, (0.05, 0.14)),) * 2)
 PLAIN = replace(SWAV, flip=0.0, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))
 JITTER = Jitter(probability=1.0)
+AFFINE = Jitter(probability=1.0, exact=False)
 
 
 def jpeg(image, mode=None, **options):

@@ -70,37 +70,29 @@ def only(step):
 
 JITTER = Jitter(probability=1.0)
 
-# Mean absolute difference of DALI and of ffcv from torchvision over six photographs, four epochs and four crops each
-# (96 crops): as measured; the bound that is held is a third more.
+# Mean absolute difference of DALI from torchvision over six photographs, four epochs and four crops each (96 crops): as
+# measured; the bound that is held is 15 % more. ffcv's are held in test_kernel_parity.py.
 # Resizing differs at a window's edge alone, where DALI's filter sees the pixels beyond it and torchvision's does not.
 # Hue is turned about the gray axis, by torchvision in HSV; torchvision clips and rounds after every step, we once.
 ERRORS = {
-    "resize": (PLAIN, lambda d: d, 0.150, 0.127),
-    "flip": (replace(PLAIN, flip=1.0), lambda d: d, 0.150, 0.127),
-    "brightness": (replace(PLAIN, jitter=JITTER), only(0), 0.689, 0.853),
-    "contrast": (replace(PLAIN, jitter=JITTER), only(1), 0.687, 0.794),
-    "saturation": (replace(PLAIN, jitter=JITTER), only(2), 0.750, 0.808),
-    "hue": (replace(PLAIN, jitter=JITTER), only(3), 6.47, 6.44),
-    "jitter without hue": (replace(PLAIN, jitter=replace(JITTER, hue=0.0)), lambda d: d, 2.90, 2.94),
-    "jitter": (replace(PLAIN, jitter=JITTER), lambda d: d, 6.85, 6.86),
-    "grayscale": (replace(PLAIN, grayscale=1.0), lambda d: d, 0.146, 0.196),
-    "blur": (replace(PLAIN, blur=Blur(probability=1.0)), lambda d: d, 0.522, 0.451),
-    "everything": (SWAV, lambda d: d, 5.31, 5.3),
+    "resize": (PLAIN, lambda d: d, 0.150),
+    "flip": (replace(PLAIN, flip=1.0), lambda d: d, 0.150),
+    "brightness": (replace(PLAIN, jitter=JITTER), only(0), 0.529),
+    "contrast": (replace(PLAIN, jitter=JITTER), only(1), 0.529),
+    "saturation": (replace(PLAIN, jitter=JITTER), only(2), 0.565),
+    "hue": (replace(PLAIN, jitter=JITTER), only(3), 6.47),
+    "jitter without hue": (replace(PLAIN, jitter=replace(JITTER, hue=0.0)), lambda d: d, 2.77),
+    "jitter": (replace(PLAIN, jitter=JITTER), lambda d: d, 6.85),
+    "grayscale": (replace(PLAIN, grayscale=1.0), lambda d: d, 0.146),
+    "blur": (replace(PLAIN, blur=Blur(probability=1.0)), lambda d: d, 0.522),
+    "everything": (SWAV, lambda d: d, 5.31),
 }
 
 
 @pytest.mark.parametrize("operation", ERRORS)
-@pytest.mark.parametrize("backend", ["dali", "ffcv"])
-def test_the_backends_give_the_crops_of_torchvision(photos, backend, operation):
-    crops, change, *measured = ERRORS[operation]
-    assert mean_error(photos, backend, crops, change) < measured[backend == "ffcv"] * 4 / 3
-
-
-@pytest.mark.parametrize("operation", [name for name in ERRORS if name not in ("resize", "flip", "blur")])
-def test_exact_colour_of_ffcv_is_torchvisions(photos, operation):
-    crops, change, *_ = ERRORS[operation]
-    exact = replace(crops, jitter=replace(crops.jitter, exact=True))
-    assert mean_error(photos, "ffcv", exact, change) < 1.0
+def test_dali_gives_the_crops_of_torchvision(photos, operation):
+    crops, change, measured = ERRORS[operation]
+    assert mean_error(photos, "dali", crops, change) < measured * 1.15
 
 
 @BOTH

@@ -20,6 +20,7 @@ from launch.checkpoint import save_checkpoint
 from launch.export import FORMATS, export, main
 from model.backbone import build_backbone
 from model.lars import LARS, parameter_groups
+from model.segments import Layout
 from model.swav import SwAV
 from model.weights import load_weights
 
@@ -57,7 +58,10 @@ def make_run(directory, backbone, options, size):
         "loader": {"epoch": 3, "samples": 0},
         "config": OmegaConf.to_container(config),
     }
-    save_checkpoint(directory / "checkpoints", state, network, LARS(parameter_groups(network), lr=0.1), None, keep=2)
+    optimizer = LARS(parameter_groups(network), lr=0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
+    save_checkpoint(directory / "checkpoints", state, network, optimizer, None, keep=2)
     (directory / "summary.json").write_text(json.dumps({"steps": 7, "knn": KNN}))
     return directory, network.eval()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kernel_runs import JITTER, PLAIN, SWAV, crop_of, execute, jpeg, levels, one_view, one_window, photos
+from kernel_runs import AFFINE, JITTER, PLAIN, SWAV, crop_of, execute, jpeg, levels, one_view, one_window, photos
 from photos import flat_colours, photographs
 from PIL import Image
 
@@ -91,7 +91,7 @@ def test_contrast_of_zero_leaves_the_mean_gray():
 
 
 def test_colour_is_the_affine_map_of_the_crop():
-    crops = replace(SWAV, flip=0.0, blur=Blur(probability=0.0))
+    crops = replace(SWAV, flip=0.0, jitter=AFFINE, blur=Blur(probability=0.0))
     images, height, width = photos()
     drawn = draw(crops, 5, 0, np.arange(len(images)), height, width)
     coloured, _ = execute(crops, images, drawn, (height, width))

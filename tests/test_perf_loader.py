@@ -23,9 +23,9 @@ CROPS = Crops((View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 6)
 SLOW = pytest.mark.slow  # by the run that these tests share
 
 
-def benchmark(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+def benchmark(folder: Path, *flags: str, program: str = "perf.loader") -> subprocess.CompletedProcess:
     """The program as a user runs it, in `folder`."""
-    command = [sys.executable, "-m", "perf.loader", *flags]
+    command = [sys.executable, "-m", program, *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -41,9 +41,9 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(images, tmp_path_factory):
-    """What two rounds of ffcv and torchvision wrote."""
+    """What two rounds of ffcv, in both of its modes, and torchvision wrote."""
     folder = tmp_path_factory.mktemp("run")
-    flags = "--backends ffcv,torchvision --batch 8 --rounds 2 --seconds 0.05 --json figures.json".split()
+    flags = "--backends ffcv,ffcv-affine,torchvision --batch 8 --rounds 2 --seconds 0.05 --json figures.json".split()
     done = benchmark(folder, "--data", str(images), "--images", "24", *flags)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "figures.json").read_text()) | {"printed": done.stdout}
@@ -58,6 +58,7 @@ def rounds(report, backend, mode):
 def test_every_contender_has_its_median_lowest_and_highest_rate(report):
     assert [(r["backend"], r["mode"]) for r in report["results"]] == [
         ("torchvision", "full"),
+        ("ffcv-affine", "full"),
         ("ffcv", "full"),
         ("ffcv", "crops"),
         ("ffcv-kernel", "full"),
@@ -73,8 +74,10 @@ def test_every_contender_has_its_median_lowest_and_highest_rate(report):
 def test_ratios_follow_from_the_rates_of_the_same_round(report):
     full, crops = rounds(report, "ffcv", "full"), rounds(report, "ffcv", "crops")
     peer, decode = rounds(report, "torchvision", "full"), report["decode_rounds"]
+    affine = rounds(report, "ffcv-affine", "full")
     expected = {
         "full_over_torchvision": median(a / b for a, b in zip(full, peer, strict=True)),
+        "affine_over_full": median(a / b for a, b in zip(affine, full, strict=True)),
         "time_over_decode": median(a / b for a, b in zip(decode, full, strict=True)),
         "crops_over_decode": median(a / b for a, b in zip(crops, decode, strict=True)),
     }
@@ -178,6 +181,33 @@ def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
     assert errors.splitlines()[-1] == "swave: stopped; nothing is written"
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("data/bench/tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--images", "0"], "swave: --images=0: expected at least 1"),
+        (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
+    ],
+)
+def test_a_mistake_in_asking_for_parity_is_one_line_and_code_2(tmp_path, flags, told):
+    done = benchmark(tmp_path, *flags, program="perf.parity")
+    assert done.returncode == 2
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
+@SLOW
+def test_parity_is_told_for_every_operation_and_keeps_its_limits(tmp_path):
+    done = benchmark(tmp_path, "--images", "8", "--json", "out.json", program="perf.parity")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["images"] == 8
+    assert {"resize, flip", "blur", "hue", "everything"} < set(found["levels"])
+    for name, levels in found["levels"].items():
+        assert name in done.stdout
+        assert 0 < levels["ffcv"] < levels["limit"]
+        assert levels["ffcv"] <= levels["ffcv-affine"]
 
 
 def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):

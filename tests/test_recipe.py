@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from config.recipe import ROOT, ConfigError, load_config
 from launch.cluster import Cluster
 from launch.fit import fit
+from pipeline.crops import crops_from_config
 
 DEMO = str(ROOT / "config" / "demo.yaml")
 RECIPES = sorted(path.name for path in (ROOT / "config").glob("*.yaml") if path.name != "default.yaml")
@@ -39,6 +40,9 @@ def test_every_recipe_is_valid(recipe):
         ("crops.global.size=3", "crops.global.size=3: expected 4 to 4096 pixels"),
         ("crops.flip=2", "crops.flip=2: expected a probability"),
         ("crops.jitter.hue=0.6", "crops.jitter.hue=0.6: expected 0 to 0.5 turns"),
+        ("crops.jitter.exact=yes!", "crops.jitter.exact=yes!: expected auto, true or false"),
+        ("crops.jitter.exact=1", "crops.jitter.exact=1: expected auto, true or false"),
+        ("crops.jitter.exact=true", "crops.jitter.exact=True: expected auto or false with pipeline.backend=dali"),
         ("swav.assigning=[0,9]", "swav.assigning=[0, 9]: expected different crops"),
         ("swav.assigning=[0,0]", "swav.assigning=[0, 0]: expected different crops"),
         ("pipeline.backend=pil", "pipeline.backend=pil: expected dali, ffcv or torchvision"),
@@ -104,6 +108,23 @@ def test_settings_are_checked_without_importing_torch():
 
 
 # ---- what a recipe leaves open
+
+
+@pytest.mark.parametrize(
+    ("backend", "setting", "exact"),
+    [
+        ("dali", "auto", False),
+        ("ffcv", "auto", True),
+        ("torchvision", "auto", True),
+        ("dali", "false", False),
+        ("ffcv", "false", False),
+        ("ffcv", "true", True),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_colour_is_exact_wherever_the_backend_can(backend, setting, exact, device):
+    settings = [f"pipeline.backend={backend}", f"crops.jitter.exact={setting}", f"pipeline.device={device}"]
+    assert crops_from_config(load_config([DEMO, *settings]).crops, backend).jitter.exact is exact
 
 
 def auto(tmp_path, *settings):

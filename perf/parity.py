@@ -1,0 +1,167 @@
+"""How far the loaders' crops are from torchvision's for the same draw, operation by operation.
+
+    python -m perf.parity [--json FILE] [--images 200]
+
+Mean absolute difference to the torchvision backend in levels of 255, over SwAV's eight views (2 x 224 and 6 x 96) of
+the benchmark's JPEGs, each view counting alike. "limit" is what the default, ffcv with exact colour, has to keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.crops import Blur, Crops, Jitter
+from pipeline.draw import Draw, draw
+from pipeline.folder import progress_bar
+
+if TYPE_CHECKING:
+    from pipeline.table import SampleTable
+
+CONTENDERS = {"ffcv": ("ffcv", True), "ffcv-affine": ("ffcv", False), "dali": ("dali", False)}  # (backend, exact)
+BATCH = 40
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Crops that change in one way only: `crops` and, where it is one step of the jitter, which. limit: in levels."""
+
+    crops: Crops
+    limit: float
+    step: int | None = None
+
+    def draw(self, *arguments: Any) -> Draw:
+        """The draw, with the other steps of the jitter neutral."""
+        drawn = draw(self.crops, *arguments)
+        if self.step is None:
+            return drawn
+        factors = np.broadcast_to(np.array([1, 1, 1, 0], np.float32), drawn.factors.shape).copy()
+        factors[..., self.step] = drawn.factors[..., self.step]
+        return replace(drawn, factors=factors)
+
+
+def operations(crops: Crops) -> dict[str, Operation]:
+    """The operations of a recipe, each alone and for every crop (flips as drawn), and "everything" as it is drawn."""
+    jitter = replace(crops.jitter, probability=1.0)
+    plain = replace(crops, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))
+    jittered = replace(plain, jitter=jitter)
+    return {
+        "resize, flip": Operation(plain, 1.0),
+        "blur": Operation(replace(plain, blur=replace(crops.blur, probability=1.0)), 1.5),
+        "brightness": Operation(jittered, 1.0, 0),
+        "contrast": Operation(jittered, 1.0, 1),
+        "saturation": Operation(jittered, 1.0, 2),
+        "hue": Operation(jittered, 1.0, 3),
+        "jitter without hue": Operation(replace(plain, jitter=replace(jitter, hue=0.0)), 1.0),
+        "jitter": Operation(jittered, 1.0),
+        "grayscale": Operation(replace(plain, grayscale=1.0), 1.0),
+        "everything": Operation(crops, 1.0),
+    }
+
+
+def differences(
+    table: SampleTable, rows: np.ndarray, operation: Operation, contenders: Sequence[str], threads: int
+) -> dict[str, float]:
+    """Mean absolute difference of each contender to torchvision, in levels, over all views of these rows; epoch 0."""
+    asked = [("torchvision", True), *(CONTENDERS[name] for name in contenders)]
+    streams = [crops_of(table, rows, operation, backend, exact, threads) for backend, exact in asked]
+    sums = np.zeros(len(contenders))
+    for expected, *others in zip(*streams, strict=True):
+        for index, found in enumerate(others):
+            sums[index] += sum(np.abs(a - b).mean(axis=(1, 2, 3)).sum() for a, b in zip(found, expected, strict=True))
+    shares = sums / (len(rows) * len(operation.crops.views))
+    return dict(zip(contenders, shares.tolist(), strict=True))
+
+
+def crops_of(
+    table: SampleTable, rows: np.ndarray, operation: Operation, backend: str, exact: bool, threads: int
+) -> Iterator[list[np.ndarray]]:
+    """Batch by batch the (views * B, size, size, 3) float32 crops of each resolution, in levels."""
+    from pipeline.feed import Feed
+    from pipeline.loader import BACKENDS, execute
+    from pipeline.reader import Reader
+
+    crops = replace(operation.crops, jitter=replace(operation.crops.jitter, exact=exact))
+    feed, executor = Feed(table, Reader(table)), BACKENDS[backend](crops, BATCH, threads, None)
+    mean, std = np.array(crops.mean, np.float32), np.array(crops.std, np.float32)
+    parts = np.split(rows, range(BATCH, len(rows), BATCH))
+    requests = (feed.request(0, 0, part, partial(operation.draw, 0, 0)) for part in parts)
+    try:
+        for _, groups in execute(executor, feed, requests):
+            yield [(group.permute(0, 2, 3, 1).numpy() * std + mean) * 255 for group in groups]
+    finally:
+        executor.close()
+        feed.reader.close()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument("--images", type=int, default=200, help="how many JPEGs (default 200)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.images < 1:
+            raise ValueError(f"--images={options.images}: expected at least 1")
+        if options.json and not options.json.absolute().parent.is_dir():
+            raise ValueError(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
+        report = run(options.images)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{options.json}: written")
+    return 0
+
+
+def run(images: int) -> dict[str, Any]:
+    """Make the images, compare, put the report together."""
+    from omegaconf import OmegaConf
+
+    from config.recipe import DEFAULTS
+    from perf.images import make_jpegs
+    from perf.loader import FOLDER
+    from perf.report import machine
+    from pipeline.crops import crops_from_config
+    from pipeline.dataset import open_dataset
+
+    cores = sorted(os.sched_getaffinity(0))
+    table = open_dataset(make_jpegs(FOLDER / "photographs", images, len(cores)), FOLDER / "tables", setting="--images")
+    rows = table.usable()[:images]  # the folder may hold more: those of a longer benchmark
+    crops = crops_from_config(OmegaConf.load(DEFAULTS).crops)
+    results: dict[str, Any] = {}
+    with progress_bar(len(operations(crops)), "operations", "op", True) as bar:
+        for name, operation in operations(crops).items():
+            found = differences(table, rows, operation, list(CONTENDERS), len(cores))
+            results[name] = {who: round(value, 3) for who, value in found.items()} | {"limit": operation.limit}
+            bar.update()
+    return {"levels": results, "images": len(rows), "machine": machine(cores)}
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the report as a table."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    head = [Column(name, justify="right") for name in (*CONTENDERS, "limit")]
+    title = f"Mean absolute difference to torchvision, levels of 255, {report['images']} images"
+    told = Table("operation", *head, title=title)
+    for name, found in report["levels"].items():
+        told.add_row(name, *(f"{found[who]:.2f}" for who in CONTENDERS), f"{found['limit']:g}")
+    Console(width=None if Console().is_terminal else 110).print(told)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
