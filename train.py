@@ -20,8 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import load_config
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
-from launch.steps import Agreed, Agreement, SaveRhythm, SkippedSteps, StopSignal, TrainingStopped
-from launch.steps import not_finite, stopping_on_bad_data
+from launch.steps import (
+    Agreed,
+    Agreement,
+    SaveRhythm,
+    SkippedSteps,
+    StopSignal,
+    TrainingStopped,
+    not_finite,
+    stopping_on_bad_data,
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -137,7 +145,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
 
         # ---- what the untrained network and pixels give ------------------------------------------
         def knn() -> float:
-            return backbone_knn(engine, network, labelled, crops, config, device, dtype)
+            return backbone_knn(engine, network, labelled, crops, config, device, dtype) if labelled else math.nan
 
         if last_saved is None and labelled is not None:
             pixels = pixel_knn(labelled, crops, config, device)

@@ -132,7 +132,7 @@ def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
 
     names = _from_rank_0(lambda: sorted((path.name for path in directory.glob("step-*")), reverse=True))
     for name in names:
-        damage = _from_rank_0(lambda name=name: damage_of(directory / name))  # type: ignore[misc]
+        damage = _from_rank_0(lambda name=name: damage_of(directory / name))
         if not damage:
             return directory / name
         if say is not None:

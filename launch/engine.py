@@ -84,8 +84,7 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
     if engine.precision == "fp16":
         scaling = {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
         ours["fp16"] = {"enabled": True, **scaling}
-    extra = OmegaConf.to_container(engine.deepspeed)
-    assert isinstance(extra, dict)
+    extra: Any = OmegaConf.to_container(engine.deepspeed)
     return _merged(ours, extra)
 
 
@@ -120,8 +119,8 @@ def build_engine(
 ) -> Any:
     """The DeepSpeed engine around `network`: call it for a forward, then `.backward(loss)` and `.step()`.
 
-    Parameters are rank 0's from here on. Batch norm is replaced by the synchronised one. Our optimizer is used as it is,
-    told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError, or
+    Parameters are rank 0's from here on. Batch norm is replaced by the synchronised one. Our optimizer is used as it
+    is, told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError, or
     ValueError if DeepSpeed is not as `launch.zero` expects.
     """
     replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)

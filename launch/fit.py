@@ -59,7 +59,9 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
     if config.optimizer.name == "adamw":
-        choose("optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs")
+        choose(
+            "optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs"
+        )
     rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
     choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
     choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
@@ -103,7 +105,9 @@ def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluste
     if engine.precision == "fp16" and not on_gpu:
         raise ConfigError("engine.precision=fp16 needs a GPU, and none is visible; take fp32 or bf16")
     bf16 = on_gpu and _has_bf16()
-    choose("engine.precision", "bf16" if bf16 else "fp32", "a GPU that has it" if bf16 else "a CPU, or a GPU without bf16")
+    choose(
+        "engine.precision", "bf16" if bf16 else "fp32", "a GPU that has it" if bf16 else "a CPU, or a GPU without bf16"
+    )
     if engine.offload or (on_gpu and world_size > 1):
         choose("engine.stage", 1, "what DDP does, with communication during backward")
     else:

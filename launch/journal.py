@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,7 +70,10 @@ class Journal:
                 f"with {before}; its order would be another one: choose another run.directory"
             )
         for key, change in changes.items():
-            if not key.startswith(("run.", "checkpoint.", "pipeline.", "data.workers", "data.cache")) or key == "run.epochs":
+            if (
+                not key.startswith(("run.", "checkpoint.", "pipeline.", "data.workers", "data.cache"))
+                or key == "run.epochs"
+            ):
                 self.say(f"changed since the last checkpoint: {key}: {change}")
 
     def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:

@@ -35,7 +35,7 @@ def bind(engine: Any, network: nn.Module, optimizer: Any, groups: Sequence[Seque
     groups: the network's parameters in the optimizer's groups, as they were before DeepSpeed took them.
     Raises UnexpectedDeepSpeed, on all ranks alike, if the masters found are not the network's parameters.
     """
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     number = {p: index for index, p in enumerate(p for group in groups for p in group)}
     try:
         tensors = _tensors(engine, number, groups)
@@ -49,13 +49,15 @@ def bind(engine: Any, network: nn.Module, optimizer: Any, groups: Sequence[Seque
         partitioned=engine.zero_optimization_stage() > 0 and dist.get_world_size() > 1,
         device=engine.device,
     )
-    _verify(engine, layout, list(number))
+    _verify(layout, list(number))
     if engine.zero_optimization_stage() > 0:
         _step_all_groups_in_one_call(engine.optimizer, optimizer, engine.zero_optimization_stage())
     elif engine.fp16_enabled():
         _scale_the_loss(engine)
     scaler = _scaler(engine)
-    if hasattr(scaler, "raise_error_at_min_scale"):  # at some stages alone; SkippedSteps in steps.py is the rule for all
+    if hasattr(
+        scaler, "raise_error_at_min_scale"
+    ):  # at some stages alone; SkippedSteps in steps.py is the rule for all
         scaler.raise_error_at_min_scale = False
     optimizer.layout = layout
     return layout
@@ -102,7 +104,7 @@ def _scaler(engine: Any) -> Any:
     return engine.optimizer.loss_scaler if engine.zero_optimization_stage() else engine.optimizer.loss_scale_config
 
 
-def full(parameters: Sequence[nn.Parameter]) -> Any:
+def full(parameters: Sequence[Tensor]) -> Any:
     """A context in which the parameters are whole on every rank (they are partitioned at stage 3), for reading."""
     import deepspeed
 
@@ -160,7 +162,7 @@ def _shape(parameter: Tensor) -> torch.Size:
 
 
 # ---------------------------------------------------------------------------------------------- the check at the start
-def _verify(engine: Any, layout: Layout, parameters: list[nn.Parameter]) -> None:
+def _verify(layout: Layout, parameters: list[Tensor]) -> None:
     """Every element has its master on exactly one rank, at the place that the layout says, with the value of the
     network's own parameter."""
     faults = torch.zeros(len(parameters), dtype=torch.int64)

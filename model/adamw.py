@@ -52,7 +52,9 @@ def adamw_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[str,
         return groups
     backbone = network.get_submodule("backbone")
     if not hasattr(backbone, "group_matcher"):
-        raise ValueError("optimizer.layer_decay needs a backbone of timm, which says which layers it has; leave it at 1")
+        raise ValueError(
+            "optimizer.layer_decay needs a backbone of timm, which says which layers it has; leave it at 1"
+        )
     from timm.optim import param_groups_layer_decay
 
     layers = param_groups_layer_decay(backbone, weight_decay=0.05, layer_decay=layer_decay)

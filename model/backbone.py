@@ -74,7 +74,7 @@ def checkpoint_activations(backbone: nn.Module) -> None:
     """
     if isinstance(backbone, ResNet):
         backbone.checkpointing = True
-    elif hasattr(backbone, "set_grad_checkpointing"):
-        backbone.set_grad_checkpointing(True)
+    elif callable(switch := getattr(backbone, "set_grad_checkpointing", None)):
+        switch(True)
     else:
         raise ValueError("engine.activation_checkpointing: this backbone cannot; leave it false")

@@ -129,9 +129,7 @@ def _pieces(tensors: list[Tensor], layout: Layout) -> tuple[list[Tensor], list[T
     return parameters, gradients
 
 
-def _norms(
-    tensors: list[Tensor], layout: Layout
-) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
+def _norms(tensors: list[Tensor], layout: Layout) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
     """Norms of the layout's parameters and of their gradients, whole ones: one all-reduce for all. 0 for those that no
     tensor holds on any rank. Added up in float64: on a CPU float32 is 1e-5 off for two million elements."""
     example = tensors[0] if tensors else torch.empty(0, device=layout.device)

@@ -2,9 +2,9 @@
 
     python -m perf.zero_check [--json perf/results/zero_check.json] [--quick]        make zero-check
 
-For each number of ranks and parts of a step (accumulation) stage 0 makes a run in float32 and saves its states. From each
-of 20 of them the other stages take one step with the same images, and what they do is compared per parameter (the loop
-itself is chaotic: after a dozen steps rounding alone moves the loss by a percent):
+For each number of ranks and parts of a step (accumulation) stage 0 makes a run in float32 and saves its states. From
+each of 20 of them the other stages take one step with the same images, and what they do is compared per parameter (the
+loop itself is chaotic: after a dozen steps rounding alone moves the loss by a percent):
 
     update_deviation, momentum_deviation    |theirs - stage 0's| / |stage 0's|, the largest
     trust_ratio_deviation                   |theirs / stage 0's - 1|, the largest

@@ -1,8 +1,8 @@
 """One rank of perf.zero_check: SwAV's steps on the golden network, with queue, frozen prototypes and LARS.
 
 The network is that of the golden training loop (bottleneck ResNet, a block a stage); images are noise that depends on
-the step alone, so that any number of ranks sees the same global batch. Small crops are of 24 pixels, not 16: torch 2.11 on
-a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stride 2 on one pixel, which is what 16 come to.
+the step alone, so that any number of ranks sees the same global batch. Small crops are of 24 pixels, not 16: torch 2.11
+on a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stride 2 on one pixel, and 16 come to that.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 BATCH, PROTOTYPES, DIM = 16, 30, 16
-GOLDEN = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
-TINY = {
+GOLDEN: dict[str, Any] = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
+TINY: dict[str, Any] = {
     "options": {"block": "basic", "layers": (1, 1), "base_width": 8, "stem": "small", "stem_stride": 2},
     "sizes": ((2, 16), (3, 8)),
 }
@@ -57,7 +57,7 @@ def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps:
     if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same
         from deepspeed.accelerator import get_accelerator
 
-        type(get_accelerator()).is_fp16_supported = lambda self: True  # type: ignore[method-assign]
+        type(get_accelerator()).is_fp16_supported = lambda self: True
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
         training = Training(case, cluster)
@@ -90,26 +90,13 @@ class Training:
 
         self.case, self.cluster = case, cluster
         torch.manual_seed(0)
-        self.setup: dict[str, Any] = TINY if case.tiny else GOLDEN
+        self.setup = TINY if case.tiny else GOLDEN
         self.network = SwAV(build_backbone("resnet", **self.setup["options"]), 64, DIM, PROTOTYPES)
-        self.config = OmegaConf.merge(
-            OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml"),
-            {
-                "run": {"batch_size": BATCH},
-                "optimizer": {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4},
-                "engine": {
-                    "stage": case.stage,
-                    "precision": case.precision,
-                    "accumulation": case.accumulation,
-                    "sync_batch_norm": case.sync,
-                    "offload": case.offload,
-                },
-            },
-        )
-        self.optimizer = build_optimizer(self.config.optimizer, self.network)  # type: ignore[union-attr]
+        self.config = _config(case)
+        self.optimizer = build_optimizer(self.config.optimizer, self.network)
         self.queue = EmbeddingQueue(2, QUEUE, DIM, global_batch=BATCH, world_size=case.ranks)
-        self.engine = build_engine(self.config, self.network, self.optimizer, cluster, torch.device("cpu"))  # type: ignore[arg-type]
-        self.dtype = input_dtype(self.config)  # type: ignore[arg-type]
+        self.engine = build_engine(self.config, self.network, self.optimizer, cluster, torch.device("cpu"))
+        self.dtype = input_dtype(self.config)
 
     def step(self, step: int) -> tuple[float, list[float]]:
         """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
@@ -167,7 +154,8 @@ class Training:
     # ------------------------------------------------------------------ against a reference
     def compare(self, states: Path, count: int, trust_ratios: list[list[float]]) -> dict[str, Any]:
         """From each state one step; the largest deviations from the reference's, over states and parameters."""
-        names = self.optimizer.layout.names  # type: ignore[union-attr]
+        assert self.optimizer.layout is not None
+        names = self.optimizer.layout.names
         kept = [number for number, name in enumerate(names) if name != NOISE]
         worst = {"update": 0.0, "whole_update": 0.0, "momentum": 0.0, "trust_ratio": 0.0}
         for step in range(count):
@@ -186,7 +174,7 @@ class Training:
         return {f"{name}_deviation": value for name, value in worst.items()} | {"states": count, "excluded": [NOISE]}
 
     def _norms(self, before: Path, after: Path) -> Tensor:
-        """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and of the momentum likewise."""
+        """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and likewise of momentum."""
         from launch.checkpoint import read_state
         from launch.pieces import Pieces
 
@@ -211,3 +199,17 @@ class Training:
                 for row, value in enumerate(values):
                     sums[row, segment.parameter] += value.square().sum()
         return layout.add_up(sums).sqrt()
+
+
+def _config(case: Case) -> Any:
+    """The settings of a case, all others at their defaults."""
+    defaults = OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml")
+    engine = {
+        "stage": case.stage,
+        "precision": case.precision,
+        "accumulation": case.accumulation,
+        "sync_batch_norm": case.sync,
+        "offload": case.offload,
+    }
+    optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
+    return OmegaConf.merge(defaults, {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})

@@ -58,7 +58,7 @@ def contents(network, optimizer, queue):
 
 
 def restored(task):
-    rank, world_size, directory = task
+    _, world_size, directory = task
     network, optimizer, queue = parts(1, world_size)
     load_checkpoint(latest_checkpoint(directory), network, optimizer, queue)
     return contents(network, optimizer, queue)

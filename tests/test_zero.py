@@ -64,8 +64,8 @@ def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_with_synchronised_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
-    """In float32 the ranks' sums end differently in the last bits, and a ReLU here and there makes more of that: measured
-    are 3e-4 of the whole update. tests/test_batchnorm.py has the same in float64, to 1e-12."""
+    """In float32 the ranks' sums end differently in the last bits, and a ReLU here and there makes more of that.
+    tests/test_batchnorm.py has the same in float64, to 1e-12."""
     base = run_case(Case(0, ranks, sync=0), tmp_path / "many", STATES // 2, 6)
     one = run_case(Case(0, 1), tmp_path / "one", STATES // 2, 6, reference=tmp_path / "many")
     assert one["whole_update_deviation"] <= 2e-3, one
@@ -145,4 +145,3 @@ def same_state(one, other):
                 assert torch.equal(*whole), (kind, name)
     rows = [sorted(row.numpy().tobytes() for part in p.own("queue") for row in part[0]) for p in pieces]
     assert rows[0] == rows[1]
-

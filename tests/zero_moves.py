@@ -32,7 +32,7 @@ def training_state(training):
 
 
 def move(rank, case, port, folder, source, first, steps):
-    """Go on from the newest checkpoint of `source` (None: from the start) for `steps` steps, saving before and after."""
+    """Go on from the newest checkpoint of `source` (None: from the start) for `steps` steps; save before and after."""
     cluster = start(rank, case, port)
     with connected(cluster):
         training = Training(case, cluster)
