@@ -54,24 +54,21 @@ def train(config: DictConfig, cluster: Cluster) -> None:
 
     from evaluation.features import labelled_data
     from evaluation.knn import backbone_knn, pixel_knn
+    from launch.build import build_loader, build_network, build_queue
     from launch.checkpoint import NotSaved, latest_checkpoint, load_checkpoint, save_checkpoint
     from launch.engine import build_engine, input_dtype
     from launch.fit import fit
     from launch.journal import Journal, versions
     from launch.zero import load_loss_scale, loss_scale, publish
-    from model.backbone import build_backbone
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
     from model.optimizer import build_optimizer, set_step
-    from model.queue import EmbeddingQueue
     from model.schedule import warmup_cosine
     from model.sinkhorn import sinkhorn
-    from model.swav import SwAV
     from model.weights import load_weights
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
     from pipeline.dataset import open_splits
-    from pipeline.loader import Loader
 
     started, device = time.monotonic(), cluster.device()
     journal = Journal(Path(config.run.directory), cluster.main)
@@ -87,34 +84,16 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             journal.say(f"auto: {choice}")
         crops, batch = crops_from_config(config.crops, config.pipeline.backend), config.run.batch_size
         labelled = labelled_data(table, test, config.evaluation.max_train)
-        loader = Loader(
-            table,
-            crops,
-            backend=config.pipeline.backend,
-            seed=config.run.seed,
-            global_batch=batch,
-            rank=cluster.rank,
-            world_size=cluster.world_size,
-            threads=config.pipeline.threads,
-            device_id=device.index if config.pipeline.device == "gpu" else None,
-            max_bad_fraction=config.data.max_bad_fraction,
-        )
+        loader = build_loader(config, table, crops, cluster)
 
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
-        network = SwAV(
-            build_backbone(config.model.backbone, sizes=[s for s, _ in crops.groups], **config.model.options),
-            hidden_dim=config.model.hidden_dim,
-            embedding_dim=config.model.embedding_dim,
-            num_prototypes=config.model.prototypes,
-        ).to(device)
+        sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
+        network = build_network(config.model, sizes).to(device)
         if config.model.weights is not None:
             load_weights(network, Path(config.model.weights))
             network.prototypes.normalize()
-        assigning, queue = list(config.swav.assigning), None
-        if length := config.swav.queue.length:
-            shape = len(assigning), length, config.model.embedding_dim
-            queue = EmbeddingQueue(*shape, global_batch=batch, world_size=cluster.world_size, device=device)
+        assigning, queue = list(config.swav.assigning), build_queue(config, cluster)
         monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
         optimizer, settings = build_optimizer(config.optimizer, network), config.optimizer
         steps = len(loader)
@@ -219,10 +198,9 @@ def train(config: DictConfig, cluster: Cluster) -> None:
 
                 agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.wanted)
                 observe(agreed)
-                stopping, due = agreed is not None and agreed.stop, rhythm.due(step, agreed)
-                if (due or stopping) and step % steps:  # else at the end of the epoch, below
-                    last_saved = save(needed=stopping)
-                    if stopping:
+                if step % steps and (rhythm.due(step, agreement) or agreement.stop):  # else at the end of the epoch
+                    last_saved = save(needed=agreement.stop)
+                    if agreement.stop:
                         journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                         return
 
@@ -234,9 +212,9 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             journal.log(step, {"epoch": epoch, **last_epoch})
             if trouble := advice(last_epoch, config.model.prototypes):
                 journal.say(f"epoch {epoch + 1}: {trouble}")
-            if due or stopping:
-                last_saved = save(needed=stopping)
-            if stopping and epoch + 1 < config.run.epochs:
+            if rhythm.due(step, agreement) or agreement.stop:
+                last_saved = save(needed=agreement.stop)
+            if agreement.stop and epoch + 1 < config.run.epochs:
                 journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                 return
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:

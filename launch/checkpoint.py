@@ -71,6 +71,9 @@ def save_checkpoint(
 
     def write() -> dict[str, Any]:
         tensors = pieces_of(optimizer, rank, world_size) | own_of(network, None if queue is None else queue.embeddings)
+        bad = [name for name, values in tensors.items() if not torch.isfinite(values).all()]
+        if bad:  # the last good checkpoint must be one
+            raise OSError(f"{len(bad)} tensors are not finite, {bad[0]} first")
         names = [rank_file(rank)] + (["state.json"] if rank == 0 else [])
         save_file(tensors, temporary / names[0])
         if rank == 0:

@@ -17,7 +17,8 @@ from model.batchnorm import replace_batch_norm
 
 BROKEN = {  # keys of DeepSpeed that are known to break this trainer, and why
     "zero_optimization.round_robin_gradients": "its own map of the partitions is wrong then, so LARS would be too",
-    "bf16": "its masters and batch norm differ from ours; take engine.precision=bf16",
+    "bf16": "its masters and batch norm differ from ours, which engine.precision=bf16 has",
+    "amp": "it is gone from DeepSpeed; engine.precision=bf16 or fp16 does the same",
     "optimizer": "the optimizer is ours; see the section optimizer",
     "scheduler": "the learning rate is ours; see the section optimizer",
 }
@@ -95,9 +96,11 @@ def _merged(ours: dict[str, Any], extra: dict[str, Any], above: str = "") -> dic
         path = f"{above}{key}"
         if path in BROKEN and value not in (False, None):
             raise ConfigError(f"engine.deepspeed.{path}={value}: {BROKEN[path]}; leave it out")
-        if path == "torch_autocast" and isinstance(value, dict) and value.get("enabled", False):
-            told = "float16 by torch_autocast is broken under ZeRO" if "16" in str(value.get("dtype")) else "it is ours"
-            raise ConfigError(f"engine.deepspeed.torch_autocast: {told}; set engine.precision=bf16 or fp16 instead")
+        if path == "torch_autocast" or (path == "fp16" and "fp16" not in ours):
+            told = " (float16 by torch_autocast is broken under ZeRO)" if path == "torch_autocast" else ""
+            raise ConfigError(f"engine.deepspeed.{path}: set engine.precision=bf16 or fp16 instead{told}")
+        if isinstance(ours.get(key), dict) and not isinstance(value, dict):
+            raise ConfigError(f"engine.deepspeed.{path}={value}: expected a section, as DeepSpeed has it")
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
             merged[key] = _merged(ours[key], value, f"{path}.")
         elif key in ours and ours[key] != value and not _tunable(path):
@@ -120,8 +123,8 @@ def build_engine(
     """The DeepSpeed engine around `network`: call it for a forward, then `.backward(loss)` and `.step()`.
 
     Parameters are rank 0's from here on. Batch norm is replaced by the synchronised one. Our optimizer is used as it
-    is, told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError, or
-    ValueError if DeepSpeed is not as `launch.zero` expects.
+    is, told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError,
+    or ValueError if DeepSpeed is not as `launch.zero` expects.
     """
     replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
     if config.engine.activation_checkpointing:

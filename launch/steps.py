@@ -42,14 +42,11 @@ class TrainingStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class Agreed:
-    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), on how many ranks it was not, and whether
-    one of them wants to `stop` or to `save`."""
+    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), and on how many ranks it was not finite."""
 
     step: int
     loss: float
     not_finite: int
-    stop: bool
-    save: bool
 
 
 class Agreement:
@@ -61,6 +58,7 @@ class Agreement:
 
     def __init__(self, world_size: int):
         self.world_size = world_size
+        self.stop = self.save = False  # whether some rank has wished so; once true they stay
         self._pending: tuple[int, Any, Callable[[], Any]] | None = None
 
     def exchange(self, step: int, loss: Any, stop: bool, save: bool = False) -> Agreed | None:
@@ -91,7 +89,8 @@ class Agreement:
         self._pending = None
         wait()  # for the collective (CPU) or for the copy to the host (GPU)
         total, bad, stop, save = vector.tolist()
-        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad), stop > 0, save > 0)
+        self.stop, self.save = self.stop or stop > 0, self.save or save > 0
+        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad))
 
 
 class SaveRhythm:
@@ -110,10 +109,11 @@ class SaveRhythm:
         self._last = time.monotonic()
         return True
 
-    def due(self, step: int, agreed: Agreed | None) -> bool:
-        """Whether to save after `step`."""
+    def due(self, step: int, agreement: Agreement) -> bool:
+        """Whether to save after `step`; a wish of the clock's is fulfilled by that."""
         if self.unit == "minute":
-            return agreed is not None and agreed.save
+            wished, agreement.save = agreement.save, False
+            return wished
         return self.number > 0 and step % (self.number * (self.steps if self.unit == "epoch" else 1)) == 0
 
 
@@ -144,4 +144,5 @@ def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
 
 def not_finite(step: int, what: object, last_saved: object) -> TrainingStopped:
     good = last_saved or "there is none yet"
-    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; try a lower optimizer.base_lr")
+    mend = "start anew, in another run.directory, with a lower optimizer.base_lr"
+    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; {mend}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.build import build_network
 from launch.checkpoint import CheckpointError, damage_of, full_weights, latest_checkpoint, read_state
-from model.backbone import build_backbone
 from model.swav import SwAV
 
 
@@ -58,13 +58,7 @@ def read_trained(path: Path) -> Trained:
     checkpoint = find_checkpoint(path)
     state = read_state(checkpoint)
     try:
-        model = state["config"]["model"]
-        network = SwAV(
-            build_backbone(model["backbone"], **model["options"]),
-            hidden_dim=model["hidden_dim"],
-            embedding_dim=model["embedding_dim"],
-            num_prototypes=model["prototypes"],
-        )
+        network = build_network(state["config"]["model"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its state.json tells of no network ({error!r})") from None
     try:

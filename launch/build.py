@@ -1,0 +1,59 @@
+"""The parts of a run from its settings, without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from launch.cluster import Cluster
+from model.backbone import build_backbone
+from model.queue import EmbeddingQueue
+from model.swav import SwAV
+from pipeline.crops import Crops
+from pipeline.loader import Loader
+from pipeline.table import SampleTable
+
+
+def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
+    """This rank's loader of the training set. Raises ValueError where batch, ranks and images do not fit."""
+    return Loader(
+        table,
+        crops,
+        backend=config.pipeline.backend,
+        seed=config.run.seed,
+        global_batch=config.run.batch_size,
+        rank=cluster.rank,
+        world_size=cluster.world_size,
+        threads=config.pipeline.threads,
+        device_id=cluster.device().index if config.pipeline.device == "gpu" else None,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )
+
+
+def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
+    """A recipe's `model:` section at random initialisation, on the CPU; sizes: crops that it will be given, in pixels.
+    Raises ValueError for what the backbone does not take."""
+    return SwAV(
+        build_backbone(model["backbone"], sizes=sizes, **model["options"]),
+        hidden_dim=model["hidden_dim"],
+        embedding_dim=model["embedding_dim"],
+        num_prototypes=model["prototypes"],
+    )
+
+
+def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
+    """This rank's share of the queue, None where the recipe has none. Raises ValueError where it does not fit."""
+    if not config.swav.queue.length:
+        return None
+    return EmbeddingQueue(
+        len(config.swav.assigning),
+        config.swav.queue.length,
+        config.model.embedding_dim,
+        global_batch=config.run.batch_size,
+        world_size=cluster.world_size,
+        device=cluster.device(),
+        dtype=torch.float32,
+    )
