@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from launch.cluster import Cluster
+from launch.engine import input_dtype
 from model.backbone import build_backbone
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
@@ -29,6 +30,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         world_size=cluster.world_size,
         threads=config.pipeline.threads,
         device_id=cluster.device().index if config.pipeline.device == "gpu" else None,
+        dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
     )
 

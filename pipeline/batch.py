@@ -46,7 +46,8 @@ class Batch:
     """What a step consumes.
 
     crops: a tensor per resolution, (views * B, 3, size, size), view-major: first all B crops of one view, then of
-    the next; normalised, channels-last in memory, float32 on a CPU and float16 on a GPU.
+    the next; normalised, channels-last in memory, float32 on a CPU and float16 on a GPU unless the loader was asked
+    for another dtype.
     rows: (B,) int64 sample rows.
     """
 
@@ -54,12 +55,13 @@ class Batch:
     rows: np.ndarray
 
 
-def group_views(crops: Crops, views: list[Any]) -> list[torch.Tensor]:
-    """Per-view (B, size, size, 3) tensors -> one channels-last (views * B, 3, size, size) tensor per resolution."""
+def group_views(crops: Crops, views: list[Any], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """Per-view (B, size, size, 3) tensors -> one channels-last (views * B, 3, size, size) tensor per resolution, of
+    their own dtype or of `dtype`."""
     groups = []
     for _, members in crops.groups:
         stacked = torch.cat([views[index] for index in members]) if len(members) > 1 else views[members[0]]
-        groups.append(stacked.permute(0, 3, 1, 2))
+        groups.append(stacked.to(dtype or stacked.dtype).permute(0, 3, 1, 2))
     return groups
 
 

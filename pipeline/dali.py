@@ -30,8 +30,16 @@ class DaliBackend:
     Crops are float32 on the CPU and float16 on a GPU, as channels-last views (N, 3, size, size).
     """
 
-    def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
+    def __init__(
+        self,
+        crops: Crops,
+        batch_size: int,
+        threads: int,
+        device_id: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         self.crops = crops
+        self.dtype = dtype
         self.batch_size = batch_size
         self.threads = threads
         self.device_id = device_id
@@ -57,7 +65,7 @@ class DaliBackend:
                 reason = next((line for line in str(error).splitlines() if "decode" in line.lower()), str(error))
                 raise DecodeFailure(reason.strip(), list(under_way)) from None
             views = [_to_torch(output) for output in outputs]
-            yield under_way.popleft(), group_views(self.crops, views)
+            yield under_way.popleft(), group_views(self.crops, views, self.dtype)
 
     def decodes(self, encoded: np.ndarray) -> bool:
         """Whether DALI decodes these bytes. A pipeline is built for each call: only for tracking down a failure."""

@@ -28,15 +28,17 @@ class Affine(NamedTuple):
     offset: Float[Tensor, "views batch 3 3"]
 
 
-def finish_on_gpu(groups: list[Tensor], draw: Draw, crops: Crops, device: torch.device) -> list[Tensor]:
-    """uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory -> float16 ones on `device`, finished.
+def finish_on_gpu(
+    groups: list[Tensor], draw: Draw, crops: Crops, device: torch.device, dtype: torch.dtype = torch.float16
+) -> list[Tensor]:
+    """uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory -> those of `dtype` on `device`, finished.
 
     Runs on a stream of its own and returns when it is done, so that the host memory may be used again.
     """
     stream, compiled = _stream(device), _compiled()
     with torch.cuda.stream(stream):
         finished = [
-            compiled(group.to(device, non_blocking=True), *arguments, dtype=torch.float16)
+            compiled(group.to(device, non_blocking=True), *arguments, dtype=dtype)
             for group, arguments in zip(groups, arguments_of(draw, crops, device), strict=True)
         ]
     stream.synchronize()

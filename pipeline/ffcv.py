@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,18 +30,27 @@ AHEAD = 2  # batches under way: one in the kernel, one prepared
 class FfcvBackend:
     """Executes draws with `threads` threads; `device_id` None is the CPU, else colour and blur run on that GPU.
 
-    Crops are float32 on the CPU and float16 on a GPU, as channels-last views (N, 3, size, size). Their memory is used
+    Crops are channels-last views (N, 3, size, size) of `dtype`: float32 (the default on the CPU), float16 (on a GPU),
+    bfloat16, or on the CPU uint8, which is what goes across to a GPU: neither colour nor blur. Their memory is used
     again once nobody holds them.
     """
 
-    def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
+    def __init__(
+        self,
+        crops: Crops,
+        batch_size: int,
+        threads: int,
+        device_id: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         from pipeline.kernel import Kernel
 
         del batch_size
         self.crops = crops
         self.device_id = device_id
-        dtype: Literal["float32", "uint8"] = "float32" if device_id is None else "uint8"
-        self.kernel = Kernel(crops, threads, dtype)
+        self.dtype = dtype or (torch.float32 if device_id is None else torch.float16)
+        on_cpu = device_id is None
+        self.kernel = Kernel(crops, threads, str(self.dtype).removeprefix("torch.") if on_cpu else "uint8")  # type: ignore[arg-type]
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # buffers that nobody holds, by shape
@@ -121,7 +130,7 @@ class FfcvBackend:
             elif self.device_id is None:
                 buffers.append(new)
             else:
-                buffers.append(torch.empty(new.shape, dtype=torch.uint8, pin_memory=True).numpy())
+                buffers.append(torch.empty(new.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy())
         return buffers
 
     def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
@@ -130,9 +139,10 @@ class FfcvBackend:
         for buffer in buffers:
             lent = buffer.view()  # a tensor made of it keeps it alive, and when it goes the buffer is free again
             weakref.finalize(lent, self.free.setdefault(buffer.shape, []).append, buffer)
-            tensors.append(torch.from_numpy(lent))
+            bits = torch.from_numpy(lent)
+            tensors.append(bits.view(torch.bfloat16) if buffer.dtype == np.uint16 else bits)
         if self.device_id is not None:
-            tensors = finish_on_gpu(tensors, draw, self.crops, torch.device("cuda", self.device_id))
+            tensors = finish_on_gpu(tensors, draw, self.crops, torch.device("cuda", self.device_id), self.dtype)
         return [tensor.flatten(0, 1).permute(0, 3, 1, 2) for tensor in tensors]
 
 

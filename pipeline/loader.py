@@ -49,8 +49,8 @@ class Loader:
 
     `for batch in loader` runs to the end of the present epoch; the next `for` runs the next epoch. `position` is
     where training stands, counted in global samples and moved as batches are handed out, so `state_dict()` right after
-    a step is the state to resume from. Raises ValueError if the global batch does not split over the ranks or is
-    larger than the dataset.
+    a step is the state to resume from. dtype: of the crops; None is the backend's own, float32 on a CPU and float16 on
+    a GPU. Raises ValueError if the global batch does not split over the ranks or is larger than the dataset.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Loader:
         world_size: int = 1,
         threads: int = 1,
         device_id: int | None = None,
+        dtype: torch.dtype | None = None,
         max_bad_fraction: float = 0.01,
     ):
         self.feed = Feed(table, Reader(table), max_bad_fraction)
@@ -78,7 +79,8 @@ class Loader:
             raise ValueError(f"batch_size={global_batch} does not split evenly over {world_size} processes")
         if len(self) < 1:
             raise ValueError(f"batch_size={global_batch} is more than the {len(self.feed.usable)} usable images")
-        self.backend: Backend = BACKENDS[backend](crops, global_batch // world_size, threads, device_id)
+        self._new_backend = partial(BACKENDS[backend], crops, global_batch // world_size, threads, device_id, dtype)
+        self.backend: Backend | None = self._new_backend()
         self._producer: _Producer | None = None
 
     def __len__(self) -> int:
@@ -87,6 +89,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self._producer is None:
+            self.backend = self.backend or self._new_backend()
             self._producer = _Producer(execute(self.backend, self.feed, self._requests()))
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
@@ -132,10 +135,14 @@ class Loader:
         self.ledger = Ledger(state["count"], state["checksum"]) if self.rank == 0 else Ledger()
 
     def close(self) -> None:
-        """Stop reading ahead. The loader can be iterated again afterwards, from its position."""
+        """End all threads and close all files. The loader can be iterated again afterwards, from its position."""
         if self._producer is not None:
             self._producer.close()
             self._producer = None
+        if self.backend is not None:
+            self.backend.close()
+            self.backend = None
+        self.feed.reader.close()
 
     def _requests(self) -> Iterator[Request]:
         """This rank's requests from the position on, without end: the next epoch is prepared while one is trained."""
@@ -218,14 +225,17 @@ class _Producer:
     def __init__(self, items: Iterable[Any]):
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=READY)
         self._stop = threading.Event()
+        self._failed: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(iter(items),), name="loader", daemon=True)
         self._thread.start()
 
     def take(self) -> Any:
-        item = self._ready.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        if self._failed is None:
+            item = self._ready.get()
+            if not isinstance(item, BaseException):
+                return item
+            self._failed = item
+        raise self._failed  # every time that somebody asks: the thread is at its end
 
     def close(self) -> None:
         self._stop.set()

@@ -23,9 +23,17 @@ from pipeline.images import BadImage, decode
 class TorchvisionBackend:
     """Executes draws with PIL and torchvision in `threads` threads; crops are float32, as channels-last views."""
 
-    def __init__(self, crops: Crops, batch_size: int, threads: int, device_id: int | None = None):
+    def __init__(
+        self,
+        crops: Crops,
+        batch_size: int,
+        threads: int,
+        device_id: int | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         del batch_size
         self.crops = crops
+        self.dtype = dtype
         self.device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="torchvision")
         self.mean = torch.tensor(crops.mean)
@@ -39,7 +47,7 @@ class TorchvisionBackend:
             except BadImage as error:
                 raise DecodeFailure(str(error), [request]) from None
             views = [torch.stack([sample[view] for sample in samples]) for view in range(len(self.crops.views))]
-            groups = group_views(self.crops, views)
+            groups = group_views(self.crops, views, self.dtype)
             yield request, [group.to(self.device, non_blocking=True) for group in groups]
 
     def close(self) -> None:

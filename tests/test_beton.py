@@ -111,12 +111,11 @@ def test_a_beton_of_ffcv_is_a_sample_table(written, images, tmp_path):
         assert np.abs(reader.decode(row).astype(int) - pixels).max() <= (0 if mode == "raw" else 3)
 
 
-def test_rows_of_a_beton_are_views_that_outlive_the_reader(written, tmp_path):
+def test_rows_of_a_beton_outlive_the_reader(written, tmp_path):
     path, mode = written
     table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
     reader = Reader(table)
     views = reader.read([1, 1]) if mode == "jpg" else [reader.decode(1), reader.decode(1)]
-    assert np.shares_memory(*views)
     assert not views[0].flags.writeable
     copy = views[0].copy()
     reader.close()
@@ -134,7 +133,7 @@ def test_a_beton_that_is_cut_emptied_or_gone_is_an_error_by_row(written, tmp_pat
     found = reader.try_read(rows)
     assert [isinstance(item, ReadError) for item in found] == [False] * 3 + [True] * 3
     assert "changed since the table was made (5 bytes where" in str(found[3])
-    for damage, told in ((lambda: os.truncate(path, 0), "is empty"), (path.unlink, "No such file")):
+    for damage, told in ((lambda: os.truncate(path, 0), "(0 bytes where"), (path.unlink, "No such file")):
         damage()
         assert all(told in str(item) for item in Reader(table).try_read(rows))
     assert all("changed since" in str(item) for item in reader.try_read(rows))

@@ -267,7 +267,7 @@ def test_damaged_checkpoint_is_one_line(trained, tmp_path, capsys):
     checkpoint.mkdir(parents=True)
     for file in (run / "checkpoints" / "step-000000007").iterdir():
         content = bytearray(file.read_bytes())
-        content[-1] ^= file.name == "network.safetensors"
+        content[-1] ^= file.name == "rank-00000.safetensors"
         (checkpoint / file.name).write_bytes(content)
     assert "is damaged" in refused(capsys, checkpoint, tmp_path / "x", "--format", "swav")
     assert "no checkpoint is whole" in refused(capsys, tmp_path, tmp_path / "x", "--format", "swav")

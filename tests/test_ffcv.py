@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import threading
 import time
 from dataclasses import replace
@@ -12,6 +13,8 @@ import torch
 from photos import photographs
 from PIL import Image
 
+from pipeline.conversion.rewrite import Options
+from pipeline.convert import convert
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.dataset import open_dataset
 from pipeline.loader import Loader
@@ -98,3 +101,29 @@ def test_what_exif_turns_is_shown_upright(tmp_path, orientation):
         loader.close()
     for one, other in zip(found["turned"], found["upright"], strict=True):
         assert (one - other).abs().mean() * 255 * 0.226 < 1.5  # JPEG's blocks lie otherwise
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["ffcv", "dali", "torchvision"])
+def test_crops_come_in_the_dtype_that_is_asked_for(photos, backend, dtype):
+    made = []
+    for wanted in (None, dtype):
+        loader = Loader(photos, CROPS, backend=backend, seed=1, global_batch=6, threads=2, dtype=wanted)
+        made.append([crops.clone() for crops in next(iter(loader)).crops])
+        loader.close()
+    for exact, rounded in zip(*made, strict=True):
+        assert (exact.dtype, rounded.dtype) == (torch.float32, dtype)
+        assert rounded.is_contiguous(memory_format=torch.channels_last)
+        assert (exact - rounded.float()).abs().max() <= 4 * torch.finfo(dtype).eps
+
+
+def test_a_beton_that_is_cut_short_while_it_is_read_ends_the_epoch_by_name(photos, tmp_path):
+    convert(photos.root, tmp_path / "x.beton", Options("beton"), progress=False)
+    table = open_dataset(tmp_path / "x.beton", tmp_path / "tables", progress=False)
+    loader = Loader(table, CROPS, backend="ffcv", seed=1, global_batch=6, threads=2, max_bad_fraction=0.0)
+    next(iter(loader))
+    os.truncate(tmp_path / "x.beton", int(table.offset.min()) + 1000)
+    with pytest.raises(DatasetError, match=r"could not be read.*x\.beton"):
+        for _ in range(3):
+            list(loader)
+    loader.close()

@@ -163,8 +163,20 @@ def test_closing_stops_the_threads(table):
     started = set(threading.enumerate()) - before
     assert "loader" in {thread.name for thread in started}
     loader.close()
-    left = [thread for thread in started if thread.is_alive()]
-    assert len(left) <= 8 and "loader" not in {thread.name for thread in left}  # the reader's pool waits idle
+    assert not [thread for thread in started if thread.is_alive() and thread.name.startswith(("loader", "reader"))]
+    assert len(next(iter(loader)).rows)  # it opens again
+    loader.close()
+
+
+def test_an_error_comes_again_when_the_loader_is_asked_again(tmp_path):
+    loader = Loader(
+        broken_folder(tmp_path, lambda path: path.unlink()), CROPS, backend="dali", seed=9, global_batch=12,
+        max_bad_fraction=0.0,
+    )  # fmt: skip
+    for _ in range(3):
+        with pytest.raises(DatasetError, match="could not be read"):
+            list(loader)
+    loader.close()
 
 
 def test_a_batch_larger_than_the_dataset_is_an_error(table):
