@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import pipeline.ffcv
+import pipeline.kernel  # with numba, which the backend imports when it is made
 from config.recipe import DEFAULTS
 from pipeline.crops import crops_from_config
 from pipeline.loader import Loader

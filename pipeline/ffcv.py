@@ -74,6 +74,7 @@ class FfcvBackend:
             except BadImage as error:
                 wait(later for _, _, later in under_way)
                 raise DecodeFailure(error.reason, [request, *(later for later, _, _ in under_way)]) from None
+            request.encoded = []  # 20 MB of a batch of 256, that would else wait with its crops
             yield request, self._finish(request.draw, buffers)
 
     def decodes(self, encoded: np.ndarray) -> bool:
