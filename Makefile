@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data convert preview export bench test lint lock clean
+.PHONY: help setup train data convert preview export bench zero-check test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, saf
 
 bench: setup ## how many images a second each loader gives on this machine
 	@$(RUN) -m perf.loader $(ARGS)
+
+zero-check: setup ## does every ZeRO stage take stage 0's steps? perf/results/zero_check.json
+	@$(RUN) -m perf.zero_check $(ARGS)
 
 test: setup ## all tests that this machine can run
 	@$(RUN) -m pytest -q

@@ -101,7 +101,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
         )
 
-        journal.check_same_run(config, checkpoints, images=len(table.usable()))
+        journal.take()
+        journal.check_same_run(config, checkpoints, len(table.usable()), table.digest())
 
     total_steps, dtype, parts = config.run.epochs * steps, input_dtype(config), config.engine.accumulation
     stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
@@ -152,6 +153,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "step": step,
                 "seconds": earlier_seconds + time.monotonic() - started,
                 "images": len(table.usable()),
+                "digest": table.digest(),
                 "monitor": monitor.state_dict(),
                 "last_epoch": last_epoch,
                 "loader": loader.state_dict(cluster.add_up),
@@ -210,8 +212,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             last_epoch = monitor.summary()
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
-            if trouble := advice(last_epoch, config.model.prototypes):
-                journal.say(f"epoch {epoch + 1}: {trouble}")
+            for trouble in advice(last_epoch, config.model.prototypes):
+                journal.warn(step, f"epoch {epoch + 1}: {trouble}")
             if rhythm.due(step, agreement) or agreement.stop:
                 last_saved = save(needed=agreement.stop)
             if agreement.stop and epoch + 1 < config.run.epochs:

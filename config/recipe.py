@@ -6,6 +6,7 @@ Every mistake is a ConfigError of one line that names the key, the value and the
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 DEFAULTS = ROOT / "config" / "default.yaml"
@@ -57,8 +59,8 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         if "=" in argument:
             try:
                 override = OmegaConf.from_dotlist([argument])
-            except (OmegaConfBaseException, ValueError) as error:
-                raise ConfigError(f"{argument}: {_first_line(error)}") from None
+            except (OmegaConfBaseException, YAMLError, ValueError) as error:
+                raise ConfigError(f"{argument}: not to be read ({_first_line(error)})") from None
             config = _merge(config, override, defaults, argument)
     for key in sorted(OmegaConf.missing_keys(defaults)):
         if OmegaConf.is_missing(*_parent(config, key)) or not OmegaConf.select(config, key):
@@ -69,6 +71,14 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         raise ConfigError(_first_line(error)) from None
     _check_types(config, defaults)
     check_values(config)
+    given = [argument.partition("=")[0] for argument in arguments]
+    if (
+        "data.path" in given
+        and "run.directory" not in given
+        and _read(recipes[0]).get("data", {}).get("path", "???") != "???"
+    ):
+        # other images than the recipe's own are another run
+        config.run.directory += f"-{Path(config.data.path).resolve().stem}"
     return config
 
 
@@ -80,7 +90,7 @@ def _read(recipe: str) -> DictConfig:
     try:
         loaded = OmegaConf.load(path)
     except Exception as error:  # PyYAML's and OmegaConf's many kinds: all are the recipe's fault
-        raise ConfigError(f"{recipe}: {_first_line(error)}") from None
+        raise ConfigError(f"{recipe}: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{recipe}: a recipe is a mapping of sections")
     return loaded
@@ -181,10 +191,20 @@ def check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         require(value == "auto" or (value > low if strict else value >= low), key, expected)
 
+    for key in _leaves(config):
+        value = OmegaConf.select(config, key)
+        numbers = list(value) if isinstance(value, ListConfig) else [value]
+        require(all(not isinstance(n, float) or math.isfinite(n) for n in numbers), key, "finite numbers")
     for key in ("run.epochs", "run.batch_size", "run.log_every", "checkpoint.keep", "swav.iterations"):
         require_number(key, 1, "at least 1")
-    for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads", "model.prototypes"):
+    for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads"):
         require_number(key, 1, "at least 1")
+    require_number("model.prototypes", 2, "at least 2")
+    threads = config.pipeline.threads
+    require(threads == "auto" or threads <= 1024, "pipeline.threads", "at most 1024 threads a process")
+    queue = config.swav.queue
+    never = queue.length != 0 and queue.start_epoch != "auto" and queue.start_epoch >= config.run.epochs
+    require(not never, "swav.queue.start_epoch", f"less than run.epochs={config.run.epochs}, or swav.queue.length=0")
     for key in ("checkpoint.keep_epochs", "evaluation.every", "evaluation.max_train"):
         require_number(key, 0, "0 or more")
     for key in ("data.workers", "model.hidden_dim", "swav.freeze_prototypes", "swav.queue.length"):
@@ -244,7 +264,8 @@ def _check_optimizer_and_engine(config: DictConfig, require: Any, require_number
 def _check_crops(config: DictConfig, require: Any) -> None:
     for name in ("global", "local"):
         group, key = config.crops[name], f"crops.{name}"
-        require(group["count"] >= (1 if name == "global" else 0), f"{key}.count", "more crops")
+        least = 1 if name == "global" else 0
+        require(least <= group["count"] <= 64, f"{key}.count", f"{least} to 64 crops")
         require(4 <= group["size"] <= 4096, f"{key}.size", "4 to 4096 pixels")
         low, high = group["scale"]
         require(0 < low <= high <= 1, f"{key}.scale", "[low, high] with 0 < low <= high <= 1")
@@ -264,7 +285,7 @@ def _check_crops(config: DictConfig, require: Any) -> None:
     low, high = config.crops.ratio
     require(0 < low <= high, "crops.ratio", "[low, high] with 0 < low <= high")
     low, high = config.crops.blur.sigma
-    require(0 < low <= high, "crops.blur.sigma", "[low, high] with 0 < low <= high, in pixels")
+    require(0 < low <= high <= 64, "crops.blur.sigma", "[low, high] with 0 < low <= high <= 64, in pixels")
     require(all(s > 0 for s in config.crops.std), "crops.std", "numbers above 0")
 
 

@@ -80,8 +80,9 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
         raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={world_size} in the environment")
     local_rank = number(("LOCAL_RANK", "SLURM_LOCALID"), 0)
     local_world_size = number(("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"), world_size)
-    if world_size > 1 and "MASTER_ADDR" not in env:
-        raise ConfigError(f"WORLD_SIZE={world_size} but MASTER_ADDR is not set; say where rank 0 runs")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if world_size > 1 and name not in env:
+            raise ConfigError(f"WORLD_SIZE={world_size} but {name} is not set; say where rank 0 runs")
     return Cluster(rank, world_size, local_rank, min(local_world_size, world_size))
 
 

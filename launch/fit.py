@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from config.recipe import ConfigError
 from launch.cluster import Cluster
+from pipeline.crops import exact_colour
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 QUEUE_BELOW = 1024  # images a step from which the paper trains without a queue (RN50w4's 2560 had one, 4096 none)
@@ -72,8 +73,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
         "swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %"
     )
     _fit_queue(config, choose, batch, epochs, images, world_size)
-    if config.evaluation.size == "auto":
-        config.evaluation.size = config.crops["global"]["size"]
+    choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
     return said
 
 
@@ -85,7 +85,8 @@ def _fit_queue(
         choose("swav.queue.length", 0, f"{batch} images a step need none")
     else:
         wanted = min(3840, images // 4) // batch * batch
-        choose("swav.queue.length", wanted, f"{batch} images a step are few for {config.model.prototypes} prototypes")
+        few = f"{batch} images a step are few for {config.model.prototypes} prototypes"
+        choose("swav.queue.length", wanted, few if wanted else f"{images} images are too few for one")
     if not queue.length:
         queue.start_epoch = 0
         return
@@ -126,11 +127,12 @@ def _has_bf16() -> bool:
 
 def _fit_machine(config: DictConfig, cluster: Cluster) -> None:
     """Where crops are made and with how many threads: not said, as results do not depend on it."""
+    config.crops.jitter.exact = exact_colour(config.crops.jitter.exact, config.pipeline.backend)
     on_gpu = cluster.device().type == "cuda"
     if config.pipeline.device == "gpu" and not on_gpu:
         raise ConfigError("pipeline.device=gpu, but no GPU is visible; use pipeline.device=cpu or auto")
     if config.pipeline.device == "auto":
-        can = config.pipeline.backend == "dali" or (config.pipeline.backend == "ffcv" and not config.crops.jitter.exact)
+        can = config.pipeline.backend in ("dali", "ffcv")
         config.pipeline.device = "gpu" if on_gpu and can else "cpu"
     if config.pipeline.threads == "auto":
         cores = len(os.sched_getaffinity(0)) // cluster.local_world_size

@@ -3,6 +3,7 @@ the progress bar. Only rank 0 writes and speaks."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import platform
 import sys
@@ -37,6 +38,7 @@ class Journal:
         self._bar: Any = None
         self._tensorboard: Any = None
         self._metrics: Any = None
+        self._lock: Any = None
 
     def finished(self, config: DictConfig) -> bool:
         """Whether the directory holds a run that is done; then its result is said again. Raises ConfigError if it is
@@ -44,20 +46,38 @@ class Journal:
         summary = self.read("summary.json")
         if summary is None or summary["epochs"] < config.run.epochs:
             return False
-        changed_settings(config, OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml")))
+        before = OmegaConf.load(self.directory / "config.yaml")
+        changed_settings(config, OmegaConf.to_container(before))
+        if Path(before.data.path).resolve() != Path(config.data.path).resolve():
+            raise ConfigError(
+                f"run.directory={self.directory} holds a finished run on data.path={before.data.path}; choose another"
+            )
         self.say(closing_table(summary))
         self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train anew")
         return True
 
-    def check_same_run(self, config: DictConfig, checkpoints: Path, images: int) -> None:
-        """Refuse to resume a run of other settings or another number of images (ConfigError); say what has changed.
+    def take(self) -> None:
+        """Make the directory and keep it for this run alone. Raises ConfigError where another run has it, or it cannot
+        be written."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if self.main:
+                self._lock = open(self.directory / ".lock", "w")  # noqa: SIM115  (its holder's death frees it)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"run.directory={self.directory}: another run is writing it; choose another") from None
+        except OSError as error:
+            raise ConfigError(f"run.directory={self.directory}: {error.strerror}; choose another") from None
+
+    def check_same_run(self, config: DictConfig, checkpoints: Path, images: int, digest: str) -> None:
+        """Refuse to resume a run of other settings or images (ConfigError); say what has changed.
 
         Asks the newest checkpoint that can be read; there need be none.
         """
         for path in sorted(checkpoints.glob("step-*"), reverse=True):
             try:
                 state = read_state(path)
-                saved, before = state["config"], state["images"]
+                saved, before, was = state["config"], state["images"], state["digest"]
                 break
             except (OSError, ValueError, LookupError, TypeError):
                 continue
@@ -68,6 +88,11 @@ class Journal:
             raise ConfigError(
                 f"data.path={config.data.path} has {images} usable images, the run in {self.directory} was started "
                 f"with {before}; its order would be another one: choose another run.directory"
+            )
+        if was != digest:
+            raise ConfigError(
+                f"data.path={config.data.path} holds other images than the run in {self.directory} was started with; "
+                "choose another run.directory"
             )
         for key, change in changes.items():
             if (
@@ -121,6 +146,12 @@ class Journal:
             from tqdm import tqdm
 
             tqdm.write(text, file=sys.stderr)
+
+    def warn(self, step: int, text: str) -> None:
+        """A line to the terminal and one of metrics.jsonl."""
+        self.say(text)
+        if self._metrics is not None:
+            self._metrics.write(json.dumps({"step": step, "warning": text}) + "\n")
 
     def record(self, name: str, values: dict[str, Any]) -> None:
         """Write `directory/name`, a JSON file, atomically."""

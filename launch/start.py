@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     with mistakes_end_the_run(Cluster()):
         config = load_config([options.recipe, *options.settings])
+        if options.processes < 0:
+            raise ConfigError(f"--processes={options.processes}: expected 1 or more, or leave it out")
         processes = options.processes or visible_gpus() or min(CPU_PROCESSES, len(os.sched_getaffinity(0)))
         if config.run.batch_size % processes:
             raise ConfigError(f"run.batch_size={config.run.batch_size} does not split over {processes} processes")
@@ -90,9 +92,9 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     def forward(number: int, _frame: Any) -> None:
         """To the training processes alone: the launcher itself would kill them, or die and leave them behind."""
         for process in training_processes(launcher.pid):
-            process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
+            process.send_signal(number if number == signal.SIGUSR1 else signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, forward)
     return launcher.wait()
 

@@ -27,7 +27,11 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
         unknown = [option for option in options if option not in known]
         if unknown:
             raise ValueError(f"backbone {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
-        return ResNet(**(RESNETS.get(name, {}) | options))
+        try:
+            return ResNet(**(RESNETS.get(name, {}) | options))
+        except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of another type, or a size that cannot be
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"backbone {name} with model.options={options}: {reason}") from None
     network = _build_timm(name, options)
     for size in sizes:
         _try_size(network, name, size)
@@ -61,7 +65,7 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
             if "dynamic_img_size" not in str(error):
                 raise
             network = timm.create_model(name, **options)
-    except TypeError as error:
+    except (TypeError, RuntimeError, OSError) as error:  # OSError: weights that are to be fetched
         raise ValueError(f"backbone {name} with model.options={options}: {error}") from None
     network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network

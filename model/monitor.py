@@ -87,18 +87,24 @@ class CodeMonitor:
             total.zero_()
 
 
-def advice(summary: dict[str, float], num_prototypes: int) -> str | None:
-    """What to try when an epoch's summary shows trouble; None if it looks healthy."""
-    if summary["mean_loss"] > 0.995 * math.log(num_prototypes):
-        return (
-            f"the loss stands at ln(prototypes) = {math.log(num_prototypes):.3f}, so nothing is learned: try a lower "
-            "swav.epsilon (0.03), a longer swav.freeze_prototypes, or fewer model.prototypes"
+def advice(summary: dict[str, float], num_prototypes: int) -> list[str]:
+    """What to try when an epoch's summary shows trouble, a line for each; none if it looks healthy."""
+    found, limit = [], math.log(num_prototypes)
+    if abs(summary["mean_loss"] - limit) <= 0.005 * limit:
+        found.append(
+            f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try a lower swav.epsilon, a "
+            "longer swav.freeze_prototypes, or fewer model.prototypes"
+        )
+    elif summary["mean_loss"] > limit:
+        found.append(
+            f"the loss is above ln(prototypes) = {limit:.3f}, worse than a guess: where it does not fall in the next "
+            "epochs, try a lower optimizer.base_lr or a longer optimizer.warmup_epochs"
         )
     if summary["embedding_std"] < 1e-3:
-        return "all embeddings are the same (collapse): try a lower optimizer.base_lr or a longer warm-up"
+        found.append("all embeddings are the same (collapse): try a lower optimizer.base_lr or a longer warm-up")
     if summary["prototypes_in_use"] < 0.5:
-        return (
+        found.append(
             f"{1 - summary['prototypes_in_use']:.0%} of the prototypes were no crop's strongest code in this epoch: "
             "try fewer model.prototypes, a longer swav.queue or a larger run.batch_size"
         )
-    return None
+    return found

@@ -53,6 +53,12 @@ class ResNet(nn.Module):
             raise ValueError(f"resnet stem {stem!r} is unknown; give 'imagenet' or 'small'")
         if not 1 <= len(layers) <= 4:
             raise ValueError(f"a resnet has 1 to 4 stages, layers={list(layers)} gives {len(layers)}")
+        for option, value in (("base_width", base_width), ("width_multiplier", width_multiplier)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"resnet {option}={value}: expected an integer from 1 on")
+        if stem_stride not in (1, 2, 4) or any(not isinstance(n, int) or n < 1 for n in layers):
+            told = f"resnet layers={list(layers)}, stem_stride={stem_stride}"
+            raise ValueError(f"{told}: expected integers from 1 on, and a stride of 1, 2 or 4")
         make_block = Bottleneck if block == "bottleneck" else BasicBlock
         width = base_width * width_multiplier
 
@@ -84,9 +90,10 @@ class ResNet(nn.Module):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Features in float32 at least, also where autocast computes the convolutions in less."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for stage in range(self.stages):
-            for block in self.get_submodule(f"layer{stage + 1}").children():
-                again = self.checkpointing and self.training and torch.is_grad_enabled()
+            layer = self.get_submodule(f"layer{stage + 1}")
+            for block in layer.children() if again else [layer]:
                 x = checkpoint(block, x, use_reentrant=False) if again else block(x)
         return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 

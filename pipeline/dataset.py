@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -70,7 +71,21 @@ def open_splits(data: Any, progress: bool = True) -> tuple[SampleTable, SampleTa
     test = data.test or beside
     if test is None:
         return table, None
-    return table, open_dataset(test, data.cache, data.workers, progress, "data.test")
+    return table, same_classes(table, open_dataset(test, data.cache, data.workers, progress, "data.test"), test)
+
+
+def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleTable:
+    """The test table with the training set's class numbers, where both have class names (sub-folders). Raises
+    DatasetError for a class that the training set has no folder of."""
+    if not train.classes or not test.classes or train.classes == test.classes:
+        return test
+    used = set(np.unique(test.label[test.label >= 0]).tolist())
+    unknown = [test.classes[label] for label in sorted(used) if test.classes[label] not in train.classes]
+    if unknown:
+        raise DatasetError(f"data.test={name}: no training image is of its class {unknown[0]!r}; take the folder out")
+    number = {name: index for index, name in enumerate(train.classes)}
+    numbers = np.array([number.get(name, -1) for name in test.classes] + [-1])  # the last is for label -1
+    return replace(test, label=numbers[test.label].astype(np.int32), classes=train.classes)
 
 
 def find_split(path: str | Path) -> tuple[Path, Path | None]:

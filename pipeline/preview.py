@@ -39,6 +39,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="PNG to write (default preview.png)")
     options = parser.parse_args(arguments)
     try:
+        if not 1 <= options.rows <= 1000 or options.epoch < 0:
+            raise ValueError(
+                f"--rows={options.rows} --epoch={options.epoch}: expected 1 to 1000 rows and an epoch from 0"
+            )
         config = load_config([options.recipe, *options.settings])
         sheet = preview(config, options.rows, options.epoch)
         sheet.save(options.out, format="PNG")
@@ -103,7 +107,8 @@ def _with_windows(source: np.ndarray, windows: np.ndarray) -> Image.Image:
     image = Image.fromarray(source).resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(image)
     for view, (top, left, height, width) in enumerate(windows.tolist()):
-        corners = [left * scale, top * scale, (left + width) * scale - 1, (top + height) * scale - 1]
+        right, bottom = (left + width) * scale - 1, (top + height) * scale - 1
+        corners = [left * scale, top * scale, max(left * scale, right), max(top * scale, bottom)]
         pen.rectangle(corners, outline=COLOURS[view % len(COLOURS)], width=2)
     return image
 

@@ -120,6 +120,14 @@ class SampleTable:
         """Rows that are not quarantined, ascending, (M,) int64."""
         return np.flatnonzero(self.state != State.QUARANTINED)
 
+    def digest(self) -> str:
+        """SHA-256 of what training sees of the rows: bytes, size in pixels, label and state of each, in order. The same
+        for a dataset that was copied, moved or touched."""
+        found = hashlib.sha256()
+        for column in (self.length, self.width, self.height, self.label, self.state):
+            found.update(column.tobytes())
+        return found.hexdigest()
+
     @property
     def loose(self) -> bool:
         """Whether every image is a file of its own (a folder), not a range of a shard."""

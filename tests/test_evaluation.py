@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from photos import flat_colours, photographs, write_folder
 from PIL import Image
 from ranks import run_ranks
@@ -16,7 +17,8 @@ from config.recipe import ROOT
 from evaluation.features import gather, labelled_data
 from evaluation.knn import predict
 from model.monitor import CodeMonitor, advice
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, open_splits
+from pipeline.table import DatasetError
 
 
 def test_weighted_knn_agrees_with_scikit_learn():
@@ -81,10 +83,25 @@ def test_the_monitor_tells_sharp_balanced_codes_from_uniform_ones():
 
 def test_trouble_is_named_with_what_to_try():
     healthy = {"mean_loss": 2.0, "prototypes_in_use": 0.9, "embedding_std": 0.1}
-    assert advice(healthy, 100) is None
-    assert "lower swav.epsilon" in advice(healthy | {"mean_loss": math.log(100)}, 100)
-    assert "fewer model.prototypes" in advice(healthy | {"prototypes_in_use": 0.2}, 100)
-    assert "collapse" in advice(healthy | {"embedding_std": 0.0}, 100)
+    assert advice(healthy, 100) == []
+    (stuck,) = advice(healthy | {"mean_loss": math.log(100)}, 100)
+    assert "stands at ln(prototypes)" in stuck and "lower swav.epsilon" in stuck
+    above, unused = advice(healthy | {"mean_loss": 6.7, "prototypes_in_use": 0.2}, 100)
+    assert "worse than a guess" in above and "fewer model.prototypes" in unused
+    assert "collapse" in advice(healthy | {"embedding_std": 0.0}, 100)[0]
+
+
+def test_classes_of_the_test_folder_are_the_training_sets_by_name(tmp_path):
+    photos = photographs()
+    for split, names in {"train": "abc", "val": "bc"}.items():
+        for name in names:
+            write_folder(tmp_path / split / name, photos[:2])
+    data = OmegaConf.create({"path": str(tmp_path), "test": None, "cache": str(tmp_path / "tables"), "workers": 1})
+    train, test = open_splits(data, progress=False)
+    assert [train.classes[label] for label in sorted(set(test.label))] == ["b", "c"]
+    write_folder(tmp_path / "val" / "d", photos[:2])
+    with pytest.raises(DatasetError, match="no training image is of its class 'd'"):
+        open_splits(data, progress=False)
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])

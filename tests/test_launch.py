@@ -12,21 +12,23 @@ from launch.cluster import Cluster, cluster_from_environment
 from launch.start import launch_command
 from launch.steps import Agreement
 
+PORT = {"MASTER_PORT": "29500"}
+
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, Cluster(0, 1, 0, 1)),
         (  # deepspeed
-            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "MASTER_ADDR": "a"},
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_SIZE": "4", "MASTER_ADDR": "a", **PORT},
             Cluster(5, 8, 1, 4),
         ),
         (  # torchrun
-            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a"},
+            {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", **PORT},
             Cluster(5, 8, 1, 4),
         ),
         (  # srun
-            {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "a"},
+            {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "a", **PORT},
             Cluster(3, 4, 1, 4),
         ),
         ({"SLURM_NTASKS": "4"}, Cluster(0, 1, 0, 1)),  # a batch script's own shell is no task
@@ -39,8 +41,9 @@ def test_the_usual_environments_say_who_we_are(environment, expected):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "MASTER_ADDR": "a"}, "MASTER_PORT is not set"),
         ({"RANK": "two"}, "RANK=two in the environment is not a number"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}, "RANK=2 does not fit WORLD_SIZE=2"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a", **PORT}, "RANK=2 does not fit WORLD_SIZE=2"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE=2 but MASTER_ADDR is not set"),
     ],
 )

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from config.recipe import ROOT, ConfigError, load_config
 from launch.cluster import Cluster
+from launch.engine import deepspeed_config
 from launch.fit import fit
 from pipeline.crops import crops_from_config
 
@@ -183,3 +184,67 @@ def test_another_backbone_drops_the_options_of_the_recipes():
     config = load_config(["config/demo.yaml", "model.options={drop_path_rate: 0.1}", "model.backbone=convnext_atto"])
     assert config.model.options == {"drop_path_rate": 0.1}
     assert load_config(["config/demo.yaml", "model.options.base_width=8"]).model.options.block == "basic"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("run.epochs=[1", "run.epochs=[1: not to be read"),
+        ("swav.temperature=.inf", "swav.temperature=inf: expected finite numbers"),
+        ("crops.mean=[.nan,1,1]", "crops.mean=[nan, 1, 1]: expected finite numbers"),
+        ("model.prototypes=1", "model.prototypes=1: expected at least 2"),
+        ("pipeline.threads=100000", "pipeline.threads=100000: expected at most 1024"),
+        ("crops.local.count=100000", "crops.local.count=100000: expected 0 to 64 crops"),
+        ("crops.blur.sigma=[0.1,1e6]", "crops.blur.sigma=[0.1, 1000000.0]: expected"),
+        ("checkpoint.every=now", "checkpoint.every=now: expected such as '1 epoch'"),
+        ("engine.stage=4", "engine.stage=4: expected auto, 0, 1, 2 or 3"),
+        ("engine.precision=fp8", "engine.precision=fp8: expected auto, fp32, bf16 or fp16"),
+        ("engine.accumulation=3", "engine.accumulation=3: expected a divisor of 128"),
+        ("optimizer.layer_decay=0.7", "optimizer.layer_decay=0.7: expected 1 with optimizer.name=lars"),
+    ],
+)
+def test_what_cannot_work_is_one_line(setting, told):
+    with pytest.raises(ConfigError) as caught:
+        load_config(["config/demo.yaml", setting])
+    assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
+
+
+def test_offload_needs_a_stage():
+    with pytest.raises(ConfigError, match=r"engine\.offload=True: expected false at engine\.stage=0"):
+        load_config(["config/demo.yaml", "engine.offload=true", "engine.stage=0"])
+
+
+def test_other_images_than_the_recipes_own_are_another_run():
+    assert load_config(["config/demo.yaml"]).run.directory == "runs/demo"
+    assert load_config(["config/demo.yaml", "data.path=/my/images"]).run.directory == "runs/demo-images"
+    assert load_config(["config/demo.yaml", "data.path=/my/images", "run.directory=x"]).run.directory == "x"
+    assert load_config(["config/folder.yaml", "data.path=/my/images"]).run.directory == "runs/folder"
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({"zero_optimization": {"round_robin_gradients": True}}, "round_robin_gradients=True: its own map"),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "torch_autocast: set engine.precision"),
+        ({"fp16": {"enabled": True}}, "fp16: set engine.precision"),
+        ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage=2 is set by the recipe"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping=1.0 is set by the recipe"),
+        ({"zero_optimization": 3}, "zero_optimization=3: expected a section"),
+    ],
+)
+def test_what_breaks_the_engine_is_refused(extra, told):
+    config = load_config(["config/demo.yaml", "engine.stage=0", "engine.precision=fp32"])
+    config.engine.deepspeed = extra
+    with pytest.raises(ConfigError) as caught:
+        deepspeed_config(config, 1, "cpu", 10**6)
+    assert told in str(caught.value)
+
+
+def test_the_engine_never_clips_unless_asked_and_takes_what_else_deepspeed_has():
+    config = load_config(["config/demo.yaml", "engine.stage=2", "engine.precision=bf16"])
+    config.engine.deepspeed = {"prescale_gradients": True, "zero_optimization": {"reduce_scatter": False}}
+    settings = deepspeed_config(config, 2, "cuda", 28_000_000)
+    assert settings["gradient_clipping"] == 0.0 and settings["prescale_gradients"] is True
+    zero = settings["zero_optimization"]
+    assert (zero["stage"], zero["overlap_comm"], zero["reduce_bucket_size"]) == (2, True, 3_500_000)
+    assert zero["reduce_scatter"] is False
