@@ -6,7 +6,8 @@ For each number of ranks and parts of a step (accumulation) stage 0 makes a run 
 each of 20 of them the other stages take one step with the same images, and what they do is compared per parameter (the
 loop itself is chaotic: after a dozen steps rounding alone moves the loss by a percent):
 
-    update_deviation, momentum_deviation    |theirs - stage 0's| / |stage 0's|, the largest
+    update_deviation, momentum_deviation    |theirs - stage 0's| / |stage 0's|, the largest; of the update what goes
+                                            beyond the last bit of the float32 parameter that it is added to
     trust_ratio_deviation                   |theirs / stage 0's - 1|, the largest
     loss_deviation                          over the first 6 steps of a run of their own, relative; for half precision
                                             over 50 steps of a tiny network against float32

@@ -174,7 +174,8 @@ class Training:
         return {f"{name}_deviation": value for name, value in worst.items()} | {"states": count, "excluded": [NOISE]}
 
     def _norms(self, before: Path, after: Path) -> Tensor:
-        """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and likewise of momentum."""
+        """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and likewise of momentum. Of
+        the update what goes beyond the parameter's last bit, which is 1e-5 of an update and falls as rounding will."""
         from launch.checkpoint import read_state
         from launch.pieces import Pieces
 
@@ -192,6 +193,8 @@ class Training:
                 start = old.read("master", *where).double()
                 expected = new.read("master", *where).double() - start
                 difference = piece.reshape(-1).double() - start - expected
+                last_bit = (start + expected).abs() * torch.finfo(torch.float32).eps
+                difference = (difference.abs() - last_bit).clamp_min(0)
                 values = [difference, expected]
                 if state is not None:
                     saved = new.read(state_name, *where).double()

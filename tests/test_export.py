@@ -31,6 +31,13 @@ RESNET18 = ("resnet18", {}, 64)
 KNN = 0.8125
 
 
+def optimizer_of(network):
+    optimizer = LARS(parameter_groups(network), lr=0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
+    return optimizer
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Small networks, each made once: backbone, options, crop size -> run's directory, network in eval mode."""
@@ -58,9 +65,7 @@ def make_run(directory, backbone, options, size):
         "loader": {"epoch": 3, "samples": 0},
         "config": OmegaConf.to_container(config),
     }
-    optimizer = LARS(parameter_groups(network), lr=0.1)
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
+    optimizer = optimizer_of(network)
     save_checkpoint(directory / "checkpoints", state, network, optimizer, None, keep=2)
     (directory / "summary.json").write_text(json.dumps({"steps": 7, "knn": KNN}))
     return directory, network.eval()
@@ -277,7 +282,7 @@ def test_damaged_checkpoint_is_one_line(trained, tmp_path, capsys):
 def test_checkpoint_without_a_network_is_one_line(tmp_path, capsys, trained, change):
     trained(*TINY_RESNET)  # for its process group
     network = SwAV(build_backbone(TINY_RESNET[0], **TINY_RESNET[1]), 16, 8, 12)
-    optimizer = LARS(parameter_groups(network), lr=0.1)
+    optimizer = optimizer_of(network)
     path = save_checkpoint(tmp_path / "checkpoints", {"step": 1, **change}, network, optimizer, None, keep=2)
     assert "tells of no network" in refused(capsys, path, tmp_path / "x", "--format", "swav")
 
