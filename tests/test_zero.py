@@ -1,4 +1,7 @@
-"""Every ZeRO stage takes the step that stage 0 takes, in every precision, and checkpoints move between them."""
+"""Every ZeRO stage takes the step that stage 0 takes, in every precision, and checkpoints move between them.
+
+`make zero-check` has more: 1, 2 and 4 ranks, steps in one and two parts, all stages in half precision.
+"""
 
 import json
 import multiprocessing
@@ -26,26 +29,25 @@ def in_ranks(function, case, *arguments):
     assert [process.exitcode for process in ranks] == [0] * case.ranks
 
 
-@pytest.fixture(scope="module", params=[(2, 1), (4, 2)], ids=["2-ranks", "4-ranks-2-parts"])
-def stage_0(request, tmp_path_factory):
-    """Folder and results of stage 0 on some ranks, in some parts a step."""
-    ranks, parts = request.param
+@pytest.fixture(scope="module")
+def stage_0(tmp_path_factory):
+    """Folder and results of stage 0 on 2 ranks."""
     folder = tmp_path_factory.mktemp("stage0")
-    return folder, run_case(Case(0, ranks, accumulation=parts), folder, STATES, 6)
+    return folder, run_case(Case(0, 2), folder, STATES, 6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_stage_takes_stage_0s_step_from_each_of_20_states(stage, stage_0, tmp_path):
     folder, base = stage_0
-    case = Case(stage, base["case"]["ranks"], accumulation=base["case"]["accumulation"])
+    case = Case(stage, 2)
     row = row_of(case, run_case(case, tmp_path, STATES, 6, reference=folder), base["losses"])
     assert all(row[name] <= limit for name, limit in LIMITS.items()), row
     assert row["loss_deviation"] <= LOSS_LIMITS["fp32"], row
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_adamw_takes_the_same_step_at_every_stage(stage, tmp_path):
     run_case(Case(0, 2, optimizer="adamw", tiny=True), tmp_path / "base", 5, 0)
     case = Case(stage, 2, optimizer="adamw", tiny=True)
@@ -54,7 +56,7 @@ def test_adamw_takes_the_same_step_at_every_stage(stage, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2])
 def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
     run_case(Case(0, 2, tiny=True), tmp_path / "base", 5, 0)
     found = run_case(Case(stage, 2, offload=True, tiny=True), tmp_path / "other", 5, 0, reference=tmp_path / "base")
@@ -62,18 +64,18 @@ def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2])
 def test_ranks_with_synchronised_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
     """In float32 the ranks' sums end differently in the last bits, and a ReLU here and there makes more of that.
     tests/test_batchnorm.py has the same in float64, to 1e-12."""
-    base = run_case(Case(0, ranks, sync=0), tmp_path / "many", STATES // 2, 6)
-    one = run_case(Case(0, 1), tmp_path / "one", STATES // 2, 6, reference=tmp_path / "many")
+    base = run_case(Case(0, ranks, sync=0), tmp_path / "many", 5, 6)
+    one = run_case(Case(0, 1), tmp_path / "one", 5, 6, reference=tmp_path / "many")
     assert one["whole_update_deviation"] <= 2e-3, one
     assert one["losses"] == pytest.approx(base["losses"], rel=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_frozen_prototypes_do_not_move_and_have_no_momentum_and_then_keep_unit_rows(stage, tmp_path):
     run_case(Case(stage, 2, tiny=True), tmp_path, FROZEN + 3, 0)
     weights = [full_weights(path)["prototypes.weight"] for path in sorted((tmp_path / "states").glob("step-*"))]
@@ -93,7 +95,7 @@ def has_momentum(pieces):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 3])
 def test_bf16_tracks_fp32_within_2_percent_over_50_steps(stage, exact_losses, tmp_path):
     case = Case(stage, 2, "bf16", tiny=True)
     row = row_of(case, run_case(case, tmp_path, 0, 50), exact_losses)
@@ -106,7 +108,7 @@ def exact_losses(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_an_overflow_skips_the_step_on_all_ranks_halves_the_scale_and_changes_nothing_else(stage, tmp_path):
     in_ranks(zero_moves.overflow, Case(stage, 2, "fp16", tiny=True), tmp_path)
     for found in json.loads((tmp_path / "found.json").read_text()):
