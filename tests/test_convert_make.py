@@ -1,5 +1,6 @@
 """`make convert`: settings reach the program as they were written, and a missing one is a line that names it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,8 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def make(*settings):
     """`make convert` with this Python; -o: the virtual environment is taken as it is."""
     command = ["make", "-o", "setup", "convert", f"RUN={sys.executable}", *settings]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_patterns_and_blanks_reach_the_program_as_they_are(tmp_path):
