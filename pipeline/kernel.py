@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Literal
 
 import numpy as np
@@ -163,6 +163,7 @@ class Kernel:
         self._make_room(work.height, work.width)
         work.counter[0] = 0
         tasks = [self.pool.submit(self.process, work, self.setting, scratch, stages) for scratch in self.scratch]
+        wait(tasks)  # also where one fails: the others write to the outputs until they end
         for task in tasks:
             task.result()
 
