@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -20,35 +19,28 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import load_config
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
-from launch.steps import (
-    Agreed,
-    Agreement,
-    SaveRhythm,
-    SkippedSteps,
-    StopSignal,
-    TrainingStopped,
-    not_finite,
-    stopping_on_bad_data,
-)
+from launch.steps import Agreed, Agreement, Clock, SaveRhythm, SkippedSteps
+from launch.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    cluster = Cluster()
+    cluster, stop_signal = Cluster(), StopSignal()
     with mistakes_end_the_run(cluster):
         cluster = cluster_from_environment()
         config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
+    stop_signal.at_once = cluster.world_size == 1
     try:
-        train(config, cluster)
+        train(config, cluster, stop_signal)
     except TrainingStopped as error:
         print_error(error, cluster if error.on_all_ranks else Cluster())
         return 1
     return 0
 
 
-def train(config: DictConfig, cluster: Cluster) -> None:
+def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None:
     """The whole run. What a user can get wrong is found before the processes meet (`connected`)."""
     import torch
 
@@ -70,7 +62,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
     from pipeline.crops import crops_from_config
     from pipeline.dataset import open_splits
 
-    started, device = time.monotonic(), cluster.device()
+    clock, device = Clock(), cluster.device()
     journal = Journal(Path(config.run.directory), cluster.main)
     checkpoints = journal.directory / "checkpoints"
 
@@ -80,8 +72,6 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         choices = fit(config, len(table.usable()), cluster)
         if journal.finished(config):
             return
-        for choice in choices:
-            journal.say(f"auto: {choice}")
         crops, batch = crops_from_config(config.crops, config.pipeline.backend), config.run.batch_size
         labelled = labelled_data(table, test, config.evaluation.max_train)
         loader = build_loader(config, table, crops, cluster)
@@ -102,14 +92,16 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         )
 
         journal.take()
+        for choice in choices:
+            journal.say(f"auto: {choice}")
         journal.check_same_run(config, checkpoints, len(table.usable()), table.digest())
 
     total_steps, dtype, parts = config.run.epochs * steps, input_dtype(config), config.engine.accumulation
-    stop_signal, agreement = StopSignal(), Agreement(cluster.world_size)
+    agreement, stop_signal.at_once = Agreement(cluster.world_size), False
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
     with connected(cluster), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
-        step, earlier_seconds, last_epoch = 0, 0.0, {}
+        step, last_epoch = 0, {}
         with mistakes_end_the_run(cluster):
             engine = build_engine(config, network, optimizer, cluster, device)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
@@ -119,7 +111,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 load_loss_scale(engine, state["loss_scale"])
                 loader.load_state_dict(state["loader"])
                 monitor.load_state_dict(state["monitor"], cluster.rank)
-                step, earlier_seconds, last_epoch = state["step"], state["seconds"], state["last_epoch"]
+                clock.load_state_dict(state["clock"])
+                step, last_epoch = state["step"], state["last_epoch"]
                 journal.say(f"resuming from {last_saved} (step {step})")
         journal.open(config, done_steps=step, total_steps=total_steps)
 
@@ -127,10 +120,14 @@ def train(config: DictConfig, cluster: Cluster) -> None:
         def knn() -> float:
             return backbone_knn(engine, network, labelled, crops, config, device, dtype) if labelled else math.nan
 
+        if cluster.add_up([stop_signal.received is not None])[0]:
+            journal.say(STOPPED_EARLY)
+            return
         if last_saved is None and labelled is not None:
             pixels = pixel_knn(labelled, crops, config, device)
             journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
-        training_started, first_step = time.monotonic(), step
+        clock.start_training()
+        first_step = step
 
         def observe(agreed: Agreed | None) -> None:
             """Log the step that all ranks have agreed on, or end the run if its loss was not finite."""
@@ -138,7 +135,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 return
             if agreed.not_finite:
                 raise not_finite(agreed.step, f"the loss is not finite on {agreed.not_finite} processes", last_saved)
-            speed = (step - first_step) * batch / (time.monotonic() - training_started)
+            speed = (step - first_step) * batch / clock.in_loop
             journal.progress(epoch, agreed.loss, speed)
             if agreed.step % config.run.log_every == 0:
                 rate = learning_rates[agreed.step - 1]
@@ -151,7 +148,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
             observe(agreement.settle())  # never save weights that a bad loss has touched
             state = {
                 "step": step,
-                "seconds": earlier_seconds + time.monotonic() - started,
+                "clock": clock.state_dict(),
                 "images": len(table.usable()),
                 "digest": table.digest(),
                 "monitor": monitor.state_dict(),
@@ -221,7 +218,7 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 return
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
                 journal.log(step, {"epoch": epoch, "knn": knn()})
-        training_seconds = time.monotonic() - training_started
+        seconds = clock.state_dict()
 
         # ---- the result --------------------------------------------------------------------------
         last_saved = save(needed=True)
@@ -236,8 +233,8 @@ def train(config: DictConfig, cluster: Cluster) -> None:
                 "epochs": config.run.epochs,
                 "steps": step,
                 "skipped_steps": skipped.total,
-                "images_per_second": (step - first_step) * batch / training_seconds,
-                "seconds": earlier_seconds + time.monotonic() - started,
+                "images_per_second": step * batch / seconds["training_seconds"],
+                "seconds": clock.state_dict()["seconds"],
                 "world_size": cluster.world_size,
                 "unreadable_images": cluster.merge(loader.bad),
                 "checkpoint": str(last_saved),

@@ -185,8 +185,7 @@ def load_checkpoint(
     wrong = sorted(name for name in {*own, *state["shapes"]} if own.get(name) != state["shapes"].get(name))
     wrong += sorted(set(buffers) ^ set(state["buffers"]))
     if wrong:
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        names = ", ".join(wrong[:10]) + more
+        names = ", ".join(wrong)
         raise CheckpointError(f"{checkpoint} does not fit this recipe's network: {names}; use another run.directory")
     rank, world_size = _rank(), _world_size()
     try:

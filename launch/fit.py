@@ -27,7 +27,6 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     """
     said: list[str] = []
     batch, epochs, world_size = config.run.batch_size, config.run.epochs, cluster.world_size
-    _fit_machine(config, cluster)
     if batch % world_size:
         raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
     parts = config.engine.accumulation
@@ -44,16 +43,17 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
         raise ConfigError(f"run.batch_size={batch} is more than the {images} images of data.path; lower it")
     steps = images // batch
 
-    def choose(key: str, value: float | int | str, why: str) -> None:
+    def choose(key: str, value: float | int | str | bool, why: str) -> None:
         section, name = key.rsplit(".", 1)
         node = config
         for part in section.split("."):
             node = node[part]
         if node[name] == "auto":
             node[name] = value
-            shown = value if isinstance(value, str) else f"{value:g}"
+            shown = str(value).lower() if isinstance(value, str | bool) else f"{value:g}"
             said.append(f"{key}={shown}  ({why}; override with {key}=...)")
 
+    _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
     prototypes = min(3000, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
     choose(
@@ -125,15 +125,18 @@ def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _fit_machine(config: DictConfig, cluster: Cluster) -> None:
-    """Where crops are made and with how many threads: not said, as results do not depend on it."""
-    config.crops.jitter.exact = exact_colour(config.crops.jitter.exact, config.pipeline.backend)
-    on_gpu = cluster.device().type == "cuda"
+def _fit_machine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
+    """How colour is computed, where crops are made, and with how many threads."""
+    backend, on_gpu = config.pipeline.backend, cluster.device().type == "cuda"
     if config.pipeline.device == "gpu" and not on_gpu:
         raise ConfigError("pipeline.device=gpu, but no GPU is visible; use pipeline.device=cpu or auto")
-    if config.pipeline.device == "auto":
-        can = config.pipeline.backend in ("dali", "ffcv")
-        config.pipeline.device = "gpu" if on_gpu and can else "cpu"
-    if config.pipeline.threads == "auto":
-        cores = len(os.sched_getaffinity(0)) // cluster.local_world_size
-        config.pipeline.threads = min(16, max(1, cores))
+    exact = exact_colour(config.crops.jitter.exact, backend)
+    choose("crops.jitter.exact", exact, f"{backend} {'can' if exact else 'has affine colour only'}")
+    if on_gpu:
+        can = backend in ("dali", "ffcv")
+        choose("pipeline.device", "gpu" if can else "cpu", f"{backend} {'can' if can else 'has the CPU only'}")
+    else:
+        choose("pipeline.device", "cpu", "no GPU is visible")
+    cores, processes = len(os.sched_getaffinity(0)), cluster.local_world_size
+    threads = min(16, max(1, cores // processes))
+    choose("pipeline.threads", threads, f"{cores} cores for {processes} process{'es' if processes > 1 else ''} here")

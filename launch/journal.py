@@ -111,6 +111,9 @@ class Journal:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
+        shorter = self.read("summary.json")  # of a run that is lengthened now: the marker says that it is done
+        if shorter is not None:
+            (self.directory / "summary.json").rename(self.directory / f"summary-{shorter['epochs']}-epochs.json")
         path = self.directory / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= done_steps]

@@ -45,7 +45,7 @@ def closing_table(summary: dict[str, Any]) -> str:
         table.add_row("k-NN accuracy, random initialisation", f"{summary['knn_random_init']:.2%}")
         table.add_row("k-NN accuracy, raw pixels", f"{summary['knn_raw_pixels']:.2%}")
     else:
-        table.add_row("k-NN accuracy", "none: the images have no classes (sub-folders)")
+        table.add_row("k-NN accuracy", "none: training and test images need classes (sub-folders)")
     used = round(summary["prototypes_in_use"] * summary["prototypes"])
     table.add_row("prototypes in use", f"{used} of {summary['prototypes']}")
     table.add_row("code entropy", f"{summary['code_entropy']:.2f} of {summary['code_entropy_limit']:.2f} nats")

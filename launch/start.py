@@ -2,8 +2,8 @@
 
     python -m launch.start [--processes N] [--dry] RECIPE.yaml [key=value ...]
 
-One process a GPU; on a machine without GPUs two, with the cores shared out. SIGTERM, SIGINT and SIGUSR1 reach every
-process of the run at once: it saves at the end of its step and ends with exit code 0.
+One process a GPU; on a machine without GPUs two, with the cores shared out. SIGTERM, SIGINT, SIGUSR1 and SIGHUP reach
+every process of the run at once: it saves at the end of its step and ends with exit code 0. A second Ctrl-C kills it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from config.recipe import ROOT, ConfigError, load_config
 from launch.cluster import Cluster, free_port
 from launch.report import mistakes_end_the_run
+from launch.stopping import StopSignal, stop_signals
 
 CPU_PROCESSES = 2
 
@@ -42,7 +43,9 @@ def main(arguments: list[str]) -> int:
         if options.dry:
             print(shlex.join(command))
             return 0
+        stop_signal = StopSignal(at_once=True)
         prepare_data(config)
+        stop_signal.at_once = False  # from here on they are passed on
     return run(command, launch_environment(processes))
 
 
@@ -86,16 +89,27 @@ def prepare_data(config: Any) -> None:
 
 
 def run(command: list[str], environment: dict[str, str]) -> int:
-    """Run the launcher in a session of its own until it ends; returns its exit code."""
+    """Run the launcher in a session of its own until it ends; returns its exit code.
+
+    Signals go to the training processes alone: the launcher would kill them, or die and leave them behind. All below
+    are started with them blocked, so that one which comes early waits for `launch.steps.StopSignal`.
+    """
+    signals = stop_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     launcher = subprocess.Popen(command, env=environment, start_new_session=True)
-
-    def forward(number: int, _frame: Any) -> None:
-        """To the training processes alone: the launcher itself would kill them, or die and leave them behind."""
-        for process in training_processes(launcher.pid):
-            process.send_signal(number if number == signal.SIGUSR1 else signal.SIGTERM)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # so that its end ends the wait below
+    wanted, told = 0, set[int]()
+    while launcher.poll() is None:
+        received = signal.sigtimedwait([*signals, signal.SIGCHLD], 0.2 if wanted else 60)
+        if received is not None and received.si_signo != signal.SIGCHLD:
+            if wanted == received.si_signo == signal.SIGINT:
+                os.killpg(launcher.pid, signal.SIGKILL)
+            wanted = received.si_signo
+            told.clear()
+        for process in training_processes(launcher.pid) if wanted else []:
+            if process.pid not in told:
+                told.add(process.pid)
+                process.send_signal(signal.SIGUSR1 if wanted == signal.SIGUSR1 else signal.SIGTERM)
     return launcher.wait()
 
 

@@ -1,43 +1,14 @@
-"""What holds the ranks together at the end of a step: the signal to stop, and what all know of the step before."""
+"""What the loop keeps count of: what all ranks know of the step before, when to save, skipped steps, seconds."""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from config.recipe import parse_every
-from pipeline.table import DatasetError
-
-
-class StopSignal:
-    """Set by SIGTERM, SIGUSR1 (a scheduler's warning) or Ctrl-C: the run saves at the end of the step and leaves.
-
-    A second Ctrl-C does not wait for that.
-    """
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and self.received == "SIGINT":
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
-
-
-class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why and what to do.
-
-    on_all_ranks: whether the others stop for the same reason, so that rank 0 alone need speak.
-    """
-
-    def __init__(self, message: str, on_all_ranks: bool = True):
-        super().__init__(message)
-        self.on_all_ranks = on_all_ranks
+from launch.stopping import TrainingStopped
 
 
 @dataclass(frozen=True)
@@ -117,6 +88,29 @@ class SaveRhythm:
         return self.number > 0 and step % (self.number * (self.steps if self.unit == "epoch" else 1)) == 0
 
 
+class Clock:
+    """Seconds of a run over all its starts: in all, and in its training loop."""
+
+    def __init__(self) -> None:
+        self._started = self._loop = time.monotonic()
+        self._earlier = {"seconds": 0.0, "training_seconds": 0.0}
+
+    def start_training(self) -> None:
+        self._loop = time.monotonic()
+
+    @property
+    def in_loop(self) -> float:
+        """Seconds in the training loop since this start."""
+        return time.monotonic() - self._loop
+
+    def state_dict(self) -> dict[str, float]:
+        here = {"seconds": time.monotonic() - self._started, "training_seconds": self.in_loop}
+        return {name: self._earlier[name] + value for name, value in here.items()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._earlier = dict(state)
+
+
 class SkippedSteps:
     """Counts steps that fp16's dynamic loss scale has skipped; too many in a row end the run."""
 
@@ -132,17 +126,3 @@ class SkippedSteps:
                 f"step {step}: the gradients overflowed fp16 in {self.in_a_row} steps in a row, at ever lower loss "
                 "scales; take engine.precision=bf16 or a lower optimizer.base_lr (engine.max_skipped_steps)"
             )
-
-
-def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches; too many unreadable images on this rank become TrainingStopped."""
-    try:
-        yield from loader
-    except DatasetError as error:
-        raise TrainingStopped(str(error), on_all_ranks=False) from None
-
-
-def not_finite(step: int, what: object, last_saved: object) -> TrainingStopped:
-    good = last_saved or "there is none yet"
-    mend = "start anew, in another run.directory, with a lower optimizer.base_lr"
-    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; {mend}")

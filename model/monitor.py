@@ -95,10 +95,10 @@ def advice(summary: dict[str, float], num_prototypes: int) -> list[str]:
             f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try a lower swav.epsilon, a "
             "longer swav.freeze_prototypes, or fewer model.prototypes"
         )
-    elif summary["mean_loss"] > limit:
+    elif summary["mean_loss"] > max(1.5 * limit, limit + 2):  # a first epoch at a high rate may well be above
         found.append(
-            f"the loss is above ln(prototypes) = {limit:.3f}, worse than a guess: where it does not fall in the next "
-            "epochs, try a lower optimizer.base_lr or a longer optimizer.warmup_epochs"
+            f"the loss is far above ln(prototypes) = {limit:.3f}, worse than a guess: where it does not fall in the "
+            "next epochs, try a lower optimizer.base_lr or a longer optimizer.warmup_epochs"
         )
     if summary["embedding_std"] < 1e-3:
         found.append("all embeddings are the same (collapse): try a lower optimizer.base_lr or a longer warm-up")

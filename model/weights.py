@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 _BACKBONE = "backbone."
 _HEADS = ("projection_head.", "prototypes.")
-_KEYS_SHOWN = 10
 
 
 def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> None:
@@ -32,7 +31,7 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
     call `network.prototypes.normalize()` before training on from them.
 
     Raises ValueError, one line, if the file is missing or unreadable, or if keys are missing, unexpected or
-    wrongly shaped: it names the first ten of each and says how many there are.
+    wrongly shaped: it names them all.
     """
     backbone = getattr(network, "backbone", None)
     bare = not isinstance(backbone, nn.Module)
@@ -53,7 +52,7 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
         "wrongly shaped": reshaped,
     }
     if any(faults.values()):
-        texts = [f"{len(keys)} {fault}: {_first(keys)}" for fault, keys in faults.items() if keys]
+        texts = [f"{len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys]
         raise ValueError(f"weights {path} do not fit the network: {'; '.join(texts)}")
     # All keys are known to be there; strict=False only because a backbone alone leaves the heads out.
     values = {key.removeprefix(_BACKBONE) if bare else key: found[key] for key in wanted}
@@ -82,7 +81,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError:  # torch's own message advises to unpickle it all the same
+        raise ValueError(f"weights {path}: unreadable: neither safetensors nor a torch file of plain tensors") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"weights {path}: unreadable: {reason}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
@@ -90,7 +91,3 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"weights {path}: no tensors by name, at the top or under 'state_dict'")
     return dict(content)
-
-
-def _first(keys: list[str]) -> str:
-    return ", ".join(keys[:_KEYS_SHOWN]) + (", ..." if len(keys) > _KEYS_SHOWN else "")

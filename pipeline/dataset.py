@@ -115,7 +115,8 @@ def reasons(table: SampleTable) -> str:
 
 def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
     if not source.exists():
-        raise DatasetError(f"no such file or folder; {KINDS}")
+        demo = "`make data` fetches it, or " if source.parts[-2:] == ("data", "fashion-mnist") else ""
+        raise DatasetError(f"no such file or folder; {demo}{KINDS}")
     if source.is_file():
         if source.suffix.lower() == ".beton":
             return _open_beton(source, cache, workers, progress, setting)

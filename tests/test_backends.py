@@ -158,16 +158,40 @@ def test_crops_do_not_depend_on_threads_or_world_size(photos, backend):
             assert torch.equal(crop, other[key]), key
 
 
+def windows_seen(crops, group):
+    """The windows that crops of `ramp` show: (crops, 4) top, left, height, width in pixels, to about one."""
+    size = group.shape[-1]
+    levels = (group.permute(0, 2, 3, 1) * torch.tensor(crops.std) + torch.tensor(crops.mean)) * 255
+    near, far = size // 4, size - 1 - size // 4  # away from the edges, where filters differ
+    columns, rows = levels[:, size // 2, :, 0], levels[:, :, size // 2, 1]
+    ends = []
+    for values in (rows, columns):
+        scale = (values[:, far] - values[:, near]) / (far - near)
+        ends.append((values[:, near] - (near + 0.5) * scale + 0.5, scale * size))
+    return torch.stack([ends[0][0], ends[1][0], ends[0][1], ends[1][1]], dim=1).numpy()
+
+
 @BOTH
-def test_two_ranks_never_draw_the_same_windows(photos, backend):
-    """The published code seeds every rank alike, so that all draw the same windows step by step."""
-    seen = []
+def test_two_ranks_never_draw_the_same_windows(tmp_path, backend):
+    """The published code seeds every rank alike, so that all draw the same windows step by step. Here all images are
+    one picture whose colours say where a pixel lies, so the crops themselves tell their windows."""
+    x, y = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    ramp = np.stack([x, y, np.zeros_like(x)], axis=-1)
+    table = open_dataset(write_folder(tmp_path / "images", [ramp] * 24), tmp_path / "tables", 1, progress=False)
+    crops, seen = replace(PLAIN, views=SWAV.views), []
     for rank in range(2):
-        loader = Loader(photos, SWAV, backend=backend, seed=5, global_batch=6, rank=rank, world_size=2)
-        loader.feed.bad = {}  # nothing is replaced: the request's draw is that of the order's rows
-        request = next(loader._requests())
-        seen.append(request.draw.window / np.stack([photos.height, photos.width] * 2, -1)[request.rows][:, None])
-    assert not np.isclose(seen[0], seen[1], atol=0.01).all(axis=-1).any()
+        loader = Loader(table, crops, backend=backend, seed=5, global_batch=8, rank=rank, world_size=2)
+        found = []
+        for batch in loader:
+            expected = draw(crops, 5, 0, batch.rows, np.full(4, 256), np.full(4, 256)).window
+            groups = [windows_seen(crops, group).reshape(2, 4, 4) for group in batch.crops]
+            windows = np.concatenate(groups).swapaxes(0, 1)  # (images, views, 4), as drawn
+            np.testing.assert_allclose(windows, expected, atol=3.0)  # pixels are whole levels
+            found.append(windows)
+        loader.close()
+        seen.append(np.stack(found))
+    assert seen[0].shape == (3, 4, 4, 4)
+    assert not np.isclose(seen[0], seen[1], atol=5.0).all(axis=-1).any()
 
 
 @BOTH

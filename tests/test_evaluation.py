@@ -86,7 +86,8 @@ def test_trouble_is_named_with_what_to_try():
     assert advice(healthy, 100) == []
     (stuck,) = advice(healthy | {"mean_loss": math.log(100)}, 100)
     assert "stands at ln(prototypes)" in stuck and "lower swav.epsilon" in stuck
-    above, unused = advice(healthy | {"mean_loss": 6.7, "prototypes_in_use": 0.2}, 100)
+    assert advice(healthy | {"mean_loss": 6.0}, 100) == []  # a first epoch at a high rate
+    above, unused = advice(healthy | {"mean_loss": 7.2, "prototypes_in_use": 0.2}, 100)
     assert "worse than a guess" in above and "fewer model.prototypes" in unused
     assert "collapse" in advice(healthy | {"embedding_std": 0.0}, 100)[0]
 

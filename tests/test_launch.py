@@ -1,16 +1,24 @@
 """Starting a run: who we are, what is started, and what ranks agree on."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
+import psutil
 import pytest
 import torch
+from photos import flat_colours, write_folder
+from PIL import Image
 from ranks import run_ranks
 
 from config.recipe import ROOT, ConfigError
 from launch.cluster import Cluster, cluster_from_environment
 from launch.start import launch_command
 from launch.steps import Agreement
+from launch.stopping import STOPPED_EARLY
 
 PORT = {"MASTER_PORT": "29500"}
 
@@ -76,6 +84,52 @@ def test_processes_that_the_batch_does_not_split_over_are_refused():
     )
     assert done.returncode == 2
     assert done.stderr == "swave: run.batch_size=64 does not split over 3 processes\n"
+
+
+def start(tmp_path, *settings):
+    """launch.start on 2 processes and as many images as it takes a while to scan."""
+    command = [sys.executable, "-m", "launch.start", "--processes", "2", "config/demo.yaml"]
+    return subprocess.Popen(
+        [*command, f"run.directory={tmp_path / 'run'}", f"data.cache={tmp_path}", *settings],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_a_signal_while_the_images_are_scanned_ends_with_one_line_and_0(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(noise).save(tmp_path / "images" / "0.png")
+    for index in range(1, 400):
+        os.link(tmp_path / "images" / "0.png", tmp_path / "images" / f"{index}.png")
+    process = start(tmp_path, f"data.path={tmp_path / 'images'}")
+    wait_for(lambda: list(tmp_path.glob("*.lock")), process)  # the scan has begun
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and f"\nswave: {STOPPED_EARLY}\n" in output, output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_processes_are_there_reaches_them_all(tmp_path):
+    write_folder(tmp_path / "images", flat_colours(300, side=20))
+    process = start(tmp_path, f"data.path={tmp_path / 'images'}")
+    wait_for(lambda: launcher_of(process.pid), process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert STOPPED_EARLY in output or "the same command resumes" in output
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def launcher_of(pid):
+    return [c for c in psutil.Process(pid).children() if "deepspeed.launcher.runner" in c.cmdline()]
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None and not condition():
+        time.sleep(0.005)
+    assert process.poll() is None
 
 
 def agreements(rank):

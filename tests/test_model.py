@@ -324,7 +324,7 @@ def test_weights_that_do_not_fit_are_an_error_that_lists_the_keys_and_changes_no
     message = str(error.value)
     assert "1 missing keys: backbone.bn1.bias" in message
     assert "12 unexpected keys: backbone.extra00, " in message
-    assert "backbone.extra09, ..." in message and "extra10" not in message
+    assert "backbone.extra11" in message
     assert "1 wrongly shaped: backbone.conv1.weight [1, 3, 3, 3] for [8, 3, 3, 3]" in message
     assert equal(network, small_network(1))
 

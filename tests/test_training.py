@@ -172,6 +172,7 @@ def test_a_kill_between_the_last_step_and_the_summary_costs_the_summary_alone(wo
     after = json.loads((workplace / "late" / "summary.json").read_text())
     for key in ("knn", "knn_random_init", "prototypes_in_use", "mean_loss", "steps"):
         assert after[key] == before[key]
+    assert after["images_per_second"] == pytest.approx(before["images_per_second"], rel=0.1)  # of the whole training
 
 
 @pytest.mark.slow
@@ -188,7 +189,7 @@ def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(wor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbed, number):
     name = f"signal-{number}"
     process = train(workplace, name, "checkpoint.every=never", wait=False)
@@ -280,6 +281,8 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workplace, undistur
     output = train(workplace, "longer", "run.epochs=4")
     assert "changed since the last checkpoint: run.epochs: 3 -> 4" in output
     assert max(losses(workplace, "longer")) == STEPS + 8
+    assert json.loads((workplace / "longer" / "summary-3-epochs.json").read_text())["epochs"] == 3
+    assert json.loads((workplace / "longer" / "summary.json").read_text())["epochs"] == 4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(workplace):
