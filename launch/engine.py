@@ -63,6 +63,8 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
     if engine.stage == 3:
         # so large that small layers and the prototypes are not gathered one by one
         zero |= {"stage3_param_persistence_threshold": 400_000, "stage3_prefetch_bucket_size": bucket}
+        # DeepSpeed's 1e9 would keep everything gathered from forward to backward, and most networks for ever
+        zero |= {"stage3_max_live_parameters": 2 * bucket, "stage3_max_reuse_distance": 0}
     if engine.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
     elif engine.stage in (1, 2) and engine.precision != "fp16" and not engine.clipping:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import re
@@ -106,17 +107,21 @@ def write_onnx(trained: Trained, path: Path) -> list[str]:
 def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXProgram:
     axes = {0: "batch", 2: "height", 3: "width"} if free_size else {0: "batch"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            backbone,
-            (torch.zeros(2, 3, side, side),),
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_shapes=(axes,),
-            dynamo=True,
-            verbose=False,
-        )
+    gc.disable()  # it parses Python; Python 3.11 fails at that (SystemError) if a finalizer runs in between
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                backbone,
+                (torch.zeros(2, 3, side, side),),
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=(axes,),
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        gc.enable()
     assert program is not None
     return program
 

@@ -52,6 +52,8 @@ def bind(engine: Any, network: nn.Module, optimizer: Any, groups: Sequence[Seque
     _verify(layout, list(number))
     if engine.zero_optimization_stage() > 0:
         _step_all_groups_in_one_call(engine.optimizer, optimizer, engine.zero_optimization_stage())
+        if engine.zero_optimization_stage() == 3 and not engine.fp16_enabled() and not engine.gradient_clipping():
+            _no_gradient_norm(engine.optimizer)
     elif engine.fp16_enabled():
         _scale_the_loss(engine)
     scaler = _scaler(engine)
@@ -220,6 +222,13 @@ def _step_all_groups_in_one_call(zero: Any, optimizer: Any, stage: int) -> None:
     if not callable(original):
         raise UnexpectedDeepSpeed("no _optimizer_step")
     zero._optimizer_step = step
+
+
+def _no_gradient_norm(zero: Any) -> None:
+    """Stage 3 takes the gradient's norm in every step and the host waits for it, though nobody asks."""
+    if not callable(getattr(zero, "_get_norm_groups", None)):
+        raise UnexpectedDeepSpeed("no _get_norm_groups")
+    zero._get_norm_groups = lambda: [0.0]
 
 
 def _scale_the_loss(engine: Any) -> None:

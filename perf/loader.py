@@ -53,9 +53,16 @@ MEMORY_BATCH, MEMORY_EPOCHS = 256, 10
 
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was written for the run goes
+    stopped: list[BaseException] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        stopped.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        raise stopped[0]
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     try:
-        report = run(options)
+        report = run(options, stopped)
     except (ValueError, OSError, ImportError) as error:
         print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -87,8 +94,9 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole benchmark: check, get the images, play, put the report together. Raises ValueError for a mistake."""
+def run(options: argparse.Namespace, stopped: Sequence[BaseException] = ()) -> dict[str, Any]:
+    """The whole benchmark: check, get the images, play, put the report together. Raises ValueError for a mistake, and
+    after a turn the first of `stopped`: what a signal raises is lost if it falls into a library's callback."""
     # ------------------------------------------------------------------ mistakes first
     backends = options.backends.split(",")
     cores = sorted(os.sched_getaffinity(0))
@@ -121,7 +129,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         contenders = line_up(backends, table, jpegs, crops, options.batch, threads, Path(scratch))
         with progress_bar(len(contenders) * (options.rounds + 1), "turns", "turn", True) as bar:
             before, start = cpu_seconds(), perf_counter()
-            turns = play(contenders, options.rounds, options.seconds, used, bar.update)
+
+            def done() -> None:
+                bar.update()
+                if stopped:
+                    raise stopped[0]
+
+            turns = play(contenders, options.rounds, options.seconds, used, done)
             (busy, own), taken = np.subtract(cpu_seconds(), before), perf_counter() - start
         where["taken_by_others"] = round(max(0.0, busy - own) / (taken * (os.cpu_count() or 1)), 3)
         stages = stage_figures(contenders, turns, jpegs, crops, threads)

@@ -1,0 +1,245 @@
+"""Kill runs at random times, over and over: do they come to the weights of a run left alone, bit for bit?
+
+    python -m perf.kill_check [--kills 200] [--json perf/results/kill_check.json]        make kill-check KILLS=200
+
+A tiny network trains by `train.py` on 64 images, with a checkpoint every second step: for each number of processes and
+ZeRO stage once left alone, then killed with SIGKILL at a random moment of its life (start, step, save or end): one
+rank first, drawn at random, the others up to 50 ms later. The same command goes on until the next kill, or to the end;
+then another run begins. Masters, optimizer state, buffers and queue of the last checkpoints are compared. Per case:
+
+    kills           SIGKILLs of a run with all its processes
+    runs            that came to their end
+    identical       whether all of them ended with the same bits
+    steps_lost      the most that a kill cost: steps that were logged and had to be done again
+    unusable        kills after which the run could not go on
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from config.recipe import ROOT
+from launch.cluster import free_port
+from perf.zero_check import machine, show
+from pipeline.folder import progress_bar
+
+CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
+INTERVAL, EPOCHS, BATCH, IMAGES = 2, 3, 8, 64
+LONGEST = 120  # seconds that a run may take, once it is left alone
+RECIPE = f"""
+run: {{epochs: {EPOCHS}, batch_size: {BATCH}, log_every: 1, seed: 5}}
+checkpoint: {{every: {INTERVAL} steps}}
+crops:
+  global: {{count: 2, size: 16, scale: [0.3, 1.0]}}
+  local: {{count: 2, size: 8, scale: [0.1, 0.4]}}
+model:
+  backbone: resnet
+  options: {{block: basic, layers: [1, 1], base_width: 8, stem: small, stem_stride: 2}}
+  hidden_dim: 16
+  embedding_dim: 8
+  prototypes: 12
+swav: {{freeze_prototypes: 4, queue: {{length: 16, start_epoch: 0}}}}
+optimizer: {{base_lr: 0.5, warmup_epochs: 0}}
+evaluation: {{size: 16, batch_size: 32}}
+"""
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.kill_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=200, help="over all cases (default 200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
+    parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "kill_check.json", metavar="FILE")
+    options = parser.parse_args(arguments)
+    if options.kills < len(CASES):
+        print(f"swave: --kills={options.kills}: expected {len(CASES)} or more, one a case", file=sys.stderr)
+        return 2
+    if not options.json.absolute().parent.is_dir():
+        print(f"swave: --json={options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
+        return 2
+    rows = check(CASES, options.kills, options.seed)
+
+    report = {"kills": sum(row["kills"] for row in rows), "seed": options.seed, "rows": rows, "machine": machine()}
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    show(rows)
+    print(f"{options.json}: written")
+    return int(any(not row["holds"] for row in rows))
+
+
+@dataclass
+class Counts:
+    """What happened to the runs of a case."""
+
+    kills: int = 0
+    runs: int = 0
+    starts: int = 0
+    steps_lost: int = 0
+    unusable: int = 0
+    different: list[str] = field(default_factory=list)
+
+
+def check(cases: Any, kills: int, seed: int, progress: bool = True) -> list[dict[str, Any]]:
+    """A row per (ranks, stage); the kills are shared out evenly."""
+    chance, rows = random.Random(seed), []
+    with tempfile.TemporaryDirectory() as scratch, progress_bar(kills, "kills", "kill", progress) as bar:
+        recipe = make_recipe(Path(scratch))
+        for index, (ranks, stage) in enumerate(cases):
+            share = kills // len(cases) + (index < kills % len(cases))
+            folder = Path(scratch) / f"{ranks}-{stage}"
+            counts = kill_runs(ranks, stage, recipe, folder, share, chance, bar.update)
+            row = {"ranks": ranks, "stage": stage, "kills": counts.kills, "runs": counts.runs, "starts": counts.starts}
+            row |= {"identical": not counts.different, "steps_lost": counts.steps_lost, "unusable": counts.unusable}
+            holds = row["identical"] and counts.runs and not counts.unusable and counts.steps_lost <= INTERVAL
+            rows.append(row | {"holds": bool(holds)})
+            shutil.rmtree(folder)
+    return rows
+
+
+def make_recipe(folder: Path) -> Path:
+    """64 images of noise in two classes, and a recipe that trains on them."""
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng(1)
+    for index in range(IMAGES + 8):  # a tenth of them is held out as the test
+        path = folder / "images" / f"class{index % 2}" / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2)).astype(np.uint8)).save(path)
+    data = {"path": str(folder / "images"), "cache": str(folder / "tables")}
+    (folder / "tiny.yaml").write_text(RECIPE + f"data: {json.dumps(data)}\n")
+    return folder / "tiny.yaml"
+
+
+# ---------------------------------------------------------------------------------------------- runs
+def kill_runs(
+    ranks: int, stage: int, recipe: Path, folder: Path, kills: int, chance: random.Random, done: Any
+) -> Counts:
+    """Runs of a case until `kills` of them were killed and the last came to its end."""
+    counts = Counts()
+    Run(ranks, stage, recipe, folder / "first").end()  # scans the images, for all that follow
+    begun = time.monotonic()
+    Run(ranks, stage, recipe, folder / "alone").end()
+    life = time.monotonic() - begun
+    while counts.kills < kills:
+        directory = folder / f"run{counts.runs}"
+        try:
+            finished = False
+            while not finished:
+                logged = last_step(directory)
+                run = Run(ranks, stage, recipe, directory)
+                counts.starts += 1
+                finished = counts.kills >= kills or not run.kill(chance.uniform(0, life), chance)
+                if finished:
+                    run.end()
+                else:
+                    counts.kills += 1
+                    done()
+                resumed = run.resumed_from()
+                if resumed is not None:
+                    counts.steps_lost = max(counts.steps_lost, logged - resumed)
+            counts.runs += 1
+            if not same(folder / "alone", directory):
+                counts.different.append(directory.name)
+        except RuntimeError as error:
+            counts.unusable += 1
+            print(f"{directory.name}, {ranks} ranks, stage {stage}: {error}", file=sys.stderr)
+        shutil.rmtree(directory)
+    return counts
+
+
+class Run:
+    """A start of `train.py` on `ranks` processes of this machine, forked from one that has imported everything."""
+
+    def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["train", "perf.kill_preload"])
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log, port = directory / f"log-{len(list(directory.glob('log-*')))}", free_port()
+        settings = [str(recipe), f"run.directory={directory}", f"engine.stage={stage}"]
+        self.processes = [
+            context.Process(target=train_rank, args=(rank, ranks, port, settings, self.log)) for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def kill(self, seconds: float, chance: random.Random) -> bool:
+        """SIGKILL after so many seconds; False if the run ended before."""
+        if wait([process.sentinel for process in self.processes], seconds):
+            return False
+        first = chance.choice(self.processes)
+        first.kill()
+        time.sleep(chance.uniform(0, 0.05))
+        for process in self.processes:
+            process.kill()
+            process.join()
+        return True
+
+    def end(self) -> None:
+        """Wait for it. Raises RuntimeError, with what it said, if it fails or hangs."""
+        deadline = time.monotonic() + LONGEST
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        for process in self.processes:
+            process.kill()
+        if any(codes):
+            raise RuntimeError(f"exit codes {codes} (None: it hung): {self.log.read_text()[-3000:]}")
+
+    def resumed_from(self) -> int | None:
+        """The step that it went on from, if it came so far as to say so."""
+        found = re.search(r"resuming from .*\(step (\d+)\)", self.log.read_text() if self.log.exists() else "")
+        return int(found[1]) if found else None
+
+
+def train_rank(rank: int, ranks: int, port: int, settings: list[str], log: Path) -> None:
+    """train.py as one rank; what it says goes to `log`."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    import train
+
+    sys.exit(train.main(settings))
+
+
+def last_step(directory: Path) -> int:
+    """The last step that a run has logged."""
+    path = directory / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = [int(found[1]) for line in lines if (found := re.match(r'{"step": (\d+), .*}$', line))]
+    return max(steps, default=0)
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs' last checkpoints hold the same bits: every tensor of every rank, and the step."""
+    from safetensors.torch import load_file
+
+    folders = [run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() for run in (one, other)]
+    names = [sorted(path.name for path in folder.glob("rank-*.safetensors")) for folder in folders]
+    if folders[0].name != folders[1].name or names[0] != names[1]:
+        return False
+    for name in names[0]:
+        mine, theirs = (load_file(folder / name) for folder in folders)
+        if mine.keys() != theirs.keys() or not all(bool((mine[key] == theirs[key]).all()) for key in mine):
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,172 @@
+"""What memory a network's training state takes on each rank, for every ZeRO stage: computed, and measured on CPU ranks.
+
+    python -m perf.memory [--ranks 1 8 64] [--precision fp32]        the table, computed
+    python -m perf.memory --measure [--only resnet50] [--json F]     and beside it what 1, 2 and 4 processes here take:
+                                                                     resident memory, as far as it fits
+
+Counted are parameters, gradients, float32 masters and the optimizer's state, and what DeepSpeed 0.19.8 holds to
+communicate them, at the moment of a step when they are most. Activations come on top. In bytes, for P parameters on N
+ranks, b bytes a parameter (4; 2 in fp16), s bytes of optimizer state a parameter (4 for LARS, 8 for AdamW), and a
+bucket of P/8 elements:
+
+    stage 0     parameters bP + gradients bP + state sP + the gradients once more, flat, for the all-reduce bP;
+                in fp16 masters 4P, and in the step float32 gradients 4P in place of the flat ones
+    stages 1,2  parameters bP + masters and state (4+s)P/N, and the most of
+                  backward: this rank's gradients bP/N + a bucket (stage 1: + all gradients bP)
+                  step: this rank's gradients bP/N and again in float32, flat, 4P/N + two buckets
+                  publishing: the parameters gathered from all ranks + two buckets; gloo holds them twice, NCCL does not
+    stage 3     parameters, masters, gradients and state (2b+4+s)P/N + ten buckets: parameters that are gathered at the
+                time, small ones that always are, and what is being gathered and reduced (measured, not derived)
+
+bf16 is fp32 and 2P more: autocast keeps the weights in bfloat16 from forward to backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from launch.cluster import free_port
+from perf.memory_ranks import Case, run_rank
+from pipeline.folder import progress_bar
+
+HEAD = {"embedding_dim": 128, "prototypes": 3000}
+MODELS: dict[str, tuple[dict[str, Any], str]] = {
+    "resnet50": ({"backbone": "resnet50", "options": {}, "hidden_dim": 2048, **HEAD}, "lars"),
+    "resnet50w4": ({"backbone": "resnet50w4", "options": {}, "hidden_dim": 8192, **HEAD}, "lars"),
+    "vit_large_patch16_224": (
+        {"backbone": "vit_large_patch16_224", "options": {}, "hidden_dim": 2048, **HEAD},
+        "adamw",
+    ),
+}
+STATE_BYTES = {"lars": 4, "adamw": 8}
+GB = 1e9
+FITS = 20 * GB  # of this machine's memory, for all ranks together
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 64], metavar="N")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--only", choices=tuple(MODELS), help="one network")
+    parser.add_argument("--measure", action="store_true", help="on 1, 2 and 4 CPU processes, as far as they fit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    options = parser.parse_args(arguments)
+    if min(options.ranks) < 1:
+        print(f"swave: --ranks={min(options.ranks)}: expected 1 or more", file=sys.stderr)
+        return 2
+    models = [options.only] if options.only else list(MODELS)
+    rows = table(models, options.ranks, options.precision)
+    if options.measure:
+        rows = measured(models, options.precision)
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    return int(any(row.get("deviation", 0) > 0.1 for row in rows))
+
+
+def peak_bytes(parameters: int, stage: int, ranks: int, precision: str, state: int, gathered_twice: bool) -> float:
+    """The formula at the head of this file. state: bytes of optimizer state a parameter; gathered_twice: gloo."""
+    b, p = (2 if precision == "fp16" else 4), float(parameters)
+    share = p / ranks
+    bucket = b * min(max(p // 8, 1e6), 2e8)
+    cast = 2 * p if precision == "bf16" else 0.0
+    if stage == 0:
+        masters = 4 * p if precision == "fp16" else 0.0
+        return b * p + state * p + masters + max(b * p + cast, b * p + max(b * p, masters))
+    if stage == 3:
+        return (2 * b + 4 + state) * share + 10 * bucket + cast
+    backward = b * share + bucket + (b * p if stage == 1 else 0.0) + cast
+    step = (b + 4) * share + 2 * bucket
+    publish = 2 * bucket + (b * p if gathered_twice else 0.0)
+    return b * p + (4 + state) * share + max(backward, step, publish)
+
+
+def table(models: list[str], worlds: list[int], precision: str) -> list[dict[str, Any]]:
+    """A row per network, stage and number of ranks, computed for NCCL."""
+    rows = []
+    for name in models:
+        count = parameters_of(name)
+        for stage in range(4):
+            for ranks in worlds:
+                peak = peak_bytes(count, stage, ranks, precision, STATE_BYTES[MODELS[name][1]], gathered_twice=False)
+                row = {"network": name, "optimizer": MODELS[name][1], "parameters": count, "precision": precision}
+                rows.append(row | {"stage": stage, "ranks": ranks, "computed": peak})
+    return rows
+
+
+def measured(models: list[str], precision: str) -> list[dict[str, Any]]:
+    """The same for 1, 2 and 4 gloo ranks of this machine, as far as all together fit, with what they really took."""
+    rows = table(models, [1, 2, 4], precision)
+    found = []
+    with progress_bar(len(rows), "cases", "case", True) as bar:
+        for row in rows:
+            model, optimizer = MODELS[row["network"]]
+            stage, ranks = row["stage"], row["ranks"]
+            peak = peak_bytes(row["parameters"], stage, ranks, precision, STATE_BYTES[optimizer], ranks > 1)
+            if peak * ranks < FITS:
+                case = Case(row["network"], model, optimizer, stage, ranks, precision)
+                highest = 1e6 * max(rank["peak"] for rank in run(case))
+                deviation = abs(peak - highest) / highest
+                found.append(row | {"computed": peak, "measured": highest, "deviation": deviation})
+            bar.update()
+    return found
+
+
+def run(case: Case) -> list[dict[str, float]]:
+    """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that what is let go of goes back to the system
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        ranks = [context.Process(target=run_rank, args=(rank, case, port, folder)) for rank in range(case.ranks)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        files = [folder / f"{rank}.json" for rank in range(case.ranks)]
+        if not all(file.exists() for file in files):
+            raise RuntimeError(f"{case}: exit codes {[process.exitcode for process in ranks]}")
+        return [json.loads(file.read_text()) for file in files]
+
+
+def parameters_of(name: str) -> int:
+    """Of the whole network: backbone, head and prototypes."""
+    import torch
+
+    from launch.build import build_network
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_network(MODELS[name][0]).parameters())
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows as a Markdown table on stdout, in GB of 1e9 bytes."""
+    worlds = sorted({row["ranks"] for row in rows})
+    print("| GB a rank | " + " | ".join(f"{n} rank{'s' if n > 1 else ''}" for n in worlds) + " |")
+    print("| --- |" + " --- |" * len(worlds))
+    lines = {(row["network"], row["stage"]): row for row in rows}
+    for (network, stage), first in lines.items():
+        cells = {row["ranks"]: cell(row) for row in rows if (row["network"], row["stage"]) == (network, stage)}
+        head = (
+            f"{network}, {first['parameters'] / 1e6:.0f} M, {first['optimizer']}, {first['precision']}, stage {stage}"
+        )
+        print(f"| {head} | " + " | ".join(cells.get(n, "") for n in worlds) + " |")
+
+
+def cell(row: dict[str, Any]) -> str:
+    if "measured" not in row:
+        return f"{row['computed'] / GB:.2f}"
+    return f"{row['computed'] / GB:.2f} / {row['measured'] / GB:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

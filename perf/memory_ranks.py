@@ -1,0 +1,94 @@
+"""One rank of perf.memory: three steps of a real network, and the most memory that the process took in the third.
+
+Counted is resident memory above what the process had after training a tiny network in the same way, so libraries are
+not in it. The activations are: two images a rank, of 32 pixels, keep them small.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import warnings
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from perf.memory_use import forget_peak, resident
+
+SIZE, IMAGES = 32, 2  # pixels of a crop; images a rank
+TINY = {"backbone": "resnet18", "options": {"base_width": 8}, "hidden_dim": 16, "embedding_dim": 8, "prototypes": 16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network in training: `model` as in a recipe, with an `optimizer`, at a ZeRO `stage` on `ranks` processes."""
+
+    name: str
+    model: dict[str, Any] = field(hash=False)
+    optimizer: str
+    stage: int
+    ranks: int
+    precision: str = "fp32"
+
+
+def run_rank(rank: int, case: Case, port: int, folder: Path) -> None:
+    """As rank `rank` of the case; writes MB to `folder`/RANK.json: `peak` of the third step, and `after` it."""
+    warnings.simplefilter("ignore")
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu"}
+    torch.set_num_threads(1)
+    from launch.cluster import Cluster, connected
+
+    if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same
+        from deepspeed.accelerator import get_accelerator
+
+        type(get_accelerator()).is_fp16_supported = lambda self: True
+    cluster = Cluster(rank, case.ranks, rank, case.ranks)
+    with connected(cluster):
+        three_steps(replace(case, model=TINY), cluster)
+        gc.collect()
+        before = resident("VmRSS")
+        kept = three_steps(case, cluster)
+        found = {"peak": resident("VmHWM") - before, "after": resident("VmRSS") - before}
+        del kept
+        (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+def three_steps(case: Case, cluster: Any) -> Any:
+    """Train for three steps, the peak of memory beginning anew before the last; returns the engine."""
+    from launch.build import build_network
+    from launch.engine import build_engine, input_dtype
+    from model.loss import swapped_prediction
+    from model.optimizer import build_optimizer, set_step
+    from model.sinkhorn import sinkhorn
+
+    config = config_of(case)
+    network = build_network(config.model)
+    optimizer = build_optimizer(config.optimizer, network)
+    engine = build_engine(config, network, optimizer, cluster, torch.device("cpu"))
+    set_step(optimizer, 0.01, frozen_prototypes=False)
+    for _ in range(3):
+        forget_peak()
+        crops = torch.randn(2 * IMAGES, 3, SIZE, SIZE).to(input_dtype(config))
+        _, scores, _ = engine([crops], IMAGES, None)
+        codes = sinkhorn(scores.detach(), 0.05, 3)
+        engine.backward(swapped_prediction(codes, scores, (0, 1), 0.1))
+        engine.step()
+        del crops, scores, codes
+    return engine
+
+
+def config_of(case: Case) -> Any:
+    """The settings of a case, all others at their defaults."""
+    defaults = OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml")
+    changes = {
+        "run": {"batch_size": IMAGES * case.ranks},
+        "model": case.model,
+        "optimizer": {"name": case.optimizer, "base_lr": 0.01},
+        "engine": {"stage": case.stage, "precision": case.precision, "sync_batch_norm": 1},
+    }
+    return OmegaConf.merge(defaults, changes)

@@ -1,0 +1,54 @@
+"""The loop reads values from the device once a step: what all ranks agreed on about the step before."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from sync_counts import count
+
+from launch.cluster import free_port
+from perf.kill_check import make_recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), (2, 2), (2, 3)])
+def test_a_step_reads_nothing_but_what_was_agreed_on_the_step_before(tmp_path, ranks, stage):
+    recipe, port = make_recipe(tmp_path), free_port()
+    settings = "run.epochs=2 run.log_every=1000 checkpoint.every=never data.max_bad_fraction=0.5".split()
+    arguments = [str(recipe), f"run.directory={tmp_path / 'run'}", f"engine.stage={stage}", *settings]
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=count, args=(rank, ranks, port, arguments, tmp_path / "steps.json"))
+        for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * ranks
+    steps = json.loads((tmp_path / "steps.json").read_text())
+    assert len(steps) == 18
+    # Stage 3 records in its first steps in which order parameters are gathered. Its gradient norm is a number of the
+    # host's own (launch.zero._no_gradient_norm), which no device is asked for.
+    first, own = (
+        (5, {"__bool__ runtime/utils.py", "_local_scalar_dense runtime/utils.py"}) if stage == 3 else (1, set())
+    )
+    for step in (*range(first, 9), *range(10, 18)):  # the first of an epoch has what came before it
+        reads = [read.split(":")[0] for read in steps[step]]
+        assert [read for read in reads if read not in own] == ["tolist launch/steps.py"], (step, steps[step])
+
+
+def test_the_counting_counts(tmp_path):
+    """What it is there to find is found: item, a condition on a tensor, nonzero."""
+    import torch
+    from sync_counts import Calls, Operations
+
+    found = []
+    with Calls(found), Operations(found):
+        values = torch.ones(3)
+        values.sum().item()
+        if values[0] > 0:
+            values.nonzero()
+    assert len(found) >= 3
+    assert all(Path(__file__).name in read for read in found)
