@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data convert preview export bench zero-check test lint lock clean
+.PHONY: help setup train data convert preview export bench zero-check kill-check gpu-check test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ bench: setup ## how many images a second each loader gives on this machine
 
 zero-check: setup ## does every ZeRO stage take stage 0's steps? perf/results/zero_check.json
 	@$(RUN) -m perf.zero_check $(ARGS)
+
+kill-check: setup ## KILLS=200 runs killed at random: the same weights? perf/results/kill_check.json
+	@$(RUN) -m perf.kill_check $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+gpu-check: setup ## all that needs a GPU: right there, and how fast? perf/results/gpu-DEVICE.json
+	@$(RUN) -m perf.gpu_check $(ARGS)
 
 test: setup ## all tests that this machine can run
 	@$(RUN) -m pytest -q

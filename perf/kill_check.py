@@ -165,7 +165,7 @@ class Run:
     """A start of `train.py` on `ranks` processes of this machine, forked from one that has imported everything."""
 
     def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
-        os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+        os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["train", "perf.kill_preload"])
         directory.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,8 @@ FILE = "rank0.json"
 @dataclass(frozen=True)
 class Case:
     """What is run: ZeRO `stage` on `ranks` processes, in `precision`, each step in `accumulation` parts, batch norm
-    synchronised over `sync` ranks (0: all). tiny: another network, for what does not depend on it."""
+    synchronised over `sync` ranks (0: all). tiny: another network, for what does not depend on it. on_gpu: a GPU for
+    each rank; otherwise all is done on the CPU, whatever there is. overlap: of communication and backward."""
 
     stage: int
     ranks: int
@@ -43,6 +44,8 @@ class Case:
     offload: bool = False
     optimizer: str = "lars"
     tiny: bool = False
+    on_gpu: bool = False
+    overlap: bool | None = None
 
 
 def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps: int, reference: Path | None) -> None:
@@ -50,11 +53,16 @@ def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps:
     step that is compared with its. Rank 0 writes `folder`/rank0.json, and a case without reference its states."""
     warnings.simplefilter("ignore")
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu"}
+    os.environ |= {name: str(value) for name, value in own.items()}
+    if case.on_gpu:
+        torch.backends.cudnn.allow_tf32 = False  # rounding is what is compared
+        torch.backends.cudnn.deterministic = True
+    else:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     torch.set_num_threads(1)
     from launch.cluster import Cluster, connected
 
-    if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same
+    if case.precision == "fp16" and not case.on_gpu:  # DeepSpeed refuses it on CPUs; torch computes it all the same
         from deepspeed.accelerator import get_accelerator
 
         type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -91,11 +99,12 @@ class Training:
         self.case, self.cluster = case, cluster
         torch.manual_seed(0)
         self.setup = TINY if case.tiny else GOLDEN
-        self.network = SwAV(build_backbone("resnet", **self.setup["options"]), 64, DIM, PROTOTYPES)
+        self.device = cluster.device()
+        self.network = SwAV(build_backbone("resnet", **self.setup["options"]), 64, DIM, PROTOTYPES).to(self.device)
         self.config = _config(case)
         self.optimizer = build_optimizer(self.config.optimizer, self.network)
-        self.queue = EmbeddingQueue(2, QUEUE, DIM, global_batch=BATCH, world_size=case.ranks)
-        self.engine = build_engine(self.config, self.network, self.optimizer, cluster, torch.device("cpu"))
+        self.queue = EmbeddingQueue(2, QUEUE, DIM, global_batch=BATCH, world_size=case.ranks, device=self.device)
+        self.engine = build_engine(self.config, self.network, self.optimizer, cluster, self.device)
         self.dtype = input_dtype(self.config)
 
     def step(self, step: int) -> tuple[float, list[float]]:
@@ -134,7 +143,7 @@ class Training:
         for views, size in self.setup["sizes"]:
             images = torch.randn(views, BATCH, 3, size, size, generator=generator)
             mine = images[:, self.cluster.rank * here : (self.cluster.rank + 1) * here]
-            crops.append(mine.flatten(0, 1).to(self.dtype))
+            crops.append(mine.flatten(0, 1).to(self.device, self.dtype))
         return crops
 
     def save(self, folder: Path, step: int) -> None:
@@ -192,16 +201,16 @@ class Training:
                 where = layout.names[segment.parameter], segment.start, segment.length
                 start = old.read("master", *where).double()
                 expected = new.read("master", *where).double() - start
-                difference = piece.reshape(-1).double() - start - expected
+                difference = piece.reshape(-1).double().cpu() - start - expected
                 last_bit = (start + expected).abs() * torch.finfo(torch.float32).eps
                 difference = (difference.abs() - last_bit).clamp_min(0)
                 values = [difference, expected]
                 if state is not None:
                     saved = new.read(state_name, *where).double()
-                    values += [state.reshape(-1).double() - saved, saved]
+                    values += [state.reshape(-1).double().cpu() - saved, saved]
                 for row, value in enumerate(values):
                     sums[row, segment.parameter] += value.square().sum()
-        return layout.add_up(sums).sqrt()
+        return layout.add_up(sums.to(self.device)).sqrt().cpu()
 
 
 def _config(case: Case) -> Any:
@@ -214,5 +223,7 @@ def _config(case: Case) -> Any:
         "sync_batch_norm": case.sync,
         "offload": case.offload,
     }
+    if case.overlap is not None:
+        engine["deepspeed"] = {"zero_optimization": {"overlap_comm": case.overlap}}
     optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
     return OmegaConf.merge(defaults, {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})

@@ -150,8 +150,9 @@ def test_every_nth_epochs_checkpoint_stays(tmp_path, one_rank):
 
 
 # ---- crashes and damage ----------------------------------------------------------------------------------
-def save_twice(directory, point, error, passed):
-    """In a process of its own: save, save again, and be killed (or get `error` from the system) at `point` of that."""
+def save_twice(rank, world_size, directory, victim, point, error, passed):
+    """As a rank, a process of its own: save, save again; the victim is killed (or gets `error` from the system) at
+    `point` of that, and the others find that it is gone."""
 
     def crashing(function):
         def wrapped(*arguments, **named):
@@ -165,26 +166,39 @@ def save_twice(directory, point, error, passed):
         return wrapped
 
     torch.set_num_threads(1)
-    trained = stepped(0, 1)
+    if world_size > 1:
+        store = f"file://{directory}.store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    trained = stepped(rank, world_size)
     save_checkpoint(directory, {"step": 1, "config": {}}, *trained, keep=1)
-    checkpoint.save_file, os.fsync, Path.write_text = map(crashing, (checkpoint.save_file, os.fsync, Path.write_text))
-    Path.rename, Path.replace, Path.mkdir = map(crashing, (Path.rename, Path.replace, Path.mkdir))
-    shutil.rmtree = crashing(shutil.rmtree)
+    if rank == victim:
+        checkpoint.save_file, os.fsync = map(crashing, (checkpoint.save_file, os.fsync))
+        Path.write_text, Path.rename, Path.replace = map(crashing, (Path.write_text, Path.rename, Path.replace))
+        Path.mkdir, shutil.rmtree = map(crashing, (Path.mkdir, shutil.rmtree))
     try:
         save_checkpoint(directory, {"step": 2, "config": {}}, *trained, keep=1)
     except checkpoint.NotSaved:
         os._exit(3)
+    except RuntimeError:  # gloo: the connection to the victim is closed
+        os._exit(4)
+    os._exit(0)
 
 
-def written(tmp_path, point, error=0):
-    """The folder, the exit code and the number of points passed."""
+def written(tmp_path, point, error=0, victim=0, world_size=1):
+    """The folder, the exit codes by rank and the number of points that the victim passed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hypothesis", "pytest", "jaxtyping"])
-    directory, passed = tmp_path / f"at{point}-{error}", context.Value("i", 0)
-    process = context.Process(target=save_twice, args=(directory, point, error, passed))
-    process.start()
-    process.join()
-    return directory, process.exitcode, passed.value
+    context.set_forkserver_preload(["torch", "torch._dynamo", "hypothesis", "pytest", "jaxtyping"])
+    directory, passed = tmp_path / f"at{point}-{error}-{victim}", context.Value("i", 0)
+    ranks = [
+        context.Process(target=save_twice, args=(rank, world_size, directory, victim, point, error, passed))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        process.kill()
+    return directory, [process.exitcode for process in ranks], passed.value
 
 
 def usable(directory):
@@ -193,22 +207,25 @@ def usable(directory):
     return load_checkpoint(latest_checkpoint(directory), network, optimizer, queue)["step"]
 
 
-def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path):
-    _, code, points = written(tmp_path, 0)
-    assert code == 0 and points >= 10
+@pytest.mark.parametrize(("world_size", "victim"), [(1, 0), (2, 0), (2, 1)])
+def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path, world_size, victim):
+    _, codes, points = written(tmp_path, 0, 0, victim, world_size)
+    assert codes == [0] * world_size and points >= (10 if victim == 0 else 2)  # rank 0 alone has the manifest to write
     found = []
     for point in range(1, points + 1):
-        directory, code, _ = written(tmp_path, point)
-        assert code == -signal.SIGKILL
+        directory, codes, _ = written(tmp_path, point, 0, victim, world_size)
+        assert codes[victim] == -signal.SIGKILL
+        assert all(code == 4 for rank, code in enumerate(codes) if rank != victim)
         found.append(usable(directory))
-    assert found == sorted(found) and set(found) == {1, 2}
+    assert found == sorted(found) and set(found) == ({1, 2} if victim == 0 else {1})
 
 
+@pytest.mark.parametrize(("world_size", "victim"), [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("error", [28, 5])  # ENOSPC, EIO
-def test_a_full_or_failing_disk_leaves_the_checkpoint_before(tmp_path, error):
-    for point in (1, 2, 3, 4, 6):
-        directory, code, _ = written(tmp_path, point, error)
-        assert code == 3
+def test_a_full_or_failing_disk_leaves_the_checkpoint_before(tmp_path, error, world_size, victim):
+    for point in (1, 2, 3, 4, 6) if victim == 0 else (1, 2):
+        directory, codes, _ = written(tmp_path, point, error, victim, world_size)
+        assert codes == [3] * world_size  # all ranks hear of it
         assert usable(directory) == 1
         assert not list(directory.glob(".writing-*"))
 

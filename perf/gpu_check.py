@@ -1,0 +1,184 @@
+"""Everything about swave that needs a GPU, in one command: is it right there, and how fast?
+
+    python -m perf.gpu_check [--only numerics decode step tests] [--json F]        make gpu-check
+
+    numerics  from the same 20 states, and over the first steps of a run: every ZeRO stage against stage 0 in float32,
+              fp16 and bf16 against float32 over 50 steps; on several GPUs also overlap_comm on against off, and batch
+              norm synchronised over all of them against one GPU on the whole batch
+    decode    crops of DALI's mixed decode and of the ffcv backend's GPU half against the CPU's
+    step      images a second, memory, and share of the roofline of ResNet-50 with 2x224 + 6x96 crops: bf16 and fp16,
+              per stage, compiled or not. Marks: 1,300 images/s on an H200, then 2,000; 1,100 on an H100
+    tests     pytest -m gpu
+
+Writes perf/results/gpu-NAME-OF-THE-DEVICE.json; ends with 1 if something does not hold, and with 2 without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from config.recipe import ROOT
+from launch.cluster import free_port
+
+PARTS = ("numerics", "decode", "step", "tests")
+MARKS = {"H200": 1300.0, "H100": 1100.0}  # images a second of ResNet-50, 2x224 + 6x96
+BATCH = 128  # images a GPU
+LEVELS = 2.0  # mean absolute difference of decoded crops, of 255
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of it")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a GPU in `step` (default {BATCH})")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: perf/results/gpu-DEVICE.json")
+    options = parser.parse_args(arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        print("swave: gpu-check needs a GPU, and none is visible", file=sys.stderr)
+        return 2
+    name, gpus = torch.cuda.get_device_name(), torch.cuda.device_count()
+    path = options.json or ROOT / "perf" / "results" / f"gpu-{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.json"
+    from launch.journal import versions
+
+    report: dict[str, Any] = {"device": name, "gpus": gpus, "cuda": torch.version.cuda, "versions": versions()}
+    makers: dict[str, Any] = {
+        "numerics": lambda: numerics(gpus),
+        "decode": decode,
+        "step": lambda: steps(gpus, name, options.batch),
+        "tests": tests,
+    }
+    for part in options.only:
+        begun = time.monotonic()
+        print(f"{part} ...", flush=True)
+        report[part] = makers[part]()
+        report[part]["seconds"] = time.monotonic() - begun
+        path.write_text(json.dumps(report, indent=1) + "\n")  # what is known so far
+        show(part, report[part])
+    print(f"{path}: written")
+    return int(any(not report[part]["holds"] for part in options.only))
+
+
+# ---------------------------------------------------------------------------------------------- is it right?
+def numerics(gpus: int, on_gpu: bool = True, states: int = 20) -> dict[str, Any]:
+    """Rows as in perf.zero_check, on all GPUs; on several, overlap and synchronised batch norm too."""
+    from perf.zero_check import HALF_STEPS, STEPS, row_of, run_case
+    from perf.zero_ranks import Case
+
+    def case(stage: int, precision: str = "fp32", **options: Any) -> Case:
+        return Case(stage, gpus, precision, on_gpu=on_gpu, **options)
+
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        base = run_case(case(0), folder / "base", states, STEPS)
+        for stage in (1, 2, 3):
+            found = run_case(case(stage), folder / f"stage{stage}", states, STEPS, reference=folder / "base")
+            rows.append(row_of(case(stage), found, base["losses"]))
+        exact = run_case(case(0, tiny=True), folder / "exact", 0, HALF_STEPS)
+        for precision in ("bf16", "fp16"):
+            for stage in range(4):
+                half = case(stage, precision, tiny=True)
+                rows.append(row_of(half, run_case(half, folder / f"{half}", 0, HALF_STEPS), exact["losses"]))
+        if gpus > 1:
+            for overlap in (False, True):
+                changed = case(1, overlap=overlap)
+                found = run_case(changed, folder / f"{changed}", states, STEPS, reference=folder / "base")
+                rows.append(row_of(changed, found, base["losses"]) | {"overlap_comm": overlap})
+            whole = run_case(case(0, sync=0), folder / "synchronised", 5, STEPS)
+            one = Case(0, 1, on_gpu=on_gpu)
+            found = run_case(one, folder / "one", 5, STEPS, reference=folder / "synchronised")
+            deviation = max(abs(a - b) / abs(b) for a, b in zip(found["losses"], whole["losses"], strict=True))
+            rows.append({"batch_norm_over": gpus, "loss_deviation": deviation, "holds": deviation <= 1e-4})
+    return {"rows": rows, "holds": all(row["holds"] for row in rows)}
+
+
+def decode() -> dict[str, Any]:
+    """Mean absolute difference, in levels of 255, of crops made on the GPU from those made on the CPU."""
+    from omegaconf import OmegaConf
+
+    from config.recipe import DEFAULTS
+    from perf.images import make_jpegs
+    from pipeline.crops import crops_from_config
+    from pipeline.dataset import open_dataset
+    from pipeline.loader import Loader
+
+    table = open_dataset(make_jpegs(Path("data/bench/photographs"), 200, 2), "data/bench/tables")
+    rows = []
+    for backend in ("dali", "ffcv"):
+        crops = crops_from_config(OmegaConf.load(DEFAULTS).crops, backend)
+        batches = []
+        for device in (None, 0):
+            loader = Loader(table, crops, backend=backend, seed=1, global_batch=64, threads=2, device_id=device)
+            batches.append([group.float().cpu() for group in next(iter(loader)).crops])
+            loader.close()
+        scale = 255 * sum(crops.std) / 3
+        levels = [float((a - b).abs().mean()) * scale for a, b in zip(*batches, strict=True)]
+        rows.append({"backend": backend, "levels": max(levels), "holds": max(levels) <= LEVELS})
+    return {"rows": rows, "holds": all(row["holds"] for row in rows)}
+
+
+def tests() -> dict[str, Any]:
+    """The tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {"rows": [{"pytest": (done.stdout.strip().splitlines() or [""])[-1]}], "holds": done.returncode == 0}
+
+
+# ---------------------------------------------------------------------------------------------- how fast?
+def steps(gpus: int, device: str, batch: int) -> dict[str, Any]:
+    """The step of config/folder.yaml in several ways; the fastest is held against the device's mark."""
+    from perf.gpu_step import StepCase
+
+    recipe = str(ROOT / "config" / "folder.yaml")
+    ways = [("bf16", 0 if gpus == 1 else 1, False), ("bf16", 0 if gpus == 1 else 1, True), ("fp16", 1, False)]
+    ways += [("bf16", 2, False), ("bf16", 3, False), ("fp32", 0, False)]
+    rows = [run_step(StepCase(recipe, batch, gpus, precision, stage, compiled)) for precision, stage, compiled in ways]
+    best = max(row.get("images_per_second", 0.0) for row in rows)
+    mark = next((rate for name, rate in MARKS.items() if name in device), None)
+    failed = any("error" in row for row in rows)
+    return {"rows": rows, "best": best, "mark": mark, "holds": not failed and (mark is None or best >= mark)}
+
+
+def run_step(case: Any) -> dict[str, Any]:
+    """What rank 0 measured, in processes of their own; its case and an "error" if they failed."""
+    from dataclasses import asdict
+
+    from perf.gpu_step import run_rank
+
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        processes = [
+            context.Process(target=run_rank, args=(rank, case, port, Path(scratch))) for rank in range(case.ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        written = Path(scratch) / "step.json"
+        if written.exists():
+            return json.loads(written.read_text())
+        return asdict(case) | {"error": f"exit codes {[process.exitcode for process in processes]}"}
+
+
+def show(part: str, found: dict[str, Any]) -> None:
+    """A part's rows, one after the other, as `name value`."""
+    for row in found["rows"]:
+        cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v not in (None, []))
+        print("  " + ", ".join(cells))
+    print(f"{part}: {'holds' if found['holds'] else 'DOES NOT HOLD'} ({found['seconds']:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

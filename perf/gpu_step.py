@@ -1,0 +1,200 @@
+"""The training step by itself, on crops that lie on the device: images a second, memory, and how far from the roofline.
+
+The roofline (perf/NOTES.md) has two ceilings, both measured on this device: matrix products at the network's number
+of operations, and memory traffic. The traffic is an estimate: every output of a convolution is moved about 22 times
+in forward and backward (its batch norm, ReLU, sum and their gradients), which fits the best published trainings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PASSES = 22  # over each convolution's output, forward and backward
+WARM, TIMED = 5, 20
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A recipe's step with `batch` images a rank, in `precision`, at ZeRO `stage`; `changes` go into the recipe."""
+
+    recipe: str
+    batch: int
+    ranks: int
+    precision: str
+    stage: int
+    compile: bool = False
+    changes: tuple[str, ...] = ()
+    on_gpu: bool = True
+
+
+def run_rank(rank: int, case: StepCase, port: int, folder: Path) -> None:
+    """As a rank of the case; rank 0 writes what it measured to `folder`/step.json."""
+    warnings.simplefilter("ignore")
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()}
+    if not case.on_gpu:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    from launch.cluster import Cluster, connected
+
+    cluster = Cluster(rank, case.ranks, rank, case.ranks)
+    with connected(cluster):
+        torch.backends.cudnn.benchmark = True
+        found = measure(case, cluster)
+        if rank == 0:
+            (folder / "step.json").write_text(json.dumps(found))
+
+
+def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
+    """Steps as in train.py, without a loader; figures of rank 0."""
+    from config.recipe import load_config
+    from launch.build import build_network, build_queue
+    from launch.engine import build_engine, input_dtype
+    from launch.fit import fit
+    from launch.steps import Agreement
+    from model.loss import swapped_prediction
+    from model.monitor import CodeMonitor
+    from model.optimizer import build_optimizer, set_step
+    from model.sinkhorn import sinkhorn
+    from pipeline.crops import crops_from_config
+
+    settings = [f"run.batch_size={case.batch * case.ranks}", f"engine.precision={case.precision}", "data.path=none"]
+    settings += [f"engine.stage={case.stage}", f"engine.compile={str(case.compile).lower()}", *case.changes]
+    config = load_config([case.recipe, *settings])
+    fit(config, 1_281_167, cluster)
+    device, here = cluster.device(), case.batch
+    crops = crops_from_config(config.crops, config.pipeline.backend)
+    torch.manual_seed(0)
+    network = build_network(config.model).to(device)
+    optimizer = build_optimizer(config.optimizer, network)
+    traffic, operations = work_of(network, [(len(views), size) for size, views in crops.groups], device)
+    engine = build_engine(config, network, optimizer, cluster, device)
+    queue, monitor = (
+        build_queue(config, cluster),
+        CodeMonitor(config.model.prototypes, config.model.embedding_dim, device),
+    )
+    agreement, assigning = Agreement(cluster.world_size), list(config.swav.assigning)
+    images = [
+        torch.randn(len(views) * here, 3, size, size, device=device)
+        .to(input_dtype(config))
+        .contiguous(memory_format=torch.channels_last)
+        for size, views in crops.groups
+    ]
+    set_step(optimizer, float(config.optimizer.base_lr) / 10, frozen_prototypes=False)
+
+    def step(number: int) -> None:
+        queued = queue.queued() if queue is not None else None
+        embeddings, scores, queue_scores = engine(images, here, queued)
+        with torch.no_grad():
+            inputs = scores[assigning]
+            if queue_scores is not None:
+                inputs = torch.cat([queue_scores, inputs], dim=1)
+            codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)[:, -here:]
+            if queue is not None:
+                queue.push(embeddings[assigning])
+        loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+        monitor.update(codes, embeddings[assigning], loss)
+        engine.backward(loss)
+        engine.step()
+        agreement.exchange(number, loss, stop=False)
+
+    for number in range(WARM):
+        step(number)
+    finish(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    begun = time.perf_counter()
+    for number in range(TIMED):
+        step(number)
+    issued = time.perf_counter() - begun  # how long the host took to say what is to be done
+    finish(device)
+    seconds = (time.perf_counter() - begun) / TIMED
+    waits = count_waits(step) if device.type == "cuda" else []
+    found = asdict(case) | {
+        "images_per_second": case.batch / seconds,
+        "step_seconds": seconds,
+        "host_share": issued / TIMED / seconds,
+        "waits_in_a_step": waits,
+        "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
+    }
+    limits = ceilings(device, input_dtype(config), traffic, operations)
+    return found | limits | {"share_of_roofline": found["images_per_second"] / limits["roofline"]}
+
+
+def work_of(network: nn.Module, groups: list[tuple[int, int]], device: torch.device) -> tuple[float, float]:
+    """Elements that the convolutions put out for one image with all its crops, and multiply-adds of the forward."""
+    elements, products = 0, 0
+
+    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        nonlocal elements, products
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        products += output.numel() * weight[0].numel()
+        elements += output.numel() if isinstance(module, nn.Conv2d) else 0
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    network.eval()
+    for views, size in groups:
+        with torch.no_grad():
+            network(torch.zeros(views, 3, size, size, device=device))
+    network.train()
+    for hook in hooks:
+        hook.remove()
+    return float(elements), float(products)
+
+
+def ceilings(device: torch.device, dtype: torch.dtype, elements: float, products: float) -> dict[str, float]:
+    """Images a second that this device's measured memory bandwidth and matrix products would allow."""
+    size = 1 << 28 if device.type == "cuda" else 1 << 22
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * size / seconds_of(lambda: target.copy_(source), device)
+    side = 8192 if device.type == "cuda" else 256
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product_rate = side**3 / seconds_of(lambda: a @ b, device)
+    by_memory = bandwidth / (elements * dtype.itemsize * PASSES)
+    by_products = product_rate / (3 * products)  # backward has two of each
+    return {
+        "bandwidth_tb_s": bandwidth / 1e12,
+        "matrix_tflop_s": 2 * product_rate / 1e12,
+        "images_by_bandwidth": by_memory,
+        "images_by_products": by_products,
+        "roofline": min(by_memory, by_products),
+    }
+
+
+def seconds_of(act: Any, device: torch.device) -> float:
+    """The shortest of ten runs."""
+    found = []
+    for _ in range(10):
+        finish(device)
+        begun = time.perf_counter()
+        act()
+        finish(device)
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+def finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def count_waits(step: Any) -> list[str]:
+    """Where the host waits for the GPU within a step, as torch's debug mode tells."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            step(TIMED)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [f"{Path(w.filename).name}:{w.lineno}" for w in told if "synchroniz" in str(w.message)]

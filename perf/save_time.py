@@ -1,0 +1,113 @@
+"""How long training stands still while a checkpoint is written, and how long reading one takes.
+
+    python -m perf.save_time [--model resnet50] [--ranks 1 2] [--folder runs] [--json perf/results/save_time.json]
+
+The training state of a network with LARS after a step (masters, momentum, batch-norm statistics, a queue of 3,840) is
+saved five times by all ranks into `--folder`, whose disk is what is measured, and loaded once. A save is written
+while the ranks wait; `share` is the part of the time that this takes at a save every ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from launch.cluster import Cluster, connected, free_port
+from perf.memory import MODELS
+from perf.zero_check import machine
+
+SAVES, QUEUE, MINUTES = 5, 3840, 10
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.save_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=tuple(MODELS), default="resnet50")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default: runs)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    rows = [measure(options.model, ranks, options.folder) for ranks in options.ranks]
+    for row in rows:
+        print(
+            f"{row['model']} on {row['ranks']} rank(s): {row['megabytes']:,.0f} MB, saved in {row['seconds']:.2f} s "
+            f"(longest {row['longest']:.2f}), loaded in {row['load_seconds']:.2f} s; a save every {MINUTES} minutes "
+            f"takes {row['share']:.2%} of the time"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n")
+    return 0
+
+
+def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
+    """A row: the state of `model` saved by so many ranks of this machine."""
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        processes = [
+            context.Process(target=run_rank, args=(rank, ranks, port, model, Path(scratch))) for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        found = json.loads((Path(scratch) / "found.json").read_text())
+    seconds = found["seconds"]
+    share = median(seconds) / (60 * MINUTES + median(seconds))
+    row = {"model": model, "ranks": ranks, "megabytes": found["bytes"] / 1e6, "seconds": median(seconds)}
+    return row | {"longest": max(seconds), "load_seconds": found["load_seconds"], "share": share}
+
+
+def run_rank(rank: int, ranks: int, port: int, model: str, folder: Path) -> None:
+    """As a rank: one step's worth of state, saved and loaded; rank 0 writes `folder`/found.json."""
+    warnings.simplefilter("ignore")
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    from launch.build import build_network
+    from launch.checkpoint import load_checkpoint, save_checkpoint
+    from model.lars import LARS, parameter_groups
+    from model.queue import EmbeddingQueue
+    from model.segments import Layout
+
+    with connected(Cluster(rank, ranks, rank, ranks)):
+        torch.manual_seed(0)
+        network = build_network(MODELS[model][0])
+        optimizer = LARS(parameter_groups(network), lr=0.1)
+        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+        optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        queue = EmbeddingQueue(2, QUEUE, MODELS[model][0]["embedding_dim"], global_batch=256, world_size=ranks)
+        seconds = []
+        for step in range(SAVES):
+            torch.distributed.barrier()
+            begun = time.perf_counter()
+            path = save_checkpoint(folder / "checkpoints", {"step": step}, network, optimizer, queue, keep=2)
+            seconds.append(time.perf_counter() - begun)
+        size = sum(file.stat().st_size for file in path.iterdir())
+        begun = time.perf_counter()
+        load_checkpoint(path, network, optimizer, queue)
+        found = {"seconds": seconds, "load_seconds": time.perf_counter() - begun, "bytes": size}
+        if rank == 0:
+            (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,33 @@
+"""Runs killed at random come to the weights of one left alone. `make kill-check KILLS=200` is the long form."""
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from perf.kill_check import Run, check, make_recipe, same
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits_at_each_stage():
+    rows = check(((1, 0), (2, 2), (2, 3)), kills=6, seed=2, progress=False)
+    assert [row["kills"] for row in rows] == [2] * 3
+    assert all(row["holds"] for row in rows), rows
+
+
+@pytest.mark.slow
+def test_another_bit_is_found_and_a_run_that_fails_is_told(tmp_path):
+    recipe = make_recipe(tmp_path)
+    run = Run(1, 0, recipe, tmp_path / "one")
+    run.end()
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    assert same(tmp_path / "one", tmp_path / "other")
+    (file,) = (tmp_path / "other" / "checkpoints" / "step-000000027").glob("rank-*.safetensors")
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] += 1e-3
+    save_file(tensors, file)
+    assert not same(tmp_path / "one", tmp_path / "other")
+    recipe.write_text(recipe.read_text().replace("epochs: 3", "epochs: -3"))
+    with pytest.raises(RuntimeError, match=r"exit codes \[2\].*run.epochs=-3"):
+        Run(1, 0, recipe, tmp_path / "wrong").end()
