@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from config.recipe import ConfigError
@@ -112,8 +114,33 @@ def connected(cluster: Cluster, timeout: timedelta = timedelta(minutes=30)) -> I
     try:
         yield
     finally:
-        if torch.distributed.is_initialized():  # without it the interpreter has been seen to end with code -6
+        if torch.distributed.is_initialized():
+            wait_for_gloo()
             torch.distributed.destroy_process_group()
+
+
+def wait_for_gloo(longest: float = 2.0) -> None:
+    """Until gloo's threads rest, `longest` seconds at most.
+
+    One that still holds a tensor of the last collective would ask for the interpreter while that ends, and the process
+    would abort with code -6 ("terminate called without an active exception"). Ending the process group is not enough:
+    DeepSpeed keeps it.
+    """
+    end, resting = time.monotonic() + longest, 0
+    while time.monotonic() < end and resting < 2:  # twice: one that waits for the interpreter sleeps too
+        time.sleep(0.005)
+        resting = resting + 1 if set(gloo_states()) <= {"S"} else 0
+
+
+def gloo_states() -> list[str]:
+    """What the threads that run gloo's collectives do: S sleeps, R runs, D waits for the disk."""
+    found = []
+    for task in Path("/proc/self/task").glob("*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            name, _, rest = task.read_text().rpartition(")")
+            if name.endswith("(pt_gloo_runloop"):
+                found.append(rest.split()[0])
+    return found
 
 
 def free_port() -> int:

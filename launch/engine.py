@@ -23,6 +23,8 @@ BROKEN = {  # keys of DeepSpeed that are known to break this trainer, and why
     "scheduler": "the learning rate is ours; see the section optimizer",
 }
 
+PERSISTENT = 400_000  # elements from which on stage 3 cuts a parameter: small ones are not gathered one by one
+
 
 def quiet_deepspeed() -> Any:
     """The deepspeed module, with its running commentary turned down, and nothing compiled at start.
@@ -61,8 +63,7 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
             "allgather_bucket_size": bucket,
         }
     if engine.stage == 3:
-        # so large that small layers and the prototypes are not gathered one by one
-        zero |= {"stage3_param_persistence_threshold": 400_000, "stage3_prefetch_bucket_size": bucket}
+        zero |= {"stage3_param_persistence_threshold": PERSISTENT, "stage3_prefetch_bucket_size": bucket}
         # DeepSpeed's 1e9 would keep everything gathered from forward to backward, and most networks for ever
         zero |= {"stage3_max_live_parameters": 2 * bucket, "stage3_max_reuse_distance": 0}
     if engine.offload:

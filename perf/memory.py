@@ -13,10 +13,12 @@ bucket of P/8 elements:
                 in fp16 masters 4P, and in the step float32 gradients 4P in place of the flat ones
     stages 1,2  parameters bP + masters and state (4+s)P/N, and the most of
                   backward: this rank's gradients bP/N + a bucket (stage 1: + all gradients bP)
-                  step: this rank's gradients bP/N and again in float32, flat, 4P/N + two buckets
+                  step: this rank's gradients bP/N and again in float32, flat, 4P/N + two buckets; AdamW: + 4P/N
                   publishing: the parameters gathered from all ranks + two buckets; gloo holds them twice, NCCL does not
-    stage 3     parameters, masters, gradients and state (2b+4+s)P/N + ten buckets: parameters that are gathered at the
-                time, small ones that always are, and what is being gathered and reduced (measured, not derived)
+    stage 3     parameters, masters, gradients and state (2b+4+s)P/N, and the most of
+                  forward, backward: small parameters, which are always whole, and (6 + 5/N) buckets for what is
+                  being gathered and reduced
+                  step: (4 + 5/N) buckets; AdamW: + 4P/N         (these numbers of buckets are measured, not derived)
 
 bf16 is fp32 and 2P more: autocast keeps the weights in bfloat16 from forward to backward.
 """
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import free_port
+from launch.engine import PERSISTENT
 from perf.memory_ranks import Case, run_rank
 from pipeline.folder import progress_bar
 
@@ -46,6 +49,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 STATE_BYTES = {"lars": 4, "adamw": 8}
+WORK_BYTES = {"lars": 0, "adamw": 4}  # a parameter's, while its step is computed
 GB = 1e9
 FITS = 20 * GB  # of this machine's memory, for all ranks together
 
@@ -73,8 +77,11 @@ def main(arguments: list[str]) -> int:
     return int(any(row.get("deviation", 0) > 0.1 for row in rows))
 
 
-def peak_bytes(parameters: int, stage: int, ranks: int, precision: str, state: int, gathered_twice: bool) -> float:
-    """The formula at the head of this file. state: bytes of optimizer state a parameter; gathered_twice: gloo."""
+def peak_bytes(
+    parameters: int, small: int, stage: int, ranks: int, precision: str, optimizer: str, gathered_twice: bool
+) -> float:
+    """The formula at the head of this file. small: elements of those that stage 3 keeps whole; gathered_twice: gloo."""
+    state, work = STATE_BYTES[optimizer], WORK_BYTES[optimizer]
     b, p = (2 if precision == "fp16" else 4), float(parameters)
     share = p / ranks
     bucket = b * min(max(p // 8, 1e6), 2e8)
@@ -83,9 +90,10 @@ def peak_bytes(parameters: int, stage: int, ranks: int, precision: str, state: i
         masters = 4 * p if precision == "fp16" else 0.0
         return b * p + state * p + masters + max(b * p + cast, b * p + max(b * p, masters))
     if stage == 3:
-        return (2 * b + 4 + state) * share + 10 * bucket + cast
+        moving, step = b * small + (6 + 5 / ranks) * bucket + cast, work * share + (4 + 5 / ranks) * bucket
+        return (2 * b + 4 + state) * share + max(moving, step)
     backward = b * share + bucket + (b * p if stage == 1 else 0.0) + cast
-    step = (b + 4) * share + 2 * bucket
+    step = (b + 4 + work) * share + 2 * bucket
     publish = 2 * bucket + (b * p if gathered_twice else 0.0)
     return b * p + (4 + state) * share + max(backward, step, publish)
 
@@ -94,10 +102,10 @@ def table(models: list[str], worlds: list[int], precision: str) -> list[dict[str
     """A row per network, stage and number of ranks, computed for NCCL."""
     rows = []
     for name in models:
-        count = parameters_of(name)
+        count, small = parameters_of(name)
         for stage in range(4):
             for ranks in worlds:
-                peak = peak_bytes(count, stage, ranks, precision, STATE_BYTES[MODELS[name][1]], gathered_twice=False)
+                peak = peak_bytes(count, small, stage, ranks, precision, MODELS[name][1], gathered_twice=False)
                 row = {"network": name, "optimizer": MODELS[name][1], "parameters": count, "precision": precision}
                 rows.append(row | {"stage": stage, "ranks": ranks, "computed": peak})
     return rows
@@ -111,7 +119,8 @@ def measured(models: list[str], precision: str) -> list[dict[str, Any]]:
         for row in rows:
             model, optimizer = MODELS[row["network"]]
             stage, ranks = row["stage"], row["ranks"]
-            peak = peak_bytes(row["parameters"], stage, ranks, precision, STATE_BYTES[optimizer], ranks > 1)
+            count, small = parameters_of(row["network"])
+            peak = peak_bytes(count, small, stage, ranks, precision, optimizer, gathered_twice=ranks > 1)
             if peak * ranks < FITS:
                 case = Case(row["network"], model, optimizer, stage, ranks, precision)
                 highest = 1e6 * max(rank["peak"] for rank in run(case))
@@ -138,14 +147,15 @@ def run(case: Case) -> list[dict[str, float]]:
         return [json.loads(file.read_text()) for file in files]
 
 
-def parameters_of(name: str) -> int:
-    """Of the whole network: backbone, head and prototypes."""
+def parameters_of(name: str) -> tuple[int, int]:
+    """Elements of the whole network (backbone, head and prototypes), and of its small parameters alone."""
     import torch
 
     from launch.build import build_network
 
     with torch.device("meta"):
-        return sum(p.numel() for p in build_network(MODELS[name][0]).parameters())
+        sizes = [p.numel() for p in build_network(MODELS[name][0]).parameters()]
+    return sum(sizes), sum(size for size in sizes if size < PERSISTENT)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

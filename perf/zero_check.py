@@ -98,8 +98,9 @@ def run_case(case: Case, folder: Path, states: int, steps: int, reference: Path 
         process.start()
     for process in ranks:
         process.join()
-    if not (folder / FILE).exists():
-        raise RuntimeError(f"{case}: exit codes {[process.exitcode for process in ranks]}")
+    codes = [process.exitcode for process in ranks]
+    if any(codes):
+        raise RuntimeError(f"{case}: exit codes {codes}")
     return json.loads((folder / FILE).read_text())
 
 

@@ -1,5 +1,6 @@
 """Starting a run: who we are, what is started, and what ranks agree on."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 from ranks import run_ranks
 
 from config.recipe import ROOT, ConfigError
-from launch.cluster import Cluster, cluster_from_environment
+from launch.cluster import Cluster, cluster_from_environment, connected, free_port
 from launch.start import launch_command
 from launch.steps import Agreement
 from launch.stopping import STOPPED_EARLY
@@ -130,6 +131,30 @@ def wait_for(condition, process):
     while time.monotonic() < deadline and process.poll() is None and not condition():
         time.sleep(0.005)
     assert process.poll() is None
+
+
+def last_collectives(rank, port):
+    """A rank whose process group outlives `connected`, as with DeepSpeed, and that ends right after collectives."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
+    with connected(Cluster(rank, 2, rank, 2)):
+        sys.kept = torch.distributed.group.WORLD
+        for work in [torch.distributed.all_reduce(torch.ones(300_000), async_op=True) for _ in range(30)]:
+            work.wait()
+
+
+@pytest.mark.slow
+def test_ranks_end_with_0_right_after_a_collective():
+    """Without `wait_for_gloo` 21 of 50 ended with -6."""
+    context = multiprocessing.get_context("spawn")
+    for _ in range(4):
+        port = free_port()
+        ranks = [context.Process(target=last_collectives, args=(rank, port)) for rank in range(2)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert [process.exitcode for process in ranks] == [0, 0]
 
 
 def agreements(rank):

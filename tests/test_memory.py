@@ -1,0 +1,46 @@
+"""What a rank needs: the formula of perf.memory against real ranks; larger networks: perf/results/memory.json."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from config.recipe import ROOT
+from perf.memory import MODELS, parameters_of, peak_bytes, run
+from perf.memory_ranks import Case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_formula_is_within_10_percent_of_what_two_ranks_take(stage):
+    model, optimizer = MODELS["resnet50"]
+    count, small = parameters_of("resnet50")
+    computed = peak_bytes(count, small, stage, 2, "fp32", optimizer, gathered_twice=True)
+    measured = 1e6 * max(rank["peak"] for rank in run(Case("resnet50", model, optimizer, stage, 2)))
+    assert computed == pytest.approx(measured, rel=0.1)
+
+
+def test_the_measured_table_holds_10_percent():
+    rows = json.loads((ROOT / "perf" / "results" / "memory.json").read_text())["rows"]
+    assert {row["network"] for row in rows} == set(MODELS)
+    assert {(row["stage"], row["ranks"]) for row in rows} == {(s, n) for s in range(4) for n in (1, 2, 4)}
+    for row in rows:
+        count, small = parameters_of(row["network"])
+        computed = peak_bytes(
+            count, small, row["stage"], row["ranks"], row["precision"], row["optimizer"], row["ranks"] > 1
+        )
+        assert computed == pytest.approx(row["measured"], rel=0.1), row
+
+
+def test_stages_need_less_the_more_they_cut():
+    count, small = parameters_of("resnet50w4")
+    needs = [peak_bytes(count, small, stage, 64, "fp32", "lars", gathered_twice=False) for stage in range(4)]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[3] < needs[0] / 4
+
+
+def test_a_mistake_is_one_line_and_code_2():
+    command = [sys.executable, "-m", "perf.memory", "--ranks", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")
