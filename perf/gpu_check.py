@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 # ---------------------------------------------------------------------------------------------- is it right?
-def numerics(gpus: int, on_gpu: bool = True, states: int = 20) -> dict[str, Any]:
+def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[str] = ("bf16", "fp16")) -> Any:
     """Rows as in perf.zero_check, on all GPUs; on several, overlap and synchronised batch norm too."""
     from perf.zero_check import HALF_STEPS, STEPS, row_of, run_case
     from perf.zero_ranks import Case
@@ -87,7 +88,7 @@ def numerics(gpus: int, on_gpu: bool = True, states: int = 20) -> dict[str, Any]
             found = run_case(case(stage), folder / f"stage{stage}", states, STEPS, reference=folder / "base")
             rows.append(row_of(case(stage), found, base["losses"]))
         exact = run_case(case(0, tiny=True), folder / "exact", 0, HALF_STEPS)
-        for precision in ("bf16", "fp16"):
+        for precision in halves:
             for stage in range(4):
                 half = case(stage, precision, tiny=True)
                 rows.append(row_of(half, run_case(half, folder / f"{half}", 0, HALF_STEPS), exact["losses"]))

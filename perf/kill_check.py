@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import random
 import re
+import runpy
 import shutil
 import sys
 import tempfile
@@ -167,7 +168,7 @@ class Run:
     def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
         os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["train", "perf.kill_preload"])
+        context.set_forkserver_preload(["perf.kill_preload"])
         directory.mkdir(parents=True, exist_ok=True)
         self.log, port = directory / f"log-{len(list(directory.glob('log-*')))}", free_port()
         settings = [str(recipe), f"run.directory={directory}", f"engine.stage={stage}"]
@@ -213,9 +214,8 @@ def train_rank(rank: int, ranks: int, port: int, settings: list[str], log: Path)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    import train
-
-    sys.exit(train.main(settings))
+    sys.argv = ["train.py", *settings]
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 def last_step(directory: Path) -> int:

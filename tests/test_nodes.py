@@ -1,0 +1,115 @@
+"""Which nodes a run has: hostfiles and SLURM's short forms, and their mistakes in one line."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.recipe import ConfigError
+from launch.nodes import Node, expand_counts, expand_hosts, first_nodes, hostfile_text, read_hostfile, slurm_nodes
+
+
+def test_a_hostfile_is_a_line_a_node(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# two of them\n\nnode1 slots=8   # the big one\n  user@10.0.0.2\n")
+    assert read_hostfile(path, 4) == [Node("node1", 8), Node("user@10.0.0.2", 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it names no host"),
+        ("# nothing\n\n", "it names no host"),
+        ("a slots=8\na slots=4\n", "line 2: a is there twice"),
+        ("a slots=0\n", "line 1: 'a slots=0': expected such as `node1 slots=8`"),
+        ("a slots=eight\n", "line 1: 'a slots=eight'"),
+        ("a max-slots=8\n", "line 1: 'a max-slots=8'"),
+        ("a slots=1 slots=2\n", "line 1: 'a slots=1 slots=2'"),
+    ],
+)
+def test_a_mistake_in_a_hostfile_is_one_line(tmp_path, text, message):
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read_hostfile(path, 1)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_hostfile_that_is_not_there_is_one_line():
+    with pytest.raises(ConfigError, match=r"HOSTFILE=/no/hosts: No such file or directory"):
+        read_hostfile(Path("/no/hosts"), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        ("login", ["login"]),
+        ("a,b", ["a", "b"]),
+        ("gpu[01-03,7],login", ["gpu01", "gpu02", "gpu03", "gpu7", "login"]),
+        ("n[8-11]", ["n8", "n9", "n10", "n11"]),
+        ("n[08-11]", ["n08", "n09", "n10", "n11"]),
+        ("rack[1-2]n[01,03]-ib", ["rack1n01-ib", "rack1n03-ib", "rack2n01-ib", "rack2n03-ib"]),
+        ("tux-[1-2].site.org,x", ["tux-1.site.org", "tux-2.site.org", "x"]),
+    ],
+)
+def test_slurms_node_lists(text, hosts):
+    assert expand_hosts(text) == hosts
+
+
+@pytest.mark.parametrize("text", ["", ",", "a,,b", "a[", "a[1-2", "a[2-1]", "a[x]", "a[]", "a b", "a]"])
+def test_what_is_no_node_list(text):
+    with pytest.raises(ConfigError, match="no list of nodes"):
+        expand_hosts(text)
+
+
+@given(st.lists(st.tuples(st.integers(1, 99), st.integers(1, 5)), min_size=1, max_size=6))
+def test_slurms_counts(parts):
+    text = ",".join(f"{count}(x{times})" if times > 1 else str(count) for count, times in parts)
+    assert expand_counts(text) == [count for count, times in parts for _ in range(times)]
+
+
+@pytest.mark.parametrize("text", ["", "4(x)", "four", "4,(x2)", "4x2"])
+def test_what_are_no_counts(text):
+    with pytest.raises(ConfigError, match="no list of numbers"):
+        expand_counts(text)
+
+
+SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-3]"}
+
+
+@pytest.mark.parametrize(
+    ("more", "processes"),
+    [
+        ({}, [8, 8, 8]),
+        ({"SLURM_TASKS_PER_NODE": "1(x3)"}, [8, 8, 8]),  # what SLURM sets where nobody asked for tasks
+        ({"SLURM_NTASKS_PER_NODE": "4"}, [4, 4, 4]),
+        ({"SLURM_NTASKS": "9", "SLURM_TASKS_PER_NODE": "4(x2),1"}, [4, 4, 1]),
+    ],
+)
+def test_slurms_allocation(more, processes):
+    assert slurm_nodes(SLURM | more, 8) == [Node(f"n{i + 1}", count) for i, count in enumerate(processes)]
+
+
+def test_outside_of_slurm_there_is_none():
+    assert slurm_nodes({}, 8) is None
+    assert slurm_nodes({"SLURM_JOB_NODELIST": "n1"}, 8) is None
+
+
+def test_an_allocation_that_contradicts_itself():
+    with pytest.raises(ConfigError, match="has 3 nodes, SLURM_TASKS_PER_NODE=4 has 1"):
+        slurm_nodes(SLURM | {"SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "4"}, 8)
+    with pytest.raises(ConfigError, match="SLURM_NTASKS_PER_NODE=many in the environment is not a number"):
+        slurm_nodes(SLURM | {"SLURM_NTASKS_PER_NODE": "many"}, 8)
+
+
+def test_the_first_nodes_are_taken():
+    nodes = [Node("a", 2), Node("b", 2)]
+    assert first_nodes(nodes, 0, "hosts") == nodes
+    assert first_nodes(nodes, 1, "hosts") == nodes[:1]
+    with pytest.raises(ConfigError, match="NODES=3, but hosts has 2"):
+        first_nodes(nodes, 3, "hosts")
+
+
+def test_what_deepspeed_reads():
+    assert hostfile_text([Node("a", 2), Node("b", 4)]) == "node0 slots=2\nnode1 slots=4\n"
