@@ -20,7 +20,7 @@ bucket of P/8 elements:
                   being gathered and reduced
                   step: (4 + 5/N) buckets; AdamW: + 4P/N         (these numbers of buckets are measured, not derived)
 
-bf16 is fp32 and 2P more: autocast keeps the weights in bfloat16 from forward to backward.
+bf16 is as fp32: the weights' copies in bfloat16, 2P, go in backward while gradients come; at stage 3 it is P more.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ def peak_bytes(
     b, p = (2 if precision == "fp16" else 4), float(parameters)
     share = p / ranks
     bucket = b * min(max(p // 8, 1e6), 2e8)
-    cast = 2 * p if precision == "bf16" else 0.0
     if stage == 0:
         masters = 4 * p if precision == "fp16" else 0.0
-        return b * p + state * p + masters + max(b * p + cast, b * p + max(b * p, masters))
+        return b * p + state * p + masters + b * p + max(b * p, masters)
     if stage == 3:
+        cast = p if precision == "bf16" else 0.0
         moving, step = b * small + (6 + 5 / ranks) * bucket + cast, work * share + (4 + 5 / ranks) * bucket
         return (2 * b + 4 + state) * share + max(moving, step)
-    backward = b * share + bucket + (b * p if stage == 1 else 0.0) + cast
+    backward = b * share + bucket + (b * p if stage == 1 else 0.0)
     step = (b + 4 + work) * share + 2 * bucket
     publish = 2 * bucket + (b * p if gathered_twice else 0.0)
     return b * p + (4 + state) * share + max(backward, step, publish)
