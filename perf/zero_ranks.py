@@ -32,8 +32,8 @@ FILE = "rank0.json"
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: ZeRO `stage` on `ranks` processes, in `precision`, each step in `accumulation` parts, batch norm
-    synchronised over `sync` ranks (0: all). tiny: another network, for what does not depend on it. on_gpu: a GPU for
+    """What is run: ZeRO `stage` on `ranks` processes, in `precision` (fp64 too, where rounding is to be out of the
+    way), each step in `accumulation` parts, batch norm synchronised over `sync` ranks (0: all). tiny: another network, for what does not depend on it. on_gpu: a GPU for
     each rank; otherwise all is done on the CPU, whatever there is. overlap: of communication and backward."""
 
     stage: int
@@ -62,10 +62,12 @@ def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps:
     torch.set_num_threads(1)
     from launch.cluster import Cluster, connected
 
-    if case.precision == "fp16" and not case.on_gpu:  # DeepSpeed refuses it on CPUs; torch computes it all the same
+    if case.precision in ("fp16", "fp64") and not case.on_gpu:  # DeepSpeed refuses them on CPUs, torch computes them
         from deepspeed.accelerator import get_accelerator
 
+        dtypes = [torch.float64, *get_accelerator().supported_dtypes()]
         type(get_accelerator()).is_fp16_supported = lambda self: True
+        type(get_accelerator()).supported_dtypes = lambda self: dtypes
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
         training = Training(case, cluster)
@@ -101,11 +103,15 @@ class Training:
         self.setup = TINY if case.tiny else GOLDEN
         self.device = cluster.device()
         self.network = SwAV(build_backbone("resnet", **self.setup["options"]), 64, DIM, PROTOTYPES).to(self.device)
+        if case.precision == "fp64":
+            self.network.double()
         self.config = _config(case)
         self.optimizer = build_optimizer(self.config.optimizer, self.network)
         self.queue = EmbeddingQueue(2, QUEUE, DIM, global_batch=BATCH, world_size=case.ranks, device=self.device)
+        if case.precision == "fp64":
+            self.queue.embeddings = self.queue.embeddings.double()
         self.engine = build_engine(self.config, self.network, self.optimizer, cluster, self.device)
-        self.dtype = input_dtype(self.config)
+        self.dtype = torch.float64 if case.precision == "fp64" else input_dtype(self.config)
 
     def step(self, step: int) -> tuple[float, list[float]]:
         """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
@@ -202,7 +208,7 @@ class Training:
                 start = old.read("master", *where).double()
                 expected = new.read("master", *where).double() - start
                 difference = piece.reshape(-1).double().cpu() - start - expected
-                last_bit = (start + expected).abs() * torch.finfo(torch.float32).eps
+                last_bit = (start + expected).abs() * torch.finfo(piece.dtype).eps
                 difference = (difference.abs() - last_bit).clamp_min(0)
                 values = [difference, expected]
                 if state is not None:
@@ -218,7 +224,7 @@ def _config(case: Case) -> Any:
     defaults = OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml")
     engine = {
         "stage": case.stage,
-        "precision": case.precision,
+        "precision": "fp32" if case.precision == "fp64" else case.precision,
         "accumulation": case.accumulation,
         "sync_batch_norm": case.sync,
         "offload": case.offload,

@@ -66,12 +66,12 @@ def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])
 def test_ranks_with_synchronised_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
-    """In float32 the ranks' sums end differently in the last bits, and a ReLU here and there makes more of that.
-    tests/test_batchnorm.py has the same in float64, to 1e-12."""
-    base = run_case(Case(0, ranks, sync=0), tmp_path / "many", 5, 6)
-    one = run_case(Case(0, 1), tmp_path / "one", 5, 6, reference=tmp_path / "many")
-    assert one["whole_update_deviation"] <= 2e-3, one
-    assert one["losses"] == pytest.approx(base["losses"], rel=1e-4)
+    """In float64: in float32 the ranks' sums end differently in the last bits, a ReLU here and there makes more of
+    that, and updates differ by 2e-3."""
+    base = run_case(Case(0, ranks, "fp64", sync=0), tmp_path / "many", 6, 6)
+    one = run_case(Case(0, 1, "fp64"), tmp_path / "one", 6, 6, reference=tmp_path / "many")
+    assert all(one[name] <= limit for name, limit in LIMITS.items()), one
+    assert one["losses"] == pytest.approx(base["losses"], rel=1e-5)
 
 
 @pytest.mark.slow
