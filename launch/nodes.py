@@ -59,9 +59,7 @@ def slurm_nodes(environment: Mapping[str, str], processes: int) -> list[Node] | 
     hosts = expand_hosts(names)
     if "SLURM_NTASKS_PER_NODE" in environment:
         counts = [_count(environment, "SLURM_NTASKS_PER_NODE")] * len(hosts)
-    elif (
-        "SLURM_NTASKS" in environment and "SLURM_TASKS_PER_NODE" in environment
-    ):  # the first says that it was asked for
+    elif {"SLURM_NTASKS", "SLURM_TASKS_PER_NODE"} <= environment.keys():  # the first says that it was asked for
         counts = expand_counts(environment["SLURM_TASKS_PER_NODE"])
     else:
         counts = [processes] * len(hosts)

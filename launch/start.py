@@ -92,7 +92,7 @@ def run(command: list[str], environment: dict[str, str]) -> int:
     """Run the launcher in a session of its own until it ends; returns its exit code.
 
     Signals go to the training processes alone: the launcher would kill them, or die and leave them behind. All below
-    are started with them blocked, so that one which comes early waits for `launch.steps.StopSignal`.
+    are started with them blocked, so that one which comes early waits for `launch.stopping.StopSignal`.
     """
     signals = stop_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
