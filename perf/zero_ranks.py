@@ -66,8 +66,8 @@ def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps:
     if case.precision in ("fp16", "fp64") and not case.on_gpu:  # DeepSpeed refuses them on CPUs, torch computes them
         from deepspeed.accelerator import get_accelerator
 
-        dtypes = [torch.float64, *get_accelerator().supported_dtypes()]
         type(get_accelerator()).is_fp16_supported = lambda self: True
+        dtypes = [torch.float64, *get_accelerator().supported_dtypes()]
         type(get_accelerator()).supported_dtypes = lambda self: dtypes
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
