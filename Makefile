@@ -22,7 +22,7 @@ setup: ## virtual environment .venv from the lock file (done by every other targ
 
 train: setup ## train CONFIG (the Fashion-MNIST demo by default); again to resume
 	@$(RUN) -m launch.start $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
-	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(DRY),--dry) $(CONFIG) $(ARGS)
+	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(SSH),--ssh "$(SSH)") $(if $(DRY),--dry) $(CONFIG) $(ARGS)
 
 data: setup ## fetch, verify and pack Fashion-MNIST (done by train)
 	@$(RUN) -m pipeline.fashion_mnist

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
+from launch.machine import launch_environment
 from launch.nodes import Node, hostfile_text
 from launch.stopping import stop_signals
 from launch.watch import WORDS, word_of
@@ -71,8 +72,9 @@ class Watch:
         self.deadline = float("inf")
         self.signals = stop_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)  # below us they wait for `launch.stopping.StopSignal`
+        environment = launch_environment(processes) | {WORDS: str(scratch)}
         self.launcher = subprocess.Popen(
-            command, env=os.environ | {WORDS: str(scratch)}, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
         )
         os.set_blocking(0, False)
 

@@ -28,6 +28,7 @@ from typing import Any
 
 from config.recipe import ROOT, ConfigError, load_config
 from launch.cluster import Cluster, free_port
+from launch.machine import launch_environment, visible_gpus
 from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
 from launch.report import mistakes_end_the_run
 from launch.stopping import StopSignal, stop_signals
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--processes", type=int, default=0, help="on each node (default: one a GPU, 2 on a CPU)")
     parser.add_argument("--hostfile", type=Path, help="nodes to reach by ssh, a line each: `node1 slots=8`")
+    parser.add_argument("--ssh", default="ssh", help="how to reach them, with options: 'ssh -p 2222' (default: ssh)")
     parser.add_argument("--dry", action="store_true", help="print what would be run, and end")
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
     parser.add_argument("settings", nargs="*", help="key=value settings that override the recipe's")
@@ -58,7 +60,9 @@ def main(arguments: list[str]) -> int:
         total = sum(node.processes for node in nodes)
         if config.run.batch_size % total:
             raise ConfigError(f"run.batch_size={config.run.batch_size} does not split over {total} processes")
-        commands = node_commands(how, nodes, free_port(), settings)
+        ssh = shlex.split(options.ssh)
+        master = "127.0.0.1" if how == "local" else address(ssh, nodes[0].host) if how == "ssh" else nodes[0].host
+        commands = node_commands(how, nodes, master, free_port(), settings, ssh)
         if options.dry:
             print("\n".join(shlex.join(command) for command in commands))
             return 0
@@ -67,7 +71,7 @@ def main(arguments: list[str]) -> int:
         stop_signal.at_once = False  # from here on they are passed on
     if how == "local" and len(nodes) > 1:
         print(BANNER.format(nodes=len(nodes)), file=sys.stderr, flush=True)
-    return run(commands, launch_environment(total if how == "local" else nodes[0].processes))
+    return run(commands, launch_environment(total) if how == "local" else dict(os.environ))
 
 
 BANNER = """\
@@ -99,9 +103,19 @@ def choose_nodes(
     return "local", [Node("localhost", processes or max(1, cores // wanted))] * wanted
 
 
-def node_commands(how: str, nodes: Sequence[Node], port: int, settings: Sequence[str]) -> list[list[str]]:
+def address(ssh: Sequence[str], host: str) -> str:
+    """What ssh connects to for a name of the hostfile, by its own configuration. Raises ConfigError without an ssh."""
+    try:
+        told = subprocess.run([*ssh, "-G", host], capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"{shlex.join(ssh)} -G {host} failed ({type(error).__name__}); is ssh installed?") from None
+    return next(line.split()[1] for line in told.splitlines() if line.startswith("hostname "))
+
+
+def node_commands(
+    how: str, nodes: Sequence[Node], master: str, port: int, settings: Sequence[str], ssh: Sequence[str] = ("ssh",)
+) -> list[list[str]]:
     """The commands that start `launch.node` on every node: one a node, for srun one in all."""
-    master = "127.0.0.1" if how == "local" else nodes[0].host.rpartition("@")[2]
     counts = ",".join(str(node.processes) for node in nodes)
     python = str(ROOT / ".venv" / "bin" / "python") if how != "local" else sys.executable
 
@@ -115,35 +129,15 @@ def node_commands(how: str, nodes: Sequence[Node], port: int, settings: Sequence
         there = f"cd {shlex.quote(str(ROOT))} && exec env "
         kept = [f"{name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
         return [
-            ["ssh", "-o", "BatchMode=yes", node.host, there + shlex.join([*kept, *on_node(str(rank))])]
+            [*ssh, "-o", "BatchMode=yes", node.host, there + shlex.join([*kept, *on_node(str(rank))])]
             for rank, node in enumerate(nodes)
         ]
     names = ",".join(node.host for node in nodes)
     spread = ["--nodes", str(len(nodes)), "--ntasks", str(len(nodes)), "--ntasks-per-node", "1", "--nodelist", names]
-    return [["srun", *spread, "--chdir", str(ROOT), "--kill-on-bad-exit=0", *on_node("slurm")]]
+    return [["srun", *spread, "--chdir", str(ROOT), "--kill-on-bad-exit=1", *on_node("slurm")]]
 
 
 PASSED_ON = ("OMP_NUM_THREADS", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TORCH_DISTRIBUTED_DEBUG")
-
-
-def launch_environment(processes: int) -> dict[str, str]:
-    """The environment of the run: cores shared out evenly, DeepSpeed on the CPU where there is no GPU."""
-    cores = len(os.sched_getaffinity(0))
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "DS_LOG_LEVEL": "warning"}
-    if not visible_gpus():
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment | dict(os.environ)
-
-
-def visible_gpus() -> int:
-    """CUDA GPUs that a process started from here would see, without importing torch."""
-    try:
-        listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
 
 
 def prepare_data(config: Any) -> None:

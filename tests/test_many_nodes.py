@@ -37,12 +37,12 @@ def test_nodes_are_not_emulated_where_there_are_gpus():
 
 def test_what_each_node_runs():
     nodes = [Node("me@a", 2), Node("b", 1)]
-    first, second = node_commands("ssh", nodes, 29500, ["r.yaml", "run.directory=a b"])
-    assert first[:4] == ["ssh", "-o", "BatchMode=yes", "me@a"]
-    assert first[4].startswith(f"cd {ROOT} && exec env ")
-    assert "-m launch.node --rank 0 --processes 2,1 --master a --port 29500 r.yaml 'run.directory=a b'" in first[4]
-    assert "--rank 1 --processes 2,1 --master a " in second[4]
-    (command,) = node_commands("srun", [Node("n1", 8), Node("n2", 8)], 29500, ["r.yaml"])
+    first, second = node_commands("ssh", nodes, "a", 29500, ["r.yaml", "run.directory=a b"], ["ssh", "-p", "22"])
+    assert first[:6] == ["ssh", "-p", "22", "-o", "BatchMode=yes", "me@a"]
+    assert first[6].startswith(f"cd {ROOT} && exec env ")
+    assert "-m launch.node --rank 0 --processes 2,1 --master a --port 29500 r.yaml 'run.directory=a b'" in first[6]
+    assert "--rank 1 --processes 2,1 --master a " in second[6]
+    (command,) = node_commands("srun", [Node("n1", 8), Node("n2", 8)], "n1", 29500, ["r.yaml"])
     assert command[:3] == ["srun", "--nodes", "2"] and "n1,n2" in command
     assert command[command.index("launch.node") + 1 :][:6] == [
         "--rank",
