@@ -19,13 +19,13 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
-BATCH, PROTOTYPES, DIM = 16, 30, 16
+BATCH, PROTOTYPES, DIM = 32, 30, 16
 GOLDEN: dict[str, Any] = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
 TINY: dict[str, Any] = {
     "options": {"block": "basic", "layers": (1, 1), "base_width": 8, "stem": "small", "stem_stride": 2},
     "sizes": ((2, 16), (3, 8)),
 }
-QUEUE, QUEUE_FROM, FROZEN, RATE = 48, 4, 3, 0.3
+QUEUE, QUEUE_FROM, FROZEN, RATE = 96, 4, 3, 0.3
 NOISE = "projection_head.0.bias"  # in front of a batch norm: its gradient is zero, and what is computed is rounding
 FILE = "rank0.json"
 
@@ -66,8 +66,8 @@ def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps:
     if case.precision in ("fp16", "fp64") and not case.on_gpu:  # DeepSpeed refuses them on CPUs, torch computes them
         from deepspeed.accelerator import get_accelerator
 
-        dtypes = [torch.float64, *get_accelerator().supported_dtypes()]
         type(get_accelerator()).is_fp16_supported = lambda self: True
+        dtypes = [torch.float64, *get_accelerator().supported_dtypes()]
         type(get_accelerator()).supported_dtypes = lambda self: dtypes
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
@@ -232,5 +232,7 @@ def _config(case: Case) -> Any:
     }
     if case.overlap is not None:
         engine["deepspeed"] = {"zero_optimization": {"overlap_comm": case.overlap}}
+    if case.precision == "fp16":  # from 2**16 on stage 0 would skip the first step, and be a step behind
+        engine["deepspeed"] = {"fp16": {"initial_scale_power": 10}}
     optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
     return OmegaConf.merge(defaults, {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})
