@@ -14,13 +14,15 @@ help: ## this list
 	@echo
 	@echo "  CONFIG=config/demo.yaml   the recipe;  ARGS=\"data.path=/my/images crops.local.count=4\" overrides its settings"
 	@echo "  PROCS=2                   processes on this machine (default: one a GPU, 2 on a CPU)"
+	@echo "  NODES=4 GPUS=8            train on so many nodes: of HOSTFILE=hosts, else of the SLURM job; DRY=1 only says how"
 	@echo "  DALI=cuda120|cuda130      which DALI wheel;  PYTHON=python3.12  which Python"
 
 setup: ## virtual environment .venv from the lock file (done by every other target)
 	@launch/setup.sh $(LOCK) $(PYTHON)
 
 train: setup ## train CONFIG (the Fashion-MNIST demo by default); again to resume
-	@$(RUN) -m launch.start $(if $(PROCS),--processes $(PROCS)) $(CONFIG) $(ARGS)
+	@$(RUN) -m launch.start $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
+	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(SSH),--ssh "$(SSH)") $(if $(DRY),--dry) $(CONFIG) $(ARGS)
 
 data: setup ## fetch, verify and pack Fashion-MNIST (done by train)
 	@$(RUN) -m pipeline.fashion_mnist

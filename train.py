@@ -21,6 +21,7 @@ from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
 from launch.steps import Agreed, Agreement, Clock, SaveRhythm, SkippedSteps
 from launch.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
+from launch.watch import watched
 
 
 def main(arguments: list[str]) -> int:
@@ -244,4 +245,4 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(watched(main, sys.argv[1:]))

@@ -1,11 +1,13 @@
 """Starting a run: who we are, what is started, and what ranks agree on."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,7 +19,7 @@ from ranks import run_ranks
 
 from config.recipe import ROOT, ConfigError
 from launch.cluster import Cluster, cluster_from_environment, connected, free_port
-from launch.start import launch_command
+from launch.node import launch_command
 from launch.steps import Agreement
 from launch.stopping import STOPPED_EARLY
 
@@ -61,11 +63,12 @@ def test_an_environment_that_contradicts_itself_is_one_line(environment, message
         cluster_from_environment(environment)
 
 
-def test_the_launcher_is_deepspeed_with_the_processes_asked_for():
-    command = launch_command(3, 29501, ["config/demo.yaml", "run.epochs=1"])
+def test_on_a_node_the_launcher_is_deepspeed():
+    command = launch_command(Path("hosts"), 3, "node0", 29501, ["config/demo.yaml", "run.epochs=1"])
     assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
-    assert command[command.index("--num_gpus") + 1] == "3"
-    assert command[command.index("--master_port") + 1] == "29501"
+    given = dict(itertools.pairwise(command))
+    assert given["--node_rank"] == "3" and given["--master_addr"] == "node0" and given["--master_port"] == "29501"
+    assert "--no_ssh" in command and given["--hostfile"] == "hosts"
     assert command[-3:] == [str(ROOT / "train.py"), "config/demo.yaml", "run.epochs=1"]
 
 
@@ -74,8 +77,7 @@ def test_dry_prints_the_command_and_starts_nothing():
     done = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
-    assert "deepspeed.launcher.runner" in done.stdout
-    assert "--num_gpus 2" in done.stdout
+    assert "-m launch.node --rank 0 --processes 2 --master 127.0.0.1" in done.stdout
 
 
 def test_processes_that_the_batch_does_not_split_over_are_refused():
@@ -123,7 +125,7 @@ def test_a_signal_before_the_processes_are_there_reaches_them_all(tmp_path):
 
 
 def launcher_of(pid):
-    return [c for c in psutil.Process(pid).children() if "deepspeed.launcher.runner" in c.cmdline()]
+    return [c for c in psutil.Process(pid).children(recursive=True) if "deepspeed.launcher.runner" in c.cmdline()]
 
 
 def wait_for(condition, process):

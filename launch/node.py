@@ -1,0 +1,167 @@
+"""A node's part of a run: the deepspeed launcher on its processes, watched; started by `launch.start` on every node.
+
+    python -m launch.node --rank I --processes 8,8,8,8 --master ADDRESS --port P RECIPE.yaml [key=value ...]
+
+Standard input is the line to `launch.start`: SIGTERM or SIGUSR1 on it goes to all training processes here; SIGKILL, or
+its end (whoever started us is gone), kills them. When a process dies the others have ten seconds. Nothing is left
+behind, not even by a launcher that was killed itself. Exit code: the launcher's, 1 if a process died. The one line on
+standard output is JSON: which ranks died, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from config.recipe import ROOT
+from launch.machine import launch_environment
+from launch.nodes import Node, hostfile_text
+from launch.stopping import stop_signals
+from launch.watch import WORDS, word_of
+
+GRACE = 10.0  # seconds that the others have once a process has died
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.node", description=__doc__.splitlines()[0])
+    parser.add_argument("--rank", required=True, help="of this node; slurm: as SLURM_NODEID says")
+    parser.add_argument("--processes", required=True, help="on each node: 8,8,8,8")
+    parser.add_argument("--master", required=True, help="address of node 0")
+    parser.add_argument("--port", type=int, required=True, help="where its process 0 listens")
+    parser.add_argument("settings", nargs="+", help="a recipe and key=value settings")
+    options = parser.parse_args(arguments)
+    rank = int(os.environ["SLURM_NODEID"] if options.rank == "slurm" else options.rank)
+    counts = [int(count) for count in options.processes.split(",")]
+    # Descendants whose parents die become our children: none is ever out of reach.
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
+        hostfile = Path(scratch) / "hosts"
+        hostfile.write_text(hostfile_text([Node("", count) for count in counts]))
+        command = launch_command(hostfile, rank, options.master, options.port, options.settings)
+        return Watch(command, Path(scratch), counts[rank]).run()
+
+
+def launch_command(hostfile: Path, rank: int, master: str, port: int, settings: list[str]) -> list[str]:
+    """The deepspeed launcher's command line on the node number `rank`."""
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--no_local_rank"),
+        *("--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(rank)),
+        *("--master_addr", master, "--master_port", str(port), str(ROOT / "train.py"), *settings),
+    ]
+
+
+class Watch:
+    """The launcher of a node and the processes below it."""
+
+    def __init__(self, command: list[str], scratch: Path, processes: int) -> None:
+        self.words, self.processes = scratch, processes
+        self.ranks: dict[int, int] = {}  # training processes that were seen: pid -> rank
+        self.ends: dict[int, dict[str, Any]] = {}  # rank -> its last word, of those that ended badly
+        self.deadline = float("inf")
+        self.signals = stop_signals()
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)  # below us they wait for `launch.stopping.StopSignal`
+        environment = launch_environment(processes) | {WORDS: str(scratch)}
+        self.launcher = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+        )
+        os.set_blocking(0, False)
+
+    def run(self) -> int:
+        """Until the launcher has ended; what is left below it then is killed. The last line says how it went."""
+        wanted: int | None = None
+        told: set[int] = set()
+        try:
+            while self.launcher.poll() is None:
+                received = signal.sigtimedwait(self.signals, 0.2)
+                order = received.si_signo if received is not None else order_of(0)
+                if order is not None:
+                    wanted = order
+                    told.clear()
+                alive = self._look()
+                if wanted == signal.SIGKILL or time.monotonic() > self.deadline:
+                    break
+                for process in alive if wanted is not None else []:
+                    if process.pid not in told:
+                        told.add(process.pid)
+                        process.send_signal(signal.SIGUSR1 if wanted == signal.SIGUSR1 else signal.SIGTERM)
+            self._look()
+        finally:
+            self._kill_all()
+        code = self.launcher.returncode
+        well = sum(word_of(self.words, pid) is not None for pid in self.ranks)
+        if code <= 0 and well < self.processes and wanted != signal.SIGKILL and not self.ends:
+            error = f"the launcher ended before its processes: {well} of {self.processes} came to their end"
+            self.ends[-1] = {"error": error, "time": time.time()}
+        died = [
+            {"rank": rank, "host": socket.gethostname(), "error": word["error"], "time": word["time"]}
+            for rank, word in self.ends.items()
+        ]
+        print(json.dumps({"died": died}), flush=True)
+        return 1 if code < 0 or died else code
+
+    def _look(self) -> list[Any]:
+        """The training processes that live. Of those that have gone the ones that ended badly are noted."""
+        import psutil
+
+        found = []
+        for process in psutil.Process().children(recursive=True):
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and str(ROOT / "train.py") in process.cmdline():
+                    rank = process.environ().get("RANK")
+                    if rank is not None:
+                        self.ranks.setdefault(process.pid, int(rank))
+                        found.append(process)
+            except psutil.Error:  # ended in the meantime
+                continue
+        living = {process.pid for process in found}
+        for pid, rank in self.ranks.items():
+            if pid not in living and rank not in self.ends:
+                word = word_of(self.words, pid) or {
+                    "code": 1,
+                    "error": "killed, or crashed without a word",
+                    "time": 0.0,
+                }
+                if word["code"]:
+                    self.deadline = min(self.deadline, time.monotonic() + GRACE)
+                if word["error"]:
+                    self.ends[rank] = word
+        return found
+
+    def _kill_all(self) -> None:
+        """Every process below us, again until there is none."""
+        import psutil
+
+        while self.launcher.poll() is None or psutil.Process().children():
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    process.kill()
+            time.sleep(0.05)
+            if self.launcher.poll() is not None:  # what it left has become our child
+                with suppress(ChildProcessError):
+                    while os.waitpid(-1, os.WNOHANG)[0]:
+                        pass
+
+
+def order_of(descriptor: int) -> int | None:
+    """What the line to launch.start says, None if nothing new; its end is SIGKILL."""
+    try:
+        text = os.read(descriptor, 4096)
+    except BlockingIOError:
+        return None
+    return signal.Signals[text.decode().split()[-1]] if text.strip() else signal.SIGKILL
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
