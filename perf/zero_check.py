@@ -84,7 +84,7 @@ def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True
             base = run_case(Case(0, ranks, "fp64", sync=0), first, STATES, STEPS)
             bar.update()
             found = run_case(one, Path(scratch) / f"one-{ranks}", STATES, STEPS, reference=first)
-            rows.append(row_of(one, found, base["losses"]) | {"ranks": f"1 for {ranks}"})
+            rows.append(row_of(one, found, base["losses"]) | {"ranks": ranks})
             bar.update()
         exact = run_case(Case(0, 2, tiny=True), Path(scratch) / "exact", 0, HALF_STEPS)
         bar.update()
