@@ -258,6 +258,14 @@ def test_start_passes_a_signal_on_to_all_processes(workplace):
     assert "the same command resumes" in output
 
 
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_losses(workplace, undisturbed):
+    train(workplace, "compiled", "engine.compile=true")
+    compiled = losses(workplace, "compiled")
+    for step in range(1, 7):
+        assert compiled[step] == pytest.approx(undisturbed[1][step], rel=1e-5)
+
+
 def test_another_recipe_in_the_same_directory_is_refused(workplace, undisturbed):
     process = train(workplace, "undisturbed", "optimizer.base_lr=0.7", wait=False)
     output, _ = process.communicate(timeout=120)
