@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import re
 import subprocess
 import sys
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
-from launch.cluster import free_port
 
 PARTS = ("numerics", "decode", "step", "tests")
 MARKS = {"H200": 1300.0, "H100": 1100.0}  # images a second of ResNet-50, 2x224 + 6x96
@@ -157,20 +155,14 @@ def run_step(case: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     from perf.gpu_step import run_rank
+    from perf.ranks import run_ranks
 
-    context, port = multiprocessing.get_context("spawn"), free_port()
     with tempfile.TemporaryDirectory() as scratch:
-        processes = [
-            context.Process(target=run_rank, args=(rank, case, port, Path(scratch))) for rank in range(case.ranks)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        written = Path(scratch) / "step.json"
-        if written.exists():
-            return json.loads(written.read_text())
-        return asdict(case) | {"error": f"exit codes {[process.exitcode for process in processes]}"}
+        try:
+            run_ranks(run_rank, case.ranks, case, Path(scratch), on_gpu=case.on_gpu)
+        except RuntimeError as error:
+            return asdict(case) | {"error": str(error)}
+        return json.loads((Path(scratch) / "step.json").read_text())
 
 
 def show(part: str, found: dict[str, Any]) -> None:

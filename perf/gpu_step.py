@@ -8,7 +8,6 @@ in forward and backward (its batch norm, ReLU, sum and their gradients), which f
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -36,13 +35,8 @@ class StepCase:
     on_gpu: bool = True
 
 
-def run_rank(rank: int, case: StepCase, port: int, folder: Path) -> None:
+def run_rank(rank: int, case: StepCase, folder: Path) -> None:
     """As a rank of the case; rank 0 writes what it measured to `folder`/step.json."""
-    warnings.simplefilter("ignore")
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()}
-    if not case.on_gpu:
-        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     from launch.cluster import Cluster, connected
 
     cluster = Cluster(rank, case.ranks, rank, case.ranks)

@@ -27,16 +27,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch.cluster import free_port
 from launch.engine import PERSISTENT
 from perf.memory_ranks import Case, run_rank
+from perf.ranks import run_ranks
 from pipeline.folder import progress_bar
 
 HEAD = {"embedding_dim": 128, "prototypes": 3000}
@@ -133,18 +132,9 @@ def measured(models: list[str], precision: str) -> list[dict[str, Any]]:
 def run(case: Case) -> list[dict[str, float]]:
     """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that what is let go of goes back to the system
-    context, port = multiprocessing.get_context("spawn"), free_port()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        ranks = [context.Process(target=run_rank, args=(rank, case, port, folder)) for rank in range(case.ranks)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        files = [folder / f"{rank}.json" for rank in range(case.ranks)]
-        if not all(file.exists() for file in files):
-            raise RuntimeError(f"{case}: exit codes {[process.exitcode for process in ranks]}")
-        return [json.loads(file.read_text()) for file in files]
+        run_ranks(run_rank, case.ranks, case, Path(scratch))
+        return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 
 def parameters_of(name: str) -> tuple[int, int]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +33,8 @@ class Case:
     precision: str = "fp32"
 
 
-def run_rank(rank: int, case: Case, port: int, folder: Path) -> None:
+def run_rank(rank: int, case: Case, folder: Path) -> None:
     """As rank `rank` of the case; writes MB to `folder`/RANK.json: `peak` of the third step, and `after` it."""
-    warnings.simplefilter("ignore")
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()} | {
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    torch.set_num_threads(1)
     from launch.cluster import Cluster, connected
 
     if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from launch.cluster import Cluster, connected, free_port
+from launch.cluster import Cluster, connected
 from perf.memory import MODELS
+from perf.ranks import run_ranks
 from perf.zero_check import machine
 
 SAVES, QUEUE, MINUTES = 5, 3840, 10
@@ -54,15 +52,8 @@ def main(arguments: list[str]) -> int:
 
 def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
     """A row: the state of `model` saved by so many ranks of this machine."""
-    context, port = multiprocessing.get_context("spawn"), free_port()
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        processes = [
-            context.Process(target=run_rank, args=(rank, ranks, port, model, Path(scratch))) for rank in range(ranks)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
+        run_ranks(run_rank, ranks, ranks, model, Path(scratch))
         found = json.loads((Path(scratch) / "found.json").read_text())
     seconds = found["seconds"]
     share = median(seconds) / (60 * MINUTES + median(seconds))
@@ -70,15 +61,8 @@ def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
     return row | {"longest": max(seconds), "load_seconds": found["load_seconds"], "share": share}
 
 
-def run_rank(rank: int, ranks: int, port: int, model: str, folder: Path) -> None:
+def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
     """As a rank: one step's worth of state, saved and loaded; rank 0 writes `folder`/found.json."""
-    warnings.simplefilter("ignore")
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
     from launch.build import build_network
     from launch.checkpoint import load_checkpoint, save_checkpoint
     from model.lars import LARS, parameter_groups

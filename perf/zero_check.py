@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
-from launch.cluster import free_port
+from perf.ranks import run_ranks
 from perf.zero_ranks import FILE, Case, run_rank
 from pipeline.folder import progress_bar
 
@@ -100,18 +99,7 @@ def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True
 def run_case(case: Case, folder: Path, states: int, steps: int, reference: Path | None = None) -> dict[str, Any]:
     """What rank 0 wrote of a case, run in processes of its own. Raises RuntimeError if one of them fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [
-        context.Process(target=run_rank, args=(rank, case, port, folder, states, steps, reference))
-        for rank in range(case.ranks)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    codes = [process.exitcode for process in ranks]
-    if any(codes):
-        raise RuntimeError(f"{case}: exit codes {codes}")
+    run_ranks(run_rank, case.ranks, case, folder, states, steps, reference, on_gpu=case.on_gpu)
     return json.loads((folder / FILE).read_text())
 
 

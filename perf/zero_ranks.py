@@ -8,8 +8,6 @@ on a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stri
 from __future__ import annotations
 
 import json
-import os
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,18 +47,12 @@ class Case:
     overlap: bool | None = None
 
 
-def run_rank(rank: int, case: Case, port: int, folder: Path, states: int, steps: int, reference: Path | None) -> None:
+def run_rank(rank: int, case: Case, folder: Path, states: int, steps: int, reference: Path | None) -> None:
     """As rank `rank` of a case: `steps` steps, then, given a `reference`'s folder, from each of its `states` states one
     step that is compared with its. Rank 0 writes `folder`/rank0.json, and a case without reference its states."""
-    warnings.simplefilter("ignore")
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()}
     if case.on_gpu:
         torch.backends.cudnn.allow_tf32 = False  # rounding is what is compared
         torch.backends.cudnn.deterministic = True
-    else:
-        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    torch.set_num_threads(1)
     from launch.cluster import Cluster, connected
 
     if case.precision in ("fp16", "fp64") and not case.on_gpu:  # DeepSpeed refuses them on CPUs, torch computes them

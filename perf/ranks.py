@@ -1,0 +1,42 @@
+"""A function run by several ranks of this machine, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from launch.cluster import free_port
+
+
+def run_ranks(function: Callable[..., None], ranks: int, *arguments: Any, on_gpu: bool = False) -> None:
+    """`function(rank, *arguments)` on all ranks at once, who find their place in the environment.
+
+    on_gpu: a GPU for each; otherwise none sees one, and each has a single thread. Raises RuntimeError, with the exit
+    codes, if one fails.
+    """
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    processes = [
+        context.Process(target=_rank, args=(rank, ranks, port, on_gpu, function, arguments)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    codes = [process.exitcode for process in processes]
+    if any(codes):
+        raise RuntimeError(f"{arguments[0]}: exit codes {codes}")
+
+
+def _rank(rank: int, ranks: int, port: int, on_gpu: bool, function: Callable[..., None], arguments: Any) -> None:
+    warnings.simplefilter("ignore")
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in own.items()}
+    if not on_gpu:
+        os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        torch.set_num_threads(1)
+    function(rank, *arguments)
