@@ -51,12 +51,17 @@ FOLDER = Path("data/bench")  # made images, tables, and what is written for a ru
 MEMORY_BATCH, MEMORY_EPOCHS = 256, 10
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an import of numba, Python
+    ends by the signal and not with our exit code, although we catch it."""
+
+
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
     stopped: list[BaseException] = []
 
     def stop(number: int, _frame: Any) -> None:
-        stopped.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number))
+        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(128 + number))
         raise stopped[0]
 
     for number in (signal.SIGINT, signal.SIGTERM):

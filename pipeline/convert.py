@@ -296,13 +296,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+class Stopped(KeyboardInterrupt):
+    """By the signal of this number. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an
+    import of numba, Python ends by SIGINT and not with our exit code, although we catch it."""
+
+
 def stop(number: int, frame: Any) -> None:
     """On SIGINT and SIGTERM: nobody waits for parts under way, they would be begun anew anyway."""
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, signal.SIG_IGN)  # a second one would disturb the tidying up
     for child in multiprocessing.active_children():
         child.terminate()
-    raise KeyboardInterrupt(number)
+    raise Stopped(number)
 
 
 def positive(name: str, text: Any, least: int = 1) -> int:

@@ -184,6 +184,21 @@ def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("module", "work", "arguments"),
+    [("perf.loader", "run", []), ("pipeline.convert", "convert", ["a", "b", "--format=index"])],
+)
+def test_sigint_within_exec_of_a_text_ends_it_with_the_same_code(tmp_path, module, work, arguments):
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print()"  # as imports of numba do
+    (tmp_path / "stopped.py").write_text(
+        f"import sys\nimport {module} as program\nprogram.{work} = lambda *_, **__: exec({interrupt!r})\n"
+        f"sys.exit(program.main({arguments}))"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", "stopped"], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 130, done.stderr
+
+
+@pytest.mark.parametrize(
     ("flags", "told"),
     [
         (["--images", "0"], "swave: --images=0: expected at least 1"),
