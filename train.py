@@ -17,9 +17,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import load_config
+from launch.agreement import Agreed, Agreement
 from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
-from launch.steps import Agreed, Agreement, Clock, SaveRhythm, SkippedSteps
+from launch.steps import Clock, SaveRhythm, SkippedSteps
 from launch.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 from launch.watch import watched
 
@@ -97,8 +98,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
             journal.say(f"auto: {choice}")
         journal.check_same_run(config, checkpoints, len(table.usable()), table.digest())
 
-    total_steps, dtype, parts = config.run.epochs * steps, input_dtype(config), config.engine.accumulation
-    agreement, stop_signal.at_once = Agreement(cluster.world_size), False
+    stop_signal.at_once, total_steps = False, config.run.epochs * steps
+    dtype, parts = input_dtype(config), config.engine.accumulation
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
     with connected(cluster), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
@@ -128,18 +129,16 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
             pixels = pixel_knn(labelled, crops, config, device)
             journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
         clock.start_training()
-        first_step = step
+        first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
 
         def observe(agreed: Agreed | None) -> None:
-            """Log the step that all ranks have agreed on, or end the run if its loss was not finite."""
+            """Log the step that all ranks have agreed on, or end the run if a loss was not finite."""
             if agreed is None:
                 return
-            if agreed.not_finite:
-                raise not_finite(agreed.step, f"the loss is not finite on {agreed.not_finite} processes", last_saved)
-            speed = (step - first_step) * batch / clock.in_loop
-            journal.progress(epoch, agreed.loss, speed)
+            if agreed.bad_step is not None:
+                raise not_finite(agreed.bad_step, f"the loss is not finite on {agreed.bad_ranks} processes", last_saved)
             if agreed.step % config.run.log_every == 0:
-                rate = learning_rates[agreed.step - 1]
+                rate, speed = learning_rates[agreed.step - 1], clock.rate((step - first_step) * batch)
                 values = {"epoch": epoch, "loss": agreed.loss, "lr": rate, "images_per_second": speed}
                 if config.engine.precision == "fp16":
                     values |= {"skipped_steps": skipped.total / (step - first_step), "loss_scale": engine.loss_scale()}
@@ -198,6 +197,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
 
                 agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.wanted)
                 observe(agreed)
+                journal.progress(epoch, clock.rate((step - first_step) * batch))
                 if step % steps and (rhythm.due(step, agreement) or agreement.stop):  # else at the end of the epoch
                     last_saved = save(needed=agreement.stop)
                     if agreement.stop:

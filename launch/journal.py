@@ -39,6 +39,7 @@ class Journal:
         self._tensorboard: Any = None
         self._metrics: Any = None
         self._lock: Any = None
+        self._loss: float | None = None  # the last one logged, for the bar
 
     def finished(self, config: DictConfig) -> bool:
         """Whether the directory holds a run that is done; then its result is said again. Raises ConfigError if it is
@@ -129,15 +130,17 @@ class Journal:
             bar_format=BAR,
         )
 
-    def progress(self, epoch: int, loss: float, images_per_second: float) -> None:
+    def progress(self, epoch: int, images_per_second: float) -> None:
         """One step further on the bar."""
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {epoch + 1}", refresh=False)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {images_per_second:,.0f} images/s", refresh=False)
+            loss = "" if self._loss is None else f"loss {self._loss:.3f}, "
+            self._bar.set_postfix_str(f"{loss}{images_per_second:,.0f} images/s", refresh=False)
             self._bar.update(1)
 
     def log(self, step: int, values: dict[str, float | int]) -> None:
         """One line of metrics.jsonl and one point a curve in TensorBoard."""
+        self._loss = values.get("loss", self._loss)
         if self._metrics is not None:
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():

@@ -1,67 +1,12 @@
-"""What the loop keeps count of: what all ranks know of the step before, when to save, skipped steps, seconds."""
+"""What the loop keeps count of: when to save, skipped steps, seconds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from config.recipe import parse_every
+from launch.agreement import Agreement
 from launch.stopping import TrainingStopped
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """Of `step`: mean `loss` over the ranks (nan if not finite somewhere), and on how many ranks it was not finite."""
-
-    step: int
-    loss: float
-    not_finite: int
-
-
-class Agreement:
-    """What all ranks know of the step before: mean loss, whether it is finite everywhere, whether one is to stop.
-
-    One all-reduce of four numbers a step, started after the step and read after the next one, so that the host never
-    waits for the device to finish a step.
-    """
-
-    def __init__(self, world_size: int):
-        self.world_size = world_size
-        self.stop = self.save = False  # whether some rank has wished so; once true they stay
-        self._pending: tuple[int, Any, Callable[[], Any]] | None = None
-
-    def exchange(self, step: int, loss: Any, stop: bool, save: bool = False) -> Agreed | None:
-        """Start agreeing about `step` (loss: this rank's, a scalar tensor); the result for the step before, if any."""
-        import torch
-        import torch.distributed as dist
-
-        before = self.settle()
-        value = loss.detach().double()
-        finite = torch.isfinite(value)
-        wishes = [torch.full_like(value, float(wish)) for wish in (stop, save)]
-        vector = torch.stack([torch.where(finite, value, 0.0), (~finite).double(), *wishes])
-        work = dist.all_reduce(vector, async_op=True)
-        vector_on_gpu = vector.is_cuda
-        if vector_on_gpu:
-            work.wait()  # the stream waits, not the host
-            vector = vector.to("cpu", non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-        self._pending = step, vector, copied.synchronize if vector_on_gpu else work.wait
-        return before
-
-    def settle(self) -> Agreed | None:
-        """The result for the step exchanged last, waiting for it if need be; None if it was already taken."""
-        if self._pending is None:
-            return None
-        step, vector, wait = self._pending
-        self._pending = None
-        wait()  # for the collective (CPU) or for the copy to the host (GPU)
-        total, bad, stop, save = vector.tolist()
-        self.stop, self.save = self.stop or stop > 0, self.save or save > 0
-        return Agreed(step, float("nan") if bad else total / self.world_size, int(bad))
 
 
 class SaveRhythm:
@@ -98,13 +43,13 @@ class Clock:
     def start_training(self) -> None:
         self._loop = time.monotonic()
 
-    @property
-    def in_loop(self) -> float:
-        """Seconds in the training loop since this start."""
-        return time.monotonic() - self._loop
+    def rate(self, images: int) -> float:
+        """Images a second, of those in the training loop since this start."""
+        return images / (time.monotonic() - self._loop)
 
     def state_dict(self) -> dict[str, float]:
-        here = {"seconds": time.monotonic() - self._started, "training_seconds": self.in_loop}
+        now = time.monotonic()
+        here = {"seconds": now - self._started, "training_seconds": now - self._loop}
         return {name: self._earlier[name] + value for name, value in here.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

@@ -50,10 +50,10 @@ def run_rank(rank: int, case: StepCase, folder: Path) -> None:
 def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     """Steps as in train.py, without a loader; figures of rank 0."""
     from config.recipe import load_config
+    from launch.agreement import Agreement
     from launch.build import build_network, build_queue
     from launch.engine import build_engine, input_dtype
     from launch.fit import fit
-    from launch.steps import Agreement
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor
     from model.optimizer import build_optimizer, set_step
@@ -75,7 +75,8 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
         build_queue(config, cluster),
         CodeMonitor(config.model.prototypes, config.model.embedding_dim, device),
     )
-    agreement, assigning = Agreement(cluster.world_size), list(config.swav.assigning)
+    agreement = Agreement(cluster.world_size, device, config.run.log_every)
+    assigning = list(config.swav.assigning)
     images = [
         torch.randn(len(views) * here, 3, size, size, device=device)
         .to(input_dtype(config))

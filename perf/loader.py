@@ -52,8 +52,8 @@ MEMORY_BATCH, MEMORY_EPOCHS = 256, 10
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an import of numba, Python
-    ends by the signal and not with our exit code, although we catch it."""
+    """SIGINT. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an import of numba,
+    Python ends by the signal and not with our exit code, although we catch it."""
 
 
 def main(arguments: list[str]) -> int:

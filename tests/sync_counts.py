@@ -56,7 +56,7 @@ def count(rank, ranks, port, arguments, out):
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     import train
-    from launch.steps import Agreement
+    from launch.agreement import Agreement
 
     found, steps = [], []
     exchange = Agreement.exchange

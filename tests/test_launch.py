@@ -18,9 +18,9 @@ from PIL import Image
 from ranks import run_ranks
 
 from config.recipe import ROOT, ConfigError
+from launch.agreement import Agreement
 from launch.cluster import Cluster, cluster_from_environment, connected, free_port
 from launch.node import launch_command
-from launch.steps import Agreement
 from launch.stopping import STOPPED_EARLY
 
 PORT = {"MASTER_PORT": "29500"}
@@ -160,26 +160,21 @@ def test_ranks_end_with_0_right_after_a_collective():
 
 
 def agreements(rank):
-    """What each rank hears of three steps: an ordinary one, one with a loss that is not finite, one with a signal."""
-    agreement = Agreement(world_size=2)
-    heard = [agreement.exchange(1, torch.tensor(1.0 + rank), stop=False)]
-    heard.append(agreement.exchange(2, torch.tensor(float("nan") if rank == 1 else 1.0), stop=False))
-    heard.append(agreement.exchange(3, torch.tensor(2.0), stop=rank == 1))
-    stops = [agreement.stop]
-    heard.append(agreement.settle())
-    heard.append(agreement.settle())
-    stops.append(agreement.stop)  # stays, though nobody wishes it any more
-    told = [None if agreed is None else (agreed.step, agreed.loss, agreed.not_finite) for agreed in heard]
-    return [*told, stops]
+    """What each rank hears of seven steps, with losses shared every second one: rank 1 has one that is not finite in
+    step 3, and a signal in step 5."""
+    agreement, heard, stops = Agreement(world_size=2, device="cpu", every=2), [], []
+    for step in range(1, 8):
+        loss = torch.tensor(float("nan") if (step, rank) == (3, 1) else float(step + rank))
+        heard.append(agreement.exchange(step, loss, stop=(step, rank) == (5, 1)))
+        stops.append(agreement.stop)
+    heard += [agreement.settle(), agreement.settle()]
+    return [None if one is None else (one.step, str(one.loss), one.bad_step, one.bad_ranks) for one in heard], stops
 
 
 def test_ranks_agree_on_losses_and_signals_one_step_later():
-    for heard in run_ranks([0, 1], agreements):
-        assert heard[0] is None
-        assert heard[1] == (1, 1.5, 0)
-        step, loss, not_finite = heard[2]
-        assert (step, not_finite) == (2, 1)
-        assert loss != loss  # nan on every rank
-        assert heard[3] == (3, 2.0, 0)
-        assert heard[4] is None
-        assert heard[5] == [False, True]
+    for heard, stops in run_ranks([0, 1], agreements):
+        assert [one[0] if one else None for one in heard] == [None, None, 2, None, 4, None, 6, 7, None]
+        assert heard[2] == (2, "2.5", None, 0)
+        assert heard[4] == (4, "4.5", 3, 1)  # no step is forgotten between two that are shared
+        assert heard[6:8] == [(6, "6.5", None, 0), (7, "7.5", None, 0)]
+        assert stops == [False] * 5 + [True] * 2  # stays, though nobody wishes it any more
