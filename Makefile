@@ -7,10 +7,10 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train data convert preview export bench zero-check kill-check gpu-check test lint lock clean
+.PHONY: help setup train cluster-check data convert preview export bench zero-check kill-check gpu-check test lint lock clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  CONFIG=config/demo.yaml   the recipe;  ARGS=\"data.path=/my/images crops.local.count=4\" overrides its settings"
 	@echo "  PROCS=2                   processes on this machine (default: one a GPU, 2 on a CPU)"
@@ -20,9 +20,14 @@ help: ## this list
 setup: ## virtual environment .venv from the lock file (done by every other target)
 	@launch/setup.sh $(LOCK) $(PYTHON)
 
+PLACES = $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
+	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(SSH),--ssh "$(SSH)")
+
 train: setup ## train CONFIG (the Fashion-MNIST demo by default); again to resume
-	@$(RUN) -m launch.start $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
-	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(SSH),--ssh "$(SSH)") $(if $(DRY),--dry) $(CONFIG) $(ARGS)
+	@$(RUN) -m launch.start $(PLACES) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(DRY),--dry) $(CONFIG) $(ARGS)
+
+cluster-check: setup ## NODES=4 HOSTFILE=hosts: are the nodes fit for a run? a table, and what mends what is wrong
+	@$(RUN) -m launch.cluster_check $(PLACES) $(CONFIG) $(ARGS)
 
 data: setup ## fetch, verify and pack Fashion-MNIST (done by train)
 	@$(RUN) -m pipeline.fashion_mnist

@@ -22,7 +22,7 @@ from launch.cluster import Cluster, cluster_from_environment, connected
 from launch.report import mistakes_end_the_run, print_error
 from launch.steps import Clock, SaveRhythm, SkippedSteps
 from launch.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
-from launch.watch import watched
+from launch.watch import mark_ending, watched
 
 
 def main(arguments: list[str]) -> int:
@@ -35,15 +35,15 @@ def main(arguments: list[str]) -> int:
         config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
     stop_signal.at_once = cluster.world_size == 1
     try:
-        train(config, cluster, stop_signal)
+        mark_ending(train(config, cluster, stop_signal))
     except TrainingStopped as error:
         print_error(error, cluster if error.on_all_ranks else Cluster())
         return 1
     return 0
 
 
-def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None:
-    """The whole run. What a user can get wrong is found before the processes meet (`connected`)."""
+def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
+    """The whole run; returns what it came to. What a user can get wrong is found before the processes meet."""
     import torch
 
     from evaluation.features import labelled_data
@@ -52,7 +52,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
     from launch.checkpoint import NotSaved, latest_checkpoint, load_checkpoint, save_checkpoint
     from launch.engine import build_engine, input_dtype
     from launch.fit import fit
-    from launch.journal import Journal, versions
+    from launch.journal import Journal
     from launch.zero import load_loss_scale, loss_scale, publish
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
@@ -73,7 +73,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
         table, test = open_splits(config.data, progress=cluster.main)
         choices = fit(config, len(table.usable()), cluster)
         if journal.finished(config):
-            return
+            return "done"
         crops, batch = crops_from_config(config.crops, config.pipeline.backend), config.run.batch_size
         labelled = labelled_data(table, test, config.evaluation.max_train)
         loader = build_loader(config, table, crops, cluster)
@@ -101,7 +101,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
     stop_signal.at_once, total_steps = False, config.run.epochs * steps
     dtype, parts = input_dtype(config), config.engine.accumulation
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
-    with connected(cluster), closing(loader), closing(journal):
+    with connected(cluster, config.launch.timeout), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
         step, last_epoch = 0, {}
         with mistakes_end_the_run(cluster):
@@ -124,7 +124,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
 
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)
-            return
+            return "not begun"
         if last_saved is None and labelled is not None:
             pixels = pixel_knn(labelled, crops, config, device)
             journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
@@ -142,7 +142,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
                 values = {"epoch": epoch, "loss": agreed.loss, "lr": rate, "images_per_second": speed}
                 if config.engine.precision == "fp16":
                     values |= {"skipped_steps": skipped.total / (step - first_step), "loss_scale": engine.loss_scale()}
-                journal.log(agreed.step, values)
+                journal.log(agreed.step, values | {"ranks": agreed.ranks})
 
         def save(needed: bool) -> Path | None:
             observe(agreement.settle())  # never save weights that a bad loss has touched
@@ -168,7 +168,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
 
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
-            for images in stopping_on_bad_data(loader):
+            for images in stopping_on_bad_data(agreement.times.waits(loader)):
                 set_step(optimizer, learning_rates[step], frozen_prototypes=step < config.swav.freeze_prototypes)
                 crop_tensors = [crop.to(device, dtype, non_blocking=True) for crop in images.crops]
                 for part in split_batch(crop_tensors, len(images.rows), parts):
@@ -176,6 +176,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
                     active = queue if epoch >= config.swav.queue.start_epoch else None
                     queued, batch_here = None if active is None else active.queued(), len(images.rows) // parts
                     embeddings, scores, queue_scores = engine(part, batch_here, queued)
+                    agreement.times.forward_ended()
 
                     # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
                     with torch.no_grad():
@@ -202,7 +203,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
                     last_saved = save(needed=agreement.stop)
                     if agreement.stop:
                         journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
-                        return
+                        return "saved"
 
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
@@ -216,7 +217,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
                 last_saved = save(needed=agreement.stop)
             if agreement.stop and epoch + 1 < config.run.epochs:
                 journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
-                return
+                return "saved"
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
                 journal.log(step, {"epoch": epoch, "knn": knn()})
         seconds = clock.state_dict()
@@ -225,7 +226,6 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
         last_saved = save(needed=True)
         journal.finish(
             {
-                "directory": config.run.directory,
                 "knn": knn() if labelled else None,
                 **(journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}),
                 "prototypes": config.model.prototypes,
@@ -239,9 +239,9 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> None
                 "world_size": cluster.world_size,
                 "unreadable_images": cluster.merge(loader.bad),
                 "checkpoint": str(last_saved),
-                "versions": versions(),
             }
         )
+        return "done"
 
 
 if __name__ == "__main__":

@@ -207,6 +207,9 @@ def check_values(config: DictConfig) -> None:
     require(not never, "swav.queue.start_epoch", f"less than run.epochs={config.run.epochs}, or swav.queue.length=0")
     for key in ("checkpoint.keep_epochs", "evaluation.every", "evaluation.max_train"):
         require_number(key, 0, "0 or more")
+    for key in ("launch.restarts", "launch.backoff"):
+        require_number(key, 0, "0 or more")
+    require_number("launch.timeout", 1, "at least 1 second")
     for key in ("data.workers", "model.hidden_dim", "swav.freeze_prototypes", "swav.queue.length"):
         require_number(key, 0, "0 or more")
     for key in ("swav.queue.start_epoch", "optimizer.warmup_epochs", "optimizer.start_lr", "optimizer.final_lr"):

@@ -7,26 +7,32 @@ device. What the devices compute (the loss, whether it is finite) stays there un
 from __future__ import annotations
 
 import math
+import socket
 from dataclasses import dataclass
 from typing import Any
+
+from launch.step_times import StepTimes, compared
+from launch.watch import beat
 
 
 @dataclass(frozen=True)
 class Agreed:
     """Of `step`: mean `loss` over the ranks; the first step since the last one shared in which a loss was not finite,
-    if any, and on how many ranks."""
+    if any, and on how many ranks; the `ranks`' times since then (`launch.step_times.compared`)."""
 
     step: int
     loss: float
-    bad_step: int | None = None
-    bad_ranks: int = 0
+    bad_step: int | None
+    bad_ranks: int
+    ranks: dict[str, Any]
 
 
 class Agreement:
     """All ranks call `exchange` after each step and hear what was agreed on about the step before.
 
     every: steps between those whose losses are shared (run.log_every). At one the ranks' rows of two float64 numbers
-    are gathered and sent to the host; it reads them after the next step is on its way. Needs the process group.
+    are gathered and sent to the host; it reads them after the next step is on its way. The ranks' times go through the
+    hosts' memory. Needs the process group.
     """
 
     def __init__(self, world_size: int, device: Any, every: int) -> None:
@@ -36,19 +42,25 @@ class Agreement:
         self.world_size, self.every = world_size, every
         self.stop = self.save = False  # whether some rank has wished so; once true they stay
         self._step = self._read = 0  # the last one exchanged, the last one whose row was read
-        self._row = torch.tensor([0.0, math.inf], dtype=torch.float64, device=device)  # loss, first step it was bad in
+        self._fine = torch.tensor(math.inf, dtype=torch.float64, device=device)
+        self._row = torch.stack([self._fine, self._fine])  # loss, first step in which it was bad
+        self._timed: Any = None
         self._rows: tuple[Any, Any] | None = None  # on their way to the host, and what to wait for
         on_host = dist.get_backend() == "gloo"
         self._hosts = None if on_host else dist.new_group(backend="gloo")
         self._wishes = torch.zeros(2, dtype=torch.float64)
         self._heard = self._wishes.numpy()  # the same memory: read as the host's own
         self._wished: Any = None
+        self.times, self._names = StepTimes(device), [""] * world_size
+        self._times = torch.zeros(world_size * 2, dtype=torch.float64)
+        dist.all_gather_object(self._names, socket.gethostname(), group=self._hosts)
 
     def exchange(self, step: int, loss: Any, stop: bool, save: bool = False) -> Agreed | None:
         """Take in `step` (loss: this rank's, a scalar tensor). What was shared of the step before, if anything."""
         import torch
         import torch.distributed as dist
 
+        beat(step)
         self._hear()
         self._heard[:] = stop, save
         self._wished = dist.all_reduce(self._wishes, op=dist.ReduceOp.MAX, group=self._hosts, async_op=True)
@@ -78,9 +90,11 @@ class Agreement:
         import torch
         import torch.distributed as dist
 
+        times = torch.tensor(self.times.take(), dtype=torch.float64)
+        self._timed = dist.all_gather_into_tensor(self._times, times, group=self._hosts, async_op=True)
         rows = torch.empty(self.world_size * 2, dtype=torch.float64, device=self._row.device)
         work = dist.all_gather_into_tensor(rows, self._row, async_op=True)
-        self._row = self._row.new_tensor([0.0, math.inf])
+        self._row = torch.stack([self._fine, self._fine])
         if not rows.is_cuda:
             self._rows = rows, work.wait
             return
@@ -98,5 +112,7 @@ class Agreement:
         wait()  # for the collective (CPU) or for the copy to the host (GPU)
         losses, bad_steps = zip(*rows.view(-1, 2).tolist(), strict=True)
         self._read, first = self._step, min(bad_steps)
-        bad = (int(first), bad_steps.count(first)) if first < math.inf else (None, 0)
-        return Agreed(self._step, sum(losses) / self.world_size, *bad)
+        self._timed.wait()
+        ranks = compared(self._times.view(-1, 2).numpy().tolist(), self._names)
+        bad_step, bad_ranks = (int(first), bad_steps.count(first)) if first < math.inf else (None, 0)
+        return Agreed(self._step, sum(losses) / self.world_size, bad_step, bad_ranks, ranks)

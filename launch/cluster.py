@@ -89,8 +89,9 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
 
 
 @contextmanager
-def connected(cluster: Cluster, timeout: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """The process group (NCCL on GPUs, gloo on CPUs) for the time of the block."""
+def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
+    """The process group (NCCL on GPUs, gloo on CPUs) for the time of the block. timeout: seconds after which a process
+    that waits for the others fails (launch.timeout)."""
     import torch
 
     from launch.engine import quiet_deepspeed
@@ -110,7 +111,7 @@ def connected(cluster: Cluster, timeout: timedelta = timedelta(minutes=30)) -> I
     if cluster.world_size == 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     backend = "nccl" if device.type == "cuda" else "gloo"
-    quiet_deepspeed().init_distributed(backend, timeout=timeout, verbose=False)
+    quiet_deepspeed().init_distributed(backend, timeout=timedelta(seconds=timeout), verbose=False)
     try:
         yield
     finally:

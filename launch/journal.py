@@ -23,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", 
 # Settings that may differ when a run is resumed; any other difference makes it another run.
 CHANGEABLE = (
     "run.directory run.epochs run.log_every checkpoint data.cache data.path data.test data.workers "
-    "data.max_bad_fraction pipeline evaluation engine"
+    "data.max_bad_fraction pipeline evaluation engine launch"
 ).split()
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
@@ -97,7 +97,7 @@ class Journal:
             )
         for key, change in changes.items():
             if (
-                not key.startswith(("run.", "checkpoint.", "pipeline.", "data.workers", "data.cache"))
+                not key.startswith(("run.", "checkpoint.", "pipeline.", "launch.", "data.workers", "data.cache"))
                 or key == "run.epochs"
             ):
                 self.say(f"changed since the last checkpoint: {key}: {change}")
@@ -138,13 +138,14 @@ class Journal:
             self._bar.set_postfix_str(f"{loss}{images_per_second:,.0f} images/s", refresh=False)
             self._bar.update(1)
 
-    def log(self, step: int, values: dict[str, float | int]) -> None:
-        """One line of metrics.jsonl and one point a curve in TensorBoard."""
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and of each number in it a point of TensorBoard's curves."""
         self._loss = values.get("loss", self._loss)
         if self._metrics is not None:
             self._metrics.write(json.dumps({"step": step, **values}) + "\n")
             for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+                if not isinstance(value, dict):
+                    self._tensorboard.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         """A line to the terminal, above the bar."""
@@ -166,6 +167,7 @@ class Journal:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """The run is done: summary.json is its marker; the closing table is said."""
+        summary = {"directory": str(self.directory), **summary, "versions": versions()}
         self.record("summary.json", summary)
         self.close()
         self.say(closing_table(summary))

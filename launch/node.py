@@ -3,9 +3,10 @@
     python -m launch.node --rank I --processes 8,8,8,8 --master ADDRESS --port P RECIPE.yaml [key=value ...]
 
 Standard input is the line to `launch.start`: SIGTERM or SIGUSR1 on it goes to all training processes here; SIGKILL, or
-its end (whoever started us is gone), kills them. When a process dies the others have ten seconds. Nothing is left
-behind, not even by a launcher that was killed itself. Exit code: the launcher's, 1 if a process died. The one line on
-standard output is JSON: which ranks died, and why.
+its end (whoever started us is gone), kills them, and so does a long silence of one that has spoken. When a process dies
+the others have ten seconds, then, as on SIGABRT, they write their stacks and are killed. Nothing is left behind, not
+even by a launcher that was killed itself. Exit code: the launcher's, 1 if a process died. The one line on standard
+output is JSON: which ranks died and why, the last step, what process 0 came to, and where stacks were written.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -28,9 +30,10 @@ from config.recipe import ROOT
 from launch.machine import launch_environment
 from launch.nodes import Node, hostfile_text
 from launch.stopping import stop_signals
-from launch.watch import WORDS, word_of
+from launch.watch import STACKS, WORDS, stacks_of, step_of, word_of
 
 GRACE = 10.0  # seconds that the others have once a process has died
+SILENCE = 20.0  # seconds after which launch.start, which says something every four, is given up
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -40,7 +43,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", required=True, help="on each node: 8,8,8,8")
     parser.add_argument("--master", required=True, help="address of node 0")
     parser.add_argument("--port", type=int, required=True, help="where its process 0 listens")
-    parser.add_argument("settings", nargs="+", help="a recipe and key=value settings")
+    parser.add_argument("--directory", type=Path, help="the run's: stacks of processes that die go to stacks/ there")
+    parser.add_argument("--script", default="train.py", help="what the processes run")
+    parser.add_argument("settings", nargs="*", help="a recipe and key=value settings")
     options = parser.parse_args(arguments)
     rank = int(os.environ["SLURM_NODEID"] if options.rank == "slurm" else options.rank)
     counts = [int(count) for count in options.processes.split(",")]
@@ -49,27 +54,30 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
         hostfile = Path(scratch) / "hosts"
         hostfile.write_text(hostfile_text([Node("", count) for count in counts]))
-        command = launch_command(hostfile, rank, options.master, options.port, options.settings)
-        return Watch(command, Path(scratch), counts[rank]).run()
+        script = str(ROOT / options.script)
+        command = launch_command(hostfile, rank, options.master, options.port, [script, *options.settings])
+        return Watch(command, Path(scratch), counts[rank], script, options.directory).run()
 
 
-def launch_command(hostfile: Path, rank: int, master: str, port: int, settings: list[str]) -> list[str]:
+def launch_command(hostfile: Path, rank: int, master: str, port: int, program: list[str]) -> list[str]:
     """The deepspeed launcher's command line on the node number `rank`."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--no_local_rank"),
         *("--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(rank)),
-        *("--master_addr", master, "--master_port", str(port), str(ROOT / "train.py"), *settings),
+        *("--master_addr", master, "--master_port", str(port), *program),
     ]
 
 
 class Watch:
     """The launcher of a node and the processes below it."""
 
-    def __init__(self, command: list[str], scratch: Path, processes: int) -> None:
-        self.words, self.processes = scratch, processes
+    def __init__(
+        self, command: list[str], scratch: Path, processes: int, script: str, directory: Path | None = None
+    ) -> None:
+        self.words, self.processes, self.script, self.directory = scratch, processes, script, directory
         self.ranks: dict[int, int] = {}  # training processes that were seen: pid -> rank
         self.ends: dict[int, dict[str, Any]] = {}  # rank -> its last word, of those that ended badly
-        self.deadline = float("inf")
+        self.deadline = self.silent_at = float("inf")
         self.signals = stop_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)  # below us they wait for `launch.stopping.StopSignal`
         environment = launch_environment(processes) | {WORDS: str(scratch)}
@@ -82,34 +90,79 @@ class Watch:
         """Until the launcher has ended; what is left below it then is killed. The last line says how it went."""
         wanted: int | None = None
         told: set[int] = set()
+        stacks: list[str] = []
         try:
             while self.launcher.poll() is None:
-                received = signal.sigtimedwait(self.signals, 0.2)
-                order = received.si_signo if received is not None else order_of(0)
+                order = self._order()
                 if order is not None:
                     wanted = order
                     told.clear()
                 alive = self._look()
-                if wanted == signal.SIGKILL or time.monotonic() > self.deadline:
+                if time.monotonic() > min(self.deadline, self.silent_at):
+                    wanted = signal.SIGABRT
+                if wanted == signal.SIGABRT:
+                    self._ask_for_stacks(alive)
+                if wanted in (signal.SIGKILL, signal.SIGABRT):
                     break
                 for process in alive if wanted is not None else []:
                     if process.pid not in told:
                         told.add(process.pid)
                         process.send_signal(signal.SIGUSR1 if wanted == signal.SIGUSR1 else signal.SIGTERM)
             self._look()
+            if self.ends or wanted == signal.SIGABRT:
+                stacks = self._keep_stacks()
         finally:
             self._kill_all()
         code = self.launcher.returncode
         well = sum(word_of(self.words, pid) is not None for pid in self.ranks)
-        if code <= 0 and well < self.processes and wanted != signal.SIGKILL and not self.ends:
+        if code <= 0 and well < self.processes and wanted not in (signal.SIGKILL, signal.SIGABRT) and not self.ends:
             error = f"the launcher ended before its processes: {well} of {self.processes} came to their end"
             self.ends[-1] = {"error": error, "time": time.time()}
         died = [
             {"rank": rank, "host": socket.gethostname(), "error": word["error"], "time": word["time"]}
             for rank, word in self.ends.items()
         ]
-        print(json.dumps({"died": died}), flush=True)
+        first = [word for pid, rank in self.ranks.items() if rank == 0 and (word := word_of(self.words, pid))]
+        report = {
+            "died": died,
+            "step": max((step_of(self.words, pid) for pid in self.ranks), default=0),
+            "ended": first[0]["ended"] if first else "",
+            "stacks": stacks,
+        }
+        print(json.dumps(report), flush=True)
         return 1 if code < 0 or died else code
+
+    def _order(self) -> int | None:
+        """What we are asked to do, by a signal or by launch.start; None after a fifth of a second without a wish."""
+        received = signal.sigtimedwait(self.signals, 0.2)
+        if received is not None:
+            return int(received.si_signo)
+        words = words_on(0)
+        if words is None:
+            return signal.SIGKILL
+        if words:
+            self.silent_at = time.monotonic() + SILENCE
+        orders = [word for word in words if word != "PING"]
+        return signal.Signals[orders[-1]] if orders else None
+
+    def _ask_for_stacks(self, alive: list[Any]) -> None:
+        for process in alive:
+            with suppress(Exception):  # it has just ended
+                process.send_signal(STACKS)
+        time.sleep(0.5)
+
+    def _keep_stacks(self) -> list[str]:
+        """Copy what the processes wrote of their stacks into the run's directory; the files' names."""
+        found = []
+        for pid, rank in self.ranks.items():
+            text = stacks_of(self.words, pid)
+            if text and self.directory is not None:
+                path = self.directory / "stacks" / f"rank-{rank}.txt"
+                with suppress(OSError):  # nothing more can be done where the directory cannot be written
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(f"rank {rank} on {socket.gethostname()}, {time.ctime()}\n\n{text}")
+                    found.append(str(path))
+        return found
 
     def _look(self) -> list[Any]:
         """The training processes that live. Of those that have gone the ones that ended badly are noted."""
@@ -118,7 +171,7 @@ class Watch:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and str(ROOT / "train.py") in process.cmdline():
+                if process.status() != psutil.STATUS_ZOMBIE and self.script in process.cmdline():
                     rank = process.environ().get("RANK")
                     if rank is not None:
                         self.ranks.setdefault(process.pid, int(rank))
@@ -154,13 +207,15 @@ class Watch:
                         pass
 
 
-def order_of(descriptor: int) -> int | None:
-    """What the line to launch.start says, None if nothing new; its end is SIGKILL."""
+def words_on(descriptor: int) -> list[str] | None:
+    """The words that have come, [] if none has; None at the end. On a terminal or /dev/null nobody speaks to us."""
+    if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+        return []
     try:
         text = os.read(descriptor, 4096)
     except BlockingIOError:
-        return None
-    return signal.Signals[text.decode().split()[-1]] if text.strip() else signal.SIGKILL
+        return []
+    return text.decode().split() if text else None
 
 
 if __name__ == "__main__":

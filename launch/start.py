@@ -9,35 +9,67 @@ shared out.
 
 SIGTERM, SIGINT, SIGUSR1 and SIGHUP reach every process of the run at once: it saves at the end of its step and ends
 with exit code 0. A second Ctrl-C kills it. When a process dies, wherever, all others are ended and one line says which
-and why.
+and why; launch.restarts starts it again from the last checkpoint. Exit code 0: process 0 has said that the run is done
+or saved.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config.recipe import ROOT, ConfigError, load_config
+from omegaconf import DictConfig
+
+from config.recipe import ConfigError, load_config
 from launch.cluster import Cluster, free_port
+from launch.commands import address, node_program, on_each_node
+from launch.conduct import Outcome, conduct
+from launch.elastic import answering, fewer, same_failure, wait_before
+from launch.handed_over import LAUNCHERS, hand_over
 from launch.machine import launch_environment, visible_gpus
 from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
+from launch.preflight import ask_nodes, mistakes
 from launch.report import mistakes_end_the_run
 from launch.stopping import StopSignal, stop_signals
 
 CPU_PROCESSES = 2
-GRACE = 5.0  # seconds that the other nodes have, beyond those that each gives its own processes, once one has failed
 
 
 def main(arguments: list[str]) -> int:
+    options = parsed(arguments)
+    settings = [options.recipe, *options.settings]
+    with mistakes_end_the_run(Cluster()):
+        config = load_config(settings)
+        for name in ("nodes", "processes"):
+            if getattr(options, name) < 0:
+                raise ConfigError(f"--{name}={getattr(options, name)}: expected 1 or more, or leave it out")
+        ssh = shlex.split(options.ssh)
+        how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
+        check_batch(config, nodes)
+        if options.launcher:
+            return hand_over(options.launcher, how, nodes, settings, options.dry)
+        if options.dry:
+            program = node_program(nodes, master_of(how, nodes, ssh), free_port(), config.run.directory, settings)
+            print("\n".join(shlex.join(command) for command in on_each_node(how, nodes, program, ssh)))
+            return 0
+        stop_signal = StopSignal(at_once=True)
+        fetch_demo(config)
+        if how != "local":
+            check_nodes(how, nodes, ssh, config)
+        scan(config)
+        stop_signal.at_once = False  # from here on they are passed on
+    if how == "local" and len(nodes) > 1:
+        print(BANNER.format(nodes=len(nodes)), file=sys.stderr, flush=True)
+    return run(how, nodes, ssh, config, settings)
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m launch.start", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--nodes", type=int, default=0, help="how many (default: all of the hostfile or allocation; else 1)"
@@ -45,33 +77,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--processes", type=int, default=0, help="on each node (default: one a GPU, 2 on a CPU)")
     parser.add_argument("--hostfile", type=Path, help="nodes to reach by ssh, a line each: `node1 slots=8`")
     parser.add_argument("--ssh", default="ssh", help="how to reach them, with options: 'ssh -p 2222' (default: ssh)")
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, help="hand over to DeepSpeed's own runner of this kind (default: ours)"
+    )
     parser.add_argument("--dry", action="store_true", help="print what would be run, and end")
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
     parser.add_argument("settings", nargs="*", help="key=value settings that override the recipe's")
-    options = parser.parse_args(arguments)
-    settings = [options.recipe, *options.settings]
-    with mistakes_end_the_run(Cluster()):
-        config = load_config(settings)
-        for name in ("nodes", "processes"):
-            if getattr(options, name) < 0:
-                raise ConfigError(f"--{name}={getattr(options, name)}: expected 1 or more, or leave it out")
-        gpus = visible_gpus()
-        how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), gpus)
-        total = sum(node.processes for node in nodes)
-        if config.run.batch_size % total:
-            raise ConfigError(f"run.batch_size={config.run.batch_size} does not split over {total} processes")
-        ssh = shlex.split(options.ssh)
-        master = "127.0.0.1" if how == "local" else address(ssh, nodes[0].host) if how == "ssh" else nodes[0].host
-        commands = node_commands(how, nodes, master, free_port(), settings, ssh)
-        if options.dry:
-            print("\n".join(shlex.join(command) for command in commands))
-            return 0
-        stop_signal = StopSignal(at_once=True)
-        prepare_data(config)
-        stop_signal.at_once = False  # from here on they are passed on
-    if how == "local" and len(nodes) > 1:
-        print(BANNER.format(nodes=len(nodes)), file=sys.stderr, flush=True)
-    return run(commands, launch_environment(total) if how == "local" else dict(os.environ))
+    return parser.parse_args(arguments)
 
 
 BANNER = """\
@@ -92,7 +104,8 @@ def choose_nodes(
         return "ssh", first_nodes(read_hostfile(hostfile, each), wanted, f"HOSTFILE={hostfile}")
     allocated = slurm_nodes(environment, each)
     if allocated is not None and (wanted > 1 or (not wanted and len(allocated) > 1)):
-        return "srun", first_nodes(allocated, wanted, "the SLURM allocation")
+        chosen = first_nodes(allocated, wanted, "the SLURM allocation")
+        return "srun", [Node(node.host, processes or node.processes) for node in chosen]
     if wanted <= 1:
         return "local", [Node("localhost", each)]
     if gpus:
@@ -103,111 +116,95 @@ def choose_nodes(
     return "local", [Node("localhost", processes or max(1, cores // wanted))] * wanted
 
 
-def address(ssh: Sequence[str], host: str) -> str:
-    """What ssh connects to for a name of the hostfile, by its own configuration. Raises ConfigError without an ssh."""
-    try:
-        told = subprocess.run([*ssh, "-G", host], capture_output=True, text=True, check=True, timeout=30).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{shlex.join(ssh)} -G {host} failed ({type(error).__name__}); is ssh installed?") from None
-    return next(line.split()[1] for line in told.splitlines() if line.startswith("hostname "))
+def check_batch(config: DictConfig, nodes: Sequence[Node]) -> None:
+    """Raises ConfigError where the batch does not split over the nodes' processes."""
+    total = sum(node.processes for node in nodes)
+    if config.run.batch_size % total:
+        raise ConfigError(f"run.batch_size={config.run.batch_size} does not split over {total} processes")
 
 
-def node_commands(
-    how: str, nodes: Sequence[Node], master: str, port: int, settings: Sequence[str], ssh: Sequence[str] = ("ssh",)
-) -> list[list[str]]:
-    """The commands that start `launch.node` on every node: one a node, for srun one in all."""
-    counts = ",".join(str(node.processes) for node in nodes)
-    python = str(ROOT / ".venv" / "bin" / "python") if how != "local" else sys.executable
-
-    def on_node(rank: str) -> list[str]:
-        place = ["--rank", rank, "--processes", counts, "--master", master, "--port", str(port)]
-        return [python, "-m", "launch.node", *place, *settings]
-
-    if how == "local":
-        return [on_node(str(rank)) for rank in range(len(nodes))]
-    if how == "ssh":
-        there = f"cd {shlex.quote(str(ROOT))} && exec env "
-        kept = [f"{name}={os.environ[name]}" for name in PASSED_ON if name in os.environ]
-        return [
-            [*ssh, "-o", "BatchMode=yes", node.host, there + shlex.join([*kept, *on_node(str(rank))])]
-            for rank, node in enumerate(nodes)
-        ]
-    names = ",".join(node.host for node in nodes)
-    spread = ["--nodes", str(len(nodes)), "--ntasks", str(len(nodes)), "--ntasks-per-node", "1", "--nodelist", names]
-    return [["srun", *spread, "--chdir", str(ROOT), "--kill-on-bad-exit=1", *on_node("slurm")]]
+def check_nodes(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig) -> None:
+    """The quick half of `launch.preflight`. Raises ConfigError, one line, for the first thing that is wrong."""
+    wrong = mistakes(ask_nodes(how, nodes, ssh, config), nodes)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more: make cluster-check)" if len(wrong) > 1 else ""
+        raise ConfigError(wrong[0] + more)
 
 
-PASSED_ON = ("OMP_NUM_THREADS", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TORCH_DISTRIBUTED_DEBUG")
+def master_of(how: str, nodes: Sequence[Node], ssh: Sequence[str]) -> str:
+    """The address at which the others find process 0."""
+    return "127.0.0.1" if how == "local" else address(ssh, nodes[0].host) if how == "ssh" else nodes[0].host
 
 
-def prepare_data(config: Any) -> None:
-    """Fetch the demo's data if the recipe asks for it, and scan the dataset once, before any process starts."""
-    from pipeline.dataset import open_splits
+def fetch_demo(config: Any) -> None:
+    """Fetch the demo's data if the recipe asks for it."""
     from pipeline.fashion_mnist import prepare
 
     if Path(config.data.path) == Path("data/fashion-mnist"):
         prepare(Path(config.data.path))
+
+
+def scan(config: Any) -> None:
+    """Scan the dataset once, before any process starts."""
+    from pipeline.dataset import open_splits
+
     open_splits(config.data, progress=True)
 
 
-def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> int:
-    """Run every node's command until all have ended; returns 0, or the first exit code that is not.
-
-    Each node listens on its standard input: signals are passed on by it, and its end, when we are gone, ends the node.
-    """
-    signals = stop_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, [*signals, signal.SIGCHLD])
-    nodes = [
-        subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )
-        for command in commands
-    ]  # fmt: skip
-    code, kill_at, stopped = 0, float("inf"), False
-    while any(node.poll() is None for node in nodes):
-        received = signal.sigtimedwait([*signals, signal.SIGCHLD], min(5.0, max(0.1, kill_at - time.monotonic())))
-        if received is not None and received.si_signo in signals:
-            again = stopped and received.si_signo == signal.SIGINT
-            tell(nodes, "SIGKILL" if again else "SIGUSR1" if received.si_signo == signal.SIGUSR1 else "SIGTERM")
-            stopped = stopped or received.si_signo == signal.SIGINT
-        for node in nodes:
-            if node.poll() and not code:
-                code = node.returncode if node.returncode > 0 else 1
-                kill_at = time.monotonic() + GRACE
-        if time.monotonic() > kill_at:
-            tell(nodes, "SIGKILL")
-            kill_at = float("inf")
-    died = [report for node in nodes for report in died_on(node)]
-    if died:  # one that was killed without a word first: the others' errors are of its going
-        first = min(died, key=lambda report: report["time"])
-        who = f"rank {first['rank']} on {first['host']} died" if first["rank"] >= 0 else first["host"]
-        print(f"\nswave: {who}: {first['error']}", file=sys.stderr, flush=True)
-    return code
+def run(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig, settings: Sequence[str]) -> int:
+    """The run, started again after failures as `launch.restarts` and `launch.elastic` say; its exit code."""
+    share = config.run.batch_size // sum(node.processes for node in nodes) // config.engine.accumulation
+    here, parts, attempt, failed_at = list(nodes), config.engine.accumulation, 0, None
+    while True:
+        outcome = start_once(how, here, ssh, config, [*settings, f"engine.accumulation={parts}"])
+        if outcome.died:
+            say(outcome.died)
+        if outcome.stacks:
+            say(f"where its processes were then: {Path(outcome.stacks[0]).parent}")
+        if not outcome.code and not outcome.ended:
+            say("all processes have ended, but none has said that the run is done or saved")
+            outcome.code = 1
+        if outcome.code in (0, 2) or outcome.asked or attempt == config.launch.restarts:
+            return outcome.code
+        if same_failure(failed_at, outcome.step):
+            say(f"it failed after step {outcome.step}, no further than the time before: not started again")
+            return outcome.code
+        attempt, failed_at = attempt + 1, outcome.step
+        pause = wait_before(attempt, config.launch.backoff)
+        say(f"starting again in {pause:g} seconds, {attempt} of launch.restarts={config.launch.restarts}")
+        if signal.sigtimedwait(stop_signals(), pause) is not None:
+            return outcome.code
+        if config.launch.elastic:
+            with mistakes_end_the_run(Cluster()):
+                here, parts = fewer(answering(how, nodes, ssh), config.run.batch_size, share)
+            say(f"going on with {', '.join(node.host for node in here)}; engine.accumulation={parts}")
 
 
-def tell(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
-    """Send an order to every node that lives."""
-    for node in nodes:
-        assert node.stdin is not None
-        if node.poll() is None:
-            try:
-                node.stdin.write(order + "\n")
-                node.stdin.flush()
-            except BrokenPipeError:  # it has just ended
-                continue
+def start_once(
+    how: str,
+    nodes: Sequence[Node],
+    ssh: Sequence[str],
+    config: DictConfig,
+    settings: Sequence[str],
+    script: str = "train.py",
+) -> Outcome:
+    """One start, to its end."""
+    total = sum(node.processes for node in nodes)
+    port = free_port() if how == "local" else port_of(how, nodes, ssh, config)
+    program = node_program(nodes, master_of(how, nodes, ssh), port, config.run.directory, settings, script)
+    commands = on_each_node(how, nodes, program, ssh)
+    environment = launch_environment(total) if how == "local" else dict(os.environ)
+    return conduct(commands, [node.host for node in nodes], environment, far=how != "local")
 
 
-def died_on(node: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """What an ended node reports of processes that died."""
-    assert node.stdout is not None
-    reports = []
-    for line in node.stdout.read().splitlines():
-        try:
-            reports += json.loads(line)["died"]
-        except (ValueError, LookupError, TypeError):  # something else that was printed
-            continue
-    return reports
+def port_of(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig) -> int:
+    """A port that is free on the first node; one that is free here if it does not answer (the start will say so)."""
+    facts = ask_nodes(how, nodes[:1], ssh, config)[0]
+    return int(facts["port"]) if "port" in facts else free_port()
+
+
+def say(text: str) -> None:
+    print(f"\nswave: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

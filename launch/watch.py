@@ -1,23 +1,34 @@
-"""A rank's last word: how it ended, for the supervisor of its node (`launch.node`), which started it.
+"""What a rank leaves for the supervisor of its node (`launch.node`), which started it: its last word, the step that it
+is in, and its stacks if it is asked for them.
 
-A rank that was killed leaves none, and that says so.
+A rank that was killed leaves no last word, and that says so. Where no supervisor asks, nothing is written.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WORDS = "SWAVE_WORDS"  # names the folder for the last words; unset where no supervisor asks
+WORDS = "SWAVE_WORDS"  # names the folder; unset where no supervisor asks
+STACKS = signal.SIGUSR2  # asks a rank to write where all its threads are
+
+_ending = ""
 
 
 def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """`main(arguments)`; its exit code, or the first line of what it raised, is left as this rank's last word."""
+    folder = os.environ.get(WORDS)
+    if folder:
+        stacks = open(Path(folder) / f"{os.getpid()}.stacks", "w")  # noqa: SIM115  (written to when we can no more)
+        faulthandler.enable(stacks)
+        faulthandler.register(STACKS, stacks)
     try:
         code = main(arguments)
     except SystemExit as end:
@@ -26,24 +37,60 @@ def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        if folder:
+            traceback.print_exception(error, file=stacks)
+            stacks.flush()
         last_word(1, f"{told} ({Path(place.filename).name}, line {place.lineno})")
         raise
     last_word(code, "")
     return code
 
 
+def mark_ending(how: str) -> None:
+    """Say what the run has come to ("done", "saved", ...): only then does `launch.start` call it a success."""
+    global _ending
+    _ending = how
+
+
 def last_word(code: int, error: str) -> None:
     """Leave it, whole, for whoever started us."""
+    _leave("json", {"code": code, "error": error, "ended": _ending, "time": time.time()})
+
+
+def beat(step: int) -> None:
+    """Leave word that `step` has ended."""
+    _leave("step", step)
+
+
+def _leave(kind: str, value: Any) -> None:
     folder = os.environ.get(WORDS)
     if folder:
-        path = Path(folder) / f"{os.getpid()}.json"
-        path.with_suffix(".new").write_text(json.dumps({"code": code, "error": error, "time": time.time()}))
-        path.with_suffix(".new").replace(path)
+        path = Path(folder) / f"{os.getpid()}.{kind}"
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(value))
+        new.replace(path)
 
 
 def word_of(folder: Path, pid: int) -> dict[str, Any] | None:
     """The last word of a process, None if it left none."""
+    return _left(folder / f"{pid}.json")
+
+
+def step_of(folder: Path, pid: int) -> int:
+    """The last step that a process has ended, 0 if none."""
+    return _left(folder / f"{pid}.step") or 0
+
+
+def stacks_of(folder: Path, pid: int) -> str:
+    """What a process wrote of its stacks, "" if nothing."""
     try:
-        return json.loads((folder / f"{pid}.json").read_text())
+        return (folder / f"{pid}.stacks").read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _left(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
     except (OSError, ValueError):
         return None

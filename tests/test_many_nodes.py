@@ -1,6 +1,8 @@
 """Two nodes, emulated by a launcher each on this machine: started, stopped, and lost in every way."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,10 +10,14 @@ import time
 
 import psutil
 import pytest
+from omegaconf import OmegaConf
 
 from config.recipe import ROOT, ConfigError
+from launch.commands import node_program, on_each_node
+from launch.elastic import fewer, same_failure, wait_before
 from launch.nodes import Node
-from launch.start import choose_nodes, node_commands
+from launch.preflight import ask_nodes, mistakes
+from launch.start import choose_nodes
 from perf.kill_check import make_recipe
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
@@ -37,21 +43,78 @@ def test_nodes_are_not_emulated_where_there_are_gpus():
 
 def test_what_each_node_runs():
     nodes = [Node("me@a", 2), Node("b", 1)]
-    first, second = node_commands("ssh", nodes, "a", 29500, ["r.yaml", "run.directory=a b"], ["ssh", "-p", "22"])
-    assert first[:6] == ["ssh", "-p", "22", "-o", "BatchMode=yes", "me@a"]
-    assert first[6].startswith(f"cd {ROOT} && exec env ")
-    assert "-m launch.node --rank 0 --processes 2,1 --master a --port 29500 r.yaml 'run.directory=a b'" in first[6]
-    assert "--rank 1 --processes 2,1 --master a " in second[6]
-    (command,) = node_commands("srun", [Node("n1", 8), Node("n2", 8)], "n1", 29500, ["r.yaml"])
+    program = node_program(nodes, "a", 29500, "a b", ["r.yaml", "run.directory=a b"])
+    first, second = on_each_node("ssh", nodes, program, ["ssh", "-p", "22"])
+    assert first[:3] == ["ssh", "-p", "22"] and first[-2] == "me@a" and "BatchMode=yes" in first
+    assert first[-1].startswith(f"cd {ROOT} && exec env ")
+    there = "-m launch.node --rank 0 --processes 2,1 --master a --port 29500 --directory 'a b' --script train.py r.yaml"
+    assert f"{there} 'run.directory=a b'" in first[-1]
+    assert "--rank 1 --processes 2,1 --master a " in second[-1]
+    nodes = [Node("n1", 8), Node("n2", 8)]
+    (command,) = on_each_node("srun", nodes, node_program(nodes, "n1", 29500, "d", ["r.yaml"]))
     assert command[:3] == ["srun", "--nodes", "2"] and "n1,n2" in command
-    assert command[command.index("launch.node") + 1 :][:6] == [
-        "--rank",
-        "slurm",
-        "--processes",
-        "8,8",
-        "--master",
-        "n1",
-    ]
+    assert "--rank slurm --processes 8,8 --master n1" in " ".join(command)
+
+
+def test_processes_that_are_asked_for_win_over_slurms():
+    environment = SLURM | {"SLURM_NTASKS_PER_NODE": "1"}
+    assert choose_nodes(2, 0, None, environment, 8)[1] == [Node("n1", 1), Node("n2", 1)]
+    assert choose_nodes(2, 8, None, environment, 8)[1] == [Node("n1", 8), Node("n2", 8)]
+
+
+def test_the_batch_is_kept_on_fewer_nodes():
+    four = [Node(f"n{i}", 8) for i in range(4)]
+    assert fewer(four, 256, 8) == (four, 1)
+    assert fewer(four[:3], 256, 8) == (four[:2], 2)  # 24 processes would not share 256 images
+    assert fewer(four[:1], 256, 8) == (four[:1], 4)
+    assert fewer([Node("a", 1), Node("b", 1), Node("c", 1)], 24, 6)[1] == 2  # 8 images, 4 at once
+    with pytest.raises(ConfigError, match="splits over none of the 1 nodes that answer"):
+        fewer([Node("a", 7)], 256, 8)
+
+
+def test_a_restart_that_comes_no_further_is_the_last():
+    assert not same_failure(None, 0) and not same_failure(5, 6)
+    assert same_failure(5, 5) and same_failure(0, 0)
+    assert [wait_before(attempt, 5) for attempt in (1, 2, 3, 99)] == [5, 10, 20, 300]
+
+
+FACTS = {
+    "host": "a", "code": "c", "commit": "1", "lock": "l", "data": True, "free_gb": 9.0, "clock_off": 0.1,
+    "gpus": ["H100"] * 8, "dataset": "d",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"code": "x", "commit": "2"}, r"b: other code \(commit 2, here 1\); make sync"),
+        ({"lock": "x"}, "b: .venv is of another lock file; make setup there"),
+        ({"lock": ""}, "b: .venv is not set up"),
+        ({"data": False}, "b: data.path is not there; a shared file system, or make sync"),
+        ({"free_gb": 0.5}, "b: 0.5 GB free for checkpoints; make room"),
+        ({"clock_off": -60.0}, "b: its clock is -60 s off; set it"),
+        ({"gpus": ["H100"] * 4}, "b: 4 GPUs for 8 processes"),
+        ({"gpus": ["A100"] * 8}, "b: other GPUs than a"),
+        ({"dataset": "e"}, r"b: another dataset than a \(e\)"),
+        ({"error": "Connection refused"}, r"b: does not answer as it should \(Connection refused\); does `ssh b true`"),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_one_line_with_its_mend(change, told):
+    nodes = [Node("a", 8), Node("b", 8)]
+    assert mistakes([FACTS, FACTS], nodes, FACTS) == []
+    (line,) = mistakes([FACTS, FACTS | change], nodes, FACTS)
+    assert re.match(told, line), line
+
+
+def test_facts_of_this_machine(tmp_path):
+    (told,) = ask_nodes(
+        "local",
+        [Node("here", 1)],
+        [],
+        OmegaConf.create({"data": {"path": str(tmp_path)}, "run": {"directory": str(tmp_path / "a" / "b")}}),
+    )
+    assert told["data"] and told["free_gb"] > 0 and abs(told["clock_off"]) < 1 and len(told["code"]) == 12
+    assert mistakes([told], [Node("here", 1)]) == []
 
 
 # ---------------------------------------------------------------------------------------------- started and lost
@@ -99,10 +162,10 @@ def wait_for_steps(tmp_path, process):
         time.sleep(0.05)
 
 
-def ended(tmp_path, process):
+def ended(tmp_path, process, longest=60):
     """Exit code, seconds and what was said; nothing is left."""
     begun = time.monotonic()
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=longest)
     assert not left_behind(tmp_path)
     return code, time.monotonic() - begun, (tmp_path / "output").read_text()
 
@@ -112,6 +175,14 @@ def test_two_nodes_train_to_the_end_under_a_loud_banner(tmp_path, start):
     code, _, output = ended(tmp_path, start())
     assert code == 0, output
     assert "NO CLUSTER: 2 nodes are emulated" in output and "k-NN accuracy, trained backbone" in output
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    ranks = [line["ranks"] for line in lines if "ranks" in line]
+    assert ranks
+    for told in ranks:
+        assert len(told["data_wait"]) == len(told["forward"]) == 2 and min(told["forward"]) > 0
+        own = [a + b for a, b in zip(told["data_wait"], told["forward"], strict=True)]
+        assert told["spread"] == pytest.approx(max(own) - min(own), abs=1e-4)
+        assert told["slowest"] == f"rank {own.index(max(own))} on {os.uname().nodename}"
 
 
 @pytest.mark.slow
@@ -122,8 +193,10 @@ def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path
     next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == str(victim)).kill()
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
-    last = output.strip().splitlines()[-1]
-    assert last == f"swave: rank {victim} on {os.uname().nodename} died: killed, or crashed without a word"
+    assert f"swave: rank {victim} on {os.uname().nodename} died: killed, or crashed without a word" in output
+    assert output.strip().splitlines()[-1].startswith("swave: ")
+    stacks = tmp_path / "run" / "stacks" / f"rank-{1 - victim}.txt"  # of the one that was left waiting
+    assert "train.py" in stacks.read_text() and not stacks.with_name(f"rank-{victim}.txt").exists()
 
 
 @pytest.mark.slow
@@ -137,8 +210,8 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
     launchers[-1].kill()
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
-    last = output.strip().splitlines()[-1]
-    assert last.startswith(f"swave: {os.uname().nodename}: the launcher ended before" if nodes == 1 else "swave: ")
+    assert nodes == 2 or f"swave: {os.uname().nodename}: the launcher ended before" in output
+    assert output.strip().splitlines()[-1].startswith("swave: ")
 
 
 @pytest.mark.slow
@@ -150,6 +223,41 @@ def test_a_signal_to_the_top_saves_on_all_nodes_and_ends_with_0(tmp_path, start)
     assert code == 0 and seconds < 30, output
     assert "stopped by a signal, saved" in output
     assert (tmp_path / "run" / "checkpoints" / "latest").exists()
+
+
+@pytest.mark.slow
+def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
+    process = start("run.epochs=2000", "launch.timeout=5")
+    wait_for_steps(tmp_path, process)
+    stopped = next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == "1")
+    stopped.send_signal(signal.SIGSTOP)
+    time.sleep(6)  # rank 0 has given up
+    stopped.send_signal(signal.SIGCONT)
+    code, seconds, output = ended(tmp_path, process)
+    assert code == 1 and seconds < 30, output
+    assert f"swave: rank 0 on {os.uname().nodename} died: " in output and "imed out" in output
+    assert "train.py" in (tmp_path / "run" / "stacks" / "rank-0.txt").read_text()
+    assert "train.py" in (tmp_path / "run" / "stacks" / "rank-1.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_path, start):
+    process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", "checkpoint.every=2 steps")
+    wait_for_steps(tmp_path, process)
+    ranks_of(tmp_path)[0].kill()
+    code, _, output = ended(tmp_path, process, 120)
+    assert code == 0, output
+    assert output.count("starting again in 0 seconds, 1 of launch.restarts=2") == 1
+    assert "resuming from" in output and "k-NN accuracy, trained backbone" in output
+
+
+@pytest.mark.slow
+def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path, start):
+    process = start("launch.restarts=9", "launch.backoff=0", "optimizer.base_lr=1e30", "run.epochs=2000")
+    code, _, output = ended(tmp_path, process, 120)
+    assert code == 1
+    assert output.count("starting again") == 1 and "not started again" in output
+    assert "the loss is not finite" in output
 
 
 @pytest.mark.slow

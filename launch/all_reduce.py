@@ -1,0 +1,49 @@
+"""An all-reduce over all processes, timed: does the network carry a run? A part of `launch.cluster_check`.
+
+Rank 0 says the latency (8 bytes) and the bandwidth (32 MiB) of a ring: each process sends and receives
+2 (W - 1) / W of the bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from statistics import median
+
+from launch.cluster import cluster_from_environment, connected
+from launch.watch import mark_ending, watched
+
+SMALL, LARGE = 8, 32 << 20  # bytes
+
+
+def main(_arguments: list[str]) -> int:
+    import torch
+    import torch.distributed as dist
+
+    cluster = cluster_from_environment()
+    device = cluster.device()
+    with connected(cluster, timeout=60.0):
+
+        def seconds(size: int, times: int) -> float:
+            """Median over `times` all-reduces of `size` bytes, one of them before that does not count."""
+            taken = []
+            for _ in range(times + 1):
+                values = torch.full((size // 4,), float(cluster.rank), device=device)
+                begun = time.perf_counter()
+                dist.all_reduce(values)
+                if abs(values[0].item() - cluster.world_size * (cluster.world_size - 1) / 2) > 1e-3:
+                    raise RuntimeError("an all-reduce gave a wrong sum")
+                taken.append(time.perf_counter() - begun)
+            return median(taken[1:])
+
+        latency, long = seconds(SMALL, 20), seconds(LARGE, 3)
+        moved = 2 * (cluster.world_size - 1) / cluster.world_size * LARGE
+        if cluster.main:
+            told = f"all-reduce over {cluster.world_size} processes: {latency * 1e3:.2f} ms for {SMALL} bytes, "
+            print(f"{told}{moved / long / 1e9:.2f} GB/s for {LARGE >> 20} MiB", file=sys.stderr, flush=True)
+    mark_ending("all-reduce")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(watched(main, sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""All nodes of a run from its start to its end, seen from where it was started: signals go to each, and the end of one
+is the end of all."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from config.recipe import ROOT
+from launch.stopping import stop_signals
+
+GRACE = 5.0  # seconds that the other nodes have, beyond those that each gives its own processes, once one has failed
+PING = 4.0  # seconds between words to the nodes, which end themselves after launch.node.SILENCE without any
+
+
+@dataclass
+class Outcome:
+    """How a run ended. code: 0, or the first exit code of a node that was not. died: a line for who died first and why.
+    step: the last one that a process is known to have ended (0: none). ended: what process 0 says that it came to
+    ("done", "saved", ...; "" if it did not say). asked: whether a signal asked for the end."""
+
+    code: int = 0
+    died: str = ""
+    step: int = 0
+    ended: str = ""
+    asked: bool = False
+    stacks: list[str] = field(default_factory=list)
+
+
+def conduct(
+    commands: Sequence[Sequence[str]], hosts: Sequence[str], environment: Mapping[str, str], far: bool = True
+) -> Outcome:
+    """Run every node's command until all have ended. hosts: their names, for messages. far: whether they may lose us
+    without noticing, and so want to hear something all the time.
+
+    Each node listens on its standard input: signals are passed on by it, and its end, when we are gone, ends the node.
+    """
+    signals = stop_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [*signals, signal.SIGCHLD])
+    nodes = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=dict(environment), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )
+        for command in commands
+    ]  # fmt: skip
+    outcome, kill_at, ping_at, interrupted, first_gone = Outcome(), float("inf"), 0.0, False, -1
+    while any(node.poll() is None for node in nodes):
+        wait = min(PING, max(0.1, kill_at - time.monotonic()))
+        received = signal.sigtimedwait([*signals, signal.SIGCHLD], wait)
+        if received is not None and received.si_signo in signals:
+            again = interrupted and received.si_signo == signal.SIGINT
+            tell(nodes, "SIGKILL" if again else "SIGUSR1" if received.si_signo == signal.SIGUSR1 else "SIGTERM")
+            interrupted = interrupted or received.si_signo == signal.SIGINT
+            outcome.asked = True
+        elif far and time.monotonic() >= ping_at:
+            tell(nodes, "PING")
+            ping_at = time.monotonic() + PING
+        for index, node in enumerate(nodes):
+            if node.poll() and not outcome.code:
+                outcome.code, first_gone = (node.returncode if node.returncode > 0 else 1), index
+                kill_at = time.monotonic() + GRACE
+        if time.monotonic() > kill_at:
+            tell(nodes, "SIGABRT")
+            kill_at = float("inf")
+    died = []
+    for node in nodes:
+        for report in reports_of(node):
+            died += report["died"]
+            outcome.step = max(outcome.step, report["step"])
+            outcome.ended = outcome.ended or report["ended"]
+            outcome.stacks += report["stacks"]
+    outcome.died = first_death(died)
+    if outcome.code and not outcome.died and nodes[first_gone].returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
+        # of srun's one command there is one name only; it says itself which node it lost
+        outcome.died = f"{hosts[first_gone]}: the connection to it ended (exit code {nodes[first_gone].returncode})"
+    return outcome
+
+
+def first_death(died: Sequence[Mapping[str, Any]]) -> str:
+    """Who died first, and of what. One that was killed without a word goes before all (its time is 0): the others'
+    errors are of its going."""
+    if not died:
+        return ""
+    first = min(died, key=lambda report: report["time"])
+    who = f"rank {first['rank']} on {first['host']} died" if first["rank"] >= 0 else first["host"]
+    return f"{who}: {first['error']}"
+
+
+def tell(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
+    """Send an order to every node that lives."""
+    for node in nodes:
+        assert node.stdin is not None
+        if node.poll() is None:
+            try:
+                node.stdin.write(order + "\n")
+                node.stdin.flush()
+            except BrokenPipeError:  # it has just ended
+                continue
+
+
+def reports_of(node: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """What an ended node (srun: all of them) says of itself."""
+    assert node.stdout is not None
+    reports = []
+    for line in node.stdout.read().splitlines():
+        try:
+            report = json.loads(line)
+            assert {"died", "step", "ended", "stacks"} <= report.keys()
+            reports.append(report)
+        except (ValueError, AttributeError, AssertionError):  # something else that was printed
+            continue
+    return reports
