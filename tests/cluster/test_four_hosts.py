@@ -1,0 +1,189 @@
+"""`make train NODES=4 HOSTFILE=...` on four hosts of their own addresses, names and sshds: trained, cut off, killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from config.recipe import ROOT
+from perf.kill_check import make_recipe
+
+pytestmark = pytest.mark.slow
+ALL_SYNCHRONISED = "engine.sync_batch_norm=0"
+
+
+class Run:
+    """A `make train` on the hosts, started from the first one."""
+
+    def __init__(self, hosts, folder, name, *settings, nodes=4, variables=()):
+        (folder / "hosts").write_text("".join(f"{host} slots=1\n" for host in hosts.names))
+        self.hosts, self.directory, self.output_file = hosts, folder / name, folder / f"{name}.output"
+        recipe = folder / "tiny.yaml"
+        if not recipe.exists():
+            make_recipe(folder)
+        arguments = " ".join([f"run.directory={self.directory}", *settings])
+        command = ["make", "train", f"NODES={nodes}", f"HOSTFILE={folder}/hosts", f"CONFIG={recipe}", *variables]
+        with self.output_file.open("w") as output:
+            self.process = hosts.run(0, [*command, f"ARGS={arguments}"], cwd=ROOT, stdout=output, stderr=output)
+
+    @property
+    def output(self):
+        return self.output_file.read_text()
+
+    @property
+    def losses(self):
+        return losses(self.directory)
+
+    def wait_for(self, what, longest=120.0):
+        """Until `what(self)` is true; seconds that it took."""
+        begun = time.monotonic()
+        while not what(self):
+            assert time.monotonic() < begun + longest and self.process.poll() is None, self.output
+            time.sleep(0.05)
+        return time.monotonic() - begun
+
+    def steps(self, count):
+        return self.wait_for(lambda run: len(run.losses) >= count)
+
+    def top(self):
+        """The process of launch.start: make passes no signal on."""
+        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "launch.start" in p.cmdline()]
+        return found[0]
+
+    def end(self, longest=120.0):
+        """Its exit code (make's: 2 for every failure); nothing of it is left on any host."""
+        code = self.process.wait(timeout=longest)
+        self.gone(range(len(self.hosts.names)))
+        return code
+
+    def gone(self, indices, longest=30.0):
+        """Seconds until no process of the run is left on these hosts."""
+        begun = time.monotonic()
+        while any(self.left_on(index) for index in indices):
+            assert time.monotonic() < begun + longest, [self.left_on(index) for index in indices]
+            time.sleep(0.1)
+        return time.monotonic() - begun
+
+    def left_on(self, index):
+        found = []
+        for pid in self.hosts.processes(index):
+            try:
+                command = psutil.Process(pid).cmdline()
+            except psutil.Error:
+                continue
+            if any(str(self.directory) in word for word in command):
+                found.append((pid, command))
+        return found
+
+
+def losses(directory):
+    file = directory / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("}")]
+    return {line["step"]: line["loss"] for line in whole if "loss" in line}
+
+
+def loader_state(directory):
+    return json.loads((directory / "checkpoints" / "latest" / "state.json").read_text())["loader"]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.005])
+def test_four_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, tmp_path, delay):
+    recipe = make_recipe(tmp_path)
+    settings = ["run.epochs=1", ALL_SYNCHRONISED]
+    alone = [sys.executable, str(ROOT / "train.py"), str(recipe), f"run.directory={tmp_path}/alone", *settings]
+    subprocess.run(alone, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    with make_hosts(4, delay=delay) as hosts:
+        run = Run(hosts, tmp_path, "four", *settings)
+        assert run.end() == 0, run.output
+    expected = losses(tmp_path / "alone")
+    assert sorted(run.losses) == sorted(expected) and len(expected) >= 5
+    for step in range(1, 6):
+        assert run.losses[step] == pytest.approx(expected[step], abs=1e-4)
+    assert loader_state(run.directory) == loader_state(tmp_path / "alone")
+    ranks = [
+        json.loads(line)["ranks"]
+        for line in (run.directory / "metrics.jsonl").read_text().splitlines()
+        if "ranks" in line
+    ]
+    assert all(re.fullmatch(r"rank ([0-3]) on host[1-4]", told["slowest"]) for told in ranks)
+
+
+def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hosts, tmp_path):
+    with make_hosts(4) as hosts:
+        run = Run(hosts, tmp_path, "cut", "run.epochs=5000", "checkpoint.every=2 steps", "launch.restarts=1")
+        run.steps(3)
+        hosts.cut(2)
+        noticed = run.wait_for(lambda run: "starting again" in run.output, 60)
+        assert noticed < 30, run.output
+        assert "host3" in run.output
+        assert run.gone([2]) < 30 - min(noticed, 20)  # the one that is cut off ends by itself
+        hosts.join(2)
+        run.wait_for(lambda run: "resuming from" in run.output)
+        again = max(run.losses)
+        run.wait_for(lambda run: max(run.losses) > again + 2)
+        run.top().send_signal(signal.SIGTERM)
+        assert run.end(60) == 0, run.output
+        assert "stopped by a signal, saved" in run.output
+
+
+def test_without_a_host_that_was_killed_the_others_go_on(make_hosts, tmp_path):
+    with make_hosts(4) as hosts:
+        elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true", "checkpoint.every=2 steps"]
+        run = Run(hosts, tmp_path, "elastic", "run.epochs=3", "run.batch_size=12", *elastic)
+        run.steps(3)
+        hosts.kill(3)
+        assert run.end(180) == 0, run.output
+        assert "going on with host1, host2, host3; engine.accumulation=2" in run.output
+        assert "k-NN accuracy, trained backbone" in run.output
+
+
+def test_a_killed_launcher_leaves_nothing_and_is_no_success(make_hosts, tmp_path):
+    with make_hosts(4) as hosts:
+        run = Run(hosts, tmp_path, "launcher", "run.epochs=5000")
+        run.steps(3)
+        launcher = next(pid for pid, command in run.left_on(1) if "deepspeed.launcher.launch" in command)
+        os.kill(launcher, signal.SIGKILL)
+        begun = time.monotonic()
+        assert run.end(60) != 0
+        assert time.monotonic() - begun < 30
+        assert "host2" in run.output
+
+
+def test_other_code_on_one_host_is_refused_before_the_start(make_hosts, tmp_path):
+    changed = tmp_path / "train.py"
+    changed.write_text(Path(ROOT / "train.py").read_text() + "# another version\n")
+    with make_hosts(4, binds={3: {changed: ROOT / "train.py"}}) as hosts:
+        run = Run(hosts, tmp_path, "other")
+        assert run.end() == 2
+        assert re.search(r"swave: host4: other code \(commit .*make sync", run.output), run.output
+        assert not run.directory.exists()
+
+
+def test_two_runs_at_once_do_not_disturb_each_other(make_hosts, tmp_path):
+    with make_hosts(2) as hosts:
+        make_recipe(tmp_path)
+        runs = [Run(hosts, tmp_path, name, "run.epochs=1", nodes=2) for name in ("one", "two")]
+        assert [run.end(180) for run in runs] == [0, 0], runs[0].output + runs[1].output
+
+
+def test_the_check_of_a_cluster_says_what_it_found(make_hosts, tmp_path):
+    with make_hosts(2) as hosts:
+        make_recipe(tmp_path)
+        (tmp_path / "hosts").write_text("host1 slots=1\nhost2 slots=1\n")
+        command = ["make", "cluster-check", f"HOSTFILE={tmp_path}/hosts", f"CONFIG={tmp_path}/tiny.yaml"]
+        for cut in (False, True):
+            if cut:
+                hosts.cut(1)
+            done = hosts.run(0, command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            output = done.communicate(timeout=120)[0]
+            assert (done.returncode == 0) is not cut, output
+            told = r"wrong: host2: does not answer" if cut else r"all-reduce over 2 processes: [\d.]+ ms for 8 bytes"
+            assert re.search(told, output), output
