@@ -20,8 +20,7 @@ from perf.wires import Bridge, Forwarder
 
 # Files to be laid over others come in pairs behind the hostname.
 BOOT = """set -e; echo "$1" > /proc/sys/kernel/hostname; shift; mount -t tmpfs shm /dev/shm
-while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done
-echo cubic > /proc/sys/net/ipv4/tcp_congestion_control || :; echo up; exec sleep infinity"""
+while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done; echo up; exec sleep infinity"""
 SSHD = """Port 22
 AddressFamily inet
 HostKey "{folder}/{name}/key"
