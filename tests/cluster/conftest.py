@@ -1,0 +1,23 @@
+"""Hosts for tests of clusters; skipped by name where there can be none."""
+
+import pytest
+
+from perf.hosts import Hosts, missing
+
+
+@pytest.fixture(scope="session")
+def hosts_possible():
+    """Skips where hosts cannot be made."""
+    lack = missing()
+    if lack:
+        pytest.skip(f"no hosts here: {lack}")
+
+
+@pytest.fixture
+def make_hosts(hosts_possible, tmp_path):
+    """Hosts(count, folder, ...) in a folder of this test."""
+
+    def make(count, **options):
+        return Hosts(count, tmp_path / f"hosts{len(list(tmp_path.iterdir()))}", **options)
+
+    return make
