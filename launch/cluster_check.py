@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         print(f"wrong: {line}")
     if any("error" in told for told in answers):
         return 1
-    outcome = start_once(how, nodes, ssh, config, [], script="launch/all_reduce.py")
+    outcome = start_once(how, nodes, ssh, config, [], program="launch.all_reduce")
     if outcome.code or outcome.ended != "all-reduce":
         print(f"wrong: no all-reduce over all processes; {outcome.died or 'its errors are above'}")
         return 1

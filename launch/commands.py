@@ -51,9 +51,9 @@ def on_each_node(
 
 
 def node_program(
-    nodes: Sequence[Node], master: str, port: int, directory: str, settings: Sequence[str], script: str = "train.py"
+    nodes: Sequence[Node], master: str, port: int, directory: str, settings: Sequence[str], program: str = "train.py"
 ) -> list[str]:
     """`launch.node` as the program of `on_each_node`. directory: of the run, for stacks."""
     counts = ",".join(str(node.processes) for node in nodes)
     place = ["--rank", "{rank}", "--processes", counts, "--master", master, "--port", str(port)]
-    return ["launch.node", *place, "--directory", directory, "--script", script, *settings]
+    return ["launch.node", *place, "--directory", directory, "--program", program, *settings]

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--master", required=True, help="address of node 0")
     parser.add_argument("--port", type=int, required=True, help="where its process 0 listens")
     parser.add_argument("--directory", type=Path, help="the run's: stacks of processes that die go to stacks/ there")
-    parser.add_argument("--script", default="train.py", help="what the processes run")
+    parser.add_argument("--program", default="train.py", help="what the processes run: a script here, or a module")
     parser.add_argument("settings", nargs="*", help="a recipe and key=value settings")
     options = parser.parse_args(arguments)
     rank = int(os.environ["SLURM_NODEID"] if options.rank == "slurm" else options.rank)
@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
         hostfile = Path(scratch) / "hosts"
         hostfile.write_text(hostfile_text([Node("", count) for count in counts]))
-        script = str(ROOT / options.script)
-        command = launch_command(hostfile, rank, options.master, options.port, [script, *options.settings])
-        return Watch(command, Path(scratch), counts[rank], script, options.directory).run()
+        program = [str(ROOT / options.program)] if options.program.endswith(".py") else ["--module", options.program]
+        command = launch_command(hostfile, rank, options.master, options.port, [*program, *options.settings])
+        return Watch(command, Path(scratch), counts[rank], program[-1], options.directory).run()
 
 
 def launch_command(hostfile: Path, rank: int, master: str, port: int, program: list[str]) -> list[str]:
@@ -72,9 +72,9 @@ class Watch:
     """The launcher of a node and the processes below it."""
 
     def __init__(
-        self, command: list[str], scratch: Path, processes: int, script: str, directory: Path | None = None
+        self, command: list[str], scratch: Path, processes: int, program: str, directory: Path | None = None
     ) -> None:
-        self.words, self.processes, self.script, self.directory = scratch, processes, script, directory
+        self.words, self.processes, self.program, self.directory = scratch, processes, program, directory
         self.ranks: dict[int, int] = {}  # training processes that were seen: pid -> rank
         self.ends: dict[int, dict[str, Any]] = {}  # rank -> its last word, of those that ended badly
         self.deadline = self.silent_at = float("inf")
@@ -171,7 +171,7 @@ class Watch:
         found = []
         for process in psutil.Process().children(recursive=True):
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and self.script in process.cmdline():
+                if process.status() != psutil.STATUS_ZOMBIE and self.program in process.cmdline():
                     rank = process.environ().get("RANK")
                     if rank is not None:
                         self.ranks.setdefault(process.pid, int(rank))

@@ -186,13 +186,13 @@ def start_once(
     ssh: Sequence[str],
     config: DictConfig,
     settings: Sequence[str],
-    script: str = "train.py",
+    program: str = "train.py",
 ) -> Outcome:
     """One start, to its end."""
     total = sum(node.processes for node in nodes)
     port = free_port() if how == "local" else port_of(how, nodes, ssh, config)
-    program = node_program(nodes, master_of(how, nodes, ssh), port, config.run.directory, settings, script)
-    commands = on_each_node(how, nodes, program, ssh)
+    started = node_program(nodes, master_of(how, nodes, ssh), port, config.run.directory, settings, program)
+    commands = on_each_node(how, nodes, started, ssh)
     environment = launch_environment(total) if how == "local" else dict(os.environ)
     return conduct(commands, [node.host for node in nodes], environment, far=how != "local")
 

@@ -47,7 +47,9 @@ def test_what_each_node_runs():
     first, second = on_each_node("ssh", nodes, program, ["ssh", "-p", "22"])
     assert first[:3] == ["ssh", "-p", "22"] and first[-2] == "me@a" and "BatchMode=yes" in first
     assert first[-1].startswith(f"cd {ROOT} && exec env ")
-    there = "-m launch.node --rank 0 --processes 2,1 --master a --port 29500 --directory 'a b' --script train.py r.yaml"
+    there = (
+        "-m launch.node --rank 0 --processes 2,1 --master a --port 29500 --directory 'a b' --program train.py r.yaml"
+    )
     assert f"{there} 'run.directory=a b'" in first[-1]
     assert "--rank 1 --processes 2,1 --master a " in second[-1]
     nodes = [Node("n1", 8), Node("n2", 8)]
