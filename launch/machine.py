@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+from collections.abc import Mapping, Sequence
 
 
 def launch_environment(processes: int) -> dict[str, str]:
@@ -25,3 +27,22 @@ def visible_gpus() -> int:
     found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
+
+
+def interface_to(address: str) -> str | None:
+    """The network interface by which this machine reaches `address` (a name or IPv4 address; on its own machine the one
+    that has it); None if that cannot be told."""
+    import psutil
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing: it only asks for the route
+            probe.connect((address, 9))
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    return interface_of(own, {name: [one.address for one in found] for name, found in psutil.net_if_addrs().items()})
+
+
+def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
+    """The name of the interface that has this address, None if there is none."""
+    return next((name for name, addresses in interfaces.items() if address in addresses), None)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
-from launch.machine import launch_environment
+from launch.machine import interface_to, launch_environment
 from launch.nodes import Node, hostfile_text
 from launch.stopping import stop_signals
 from launch.watch import STACKS, WORDS, stacks_of, step_of, word_of
@@ -56,6 +56,10 @@ def main(arguments: list[str]) -> int:
         hostfile.write_text(hostfile_text([Node("", count) for count in counts]))
         program = [str(ROOT / options.program)] if options.program.endswith(".py") else ["--module", options.program]
         command = launch_command(hostfile, rank, options.master, options.port, [*program, *options.settings])
+        if len(counts) > 1:  # what a host name resolves to may be another one, which the others do not reach
+            interface = interface_to(options.master)
+            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
+                os.environ.setdefault(name, str(interface))
         return Watch(command, Path(scratch), counts[rank], program[-1], options.directory).run()
 
 

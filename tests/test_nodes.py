@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.recipe import ConfigError
+from launch.machine import interface_of, interface_to
 from launch.nodes import Node, expand_counts, expand_hosts, first_nodes, hostfile_text, read_hostfile, slurm_nodes
+
+
+def test_the_interface_is_the_one_that_has_the_address():
+    interfaces = {"lo": ["127.0.0.1", "::1"], "docker0": ["172.17.0.1"], "eth0": ["10.0.0.5", "fe80::1%eth0"]}
+    assert interface_of("10.0.0.5", interfaces) == "eth0"
+    assert interface_of("10.0.0.6", interfaces) is None
+    assert interface_to("127.0.0.1") == "lo"
+    assert interface_to("nowhere.invalid") is None
 
 
 def test_a_hostfile_is_a_line_a_node(tmp_path):
