@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train cluster-check data convert preview export bench zero-check kill-check gpu-check test lint lock clean
+.PHONY: help setup train cluster-check data convert preview export bench zero-check kill-check gpu-check sync wheels test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,15 @@ kill-check: setup ## KILLS=200 runs killed at random: the same weights? perf/res
 gpu-check: setup ## all that needs a GPU: right there, and how fast? perf/results/gpu-DEVICE.json
 	@$(RUN) -m perf.gpu_check $(ARGS)
 
+sync: setup ## HOSTFILE=hosts: this folder, .venv and all, to every node by rsync; DATA=/my/images brings those too
+	@$(RUN) -m launch.sync $(or $(HOSTFILE),$(error HOSTFILE= is missing; e.g. make sync HOSTFILE=hosts)) \
+	  $(if $(SSH),--ssh "$(SSH)") $(if $(DATA),--data "$(DATA)")
+
+wheels: setup ## the lock file's packages as wheels in wheels/, for launch/Dockerfile
+	@$(RUN) -m launch.wheels $(LOCK) wheels
+
 test: setup ## all tests that this machine can run
+	@tests/tools.sh
 	@$(RUN) -m pytest -q
 
 lint: setup ## ruff and mypy

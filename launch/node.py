@@ -176,9 +176,10 @@ class Watch:
         for process in psutil.Process().children(recursive=True):
             try:
                 if process.status() != psutil.STATUS_ZOMBIE and self.program in process.cmdline():
-                    rank = process.environ().get("RANK")
-                    if rank is not None:
-                        self.ranks.setdefault(process.pid, int(rank))
+                    rank = int(process.environ().get("RANK", -1))
+                    # The first of a rank is it; others are its own children, such as a compiler's.
+                    if process.pid in self.ranks or (rank >= 0 and rank not in self.ranks.values()):
+                        self.ranks[process.pid] = rank
                         found.append(process)
             except psutil.Error:  # ended in the meantime
                 continue

@@ -1,0 +1,30 @@
+"""Is a run done, or does it only pause? For scripts that start it again.
+
+    python -m launch.done RECIPE.yaml [key=value ...]
+
+Exit code 0: done, its directory holds summary.json. 1: not yet. 2: a mistake in the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from config.recipe import ROOT, load_config
+from launch.cluster import Cluster
+from launch.report import mistakes_end_the_run
+
+
+def main(arguments: Sequence[str]) -> int:
+    with mistakes_end_the_run(Cluster()):
+        return 0 if is_done(arguments) else 1
+
+
+def is_done(settings: Sequence[str]) -> bool:
+    """Whether the run of a recipe and its settings has come to its end. Raises ConfigError."""
+    return (ROOT / Path(load_config(settings).run.directory) / "summary.json").exists()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,120 @@
+"""Bring this checkout, .venv and all, to the same place on every node of a hostfile, with rsync over ssh.
+
+    python -m launch.sync HOSTFILE [--ssh "ssh -p 2222"] [--data PATH]        make sync HOSTFILE=hosts [DATA=/my/images]
+
+What is gone here goes there too. runs/, data/, wheels/ and caches are neither sent nor touched. The Python that .venv
+was made from must be on the nodes, at the same place. --data brings a file or folder of images as well, to the same
+path; there nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.recipe import ROOT, ConfigError
+from launch.cluster import Cluster
+from launch.nodes import read_hostfile
+from launch.report import mistakes_end_the_run
+
+KEPT = ("/runs/", "/data/", "/wheels/")  # of each machine's own
+CACHES = ("__pycache__/", "/.mypy_cache/", "/.ruff_cache/", "/.pytest_cache/", "/.hypothesis/")
+VANISHED = 24  # rsync: a file went while it was at it
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__.splitlines()[0])
+    parser.add_argument("hostfile", type=Path, help="nodes, a line each: `node1 slots=8`")
+    parser.add_argument("--ssh", default="ssh", help="how to reach them, with options: 'ssh -p 2222' (default: ssh)")
+    parser.add_argument("--data", type=Path, help="images to bring too: a file or a folder")
+    options = parser.parse_args(arguments)
+    with mistakes_end_the_run(Cluster()):
+        hosts = [node.host for node in read_hostfile(options.hostfile, 1)]
+        sources = [Source(ROOT, ROOT)]
+        if options.data is not None:
+            sources.append(data_source(options.data))
+        for program in ("rsync", shlex.split(options.ssh)[0] if options.ssh.strip() else "ssh"):
+            if shutil.which(program) is None:
+                raise ConfigError(f"{program} is not there; as root: apt-get install rsync openssh-client")
+        sync(hosts, sources, options.ssh or "ssh")
+    return 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something of this machine, and where it goes on the nodes; `mirror`: as a checkout, with what is gone deleted."""
+
+    path: Path
+    target: Path
+    mirror: bool = True
+
+
+def data_source(path: Path) -> Source:
+    """Images, at the same place on the nodes. Raises ConfigError if there are none."""
+    if not path.exists():
+        raise ConfigError(f"DATA={path}: there is no such file or folder")
+    place = Path(os.path.abspath(path))  # not resolved: by this name the recipe knows it
+    return Source(place, place, mirror=False)
+
+
+def rsync_command(source: Source, host: str, ssh: str) -> list[str]:
+    """The rsync that brings `source` to a host."""
+    command = ["rsync", "-a", "--mkpath", "--stats", "-e", f"{ssh} -o BatchMode=yes"]
+    if source.mirror:
+        # Perishable (p): a folder that has to go may hold caches.
+        command += ["--delete", *(f"--exclude={name}" for name in KEPT), *(f"--filter=-p {name}" for name in CACHES)]
+    end = "/" if source.path.is_dir() else ""
+    machine, _, name = host.rpartition("@")
+    name = f"[{name}]" if ":" in name else name
+    return [*command, f"{source.path}{end}", f"{machine}{'@' if machine else ''}{name}:{source.target}{end}"]
+
+
+def sync(hosts: Sequence[str], sources: Sequence[Source], ssh: str = "ssh") -> None:
+    """Bring all sources to all hosts at once; a line a host. Raises ConfigError with those that failed."""
+    failed = []
+    with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
+        for done in as_completed([pool.submit(sync_host, host, sources, ssh) for host in hosts]):
+            try:
+                print(done.result(), flush=True)
+            except ConfigError as error:
+                failed.append(str(error))
+    if failed:
+        raise ConfigError("; ".join(sorted(failed)))
+
+
+def sync_host(host: str, sources: Sequence[Source], ssh: str) -> str:
+    """Bring all sources to a host; what was done, in a line. Raises ConfigError with rsync's or ssh's reason."""
+    files = sent = 0
+    begun = time.monotonic()
+    for source in sources:
+        done = subprocess.run(
+            rsync_command(source, host, ssh),
+            env=os.environ | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
+        if done.returncode not in (0, VANISHED):
+            reasons = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+            raise ConfigError(f"{host}: {reasons[0] if reasons else f'rsync ended with code {done.returncode}'}")
+        files += statistic(done.stdout, "Number of regular files transferred")
+        sent += statistic(done.stdout, "Total bytes sent")
+    return f"{host}: {files:,} files, {sent / 1e6:,.1f} MB sent in {time.monotonic() - begun:.1f} s"
+
+
+def statistic(text: str, name: str) -> int:
+    """A number of rsync's --stats."""
+    found = re.search(rf"^{name}: ([\d,.]+)", text, re.MULTILINE)
+    return int(re.sub(r"\D", "", found[1])) if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,295 @@
+"""What is shipped for clusters, as far as it can be tried without one: the SLURM script's body on this machine, the
+manifests against their schemas, the pod's launcher as PID 1, the Dockerfile against the checkout."""
+
+import copy
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from config.recipe import ROOT, ConfigError, load_config
+from launch.nodes import read_hostfile
+from launch.pod import main, pod_index
+from launch.wheels import lock_of
+from perf.kill_check import make_recipe
+
+SBATCH = ROOT / "launch" / "slurm.sbatch"
+
+
+# ---------------------------------------------------------------------------------------------- SLURM
+def test_the_slurm_script_parses_and_asks_for_its_warning():
+    assert subprocess.run(["bash", "-n", str(SBATCH)]).returncode == 0
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", SBATCH.read_text(), re.MULTILINE))
+    assert asked["signal"] == "B:USR1@120" and "requeue" in asked and asked["ntasks-per-node"] == "1"
+    assert asked["open-mode"] == "append" and {"nodes", "gpus-per-node", "cpus-per-task", "time", "output"} <= set(
+        asked
+    )
+
+
+def submit(folder, *settings):
+    """The script's body, as SLURM would run it on a node, with an scontrol that writes down what it is asked for."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n')
+    (folder / "bin" / "scontrol").chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "17", "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    environment = os.environ | job | {"SLURM_NTASKS_PER_NODE": "1", "GPUS": "1"}
+    shutil.copy(SBATCH, folder / "slurm_script")  # SLURM runs a copy
+    with (folder / "output").open("a") as output:
+        return subprocess.Popen(
+            ["bash", str(folder / "slurm_script"), *settings], cwd=folder, env=environment, stdout=output, stderr=output
+        )
+
+
+def wait_for_steps(folder, process, steps=3):
+    """Until a run has logged so many steps."""
+    metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > steps):
+        assert time.monotonic() < deadline and process.poll() is None, (folder / "output").read_text()
+        time.sleep(0.02)
+
+
+needs_venv = pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="no .venv in the checkout")
+
+
+@pytest.mark.slow
+@needs_venv
+def test_the_slurm_job_saves_is_queued_again_and_resumes_to_the_end(tmp_path):
+    settings = [str(make_recipe(tmp_path)), f"run.directory={tmp_path}/run", "run.epochs=20", "checkpoint.every=never"]
+    process = submit(tmp_path, *settings)
+    wait_for_steps(tmp_path, process)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 0, (tmp_path / "output").read_text()
+    output = (tmp_path / "output").read_text()
+    assert "stopped by a signal, saved" in output and "job 17 is queued again" in output
+    assert (tmp_path / "asked").read_text() == "requeue 17\n" and not (tmp_path / "run" / "summary.json").exists()
+
+    assert submit(tmp_path, *settings).wait(timeout=120) == 0, (tmp_path / "output").read_text()
+    assert "resuming from" in (tmp_path / "output").read_text() and (tmp_path / "run" / "summary.json").exists()
+    assert (tmp_path / "asked").read_text() == "requeue 17\n"  # not again
+
+
+@needs_venv
+def test_a_mistake_ends_the_slurm_job_with_its_exit_code(tmp_path):
+    assert submit(tmp_path).wait(timeout=60) == 2
+    assert submit(tmp_path, "config/none.yaml").wait(timeout=60) == 2
+    output = (tmp_path / "output").read_text()
+    assert "give a recipe" in output and "config/none.yaml: no such recipe" in output
+    assert not (tmp_path / "asked").exists()
+
+
+# ---------------------------------------------------------------------------------------------- Kubernetes
+def manifests(name):
+    return list(yaml.safe_load_all((ROOT / "launch" / "kubernetes" / name).read_text()))
+
+
+def complaint(manifest):
+    """What the schema of its kind has against a manifest; "" if nothing. Keys that no schema knows are dropped by the
+    models, so the manifest must come out of them as it went in."""
+    models = pytest.importorskip("kubeflow_trainer_api.models", reason="kubeflow-trainer-api (dev) is not installed")
+    kinds = {
+        ("v1", "Service"): models.IoK8sApiCoreV1Service,
+        ("v1", "PersistentVolumeClaim"): models.IoK8sApiCoreV1PersistentVolumeClaim,
+        ("batch/v1", "Job"): models.IoK8sApiBatchV1Job,
+        ("trainer.kubeflow.org/v1alpha1", "TrainJob"): models.TrainerV1alpha1TrainJob,
+    }
+    try:
+        known = kinds[manifest["apiVersion"], manifest["kind"]].from_dict(manifest).to_dict()
+    except ValueError as error:
+        return str(error)
+    return difference(manifest, known)
+
+
+def difference(mine, known, place=""):
+    """The first place where `known` lacks something of `mine`, "" if there is none."""
+    if isinstance(mine, dict) and isinstance(known, dict):
+        return next((d for key in mine if (d := difference(mine[key], known.get(key), f"{place}.{key}"))), "")
+    if isinstance(mine, list) and isinstance(known, list) and len(mine) == len(known):
+        return next((d for i, item in enumerate(mine) if (d := difference(item, known[i], f"{place}[{i}]"))), "")
+    return "" if mine == known else f"{place}: {mine!r} is unknown there"
+
+
+@pytest.mark.parametrize("name", ["shared.yaml", "job.yaml", "trainjob.yaml"])
+def test_manifests_hold_to_their_schemas(name):
+    for manifest in manifests(name):
+        assert complaint(manifest) == ""
+
+
+def test_the_schemas_find_what_is_wrong():
+    _, job = manifests("job.yaml")
+    for place, key, value in (
+        ("spec", "completionmode", "Indexed"),
+        ("spec", "completions", "two"),
+        ("container", "volumeMount", []),
+        ("container", "name", None),
+    ):
+        wrong = copy.deepcopy(job)
+        part = wrong["spec"]["template"]["spec"]["containers"][0] if place == "container" else wrong[place]
+        part[key] = value
+        assert complaint(wrong), (place, key)
+    (train,) = manifests("trainjob.yaml")
+    train["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJob"] = []
+    assert "replicatedJob" in complaint(train)
+
+
+def test_the_jobs_parts_fit_each_other_and_the_program():
+    service, job = manifests("job.yaml")
+    (claim,) = manifests("shared.yaml")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    arguments = [a for a in container["args"] if not a.startswith("--")]
+    options = dict(a[2:].split("=") for a in container["args"] if a.startswith("--"))
+    assert spec["completions"] == spec["parallelism"] == int(options["nodes"])
+    assert options["processes"] == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert service["spec"]["clusterIP"] == "None" and service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert options["master"] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert int(options["port"]) == container["ports"][0]["containerPort"] == service["spec"]["ports"][0]["port"]
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy wants it
+    assert all(
+        rule.get("onExitCodes", {}).get("containerName", "node") == "node" for rule in spec["podFailurePolicy"]["rules"]
+    )
+    (train,) = manifests("trainjob.yaml")
+    patch = train["spec"]["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"][0]
+    patched = patch["template"]["spec"]["template"]["spec"]
+    for part in (pod, patched):
+        names = {volume["name"] for volume in part["volumes"]}
+        assert {mount["name"] for mount in part["containers"][0]["volumeMounts"]} == names
+        claims = {v["persistentVolumeClaim"]["claimName"] for v in part["volumes"] if "persistentVolumeClaim" in v}
+        assert claims == {claim["metadata"]["name"]}
+    recipe, *settings = train["spec"]["trainer"]["args"]
+    for given in (arguments, [recipe.replace("/swave", str(ROOT)), *settings]):
+        assert load_config(given).run.directory == "/shared/runs/folder"
+
+
+PLACE = ["--nodes", "1", "--processes", "1", "--master", "127.0.0.1", "--port", "29517"]
+
+
+def pod(folder, *settings):
+    """launch.pod as a container's PID 1: in a PID namespace of its own, with nothing on its standard input."""
+    inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"] if may_unshare() else []
+    with (folder / "output").open("a") as output:
+        return subprocess.Popen(
+            [*inside, sys.executable, "-m", "launch.pod", *PLACE, *settings],
+            cwd=ROOT, env=os.environ | {"JOB_COMPLETION_INDEX": "0"},
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
+
+
+def may_unshare():
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_unshare(), reason="no PID namespaces here (they want root)")
+def test_a_pod_that_is_evicted_saves_and_does_not_pass_for_done(tmp_path, monkeypatch, capsys):
+    recipe = str(make_recipe(tmp_path))
+    settings = [recipe, f"run.directory={tmp_path}/run", "run.epochs=2000", "checkpoint.every=never"]
+    process = pod(tmp_path, *settings)
+    wait_for_steps(tmp_path, process)
+    psutil.Process(process.pid).children()[0].send_signal(signal.SIGTERM)  # what the kubelet sends to PID 1
+    assert process.wait(timeout=60) == 75, (tmp_path / "output").read_text()
+    assert "stopped by a signal, saved" in (tmp_path / "output").read_text()
+
+    (tmp_path / "run" / "summary.json").write_text("{}")  # from here on as if the others had come to the end
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    assert main([*PLACE, *settings]) == 0
+    assert "the run is done" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_mistake_that_train_finds_is_exit_code_2_of_the_pod_as_well(tmp_path):
+    settings = [str(make_recipe(tmp_path)), f"run.directory={tmp_path}/run", "data.path=/nowhere"]
+    assert pod(tmp_path, *settings).wait(timeout=60) == 2
+    assert "/nowhere" in (tmp_path / "output").read_text()
+
+
+@pytest.mark.parametrize(
+    ("index", "setting", "said"),
+    [
+        ("0", "run.epochs=none", "run.epochs"),
+        ("1", "run.epochs=1", "completions must be 1"),
+        ("", "run.epochs=1", "pod of"),
+    ],
+)
+def test_a_mistake_that_the_pod_finds_is_one_line(index, setting, said, monkeypatch, capsys):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+    with pytest.raises(SystemExit) as end:
+        main([*PLACE, "config/demo.yaml", setting])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and said in told and told.count("\n") == 1
+
+
+def test_the_pods_index():
+    assert pod_index("3", 4) == 3
+    for text in (None, "", "-1", "x"):
+        with pytest.raises(ConfigError, match="JOB_COMPLETION_INDEX"):
+            pod_index(text, 4)
+
+
+# ---------------------------------------------------------------------------------------------- image, hostfile
+def test_the_dockerfile_takes_what_is_there_and_all_that_runs_imports():
+    text = re.sub(r"^#.*\n", "", (ROOT / "launch" / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    taken = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
+    assert all((ROOT / name).exists() for name in taken)
+    left_out = {"tests", "docs"}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - left_out
+    assert packages <= set(taken)
+    ignored = set((ROOT / ".dockerignore").read_text().split())
+    assert not ignored & {*taken, "wheels"} and {".git", ".venv", "runs", "data"} <= ignored
+    assert re.search(r'^ENTRYPOINT \["/swave/.venv/bin/python", "-m", "launch.start"\]$', text, re.MULTILINE)
+    for step in re.findall(r"^RUN (?:--mount=\S+)?(.*)$", text, re.MULTILINE):
+        assert subprocess.run(["sh", "-n", "-c", step]).returncode == 0
+
+
+def wheel(folder, name, version):
+    """A package with one module, as a wheel."""
+    path, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{name}.py", "")
+        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_wheels_get_a_lock_of_their_own_that_pip_holds_to(tmp_path):
+    import hashlib
+
+    known, built, other = wheel(tmp_path, "One_Thing", "1.0"), wheel(tmp_path, "two", "2"), wheel(tmp_path, "two", "1")
+    digest = hashlib.sha256(known.read_bytes()).hexdigest()
+    lock = f"one-thing==1.0 ; sys_platform == 'linux' \\\n    --hash=sha256:{digest}\ntwo==2 \\\n    --hash=sha256:00\n"
+    lines = lock_of(tmp_path, lock)
+    assert [line.split()[0] for line in lines] == ["one-thing==1.0", "two==2"] and not other.exists()
+    assert [line.endswith("# built here") for line in lines] == [False, True]
+    (tmp_path / "requirements.txt").write_text("\n".join(lines) + "\n")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-index",
+        "--find-links",
+        str(tmp_path),
+        "--require-hashes",
+    ]
+    command = [*pip, "-r", str(tmp_path / "requirements.txt"), "--target", str(tmp_path / "installed")]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert (tmp_path / "installed" / "two.py").exists()
+    built.write_bytes(known.read_bytes())
+    assert subprocess.run([*command, "--upgrade"], capture_output=True).returncode != 0
+
+
+def test_the_example_of_a_hostfile_is_one():
+    nodes = read_hostfile(Path(ROOT / "launch" / "hosts.example"), 1)
+    assert [(node.host, node.processes) for node in nodes] == [("node1", 8), ("node2", 8)]

@@ -1,0 +1,135 @@
+"""Bringing the checkout to the nodes: what rsync is told, and what it does through a real sshd on this machine."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import test_ssh_nodes
+
+from config.recipe import ROOT, ConfigError
+from launch.sync import Source, data_source, main, rsync_command, statistic, sync
+
+hosts = test_ssh_nodes.cluster
+through_ssh = [
+    *test_ssh_nodes.pytestmark[1:],
+    pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync here (Debian: rsync)"),
+]
+
+
+def with_marks(marks):
+    """A decorator that puts several marks on a test."""
+
+    def decorate(test):
+        for mark in marks:
+            test = mark(test)
+        return test
+
+    return decorate
+
+
+@pytest.fixture
+def cluster(hosts):
+    """The hosts, once their sshd answers."""
+    deadline = time.monotonic() + 20
+    while subprocess.run(["ssh", "-F", f"{hosts}/ssh_config", "one", "true"], capture_output=True).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return hosts
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A stand-in for a checkout, and an older copy of it on the node that has things of its own."""
+    here, there = tmp_path / "my checkout", tmp_path / "node" / "my checkout"
+    for path in (
+        "train.py",
+        "launch/node.py",
+        ".venv/lib/x.py",
+        "runs/mine/log",
+        "data/mine",
+        "launch/__pycache__/a.pyc",
+    ):
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        (here / path).write_text(f"new {path}")
+    os.symlink("/usr/bin/python3", here / ".venv" / "python")
+    for path in ("train.py", "old.py", "gone/__pycache__/b.pyc", "gone/b.py", "runs/theirs/log", "data/theirs"):
+        (there / path).parent.mkdir(parents=True, exist_ok=True)
+        (there / path).write_text(f"old {path}")
+        os.utime(there / path, (1e9, 1e9))  # what rsync goes by are size and time
+    return here, there
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+
+
+@with_marks(through_ssh)
+def test_a_checkout_comes_over_and_what_is_the_nodes_own_stays(cluster, checkout, capsys):
+    here, there = checkout
+    ssh = f"ssh -F {cluster}/ssh_config"
+    sync(["one"], [Source(here, there)], ssh)
+    own = {"runs/theirs/log", "data/theirs"}
+    assert files(there) == {"train.py", "launch/node.py", ".venv/lib/x.py", ".venv/python"} | own
+    assert (there / "train.py").read_text() == "new train.py" and (there / "runs/theirs/log").read_text().startswith(
+        "old"
+    )
+    assert not (there / "gone").exists()  # though it held a cache
+    assert capsys.readouterr().out.startswith("one: 3 files, ")
+    sync(["one"], [Source(here, there)], ssh)
+    assert capsys.readouterr().out.startswith("one: 0 files, ")
+
+
+@with_marks(through_ssh)
+def test_images_come_to_a_place_that_is_not_there_yet_and_nothing_is_deleted(cluster, checkout):
+    here, there = checkout
+    ssh, target = f"ssh -F {cluster}/ssh_config", there / "deep" / "images"
+    sync(["one"], [Source(here / "runs", target, mirror=False)], ssh)
+    (target / "theirs").touch()
+    sync(["one"], [Source(here / "runs", target, False), Source(here / "train.py", there / "x.beton", False)], ssh)
+    assert files(target) == {"mine/log", "theirs"} and (there / "x.beton").is_file()
+
+
+@with_marks(through_ssh)
+def test_hosts_that_fail_are_named_and_the_others_are_served(cluster, checkout, capsys):
+    here, there = checkout
+    with pytest.raises(ConfigError, match=r"^nowhere\.invalid: .*nowhere\.invalid"):
+        sync(["nowhere.invalid", "one"], [Source(here, there)], f"ssh -F {cluster}/ssh_config")
+    assert capsys.readouterr().out.startswith("one: 3 files")
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None or shutil.which("ssh") is None, reason="no rsync or no ssh here")
+def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path):
+    (tmp_path / "hosts").write_text("nowhere.invalid slots=8\n")
+    for arguments, path, said in (
+        (["missing"], os.environ["PATH"], "HOSTFILE=missing: No such file"),
+        ([str(tmp_path / "hosts"), "--data", "nothing"], os.environ["PATH"], "DATA=nothing: there is no such"),
+        ([str(tmp_path / "hosts")], os.environ["PATH"], "nowhere.invalid: ssh: Could not resolve"),
+        ([str(tmp_path / "hosts")], str(tmp_path), "rsync is not there"),
+    ):
+        command = [sys.executable, "-m", "launch.sync", *arguments]
+        done = subprocess.run(
+            command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and done.stderr.startswith(f"swave: {said}") and done.stderr.count("\n") == 1, done
+
+
+def test_help_is_there(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0 and "--data" in capsys.readouterr().out
+
+
+def test_what_rsync_is_told(tmp_path, monkeypatch):
+    command = rsync_command(Source(tmp_path, Path("/there")), "alice@fe80::1", "ssh -p 2222")
+    assert command[-2:] == [f"{tmp_path}/", "alice@[fe80::1]:/there/"]
+    assert "--delete" in command and "--exclude=/runs/" in command and "ssh -p 2222 -o BatchMode=yes" in command
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.beton").touch()
+    assert data_source(Path("x.beton")) == Source(tmp_path / "x.beton", tmp_path / "x.beton", mirror=False)
+    command = rsync_command(data_source(Path("x.beton")), "node1", "ssh")
+    assert command[-2:] == [f"{tmp_path}/x.beton", f"node1:{tmp_path}/x.beton"] and "--delete" not in command
+    assert statistic("Number of files: 9\nTotal bytes sent: 1,234,567\n", "Total bytes sent") == 1234567

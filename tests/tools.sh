@@ -1,0 +1,15 @@
+#!/bin/sh
+# Programs that some tests want: hosts in network namespaces, sshd, pdsh, rsync. Without them those tests are skipped.
+# Installed by themselves only in a container: a machine that runs services would start an sshd with the package.
+set -eu
+missing=
+for tool in ip:iproute2 ssh:openssh-client sshd:openssh-server nsenter:util-linux pdsh:pdsh rsync:rsync; do
+    PATH="$PATH:/usr/sbin:/sbin" command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool#*:}"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/system ]; then
+    printf 'test: installing system packages:%s\n' "$missing" >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >&2 && exit 0
+fi
+printf 'test: some tests will be skipped; they want, as root: apt-get install --no-install-recommends%s\n' "$missing" >&2
