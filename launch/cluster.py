@@ -1,8 +1,8 @@
 """The processes of a run: who we are among them, how they meet, and what they agree on at the end of a step.
 
 Only the usual environment is read: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (DeepSpeed calls it LOCAL_SIZE),
-MASTER_ADDR, MASTER_PORT; and srun's SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID where those are not set. So the same
-script runs under deepspeed, torchrun, srun and alone.
+MASTER_ADDR, MASTER_PORT; and srun's SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID and their like where those are not set.
+So the same script runs under deepspeed, torchrun, srun and alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ConfigError
+from launch.nodes import expand_counts
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,22 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
     if not 0 <= rank < world_size:
         raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={world_size} in the environment")
     local_rank = number(("LOCAL_RANK", "SLURM_LOCALID"), 0)
-    local_world_size = number(("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"), world_size)
+    local_world_size = number(
+        ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"), tasks_here(env) or world_size
+    )
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if world_size > 1 and name not in env:
             raise ConfigError(f"WORLD_SIZE={world_size} but {name} is not set; say where rank 0 runs")
     return Cluster(rank, world_size, local_rank, min(local_world_size, world_size))
+
+
+def tasks_here(environment: dict[str, str]) -> int:
+    """Tasks of srun's step on this node, 0 where it does not say."""
+    try:
+        counts = expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
+        return counts[int(environment["SLURM_NODEID"])]
+    except (KeyError, ValueError, IndexError, ConfigError):
+        return 0
 
 
 @contextmanager

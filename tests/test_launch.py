@@ -42,6 +42,11 @@ PORT = {"MASTER_PORT": "29500"}
             {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "a", **PORT},
             Cluster(3, 4, 1, 4),
         ),
+        (
+            {"SLURM_PROCID": "3", "SLURM_NTASKS": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "MASTER_ADDR": "a"}
+            | {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", **PORT},
+            Cluster(3, 5, 1, 2),
+        ),
         ({"SLURM_NTASKS": "4"}, Cluster(0, 1, 0, 1)),  # a batch script's own shell is no task
     ],
 )

@@ -84,6 +84,7 @@ def test_a_signal_saves_once_and_plain_srun_goes_on_to_the_end(slurm, tmp_path):
     job = Job(slurm, tmp_path, EXPORTS + "srun -N2 -n2 .venv/bin/python train.py {recipe} {settings}")
     assert job.end() == 0, job.output
     assert "resuming from" in job.output and "k-NN accuracy, trained backbone" in job.output
+    assert "(1 cores for 1 process here" in job.output
     job.check_ranks()
 
 
