@@ -12,8 +12,10 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from config.recipe import ROOT, ConfigError
+import launch.start as start_module
+from config.recipe import ROOT, ConfigError, load_config
 from launch.commands import node_program, on_each_node
+from launch.conduct import Outcome
 from launch.elastic import fewer, same_failure, wait_before
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
@@ -62,6 +64,30 @@ def test_processes_that_are_asked_for_win_over_slurms():
     environment = SLURM | {"SLURM_NTASKS_PER_NODE": "1"}
     assert choose_nodes(2, 0, None, environment, 8)[1] == [Node("n1", 1), Node("n2", 1)]
     assert choose_nodes(2, 8, None, environment, 8)[1] == [Node("n1", 8), Node("n2", 8)]
+
+
+def test_a_run_that_does_not_say_what_it_came_to_is_no_success(tmp_path, monkeypatch, capsys):
+    config = load_config([str(make_recipe(tmp_path))])
+    for ended, code in (("", 1), ("saved", 0), ("done", 0)):
+        monkeypatch.setattr(start_module, "start_once", lambda *_, ended=ended: Outcome(ended=ended))
+        assert start_module.run("local", [Node("localhost", 1)], [], config, []) == code
+        assert ("none has said that the run is done or saved" in capsys.readouterr().err) is bool(code)
+
+
+@pytest.mark.parametrize("places", [["HOSTFILE"], ["SLURM"]])
+def test_a_dry_run_says_what_would_be_run(tmp_path, places):
+    (tmp_path / "hosts").write_text("me@10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
+    flags = ["--hostfile", str(tmp_path / "hosts")] if places == ["HOSTFILE"] else []
+    command = [sys.executable, "-m", "launch.start", "--nodes", "2", "--processes", "2", *flags, "--dry"]
+    environment = os.environ | (SLURM if places == ["SLURM"] else {})
+    done = subprocess.run(
+        [*command, str(make_recipe(tmp_path))], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    reached = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["srun"])
+    assert done.stdout.count("deepspeed.launcher.runner") == 2 and "--node_rank 1" in done.stdout
+    assert ("# me@10.0.0.1, 2 processes" if flags else "# n2, 2 processes") in done.stdout
 
 
 def test_the_batch_is_kept_on_fewer_nodes():
