@@ -222,6 +222,7 @@ def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
     assert f"swave: rank {victim} on {os.uname().nodename} died: killed, or crashed without a word" in output
+    assert "Traceback" not in output  # that of the other one is in its stacks
     assert output.strip().splitlines()[-1].startswith("swave: ")
     stacks = tmp_path / "run" / "stacks" / f"rank-{1 - victim}.txt"  # of the one that was left waiting
     assert "train.py" in stacks.read_text() and not stacks.with_name(f"rank-{victim}.txt").exists()
@@ -240,6 +241,18 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
     assert code == 1 and seconds < 30, output
     assert nodes == 2 or f"swave: {os.uname().nodename}: the launcher ended before" in output
     assert output.strip().splitlines()[-1].startswith("swave: ")
+
+
+@pytest.mark.slow
+def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, start):
+    process = start("run.epochs=2000", nodes=1)
+    wait_for_steps(tmp_path, process)
+    next(p for p in left_behind(tmp_path) if "launch.node" in p.cmdline()).kill()
+    code = process.wait(timeout=30)
+    deadline = time.monotonic() + 20
+    while left_behind(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert code == 1 and not left_behind(tmp_path), (tmp_path / "output").read_text()
 
 
 @pytest.mark.slow
