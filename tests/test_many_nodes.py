@@ -283,7 +283,7 @@ def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
 
 @pytest.mark.slow
 def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_path, start):
-    process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", "checkpoint.every=2 steps")
+    process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", nodes=1)
     wait_for_steps(tmp_path, process)
     ranks_of(tmp_path)[0].kill()
     code, _, output = ended(tmp_path, process, 120)
@@ -294,7 +294,7 @@ def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_
 
 @pytest.mark.slow
 def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path, start):
-    process = start("launch.restarts=9", "launch.backoff=0", "optimizer.base_lr=1e30", "run.epochs=2000")
+    process = start("launch.restarts=9", "launch.backoff=0", "optimizer.base_lr=1e30", "run.epochs=2000", nodes=1)
     code, _, output = ended(tmp_path, process, 120)
     assert code == 1
     assert output.count("starting again") == 1 and "not started again" in output
