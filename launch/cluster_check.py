@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
         if how == "local":
             fetch_demo(config)
     answers = ask_nodes(how, nodes, ssh, config, dataset=True)
-    wrong = mistakes(answers, nodes)
+    wrong = mistakes(answers, nodes, how=how)
     show(nodes, answers)
     for line in wrong:
         print(f"wrong: {line}")

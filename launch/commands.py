@@ -15,6 +15,12 @@ PASSED_ON = ("OMP_NUM_THREADS", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET
 # A host that is gone without a word is noticed after 12 seconds; one that does not answer at all after 10.
 PATIENCE = ("ServerAliveInterval=4", "ServerAliveCountMax=3", "ConnectTimeout=10", "BatchMode=yes")
 
+# Our one task a node gets all that the job has there, whatever each task of the job itself would get, and shares it with
+# the step that we may stand in.
+PER_TASK = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_EXACT",
+            "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_HINT", "SLURM_THREADS_PER_CORE")  # fmt: skip
+SRUN = ("env", *(word for name in PER_TASK for word in ("-u", name)), "srun", "--overlap", "--cpu-bind", "none")
+
 
 def address(ssh: Sequence[str], host: str) -> str:
     """What ssh connects to for a name of the hostfile, by its own configuration. Raises ConfigError without an ssh."""
@@ -46,8 +52,7 @@ def on_each_node(
         ]
     names = ",".join(node.host for node in nodes)
     spread = ["--nodes", str(len(nodes)), "--ntasks", str(len(nodes)), "--ntasks-per-node", "1", "--nodelist", names]
-    cores = ["--cpus-per-task", os.environ["SLURM_CPUS_PER_TASK"]] if "SLURM_CPUS_PER_TASK" in os.environ else []
-    return [["srun", *spread, *cores, "--chdir", str(ROOT), "--kill-on-bad-exit=1", *of("slurm")]]
+    return [[*SRUN, *spread, "--chdir", str(ROOT), "--kill-on-bad-exit=1", *of("slurm")]]
 
 
 def node_program(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,11 @@ def conduct(
         )
         for command in commands
     ]  # fmt: skip
-    outcome, kill_at, ping_at, interrupted, first_gone = Outcome(), float("inf"), 0.0, False, -1
+    reports: list[dict[str, Any]] = []
+    readers = [threading.Thread(target=collect, args=(node, reports)) for node in nodes]
+    for reader in readers:
+        reader.start()
+    outcome, kill_at, ping_at, interrupted, failed, first_gone = Outcome(), float("inf"), 0.0, False, False, -1
     while any(node.poll() is None for node in nodes):
         wait = min(PING, max(0.1, kill_at - time.monotonic()))
         received = signal.sigtimedwait([*signals, signal.SIGCHLD], wait)
@@ -64,18 +69,18 @@ def conduct(
         for index, node in enumerate(nodes):
             if node.poll() and not outcome.code:
                 outcome.code, first_gone = (node.returncode if node.returncode > 0 else 1), index
-                kill_at = time.monotonic() + GRACE
+        if not failed and (outcome.code or any(report["died"] for report in reports)):  # srun lives as long as a node
+            failed, kill_at = True, time.monotonic() + GRACE
         if time.monotonic() > kill_at:
             tell(nodes, "SIGABRT")
             kill_at = float("inf")
-    died = []
-    for node in nodes:
-        for report in reports_of(node):
-            died += report["died"]
-            outcome.step = max(outcome.step, report["step"])
-            outcome.ended = outcome.ended or report["ended"]
-            outcome.stacks += report["stacks"]
-    outcome.died = first_death(died)
+    for reader in readers:
+        reader.join()
+    for report in reports:
+        outcome.step = max(outcome.step, report["step"])
+        outcome.ended = outcome.ended or report["ended"]
+        outcome.stacks += report["stacks"]
+    outcome.died = first_death([death for report in reports for death in report["died"]])
     if outcome.code and not outcome.died and nodes[first_gone].returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
         # of srun's one command there is one name only; it says itself which node it lost
         outcome.died = f"{hosts[first_gone]}: the connection to it ended (exit code {nodes[first_gone].returncode})"
@@ -104,15 +109,13 @@ def tell(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
                 continue
 
 
-def reports_of(node: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """What an ended node (srun: all of them) says of itself."""
+def collect(node: subprocess.Popen[str], reports: list[dict[str, Any]]) -> None:
+    """Add to `reports` what a node (srun: all of them) says of itself, as it comes, until the node has ended."""
     assert node.stdout is not None
-    reports = []
-    for line in node.stdout.read().splitlines():
+    for line in node.stdout:
         try:
             report = json.loads(line)
             assert {"died", "step", "ended", "stacks"} <= report.keys()
             reports.append(report)
         except (ValueError, AttributeError, AssertionError):  # something else that was printed
             continue
-    return reports

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from config.recipe import ConfigError
-from launch.commands import PATIENCE
+from launch.commands import PATIENCE, SRUN
 from launch.nodes import Node
 
 ANSWER = 20.0  # seconds within which a node must answer
@@ -21,7 +21,7 @@ def answering(how: str, nodes: Sequence[Node], ssh: Sequence[str]) -> list[Node]
         ask = {
             "local": ["true"],
             "ssh": [*ssh, *options, node.host, "true"],
-            "srun": ["srun", "--nodes", "1", "--ntasks", "1", "--nodelist", node.host, "--overlap", "true"],
+            "srun": [*SRUN, "--nodes", "1", "--ntasks", "1", "--nodelist", node.host, "true"],
         }[how]
         try:
             done = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER)

@@ -35,10 +35,12 @@ def main(arguments: list[str]) -> int:
 
 
 def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any]:
-    """host, time (seconds since 1970), code and lock (hashes), python, data (whether it is there), free_gb at the run's
-    directory, writable, gpus (their names), cores, port (a free one); with `cache` dataset (its table's digest)."""
+    """host, node (its number in srun's step), time (seconds since 1970), code and lock (hashes), python, data (whether
+    it is there), free_gb at the run's directory, gpus (their names), cores, port (a free one); with `cache` dataset
+    (its table's digest)."""
     return {
         "host": socket.gethostname(),
+        "node": int(os.environ.get("SLURM_NODEID", "0")),
         "time": time.time(),
         "code": code_digest(ROOT),
         "commit": commit(ROOT),

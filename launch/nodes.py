@@ -63,6 +63,8 @@ def slurm_nodes(environment: Mapping[str, str], processes: int) -> list[Node] | 
         counts = expand_counts(environment["SLURM_TASKS_PER_NODE"])
     else:
         counts = [processes] * len(hosts)
+    if len(counts) != len(hosts) and "SLURM_STEP_ID" in environment:  # they are of the step that we stand in
+        counts = [processes] * len(hosts)
     if len(counts) != len(hosts):
         told = f"SLURM_TASKS_PER_NODE={environment.get('SLURM_TASKS_PER_NODE')}"
         raise ConfigError(f"SLURM_JOB_NODELIST={names} has {len(hosts)} nodes, {told} has {len(counts)}")

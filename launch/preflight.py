@@ -31,27 +31,31 @@ def ask_nodes(
     program = ["launch.facts", config.data.path, config.run.directory]
     program += ["--dataset", config.data.cache] if dataset else []
 
-    def ask(command: Sequence[str]) -> list[dict[str, Any]]:
+    def ask(command: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
         begun = time.time()
         try:
             done = subprocess.run(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
                 timeout=3600 if dataset else PATIENCE,
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return [{"error": "no answer within a minute"}]
-        except OSError as error:
-            return [{"error": f"{command[0]}: {error.strerror}"}]
-        found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+            told, lines = done.stdout, done.stderr.decode(errors="replace").strip().splitlines()
+            error = " ".join(lines[-1].split()) if lines else f"exit code {done.returncode}"
+        except subprocess.TimeoutExpired as late:  # of srun's nodes the others may have answered
+            told, error = late.stdout or b"", "no answer within a minute"
+        except OSError as failed:
+            told, error = b"", f"{command[0]}: {failed.strerror}"
+        found = [json.loads(line) for line in told.decode(errors="replace").splitlines() if line.startswith("{")]
         for one in found:
             one["clock_off"] = round(off(one["time"], begun, time.time()), 2)
-        lines = done.stderr.strip().splitlines()
-        return found or [{"error": " ".join(lines[-1].split()) if lines else f"exit code {done.returncode}"}]
+        return found, error
 
     commands = on_each_node(how, nodes, program, ssh)
     with ThreadPoolExecutor(len(commands)) as pool:
-        answers = [one for found in pool.map(ask, commands) for one in found]
-    return answers + [{"error": "no answer"}] * (len(nodes) - len(answers))  # of srun's one command
+        answers = list(pool.map(ask, commands))
+    if how == "srun":  # one command for all, whose answers come in any order
+        (found, error), *_ = answers
+        return [next((one for one in found if one.get("node") == rank), {"error": error}) for rank in range(len(nodes))]
+    return [found[0] if found else {"error": error} for found, error in answers]
 
 
 def off(there: float, begun: float, ended: float) -> float:
@@ -60,9 +64,13 @@ def off(there: float, begun: float, ended: float) -> float:
 
 
 def mistakes(
-    answers: Sequence[Mapping[str, Any]], nodes: Sequence[Node], ours: Mapping[str, Any] | None = None
+    answers: Sequence[Mapping[str, Any]],
+    nodes: Sequence[Node],
+    ours: Mapping[str, Any] | None = None,
+    how: str = "ssh",
 ) -> list[str]:
-    """What is wrong with the nodes, a line each with its mend; compared with `ours` (default: this machine's facts)."""
+    """What is wrong with the nodes, a line each with its mend; compared with `ours` (default: this machine's facts).
+    how: they are reached."""
     ours = ours or facts(".", Path("."))
     wrong = []
     for node, told in zip(nodes, answers, strict=True):
@@ -73,7 +81,9 @@ def mistakes(
         if "error" in told:
             say(
                 f"does not answer as it should ({told['error']})",
-                f"does `ssh {node.host} true` work, without a password?",
+                f"does `srun -w {node.host} true` work?"
+                if how == "srun"
+                else f"does `ssh {node.host} true` work, without a password?",
             )
             continue
         if told["code"] != ours["code"]:

@@ -56,7 +56,8 @@ def test_what_each_node_runs():
     assert "--rank 1 --processes 2,1 --master a " in second[-1]
     nodes = [Node("n1", 8), Node("n2", 8)]
     (command,) = on_each_node("srun", nodes, node_program(nodes, "n1", 29500, "d", ["r.yaml"]))
-    assert command[:3] == ["srun", "--nodes", "2"] and "n1,n2" in command
+    assert command[0] == "env" and "srun --overlap --cpu-bind none --nodes 2" in " ".join(command)
+    assert "n1,n2" in command and "--cpus-per-task" not in command
     assert "--rank slurm --processes 8,8 --master n1" in " ".join(command)
 
 
@@ -143,6 +144,23 @@ def test_facts_of_this_machine(tmp_path):
     )
     assert told["data"] and told["free_gb"] > 0 and abs(told["clock_off"]) < 1 and len(told["code"]) == 12
     assert mistakes([told], [Node("here", 1)]) == []
+
+
+def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
+    """They come in any order, and not from all."""
+    last = json.dumps({"node": 2, "time": time.time()})
+    first = json.dumps({"node": 0, "time": time.time()})
+    (tmp_path / "srun").write_text(
+        f"#!/bin/sh\necho '{last}'; echo '{first}'; echo 'task 1: no such file' >&2; exit 1\n"
+    )
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    nodes = [Node(name, 1) for name in "abc"]
+    config = OmegaConf.create({"data": {"path": "d"}, "run": {"directory": "r"}})
+    told = ask_nodes("srun", nodes, [], config)
+    assert [one.get("node", one.get("error")) for one in told] == [0, "task 1: no such file", 2]
+    (line,) = mistakes([FACTS, told[1]], nodes[:2], FACTS, "srun")
+    assert "b: does not answer" in line and "`srun -w b true`" in line
 
 
 # ---------------------------------------------------------------------------------------------- started and lost

@@ -102,6 +102,8 @@ def test_slurms_allocation(more, processes):
 
 def test_outside_of_slurm_there_is_none():
     assert slurm_nodes({}, 8) is None
+    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1"}  # of one task, on two nodes' job
+    assert slurm_nodes(SLURM | step, 8) == slurm_nodes(SLURM, 8)
     assert slurm_nodes({"SLURM_JOB_NODELIST": "n1"}, 8) is None
 
 

@@ -1,0 +1,140 @@
+"""`make train NODES=2` in allocations of a real SLURM, whose daemons run on two hosts in network namespaces."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from slurm import Slurm, missing
+from test_four_hosts import Run
+
+from config.recipe import ROOT
+from perf.kill_check import make_recipe
+
+pytestmark = pytest.mark.slow
+TRAIN = "make train NODES=2 GPUS=1 CONFIG={recipe} ARGS='{settings}'"
+EXPORTS = "MASTER_ADDR=host1 MASTER_PORT=29517 OMP_NUM_THREADS=1 "
+SCRIPT = ROOT / "launch" / "slurm.sbatch"
+
+
+@pytest.fixture
+def slurm(make_hosts, tmp_path):
+    lack = missing()
+    if lack:
+        pytest.skip(f"no SLURM here: {lack}")
+    with make_hosts(2) as hosts, Slurm(hosts, tmp_path / "slurm") as started:
+        yield started
+
+
+class Job(Run):
+    """A command in an allocation of both hosts, asked for on the first one. asked: what more of it."""
+
+    def __init__(self, slurm, folder, command, *settings, asked=()):
+        self.hosts, self.directory, self.output_file = slurm.hosts, folder / "run", folder / "output"
+        self.recipe, self.settings = make_recipe(folder), [f"run.directory={self.directory}", *settings]
+        words = command.format(recipe=self.recipe, settings=" ".join(self.settings))
+        with self.output_file.open("w") as output:
+            wanted = ["salloc", "-N2", *asked, "sh", "-c", words]
+            self.process = slurm.run(0, wanted, cwd=ROOT, stdout=output, stderr=output)
+
+    def processes_of_ranks(self):
+        """Rank -> process."""
+        found = {}
+        for pid, command in [*self.left_on(0), *self.left_on(1)]:
+            environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+            rank = next((entry[5:] for entry in environment if entry.startswith("RANK=")), None)
+            if rank is not None and str(ROOT / "train.py") in command:
+                found[int(rank)] = pid
+        return found
+
+    def check_ranks(self):
+        """Both hosts ran one process."""
+        lines = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+        told = [line["ranks"] for line in lines if "ranks" in line]
+        assert told and all(len(ranks["forward"]) == 2 for ranks in told)
+        assert {ranks["slowest"] for ranks in told} <= {"rank 0 on host1", "rank 1 on host2"}
+
+    def check_saved_once(self):
+        """A signal's checkpoint, which holds all steps."""
+        assert self.output.count("stopped by a signal, saved") == 1, self.output
+        newest = self.directory / "checkpoints" / (self.directory / "checkpoints" / "latest").read_text().strip()
+        assert json.loads((newest / "state.json").read_text())["step"] == max(self.losses)
+
+
+def test_in_an_allocation_the_nodes_are_reached_by_srun(slurm, tmp_path):
+    """With all cores of the job there, however few each of its own tasks would get."""
+    job = Job(slurm, tmp_path, TRAIN, "run.epochs=1", asked=["--ntasks-per-node=2", "--cpus-per-task=1"])
+    assert job.end() == 0, job.output
+    assert "k-NN accuracy, trained backbone" in job.output
+    assert "NO CLUSTER" not in job.output and "(2 cores for 1 process here" in job.output
+    job.check_ranks()
+
+
+def test_a_signal_saves_once_and_plain_srun_goes_on_to_the_end(slurm, tmp_path):
+    job = Job(slurm, tmp_path, TRAIN)
+    job.steps(3)
+    job.top().send_signal(signal.SIGTERM)
+    assert job.end(60) == 0, job.output
+    job.check_saved_once()
+    job = Job(slurm, tmp_path, EXPORTS + "srun -N2 -n2 .venv/bin/python train.py {recipe} {settings}")
+    assert job.end() == 0, job.output
+    assert "resuming from" in job.output and "k-NN accuracy, trained backbone" in job.output
+    job.check_ranks()
+
+
+def hold(pid):
+    """Stop a process for good, even if SLURM lets it go on to hear of its end. So waits one in NCCL for the others."""
+    with contextlib.suppress(ProcessLookupError):
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.01)
+
+
+def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
+    """From within another step."""
+    job = Job(slurm, tmp_path, "srun -N1 -n1 " + TRAIN, "run.epochs=5000")
+    job.steps(3)
+    ranks = job.processes_of_ranks()
+    threading.Thread(target=hold, args=(ranks[0],), daemon=True).start()
+    os.kill(ranks[1], signal.SIGKILL)
+    begun = time.monotonic()
+    assert job.end(60) != 0
+    assert time.monotonic() - begun < 30
+    assert job.output.count("swave: rank 1 on host2 died: killed, or crashed without a word") == 1, job.output
+
+
+class BatchJob(Job):
+    """launch/slurm.sbatch on both hosts, a process each."""
+
+    def __init__(self, slurm, folder):
+        super().__init__(slurm, folder, "true")
+        self.process.wait()
+        self.slurm = slurm
+        asked = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=2", f"--output={self.output_file}"]
+        submit = ["sbatch", "--parsable", *asked, SCRIPT, self.recipe, *self.settings]
+        options = {"env": slurm.environment({"GPUS": "1"}), "stdout": subprocess.PIPE, "text": True}
+        self.number = slurm.run(0, submit, cwd=ROOT, **options).communicate(timeout=20)[0].strip()
+        self.process = slurm.run(0, ["sleep", "infinity"])  # nothing that we would wait for
+
+    def state(self):
+        return set(self.slurm.ask("scontrol", "show", "job", self.number).split())
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="no launch/slurm.sbatch")
+def test_a_batch_job_whose_time_is_over_is_queued_again_and_goes_on_to_the_end(slurm, tmp_path):
+    job = BatchJob(slurm, tmp_path)
+    job.steps(3)
+    slurm.ask("scancel", "--batch", "--signal=USR1", job.number)  # as --signal=B:USR1@120 does
+    job.wait_for(lambda job: {"JobState=PENDING", "Reason=BeginTime", "Restarts=1"} <= job.state(), 60)
+    job.check_saved_once()
+    assert f"saved; job {job.number} is queued again" in job.output
+    slurm.ask("scontrol", "update", f"JobId={job.number}", "StartTime=now")  # else in two minutes
+    job.wait_for(lambda job: "JobState=COMPLETED" in job.state(), 60)
+    job.gone([0, 1])
+    assert "resuming from" in job.output and "k-NN accuracy, trained backbone" in job.output
+    job.check_ranks()
