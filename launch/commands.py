@@ -16,7 +16,7 @@ PASSED_ON = ("OMP_NUM_THREADS", "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET
 PATIENCE = ("ServerAliveInterval=4", "ServerAliveCountMax=3", "ConnectTimeout=10", "BatchMode=yes")
 
 # Our one task a node gets all that the job has there, whatever each task of the job itself would get, and shares it
-# with a step that we may stand in.
+# with the step that we may stand in.
 PER_TASK = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_EXACT",
             "SLURM_NTASKS_PER_GPU", "SLURM_GPU_BIND", "SLURM_HINT", "SLURM_THREADS_PER_CORE")  # fmt: skip
 SRUN = ("env", *(word for name in PER_TASK for word in ("-u", name)), "srun", "--overlap", "--cpu-bind", "none")

@@ -30,7 +30,7 @@ from config.recipe import ROOT
 from launch.machine import interface_to, launch_environment
 from launch.nodes import Node, hostfile_text
 from launch.stopping import stop_signals
-from launch.watch import STACKS, WORDS, stacks_of, step_of, word_of
+from launch.watch import LIFELINE, STACKS, WORDS, stacks_of, step_of, word_of
 
 GRACE = 10.0  # seconds that the others have once a process has died
 SILENCE = 20.0  # seconds after which launch.start, which says something every four, is given up
@@ -85,6 +85,8 @@ class Watch:
         self.signals = stop_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)  # below us they wait for `launch.stopping.StopSignal`
         environment = launch_environment(processes) | {WORDS: str(scratch)}
+        os.mkfifo(scratch / LIFELINE)
+        os.open(scratch / LIFELINE, os.O_RDWR | os.O_CLOEXEC)  # closed by our end, however it comes
         self.launcher = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
         )

@@ -26,14 +26,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from config.recipe import ConfigError, load_config
+from config.recipe import ROOT, ConfigError, load_config
 from launch.cluster import Cluster, free_port
 from launch.commands import address, node_program, on_each_node
 from launch.conduct import Outcome, conduct
 from launch.elastic import answering, fewer, same_failure, wait_before
 from launch.handed_over import LAUNCHERS, hand_over
 from launch.machine import launch_environment, visible_gpus
-from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
+from launch.node import launch_command
+from launch.nodes import Node, first_nodes, hostfile_text, read_hostfile, slurm_nodes
 from launch.preflight import ask_nodes, mistakes
 from launch.report import mistakes_end_the_run
 from launch.stopping import StopSignal, stop_signals
@@ -55,8 +56,7 @@ def main(arguments: list[str]) -> int:
         if options.launcher:
             return hand_over(options.launcher, how, nodes, settings, options.dry)
         if options.dry:
-            program = node_program(nodes, master_of(how, nodes, ssh), free_port(), config.run.directory, settings)
-            print("\n".join(shlex.join(command) for command in on_each_node(how, nodes, program, ssh)))
+            show_commands(how, nodes, ssh, config, settings)
             return 0
         stop_signal = StopSignal(at_once=True)
         fetch_demo(config)
@@ -134,6 +134,20 @@ def check_nodes(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: Dic
 def master_of(how: str, nodes: Sequence[Node], ssh: Sequence[str]) -> str:
     """The address at which the others find process 0."""
     return "127.0.0.1" if how == "local" else address(ssh, nodes[0].host) if how == "ssh" else nodes[0].host
+
+
+def show_commands(
+    how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig, settings: Sequence[str]
+) -> None:
+    """Print what would be run: the commands that reach the nodes, and what each node runs then."""
+    master, port = master_of(how, nodes, ssh), free_port()
+    program = node_program(nodes, master, port, config.run.directory, settings)
+    print("\n".join(shlex.join(command) for command in on_each_node(how, nodes, program, ssh)))
+    for rank, node in enumerate(nodes):
+        command = launch_command(Path("HOSTS"), rank, master, port, [str(ROOT / "train.py"), *settings])
+        print(f"\n# {node.host}, {node.processes} processes, under launch.node:\n# {shlex.join(command)}")
+    print("\n# HOSTS: made by launch.node, it holds")
+    print("\n".join(f"# {line}" for line in hostfile_text(nodes).splitlines()))
 
 
 def fetch_demo(config: Any) -> None:

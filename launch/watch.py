@@ -1,7 +1,8 @@
 """What a rank leaves for the supervisor of its node (`launch.node`), which started it: its last word, the step that it
-is in, and its stacks if it is asked for them.
+is in, and its stacks if it is asked for them or falls.
 
-A rank that was killed leaves no last word, and that says so. Where no supervisor asks, nothing is written.
+A rank that was killed leaves no last word, and that says so. Where no supervisor asks, nothing is written, and a rank
+that falls prints its traceback itself. A rank whose supervisor is gone ends at once.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import faulthandler
 import json
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 WORDS = "SWAVE_WORDS"  # names the folder; unset where no supervisor asks
+LIFELINE = "lifeline"  # a named pipe in it
 STACKS = signal.SIGUSR2  # asks a rank to write where all its threads are
 
 _ending = ""
@@ -29,6 +33,7 @@ def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         stacks = open(Path(folder) / f"{os.getpid()}.stacks", "w")  # noqa: SIM115  (written to when we can no more)
         faulthandler.enable(stacks)
         faulthandler.register(STACKS, stacks)
+        threading.Thread(target=end_with, args=(Path(folder) / LIFELINE,), daemon=True).start()
     try:
         code = main(arguments)
     except SystemExit as end:
@@ -37,13 +42,22 @@ def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        if folder:
-            traceback.print_exception(error, file=stacks)
-            stacks.flush()
         last_word(1, f"{told} ({Path(place.filename).name}, line {place.lineno})")
-        raise
+        if not folder:
+            raise
+        # Each rank that loses another falls too: launch.start says in one line which was the first, and where this is.
+        traceback.print_exception(error, file=stacks)
+        stacks.flush()
+        return 1
     last_word(code, "")
     return code
+
+
+def end_with(lifeline: Path) -> None:
+    """Wait for the end of a named pipe that the supervisor holds open while it lives; then this process is killed."""
+    with suppress(OSError), lifeline.open("rb") as pipe:
+        pipe.read()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def mark_ending(how: str) -> None:

@@ -12,8 +12,10 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from config.recipe import ROOT, ConfigError
+import launch.start as start_module
+from config.recipe import ROOT, ConfigError, load_config
 from launch.commands import node_program, on_each_node
+from launch.conduct import Outcome
 from launch.elastic import fewer, same_failure, wait_before
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
@@ -63,6 +65,30 @@ def test_processes_that_are_asked_for_win_over_slurms():
     environment = SLURM | {"SLURM_NTASKS_PER_NODE": "1"}
     assert choose_nodes(2, 0, None, environment, 8)[1] == [Node("n1", 1), Node("n2", 1)]
     assert choose_nodes(2, 8, None, environment, 8)[1] == [Node("n1", 8), Node("n2", 8)]
+
+
+def test_a_run_that_does_not_say_what_it_came_to_is_no_success(tmp_path, monkeypatch, capsys):
+    config = load_config([str(make_recipe(tmp_path))])
+    for ended, code in (("", 1), ("saved", 0), ("done", 0)):
+        monkeypatch.setattr(start_module, "start_once", lambda *_, ended=ended: Outcome(ended=ended))
+        assert start_module.run("local", [Node("localhost", 1)], [], config, []) == code
+        assert ("none has said that the run is done or saved" in capsys.readouterr().err) is bool(code)
+
+
+@pytest.mark.parametrize("places", [["HOSTFILE"], ["SLURM"]])
+def test_a_dry_run_says_what_would_be_run(tmp_path, places):
+    (tmp_path / "hosts").write_text("me@10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
+    flags = ["--hostfile", str(tmp_path / "hosts")] if places == ["HOSTFILE"] else []
+    command = [sys.executable, "-m", "launch.start", "--nodes", "2", "--processes", "2", *flags, "--dry"]
+    environment = os.environ | (SLURM if places == ["SLURM"] else {})
+    done = subprocess.run(
+        [*command, str(make_recipe(tmp_path))], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    reached = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
+    assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["srun"])
+    assert done.stdout.count("deepspeed.launcher.runner") == 2 and "--node_rank 1" in done.stdout
+    assert ("# me@10.0.0.1, 2 processes" if flags else "# n2, 2 processes") in done.stdout
 
 
 def test_the_batch_is_kept_on_fewer_nodes():
@@ -214,6 +240,7 @@ def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
     assert f"swave: rank {victim} on {os.uname().nodename} died: killed, or crashed without a word" in output
+    assert "Traceback" not in output  # that of the other one is in its stacks
     assert output.strip().splitlines()[-1].startswith("swave: ")
     stacks = tmp_path / "run" / "stacks" / f"rank-{1 - victim}.txt"  # of the one that was left waiting
     assert "train.py" in stacks.read_text() and not stacks.with_name(f"rank-{victim}.txt").exists()
@@ -232,6 +259,18 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
     assert code == 1 and seconds < 30, output
     assert nodes == 2 or f"swave: {os.uname().nodename}: the launcher ended before" in output
     assert output.strip().splitlines()[-1].startswith("swave: ")
+
+
+@pytest.mark.slow
+def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, start):
+    process = start("run.epochs=2000", nodes=1)
+    wait_for_steps(tmp_path, process)
+    next(p for p in left_behind(tmp_path) if "launch.node" in p.cmdline()).kill()
+    code = process.wait(timeout=30)
+    deadline = time.monotonic() + 20
+    while left_behind(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert code == 1 and not left_behind(tmp_path), (tmp_path / "output").read_text()
 
 
 @pytest.mark.slow
@@ -262,7 +301,7 @@ def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
 
 @pytest.mark.slow
 def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_path, start):
-    process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", "checkpoint.every=2 steps")
+    process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", nodes=1)
     wait_for_steps(tmp_path, process)
     ranks_of(tmp_path)[0].kill()
     code, _, output = ended(tmp_path, process, 120)
@@ -273,7 +312,7 @@ def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_
 
 @pytest.mark.slow
 def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path, start):
-    process = start("launch.restarts=9", "launch.backoff=0", "optimizer.base_lr=1e30", "run.epochs=2000")
+    process = start("launch.restarts=9", "launch.backoff=0", "optimizer.base_lr=1e30", "run.epochs=2000", nodes=1)
     code, _, output = ended(tmp_path, process, 120)
     assert code == 1
     assert output.count("starting again") == 1 and "not started again" in output

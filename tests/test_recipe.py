@@ -31,6 +31,8 @@ def test_every_recipe_is_valid(recipe):
         ("run.epochs=ten", "run.epochs=ten: expected an integer"),
         ("run.epochs=1.5", "run.epochs=1.5: expected an integer"),
         ("run.epochs=0", "run.epochs=0: expected at least 1"),
+        ("launch.timeout=0", "launch.timeout=0: expected at least 1 second"),
+        ("launch.restarts=-1", "launch.restarts=-1: expected 0 or more"),
         ("run.seed=-1", "run.seed=-1: expected 0 to 4294967295"),
         ("optimizer.base_lr=fast", "optimizer.base_lr=fast: expected auto or a number"),
         ("optimizer.base_lr=0", "optimizer.base_lr=0: expected more than 0"),
