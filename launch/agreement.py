@@ -53,6 +53,7 @@ class Agreement:
         self._wished: Any = None
         self.times, self._names = StepTimes(device), [""] * world_size
         self._times = torch.zeros(world_size * 2, dtype=torch.float64)
+        self._times_here = self._times.numpy().reshape(-1, 2)
         dist.all_gather_object(self._names, socket.gethostname(), group=self._hosts)
 
     def exchange(self, step: int, loss: Any, stop: bool, save: bool = False) -> Agreed | None:
@@ -113,6 +114,6 @@ class Agreement:
         losses, bad_steps = zip(*rows.view(-1, 2).tolist(), strict=True)
         self._read, first = self._step, min(bad_steps)
         self._timed.wait()
-        ranks = compared(self._times.view(-1, 2).numpy().tolist(), self._names)
+        ranks = compared(self._times_here.tolist(), self._names)
         bad_step, bad_ranks = (int(first), bad_steps.count(first)) if first < math.inf else (None, 0)
         return Agreed(self._step, sum(losses) / self.world_size, bad_step, bad_ranks, ranks)

@@ -17,6 +17,8 @@ from launch.stopping import stop_signals
 
 GRACE = 5.0  # seconds that the other nodes have, beyond those that each gives its own processes, once one has failed
 PING = 4.0  # seconds between words to the nodes, which end themselves after launch.node.SILENCE without any
+SILENCE = 14.0  # seconds without an answer after which a node is given up
+LAST = 8.0  # seconds after which the command of a node that does not end is killed
 
 
 @dataclass
@@ -51,10 +53,12 @@ def conduct(
         for command in commands
     ]  # fmt: skip
     reports: list[dict[str, Any]] = []
-    readers = [threading.Thread(target=collect, args=(node, reports)) for node in nodes]
+    heard: dict[int, float] = {}  # number of a node -> when it last answered
+    readers = [threading.Thread(target=collect, args=(node, reports, heard)) for node in nodes]
     for reader in readers:
         reader.start()
     outcome, kill_at, ping_at, interrupted, failed, first_gone = Outcome(), float("inf"), 0.0, False, False, -1
+    lost: list[int] = []
     while any(node.poll() is None for node in nodes):
         wait = min(PING, max(0.1, kill_at - time.monotonic()))
         received = signal.sigtimedwait([*signals, signal.SIGCHLD], wait)
@@ -69,11 +73,15 @@ def conduct(
         for index, node in enumerate(nodes):
             if node.poll() and not outcome.code:
                 outcome.code, first_gone = (node.returncode if node.returncode > 0 else 1), index
-        if not failed and (outcome.code or any(report["died"] for report in reports)):  # srun lives as long as a node
+        lost = lost or silent(heard, reports)
+        # srun's one command lives as long as any of its nodes, and does not notice that one is gone.
+        if not failed and (outcome.code or lost or any(report["died"] for report in reports)):
             failed, kill_at = True, time.monotonic() + GRACE
-        if time.monotonic() > kill_at:
+        if time.monotonic() > kill_at + LAST:
+            for node in nodes:
+                node.kill()
+        elif time.monotonic() > kill_at:
             tell(nodes, "SIGABRT")
-            kill_at = float("inf")
     for reader in readers:
         reader.join()
     for report in reports:
@@ -81,7 +89,10 @@ def conduct(
         outcome.ended = outcome.ended or report["ended"]
         outcome.stacks += report["stacks"]
     outcome.died = first_death([death for report in reports for death in report["died"]])
-    if outcome.code and not outcome.died and nodes[first_gone].returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
+    if lost:
+        outcome.code = outcome.code or 1
+        outcome.died = f"{hosts[lost[0]]}: nothing was heard of it for {SILENCE:g} seconds"
+    elif outcome.code and not outcome.died and nodes[first_gone].returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
         # of srun's one command there is one name only; it says itself which node it lost
         outcome.died = f"{hosts[first_gone]}: the connection to it ended (exit code {nodes[first_gone].returncode})"
     return outcome
@@ -109,13 +120,22 @@ def tell(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
                 continue
 
 
-def collect(node: subprocess.Popen[str], reports: list[dict[str, Any]]) -> None:
-    """Add to `reports` what a node (srun: all of them) says of itself, as it comes, until the node has ended."""
+def silent(heard: Mapping[int, float], reports: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Numbers of the nodes that have answered once, have not reported their end, and have been silent for too long."""
+    ended = {report["node"] for report in reports}
+    return [n for n, at in sorted(heard.items()) if n not in ended and time.monotonic() - at > SILENCE]
+
+
+def collect(node: subprocess.Popen[str], reports: list[dict[str, Any]], heard: dict[int, float]) -> None:
+    """Take in what a node (srun: all of them) says of itself, as it comes, until it has ended: its report, and when it
+    answers that it is there."""
     assert node.stdout is not None
     for line in node.stdout:
         try:
-            report = json.loads(line)
-            assert {"died", "step", "ended", "stacks"} <= report.keys()
-            reports.append(report)
-        except (ValueError, AttributeError, AssertionError):  # something else that was printed
+            said = json.loads(line)
+            if {"died", "step", "ended", "stacks", "node"} <= said.keys():
+                reports.append(said)
+            elif "here" in said:
+                heard[int(said["here"])] = time.monotonic()
+        except (ValueError, TypeError, AttributeError):  # something else that was printed
             continue

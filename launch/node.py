@@ -5,8 +5,9 @@
 Standard input is the line to `launch.start`: SIGTERM or SIGUSR1 on it goes to all training processes here; SIGKILL, or
 its end (whoever started us is gone), kills them, and so does a long silence of one that has spoken. When a process dies
 the others have ten seconds, then, as on SIGABRT, they write their stacks and are killed. Nothing is left behind, not
-even by a launcher that was killed itself. Exit code: the launcher's, 1 if a process died. The one line on standard
-output is JSON: which ranks died and why, the last step, what process 0 came to, and where stacks were written.
+even by a launcher that was killed itself. Exit code: the launcher's, 1 if a process died. Lines on standard output are
+JSON: that we are here, when something is said to us; at the end which ranks died and why, the last step, what process 0
+came to, and where stacks were written.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
             interface = interface_to(options.master)
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
                 os.environ.setdefault(name, str(interface))
-        return Watch(command, Path(scratch), counts[rank], program[-1], options.directory).run()
+        return Watch(command, Path(scratch), rank, counts[rank], program[-1], options.directory).run()
 
 
 def launch_command(hostfile: Path, rank: int, master: str, port: int, program: list[str]) -> list[str]:
@@ -76,9 +77,15 @@ class Watch:
     """The launcher of a node and the processes below it."""
 
     def __init__(
-        self, command: list[str], scratch: Path, processes: int, program: str, directory: Path | None = None
+        self, command: list[str], scratch: Path, node: int, processes: int, program: str, directory: Path | None = None
     ) -> None:
-        self.words, self.processes, self.program, self.directory = scratch, processes, program, directory
+        self.words, self.node, self.processes, self.program, self.directory = (
+            scratch,
+            node,
+            processes,
+            program,
+            directory,
+        )
         self.ranks: dict[int, int] = {}  # training processes that were seen: pid -> rank
         self.ends: dict[int, dict[str, Any]] = {}  # rank -> its last word, of those that ended badly
         self.deadline = self.silent_at = float("inf")
@@ -97,6 +104,7 @@ class Watch:
         wanted: int | None = None
         told: set[int] = set()
         stacks: list[str] = []
+        noticed = time.time()
         try:
             while self.launcher.poll() is None:
                 order = self._order()
@@ -114,6 +122,7 @@ class Watch:
                     if process.pid not in told:
                         told.add(process.pid)
                         process.send_signal(signal.SIGUSR1 if wanted == signal.SIGUSR1 else signal.SIGTERM)
+            noticed = time.time()  # before we kill what is left, and with it those that wait for it elsewhere
             self._look()
             if self.ends or wanted == signal.SIGABRT:
                 stacks = self._keep_stacks()
@@ -123,13 +132,14 @@ class Watch:
         well = sum(word_of(self.words, pid) is not None for pid in self.ranks)
         if code <= 0 and well < self.processes and wanted not in (signal.SIGKILL, signal.SIGABRT) and not self.ends:
             error = f"the launcher ended before its processes: {well} of {self.processes} came to their end"
-            self.ends[-1] = {"error": error, "time": time.time()}
+            self.ends[-1] = {"error": error, "time": noticed}
         died = [
             {"rank": rank, "host": socket.gethostname(), "error": word["error"], "time": word["time"]}
             for rank, word in self.ends.items()
         ]
         first = [word for pid, rank in self.ranks.items() if rank == 0 and (word := word_of(self.words, pid))]
         report = {
+            "node": self.node,
             "died": died,
             "step": max((step_of(self.words, pid) for pid in self.ranks), default=0),
             "ended": first[0]["ended"] if first else "",
@@ -148,6 +158,7 @@ class Watch:
             return signal.SIGKILL
         if words:
             self.silent_at = time.monotonic() + SILENCE
+            print(json.dumps({"here": self.node}), flush=True)
         orders = [word for word in words if word != "PING"]
         return signal.Signals[orders[-1]] if orders else None
 

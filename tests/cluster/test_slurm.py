@@ -109,6 +109,17 @@ def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
     assert job.output.count("swave: rank 1 on host2 died: killed, or crashed without a word") == 1, job.output
 
 
+def test_a_node_that_is_gone_is_noticed_though_srun_does_not(slurm, tmp_path):
+    job = Job(slurm, tmp_path, TRAIN, "run.epochs=5000")
+    job.steps(3)
+    slurm.hosts.kill(1)
+    begun = time.monotonic()
+    assert job.process.wait(timeout=60) != 0
+    assert time.monotonic() - begun < 30
+    assert "swave: host2: nothing was heard of it for 14 seconds" in job.output
+    job.gone([0])
+
+
 class BatchJob(Job):
     """launch/slurm.sbatch on both hosts, a process each."""
 
