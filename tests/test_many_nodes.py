@@ -86,7 +86,8 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, places):
     )
     assert done.returncode == 0, done.stderr
     reached = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
-    assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["srun"])
+    assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["env"])
+    assert flags or " srun --overlap " in reached[0]
     assert done.stdout.count("deepspeed.launcher.runner") == 2 and "--node_rank 1" in done.stdout
     assert ("# me@10.0.0.1, 2 processes" if flags else "# n2, 2 processes") in done.stdout
 
@@ -228,7 +229,8 @@ def test_two_nodes_train_to_the_end_under_a_loud_banner(tmp_path, start):
         assert len(told["data_wait"]) == len(told["forward"]) == 2 and min(told["forward"]) > 0
         own = [a + b for a, b in zip(told["data_wait"], told["forward"], strict=True)]
         assert told["spread"] == pytest.approx(max(own) - min(own), abs=1e-4)
-        assert told["slowest"] == f"rank {own.index(max(own))} on {os.uname().nodename}"
+        slowest = [f"rank {rank} on {os.uname().nodename}" for rank in range(2) if own[rank] > max(own) - 5e-5]
+        assert told["slowest"] in slowest  # within what the figures are rounded to
 
 
 @pytest.mark.slow

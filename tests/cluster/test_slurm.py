@@ -145,8 +145,15 @@ def test_a_batch_job_whose_time_is_over_is_queued_again_and_goes_on_to_the_end(s
     job.wait_for(lambda job: {"JobState=PENDING", "Reason=BeginTime", "Restarts=1"} <= job.state(), 60)
     job.check_saved_once()
     assert f"saved; job {job.number} is queued again" in job.output
-    slurm.ask("scontrol", "update", f"JobId={job.number}", "StartTime=now")  # else in two minutes
-    job.wait_for(lambda job: "JobState=COMPLETED" in job.state(), 60)
+
+    def ended(job):
+        state = job.state()
+        if "Reason=BeginTime" in state:  # else in two minutes
+            slurm.ask("scontrol", "update", f"JobId={job.number}", "StartTime=now")
+            time.sleep(1)
+        return "JobState=COMPLETED" in state
+
+    job.wait_for(ended, 240)
     job.gone([0, 1])
     assert "resuming from" in job.output and "k-NN accuracy, trained backbone" in job.output
     job.check_ranks()
