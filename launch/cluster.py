@@ -105,10 +105,11 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     """The process group (NCCL on GPUs, gloo on CPUs) for the time of the block. timeout: seconds after which a process
     that waits for the others fails (launch.timeout)."""
     import torch
+    from torch.distributed import distributed_c10d
 
     from launch.engine import quiet_deepspeed
 
-    device = cluster.device()
+    device, limit = cluster.device(), timedelta(seconds=timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -122,8 +123,10 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     }
     if cluster.world_size == 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Groups that are made later, DeepSpeed's among them, take these and not the first group's.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     backend = "nccl" if device.type == "cuda" else "gloo"
-    quiet_deepspeed().init_distributed(backend, timeout=timedelta(seconds=timeout), verbose=False)
+    quiet_deepspeed().init_distributed(backend, timeout=limit, verbose=False)
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ from typing import Any
 
 from config.recipe import ROOT
 from launch.cluster import free_port
+from launch.machine import gpu_names
 
 
 def main(arguments: list[str]) -> int:
@@ -87,15 +88,6 @@ def free_gb(directory: Path) -> float:
     while not place.exists():
         place = place.parent
     return round(shutil.disk_usage(place).free / 1e9, 1)
-
-
-def gpu_names() -> list[str]:
-    """Names of the GPUs here, as nvidia-smi has them."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split("\n")[:-1]
-    except (OSError, subprocess.SubprocessError):
-        return []
 
 
 def dataset_digest(data: str, cache: str) -> str:

@@ -23,15 +23,20 @@ def hand_over(launcher: str, how: str, nodes: Sequence[Node], settings: Sequence
     """Run DeepSpeed's runner on the hostfile's nodes. Raises ConfigError without a hostfile or that runner."""
     if how != "ssh":
         raise ConfigError(f"LAUNCHER={launcher} needs HOSTFILE=hosts")
-    folder = Path(tempfile.mkdtemp(prefix="swave-"))
+    if dry:
+        print(f"DS_ENV_FILE=ENVIRONMENT {shlex.join(runner_command(launcher, Path('HOSTS'), settings))}")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
+        return run_there(launcher, nodes, settings, Path(scratch))
+
+
+def run_there(launcher: str, nodes: Sequence[Node], settings: Sequence[str], folder: Path) -> int:
+    """Run it, with its hostfile and environment in `folder`; its exit code."""
     (folder / "hosts").write_text("".join(f"{node.host} slots={node.processes}\n" for node in nodes))
     kept = launch_environment(max(node.processes for node in nodes))
     names = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "DS_LOG_LEVEL")
     (folder / "environment").write_text("".join(f"{name}={kept[name]}\n" for name in names if name in kept))
     command = runner_command(launcher, folder / "hosts", settings)
-    if dry:
-        print(f"DS_ENV_FILE={folder / 'environment'} {shlex.join(command)}")
-        return 0
     sys.stdout.flush()
     return subprocess.run(command, cwd=ROOT, env=kept | {"DS_ENV_FILE": str(folder / "environment")}).returncode
 

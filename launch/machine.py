@@ -18,14 +18,19 @@ def launch_environment(processes: int) -> dict[str, str]:
     return environment | dict(os.environ)
 
 
+def gpu_names() -> list[str]:
+    """Names of this machine's GPUs, as nvidia-smi has them."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in listing.stdout.splitlines() if line.strip()]
+
+
 def visible_gpus() -> int:
     """CUDA GPUs that a process started from here would see, without importing torch."""
-    try:
-        listing = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return 0
-    found = sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found, visible = len(gpu_names()), os.environ.get("CUDA_VISIBLE_DEVICES")
     return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
 
 

@@ -145,7 +145,7 @@ class Watch:
             "ended": first[0]["ended"] if first else "",
             "stacks": stacks,
         }
-        print(json.dumps(report), flush=True)
+        say(report)
         return 1 if code < 0 or died else code
 
     def _order(self) -> int | None:
@@ -158,13 +158,15 @@ class Watch:
             return signal.SIGKILL
         if words:
             self.silent_at = time.monotonic() + SILENCE
-            print(json.dumps({"here": self.node}), flush=True)
+            say({"here": self.node})
         orders = [word for word in words if word != "PING"]
         return signal.Signals[orders[-1]] if orders else None
 
     def _ask_for_stacks(self, alive: list[Any]) -> None:
+        import psutil
+
         for process in alive:
-            with suppress(Exception):  # it has just ended
+            with suppress(psutil.Error):  # it has just ended
                 process.send_signal(STACKS)
         time.sleep(0.5)
 
@@ -223,6 +225,12 @@ class Watch:
                 with suppress(ChildProcessError):
                     while os.waitpid(-1, os.WNOHANG)[0]:
                         pass
+
+
+def say(what: dict[str, Any]) -> None:
+    """A line of JSON to launch.start, if it is still there."""
+    with suppress(BrokenPipeError):
+        os.write(1, f"{json.dumps(what)}\n".encode())
 
 
 def words_on(descriptor: int) -> list[str] | None:

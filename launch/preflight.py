@@ -70,7 +70,7 @@ def mistakes(
     how: str = "ssh",
 ) -> list[str]:
     """What is wrong with the nodes, a line each with its mend; compared with `ours` (default: this machine's facts).
-    how: they are reached."""
+    how: the nodes are reached, as for `on_each_node`."""
     ours = ours or facts(".", Path("."))
     wrong = []
     for node, told in zip(nodes, answers, strict=True):

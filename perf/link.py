@@ -15,12 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
+from config.recipe import ROOT
 from perf.hosts import Hosts
 
 PORT, CHUNK = 5201, 1 << 18
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def ping(name: str, count: int, timeout: float = 0.5, pause: float = 0.02) -> list[float]:

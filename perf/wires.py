@@ -6,8 +6,8 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from config.recipe import ROOT
 from perf.spaces import ip, ip_lines, program
 
 MTU, QUEUE = 9000, 10000  # bytes and packets, of a link with delay or loss
@@ -45,7 +45,7 @@ class Forwarder:
         links = [f"{space}={address}" for space, address in zip(spaces, addresses, strict=True)]
         self.process = subprocess.Popen(
             [program("ip"), "netns", "exec", wire, sys.executable, "-m", "perf.delay", str(delay), str(loss), *links],
-            cwd=Path(__file__).resolve().parents[1],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -164,6 +164,19 @@ def test_ranks_end_with_0_right_after_a_collective():
         assert [process.exitcode for process in ranks] == [0, 0]
 
 
+def waits_of_groups(rank):
+    """Seconds after which groups give up that are made by others than us, such as DeepSpeed."""
+    with connected(Cluster(), timeout=7.0):
+        groups = [None, torch.distributed.new_group(), torch.distributed.new_group(backend="gloo")]
+        groups = [torch.distributed.group.WORLD if group is None else group for group in groups]
+        return [g._get_backend(torch.device("cpu")).options._timeout.total_seconds() for g in groups]
+
+
+def test_every_group_of_processes_gives_up_after_the_timeout():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(waits_of_groups, [0]) == [[7.0, 7.0, 7.0]]
+
+
 def agreements(rank):
     """What each rank hears of seven steps, with losses shared every second one: rank 1 has one that is not finite in
     step 3, and a signal in step 5."""
