@@ -34,7 +34,8 @@ from typing import Any
 
 from config.recipe import ROOT
 from launch.cluster import free_port
-from perf.zero_check import machine, show
+from perf.machine import machine
+from perf.zero_check import show
 from pipeline.folder import progress_bar
 
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage

@@ -112,7 +112,8 @@ def run(options: argparse.Namespace, stopped: Sequence[BaseException] = ()) -> d
     from omegaconf import OmegaConf
 
     from perf.images import choose, jpegs_in_memory, make_jpegs
-    from perf.report import figures, machine
+    from perf.machine import machine
+    from perf.report import figures
 
     where = machine(cores)
     source = options.data or make_jpegs(FOLDER / "photographs", options.images, threads)

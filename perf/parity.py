@@ -133,7 +133,7 @@ def run(images: int) -> dict[str, Any]:
     from config.recipe import DEFAULTS
     from perf.images import make_jpegs
     from perf.loader import FOLDER
-    from perf.report import machine
+    from perf.machine import machine
     from pipeline.crops import crops_from_config
     from pipeline.dataset import open_dataset
 

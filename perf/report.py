@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from perf.turns import Contender, Turn, within_rounds
 
-PACKAGES = ("torch", "torchvision", "pillow", "ffcv", "numba", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 FULL, CROPS, DECODE = ("ffcv", "full"), ("ffcv", "crops"), ("libjpeg-turbo", "decode")
 RATIOS = {  # name -> (numerator, denominator), each a (backend, mode)
     "full_over_torchvision": (FULL, ("torchvision", "full")),
@@ -88,27 +83,6 @@ def scaling(rates: Mapping[tuple[str, str, int], Sequence[float]], cores: int) -
         if mode != "decode":
             found[f"{mode}_over_decode"] = round(within_rounds(gain, gains["decode"]), 3)
     return found
-
-
-def machine(cores: Sequence[int]) -> dict[str, Any]:
-    """What all this ran on, and when."""
-    models = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(cores),
-        "os": platform.platform(),
-        "python": platform.python_version(),
-        "versions": found,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
 
 
 def show(report: Mapping[str, Any]) -> None:

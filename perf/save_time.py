@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from launch.cluster import Cluster, connected
+from perf.machine import machine
 from perf.memory import MODELS
 from perf.ranks import run_ranks
-from perf.zero_check import machine
 
 SAVES, QUEUE, MINUTES = 5, 3840, 10
 

@@ -9,9 +9,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,32 @@ def play(
 
     Every contender has a first turn that does not count. cores: the CPUs to share out; `done` is called after a turn.
     """
-    turns: list[list[Turn]] = [[] for _ in contenders]
-    for round in range(-1, rounds):
-        for place in range(len(contenders)):
-            which = (place + max(round, 0)) % len(contenders)
-            contender = contenders[which]
-            use_cores(cores[-contender.cores :])
-            turn = contender.turn(0.0 if round < 0 else seconds)
+
+    def take(contender: Contender, counts: bool) -> Turn:
+        use_cores(cores[-contender.cores :])
+        turn = contender.turn(seconds if counts else 0.0)
+        use_cores(cores)
+        wait_until_idle()
+        done()
+        return turn
+
+    return take_turns([partial(take, contender) for contender in contenders], rounds)
+
+
+def take_turns(works: Sequence[Callable[[bool], T]], rounds: int, warm_up: int = 1) -> list[list[T]]:
+    """What each of `works` returned, a list of `rounds`: interleaved, and whoever begins is another one each round.
+
+    A work is called with whether the turn counts; the first `warm_up` rounds do not. Ranks that measure together get
+    the same order.
+    """
+    found: list[list[T]] = [[] for _ in works]
+    for round in range(-warm_up, rounds):
+        for place in range(len(works)):
+            which = (place + max(round, 0)) % len(works)
+            result = works[which](round >= 0)
             if round >= 0:
-                turns[which].append(turn)
-            use_cores(cores)
-            wait_until_idle()
-            done()
-    return turns
+                found[which].append(result)
+    return found
 
 
 def use_cores(cores: Sequence[int]) -> None:

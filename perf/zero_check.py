@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
+from perf.machine import machine
 from perf.ranks import run_ranks
 from perf.zero_ranks import FILE, Case, run_rank
 from pipeline.folder import progress_bar
@@ -52,14 +53,6 @@ def main(arguments: list[str]) -> int:
     show(rows)
     print(f"{options.json}: written")
     return int(any(not row["holds"] for row in rows))
-
-
-def machine() -> dict[str, Any]:
-    import os
-
-    from launch.journal import versions
-
-    return {"cores": len(os.sched_getaffinity(0)), "device": "cpu (gloo)", "versions": versions()}
 
 
 def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True) -> list[dict[str, Any]]:

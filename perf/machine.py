@@ -1,0 +1,38 @@
+"""What figures were measured on, and when: in every JSON that `perf/` writes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from launch.machine import gpu_names
+
+PACKAGES = ("torch", "torchvision", "pillow", "ffcv", "numba", "numpy", "deepspeed", "nvidia-dali-cuda120",
+            "nvidia-dali-cuda130")  # fmt: skip
+
+
+def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
+    """cpu, cores (how many were used: `cores`, or all that this process may use), gpus, os, python, versions, date."""
+    models = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0) if cores is None else cores),
+        "gpus": gpu_names(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": found,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
