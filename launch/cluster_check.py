@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
         if how == "local":
             fetch_demo(config)
     answers = ask_nodes(how, nodes, ssh, config, dataset=True)
-    wrong = mistakes(answers, nodes, how=how)
+    with mistakes_end_the_run(Cluster()):
+        wrong = mistakes(answers, nodes, config, how=how)
     show(nodes, answers)
     for line in wrong:
         print(f"wrong: {line}")

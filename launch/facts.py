@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
 
 def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any]:
     """host, node (its number in srun's step), time (seconds since 1970), code and lock (hashes), python, data (whether
-    it is there), free_gb at the run's directory, gpus (their names), cores, port (a free one); with `cache` dataset
-    (its table's digest)."""
+    it is there), free_gb at the run's directory, checkpoints (how many that holds), gpus (their names), cores, port (a
+    free one); with `cache` dataset (its table's digest)."""
     return {
         "host": socket.gethostname(),
         "node": int(os.environ.get("SLURM_NODEID", "0")),
@@ -49,6 +49,7 @@ def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any
         "python": platform.python_version(),
         "data": Path(data).exists(),
         "free_gb": free_gb(directory),
+        "checkpoints": len(list((directory / "checkpoints").glob("step-*"))),
         "gpus": gpu_names(),
         "cores": len(os.sched_getaffinity(0)),
         "port": free_port(),

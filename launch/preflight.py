@@ -15,12 +15,12 @@ from omegaconf import DictConfig
 
 from config.recipe import ROOT
 from launch.commands import on_each_node
+from launch.disk import checkpoint_gb, disk_gb
 from launch.facts import facts
 from launch.nodes import Node
 
 PATIENCE = 60.0  # seconds for a node's answer; for the dataset's table an hour
 CLOCKS = 5.0  # seconds that a node's clock may be off ours
-DISK_GB = 1.0  # free for checkpoints at least
 
 
 def ask_nodes(
@@ -66,12 +66,14 @@ def off(there: float, begun: float, ended: float) -> float:
 def mistakes(
     answers: Sequence[Mapping[str, Any]],
     nodes: Sequence[Node],
+    config: DictConfig,
     ours: Mapping[str, Any] | None = None,
     how: str = "ssh",
 ) -> list[str]:
     """What is wrong with the nodes, a line each with its mend; compared with `ours` (default: this machine's facts).
-    how: the nodes are reached, as for `on_each_node`."""
-    ours = ours or facts(".", Path("."))
+    config: of the run, for the disk that it will want. how: the nodes are reached, as for `on_each_node`. Raises
+    ValueError for a network that cannot be built."""
+    ours, one = ours or facts(".", Path(".")), checkpoint_gb(config)
     wrong = []
     for node, told in zip(nodes, answers, strict=True):
 
@@ -96,8 +98,12 @@ def mistakes(
             say("data.path is not there", "a shared file system, or make sync HOSTFILE=... DATA=...")
         if str(told.get("dataset", "")).startswith("unreadable"):
             say(f"dataset {told['dataset']}", "make sync HOSTFILE=... DATA=...")
-        if told["free_gb"] < DISK_GB:
-            say(f"{told['free_gb']} GB free for checkpoints", f"make room for {DISK_GB:g} GB at least at run.directory")
+        wanted = disk_gb(config, told["checkpoints"], one)
+        if told["free_gb"] < wanted:
+            say(
+                f"{told['free_gb']} GB free at run.directory, and checkpoints of {one:.2g} GB will want {wanted:.2g}",
+                "make room, or lower checkpoint.keep",
+            )
         if abs(told["clock_off"]) > CLOCKS:
             say(f"its clock is {told['clock_off']:g} s off", "set it, by NTP")
         if told["gpus"] and len(told["gpus"]) < node.processes:

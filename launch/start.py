@@ -125,7 +125,7 @@ def check_batch(config: DictConfig, nodes: Sequence[Node]) -> None:
 
 def check_nodes(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig) -> None:
     """The quick half of `launch.preflight`. Raises ConfigError, one line, for the first thing that is wrong."""
-    wrong = mistakes(ask_nodes(how, nodes, ssh, config), nodes, how=how)
+    wrong = mistakes(ask_nodes(how, nodes, ssh, config), nodes, config, how=how)
     if wrong:
         more = f" (and {len(wrong) - 1} more: make cluster-check)" if len(wrong) > 1 else ""
         raise ConfigError(wrong[0] + more)

@@ -16,6 +16,7 @@ import launch.start as start_module
 from config.recipe import ROOT, ConfigError, load_config
 from launch.commands import node_program, on_each_node
 from launch.conduct import Outcome
+from launch.disk import checkpoint_gb, disk_gb
 from launch.elastic import fewer, same_failure, wait_before
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
@@ -109,8 +110,8 @@ def test_a_restart_that_comes_no_further_is_the_last():
 
 
 FACTS = {
-    "host": "a", "code": "c", "commit": "1", "lock": "l", "data": True, "free_gb": 9.0, "clock_off": 0.1,
-    "gpus": ["H100"] * 8, "dataset": "d",
+    "host": "a", "code": "c", "commit": "1", "lock": "l", "data": True, "free_gb": 9.0, "checkpoints": 0,
+    "clock_off": 0.1, "gpus": ["H100"] * 8, "dataset": "d",
 }  # fmt: skip
 
 
@@ -121,7 +122,7 @@ FACTS = {
         ({"lock": "x"}, "b: .venv is of another lock file; make setup there"),
         ({"lock": ""}, "b: .venv is not set up"),
         ({"data": False}, "b: data.path is not there; a shared file system, or make sync"),
-        ({"free_gb": 0.5}, "b: 0.5 GB free for checkpoints; make room"),
+        ({"free_gb": 0.5}, "b: 0.5 GB free at run.directory, and checkpoints of .* GB will want 1; make room"),
         ({"clock_off": -60.0}, "b: its clock is -60 s off; set it"),
         ({"gpus": ["H100"] * 4}, "b: 4 GPUs for 8 processes"),
         ({"gpus": ["A100"] * 8}, "b: other GPUs than a"),
@@ -129,22 +130,33 @@ FACTS = {
         ({"error": "Connection refused"}, r"b: does not answer as it should \(Connection refused\); does `ssh b true`"),
     ],
 )
-def test_what_is_wrong_with_a_node_is_one_line_with_its_mend(change, told):
-    nodes = [Node("a", 8), Node("b", 8)]
-    assert mistakes([FACTS, FACTS], nodes, FACTS) == []
-    (line,) = mistakes([FACTS, FACTS | change], nodes, FACTS)
+def test_what_is_wrong_with_a_node_is_one_line_with_its_mend(tmp_path, change, told):
+    nodes, config = [Node("a", 8), Node("b", 8)], load_config([str(make_recipe(tmp_path))])
+    assert mistakes([FACTS, FACTS], nodes, config, FACTS) == []
+    (line,) = mistakes([FACTS, FACTS | change], nodes, config, FACTS)
     assert re.match(told, line), line
 
 
+def test_the_disk_that_checkpoints_will_want_goes_with_the_network_and_how_many_stay(tmp_path):
+    large = ["model.backbone=resnet50w4", "model.hidden_dim=8192", "model.options={}", "model.prototypes=3000"]
+    config = load_config([str(make_recipe(tmp_path)), *large, "swav.queue.length=0", "checkpoint.keep=3"])
+    one = checkpoint_gb(config)
+    assert one == pytest.approx(8 * 0.4426, rel=0.001)  # 442.6 million parameters
+    assert disk_gb(config, 0, one) == 4 * one and disk_gb(config, 2, one) == 2 * one and disk_gb(config, 9, one) == one
+    config.run.epochs, config.checkpoint.keep_epochs = 400, 100
+    assert disk_gb(config, 0, one) == 8 * one
+    config.optimizer.name = "adamw"
+    assert checkpoint_gb(config) == pytest.approx(1.5 * one)
+    told = FACTS | {"free_gb": 9.0}
+    (line,) = mistakes([told], [Node("a", 8)], config, FACTS)
+    assert re.match(r"a: 9.0 GB free at run.directory, and checkpoints of 5.3 GB will want 42; make room", line), line
+
+
 def test_facts_of_this_machine(tmp_path):
-    (told,) = ask_nodes(
-        "local",
-        [Node("here", 1)],
-        [],
-        OmegaConf.create({"data": {"path": str(tmp_path)}, "run": {"directory": str(tmp_path / "a" / "b")}}),
-    )
+    config = load_config([str(make_recipe(tmp_path)), f"data.path={tmp_path}", f"run.directory={tmp_path / 'a' / 'b'}"])
+    (told,) = ask_nodes("local", [Node("here", 1)], [], config)
     assert told["data"] and told["free_gb"] > 0 and abs(told["clock_off"]) < 1 and len(told["code"]) == 12
-    assert mistakes([told], [Node("here", 1)]) == []
+    assert mistakes([told], [Node("here", 1)], config) == []
 
 
 def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
@@ -160,7 +172,7 @@ def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
     config = OmegaConf.create({"data": {"path": "d"}, "run": {"directory": "r"}})
     told = ask_nodes("srun", nodes, [], config)
     assert [one.get("node", one.get("error")) for one in told] == [0, "task 1: no such file", 2]
-    (line,) = mistakes([FACTS, told[1]], nodes[:2], FACTS, "srun")
+    (line,) = mistakes([FACTS, told[1]], nodes[:2], load_config([str(make_recipe(tmp_path))]), FACTS, "srun")
     assert "b: does not answer" in line and "`srun -w b true`" in line
 
 
