@@ -1,8 +1,8 @@
 """The processes of a run: who we are among them, how they meet, and what they agree on at the end of a step.
 
 Only the usual environment is read: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (DeepSpeed calls it LOCAL_SIZE),
-MASTER_ADDR, MASTER_PORT; and srun's SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID and their like where those are not set.
-So the same script runs under deepspeed, torchrun, srun and alone.
+MASTER_ADDR, MASTER_PORT; where those are not set OpenMPI's OMPI_COMM_WORLD_RANK and its like, else srun's SLURM_PROCID
+and its like. So the same script runs under deepspeed, torchrun, mpirun, srun and alone.
 """
 
 from __future__ import annotations
@@ -75,15 +75,16 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
                     raise ConfigError(f"{name}={env[name]} in the environment is not a number") from None
         return default
 
-    world_size = number(("WORLD_SIZE", "SLURM_NTASKS"), 1)
-    rank = number(("RANK", "SLURM_PROCID"), 0)
-    if "RANK" not in env and "SLURM_PROCID" not in env:
+    world_size = number(("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"), 1)
+    rank = number(("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"), 0)
+    if not {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"} & set(env):
         world_size = 1  # a batch script's own shell has SLURM_NTASKS but is no task
     if not 0 <= rank < world_size:
         raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={world_size} in the environment")
-    local_rank = number(("LOCAL_RANK", "SLURM_LOCALID"), 0)
+    local_rank = number(("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"), 0)
     local_world_size = number(
-        ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"), tasks_here(env) or world_size
+        ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"),
+        tasks_here(env) or world_size,
     )
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if world_size > 1 and name not in env:

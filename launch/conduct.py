@@ -57,8 +57,9 @@ def conduct(
     readers = [threading.Thread(target=collect, args=(node, reports, heard)) for node in nodes]
     for reader in readers:
         reader.start()
-    outcome, kill_at, ping_at, interrupted, failed, first_gone = Outcome(), float("inf"), 0.0, False, False, -1
+    outcome, kill_at, ping_at, interrupted, failed = Outcome(), float("inf"), 0.0, False, False
     lost: list[int] = []
+    given_up: list[int] = []
     while any(node.poll() is None for node in nodes):
         wait = min(PING, max(0.1, kill_at - time.monotonic()))
         received = signal.sigtimedwait([*signals, signal.SIGCHLD], wait)
@@ -70,14 +71,15 @@ def conduct(
         elif far and time.monotonic() >= ping_at:
             tell(nodes, "PING")
             ping_at = time.monotonic() + PING
-        for index, node in enumerate(nodes):
+        for node in nodes:
             if node.poll() and not outcome.code:
-                outcome.code, first_gone = (node.returncode if node.returncode > 0 else 1), index
+                outcome.code = node.returncode if node.returncode > 0 else 1
         lost = lost or silent(heard, reports)
         # srun's one command lives as long as any of its nodes, and does not notice that one is gone.
         if not failed and (outcome.code or lost or any(report["died"] for report in reports)):
             failed, kill_at = True, time.monotonic() + GRACE
         if time.monotonic() > kill_at + LAST:
+            given_up = given_up or [index for index, node in enumerate(nodes) if node.poll() is None]
             for node in nodes:
                 node.kill()
         elif time.monotonic() > kill_at:
@@ -92,9 +94,14 @@ def conduct(
     if lost:
         outcome.code = outcome.code or 1
         outcome.died = f"{hosts[lost[0]]}: nothing was heard of it for {SILENCE:g} seconds"
-    elif outcome.code and not outcome.died and nodes[first_gone].returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
-        # of srun's one command there is one name only; it says itself which node it lost
-        outcome.died = f"{hosts[first_gone]}: the connection to it ended (exit code {nodes[first_gone].returncode})"
+    # One that ended by the loss of its connection or supervisor, without a word: others' errors are of its going. Of
+    # srun's one command there is one name only; it says itself which node it lost.
+    reported = {report["node"] for report in reports}
+    for index, node in enumerate(nodes):
+        unheard = index not in reported and index not in given_up
+        if not lost and unheard and node.returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
+            outcome.died = f"{hosts[index]}: the connection to it ended (exit code {node.returncode})"
+            break
     return outcome
 
 

@@ -13,37 +13,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.recipe import ROOT, ConfigError
+from launch.cluster import free_port
+from launch.commands import address
 from launch.machine import launch_environment
 from launch.nodes import Node
 
 LAUNCHERS = ("pdsh", "openmpi", "mpich", "impi", "slurm", "mvapich")
+KEPT = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "DS_LOG_LEVEL")
 
 
-def hand_over(launcher: str, how: str, nodes: Sequence[Node], settings: Sequence[str], dry: bool) -> int:
-    """Run DeepSpeed's runner on the hostfile's nodes. Raises ConfigError without a hostfile or that runner."""
-    if how != "ssh":
-        raise ConfigError(f"LAUNCHER={launcher} needs HOSTFILE=hosts")
+def hand_over(
+    launcher: str, how: str, nodes: Sequence[Node], ssh: Sequence[str], settings: Sequence[str], dry: bool
+) -> int:
+    """Run DeepSpeed's runner on the nodes: a hostfile's, for slurm the allocation's. Raises ConfigError where there are
+    none."""
+    if how != ("srun" if launcher == "slurm" else "ssh"):
+        place = "runs inside a SLURM allocation" if launcher == "slurm" else "needs HOSTFILE=hosts"
+        raise ConfigError(f"LAUNCHER={launcher} {place}")
+    master, port = nodes[0].host if how == "srun" else address(ssh, nodes[0].host), free_port()
     if dry:
-        print(f"DS_ENV_FILE=ENVIRONMENT {shlex.join(runner_command(launcher, Path('HOSTS'), settings))}")
+        print(f"DS_ENV_FILE=ENVIRONMENT {shlex.join(runner_command(launcher, Path('HOSTS'), master, port, settings))}")
         return 0
     with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
-        return run_there(launcher, nodes, settings, Path(scratch))
+        return run_there(launcher, nodes, master, port, settings, Path(scratch))
 
 
-def run_there(launcher: str, nodes: Sequence[Node], settings: Sequence[str], folder: Path) -> int:
+def run_there(
+    launcher: str, nodes: Sequence[Node], master: str, port: int, settings: Sequence[str], folder: Path
+) -> int:
     """Run it, with its hostfile and environment in `folder`; its exit code."""
     (folder / "hosts").write_text("".join(f"{node.host} slots={node.processes}\n" for node in nodes))
     kept = launch_environment(max(node.processes for node in nodes))
-    names = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "DS_LOG_LEVEL")
-    (folder / "environment").write_text("".join(f"{name}={kept[name]}\n" for name in names if name in kept))
-    command = runner_command(launcher, folder / "hosts", settings)
+    # Where the processes meet: DeepSpeed's runners for openmpi, mvapich and slurm do not say it.
+    told = {name: kept[name] for name in KEPT if name in kept} | {"MASTER_ADDR": master, "MASTER_PORT": str(port)}
+    (folder / "environment").write_text("".join(f"{name}={value}\n" for name, value in told.items()))
+    command = runner_command(launcher, folder / "hosts", master, port, settings)
     sys.stdout.flush()
     return subprocess.run(command, cwd=ROOT, env=kept | {"DS_ENV_FILE": str(folder / "environment")}).returncode
 
 
-def runner_command(launcher: str, hostfile: Path, settings: Sequence[str]) -> list[str]:
+def runner_command(launcher: str, hostfile: Path, master: str, port: int, settings: Sequence[str]) -> list[str]:
     """DeepSpeed's command line."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", launcher),
+        *("--master_addr", master, "--master_port", str(port)),
         *("--no_local_rank", str(ROOT / "train.py"), *settings),
     ]

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         check_batch(config, nodes)
         if options.launcher:
-            return hand_over(options.launcher, how, nodes, settings, options.dry)
+            return hand_over(options.launcher, how, nodes, ssh, settings, options.dry)
         if options.dry:
             show_commands(how, nodes, ssh, config, settings)
             return 0

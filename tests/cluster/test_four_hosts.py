@@ -1,5 +1,6 @@
 """`make train NODES=4 HOSTFILE=...` on four hosts of their own addresses, names and sshds: trained, cut off, killed."""
 
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ ALL_SYNCHRONISED = "engine.sync_batch_norm=0"
 class Run:
     """A `make train` on the hosts, started from the first one."""
 
-    def __init__(self, hosts, folder, name, *settings, nodes=4, variables=()):
+    def __init__(self, hosts, folder, name, *settings, nodes=4, variables=(), checkout=ROOT):
         (folder / "hosts").write_text("".join(f"{host} slots=1\n" for host in hosts.names))
         self.hosts, self.directory, self.output_file = hosts, folder / name, folder / f"{name}.output"
         recipe = folder / "tiny.yaml"
@@ -32,7 +33,7 @@ class Run:
         arguments = " ".join([f"run.directory={self.directory}", *settings])
         command = ["make", "train", f"NODES={nodes}", f"HOSTFILE={folder}/hosts", f"CONFIG={recipe}", *variables]
         with self.output_file.open("w") as output:
-            self.process = hosts.run(0, [*command, f"ARGS={arguments}"], cwd=ROOT, stdout=output, stderr=output)
+            self.process = hosts.run(0, [*command, f"ARGS={arguments}"], cwd=checkout, stdout=output, stderr=output)
 
     @property
     def output(self):
@@ -71,6 +72,14 @@ class Run:
             assert time.monotonic() < begun + longest, [self.left_on(index) for index in indices]
             time.sleep(0.1)
         return time.monotonic() - begun
+
+    def rank_on(self, index):
+        """The training process of a host with one of them, None if it is gone."""
+        for pid, command in self.left_on(index):
+            with contextlib.suppress(psutil.Error):
+                if str(ROOT / "train.py") in command and "RANK" in psutil.Process(pid).environ():
+                    return pid
+        return None
 
     def left_on(self, index):
         found = []
@@ -159,6 +168,36 @@ def test_a_killed_launcher_leaves_nothing_and_is_no_success(make_hosts, tmp_path
         assert "host2" in run.output
 
 
+@pytest.mark.parametrize("victim", ["launch.node", "launch.start"])
+def test_a_killed_supervisor_or_top_leaves_nothing_on_any_host(make_hosts, tmp_path, victim):
+    with make_hosts(4) as hosts:
+        run = Run(hosts, tmp_path, "killed", "run.epochs=5000")
+        run.steps(3)
+        place = 2 if victim == "launch.node" else 0
+        for pid in [pid for pid, command in run.left_on(place) if victim in command and "ssh" not in command[0]]:
+            os.kill(pid, signal.SIGKILL)
+        begun = time.monotonic()
+        assert run.end(60) != 0
+        assert time.monotonic() - begun < 30
+        assert victim == "launch.start" or "host3" in run.output
+
+
+def test_a_hang_ends_all_hosts_with_the_stacks_of_every_rank(make_hosts, tmp_path):
+    with make_hosts(4) as hosts:
+        run = Run(hosts, tmp_path, "hang", "run.epochs=5000", "launch.timeout=5")
+        run.steps(3)
+        stopped = run.rank_on(2)
+        os.kill(stopped, signal.SIGSTOP)
+        begun = time.monotonic()
+        run.wait_for(lambda run: any(run.rank_on(index) is None for index in (0, 1, 3)), 30)
+        os.kill(stopped, signal.SIGCONT)
+        assert run.end(60) != 0
+        assert time.monotonic() - begun < 30
+        assert re.search(r"swave: rank [013] on host[124] died: ", run.output), run.output
+        for rank in range(4):
+            assert "train.py" in (run.directory / "stacks" / f"rank-{rank}.txt").read_text()
+
+
 def test_other_code_on_one_host_is_refused_before_the_start(make_hosts, tmp_path):
     changed = tmp_path / "train.py"
     changed.write_text(Path(ROOT / "train.py").read_text() + "# another version\n")
@@ -191,13 +230,67 @@ def test_torchrun_elastic_starts_it_too(make_hosts, tmp_path):
     assert json.loads((directory / "summary.json").read_text())["world_size"] == 2
 
 
-@pytest.mark.skipif(not shutil.which("pdsh"), reason="no pdsh here")
-def test_pdsh_starts_it_for_who_has_it(make_hosts, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "program"), [("pdsh", "pdsh"), ("openmpi", "mpirun.openmpi"), ("mpich", "mpirun.mpich")]
+)
+def test_deepspeeds_own_runners_start_it_for_who_has_them(make_hosts, tmp_path, monkeypatch, launcher, program):
+    if not shutil.which(program):
+        pytest.skip(f"no {program} here (Debian: {launcher if launcher != 'openmpi' else 'openmpi-bin'})")
+    (tmp_path / "bin").mkdir()
+    if program != "pdsh":  # two packages have an mpirun
+        (tmp_path / "bin" / "mpirun").write_text(f'#!/bin/sh\nexec {shutil.which(program)} "$@"\n')
+        (tmp_path / "bin" / "mpirun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"):
+        monkeypatch.setenv(name, "1")
     with make_hosts(2) as hosts:
         make_recipe(tmp_path)
-        run = Run(hosts, tmp_path, "pdsh", "run.epochs=1", nodes=2, variables=["LAUNCHER=pdsh"])
+        run = Run(hosts, tmp_path, launcher, "run.epochs=1", nodes=2, variables=[f"LAUNCHER={launcher}"])
         assert run.end(180) == 0, run.output
         assert "k-NN accuracy, trained backbone" in run.output
+        assert json.loads((run.directory / "summary.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync here (Debian: rsync)")
+def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts, tmp_path):
+    """Each host has a disk of its own for checkout and images. .venv is a link to this one, as it is large."""
+    checkout, images = tmp_path / "checkout", tmp_path / "images"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, checkout / name)
+    (checkout / ".venv").symlink_to(os.path.realpath(ROOT / ".venv"))
+    make_recipe(tmp_path)  # with its images
+    binds = {}
+    for index in (1, 2, 3):
+        binds[index] = {tmp_path / f"disk{index}" / path.name: path for path in (checkout, images)}
+        for own in binds[index]:
+            own.mkdir(parents=True)
+    with make_hosts(4, binds=binds) as hosts:
+
+        def train(name):
+            return Run(hosts, tmp_path, name, "run.epochs=1", checkout=checkout)
+
+        def sync():
+            command = ["make", "sync", f"HOSTFILE={tmp_path}/hosts", f"DATA={images}"]
+            done = hosts.run(0, command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            output = done.communicate(timeout=120)[0]
+            assert done.returncode == 0, output
+            found = re.findall(r"^(host[234]): ([\d,]+) files, [\d.]+ MB sent in", output, re.MULTILINE)
+            return {host: int(files.replace(",", "")) for host, files in found}
+
+        before = train("before")
+        assert before.end() == 2 and re.search("swave: host2: does not answer as it should", before.output)
+        files = sync()
+        assert set(files) == {"host2", "host3", "host4"} and min(files.values()) > 150
+        with (checkout / "train.py").open("a") as program:
+            program.write("# another version\n")
+        other = train("other")
+        assert other.end() == 2 and re.search("swave: host2: other code .*make sync HOSTFILE", other.output)
+        assert sync() == dict.fromkeys(files, 1)
+        after = train("after")
+        assert after.end() == 0, after.output
+        assert json.loads((after.directory / "summary.json").read_text())["world_size"] == 4
 
 
 def test_the_check_of_a_cluster_says_what_it_found(make_hosts, tmp_path):

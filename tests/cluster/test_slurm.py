@@ -120,6 +120,25 @@ def test_a_node_that_is_gone_is_noticed_though_srun_does_not(slurm, tmp_path):
     job.gone([0])
 
 
+def test_without_a_node_that_is_gone_the_other_goes_on(slurm, tmp_path):
+    settings = ["run.epochs=20", "run.batch_size=12", "swav.queue.length=0"]
+    elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
+    job = Job(slurm, tmp_path, TRAIN, *settings, *elastic)
+    job.steps(3)
+    slurm.hosts.kill(1)
+    assert job.process.wait(timeout=180) == 0, job.output
+    job.gone([0])
+    assert "going on with host1; engine.accumulation=2" in job.output
+    assert "resuming from" in job.output and "k-NN accuracy, trained backbone" in job.output
+
+
+def test_deepspeeds_runner_for_slurm_starts_it_too(slurm, tmp_path):
+    job = Job(slurm, tmp_path, TRAIN.replace("train", "train LAUNCHER=slurm"), "run.epochs=1")
+    assert job.end() == 0, job.output
+    assert "k-NN accuracy, trained backbone" in job.output
+    job.check_ranks()
+
+
 class BatchJob(Job):
     """launch/slurm.sbatch on both hosts, a process each."""
 
