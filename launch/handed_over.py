@@ -25,8 +25,8 @@ KEPT = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "DS_LOG_LEVEL")
 def hand_over(
     launcher: str, how: str, nodes: Sequence[Node], ssh: Sequence[str], settings: Sequence[str], dry: bool
 ) -> int:
-    """Run DeepSpeed's runner on the nodes: a hostfile's, for slurm the allocation's. Raises ConfigError where there are
-    none."""
+    """Run DeepSpeed's runner on the nodes: a hostfile's, for slurm the allocation's; its exit code. Raises ConfigError
+    where there are none."""
     if how != ("srun" if launcher == "slurm" else "ssh"):
         place = "runs inside a SLURM allocation" if launcher == "slurm" else "needs HOSTFILE=hosts"
         raise ConfigError(f"LAUNCHER={launcher} {place}")

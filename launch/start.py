@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
         ssh = shlex.split(options.ssh)
         how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         check_batch(config, nodes)
+        if options.launcher and (config.launch.restarts or config.launch.elastic):
+            raise ConfigError(f"LAUNCHER={options.launcher} knows no launch.restarts and launch.elastic; leave one out")
         if options.launcher:
             return hand_over(options.launcher, how, nodes, ssh, settings, options.dry)
         if options.dry:

@@ -38,6 +38,11 @@ PORT = {"MASTER_PORT": "29500"}
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a", **PORT},
             Cluster(5, 8, 1, 4),
         ),
+        (  # mpirun of OpenMPI
+            {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+            | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "MASTER_ADDR": "a", **PORT},
+            Cluster(5, 8, 1, 4),
+        ),
         (  # srun
             {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "MASTER_ADDR": "a", **PORT},
             Cluster(3, 4, 1, 4),

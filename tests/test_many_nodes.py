@@ -93,6 +93,34 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, places):
     assert ("# me@10.0.0.1, 2 processes" if flags else "# n2, 2 processes") in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("flags", "settings", "message"),
+    [
+        (["--launcher", "openmpi"], [], "LAUNCHER=openmpi needs HOSTFILE=hosts"),
+        (["--launcher", "slurm", "--hostfile", "HOSTS"], [], "LAUNCHER=slurm runs inside a SLURM allocation"),
+        (
+            ["--launcher", "pdsh", "--hostfile", "HOSTS"],
+            ["launch.restarts=2"],
+            "LAUNCHER=pdsh knows no launch.restarts and launch.elastic; leave one out",
+        ),
+    ],
+)
+def test_what_deepspeeds_runners_cannot_do_is_one_line(tmp_path, flags, settings, message):
+    (tmp_path / "hosts").write_text("10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
+    flags = [str(tmp_path / "hosts") if flag == "HOSTS" else flag for flag in flags]
+    command = [sys.executable, "-m", "launch.start", "--nodes", "2", *flags, str(make_recipe(tmp_path)), *settings]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"swave: {message}\n")
+
+
+def test_deepspeeds_runner_is_told_where_the_processes_meet(tmp_path):
+    (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n10.0.0.2 slots=2\n")
+    command = [sys.executable, "-m", "launch.start", "--hostfile", str(tmp_path / "hosts"), "--launcher", "pdsh"]
+    done = subprocess.run([*command, "--dry", str(make_recipe(tmp_path))], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--launcher pdsh --master_addr 127.0.0.1 --master_port " in done.stdout
+
+
 def test_the_batch_is_kept_on_fewer_nodes():
     four = [Node(f"n{i}", 8) for i in range(4)]
     assert fewer(four, 256, 8) == (four, 1)
