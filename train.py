@@ -53,6 +53,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from launch.engine import build_engine, input_dtype
     from launch.fit import fit
     from launch.journal import Journal
+    from launch.profile import profile_steps
     from launch.zero import load_loss_scale, loss_scale, publish
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
@@ -85,10 +86,9 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         if config.model.weights is not None:
             load_weights(network, Path(config.model.weights))
             network.prototypes.normalize()
-        assigning, queue = list(config.swav.assigning), build_queue(config, cluster)
+        assigning, queue, dtype = list(config.swav.assigning), build_queue(config, cluster), input_dtype(config)
         monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
-        optimizer, settings = build_optimizer(config.optimizer, network), config.optimizer
-        steps = len(loader)
+        optimizer, settings, steps = build_optimizer(config.optimizer, network), config.optimizer, len(loader)
         learning_rates = warmup_cosine(
             steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
         )
@@ -98,8 +98,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             journal.say(f"auto: {choice}")
         journal.check_same_run(config, checkpoints, len(table.usable()), table.digest())
 
-    stop_signal.at_once, total_steps = False, config.run.epochs * steps
-    dtype, parts = input_dtype(config), config.engine.accumulation
+    stop_signal.at_once, total_steps, parts = False, config.run.epochs * steps, config.engine.accumulation
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
     with connected(cluster, config.launch.timeout), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
@@ -130,6 +129,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
         clock.start_training()
         first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
+        profile_steps(config, total_steps - step, agreement.times, engine, monitor, journal)
 
         def observe(agreed: Agreed | None) -> None:
             """Log the step that all ranks have agreed on, or end the run if a loss was not finite."""
@@ -176,7 +176,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     active = queue if epoch >= config.swav.queue.start_epoch else None
                     queued, batch_here = None if active is None else active.queued(), len(images.rows) // parts
                     embeddings, scores, queue_scores = engine(part, batch_here, queued)
-                    agreement.times.forward_ended()
+                    agreement.times.mark("codes")
 
                     # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
                     with torch.no_grad():
@@ -189,6 +189,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                             active.push(embeddings[assigning])
 
                     # every other crop predicts the codes (equations 1, 2 and 6)
+                    agreement.times.mark("loss")
                     loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
                     monitor.update(codes, embeddings[assigning], loss)
                     engine.backward(loss)

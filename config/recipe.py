@@ -195,7 +195,7 @@ def check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         numbers = list(value) if isinstance(value, ListConfig) else [value]
         require(all(not isinstance(n, float) or math.isfinite(n) for n in numbers), key, "finite numbers")
-    for key in ("run.epochs", "run.batch_size", "run.log_every", "checkpoint.keep", "swav.iterations"):
+    for key in ("run.epochs", "run.batch_size", "run.log_every", "checkpoint.keep", "swav.iterations", "perf.steps"):
         require_number(key, 1, "at least 1")
     for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads"):
         require_number(key, 1, "at least 1")
@@ -207,7 +207,7 @@ def check_values(config: DictConfig) -> None:
     require(not never, "swav.queue.start_epoch", f"less than run.epochs={config.run.epochs}, or swav.queue.length=0")
     for key in ("checkpoint.keep_epochs", "evaluation.every", "evaluation.max_train"):
         require_number(key, 0, "0 or more")
-    for key in ("launch.restarts", "launch.backoff"):
+    for key in ("launch.restarts", "launch.backoff", "perf.skip"):
         require_number(key, 0, "0 or more")
     require_number("launch.timeout", 1, "at least 1 second")
     for key in ("data.workers", "model.hidden_dim", "swav.freeze_prototypes", "swav.queue.length"):

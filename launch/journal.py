@@ -23,8 +23,10 @@ PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", 
 # Settings that may differ when a run is resumed; any other difference makes it another run.
 CHANGEABLE = (
     "run.directory run.epochs run.log_every checkpoint data.cache data.path data.test data.workers "
-    "data.max_bad_fraction pipeline evaluation engine launch"
+    "data.max_bad_fraction pipeline evaluation engine launch perf"
 ).split()
+
+QUIET = ("run.", "checkpoint.", "pipeline.", "launch.", "perf.", "data.workers", "data.cache")  # not worth a line then
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
 
@@ -97,7 +99,9 @@ class Journal:
             )
         for key, change in changes.items():
             if (
-                not key.startswith(("run.", "checkpoint.", "pipeline.", "launch.", "data.workers", "data.cache"))
+                not key.startswith(
+                    ("run.", "checkpoint.", "pipeline.", "launch.", "data.workers", "data.cache", "perf.")
+                )
                 or key == "run.epochs"
             ):
                 self.say(f"changed since the last checkpoint: {key}: {change}")

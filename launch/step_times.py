@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -18,11 +18,13 @@ class StepTimes:
         self._steps = 0
         self._marks: list[tuple[Any, Any]] = []  # events before and after the forward passes, on a GPU
         self._before: Any = None
+        self.listener: Callable[[str], None] | None = None  # hears where a step is, while it is profiled
 
     def waits(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches, and how long each was waited for."""
         iterator = iter(batches)
         while True:
+            self.mark("data_wait")
             begun = perf_counter()
             try:
                 batch = next(iterator)
@@ -32,9 +34,18 @@ class StepTimes:
             self._waited += self._begun - begun
             self._steps += 1
             self._before = self._mark()
+            self.mark("copy")
             yield batch
+            self.mark("end")
 
-    def forward_ended(self) -> None:
+    def mark(self, place: str) -> None:
+        """Where the step is: data_wait, copy, codes, loss, end."""
+        if place == "codes":
+            self._forward_ended()
+        if self.listener is not None:
+            self.listener(place)
+
+    def _forward_ended(self) -> None:
         """The scores are there, or are on their way on a GPU. Of several parts of a batch only the first one counts."""
         if self._begun:
             self._forward += perf_counter() - self._begun

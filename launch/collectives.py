@@ -1,0 +1,130 @@
+"""What a step communicates: each collective with who asked for it, its bytes and how long it held the step up.
+
+torch.distributed's functions are replaced for a while; nothing is synchronised for it. On a CPU (gloo) a collective
+takes as long as its call, on a GPU as long as the device needed between two events around it: its waiting for the
+other ranks is part of it. Of asynchronous ones only the call counts, and those in a stream beside the step's have no
+time: they are hidden behind it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any
+
+from config.recipe import ROOT
+from launch.phases import Timeline
+
+NAMES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "all_reduce_coalesced",
+    "all_to_all",
+    "all_to_all_single",
+    "broadcast",
+    "gather",
+    "reduce",
+    "reduce_scatter",
+    "reduce_scatter_tensor",
+)
+KINDS = ("gradients", "batch_norm", "codes", "weights", "other")  # weights: gathered from their partitions (ZeRO)
+CALLERS = (
+    (f"{ROOT}/model/batchnorm.py", "batch_norm"),
+    (f"{ROOT}/model/sinkhorn", "codes"),
+    (f"{ROOT}/model/", "other"),
+    (f"{ROOT}/launch/", "other"),
+    ("/deepspeed/runtime/", "gradients"),
+)
+Call = tuple[str, str, int, Any, Any]  # kind, name, bytes, begin and end as the timeline tells them
+
+
+@contextmanager
+def counting(timeline: Timeline) -> Iterator[list[Call]]:
+    """A list that grows with each collective of this process within the block."""
+    import torch.distributed as dist
+
+    calls: list[Call] = []
+    with ExitStack() as stack:
+        for name in NAMES:
+            original = getattr(dist, name)
+            counted = _counted(name, original, timeline, calls)
+            for owner, attribute in ((dist, name), *_kept_by_deepspeed(original)):
+                setattr(owner, attribute, counted)
+                stack.callback(setattr, owner, attribute, original)
+        yield calls
+
+
+def _counted(name: str, original: Any, timeline: Timeline, calls: list[Call]) -> Any:
+    @wraps(original)
+    def call(*values: Any, **named: Any) -> Any:
+        kind = kind_of(name, sys._getframe(1))
+        given = (*values, *named.values())
+        if timeline.phase in ("backward", "optimizer") and kind in ("gradients", "weights"):
+            with timeline.inside("gradient_communication"):
+                begin, result, end = timeline.now(), original(*values, **named), timeline.now()
+        else:
+            begin, result, end = timeline.now(), original(*values, **named), timeline.now()
+        calls.append((kind, name, max(map(_bytes, given)), begin, end))
+        return result
+
+    return call
+
+
+def kind_of(name: str, frame: Any) -> str:
+    """One of KINDS, by the innermost file of ours or of DeepSpeed's engine among the callers."""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        for part, kind in CALLERS:
+            if part in path and path != __file__:
+                return "weights" if kind == "gradients" and name.startswith("all_gather") else kind
+        frame = frame.f_back
+    return "other"
+
+
+def _bytes(value: Any) -> int:
+    """Of a tensor, or of a list of them; 0 for anything else."""
+    if isinstance(value, list | tuple):
+        return sum(map(_bytes, value))
+    return value.numel() * value.element_size() if hasattr(value, "element_size") else 0
+
+
+def _kept_by_deepspeed(function: Any) -> list[tuple[Any, str]]:
+    """Where DeepSpeed's backend keeps this very function for later."""
+    from deepspeed import comm
+
+    backend = getattr(comm.comm, "cdb", None)
+    return [(backend, name) for name, value in vars(backend).items() if value is function] if backend else []
+
+
+def timed(timeline: Timeline, calls: Sequence[Call]) -> list[tuple[str, str, int, float, float | None]]:
+    """Kind, name, bytes, begin and length in milliseconds from the timeline's origin; None where there is no time."""
+    found: list[tuple[str, str, int, float, float | None]] = []
+    for kind, name, size, begin, end in calls:
+        if begin is None or end is None:
+            found.append((kind, name, size, 0.0, None))
+        else:
+            at = timeline.milliseconds(timeline.origin, begin)
+            found.append((kind, name, size, at, timeline.milliseconds(begin, end)))
+    return found
+
+
+def by_kind(calls: Sequence[tuple[str, str, int, float, float | None]], steps: int) -> list[dict[str, Any]]:
+    """Of each kind there is: how many a step, their bytes and milliseconds a step."""
+    found = []
+    for kind in KINDS:
+        own = [call for call in calls if call[0] == kind]
+        if own:
+            lengths = [call[4] for call in own if call[4] is not None]
+            found.append(
+                {
+                    "kind": kind,
+                    "count": round(len(own) / steps, 2),
+                    "bytes": round(sum(call[2] for call in own) / steps),
+                    "ms": round(sum(lengths) / steps, 4),
+                    "hidden": len(own) - len(lengths),
+                }
+            )
+    return found

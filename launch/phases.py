@@ -1,0 +1,169 @@
+"""Where the time of a training step goes: marks at the borders of its phases, read when all is over.
+
+A mark is a time of the host, on a GPU an event that the device passes: nothing waits for anything while steps run.
+
+    data_wait               for the loader
+    copy                    of the crops to the device, and their parts
+    forward_global          the backbone on the global crops; head and prototypes, which see all crops together
+    forward_local           the backbone on the local crops
+    codes                   Sinkhorn and the queue
+    loss
+    backward
+    gradient_communication  what backward and step wait for it: what is hidden behind them does not count
+    optimizer               engine.step without what it communicates
+    other                   monitors, agreement, saving
+
+Collectives of batch norm, codes and monitors stay in the phase in which they fall; `launch.collectives` tells them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from itertools import pairwise
+from time import perf_counter
+from typing import Any
+
+PHASES = (
+    "data_wait",
+    "copy",
+    "forward_global",
+    "forward_local",
+    "codes",
+    "loss",
+    "backward",
+    "gradient_communication",
+    "optimizer",
+    "other",
+)
+HELD_BACK = ("overlapping_partition_gradients_reduce_epilogue", "independent_gradient_partition_epilogue")
+Span = tuple[str, float, float]  # name, begin and length in milliseconds
+
+
+class Timeline:
+    """Marks of this rank's steps. `mark` begins a phase, and ends the one before."""
+
+    def __init__(self, device: Any) -> None:
+        self._stream: Any = None
+        if device.type == "cuda":
+            import torch
+
+            self._stream, self._torch = torch.cuda.current_stream(device), torch
+        self._steps: list[list[tuple[str, Any]]] = []
+        self._marks: list[tuple[str, Any]] = []
+        self.phase = "other"
+        self.origin = self.now()
+
+    def now(self) -> Any:
+        """A time, or an event on a GPU; None in another stream than the steps', where work is hidden behind theirs."""
+        if self._stream is None:
+            return perf_counter()
+        if self._torch.cuda.current_stream(self._stream.device) != self._stream:
+            return None
+        event = self._torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
+
+    def mark(self, phase: str) -> None:
+        """From now on it is `phase`."""
+        time = self.now()
+        if time is not None:
+            self.phase = phase
+            self._marks.append((phase, time))
+
+    def begin_step(self) -> None:
+        """A step begins with waiting for its data; one that was not ended is forgotten."""
+        self._marks = []
+        self.mark("data_wait")
+
+    def end_step(self) -> None:
+        self.mark("end")
+        self._steps.append(self._marks)
+        self._marks = []
+
+    @contextmanager
+    def inside(self, phase: str) -> Iterator[None]:
+        """It is `phase` within the block, and afterwards what it was before."""
+        before = self.phase
+        self.mark(phase)
+        try:
+            yield
+        finally:
+            self.mark(before)
+
+    def milliseconds(self, begin: Any, end: Any) -> float:
+        """Between two of `now`'s, once both have passed."""
+        return (end - begin) * 1e3 if self._stream is None else begin.elapsed_time(end)
+
+    def spans(self) -> list[list[Span]]:
+        """A list of spans a step, from the origin on. On a GPU this waits for the device."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        return [
+            [
+                (phase, self.milliseconds(self.origin, begin), self.milliseconds(begin, end))
+                for (phase, begin), (_, end) in pairwise(marks)
+            ]
+            for marks in self._steps
+        ]
+
+
+def phase_sums(spans: Sequence[Span]) -> dict[str, float]:
+    """Milliseconds of each phase in a step, all of PHASES."""
+    found = dict.fromkeys(PHASES, 0.0)
+    for phase, _, length in spans:
+        found[phase] += length
+    return found
+
+
+@contextmanager
+def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
+    """Within the block the engine's and the monitor's calls make their marks: forward, backward, communication of
+    gradients, step. The loop itself says when it waits for data, copies, makes codes and the loss."""
+    with ExitStack() as stack:
+
+        def around(owner: Any, name: str, phase: str) -> None:
+            method = getattr(owner, name, None)
+            if method is None:
+                return
+            own = name in vars(owner)
+
+            @wraps(method)
+            def call(*values: Any, **named: Any) -> Any:
+                with timeline.inside(phase):
+                    return method(*values, **named)
+
+            setattr(owner, name, call)
+            stack.callback(setattr, owner, name, method) if own else stack.callback(delattr, owner, name)
+
+        around(engine, "backward", "backward")
+        around(engine, "step", "optimizer")
+        around(engine, "_backward_epilogue", "gradient_communication")
+        for name in HELD_BACK:
+            around(engine.optimizer, name, "gradient_communication")
+        around(monitor, "update", "other")
+
+        def begins(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (_Crops(values[0], timeline), *values[1:]) if isinstance(values[0], list) else values
+
+        def ends(_module: Any, _values: Any, _result: Any) -> None:
+            timeline.mark("other")
+
+        for handle in (engine.module.register_forward_pre_hook(begins), engine.module.register_forward_hook(ends)):
+            stack.callback(handle.remove)
+        yield
+
+
+class _Crops(list):
+    """The crops of a step, a tensor per resolution, the global ones first. Whoever goes through them makes marks."""
+
+    def __init__(self, crops: Sequence[Any], timeline: Timeline) -> None:
+        super().__init__(crops)
+        self._timeline = timeline
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in range(len(self)):
+            self._timeline.mark("forward_local" if index else "forward_global")
+            yield self[index]
+        self._timeline.mark("forward_global")
