@@ -39,8 +39,8 @@ def verdict(found: Mapping[str, Any], settings: Mapping[str, Any], roofline: Map
         return _gradients(shares["gradient_communication"], settings)
     if worst == "codes":
         return (
-            f"bound by the codes: {shares['codes']:.0%} of each step, waiting for other ranks included; a run.batch_size "
-            f"of more than {settings['batch']} makes them rarer"
+            f"bound by the codes: {shares['codes']:.0%} of each step, waiting for other ranks included; a "
+            f"run.batch_size of more than {settings['batch']} makes them rarer"
         )
     if worst == "batch_norm":
         return (

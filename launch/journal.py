@@ -98,12 +98,7 @@ class Journal:
                 "choose another run.directory"
             )
         for key, change in changes.items():
-            if (
-                not key.startswith(
-                    ("run.", "checkpoint.", "pipeline.", "launch.", "data.workers", "data.cache", "perf.")
-                )
-                or key == "run.epochs"
-            ):
+            if not key.startswith(QUIET) or key == "run.epochs":
                 self.say(f"changed since the last checkpoint: {key}: {change}")
 
     def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:

@@ -82,6 +82,15 @@ class Timeline:
         self._steps.append(self._marks)
         self._marks = []
 
+    def hear(self, place: str) -> None:
+        """A mark of the loop's own: a phase, or "end"."""
+        if place == "data_wait":
+            self.begin_step()
+        elif place == "end":
+            self.end_step()
+        else:
+            self.mark(place)
+
     @contextmanager
     def inside(self, phase: str) -> Iterator[None]:
         """It is `phase` within the block, and afterwards what it was before."""

@@ -137,19 +137,14 @@ class _Profiler:
         self.calls: list[Any] = []
 
     def __call__(self, name: str) -> None:
-        if name == "data_wait":
-            if self.ended == self.config.perf.skip and self.timeline is None:
-                self._start()
-            if self.timeline is not None:
-                self.timeline.begin_step()
-        elif name == "end":
+        if name == "data_wait" and self.ended == self.config.perf.skip and self.timeline is None:
+            self._start()
+        if self.timeline is not None:
+            self.timeline.hear(name)
+        if name == "end":
             self.ended += 1
-            if self.timeline is not None:
-                self.timeline.end_step()
             if self.ended == self.last:
                 self._finish()
-        elif self.timeline is not None:
-            self.timeline.mark(name)
 
     def _start(self) -> None:
         import torch.distributed as dist
