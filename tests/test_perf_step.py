@@ -1,0 +1,274 @@
+"""perf.step on a tiny network and two ranks: its figures exist and add up; who is slow is named; mistakes are refused."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from photos import write_folder
+
+from config.recipe import ROOT
+from launch.advice import verdict
+from launch.phases import PHASES
+from launch.profile import summary
+from launch.trace import trace
+from perf.roofline import Ceilings, Work, roofline
+from perf.step_ranks import turns_in
+
+KINDS = {"gradients", "batch_norm", "codes", "weights", "other"}
+TINY = (
+    "run.batch_size=8 crops.global.size=16 crops.local.count=2 crops.local.size=8 model.backbone=resnet "
+    "model.options.block=basic model.options.layers=[1,1] model.options.base_width=8 model.options.stem=small "
+    "model.hidden_dim=16 model.embedding_dim=8 model.prototypes=12 swav.queue.length=16 pipeline.backend=dali"
+).split()
+SETTINGS = {
+    "device": "cuda",
+    "ranks": 8,
+    "local_ranks": 8,
+    "cores": 128,
+    "threads": 8,
+    "backend": "dali",
+    "batch": 1024,
+    "stage": 1,
+    "precision": "bf16",
+    "compile": False,
+    "accumulation": 1,
+    "sync_batch_norm": 8,
+    "prototypes": 3000,
+}
+
+
+def step(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "perf.step", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    noise = np.random.default_rng(1)
+    return write_folder(root / "train", [noise.integers(0, 255, (20, 20, 3)).astype(np.uint8) for _ in range(64)])
+
+
+@pytest.fixture(scope="module")
+def report(images, tmp_path_factory):
+    """Two ranks, batch norm synchronised, with the peer and a trace; no variants."""
+    folder = tmp_path_factory.mktemp("step")
+    files = "--json", folder / "step.json", "--trace", folder / "trace.json"
+    cache = f"data.cache={folder / 'tables'}"
+    done = step("--budget", 12, "--data", images, "--peer", "--no-variants", *files, "--ranks", 2, cache, *TINY,
+                "engine.sync_batch_norm=0")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "step.json").read_text()), json.loads((folder / "trace.json").read_text())
+
+
+# ---------------------------------------------------------------------------------------------- a real run
+def test_all_phases_are_there_and_their_shares_add_up(report):
+    found, _ = report
+    assert tuple(found["shares"]) == PHASES
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    for name in ("forward_global", "forward_local", "codes", "loss", "backward", "optimizer", "gradient_communication"):
+        assert found["shares"][name] > 0, name
+    assert all(times["min"] <= times["median"] <= times["max"] for times in found["phases_ms"].values())
+
+
+def test_a_rank_s_phases_add_up_to_its_step(report):
+    found, _ = report
+    assert [row["rank"] for row in found["per_rank"]] == [0, 1]
+    for row in found["per_rank"]:
+        assert sum(row["phases_ms"].values()) == pytest.approx(row["step_ms"], abs=0.01)
+        assert row["own_ms"] + row["communication_ms"] == pytest.approx(row["step_ms"], abs=0.01)
+    assert found["slowest_rank"] in (0, 1)
+
+
+def test_collectives_of_a_step_are_three_for_the_codes_and_two_for_each_batch_norm(report):
+    found, _ = report
+    kinds = {row["kind"]: row for row in found["collectives"]}
+    assert set(kinds) <= KINDS
+    assert found["codes_collectives"] == 3
+    assert kinds["codes"]["bytes"] == 2 * 12 * (8 + 4 + 4)  # two crops, twelve prototypes; the first sums are float64
+    # of the backbone two for each resolution, of the head two: an all-gather forward, an all-reduce backward
+    norms = 6  # stem, two blocks of two, one shortcut
+    assert kinds["batch_norm"]["count"] == 2 * (2 * norms + 1)
+    assert kinds["gradients"]["bytes"] > 0
+
+
+def test_the_report_has_what_others_read(report):
+    found, _ = report
+    assert found["images_per_second"] == pytest.approx(8e3 / found["step_ms"])
+    assert (found["ranks"], found["device"]) == (2, "cpu")
+    assert found["peer_ratio"] > 0 and len(found["peer"]["rounds"]) >= 3
+    assert found["codes_share"] == found["shares"]["codes"]
+    line = found["roofline"]
+    assert line["bound"] in ("memory bandwidth", "matrix products")
+    assert line["mfu"] == pytest.approx(line["flops_per_second"] / line["peak_flops"])
+    assert line["share_of_roofline"] >= line["mfu"] > 0
+    assert found["peak_gb"] > 0 and found["verdict"] and found["machine"]["versions"]["torch"]
+    assert -0.9 < found["overhead"] < 9  # it is there; how small, a benchmark tells
+    assert [row["skipped"] for row in found["variants"]] == [None]
+
+
+def test_the_trace_has_phases_and_collectives_of_each_rank(report):
+    found, events = report
+    assert found["trace"].endswith("trace.json")
+    for rank in (0, 1):
+        own = [event for event in events["traceEvents"] if event["pid"] == rank and event["ph"] == "X"]
+        assert {event["name"] for event in own if event["tid"] == 0} == set(PHASES)
+        assert {event["name"].split(":")[0] for event in own if event["tid"] == 1} >= {"codes", "gradients"}
+        assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in own)
+
+
+@pytest.mark.slow
+def test_variants_are_measured_or_say_why_not(images, tmp_path):
+    out = tmp_path / "step.json"
+    done = step("--budget", 90, "--data", images, "--json", out, "--ranks", 1, f"data.cache={tmp_path}", *TINY,
+                "engine.stage=1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["variants"]
+    assert rows[0]["stage"] == 1 and rows[0]["images_per_second"] > 0
+    assert all(row["skipped"] or row["images_per_second"] > 0 for row in rows)
+    assert {row["stage"] for row in rows} == {0, 1, 2, 3}
+    assert any(row["images_per_second"] for row in rows[1:])
+    assert [row["skipped"] for row in rows if row["precision"] == "fp16"] != [None]
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--ranks", "-1"], "--ranks=-1: expected at least 1"),
+        (["--budget", "1"], "--budget=1: expected 10 to 86400 seconds"),
+        (["--json", "/nowhere/x.json"], "--json=/nowhere/x.json: there is no folder /nowhere"),
+        (["--trace", "/nowhere/x.json"], "--trace=/nowhere/x.json: there is no folder /nowhere"),
+        (["--config", "nothing.yaml"], "nothing.yaml: no such recipe"),
+        (["my.yaml"], "my.yaml: expected key=value, or --config=my.yaml for a recipe"),
+        (["engine.stagee=1"], "unknown key engine.stagee; the nearest is engine.stage"),
+        (["--data", "/nowhere"], "data.path=/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(arguments, told):
+    done = step(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("swave: ") and done.stderr.count("\n") == 1
+    assert told in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------- pure parts
+def rank_of(number, steps, collectives=()):
+    """A rank whose steps take these milliseconds a phase."""
+    spans = [[(name, 10.0 * index, length) for name, length in step.items()] for index, step in enumerate(steps)]
+    return {"rank": number, "host": f"host{number}", "spans": spans, "collectives": list(collectives)}
+
+
+def test_a_slow_rank_is_named_although_all_steps_are_equally_long():
+    """The fast rank waits in its collectives for as long as the slow one works."""
+    slow = rank_of(1, [{"data_wait": 60.0, "backward": 40.0}], [("gradients", "all_reduce", 8, 0.0, 1.0)])
+    fast = rank_of(0, [{"data_wait": 0.0, "backward": 100.0}], [("gradients", "all_reduce", 8, 0.0, 61.0)])
+    found = summary([fast, slow])
+    assert found["step_ms"] == 100.0
+    assert found["slowest_rank"] == 1
+    assert found["slow"] == {"rank": 1, "host": "host1", "own_ms": 99.0, "others_ms": 39.0, "phase": "data_wait"}
+    assert "rank 1 on host1" in verdict(found, SETTINGS)
+
+
+def test_equal_ranks_are_not_called_slow():
+    found = summary([rank_of(number, [{"backward": 10.0 + number / 10}]) for number in range(4)])
+    assert found["slowest_rank"] == 3
+    assert found["slow"] is None
+
+
+def test_a_trace_is_in_microseconds():
+    events = trace([rank_of(2, [{"codes": 1.5}])])["traceEvents"]
+    assert [(e["name"], e["dur"], e["pid"]) for e in events if e["ph"] == "X"] == [("codes", 1500.0, 2)]
+
+
+def found_with(step_ms=100.0, collectives=(), **shares):
+    rest = 1 - sum(shares.values())
+    whole = dict.fromkeys(PHASES, 0.0) | {"backward": rest} | shares
+    return {"shares": whole, "slow": None, "step_ms": step_ms, "collectives": list(collectives)}
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "told"),
+    [
+        (found_with(data_wait=0.38), {}, "loader-bound: the GPU waits 38% of each step; pipeline.threads=13 or "
+         "pipeline.backend=ffcv would hide it"),
+        (found_with(data_wait=0.38), {"backend": "ffcv"}, "pipeline.threads=13 would hide it"),
+        (found_with(data_wait=0.6), {"cores": 80, "backend": "ffcv"}, "pipeline.threads=10 would hide some of it"),
+        (found_with(data_wait=0.6), {"cores": 64, "backend": "ffcv"}, "all cores are at work"),
+        (found_with(gradient_communication=0.3), {"stage": 0}, "engine.stage=1 hides it"),
+        (found_with(gradient_communication=0.3), {"stage": 3}, "engine.stage=1 gathers no weights"),
+        (found_with(gradient_communication=0.3), {}, "run.batch_size=2048 with engine.accumulation=2 halves it"),
+        (found_with(codes=0.1), {}, "bound by the codes: 10%"),
+        (found_with(optimizer=0.2), {}, "bound by the optimizer: 20%"),
+        (found_with(collectives=[{"kind": "batch_norm", "ms": 30.0}]), {}, "a smaller engine.sync_batch_norm than 8"),
+        (found_with(), {}, "bound by the network: forward and backward are 100%"),
+    ],
+)  # fmt: skip
+def test_the_verdict_names_what_bounds_and_what_would_help(found, changes, told):
+    said = verdict(found, SETTINGS | changes)
+    assert told in said
+    assert "\n" not in said
+
+
+def test_the_verdict_names_the_lower_ceiling():
+    line = roofline(500.0, Work(1e6, 1e9), 2, Ceilings(bandwidth=44e9, peak_flops=1e15))
+    assert line["bound"] == "memory bandwidth"
+    assert line["share_of_roofline"] == pytest.approx(0.5)  # 1,000 images a second at 44 MB an image
+    assert line["mfu"] == pytest.approx(0.003)
+    assert "engine.precision=bf16" in verdict(found_with(), SETTINGS | {"precision": "fp32"}, line)
+    assert "engine.compile=true" in verdict(found_with(), SETTINGS, line)
+
+
+def test_turns_fill_their_time():
+    assert turns_in(40.0, 1.0, 2, False) == (1, 19)
+    assert turns_in(1.0, 1.0, 2, False) == (1, 3)  # three rounds at least
+    assert turns_in(10.0, 0.01, 2, True) == (50, 9)
+
+
+# ---------------------------------------------------------------------------------------------- artificial slowness
+def slow_loader(rank, folder, slow_rank):
+    """As a rank of perf.step whose loader, on one rank or on all (-1), hands each batch over late."""
+    from pathlib import Path
+
+    from launch.cluster import Cluster, connected
+    from perf import step_ranks
+    from pipeline.loader import Loader
+
+    take = Loader._take
+
+    def late(self, epoch):
+        if slow_rank in (rank, -1):
+            time.sleep(0.1)
+        return take(self, epoch)
+
+    Loader._take = late
+    folder = Path(folder)
+    arguments = (str(ROOT / "config" / "folder.yaml"), f"data.path={folder / 'train'}", *TINY)
+    case = step_ranks.Case(arguments, 2, 64, 1.0, folder / "table.npz")
+    cluster = Cluster(rank, 2, rank, 2)
+    with connected(cluster):
+        found = step_ranks.measure(case, cluster)
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("slow_rank", [-1, 1])
+def test_a_slow_loader_is_the_verdict_on_all_ranks_and_on_one(images, tmp_path, slow_rank):
+    from perf.ranks import run_ranks
+    from pipeline.dataset import open_dataset
+
+    table = open_dataset(images, tmp_path / "tables", progress=False)
+    table.save(tmp_path / "table.npz", digests={name: "" for name in table.containers})
+    run_ranks(slow_loader, 2, str(tmp_path), slow_rank)
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    found = summary([rank["profile"] for rank in ranks])
+    said = verdict(found, ranks[0]["settings"])
+    if slow_rank == 1:
+        assert found["slowest_rank"] == 1
+        assert found["slow"]["phase"] == "data_wait"
+        assert said.startswith("bound by a slow rank: rank 1")
+    else:
+        assert said.startswith("loader-bound: the network waits")
