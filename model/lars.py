@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from model.segments import Layout
 
+ROW = 1024  # elements whose squares a CPU adds up in float32
+
 
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum, for float32 or float64. Nothing here waits for the device.
@@ -137,10 +139,25 @@ def _norms(tensors: list[Tensor], layout: Layout) -> tuple[Float[Tensor, " param
     parameters, gradients = _pieces(tensors, layout)
     if parameters:
         numbers = torch.cat([layout.numbers(p) for p in tensors])
-        norms = [torch._foreach_norm(values, 2, torch.float64) for values in (parameters, gradients)]
-        found = torch.stack([torch.stack(values) for values in norms])
-        squares.index_add_(1, numbers, found.square_())
+        squares.index_add_(1, numbers, torch.stack([_squares(values) for values in (parameters, gradients)]))
     return tuple(layout.add_up(squares).sqrt_().to(example.dtype).unbind())  # type: ignore[return-value]
+
+
+def _squares(values: list[Tensor]) -> Float[Tensor, " pieces"]:
+    """The sum of squares of each, in float64, to a rounding of float32.
+
+    On a CPU float64 norms of a ResNet-50 take 50 ms, as long as reading it twelve times; rows of 1,024 elements, each
+    added up in float32, and their sums in float64 are 6e-8 off and take 6.
+    """
+    if values[0].is_cuda or values[0].dtype == torch.float64:
+        return torch.stack(torch._foreach_norm(values, 2, torch.float64)).square_()
+    found = []
+    for value in values:
+        flat = value.reshape(-1)
+        even = flat.numel() // ROW * ROW
+        rows = torch.linalg.vector_norm(flat[:even].view(-1, ROW), dim=1)
+        found.append(rows.double().square().sum() + flat[even:].double().square().sum())
+    return torch.stack(found)
 
 
 def trust_ratios(

@@ -1,4 +1,4 @@
-"""perf.step on a tiny network and two ranks: its figures exist and add up; who is slow is named; mistakes are refused."""
+"""perf.step on a tiny network and two ranks: figures exist and add up, who is slow is named, mistakes are refused."""
 
 import json
 import subprocess

@@ -1,0 +1,54 @@
+"""perf.profile=true in train.py, through the deepspeed launcher on two processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from config.recipe import ROOT, ConfigError, load_config
+from launch.phases import PHASES
+from perf.kill_check import make_recipe
+
+SETTINGS = "run.epochs=2 checkpoint.every=never data.max_bad_fraction=0.5 engine.stage=1".split()
+
+
+def train(recipe, run, *settings):
+    """Two processes under the deepspeed launcher; what they said."""
+    launcher = [str(ROOT / ".venv" / "bin" / "deepspeed"), "--num_gpus", "2", "--no_local_rank"]
+    command = [sys.executable, *launcher] if os.path.exists(launcher[0]) else ["deepspeed", *launcher[1:]]
+    done = subprocess.run(
+        [*command, str(ROOT / "train.py"), str(recipe), f"run.directory={run}", *SETTINGS, *settings],
+        cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    said = train(recipe, run, "perf.profile=true", "perf.steps=4", "perf.skip=2")
+    found = json.loads((run / "profile.json").read_text())
+    assert (found["steps"], found["ranks"]) == (4, 2)
+    assert tuple(found["shares"]) == PHASES and sum(found["shares"].values()) == pytest.approx(1)
+    assert [row["rank"] for row in found["per_rank"]] == [0, 1]
+    assert {row["kind"]: row["count"] for row in found["collectives"]}["codes"] == 3
+    events = json.loads((run / "profile-trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events if event["ph"] == "X"} == {0, 1}
+    assert said.count("profile of 4 steps") == 1  # rank 0 alone
+    assert "rank" in said and found["verdict"] in said
+    assert json.loads((run / "summary.json").read_text())["steps"] == 18
+
+
+def test_a_run_too_short_to_profile_says_so(tmp_path):
+    recipe, run = make_recipe(tmp_path), tmp_path / "run"
+    said = train(recipe, run, "perf.profile=true", "perf.skip=18")
+    assert "perf.profile: nothing to profile, for of this run's 18 steps perf.skip leaves none" in said
+    assert not (run / "profile.json").exists()
+
+
+@pytest.mark.parametrize("setting", ["perf.steps=0", "perf.skip=-1", "perf.profile=1", "perf.step=3"])
+def test_wrong_settings_are_refused(setting):
+    with pytest.raises(ConfigError, match=setting.split("=")[0]):
+        load_config([str(ROOT / "config" / "demo.yaml"), setting])
