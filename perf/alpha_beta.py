@@ -94,7 +94,9 @@ def fit(timed: Iterable[Timed], latency: float = 0.0, cores: int | None = None) 
     for row in several:
         slower = 1.0 if cores is None else sharing(row.ranks, cores)
         count = hops("all_reduce", row.ranks)
-        columns.append([count * slower / row.seconds, moved("all_reduce", row.ranks) * row.bytes * slower / row.seconds])
+        columns.append(
+            [count * slower / row.seconds, moved("all_reduce", row.ranks) * row.bytes * slower / row.seconds]
+        )
         rests.append((row.seconds - call - count * latency) / row.seconds)
     work, per_byte = _positive(np.array(columns), np.array(rests))
     return Link(call, latency, work, per_byte)

@@ -12,10 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -130,9 +131,7 @@ def all_works(plan: Plan, groups: dict[int, Any], alone: Any, device: torch.devi
         if shape not in scores:  # cosines of unit vectors of 128 numbers are about so
             scores[shape] = torch.randn(shape, device=device).mul_(0.09).clamp_(-1, 1)
         for ranks, group in groups.items():
-            yield Work(
-                ranks, 0, point, partial(VARIANTS[point.variant], scores[shape], point.iterations, group, alone)
-            )
+            yield Work(ranks, 0, point, partial(VARIANTS[point.variant], scores[shape], point.iterations, group, alone))
 
 
 def _all_reduce(values: Tensor, group: Any) -> None:
@@ -172,19 +171,23 @@ def choose(
 
 
 def timed(work: Work, group: Any, rank: int, device: torch.device) -> Call:
-    """Seconds of a call, on average over the work's repeats; nothing on ranks that have no part in it."""
+    """Seconds of a call, the median of the work's repeats; nothing on ranks that have no part in it."""
     dist.barrier()
     if rank >= work.ranks:
         return Call(0.0, 0.0)
-    with noted(group, device) if work.point else nullcontext([]) as calls:
+    marks = []
+    with noted(group, device) as calls:
         _finish(device)
-        begun = time.perf_counter()
         for _ in range(work.repeats):
+            marks.append(_mark(device))
             work.call()
+        marks.append(_mark(device))
         _finish(device)
-        seconds = (time.perf_counter() - begun) / work.repeats
-    work.sent = [(kind, size) for kind, size, _ in calls[: len(calls) // work.repeats]]
-    return Call(seconds, sum(took() for _, _, took in calls) / work.repeats)
+    each = len(calls) // work.repeats
+    work.sent = [(kind, size) for kind, size, _ in calls[:each]]
+    seconds = [end(begin) for begin, end in pairwise(marks)]
+    spans = [took() for _, _, took in calls]
+    return Call(median(seconds), median(sum(spans[each * n : each * (n + 1)]) for n in range(work.repeats)))
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Three ways to the same codes of a global batch, and what each sends in a step.
 
-    published   crop by crop, as the published algorithm goes: a sum over the whole plan, then one sum over the samples
-                an iteration; with two crops and three iterations 8 all-reduces
-    ours        model/sinkhorn.py: both crops at once, without the sum that cancels: 3 all-reduces
-    gather      one all-gather of all scores, then everything on every rank: its compute grows with the ranks
+published   crop by crop, as the published algorithm goes: a sum over the whole plan, then one sum over the samples
+            an iteration; with two crops and three iterations 8 all-reduces
+ours        model/sinkhorn.py: both crops at once, without the sum that cancels: 3 all-reduces
+gather      one all-gather of all scores, then everything on every rank: its compute grows with the ranks
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def sent(point: Point) -> list[Message]:
         case "published":
             return crops * [Message("all_reduce", 4), *point.iterations * [Message("all_reduce", row)]]
         case "ours":  # the first sums travel as float64
-            return [Message("all_reduce", 2 * crops * row), *(point.iterations - 1) * [Message("all_reduce", crops * row)]]
+            return [
+                Message("all_reduce", 2 * crops * row),
+                *(point.iterations - 1) * [Message("all_reduce", crops * row)],
+            ]
         case "gather":
             return [Message("all_gather", crops * point.batch * row)]
     raise ValueError(f"{point.variant!r} is not one of {', '.join(VARIANTS)}")
