@@ -19,12 +19,13 @@ from perf.codes_variants import Point, sent
 from perf.ranks import run_ranks
 
 PORT = 29577  # on the first host, where nothing else runs
-GATHERED = 64 << 20  # bytes that all ranks of this machine may gather at a time, each
+# Bytes that a rank may gather. Beyond it glibc takes memory anew for each call, and page faults are most of the time.
+GATHERED = 32 << 20
 LOCAL = "local"
 
 
 def points(prototypes: Sequence[int], batches: Sequence[int], iterations: Sequence[int]) -> list[Point]:
-    """All variants with the first of each, then of ours and the published one those that differ in one thing."""
+    """All variants with the first of each, then those that differ from it in one thing."""
     first = (prototypes[0], batches[0], iterations[0])
     shapes = [first]
     shapes += [(count, *first[1:]) for count in prototypes[1:]]
@@ -34,7 +35,7 @@ def points(prototypes: Sequence[int], batches: Sequence[int], iterations: Sequen
 
 
 def fits(point: Point, ranks: int) -> bool:
-    """Whether so many ranks of one machine can hold what this point gathers."""
+    """Whether each of so many ranks of one machine can gather what this point needs."""
     return point.variant != "gather" or sent(point)[0].bytes * ranks <= GATHERED
 
 
@@ -53,7 +54,12 @@ def on_hosts(plan: Plan, delay: float) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder, Hosts(count, Path(folder) / "hosts", delay=delay) as hosts:
         plan.save(Path(folder))
         common = {"WORLD_SIZE": count, "LOCAL_RANK": 0, "MASTER_ADDR": hosts.addresses[0], "MASTER_PORT": PORT}
-        common |= {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": 1, "CUDA_VISIBLE_DEVICES": ""}
+        common |= {
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": 1,
+            "CUDA_VISIBLE_DEVICES": "",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
         command = [sys.executable, "-W", "ignore", "-m", "perf.codes_ranks", folder]
         processes = []
         for rank in range(count):

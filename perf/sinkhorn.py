@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tuple[list[tuple[Any, Any]], list[str]]:
     """Plans with the delay of their hosts (None without), and what is left out, with the reason."""
-    from perf.codes_measured import LOCAL, fits
+    from perf.codes_measured import GATHERED, LOCAL, fits
     from perf.codes_ranks import Plan
     from perf.hosts import missing
 
@@ -169,7 +169,11 @@ def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tu
         plans.append((Plan("GPUs", groups(gpus), BYTES, tuple(shapes), 0.0, on_gpu=True), None))
     held = [point for point in shapes if fits(point, options.ranks)]
     plans.append((Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0), None))
-    left_out = [f"{point}: gathers too much for ranks of one machine" for point in shapes if point not in held]
+    left_out = [
+        f"gather of {point.prototypes:,} prototypes, batch {point.batch}: over {GATHERED >> 20} MB on each process"
+        for point in shapes
+        if point not in held
+    ]
     lack = "--no-hosts" if options.hosts is False else missing()
     if lack or options.ranks < 2:
         return plans, [*left_out, f"hosts with delay: {lack or '--ranks=1'}"]
