@@ -14,7 +14,7 @@ machine they wait for each other, s = ranks / cores times as long (1 otherwise).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil, log2
 from statistics import median
@@ -119,8 +119,3 @@ def _positive(columns: np.ndarray, rests: np.ndarray) -> tuple[float, float]:
 def error(predicted: float, measured: float) -> float:
     """Relative: 0.1 where the prediction is a tenth too high."""
     return predicted / measured - 1.0
-
-
-def worst(errors: Sequence[float]) -> float | None:
-    """The largest by size; None of none."""
-    return max(map(abs, errors)) if errors else None
