@@ -10,12 +10,15 @@ hops one after another, and how often a rank moves its bytes, over n ranks:
 
 `latency` passes whatever the CPUs do (a wire's delay), `work` is time of a CPU: where more ranks than cores share a
 machine they wait for each other, s = ranks / cores times as long (1 otherwise).
+
+A single number is a case of its own in gloo's ring: with no segment for most ranks fewer messages wait for each other,
+and a hop takes the share `single` of what it takes otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, log2
 from statistics import median
 from typing import Literal, NamedTuple
@@ -23,16 +26,21 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 Algorithm = Literal["ring", "tree"]
+ONE_NUMBER = 8  # bytes at most
 
 
 @dataclass(frozen=True)
 class Link:
-    """All in seconds. call: of a collective without anyone else. latency, work: of a hop. per_byte: of a byte."""
+    """All in seconds. call: of a collective without anyone else. latency, work: of a hop. per_byte: of a byte.
+
+    single: share of a hop that an all-reduce of one number takes.
+    """
 
     call: float
     latency: float
     work: float
     per_byte: float
+    single: float = 1.0
 
     @property
     def alpha(self) -> float:
@@ -74,18 +82,20 @@ def seconds_of(
 ) -> float:
     """A collective of `bytes` from each of `ranks`. cores: what they share; None where each has its own."""
     slower = 1.0 if cores is None else sharing(ranks, cores)
-    latency = hops(kind, ranks, algorithm) * (link.latency + link.work * slower)
-    return link.call + latency + moved(kind, ranks, algorithm) * bytes * link.per_byte * slower
+    hop = (link.latency + link.work * slower) * (link.single if bytes <= ONE_NUMBER else 1.0)
+    return (
+        link.call + hops(kind, ranks, algorithm) * hop + moved(kind, ranks, algorithm) * bytes * link.per_byte * slower
+    )
 
 
 def fit(timed: Iterable[Timed], latency: float = 0.0, cores: int | None = None) -> Link:
     """The link that fits all-reduces in a ring best, by the squares of relative errors.
 
     latency: of a hop, as far as it is known not to be a CPU's work. The call is what one rank takes by itself. Raises
-    ValueError if nothing was measured over two ranks or more.
+    ValueError if nothing but single numbers was measured over two ranks or more.
     """
     rows = list(timed)
-    several = [row for row in rows if row.ranks > 1]
+    several = [row for row in rows if row.ranks > 1 and row.bytes > ONE_NUMBER]
     if not several:
         raise ValueError("a link needs all-reduces over two ranks or more")
     alone = [row.seconds for row in rows if row.ranks == 1]
@@ -99,7 +109,13 @@ def fit(timed: Iterable[Timed], latency: float = 0.0, cores: int | None = None) 
         )
         rests.append((row.seconds - call - count * latency) / row.seconds)
     work, per_byte = _positive(np.array(columns), np.array(rests))
-    return Link(call, latency, work, per_byte)
+    vector = Link(call, latency, work, per_byte)
+    shares = []
+    for row in rows:
+        if row.ranks > 1 and row.bytes <= ONE_NUMBER:
+            whole = seconds_of(vector, "all_reduce", row.bytes, row.ranks, cores)
+            shares.append((row.seconds - call) / (whole - call) if whole > call else 1.0)
+    return replace(vector, single=max(0.0, median(shares))) if shares else vector
 
 
 def _positive(columns: np.ndarray, rests: np.ndarray) -> tuple[float, float]:

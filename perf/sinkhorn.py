@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 DELAYS = (0.001, 0.005)  # seconds one way, between hosts
-BYTES = (2_400, 24_000, 240_000)  # of all-reduces by themselves: two crops' sums of 300, 3,000 and 30,000 prototypes
+# All-reduces by themselves: one number, and two crops' sums of 300, 3,000 and 30,000 prototypes.
+BYTES = (4, 2_400, 24_000, 240_000)
+CARRIED = 400_000  # bytes a step that hosts send
 STEP_MS = 46.0
 STEP = (
     "64 images a GPU at 1,400 images/s, an estimate for a ResNet-50 on an H100; the published run took 703 ms on V100s"
@@ -159,6 +161,7 @@ def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tu
     """Plans with the delay of their hosts (None without), and what is left out, with the reason."""
     from perf.codes_measured import GATHERED, LOCAL, fits
     from perf.codes_ranks import Plan
+    from perf.codes_variants import sent
     from perf.hosts import missing
 
     def groups(most: int) -> tuple[int, ...]:
@@ -177,9 +180,9 @@ def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tu
     lack = "--no-hosts" if options.hosts is False else missing()
     if lack or options.ranks < 2:
         return plans, [*left_out, f"hosts with delay: {lack or '--ranks=1'}"]
-    # Over a delay the arithmetic is the same as without: only what the recipe has, and other prototypes in ours.
-    first = shapes[0]
-    few = [p for p in held if p[1:] == first[1:] or (p.variant == "ours" and p[2:] == first[2:] and p.prototypes < 1e5)]
+    # Over a delay the arithmetic is the same as without: few points. Long messages would time the process that carries
+    # the packets, not the delay.
+    few = [point for point in held if point[2:] == shapes[0][2:] and sum(size for _, size in sent(point)) < CARRIED]
     plans += [
         (Plan(f"hosts {1e3 * delay:g} ms", groups(options.ranks), BYTES, tuple(few), 0.0), delay) for delay in DELAYS
     ]
@@ -213,6 +216,7 @@ def model(found: Any) -> dict[str, Any]:
             "latency_us": round(1e6 * link.latency, 2),
             "work_us": round(1e6 * link.work, 2),
             "beta_us_per_mb": round(1e12 * link.per_byte, 3),
+            "single": round(link.single, 3),
             "gb_per_second": round(1e-9 / link.per_byte, 3) if link.per_byte else None,
         }
         for name, link in found.items()
@@ -223,6 +227,7 @@ def model(found: Any) -> dict[str, Any]:
         "tree": "call + 2 ceil(log2 n) (latency + work s) + 2 bytes beta s",
         "all_gather": "call + (n - 1) (latency + work s) + (n - 1) bytes beta s",
         "sharing": "s = n / cores for processes that share a machine with fewer cores, otherwise 1",
+        "single": "a hop of one number takes this share of alpha",
         "fitted_on": [1, 2],
     }
 

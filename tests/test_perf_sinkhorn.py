@@ -62,6 +62,14 @@ def test_a_fit_has_no_term_below_zero():
         fit([Timed(1, 100, 1e-5)])
 
 
+def test_a_single_number_has_a_share_of_a_hop_that_more_ranks_keep():
+    timed = [Timed(1, 4, 0.0), Timed(2, 2_400, 2.0), Timed(2, 24_000, 2.0), Timed(2, 4, 0.9)]
+    found = fit(timed, latency=0.5)
+    assert found.single == pytest.approx(0.45)
+    assert seconds_of(found, "all_reduce", 4, 4) == pytest.approx(2.7)
+    assert seconds_of(found, "all_reduce", 2_400, 4) == pytest.approx(6.0)
+
+
 def test_ring_and_tree_take_the_hops_and_move_the_bytes_of_the_textbook():
     assert [hops("all_reduce", n) for n in (1, 2, 4, 8)] == [0, 2, 6, 14]
     assert [hops("all_reduce", n, "tree") for n in (1, 2, 4, 5, 8)] == [0, 2, 4, 6, 6]
