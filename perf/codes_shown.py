@@ -84,6 +84,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     else:
         verdict = "within" if error <= LIMIT else "not within"
         lines.append(f"Largest error of a held-out prediction: {error:.0%}, {verdict} {LIMIT:.0%}.")
+    others = report["machine"]["taken_by_others"]
+    if others > 0.05:
+        told = f"Other programs took {others:.0%} of this machine's CPU time meanwhile: ranks that wait for each other"
+        lines.append(
+            f"{told} wait for those too, and the model does not know of them. Measure again on a quiet machine."
+        )
     return lines + [f"Left out: {reason}." for reason in report["left_out"]]
 
 

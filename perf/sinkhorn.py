@@ -137,7 +137,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     where = machine()
     shapes = points(*(numbers(options, name) for name in ("prototypes", "batch", "iterations")))
     plans, left_out = planned(options, shapes, len(where["gpus"]))
+    before = busy()
     rows = collect(plans, begun + options.budget)
+    spent, own = (after - earlier for after, earlier in zip(busy(), before, strict=True))
+    where["taken_by_others"] = round(max(0.0, spent - own) / ((time.time() - begun) * cores), 3)
 
     # ------------------------------------------------------------------ the model, and what it was not fitted on
     found = links(rows, cores)
@@ -155,6 +158,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
     report["settings"] |= {"cores": cores, "seconds": round(time.time() - begun, 1)}
     return report | {"machine": where}
+
+
+def busy() -> tuple[float, float]:
+    """CPU seconds that this machine has spent so far, and those of this process and the children it has waited for."""
+    import psutil
+
+    times, own = psutil.cpu_times(), os.times()
+    return sum(times) - times.idle - times.iowait - times.guest, sum(own[:4])
 
 
 def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tuple[list[tuple[Any, Any]], list[str]]:
