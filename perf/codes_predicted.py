@@ -1,0 +1,202 @@
+"""What codes cost on N nodes, of what was measured on few ranks: links fitted, held-out ranks, exposed time a step.
+
+Everything here is arithmetic. The codes of a step begin when the scores are there and the loss waits for them: all of
+their time is exposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+from typing import Any
+
+from perf.alpha_beta import Algorithm, Link, Timed, error, fit, hops, moved, seconds_of, sharing
+from perf.codes_variants import Message, Point, sent
+
+FITTED = 2  # ranks: models are fitted on one and two, and held against more
+# Delays of the wire that pass at a hop of gloo's ring: whoever receives says that its buffer is ready, then it is sent.
+# Measured between two hosts with 5 ms one way: 20.8 ms an all-reduce of two hops.
+GLOO_DELAYS = 2
+NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+# Within a node of NVIDIA GPUs, from NCCL's own model (src/graph/tuning.cc, low-latency protocol over NVLink): 6.8 us a
+# call and 0.6 us a hop. Bandwidth: 64 MiB at 198 GB/s, reported for eight H200.
+NVLINK = Link(call=6.8e-6, latency=0.6e-6, work=0.0, per_byte=1 / 198e9)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes of `per_node` ranks, `near` each other within a node and `far` between nodes; what its library can do."""
+
+    name: str
+    near: Link
+    far: Link
+    per_node: int
+    algorithms: tuple[Algorithm, ...] = ("ring",)
+
+
+# ---------------------------------------------------------------------------- fitted on few ranks
+
+
+def links(rows: Sequence[Mapping[str, Any]], cores: int) -> dict[str, Link]:
+    """Each link's fit to the all-reduces of one and two ranks; none for a link without those of two."""
+    found = {}
+    for name in dict.fromkeys(row["link"] for row in rows):
+        own = [row for row in rows if row["link"] == name]
+        timed = [Timed(row["ranks"], row["bytes"], row["seconds"]) for row in own if not row["point"]]
+        small = [one for one in timed if one.ranks <= FITTED]
+        if any(one.ranks > 1 for one in small):
+            found[name] = fit(small, GLOO_DELAYS * (own[0]["delay"] or 0.0), None if own[0]["on_gpu"] else cores)
+    return found
+
+
+def codes_seconds(point: Point, compute: float, meeting: float, link: Link, ranks: int, cores: int | None) -> float:
+    """The codes of a step over a link: compute, each collective, and how long the ranks wait until all have come.
+
+    compute, meeting: seconds of FITTED ranks, the second at each collective.
+    """
+    slower = 1.0 if cores is None else sharing(ranks, cores) / sharing(FITTED, cores)
+    rows = ranks / FITTED if point.variant == "gather" else 1.0
+    messages = sent(point)
+    on_the_way = sum(seconds_of(link, kind, size, ranks, cores) for kind, size in messages)
+    return compute * rows * slower + meeting * len(messages) * slower + on_the_way
+
+
+def held_out(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Link], cores: int) -> list[dict[str, Any]]:
+    """Predictions for more than FITTED ranks beside what was measured: of all-reduces, and of the codes of a step."""
+    by_place = {(row["link"], row["ranks"], row["bytes"], row["point"]): row for row in rows}
+    table = []
+    for row in rows:
+        name, ranks, point = row["link"], row["ranks"], row["point"]
+        if ranks <= FITTED or name not in found:
+            continue
+        own = None if row["on_gpu"] else cores
+        link = found[name]
+        if point is None:
+            predicted = seconds_of(link, "all_reduce", row["bytes"], ranks, own)
+            what: dict[str, Any] = {"what": "all-reduce", "bytes": row["bytes"]}
+        else:
+            small = by_place[name, FITTED, 0, point]
+            messages = sent(point)
+            on_the_way = sum(seconds_of(link, kind, size, FITTED, own) for kind, size in messages)
+            compute = small["seconds"] - small["in_collectives"]
+            meeting = max(0.0, small["in_collectives"] - on_the_way) / len(messages)
+            predicted = codes_seconds(point, compute, meeting, link, ranks, own)
+            what = {"what": "codes", **point._asdict()}
+        figures = {"measured_us": 1e6 * row["seconds"], "predicted_us": 1e6 * predicted}
+        table.append(
+            what
+            | {"ranks": ranks, "link": name}
+            | {key: round(value, 1) for key, value in figures.items()}
+            | {"error": round(error(predicted, row["seconds"]), 4)}
+        )
+    return table
+
+
+# ---------------------------------------------------------------------------- at N nodes
+
+
+def given(latency: float, bandwidth: float, per_node: int, near: Link = NVLINK) -> Network:
+    """GPUs under NCCL. latency: seconds of a hop between nodes; bandwidth: bytes a second out of a node."""
+    far = Link(near.call, latency, 0.0, 1 / bandwidth)
+    return Network(f"{1e6 * latency:g} us", near, far, per_node, ("ring", "tree"))
+
+
+def between_nodes(network: Network, message: Message, nodes: int) -> float:
+    """Seconds of a collective by the algorithm that is fastest, as NCCL chooses too.
+
+    A ring through all ranks: of the hops that wait for each other two for each node at most lead out of it. A tree
+    over the nodes: down a chain of a node's ranks and up again, and between nodes by the tree.
+    """
+    kind, size = message
+    ranks, per_node = nodes * network.per_node, network.per_node
+    slowest = max(network.near.per_byte if per_node > 1 else 0.0, network.far.per_byte if nodes > 1 else 0.0)
+    found = []
+    for algorithm in network.algorithms:
+        if algorithm == "ring" or kind == "all_gather":
+            every = hops(kind, ranks)
+            rounds = 2 if kind == "all_reduce" else 1
+            far = 0 if nodes == 1 else min(every, rounds * (nodes - (per_node == 1)))
+            near = every - far
+            passed = moved(kind, ranks)
+        else:
+            near, far = 2 * (per_node - 1), 2 * ceil(log2(nodes))
+            passed = moved(kind, ranks, "tree")
+        found.append(network.near.call + near * network.near.alpha + far * network.far.alpha + passed * size * slowest)
+    return min(found)
+
+
+def predictions(
+    points: Iterable[Point],
+    networks: Iterable[Network],
+    step: float,
+    compute: Callable[[Point, int], float | None],
+    nodes: Sequence[int] = NODES,
+) -> list[dict[str, Any]]:
+    """Exposed milliseconds of the codes a step at so many nodes, and their share of a step of `step` seconds.
+
+    compute: seconds of a point's arithmetic on a rank among so many; None where it is not known: no row.
+    """
+    rows = []
+    points = list(points)
+    for network in networks:
+        for point in points:
+            for count in nodes:
+                own = compute(point, count * network.per_node)
+                if own is None:
+                    continue
+                on_the_way = sum(between_nodes(network, message, count) for message in sent(point))
+                rows.append(
+                    {
+                        "variant": point.variant,
+                        "prototypes": point.prototypes,
+                        "nodes": count,
+                        "ranks": count * network.per_node,
+                        "link": network.name,
+                        "latency_us": round(1e6 * network.far.alpha, 2),
+                        "compute_ms": round(1e3 * own, 4),
+                        "all_reduce_ms": round(1e3 * on_the_way, 4),
+                        "exposed_ms": round(1e3 * (own + on_the_way), 4),
+                        "share": round((own + on_the_way) / step, 6),
+                    }
+                )
+    return rows
+
+
+def nodes_at(
+    share: float, point: Point, network: Network, step: float, compute: Callable[[Point, int], float | None]
+) -> int | None:
+    """The fewest nodes, of 1 to 512, at which the codes take more than this share of the step; None if at none."""
+    for row in predictions([point], [network], step, compute, range(1, NODES[-1] + 1)):
+        if row["share"] > share:
+            return int(row["nodes"])
+    return None
+
+
+def compute_of(rows: Sequence[Mapping[str, Any]]) -> Callable[[Point, int], float | None]:
+    """Seconds of arithmetic as measured on the fewest ranks; what is gathered grows with the ranks."""
+    fewest: dict[Point, tuple[int, float]] = {}
+    for row in sorted((row for row in rows if row["point"]), key=lambda row: -row["ranks"]):
+        fewest[row["point"]] = (row["ranks"], row["seconds"] - row["in_collectives"])
+
+    def seconds(point: Point, ranks: int) -> float | None:
+        if point not in fewest:
+            return None
+        measured_on, taken = fewest[point]
+        return taken * (ranks / measured_on if point.variant == "gather" else 1.0)
+
+    return seconds
+
+
+def compute_by_traffic(bandwidth: float) -> Callable[[Point, int], float | None]:
+    """Seconds of arithmetic estimated from memory traffic alone, at so many bytes a second.
+
+    The scores are read and their exponentials written once, then read for the sums of samples and of prototypes in
+    each iteration, then read and written as codes: 4 + 2 iterations passes over float32.
+    """
+
+    def seconds(point: Point, ranks: int) -> float | None:
+        rows = point.crops * point.batch * (ranks if point.variant == "gather" else 1)
+        return 4.0 * rows * point.prototypes * (4 + 2 * point.iterations) / bandwidth
+
+    return seconds

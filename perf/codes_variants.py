@@ -1,0 +1,98 @@
+"""Three ways to the same codes of a global batch, and what each sends in a step.
+
+published   crop by crop, as the published algorithm goes: a sum over the whole plan, then one sum over the samples
+            an iteration; with two crops and three iterations 8 all-reduces
+ours        model/sinkhorn.py: both crops at once, without the sum that cancels: 3 all-reduces
+gather      one all-gather of all scores, then everything on every rank: its compute grows with the ranks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.sinkhorn import sinkhorn
+
+Kind = Literal["all_reduce", "all_gather"]
+Group = "dist.ProcessGroup"
+EPSILON = 0.05
+
+
+class Message(NamedTuple):
+    """A collective: its kind, and the bytes that a rank puts into it."""
+
+    kind: Kind
+    bytes: int
+
+
+class Point(NamedTuple):
+    """What codes are computed of: `crops` x `batch` samples a rank, `prototypes`, by `iterations`, in a `variant`."""
+
+    variant: str
+    prototypes: int
+    batch: int
+    iterations: int
+    crops: int = 2
+
+
+def sent(point: Point) -> list[Message]:
+    """The collectives of a step, in order."""
+    crops, row = point.crops, 4 * point.prototypes
+    match point.variant:
+        case "published":
+            return crops * [Message("all_reduce", 4), *point.iterations * [Message("all_reduce", row)]]
+        case "ours":  # the first sums travel as float64
+            return [
+                Message("all_reduce", 2 * crops * row),
+                *(point.iterations - 1) * [Message("all_reduce", crops * row)],
+            ]
+        case "gather":
+            return [Message("all_gather", crops * point.batch * row)]
+    raise ValueError(f"{point.variant!r} is not one of {', '.join(VARIANTS)}")
+
+
+def published(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
+    """Codes [crops, batch, prototypes] of scores of the same shape, float32; `group` shares the batch."""
+    return torch.stack([_of_one_crop(crop, iterations, group) for crop in scores])
+
+
+def _of_one_crop(scores: Tensor, iterations: int, group: dist.ProcessGroup) -> Tensor:
+    plan = torch.exp(scores / EPSILON).t()  # [prototypes, samples]
+    prototypes, samples = plan.shape[0], plan.shape[1] * dist.get_world_size(group)
+    plan = plan / _summed(plan.sum(), group)
+    for _ in range(iterations):
+        plan = plan / (_summed(plan.sum(dim=1, keepdim=True), group) * prototypes)
+        plan = plan / (plan.sum(dim=0, keepdim=True) * samples)
+    return (plan * samples).t()
+
+
+def _summed(values: Tensor, group: dist.ProcessGroup) -> Tensor:
+    dist.all_reduce(values, group=group)
+    return values
+
+
+def ours(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
+    """As `published`."""
+    return sinkhorn(scores, EPSILON, iterations, group=group, check=False)
+
+
+def gather(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
+    """As `published`; `alone` is a group of this rank only, in which nothing is sent."""
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    crops, batch, prototypes = scores.shape
+    everyone = scores.new_empty(ranks * crops, batch, prototypes)
+    dist.all_gather_into_tensor(everyone, scores, group=group)
+    rows = everyone.view(ranks, crops, batch, prototypes).transpose(0, 1).reshape(crops, ranks * batch, prototypes)
+    codes = sinkhorn(rows, EPSILON, iterations, group=alone, check=False)
+    return codes[:, rank * batch : (rank + 1) * batch]
+
+
+VARIANTS: dict[str, Callable[[Tensor, int, dist.ProcessGroup, dist.ProcessGroup], Tensor]] = {
+    "published": published,
+    "ours": ours,
+    "gather": gather,
+}
