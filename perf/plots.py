@@ -1,0 +1,311 @@
+"""The report's plots as SVG texts. Colours are CSS variables of the page, so that light and dark need no second plot."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# What matplotlib draws with, each to be replaced by a variable: any six digits that are no colour of its own.
+INK, MUTED, GRID = "#010203", "#010204", "#010205"
+COLOURS = tuple(f"#0102{number:02x}" for number in range(16, 26))
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
+    colour: f"--c{number}" for number, colour in enumerate(COLOURS)
+}
+WIDTH = 5.2  # inches; the page shows it at 1 to 0.75 of its size, so that 9 points stay legible on a phone
+OURS, PEERS, LIMIT = COLOURS[0], COLOURS[5], COLOURS[3]
+VARIANT_COLOURS = {"ours": COLOURS[0], "published": COLOURS[1], "gather": COLOURS[2]}
+
+
+def plots(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Of each plot that there are figures for: a title, and its SVG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    style = {
+        "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "swave",
+        "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.linewidth": 0.6,
+        "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True,
+        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none",
+        "axes.facecolor": "none", "xtick.minor.size": 0, "ytick.minor.size": 0,
+    }  # fmt: skip
+    found = {}
+    with matplotlib.rc_context(style):
+        for name, (part, title, draw) in PLOTS.items():
+            svg = report.get(part) and _drawn(draw, report[part])
+            if svg:
+                found[name] = title, svg
+    return found
+
+
+def _drawn(draw: Callable[[Any, Mapping[str, Any]], float | None], part: Mapping[str, Any]) -> str | None:
+    """The SVG of a plot; `draw` returns its height in inches, or None where there is nothing to draw."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    try:
+        height = draw(axes, part)
+        if height is None:
+            return None
+        figure.set_size_inches(WIDTH, height)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    finally:
+        pyplot.close(figure)
+    return themed(text.getvalue())
+
+
+def themed(svg: str) -> str:
+    """Without head, fixed size and font; colours as variables."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", svg, count=1))
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"(font: [0-9.]+px )[^;\"]*", r"\1var(--sans)", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg
+
+
+def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colours: Any) -> float:
+    """Horizontal bars from the top, each with its label at its end; the height that they want."""
+    places = range(len(names))
+    axes.barh(places, values, color=colours, height=0.62)
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlim(0, 1.22 * max(*values, 1e-9) if len(values) > 1 else 1.22 * max(values[0], 1e-9))
+    for place, value, label in zip(places, values, labels, strict=True):
+        axes.annotate(label, (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+    return 0.75 + 0.27 * len(names)
+
+
+def line_end(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+    """A line's name at its end, in its colour."""
+    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=colour)
+
+
+def plain_ticks(axis: Any, ticks: Sequence[float]) -> None:
+    """Ticks of a logarithmic axis at these values, written as plain numbers."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_ticks(list(ticks), [f"{tick:,g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
+
+
+# ---------------------------------------------------------------------------------------------- the step
+def phases(axes: Any, step: Mapping[str, Any]) -> float:
+    """Share of each phase."""
+    names = list(step["shares"])
+    shares = [100 * step["shares"][name] for name in names]
+    colours = [PEERS if name in ("data_wait", "gradient_communication", "other") else OURS for name in names]
+    labels = [f"{share:.1f} %" for share in shares]
+    height = bars(axes, [name.replace("_", " ") for name in names], shares, labels, colours)
+    axes.set_xlabel("share of a step, %")
+    return height
+
+
+def ranks(axes: Any, step: Mapping[str, Any]) -> float | None:
+    """Own time and collectives of each rank, one bar of two parts."""
+    rows = step["per_rank"][:64]
+    if len(rows) < 2:
+        return None
+    names = [f"rank {row['rank']}" for row in rows]
+    own = [row["own_ms"] for row in rows]
+    waited = [row["communication_ms"] for row in rows]
+    totals = [a + b for a, b in zip(own, waited, strict=True)]
+    labels = [f"{a:,.1f} + {b:,.1f}" for a, b in zip(own, waited, strict=True)]
+    height = bars(axes, names, totals, labels, PEERS)
+    axes.barh(range(len(names)), own, color=OURS, height=0.62)
+    axes.set_xlim(0, 1.35 * max(totals))
+    axes.set_xlabel("ms a step: its own (first) + in collectives")
+    return height
+
+
+def roofline(axes: Any, step: Mapping[str, Any]) -> float:
+    """The two measured ceilings, and where this network is."""
+    line = step["roofline"]
+    at, reached = line["intensity"], line["flops_per_second"]
+    ridge = line["peak_flops"] / line["bandwidth"]
+    left, right = min(at, ridge) / 8, max(at, ridge) * 8
+    axes.loglog([left, ridge, right], [left * line["bandwidth"], line["peak_flops"], line["peak_flops"]], color=LIMIT)
+    axes.plot([at], [reached], "o", color=OURS, markersize=7)
+    axes.annotate(
+        f"this step, {line['share_of_roofline']:.0%} of it", (at, reached), xytext=(0, -12), color=INK,
+        textcoords="offset points", ha="center", va="top",
+    )  # fmt: skip
+    axes.set(xlabel="operations a byte", ylabel="FLOP/s", xlim=(left, right))
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(min(bottom, reached / 6), top * 1.5)
+    return 2.8
+
+
+def variants(axes: Any, step: Mapping[str, Any]) -> float | None:
+    """Images a second with other settings."""
+    rows = [row for row in step["variants"] if not row["skipped"]]
+    if len(rows) < 2:
+        return None
+    base, names = rows[0], []
+    for row in rows:
+        other = [
+            f"{key.replace('channels_last', 'channels-last')}={str(row[key]).lower()}"
+            for key in ("precision", "stage", "compile", "channels_last")
+            if row[key] != base[key]
+        ]
+        names.append(", ".join(other) or "as it is")
+    speeds = [row["images_per_second"] for row in rows]
+    colours = [OURS, *[PEERS] * (len(rows) - 1)]
+    height = bars(axes, names, speeds, [f"{speed:,.1f}" for speed in speeds], colours)
+    axes.set_xlabel("images a second")
+    return height
+
+
+# ---------------------------------------------------------------------------------------------- the loader
+def rates(axes: Any, loader: Mapping[str, Any]) -> float | None:
+    """All crops, by backend; the bare decode as a line."""
+    rows = sorted((row for row in loader["results"] if row["mode"] == "full"), key=lambda r: -r["images_per_second"])
+    if not rows:
+        return None
+    speeds = [row["images_per_second"] for row in rows]
+    colours = [OURS if row["backend"] in ("ffcv", "ffcv-affine", "dali", "ffcv-kernel") else PEERS for row in rows]
+    height = bars(axes, [row["backend"] for row in rows], speeds, [f"{speed:,.0f}" for speed in speeds], colours)
+    decode = loader["decode_images_per_second"]
+    if decode:
+        axes.axvline(decode, color=LIMIT, linewidth=1)
+        axes.set_xlim(0, 1.12 * max(decode, 1.1 * max(speeds)))
+        axes.annotate(
+            "decoding alone", (decode, len(rows) - 0.6), xytext=(-4, 0), textcoords="offset points", ha="right",
+            color=LIMIT,
+        )  # fmt: skip
+    axes.set_xlabel("images a second, all crops")
+    return height
+
+
+def threads(axes: Any, loader: Mapping[str, Any]) -> float | None:
+    """Images a second against worker threads, where the sweep varied them."""
+    sweep = loader.get("sweep") or []
+    drawn = []
+    for number, backend in enumerate(dict.fromkeys(row["backend"] for row in sweep)):
+        lines: dict[Any, list[Any]] = {}
+        for row in sweep:
+            if row["backend"] == backend:
+                lines.setdefault((row["source"], row["batch"]), []).append((row["threads"], row["images_per_second"]))
+        most = max(lines.values(), key=len, default=[])
+        if len(most) > 1:
+            drawn.append((backend, sorted(most), COLOURS[number]))
+    if not drawn:
+        return None
+    for backend, points, colour in drawn:
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour)
+        line_end(axes, *points[-1], backend, colour)
+    counts = sorted({count for _, points, _ in drawn for count, _ in points})
+    axes.set_xscale("log", base=2)
+    plain_ticks(axes.xaxis, counts)
+    axes.set(xlabel="threads", ylabel="images a second", xlim=(counts[0] / 1.2, counts[-1] * 1.6))
+    axes.set_ylim(bottom=0)
+    return 2.6
+
+
+def stages(axes: Any, loader: Mapping[str, Any]) -> float | None:
+    """CPU time of the ffcv backend by stage, without the sums."""
+    rows = {name: value for name, value in loader["stages_ms"].items() if name not in ("kernel", "loader")}
+    if not rows:
+        return None
+    labels = [f"{value:.2f}" for value in rows.values()]
+    height = bars(axes, [name.replace("_", " ") for name in rows], [max(v, 0) for v in rows.values()], labels, OURS)
+    axes.set_xlabel("CPU ms an image")
+    return height
+
+
+# ---------------------------------------------------------------------------------------------- Sinkhorn
+def nodes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
+    """Share of the step that codes take on N nodes, for the middle one of the given latencies."""
+    kept = [
+        row for row in sinkhorn["predicted"]
+        if row["link"] == sinkhorn["nodes_at_link"] and row["prototypes"] == sinkhorn["settings"]["prototypes"]
+    ]  # fmt: skip
+    if not kept:
+        return None
+    for variant in dict.fromkeys(row["variant"] for row in kept):
+        points = [(row["nodes"], 100 * row["share"]) for row in kept if row["variant"] == variant]
+        colour = VARIANT_COLOURS[variant]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=colour)
+        line_end(axes, *points[-1], variant, colour)
+    for percent in (1, 5):
+        axes.axhline(percent, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)))
+        axes.annotate(f"{percent} %", (1, percent), xytext=(0, 2), textcoords="offset points", color=LIMIT)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    plain_ticks(axes.xaxis, (1, 4, 16, 64, 256))
+    axes.set(xlabel=f"nodes ({sinkhorn['nodes_at_link']} a hop)", ylabel="share of the step, %", xlim=(0.85, 1800))
+    shares = [100 * row["share"] for row in kept]
+    plain_ticks(axes.yaxis, [tick for tick in (0.01, 0.1, 1, 10, 100) if min(shares) / 9 < tick < 9 * max(shares)])
+    return 2.8
+
+
+def held_out(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
+    """Predictions against measurements of what the model was not fitted on."""
+    rows = sinkhorn["held_out"]
+    if not rows:
+        return None
+    every = [row[key] / 1e3 for row in rows for key in ("measured_us", "predicted_us")]
+    ends = min(every) / 1.5, max(every) * 1.5
+    axes.fill_between(ends, [0.75 * e for e in ends], [1.25 * e for e in ends], color=GRID, linewidth=0)
+    axes.plot(ends, ends, color=MUTED, linewidth=0.8)
+    for number, link in enumerate(dict.fromkeys(row["link"] for row in rows)):
+        own = [row for row in rows if row["link"] == link]
+        points = [row["measured_us"] / 1e3 for row in own], [row["predicted_us"] / 1e3 for row in own]
+        axes.plot(*points, "o", markersize=4.5, color=COLOURS[number], label=link)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if ends[0] < tick < ends[1]]
+    plain_ticks(axes.xaxis, ticks)
+    plain_ticks(axes.yaxis, ticks)
+    axes.set(xlabel="measured, ms (band: 25 %)", ylabel="predicted, ms", xlim=ends, ylim=ends)
+    axes.legend(frameon=False, loc="upper left", handletextpad=0.2, labelcolor=INK)
+    return 3.0
+
+
+def prototypes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
+    """Time of a step's codes against prototypes, on the most ranks of this machine."""
+    settings = sinkhorn["settings"]
+    rows = [
+        row for row in sinkhorn["measured"]
+        if row["link"] == sinkhorn["measured"][0]["link"] and row["batch"] == settings["batch"]
+        and row["iterations"] == settings["iterations"]
+    ]  # fmt: skip
+    most = max((row["ranks"] for row in rows), default=0)
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if row["ranks"] == most:
+            lines.setdefault(row["variant"], []).append((row["prototypes"], row["ms"]))
+    if max(map(len, lines.values()), default=0) < 2:
+        return None
+    for variant, found in lines.items():
+        points = sorted(found)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=VARIANT_COLOURS[variant])
+        line_end(axes, *points[-1], variant, VARIANT_COLOURS[variant])
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    counts = sorted({count for points in lines.values() for count, _ in points})
+    times = [time for points in lines.values() for _, time in points]
+    plain_ticks(axes.xaxis, counts)
+    plain_ticks(axes.yaxis, [tick for tick in (0.1, 1, 10, 100, 1000) if min(times) / 5 < tick < 5 * max(times)])
+    axes.set(xlabel=f"prototypes ({most} ranks)", ylabel="ms a step", xlim=(counts[0] / 1.3, counts[-1] * 6))
+    return 2.8
+
+
+PLOTS: dict[str, tuple[str, str, Callable[[Any, Mapping[str, Any]], float | None]]] = {
+    "phases": ("step", "Where a step goes", phases),
+    "ranks": ("step", "Ranks", ranks),
+    "roofline": ("step", "Roofline", roofline),
+    "variants": ("step", "Other settings", variants),
+    "rates": ("loader", "Loaders", rates),
+    "threads": ("loader", "Threads", threads),
+    "stages": ("loader", "Stages of the ffcv backend", stages),
+    "nodes": ("sinkhorn", "Codes on N nodes, predicted", nodes),
+    "held_out": ("sinkhorn", "The model against measurement", held_out),
+    "prototypes": ("sinkhorn", "Codes by prototypes, measured", prototypes),
+}

@@ -1,0 +1,222 @@
+"""What the report says, part by part: a lead, figures worth large type, and tables. The page and the Markdown draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from perf import codes_shown
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as they are shown; columns named in `words` are text, all others numbers."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report. plots: names of `perf.plots.PLOTS` that belong to it."""
+
+    name: str
+    title: str
+    lead: Sequence[str]
+    tables: Sequence[Table]
+    plots: Sequence[str] = ()
+    key_figures: Sequence[tuple[str, str]] = field(default=())
+
+
+def sections(report: Mapping[str, Any]) -> list[Section]:
+    """Loader, step and Sinkhorn, as far as they are there; what failed is a section with its message."""
+    makers = {"step": step, "loader": loader, "sinkhorn": sinkhorn}
+    found = []
+    for name, make in makers.items():
+        part = report.get(name)
+        if part is not None:
+            found.append(make(part))
+        elif name in report.get("failed", {}):
+            found.append(Section(name, name.capitalize(), [f"Not measured: {report['failed'][name]}"], []))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- the step
+def step(found: Mapping[str, Any]) -> Section:
+    """Where a step goes, its ranks, collectives, roofline, peer and variants."""
+    line, settings = found["roofline"], found["settings"]
+    lead = [
+        f"{found['ranks']} ranks, {settings['batch']} images a step, {settings['precision']}, ZeRO stage "
+        f"{settings['stage']}. Marks that wait for nothing cut the step; they add {found['overhead']:+.1%} to it.",
+        f"The network does {rate(line['flops_per_second'])}FLOP/s: {line['mfu']:.0%} of the matrix products measured "
+        f"here, {line['share_of_roofline']:.0%} of the roofline, whose ceiling here is {line['bound']}.",
+    ]
+    key = [
+        ("images a second", f"{found['images_per_second']:,.0f}"),
+        ("of the step waits for data", f"{found['shares']['data_wait']:.1%}"),
+        ("of the roofline", f"{line['share_of_roofline']:.0%}"),
+        ("of the step for codes", f"{found['codes_share']:.1%}"),
+    ]
+    if found["peer_ratio"]:
+        peer = found["peer"]
+        key.append(("our step over plain PyTorch's", f"{found['peer_ratio']:.2f}"))
+        lead.append(
+            f"A plain PyTorch loop of the published algorithm, in turn on the same batches in memory, takes "
+            f"{peer['step_ms']:,.1f} ms a step, ours {peer['ours_ms']:,.1f}: ratio {found['peer_ratio']:.3f} "
+            f"({peer['ratio_min']:.3f} to {peer['ratio_max']:.3f})."
+        )
+    phases = [
+        [name.replace("_", " "), f"{share:.1%}", *(f"{found['phases_ms'][name][key]:.2f}" for key in MMM)]
+        for name, share in found["shares"].items()
+    ]
+    ranks = [
+        [str(row["rank"]), row["host"], *(f"{row[key]:.2f}" for key in ("step_ms", "own_ms", "communication_ms"))]
+        for row in found["per_rank"]
+    ]
+    calls = [
+        [row["kind"].replace("_", " "), f"{row['count']:g}", f"{row['bytes'] / 1e3:,.1f}", f"{row['ms']:.2f}"]
+        for row in found["collectives"]
+    ]
+    tables = [
+        Table("A step by phase", ["phase", "share", "ms", "lowest", "highest"], phases, ["phase"]),
+        Table("Ranks", ["rank", "host", "step, ms", "its own, ms", "collectives, ms"], ranks, ["host"]),
+        Table("Collectives of a step, rank 0", ["kind", "count", "kB", "ms"], calls, ["kind"]),
+        Table("Roofline", ["figure", "value"], _roofline(found), ["figure"]),
+        Table("Other settings", VARIANT_HEAD, _variants(found["variants"]), ["precision", "skipped because"]),
+    ]
+    plots = ["phases", "ranks", "roofline", "variants"]
+    return Section("step", "Step", lead, [one for one in tables if one.rows], plots, key)
+
+
+MMM = ("median", "min", "max")
+VARIANT_HEAD = ("precision", "stage", "compile", "channels-last", "images/s", "ms", "GB", "skipped because")
+
+
+def _roofline(found: Mapping[str, Any]) -> list[list[str]]:
+    line = found["roofline"]
+    return [
+        ["matrix products measured on this device", f"{rate(line['peak_flops'])}FLOP/s"],
+        ["memory bandwidth measured on this device", f"{line['bandwidth'] / 1e9:,.1f} GB/s"],
+        ["operations a byte of this network", f"{line['intensity']:.1f}"],
+        ["reached", f"{rate(line['flops_per_second'])}FLOP/s"],
+        ["share of the matrix products (MFU)", f"{line['mfu']:.1%}"],
+        ["share of the roofline", f"{line['share_of_roofline']:.1%}"],
+        ["peak memory of a rank", f"{found['peak_gb']:.2f} GB"],
+    ]
+
+
+def _variants(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    table = []
+    for row in rows:
+        speed = ["", "", ""]
+        if not row["skipped"]:
+            speed = [f"{row['images_per_second']:,.1f}", f"{row['step_ms']:,.1f}", f"{row['peak_gb']:.2f}"]
+        choices = [str(row[key]).lower() for key in ("precision", "stage", "compile", "channels_last")]
+        table.append([*choices, *speed, row["skipped"] or ""])
+    return table
+
+
+def rate(value: float) -> str:
+    """1.5e12 -> "1.50 T"."""
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= unit:
+            return f"{value / unit:,.2f} {letter}"
+    return f"{value:,.0f} "
+
+
+# ---------------------------------------------------------------------------------------------- the loader
+def loader(found: Mapping[str, Any]) -> Section:
+    """Rates against peers and ceilings, the sweep, stages, CPU time and memory, GPUs fed."""
+    images, settings = found["images"], found["settings"]
+    lead = [
+        f"{images['count']:,} images of {images['mean_width']} x {images['mean_height']} pixels and "
+        f"{images['mean_bytes'] / 1000:.0f} kB on average ({images['source']}), {settings['threads']} threads, batches "
+        f"of {settings['batch']}; contenders take turns on the same cores."
+    ]
+    full = [row for row in found["results"] if row["mode"] == "full"]
+    key = []
+    if full:
+        best = max(full, key=lambda row: row["images_per_second"])
+        key.append((f"images a second, {best['backend']}", f"{best['images_per_second']:,.0f}"))
+    ratio = found["ratios"].get("full_over_torchvision")
+    if ratio:
+        key.append(("times the torchvision recipe", f"{ratio:.1f}"))
+    for backend, fed in found.get("gpus_fed", {}).items():
+        if backend == "ffcv":
+            key.append((f"GPUs fed at {fed['rate_needed']:,.0f} images/s each", f"{fed['gpus']:.2f}"))
+    tables = [
+        Table("Rates, medians of rounds", RATE_HEAD, _rates(found), ["backend", "mode"]),
+        Table("Threads, batches and image sizes", SWEEP_HEAD, _sweep(found.get("sweep", [])), ["backend", "images"]),
+        Table("CPU time of the ffcv backend by stage", ["stage", "ms an image"], _stages(found), ["stage"]),
+        Table("Ceilings", ["what", "images/s", "MB/s"], _ceilings(found), ["what"]),
+        Table("GPUs that this machine can feed", ["backend", "images/s a GPU", "GPUs"], _fed(found), ["backend"]),
+    ]
+    plots = ["rates", "threads", "stages"]
+    return Section("loader", "Loader", lead, [one for one in tables if one.rows], plots, key)
+
+
+RATE_HEAD = ("backend", "mode", "images/s", "lowest", "highest", "CPU ms an image", "memory, MB")
+SWEEP_HEAD = ("backend", "images", "threads", "batch", "images/s", "lowest", "highest")
+
+
+def _rates(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for row in sorted(found["results"], key=lambda row: (row["mode"] != "full", -row["images_per_second"])):
+        figures = [f"{row[key]:,.0f}" for key in ("images_per_second", "min", "max")]
+        cost = [_figure(row.get("cpu_ms_per_image"), "{:.2f}"), _figure(row.get("memory_mb"), "{:,.0f}")]
+        rows.append([row["backend"], row["mode"], *figures, *cost])
+    return rows
+
+
+def _sweep(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [row["backend"], str(row["source"]), str(row["threads"]), str(row["batch"])]
+        + [f"{row[key]:,.0f}" for key in ("images_per_second", "min", "max")]
+        for row in rows
+    ]
+
+
+def _stages(found: Mapping[str, Any]) -> list[list[str]]:
+    return [[name.replace("_", " "), f"{value:.3f}"] for name, value in found["stages_ms"].items()]
+
+
+def _ceilings(found: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    if found["decode_images_per_second"]:
+        rows.append(["decoding alone (libjpeg-turbo)", f"{found['decode_images_per_second']:,.0f}", ""])
+    ceilings = found.get("ceilings") or {}
+    for name, words in (("read_warm", "reading, page cache"), ("read_cold", "reading, storage")):
+        read = ceilings.get(name)
+        if read and read.get("images_per_second"):
+            rows.append([words, f"{read['images_per_second']:,.0f}", f"{read['mb_per_second']:,.0f}"])
+        elif read:
+            rows.append([f"{words}: {read.get('why', 'not measured')}", "", ""])
+    return rows
+
+
+def _fed(found: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [backend, f"{fed['rate_needed']:,.0f}", f"{fed['gpus']:.2f}"]
+        for backend, fed in found.get("gpus_fed", {}).items()
+    ]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None or value != value else form.format(value)
+
+
+# ---------------------------------------------------------------------------------------------- Sinkhorn
+def sinkhorn(found: Mapping[str, Any]) -> Section:
+    """What codes cost on these ranks, the model against measurement, and N nodes."""
+    error = found["error"]
+    key = [("largest error of a held-out prediction", "-" if error is None else f"{error:.0%}")]
+    for percent in (1, 5):
+        nodes = found[f"nodes_at_{percent}_percent"].get("ours")
+        key.append((f"nodes until the codes take {percent} %", str(nodes) if nodes else "over 512"))
+    words = ("link", "variant", "what")
+    tables = [Table(title, head, rows, words) for title, head, rows in codes_shown.tables(found)]
+    plots = ["nodes", "held_out", "prototypes"]
+    return Section("sinkhorn", "Sinkhorn", codes_shown.sentences(found), tables, plots, key)

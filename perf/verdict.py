@@ -1,0 +1,49 @@
+"""The report's verdict: what bounds training here, what the loader could feed, and what codes would cost on nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """A sentence for each part that was measured, the step's first. report: keys loader, step, sinkhorn, or None."""
+    found = [_step(report.get("step")), _loader(report.get("loader"), report.get("step")), _codes(report)]
+    told = " ".join(sentence for sentence in found if sentence)
+    return told or "Nothing was measured."
+
+
+def _step(step: Mapping[str, Any] | None) -> str:
+    if step is None:
+        return ""
+    told = step["verdict"]
+    return f"{told[0].upper()}{told[1:]}."
+
+
+def _loader(loader: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> str:
+    if loader is None:
+        return ""
+    full = {row["backend"]: row["images_per_second"] for row in loader["results"] if row["mode"] == "full"}
+    ours = {name: full[name] for name in ("ffcv", "dali") if name in full}
+    if not ours:
+        return ""
+    best = max(ours, key=lambda name: ours[name])
+    fed = loader.get("gpus_fed", {}).get(best)
+    if fed:
+        return (
+            f"The loader gives {ours[best]:,.0f} images/s with backend {best}: enough for {fed['gpus']:.2g} devices at "
+            f"{fed['rate_needed']:,.0f} images/s each."
+        )
+    return f"The loader gives {ours[best]:,.0f} images/s with backend {best}."
+
+
+def _codes(report: Mapping[str, Any]) -> str:
+    sinkhorn = report.get("sinkhorn")
+    if sinkhorn is None:
+        return ""
+    link = sinkhorn.get("nodes_at_link", "the given links")
+    one, five = (sinkhorn[f"nodes_at_{percent}_percent"].get("ours") for percent in (1, 5))
+    if one is None:
+        return f"Codes stay below 1 % of a step on up to 512 nodes ({link} a hop)."
+    told = f"Codes pass 1 % of a step at {one} nodes ({link} a hop)" if one > 1 else "Codes take over 1 % of a step"
+    return f"{told}, and 5 % at {five}." if five else f"{told}, and stay below 5 % on up to 512."
