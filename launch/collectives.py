@@ -1,9 +1,9 @@
 """What a step communicates: each collective with who asked for it, its bytes and how long it held the step up.
 
 torch.distributed's functions are replaced for a while; nothing is synchronised for it. On a CPU (gloo) a collective
-takes as long as its call, on a GPU as long as the device needed between two events around it: its waiting for the
-other ranks is part of it. Of asynchronous ones only the call counts, and those in a stream beside the step's have no
-time: they are hidden behind it.
+takes as long as its call, an asynchronous one as long as its call and the wait for it, on a GPU as long as the device
+needed between two events around them: its waiting for the other ranks is part of it. Those in a stream beside the
+step's have no time: they are hidden behind it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ CALLERS = (
     (f"{ROOT}/model/batchnorm.py", "batch_norm"),
     (f"{ROOT}/model/sinkhorn", "codes"),
     (f"{ROOT}/model/", "other"),
+    (f"{ROOT}/launch/gradients.py", "gradients"),
     (f"{ROOT}/launch/", "other"),
     ("/deepspeed/runtime/", "gradients"),
 )
+WAIT = "wait"
 Call = tuple[str, str, int, Any, Any]  # kind, name, bytes, begin and end as the timeline tells them
 
 
@@ -68,9 +70,24 @@ def _counted(name: str, original: Any, timeline: Timeline, calls: list[Call]) ->
         else:
             begin, result, end = timeline.now(), original(*values, **named), timeline.now()
         calls.append((kind, name, max(map(_bytes, given)), begin, end))
-        return result
+        return _Awaited(result, kind, timeline, calls) if named.get("async_op") else result
 
     return call
+
+
+class _Awaited:
+    """The handle of an asynchronous collective; waiting for it is a call of its own, of no bytes."""
+
+    def __init__(self, work: Any, kind: str, timeline: Timeline, calls: list[Call]) -> None:
+        self._work, self._kind, self._timeline, self._calls = work, kind, timeline, calls
+
+    def wait(self, *values: Any) -> Any:
+        begin, result, end = self._timeline.now(), self._work.wait(*values), self._timeline.now()
+        self._calls.append((self._kind, WAIT, 0, begin, end))
+        return result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._work, name)
 
 
 def kind_of(name: str, frame: Any) -> str:
@@ -121,7 +138,7 @@ def by_kind(calls: Sequence[tuple[str, str, int, float, float | None]], steps: i
             found.append(
                 {
                     "kind": kind,
-                    "count": round(len(own) / steps, 2),
+                    "count": round(sum(call[1] != WAIT for call in own) / steps, 2),
                     "bytes": round(sum(call[2] for call in own) / steps),
                     "ms": round(sum(lengths) / steps, 4),
                     "hidden": len(own) - len(lengths),

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
 from launch.cluster import Cluster
+from launch.gradients import Averaging
 from launch.zero import bind
 from model.backbone import checkpoint_activations
 from model.batchnorm import replace_batch_norm
@@ -148,6 +149,8 @@ def build_engine(
         group["frozen"] = frozen
     deepspeed.utils.logger.setLevel(logging.WARNING)
     bind(engine, network, optimizer, groups)
+    if config.engine.stage == 0 and config.engine.precision == "fp32" and cluster.world_size > 1:
+        engine.allreduce_and_copy = Averaging()
     return engine
 
 
