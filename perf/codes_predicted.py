@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
-from perf.alpha_beta import Algorithm, Link, Timed, error, fit, hops, moved, seconds_of, sharing
+from perf.alpha_beta import ONE_NUMBER, Algorithm, Link, Timed, error, fit, hops, moved, seconds_of, sharing
 from perf.codes_variants import Message, Point, sent
 
 FITTED = 2  # ranks: models are fitted on one and two, and held against more
@@ -45,7 +45,7 @@ def links(rows: Sequence[Mapping[str, Any]], cores: int) -> dict[str, Link]:
         own = [row for row in rows if row["link"] == name]
         timed = [Timed(row["ranks"], row["bytes"], row["seconds"]) for row in own if not row["point"]]
         small = [one for one in timed if one.ranks <= FITTED]
-        if any(one.ranks > 1 for one in small):
+        if any(one.ranks > 1 and one.bytes > ONE_NUMBER for one in small):
             found[name] = fit(small, GLOO_DELAYS * (own[0]["delay"] or 0.0), None if own[0]["on_gpu"] else cores)
     return found
 

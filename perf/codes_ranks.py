@@ -147,6 +147,7 @@ def choose(
     """
     chosen: list[Work] = []
     needed = 0.0
+    least = sum(work.point is None for work in works) + len(groups)  # what the model needs, and the first codes
     for work in works:
         begun = time.perf_counter()
         timed(work, groups[work.ranks], rank, device)
@@ -155,7 +156,7 @@ def choose(
         # What a turn takes besides its calls, the meeting of all ranks, is in the time of these two.
         turn = repeats * once + max(0.0, (time.perf_counter() - begun) / 2 - once)
         left = deadline - time.time()
-        go_on = needed + turn <= left / LEAST_ROUNDS or len(chosen) < len(groups)
+        go_on = needed + turn <= left / LEAST_ROUNDS or len(chosen) < least
         told = torch.tensor([repeats if go_on else 0], device=device)
         dist.broadcast(told, 0)
         if not told.item():
