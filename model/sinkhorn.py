@@ -1,25 +1,37 @@
 """Codes by the Sinkhorn-Knopp iteration over the batch of all ranks (SwAV, section 3.1, equations 3 to 5).
 
-The codes are Q = diag(u) exp(scores / epsilon) diag(v), with u and v such that all samples weigh the same and
-all prototypes weigh the same. Here in the log domain: with logits = scores / epsilon and one potential a per
-prototype, an iteration is
+The codes are Q = diag(v) P diag(u) with P = exp(scores / epsilon), [samples, prototypes], and with u and v such that
+all samples weigh the same and all prototypes weigh the same. With v = 1 to begin with, an iteration is
 
-    a <- log of the sum over the samples of all ranks of exp(logits - b)    (prototypes: one all-reduce)
-    b <- logsumexp over the prototypes of (logits - a)                      (samples: local)
+    u <- 1 / (v P, summed over the samples of all ranks)    (prototypes: one all-reduce)
+    v <- 1 / (P u)                                          (samples: local)
 
-and the codes are exp(logits - a - b), which is softmax(logits - a): b never needs to be kept. The constants
-of the textbook form (the global sum, the number of prototypes K, the number of samples B) are one factor for
-the whole matrix, and the next normalisation of the samples cancels it: no collective is spent on them.
+so that exp is taken once and the rest are products of a matrix and a vector. The constants of the textbook form (the
+global sum, the number of prototypes K, the number of samples B) are one factor for the whole matrix, and the next
+normalisation of the samples cancels it: no collective is spent on them.
+
+Range. While |scores| / epsilon <= 35, all of this stays inside float32: u and v are at most e^35 times a sum of
+samples, and v at worst e^70 times it, about 1e36 for a million samples. The scores of unit vectors are within +-1, so
+that an epsilon from 1/35 = 0.0286 upwards is always inside. Smaller ones are computed by logarithms, one softmax an
+iteration: with logits = scores / epsilon and a = -log u, v is never kept, because the codes are softmax(logits - a).
 
 What may be subtracted from the logits for the sake of numerical range: a global constant or one value per
-prototype, because `a` absorbs either exactly. Not one value per sample (the usual softmax trick): before the
+prototype, because `u` absorbs either exactly. Not one value per sample (the usual softmax trick): before the
 first prototype sums it would weigh the samples differently and change the codes.
 """
+
+import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+
+with_kernels = True  # on CUDA, where Triton is installed; perf.gpu_codes turns it off to compare
+
+# |scores| / epsilon up to which products of exponentials stay inside the dtype; float64's leaves as much room.
+PRODUCT_RANGE = {torch.float32: 35.0, torch.float64: 300.0}
 
 # exp() of a float64 is a normal number within +-708; the rest is room for the sum over ranks. The scores of
 # unit vectors are within +-1, so that any epsilon from 0.0016 upwards stays inside.
@@ -43,12 +55,15 @@ def sinkhorn(
     iterations: at least 1 (3 in the paper). Each costs one all-reduce of crops x prototypes numbers.
     group: the ranks that share the batch; None is all of them where torch.distributed is initialised, else
         this process.
+    check: False promises that the scores are cosines (|scores| <= 1) and finite. Then nothing is looked at and the
+        host never waits for the device; good down to epsilon = 0.0016. Scores that are NaN give codes that are NaN.
 
     Returns the codes, shaped like `scores`: every row sums to 1. Computed in float32 (float64 for float64
     scores) whatever autocast says; no gradient.
 
-    Collectives: `iterations` for all crops together. Scores too large for float64's exponential on any rank
-    (|scores| / epsilon > 650) take two more, on all ranks together, and are computed in float64.
+    Collectives: `iterations` for all crops together. Scores outside the range of the chosen way on any rank
+    (|scores| / epsilon > 35, where epsilon < 1/35 about 650; 300 and 650 for float64) take two more, on all ranks
+    together, and are computed in float64.
 
     Raises FloatingPointError on every rank if any score of any rank is NaN or infinite.
     """
@@ -59,43 +74,105 @@ def sinkhorn(
 
     with torch.autocast(scores.device.type, enabled=False):
         dtype = torch.promote_types(scores.dtype, torch.float32)
+        by_products = epsilon * PRODUCT_RANGE[dtype] >= 1  # a matter of epsilon alone: alike on all ranks
+        if with_kernels and by_products and not check and scores.is_cuda and (fused := _fused()) and fused.fits(scores):
+            return fused.fused_codes(scores, epsilon, iterations, lambda sums: _all_reduce(sums, group))
         scores = scores.to(dtype)
-        logits = scores / epsilon
-        potential, outside = _first_potential(scores, logits, group, check)
-        if outside:
+        way = _by_products if by_products else _by_logarithms
+        codes = way(scores, epsilon, iterations, group, check)
+        if codes is None:  # outside the range of that way
             logits = scores.double() / epsilon
-            potential = _first_potential_any_range(logits, group)
-
-        # From here on float32 needs no shift: after the prototypes' normalisation no sample's sum exceeds K,
-        # so that after the samples' the prototypes' sums lie between 1/K and B.
-        for _ in range(iterations - 1):
-            sums = torch.softmax(logits - potential.unsqueeze(-2), dim=-1).sum(dim=-2)
-            potential = potential + _all_reduce(sums, group).log()
-        return torch.softmax(logits - potential.unsqueeze(-2), dim=-1).to(dtype)
+            codes = _softmaxes(logits, _first_potential_any_range(logits, group), iterations, group)
+        return codes.to(dtype)
 
 
-def _first_potential(
+# ---- products of exponentials ----------------------------------------------------------------------------
+def _by_products(
     scores: Float[Tensor, "*crops batch prototypes"],
-    logits: Float[Tensor, "*crops batch prototypes"],
+    epsilon: float,
+    iterations: int,
     group: "dist.ProcessGroup | None",
     check: bool,
-) -> tuple[Float[Tensor, "*crops prototypes"], bool]:
-    """The first potential, and whether some rank's sums left the range of float64 (then it is void).
+) -> Float[Tensor, "*crops batch prototypes"] | None:
+    """The codes; None if some rank's scores are too large for it."""
+    outside = scores.abs().amax() > epsilon * PRODUCT_RANGE[scores.dtype] if check else None
+    plan = (scores * (math.log2(math.e) / epsilon)).exp2_()  # four times as fast as exp on a CPU with AVX-512
+    sums = plan.sum(dim=-2)
+    reduced = _all_reduce(sums, group) if outside is None else _checked_sums(scores, sums, outside, group)
+    if reduced is None:
+        return None
+    weights = 1 / reduced
+    for _ in range(iterations - 1):
+        samples = 1 / _times_prototypes(plan, weights)
+        weights = 1 / _all_reduce(_times_samples(plan, samples), group)
+    samples = 1 / _times_prototypes(plan, weights)
+    return plan.mul_(weights.unsqueeze(-2)).mul_(samples.unsqueeze(-1))
+
+
+def _times_samples(
+    plan: Float[Tensor, "*crops batch prototypes"], samples: Float[Tensor, "*crops batch"]
+) -> Float[Tensor, "*crops prototypes"]:
+    if plan.is_cuda:  # a product of matrices may be rounded to TF32 there
+        return (plan * samples.unsqueeze(-1)).sum(dim=-2)
+    return torch.matmul(samples.unsqueeze(-2), plan).squeeze(-2)
+
+
+def _times_prototypes(
+    plan: Float[Tensor, "*crops batch prototypes"], weights: Float[Tensor, "*crops prototypes"]
+) -> Float[Tensor, "*crops batch"]:
+    if plan.is_cuda:
+        return (plan * weights.unsqueeze(-2)).sum(dim=-1)
+    if plan.ndim == 2:
+        return torch.mv(plan, weights)
+    return torch.stack([torch.mv(*crop) for crop in zip(plan, weights, strict=True)])  # bmm takes 14 times as long
+
+
+def _fused() -> Any:
+    """The module of the CUDA kernels, None where Triton is not installed."""
+    try:
+        from model import sinkhorn_fused
+    except ImportError:
+        return None
+    return sinkhorn_fused
+
+
+# ---- logarithms ------------------------------------------------------------------------------------------
+def _by_logarithms(
+    scores: Float[Tensor, "*crops batch prototypes"],
+    epsilon: float,
+    iterations: int,
+    group: "dist.ProcessGroup | None",
+    check: bool,
+) -> Float[Tensor, "*crops batch prototypes"] | None:
+    """The codes; None if some rank's sums left the range of float64.
 
     The local sums are logarithms until the moment of the all-reduce and travel as float64, whose exponent
-    range spares the collective that would agree on a shift. Two counts ride along in the same vector, so that
-    all ranks decide alike.
+    range spares the collective that would agree on a shift.
     """
+    logits = scores / epsilon
     log_sums = torch.logsumexp(logits, dim=-2).double()
-    if not check:
-        return _all_reduce(log_sums.exp(), group).log().to(logits.dtype), False
-    bad = (~torch.isfinite(scores)).sum().double()
-    outside = (~(log_sums.abs() <= _LOG_RANGE)).any().double()
-    sums = _all_reduce(torch.cat([log_sums.exp().flatten(), torch.stack([bad, outside])]), group)
-    bad_count, outside_count = sums[-2:].tolist()  # the one wait for the device
-    if bad_count:
-        raise FloatingPointError(f"{bad_count:.0f} scores over all ranks are NaN or infinite: no codes")
-    return sums[:-2].log().view_as(log_sums).to(logits.dtype), bool(outside_count)
+    if check:
+        outside = (~(log_sums.abs() <= _LOG_RANGE)).any()
+        reduced = _checked_sums(scores, log_sums.exp(), outside, group)
+    else:
+        reduced = _all_reduce(log_sums.exp(), group)
+    if reduced is None:
+        return None
+    return _softmaxes(logits, reduced.log().to(logits.dtype), iterations, group)
+
+
+def _softmaxes(
+    logits: Float[Tensor, "*crops batch prototypes"],
+    potential: Float[Tensor, "*crops prototypes"],
+    iterations: int,
+    group: "dist.ProcessGroup | None",
+) -> Float[Tensor, "*crops batch prototypes"]:
+    """The codes from the first potential on. Here float32 needs no shift: after the prototypes' normalisation no
+    sample's sum exceeds K, so that after the samples' the prototypes' sums lie between 1/K and B."""
+    for _ in range(iterations - 1):
+        sums = torch.softmax(logits - potential.unsqueeze(-2), dim=-1).sum(dim=-2)
+        potential = potential + _all_reduce(sums, group).log()
+    return torch.softmax(logits - potential.unsqueeze(-2), dim=-1)
 
 
 def _first_potential_any_range(
@@ -105,6 +182,24 @@ def _first_potential_any_range(
     shift = _all_reduce(logits.amax(dim=-2), group, dist.ReduceOp.MAX)
     sums = _all_reduce((logits - shift.unsqueeze(-2)).exp().sum(dim=-2), group)
     return shift + sums.log()
+
+
+# ---- over the ranks --------------------------------------------------------------------------------------
+def _checked_sums(
+    scores: Float[Tensor, "*crops batch prototypes"],
+    sums: Float[Tensor, "*crops prototypes"],
+    outside: Tensor,
+    group: "dist.ProcessGroup | None",
+) -> Float[Tensor, "*crops prototypes"] | None:
+    """The sums over all ranks; None on all of them if one is `outside`, an error if one has scores that are not finite.
+    Two counts ride along in the same vector, so that all ranks decide alike."""
+    bad = (~torch.isfinite(scores)).sum()
+    counts = torch.stack([bad, outside]).to(sums.dtype)
+    together = _all_reduce(torch.cat([sums.flatten(), counts]), group)
+    bad_count, outside_count = together[-2:].tolist()  # the one wait for the device
+    if bad_count:
+        raise FloatingPointError(f"{bad_count:.0f} scores over all ranks are NaN or infinite: no codes")
+    return None if outside_count else together[:-2].view_as(sums)
 
 
 def _all_reduce(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 PASSES = 22  # over each convolution's output, forward and backward
@@ -85,6 +86,8 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     ]
     set_step(optimizer, float(config.optimizer.base_lr) / 10, frozen_prototypes=False)
 
+    timer = CodesTimer(device)
+
     def step(number: int) -> None:
         queued = queue.queued() if queue is not None else None
         embeddings, scores, queue_scores = engine(images, here, queued)
@@ -92,7 +95,8 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
             inputs = scores[assigning]
             if queue_scores is not None:
                 inputs = torch.cat([queue_scores, inputs], dim=1)
-            codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)[:, -here:]
+            with timer:
+                codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)[:, -here:]
             if queue is not None:
                 queue.push(embeddings[assigning])
         loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
@@ -104,6 +108,7 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     for number in range(WARM):
         step(number)
     finish(device)
+    timer.reset()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.perf_counter()
@@ -112,10 +117,13 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     issued = time.perf_counter() - begun  # how long the host took to say what is to be done
     finish(device)
     seconds = (time.perf_counter() - begun) / TIMED
+    codes_seconds, codes_collectives = timer.found()
     waits = count_waits(step) if device.type == "cuda" else []
     found = asdict(case) | {
         "images_per_second": case.batch / seconds,
         "step_seconds": seconds,
+        "codes_share": codes_seconds / TIMED / seconds,
+        "codes_collectives": codes_collectives / TIMED,
         "host_share": issued / TIMED / seconds,
         "waits_in_a_step": waits,
         "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
@@ -181,6 +189,44 @@ def seconds_of(act: Any, device: torch.device) -> float:
 def finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class CodesTimer:
+    """Time and all-reduces of what is done within it: by events on a GPU, so that nothing waits, else by the clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        self.marks: list[Any] = []
+        self.collectives = 0
+
+    def __enter__(self) -> None:
+        self.marks.append(self._now())
+        self.original = dist.all_reduce
+        dist.all_reduce = self._counted
+
+    def __exit__(self, *_: object) -> None:
+        dist.all_reduce = self.original
+        self.marks.append(self._now())
+
+    def found(self) -> tuple[float, int]:
+        """Seconds in all since the last reset, and all-reduces. The device must have finished."""
+        pairs = zip(self.marks[::2], self.marks[1::2], strict=True)
+        seconds = sum(a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs)
+        return seconds, self.collectives
+
+    def _counted(self, *arguments: Any, **named: Any) -> Any:
+        self.collectives += 1
+        return self.original(*arguments, **named)
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def count_waits(step: Any) -> list[str]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ranks import count_collectives, run_ranks
 
 from model.sinkhorn import sinkhorn
+from perf.codes_speed import plain
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "sinkhorn.npz")
 
@@ -45,6 +46,16 @@ def textbook(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
 
 def cosines(seed: int, *shape: int) -> np.ndarray:
     return np.random.RandomState(seed).uniform(-1, 1, size=shape).astype(np.float32)
+
+
+def unchecked_of(scores: np.ndarray) -> np.ndarray:
+    return sinkhorn(torch.from_numpy(scores), 0.05, 3, check=False).numpy()
+
+
+def unchecked_collectives_of(scores: np.ndarray) -> list[str]:
+    calls = count_collectives()
+    sinkhorn(torch.from_numpy(scores), 0.05, 3, check=False)
+    return calls
 
 
 # ---- claims ----------------------------------------------------------------------------------------------
@@ -153,3 +164,65 @@ def test_codes_carry_no_gradient() -> None:
 def test_settings_without_meaning_are_refused(epsilon: float, iterations: int) -> None:
     with pytest.raises(ValueError, match="epsilon > 0 and iterations >= 1"):
         sinkhorn(torch.zeros(4, 5), epsilon, iterations)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    epsilon=st.sampled_from([1.0, 0.1, 0.05, 0.0287, 0.0285, 0.02, 0.01, 0.003, 0.0017]),
+    crops=st.integers(1, 3),
+    samples=st.integers(1, 40),
+    prototypes=st.integers(1, 60),
+    iterations=st.integers(1, 5),
+    check=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_cosines_give_the_codes_of_a_float64_reference(
+    epsilon: float, crops: int, samples: int, prototypes: int, iterations: int, check: bool, seed: int
+) -> None:
+    scores = cosines(seed, crops, samples, prototypes)
+    expected = np.stack([textbook(crop, epsilon, iterations) for crop in scores])
+    codes = sinkhorn(torch.from_numpy(scores), epsilon, iterations, check=check).numpy()
+    np.testing.assert_allclose(codes, expected, rtol=0, atol=3e-6 / epsilon * 0.05 + 1e-6)
+    np.testing.assert_allclose(codes.sum(axis=-1), 1, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.05, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_codes_are_those_of_algorithm_1_of_the_paper(epsilon: float, dtype: torch.dtype) -> None:
+    scores = torch.from_numpy(cosines(0, 2, 64, 300)).to(dtype)
+    expected = plain(scores.double(), epsilon, 3)
+    torch.testing.assert_close(sinkhorn(scores, epsilon, 3).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sinkhorn(scores, epsilon, 3, check=False).double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_unchecked_codes_do_not_depend_on_world_size_and_take_three_collectives(ranks: int) -> None:
+    scores = cosines(0, 2, 8, 30)
+    parts = np.split(scores, ranks, axis=1)
+    together = np.concatenate(run_ranks(parts, unchecked_of), axis=1)
+    np.testing.assert_allclose(together, unchecked_of(scores), rtol=0, atol=2e-6)
+    assert run_ranks(parts, unchecked_collectives_of) == [["all_reduce"] * 3] * ranks
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.01])
+def test_unchecked_scores_that_are_nan_give_codes_that_are_nan(epsilon: float) -> None:
+    scores = torch.from_numpy(cosines(0, 2, 8, 30))
+    scores[0, 3, 4] = torch.nan
+    codes = sinkhorn(scores, epsilon, 3, check=False)
+    assert codes[0].isnan().any() and codes[1].isfinite().all()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_opposite_samples_at_the_smallest_epsilon_of_products_stay_in_range(check: bool) -> None:
+    """The worst that cosines can do: one sample at -1 everywhere, the others at +1, and prototypes as far apart."""
+    scores = np.ones((64, 40), np.float32)
+    scores[0], scores[1:, 0], scores[0, 1] = -1, -1, 1
+    codes = sinkhorn(torch.from_numpy(scores), 1 / 34.9, 3, check=check).numpy()
+    np.testing.assert_allclose(codes, textbook(scores, 1 / 34.9, 3), rtol=0, atol=1e-5)
+
+
+def test_the_scores_are_left_as_they_are() -> None:
+    scores = torch.from_numpy(cosines(0, 2, 8, 30))
+    before = scores.clone()
+    sinkhorn(scores, 0.05, 3, check=False)
+    assert torch.equal(scores, before)

@@ -1,0 +1,88 @@
+"""Codes on a CUDA device by two Triton kernels: `model.sinkhorn` in fewer passes over memory.
+
+An iteration reads the scores once. A program takes a few samples of a crop, one after the other, with the whole row of
+prototypes in registers: exp, the row's sum weighted by the prototypes, and what the row so weighted adds to the
+prototypes' sums. Partial sums are written and added in a fixed order, so that the same scores give the same codes; no
+atomics. `model.sinkhorn` is what it is tested against (tests/test_sinkhorn_fused.py): on a GPU where there is one, and
+everywhere through Triton's interpreter on the CPU. It has not yet run on a GPU: perf.gpu_check is to say what it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+LARGEST = 16_384  # prototypes: a row in the registers of a block of threads
+PROGRAMS = 256  # about two for each multiprocessor of an H100: as many partial sums for each prototype are added up
+
+
+def fits(scores: Tensor) -> bool:
+    """Whether the kernels take these scores: at most 16,384 prototypes, at least one sample, no float64."""
+    return 0 < scores.shape[-1] <= LARGEST and scores.numel() > 0 and scores.dtype != torch.float64
+
+
+def fused_codes(
+    scores: Float[Tensor, "*crops batch prototypes"],
+    epsilon: float,
+    iterations: int,
+    all_reduce: Callable[[Tensor], Tensor],
+) -> Float[Tensor, "*crops batch prototypes"]:
+    """The codes in float32, as `model.sinkhorn.sinkhorn` gives them, for scores that `fits`; |scores| <= 35 epsilon.
+
+    all_reduce: adds a float32 tensor over the ranks, in place or not; called `iterations` times with [crops,
+    prototypes].
+    """
+    rows = scores if scores.ndim == 3 else scores.unsqueeze(0)
+    rows = rows.contiguous()
+    crops, batch, prototypes = rows.shape
+    each = triton.cdiv(crops * batch, PROGRAMS)  # samples of a program
+    grid = (crops, triton.cdiv(batch, each))
+    width = triton.next_power_of_2(prototypes)
+    warps = min(max(width // 512, 4), 16)
+    sizes = {"WIDTH": width, "num_warps": warps}
+    partial = torch.empty(*grid, prototypes, dtype=torch.float32, device=rows.device)
+    sums = partial  # the first time it is not read
+    for iteration in range(iterations):
+        _sums_kernel[grid](rows, sums, partial, batch, prototypes, 1 / epsilon, each, iteration == 0, **sizes)
+        sums = all_reduce(partial.sum(dim=1))
+    codes = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    _codes_kernel[crops, batch](rows, sums, codes, batch, prototypes, 1 / epsilon, **sizes)
+    return codes.view(scores.shape)
+
+
+@triton.jit
+def _sums_kernel(
+    scores, sums, partial, batch, prototypes, scale, SAMPLES: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr
+):
+    crop, part = tl.program_id(0), tl.program_id(1)
+    column = tl.arange(0, WIDTH)
+    inside = column < prototypes
+    if not FIRST:
+        weights = 1 / tl.load(sums + crop * prototypes + column, mask=inside, other=1.0)
+    total = tl.zeros([WIDTH], dtype=tl.float32)
+    for number in range(SAMPLES):
+        sample = part * SAMPLES + number
+        here = inside & (sample < batch)  # the last program may have fewer
+        row = tl.load(scores + (crop * batch + sample) * prototypes + column, mask=here, other=float("-inf"))
+        plan = tl.exp(row.to(tl.float32) * scale)
+        if FIRST:
+            total += plan
+        else:
+            total += plan / tl.where(sample < batch, tl.sum(plan * weights, axis=0), 1.0)
+    tl.store(partial + (crop * tl.num_programs(1) + part) * prototypes + column, total, mask=inside)
+
+
+@triton.jit
+def _codes_kernel(scores, sums, codes, batch, prototypes, scale, WIDTH: tl.constexpr):
+    crop, sample = tl.program_id(0), tl.program_id(1)
+    column = tl.arange(0, WIDTH)
+    inside = column < prototypes
+    place = (crop * batch + sample) * prototypes + column
+    row = tl.load(scores + place, mask=inside, other=float("-inf"))
+    weighted = tl.exp(row.to(tl.float32) * scale) / tl.load(sums + crop * prototypes + column, mask=inside, other=1.0)
+    tl.store(codes + place, weighted / tl.sum(weighted, axis=0), mask=inside)

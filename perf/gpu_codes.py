@@ -1,0 +1,142 @@
+"""The codes on a GPU in several ways: which is fastest, and what share of a ResNet-50 step it is.
+
+    python -m perf.gpu_check --only codes
+
+    eager     model.sinkhorn without its kernels
+    compiled  the same through torch.compile
+    graph     the same as one CUDA graph
+    triton    model.sinkhorn_fused, which model.sinkhorn takes on a GPU
+
+All on the same scores in interleaved turns, on one GPU and so without anything between ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+EPSILON, ITERATIONS, CROPS, WIDTH, PROTOTYPES = 0.05, 3, 2, 128, 3000
+AGREE = 1e-5  # largest difference of a code from the eager version's
+ROUNDS, CALLS, WARM_UP = 20, 20, 3
+
+
+def compare(batch: int, device: torch.device, prototypes: int = PROTOTYPES) -> list[dict[str, Any]]:
+    """A row for each way: {"way", "ms", "min", "max", "difference"}, or "error" where it did not run.
+
+    batch: images a GPU. Times are of a call, as the device finishes it.
+    """
+    torch.manual_seed(0)
+    embeddings = functional.normalize(torch.randn(CROPS, batch, WIDTH, device=device), dim=-1)
+    scores = embeddings @ functional.normalize(torch.randn(prototypes, WIDTH, device=device), dim=-1).T
+    with plain_only():
+        expected = eager(scores)
+    rows: list[dict[str, Any]] = []
+    works: list[Callable[[], Tensor]] = []
+    for way, make in ways(device).items():
+        row: dict[str, Any] = {"way": way}
+        rows.append(row)
+        try:
+            work = make(scores)
+            row["difference"] = float((work() - expected).abs().max())
+        except Exception as error:  # one that this GPU or torch cannot do must not hide the others
+            row["error"] = " ".join(str(error).split())[:200]
+            continue
+        works.append(work)
+    times = iter(timed(works, device))
+    for row in rows:
+        if "error" not in row:
+            found = next(times)
+            row |= {"ms": median(found), "min": min(found), "max": max(found), "holds": row["difference"] <= AGREE}
+        else:
+            row["holds"] = False
+    return rows
+
+
+def timed(works: list[Callable[[], Tensor]], device: torch.device) -> list[list[float]]:
+    """Milliseconds of a call of each, a list of rounds."""
+    from perf.gpu_step import finish
+    from perf.turns import take_turns
+
+    def turn(work: Callable[[], Tensor], _counts: bool) -> float:
+        finish(device)
+        begun = time.perf_counter()
+        for _ in range(CALLS):
+            work()
+        finish(device)
+        return (time.perf_counter() - begun) * 1e3 / CALLS
+
+    return take_turns([partial(turn, work) for work in works], ROUNDS, WARM_UP)
+
+
+def ways(device: torch.device) -> dict[str, Callable[[Tensor], Callable[[], Tensor]]]:
+    """For each way what makes a call of it from the scores."""
+    found: dict[str, Callable[[Tensor], Callable[[], Tensor]]] = {"eager": eagerly, "compiled": compiled}
+    return found | {"graph": graph, "triton": triton} if device.type == "cuda" else found
+
+
+def eager(scores: Tensor) -> Tensor:
+    from model.sinkhorn import sinkhorn
+
+    return sinkhorn(scores, EPSILON, ITERATIONS, check=False)
+
+
+def eagerly(scores: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with plain_only():
+            return eager(scores)
+
+    return call
+
+
+def compiled(scores: Tensor) -> Callable[[], Tensor]:
+    work = torch.compile(eager)
+
+    def call() -> Tensor:
+        with plain_only():
+            return work(scores)
+
+    return call
+
+
+def graph(scores: Tensor) -> Callable[[], Tensor]:
+    side = torch.cuda.Stream()
+    with plain_only():
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                eager(scores)
+        torch.cuda.synchronize()
+        recorded = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recorded):
+            codes = eager(scores)
+
+    def call() -> Tensor:
+        recorded.replay()
+        return codes
+
+    return call
+
+
+def triton(scores: Tensor) -> Callable[[], Tensor]:
+    from model.sinkhorn_fused import fused_codes
+
+    return partial(fused_codes, scores, EPSILON, ITERATIONS, lambda sums: sums)
+
+
+@contextmanager
+def plain_only() -> Iterator[None]:
+    """Within it model.sinkhorn does without its kernels."""
+    from model import sinkhorn
+
+    sinkhorn.with_kernels = False
+    try:
+        yield
+    finally:
+        sinkhorn.with_kernels = True
