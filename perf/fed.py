@@ -32,7 +32,9 @@ def gpu_rate(given: float | None, step: Path | None, results: Path, usual: bool)
     if not usual:
         return {"why": f"the crops are not those that other figures were measured with; {HOW}"}
     best = [(json.loads(path.read_text()), path.name) for path in sorted(results.glob("gpu-*.json"))]
-    rates = [(found["step"]["best"], found["device"], name) for found, name in best if found.get("step", {}).get("best")]
+    rates = [
+        (found["step"]["best"], found["device"], name) for found, name in best if found.get("step", {}).get("best")
+    ]
     if not rates:
         return {"why": f"no GPU was measured; {HOW}"}
     rate, device, name = max(rates)

@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import psutil
 
@@ -26,16 +28,28 @@ from config.recipe import ROOT
 from perf.loader_contenders import Key, Material, crops_of, in_memory, make
 from pipeline.crops import Crops
 
+GPU_BATCH, GPU_EPOCHS = 256, 10
 EVERY = 0.02  # seconds between looks at the memory
 LIBRARIES = {"dali": "nvidia.dali", "dali-random": "nvidia.dali", "torchvision": "torchvision"}
 
 
 def memory_of(
-    keys: Sequence[Key], table: Path, batch: int, recipe: Sequence[str], at_once: int, done: Callable[[], object]
-) -> dict[Key, float]:
-    """MB of each contender, `at_once` of them measured at a time. recipe: --config and settings. Raises OSError."""
+    keys: Sequence[Key],
+    table: Path,
+    batch: int,
+    recipe: Sequence[str],
+    at_once: int,
+    until: float,
+    done: Callable[[], object],
+) -> dict[Key, float | None]:
+    """MB of each contender, `at_once` of them measured at a time; None for those not begun at `until` (perf_counter).
 
-    def measured(key: Key) -> float:
+    recipe: --config and settings. Raises OSError.
+    """
+
+    def measured(key: Key) -> float | None:
+        if perf_counter() > until:
+            return None
         flags = ["--backend", key[0], "--mode", key[1], "--threads", str(key[2]), "--batch", str(batch), *recipe]
         command = [sys.executable, "-m", "perf.loader_memory", str(table.absolute()), *flags]
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -46,6 +60,17 @@ def memory_of(
 
     with ThreadPoolExecutor(at_once) as pool:
         return dict(zip(keys, pool.map(measured, keys), strict=True))
+
+
+def gpu_half(table: Path, images: int, threads: int, recipe: Sequence[str]) -> dict[str, Any]:
+    """What perf/memory_use.py tells of the ffcv backend on a GPU's host. Raises OSError."""
+    settings = {"batch": min(GPU_BATCH, images), "threads": threads, "epochs": GPU_EPOCHS}
+    flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "perf.memory_use", str(table.absolute()), *flags, *recipe]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:
+        raise OSError(f"measuring the memory failed: {found.stderr.strip().splitlines()[-1:]}")
+    return json.loads(found.stdout)
 
 
 def main(arguments: list[str]) -> int:

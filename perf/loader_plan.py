@@ -30,12 +30,18 @@ class Plan:
 
 
 def plan(
-    budget: float | None, images: int | None, rounds: int | None, seconds: float | None, memory: bool, sweep: bool | None
+    budget: float | None,
+    images: int | None,
+    rounds: int | None,
+    seconds: float | None,
+    memory: bool,
+    sweep: bool | None,
+    batch: int,
 ) -> Plan:
     """A plan for `budget` seconds, or without one; what the user gave stays as it is (None: not given)."""
     if budget is None:
         return Plan(
-            images=images or 1200,
+            images=images or max(1200, batch),
             rounds=rounds or 5,
             seconds=seconds or 1.5,
             stage_rounds=10,
@@ -47,7 +53,7 @@ def plan(
         )
     short = budget < SHORT
     return Plan(
-        images=images or (600 if short else 1200),
+        images=images or max(600 if short else 1200, batch),
         rounds=rounds or (3 if short else 5),
         seconds=seconds,
         stage_rounds=3 if short else 10,

@@ -243,7 +243,9 @@ def memory_figures(
     until = perf_counter() + left()
     found: dict[str, Any] = {}
     with progress_bar(len(keys), "memory", "process", True) as bar:
-        found["each"] = memory_of(keys, scratch / "table.npz", options.batch, recipe, len(os.sched_getaffinity(0)), until, step(bar))
+        found["each"] = memory_of(
+            keys, scratch / "table.npz", options.batch, recipe, len(os.sched_getaffinity(0)), until, step(bar)
+        )
     full = ("ffcv", "full") in {(result["backend"], result["mode"]) for result in results}
     if plan.gpu_half and full and left() > 0:
         found["gpu_half"] = gpu_half(scratch / "table.npz", len(table), threads, recipe)

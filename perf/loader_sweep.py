@@ -73,7 +73,9 @@ def choose(
         if not room(point):
             left_out.append(asdict(point) | {"why": "its batches would take more than a quarter of the free memory"})
         elif cost > available:
-            left_out.append(asdict(point) | {"why": f"it would take {cost:.0f} s of a budget with {available:.0f} left"})
+            left_out.append(
+                asdict(point) | {"why": f"it would take {cost:.0f} s of a budget with {available:.0f} left"}
+            )
         else:
             taken.append(point)
             available -= cost
@@ -116,9 +118,7 @@ def sweep(
     from perf.turns import play
 
     contenders = [
-        loader(
-            point.backend, tables[point.source], crops, point.batch, min(point.threads, len(cores)), point.threads
-        )
+        loader(point.backend, tables[point.source], crops, point.batch, min(point.threads, len(cores)), point.threads)
         for point in points
     ]
     turns = play(contenders, rounds, seconds, cores, done)
