@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train cluster-check data convert preview export bench zero-check kill-check gpu-check sync wheels test lint lock clean
+.PHONY: help setup train cluster-check data convert preview export bench profile zero-check kill-check gpu-check sync wheels test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, saf
 
 bench: setup ## how many images a second each loader gives on this machine
 	@$(RUN) -m perf.loader $(ARGS)
+
+profile: setup ## what bounds training here, and what would each choice give? perf/report.html; BUDGET=300 DATA=/my/images CONFIG=
+	@$(RUN) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
+	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config $(CONFIG)) $(ARGS)
 
 zero-check: setup ## does every ZeRO stage take stage 0's steps? perf/results/zero_check.json
 	@$(RUN) -m perf.zero_check $(ARGS)

@@ -45,11 +45,8 @@ def sent(point: Point) -> list[Message]:
     match point.variant:
         case "published":
             return crops * [Message("all_reduce", 4), *point.iterations * [Message("all_reduce", row)]]
-        case "ours":  # the first sums travel as float64
-            return [
-                Message("all_reduce", 2 * crops * row),
-                *(point.iterations - 1) * [Message("all_reduce", crops * row)],
-            ]
+        case "ours":
+            return point.iterations * [Message("all_reduce", crops * row)]
         case "gather":
             return [Message("all_gather", crops * point.batch * row)]
     raise ValueError(f"{point.variant!r} is not one of {', '.join(VARIANTS)}")

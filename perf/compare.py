@@ -2,10 +2,10 @@
 
     python -m perf.compare OLD.json NEW.json [--threshold 0.05] [--relative] [--json FILE]
 
-Takes reports of perf.profile (perf/report.json), perf.loader, perf.step or perf.sinkhorn. A figure's interval (95 %) is a
-bootstrap of the ratio of medians over the rounds of both runs. A figure has regressed where NEW is worse by more than the
-threshold and the whole interval is on the worse side of 1. Figures with fewer than 3 rounds in either run are shown, but
-judge nothing. Exit codes: 0, 1 with a regression, 2 for a mistake.
+Takes reports of perf.profile (perf/report.json), perf.loader, perf.step or perf.sinkhorn. A figure's interval (95 %) is
+a bootstrap of the ratio of medians over the rounds of both runs. A figure has regressed where NEW is worse by more than
+the threshold and the whole interval is on the worse side of 1. Figures with fewer than 3 rounds in either run are
+shown, but judge nothing. Exit codes: 0, 1 with a regression, 2 for a mistake.
 
     --relative   each run's loaders over its own bare decoding, for runs on different machines; what has no yardstick of
                  its own (step times, codes) is left out, the ratio to the plain loop stays

@@ -16,7 +16,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     for section in sections(report):
         parts += [f"## {section.title}", *section.lead]
         if section.key_figures:
-            parts.append(table(Table("", ("", "figure"), [[what, value] for what, value in section.key_figures], ("",))))
+            parts.append(
+                table(Table("", ("", "figure"), [[what, value] for what, value in section.key_figures], ("",)))
+            )
         for one in section.tables:
             parts += [f"**{one.title}**", table(one)]
     return "\n\n".join(parts) + "\n"

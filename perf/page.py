@@ -18,7 +18,9 @@ def page(report: Mapping[str, Any]) -> str:
 
     where = report["machine"]
     shown = {name: value for name, value in where.items() if name != "versions"} | dict(where["versions"])
-    machine = [(name, ", ".join(value) or "none" if isinstance(value, list) else value) for name, value in shown.items()]
+    machine = [
+        (name, ", ".join(value) or "none" if isinstance(value, list) else value) for name, value in shown.items()
+    ]
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
     return template.render(
         report=report,

@@ -1,4 +1,4 @@
-"""The report's plots as SVG texts. Colours are CSS variables of the page, so that light and dark need no second plot."""
+"""The report's plots as SVG texts. Colours are the page's CSS variables: light and dark need no second plot."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plots(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     import matplotlib
 
     matplotlib.use("agg")
-    style = {
+    style: Any = {
         "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "swave",
         "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.linewidth": 0.6,
         "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True,
@@ -59,7 +59,8 @@ def _drawn(draw: Callable[[Any, Mapping[str, Any]], float | None], part: Mapping
 def themed(svg: str) -> str:
     """Without head, fixed size and font; colours as variables."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'(<svg [^>]*?)height="[^"]*" ', r"\1", svg, count=1))
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg [^>]*?){size}="[^"]*" ?', r"\1", svg, count=1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(font: [0-9.]+px )[^;\"]*", r"\1var(--sans)", svg)
     for colour, variable in VARIABLES.items():
@@ -82,16 +83,16 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Seque
     return 0.75 + 0.27 * len(names)
 
 
-def line_end(axes: Any, x: float, y: float, text: str, colour: str) -> None:
+def line_end(axes: Any, point: Sequence[float], text: str, colour: str) -> None:
     """A line's name at its end, in its colour."""
-    axes.annotate(text, (x, y), xytext=(5, 0), textcoords="offset points", va="center", color=colour)
+    axes.annotate(text, point, xytext=(5, 0), textcoords="offset points", va="center", color=colour)
 
 
-def plain_ticks(axis: Any, ticks: Sequence[float]) -> None:
-    """Ticks of a logarithmic axis at these values, written as plain numbers."""
+def plain_ticks(axis: Any, ticks: Sequence[float], unit: float = 1.0) -> None:
+    """Ticks of a logarithmic axis at these values, written as plain numbers of a unit."""
     from matplotlib.ticker import NullLocator
 
-    axis.set_ticks(list(ticks), [f"{tick:,g}" for tick in ticks])
+    axis.set_ticks(list(ticks), [f"{tick / unit:,.6g}" for tick in ticks])
     axis.set_minor_locator(NullLocator())
 
 
@@ -136,9 +137,10 @@ def roofline(axes: Any, step: Mapping[str, Any]) -> float:
         f"this step, {line['share_of_roofline']:.0%} of it", (at, reached), xytext=(0, -12), color=INK,
         textcoords="offset points", ha="center", va="top",
     )  # fmt: skip
-    axes.set(xlabel="operations a byte", ylabel="FLOP/s", xlim=(left, right))
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(min(bottom, reached / 6), top * 1.5)
+    bottom, top = min(axes.get_ylim()[0], reached / 6), 1.5 * axes.get_ylim()[1]
+    axes.set(xlabel="operations a byte", ylabel="GFLOP/s", xlim=(left, right), ylim=(bottom, top))
+    plain_ticks(axes.xaxis, [10.0**power for power in range(-3, 7) if left < 10.0**power < right])
+    plain_ticks(axes.yaxis, [10.0**power for power in range(3, 19) if bottom < 10.0**power < top], 1e9)
     return 2.8
 
 
@@ -199,7 +201,7 @@ def threads(axes: Any, loader: Mapping[str, Any]) -> float | None:
         return None
     for backend, points, colour in drawn:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour)
-        line_end(axes, *points[-1], backend, colour)
+        line_end(axes, points[-1], backend, colour)
     counts = sorted({count for _, points, _ in drawn for count, _ in points})
     axes.set_xscale("log", base=2)
     plain_ticks(axes.xaxis, counts)
@@ -232,7 +234,7 @@ def nodes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
         points = [(row["nodes"], 100 * row["share"]) for row in kept if row["variant"] == variant]
         colour = VARIANT_COLOURS[variant]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=colour)
-        line_end(axes, *points[-1], variant, colour)
+        line_end(axes, points[-1], variant, colour)
     for percent in (1, 5):
         axes.axhline(percent, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(f"{percent} %", (1, percent), xytext=(0, 2), textcoords="offset points", color=LIMIT)
@@ -286,7 +288,7 @@ def prototypes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
     for variant, found in lines.items():
         points = sorted(found)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=VARIANT_COLOURS[variant])
-        line_end(axes, *points[-1], variant, VARIANT_COLOURS[variant])
+        line_end(axes, points[-1], variant, VARIANT_COLOURS[variant])
     axes.set_xscale("log")
     axes.set_yscale("log")
     counts = sorted({count for points in lines.values() for count, _ in points})

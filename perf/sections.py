@@ -1,4 +1,4 @@
-"""What the report says, part by part: a lead, figures worth large type, and tables. The page and the Markdown draw it."""
+"""What the report says, part by part: a lead, figures worth large type, tables. Page and Markdown draw it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def step(found: Mapping[str, Any]) -> Section:
         f"here, {line['share_of_roofline']:.0%} of the roofline, whose ceiling here is {line['bound']}.",
     ]
     key = [
-        ("images a second", f"{found['images_per_second']:,.0f}"),
+        ("images a second", number(found["images_per_second"])),
         ("of the step waits for data", f"{found['shares']['data_wait']:.1%}"),
         ("of the roofline", f"{line['share_of_roofline']:.0%}"),
         ("of the step for codes", f"{found['codes_share']:.1%}"),
@@ -117,6 +117,11 @@ def _variants(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         choices = [str(row[key]).lower() for key in ("precision", "stage", "compile", "channels_last")]
         table.append([*choices, *speed, row["skipped"] or ""])
     return table
+
+
+def number(value: float) -> str:
+    """Three digits at least where there are some: 2.84, 28.4, 2,841."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def rate(value: float) -> str:

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Programs that some tests want: hosts in network namespaces, sshd, pdsh, mpirun, rsync, SLURM. Without them those tests are skipped.
+# Programs that some tests want: hosts in network namespaces, sshd, pdsh, mpirun, rsync, SLURM, a browser. Without them those tests are skipped.
 # Installed by themselves only in a container: a machine that runs services would start an sshd with the package.
 set -eu
 missing=
 for tool in ip:iproute2 ssh:openssh-client sshd:openssh-server nsenter:util-linux pdsh:pdsh rsync:rsync \
     mpirun.openmpi:openmpi-bin mpirun.mpich:mpich \
-    slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge; do
+    slurmctld:slurmctld slurmd:slurmd srun:slurm-client munged:munge chromium:chromium; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${tool%%:*}" >/dev/null || missing="$missing ${tool#*:}"
 done
 [ -n "$missing" ] || exit 0
