@@ -43,7 +43,8 @@ def images(tmp_path_factory):
 def report(images, tmp_path_factory):
     """What two rounds of ffcv, in both of its modes, and torchvision wrote."""
     folder = tmp_path_factory.mktemp("run")
-    flags = "--backends ffcv,ffcv-affine,torchvision --batch 8 --rounds 2 --seconds 0.05 --sweep --gpu-rate 100 --json figures.json".split()
+    flags = "--backends ffcv,ffcv-affine,torchvision --batch 8 --rounds 2 --seconds 0.05".split()
+    flags += "--sweep --gpu-rate 100 --json figures.json".split()
     done = benchmark(folder, "--data", str(images), "--images", "24", *flags)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "figures.json").read_text()) | {"printed": done.stdout}
