@@ -54,7 +54,7 @@ def _of_step(path: Path) -> dict[str, Any]:
 
 
 def gpus_fed(results: Sequence[Mapping[str, Any]], rate: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Backend -> {"rate_needed": images/s of a GPU, "gpus": how many this machine's loader feeds}; {} without a rate."""
+    """Backend -> {"rate_needed": images/s of a GPU, "gpus": how many its rate feeds}; {} without a rate."""
     needed = rate.get("images_per_second")
     if not needed:
         return {}

@@ -18,7 +18,7 @@ Contenders take turns of a second or two, round after round, all on the same cor
 Beside rates: CPU time and memory of each, the time of the kernel's stages, how fast storage gives the files, how many
 GPUs the rates would feed, and with --sweep or --budget our backends against threads, batch and image size.
 
-Images: those of --data, or 1,200 JPEGs made from photographs that ship with scikit-image and -learn, kept in data/bench:
+Images: those of --data, or 1,200 JPEGs made from photographs of scikit-image and -learn, kept in data/bench:
 `--images-like bench`, about 500 x 375 pixels and 76 kB, or `imagenet`, 90 to 4,288 pixels and 100 kB on average (the
 default under --budget). The files are in the page cache, except where storage itself is measured. --config and
 key=value, as for train.py, choose other crops.
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace, stopped: Sequence[BaseException] = ()) -> d
 
 
 def prepared(options: argparse.Namespace) -> tuple[Crops, Plan]:
-    """Crops and plan; fills in what `options` leave open. Raises ValueError, one line, for arguments that cannot work."""
+    """Crops and plan; fills in what `options` leave open. Raises ValueError for arguments that cannot work."""
     options.backends = options.backends.split(",")
     check(options, len(os.sched_getaffinity(0)))
     for text in options.settings:

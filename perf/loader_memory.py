@@ -1,6 +1,6 @@
 """What memory each contender of the loader's benchmark takes, each measured in a process of its own.
 
-    python -m perf.loader_memory TABLE.npz --backend ffcv --mode full --batch 64 --threads 2 [--config RECIPE] [key=value]
+    python -m perf.loader_memory TABLE.npz --backend ffcv --mode full --batch 64 --threads 2 [--config RECIPE]
 
 Prints one line of JSON: `memory_mb`, the most memory (1e6 bytes) that the process and its workers held while they made
 batches, above what this process held once its libraries were imported, and `imports_mb`, the latter. Pages of files,

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 FOLDER = Path("data/bench")  # made images, tables, and what is written for a run and goes with it
 LIKE = {"bench": "photographs", "imagenet": "imagenet-like"}  # folders of made images
-MAIN, MEMORY = 0.6, 0.2  # shares of what is left of a budget: for the turns, and for memory of what is left after them
+MAIN, MEMORY = 0.5, 0.4  # shares of what is left of a budget: for the turns, and for memory of what is left after them
+LEAST = 0.12  # of the budget goes to the sweep, even where all else took longer than it should
 LOADERS = ("ffcv", "dali", "torchvision", "dali-random")  # what a training could use
 
 
@@ -96,7 +97,16 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
         stages = stage_figures(contenders, turns, jpegs, crops, threads, plan.stage_rounds)
         reading = read_ceilings(table, threads, min(1.0, seconds), min(3, rounds))
         del contenders
-        swept = swept_figures(options, plan, crops, table, found["results"], used, (1 - MEMORY) * left(), step)
+        swept = swept_figures(
+            options,
+            plan,
+            crops,
+            table,
+            found["results"],
+            used,
+            max((1 - MEMORY) * left(), LEAST * (options.budget or 0.0)),
+            step,
+        )
         memory = {}
         if plan.memory_of != "none":
             memory = memory_figures(options, plan, table, found["results"], threads, Path(scratch), left, step)

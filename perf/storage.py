@@ -146,7 +146,7 @@ def resident(file: int, start: int, size: int) -> np.ndarray:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         libc.munmap(address, size)
-    return (np.frombuffer(found, np.uint8) & 1).astype(bool)
+    return (np.frombuffer(bytes(found), np.uint8) & 1).astype(bool)
 
 
 def _libc() -> Any:
