@@ -38,11 +38,15 @@ class Jpegs:
         return Jpegs(self.encoded[first:last], self.height[first:last], self.width[first:last])
 
 
-def make_jpegs(folder: Path, count: int, threads: int) -> Path:
+def make_jpegs(
+    folder: Path, count: int, threads: int, maker: Callable[[list[Image.Image], int], bytes] | None = None
+) -> Path:
     """`count` JPEGs 00000.jpg ... in `folder`, those that are not there yet. The same ones on every machine.
 
-    Raises ValueError where the photographs are not installed.
+    maker: makes image `index` out of the photographs; `jpeg_of` by default. Raises ValueError where the photographs
+    are not installed.
     """
+    maker = maker or jpeg_of
     folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(count) if not (folder / f"{index:05d}.jpg").exists()]
     if missing:
@@ -50,7 +54,7 @@ def make_jpegs(folder: Path, count: int, threads: int) -> Path:
 
         def make(index: int) -> None:
             with replacing(folder / f"{index:05d}.jpg") as file:
-                file.write(jpeg_of(sources, index))
+                file.write(maker(sources, index))
 
         told = f"making JPEGs in {folder}"
         with progress_bar(len(missing), told, "img", True) as bar, ThreadPoolExecutor(threads) as pool:

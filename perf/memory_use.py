@@ -24,13 +24,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import pipeline.ffcv
 import pipeline.kernel  # with numba, which the backend imports when it is made
-from config.recipe import DEFAULTS
-from pipeline.crops import crops_from_config
+from perf.loader_contenders import crops_of
+from pipeline.crops import Crops
 from pipeline.loader import Loader
 from pipeline.table import SampleTable
 
@@ -41,14 +40,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=10)
-    options = parser.parse_args(arguments)
-    print(json.dumps(measure(options.table, options.batch, options.threads, options.epochs)))
+    parser.add_argument("--config", help="a recipe whose crops are made; default: the defaults'")
+    parser.add_argument("settings", nargs="*", help="key=value of the recipe")
+    options = parser.parse_intermixed_args(arguments)
+    crops = crops_of(options.config, options.settings)
+    print(json.dumps(measure(options.table, crops, options.batch, options.threads, options.epochs)))
     return 0
 
 
-def measure(path: Path, batch: int, threads: int, epochs: int) -> dict[str, object]:
+def measure(path: Path, crops: Crops, batch: int, threads: int, epochs: int) -> dict[str, object]:
     """See the head of this file."""
-    crops = crops_from_config(OmegaConf.load(DEFAULTS).crops)
     imports = resident("VmRSS")
     table = SampleTable.load(path)
     pipeline.ffcv.finish_on_gpu = across  # type: ignore[assignment]

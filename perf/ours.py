@@ -19,12 +19,14 @@ DECODE_BATCH = 256  # images a call of the bare decoder: the more, the less the 
 STAGE_BATCH, STAGE_ROUNDS = 128, 10  # for the stages' times, which are differences: they need more rounds
 
 
-def loader(name: str, table: SampleTable, crops: Crops, batch: int, cores: int) -> Contender:
+def loader(
+    name: str, table: SampleTable, crops: Crops, batch: int, cores: int, threads: int | None = None
+) -> Contender:
     """The training loader over a table of files: order, reading, draw, backend and hand-over. name: "ffcv",
-    "ffcv-affine" (colour as one affine map) or "dali" (which has no other)."""
+    "ffcv-affine" (colour as one affine map) or "dali" (which has no other). threads: by default one a core."""
     if name == "ffcv-affine":
         crops = replace(crops, jitter=replace(crops.jitter, exact=False))
-    source = Loader(table, crops, backend=name.split("-")[0], seed=0, global_batch=batch, threads=cores)
+    source = Loader(table, crops, backend=name.split("-")[0], seed=0, global_batch=batch, threads=threads or cores)
 
     def batches() -> Iterator[int]:
         while True:
@@ -63,15 +65,16 @@ def kernel(mode: str, jpegs: Jpegs, crops: Crops, batch: int, cores: int) -> Con
                 yield batch
 
     name = {"full": "ffcv-kernel", "crops": "ffcv", "decode": "libjpeg-turbo"}[mode]
-    return Contender(name, mode, cores, lambda seconds: timed(batches(), seconds, skip=1))
+    endless = batches()  # a turn goes on where the last one ended: short ones see all images too
+    return Contender(name, mode, cores, lambda seconds: timed(endless, seconds, skip=1))
 
 
-def stages(jpegs: Jpegs, crops: Crops, cores: int) -> dict[str, float]:
+def stages(jpegs: Jpegs, crops: Crops, cores: int, rounds: int = STAGE_ROUNDS) -> dict[str, float]:
     """CPU milliseconds an image that the kernel takes for each stage of the full augmentation, and in all."""
     part = jpegs.part(0, STAGE_BATCH)
     made = Kernel(crops, cores)
     drawn = draw_of(part, crops)
-    times = stage_times(made, part.encoded, np.ones(len(part), bool), part.height, part.width, drawn, STAGE_ROUNDS)
+    times = stage_times(made, part.encoded, np.ones(len(part), bool), part.height, part.width, drawn, rounds)
     made.close()
     return times
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perf.images import Jpegs
-from perf.turns import Contender, Turn, timed
+from perf.turns import Contender, Turn, own_cpu_seconds, timed
 from pipeline.crops import Blur, Crops, View
 
 
@@ -38,12 +38,12 @@ def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
     )
 
     def turn(seconds: float) -> Turn:
-        images, start = 0, perf_counter()
+        images, start, cpu = 0, perf_counter(), own_cpu_seconds()
         while True:
             images += sum(len(views[0]) for views in source)
             taken = perf_counter() - start
             if taken >= seconds:
-                return Turn(images, taken, float("nan"))  # the CPU time is that of other processes
+                return Turn(images, taken, own_cpu_seconds() - cpu)
 
     return Contender("torchvision", "full", cores, turn)
 

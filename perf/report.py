@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from perf.loader_tables import more_tables
 from perf.turns import Contender, Turn, within_rounds
 
 FULL, CROPS, DECODE = ("ffcv", "full"), ("ffcv", "crops"), ("libjpeg-turbo", "decode")
@@ -42,6 +43,10 @@ def figures(contenders: Sequence[Contender], turns: Sequence[Sequence[Turn]], co
         (contender.backend, contender.mode, contender.cores): [turn.rate for turn in done]
         for contender, done in zip(contenders, turns, strict=True)
     }
+    costs = {
+        (contender.backend, contender.mode, contender.cores): median(1000 * t.cpu_seconds / t.images for t in done)
+        for contender, done in zip(contenders, turns, strict=True)
+    }
     results = [
         {
             "backend": backend,
@@ -50,6 +55,7 @@ def figures(contenders: Sequence[Contender], turns: Sequence[Sequence[Turn]], co
             "min": round(min(found), 1),
             "max": round(max(found), 1),
             "rounds": [round(rate, 1) for rate in found],
+            "cpu_ms_per_image": round(costs[(backend, mode, used)], 3),
         }
         for (backend, mode, used), found in rates.items()
         if used == cores
@@ -98,16 +104,23 @@ def show(report: Mapping[str, Any]) -> None:
         f"batches of {settings['batch']}; {settings['rounds']} rounds"
     )
     rates = Table(
-        "backend", "mode", *(_right(text) for text in ("images/s", "lowest", "highest")), title="Rates, medians"
+        "backend",
+        "mode",
+        *(_right(text) for text in ("images/s", "lowest", "highest", "CPU ms an image", "MB")),
+        title="Rates, medians; memory above imports",
     )
     for result in sorted(report["results"], key=lambda r: (r["mode"] != "full", -r["images_per_second"])):
         note = " (1 crop, not 8)" if result["backend"] == "ffcv-stock-one-view" else ""
         figures = (f"{result[key]:,.0f}" for key in ("images_per_second", "min", "max"))
-        rates.add_row(result["backend"] + note, result["mode"], *figures)
+        memory = result["memory_mb"]
+        more = f"{result['cpu_ms_per_image']:.2f}", "" if memory is None else f"{memory:,.0f}"
+        rates.add_row(result["backend"] + note, result["mode"], *figures, *more)
     if report["decode_images_per_second"]:
         decode = report["decode_rounds"]
         rates.add_row("libjpeg-turbo", "decode", *(f"{f:,.0f}" for f in (median(decode), min(decode), max(decode))))
     console.print(rates)
+    for table in more_tables(report):
+        console.print(table)
     checks = Table("what", _right("measured"), "target", title="Ratios, within rounds")
     for what, value, target in _checks(report):
         checks.add_row(what, value, target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contender did in one turn: images made, wall seconds, and CPU seconds of this process."""
+    """What a contender did in one turn: images made, wall seconds, and CPU seconds of this process and its workers."""
 
     images: int
     seconds: float
@@ -62,22 +63,34 @@ def timed(batches: Iterator[int], seconds: float, skip: int) -> Turn:
 
 
 def play(
-    contenders: Sequence[Contender], rounds: int, seconds: float, cores: Sequence[int], done: Callable[[], object]
+    contenders: Sequence[Contender],
+    rounds: int,
+    seconds: float,
+    cores: Sequence[int],
+    done: Callable[[], object],
+    warm_up: int = 1,
 ) -> list[list[Turn]]:
     """Turns of each contender, a list of `rounds`; whoever begins is another one each round.
 
-    Every contender has a first turn that does not count. cores: the CPUs to share out; `done` is called after a turn.
+    Every contender has `warm_up` first turns that do not count. cores: the CPUs to share out; `done` is called after a
+    turn.
     """
 
     def take(contender: Contender, counts: bool) -> Turn:
-        use_cores(cores[-contender.cores :])
-        turn = contender.turn(seconds if counts else 0.0)
-        use_cores(cores)
-        wait_until_idle()
+        turn = one_turn(contender, seconds if counts else 0.0, cores)
         done()
         return turn
 
-    return take_turns([partial(take, contender) for contender in contenders], rounds)
+    return take_turns([partial(take, contender) for contender in contenders], rounds, warm_up)
+
+
+def one_turn(contender: Contender, seconds: float, cores: Sequence[int]) -> Turn:
+    """A turn of one contender on as many of `cores` as it may use, until nothing of it works any more."""
+    use_cores(cores[-contender.cores :])
+    turn = contender.turn(seconds)
+    use_cores(cores)
+    wait_until_idle()
+    return turn
 
 
 def take_turns(works: Sequence[Callable[[bool], T]], rounds: int, warm_up: int = 1) -> list[list[T]]:
@@ -118,9 +131,16 @@ def wait_until_idle(longest: float = 10.0) -> None:
 def cpu_seconds() -> tuple[float, float]:
     """CPU seconds that this machine has spent or lost to its host so far, and those of this process and its workers."""
     times = psutil.cpu_times()
-    process = psutil.Process()
-    own = [process, *process.children(recursive=True)]
-    return sum(times) - times.idle - times.iowait - times.guest, sum(sum(one.cpu_times()[:2]) for one in own)
+    return sum(times) - times.idle - times.iowait - times.guest, own_cpu_seconds()
+
+
+def own_cpu_seconds() -> float:
+    """CPU seconds of this process and of the workers that it has now, to a hundredth for the latter."""
+    found = time.process_time()
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += sum(child.cpu_times()[:2])
+    return found
 
 
 def within_rounds(one: Sequence[float], other: Sequence[float]) -> float:

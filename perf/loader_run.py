@@ -1,0 +1,267 @@
+"""A run of the loader's benchmark from checked arguments to its report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from config.recipe import ROOT
+from perf.loader_contenders import Key, Material, line_up, make
+from perf.loader_plan import Plan, rounds_within, turn_seconds
+from pipeline.crops import Crops
+from pipeline.dataset import find_split, open_dataset
+from pipeline.folder import progress_bar
+
+if TYPE_CHECKING:
+    from perf.images import Jpegs
+    from perf.turns import Contender, Turn
+    from pipeline.table import SampleTable
+
+FOLDER = Path("data/bench")  # made images, tables, and what is written for a run and goes with it
+LIKE = {"bench": "photographs", "imagenet": "imagenet-like"}  # folders of made images
+MAIN, MEMORY = 0.5, 0.4  # shares of what is left of a budget: for the turns, and for memory of what is left after them
+LEAST = 0.12  # of the budget goes to the sweep, even where all else took longer than it should
+LOADERS = ("ffcv", "dali", "torchvision", "dali-random")  # what a training could use
+
+
+def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence[BaseException] = ()) -> dict[str, Any]:
+    """Get the images, play, put the report together. Raises ValueError for a mistake, and after a turn the first of
+    `stopped`: what a signal raises is lost if it falls into a library's callback."""
+    begun = perf_counter()
+    cores = sorted(os.sched_getaffinity(0))
+    threads = options.threads or len(cores)
+    used = cores[:threads]
+
+    def left() -> float:
+        return (options.budget or float("inf")) - (perf_counter() - begun)
+
+    # ------------------------------------------------------------------ images
+    from perf import ours
+    from perf.fed import gpu_rate, gpus_fed
+    from perf.images import choose, jpegs_in_memory
+    from perf.machine import machine
+    from perf.report import figures
+    from perf.storage import read_ceilings
+    from perf.turns import cpu_seconds, one_turn, play, use_cores
+
+    where = machine(cores)
+    rate = gpu_rate(options.gpu_rate, options.step_json, ROOT / "perf" / "results", options.usual_crops)
+    source = options.data or made_images(options.images_like, plan.images, threads)
+    table = choose(open_dataset(find_split(source)[0], FOLDER / "tables", setting="--data"), plan.images)
+    if len(table) < options.batch:
+        told = f"--batch={options.batch}: there are only {len(table)} images in {source} that every decoder reads"
+        raise ValueError(f"{told}; give more images or a smaller --batch")
+    use_cores(used)
+
+    def step(bar: Any) -> Callable[[], None]:
+        def done() -> None:
+            bar.update()
+            if stopped:
+                raise stopped[0]
+
+        return done
+
+    with tempfile.TemporaryDirectory(dir=_made(FOLDER)) as scratch:
+        # ------------------------------------------------------------------ the contenders' turns
+        jpegs = jpegs_in_memory(table, lambda found: ours.accepted(found, crops, threads))
+        material = Material(table, jpegs, crops, options.batch, Path(scratch))
+        keys = line_up(options.backends, len(jpegs) >= options.batch, threads)
+        contenders = [make(key, material) for key in keys]
+        with progress_bar(len(keys) * (plan.rounds + 1), "turns", "turn", True) as bar:
+            fixed = []
+            for contender in contenders:
+                start = perf_counter()
+                one_turn(contender, 0.0, used)  # does not count
+                fixed.append(perf_counter() - start)
+                step(bar)()
+            available = MAIN * left()
+            seconds = plan.seconds or turn_seconds(fixed, plan.rounds, available)
+            rounds = plan.rounds if options.budget is None else rounds_within(fixed, seconds, plan.rounds, available)
+            bar.total = len(keys) * (rounds + 1)
+            before, start = cpu_seconds(), perf_counter()
+            turns = play(contenders, rounds, seconds, used, step(bar), warm_up=0)
+            (busy, own), taken = np.subtract(cpu_seconds(), before), perf_counter() - start
+        where["taken_by_others"] = round(max(0.0, busy - own) / (taken * (os.cpu_count() or 1)), 3)
+
+        # ------------------------------------------------------------------ ceilings, stages, sweep, memory
+        found = figures(contenders, turns, threads)
+        stages = stage_figures(contenders, turns, jpegs, crops, threads, plan.stage_rounds)
+        reading = read_ceilings(table, threads, min(1.0, seconds), min(3, rounds))
+        del contenders
+        swept = swept_figures(
+            options,
+            plan,
+            crops,
+            table,
+            found["results"],
+            used,
+            max((1 - MEMORY) * left(), LEAST * (options.budget or 0.0)),
+            step,
+        )
+        memory = {}
+        if plan.memory_of != "none":
+            memory = memory_figures(options, plan, table, found["results"], threads, Path(scratch), left, step)
+
+    for result in found["results"]:
+        result["memory_mb"] = memory.get("each", {}).get((result["backend"], result["mode"], threads))
+    return {
+        **found,
+        **swept,
+        "ceilings": {"decode": found["decode_images_per_second"], **reading},
+        "stages_ms": stages,
+        "memory": memory.get("gpu_half", {}),
+        "gpus_fed": gpus_fed(found["results"], rate),
+        "gpu_rate": rate,
+        "machine": where,
+        "images": described(table, options) | {"jpegs_in_memory": len(jpegs)},
+        "settings": {
+            "backends": options.backends,
+            "batch": options.batch,
+            "threads": threads,
+            "rounds": rounds,
+            "seconds": round(seconds, 3),
+            "budget": options.budget,
+            "taken": round(perf_counter() - begun, 1),
+            "config": options.config,
+            "settings": options.settings,
+            "crops": [[len(views), size] for size, views in crops.groups],
+        },
+    }
+
+
+def made_images(like: str, count: int, threads: int) -> Path:
+    """A folder of made JPEGs: `like` "bench" (all of about 500 x 375 pixels) or "imagenet"."""
+    from perf.image_sizes import imagenet_like
+    from perf.images import jpeg_of, make_jpegs
+
+    return make_jpegs(FOLDER / LIKE[like], count, threads, imagenet_like if like == "imagenet" else jpeg_of)
+
+
+def described(table: SampleTable, options: argparse.Namespace) -> dict[str, Any]:
+    """The images in figures, and where they are from."""
+    return {
+        "count": len(table),
+        "mean_bytes": round(float(table.length.mean())),
+        "mean_width": round(float(table.width.mean())),
+        "mean_height": round(float(table.height.mean())),
+        "mean_megapixels": round(megapixels(table), 4),
+        "longest_side": int(max(table.width.max(), table.height.max())),
+        "like": None if options.data else options.images_like,
+        "source": options.data or "photographs of scikit-image and scikit-learn",
+    }
+
+
+def megapixels(table: SampleTable) -> float:
+    """Megapixels of an image on average."""
+    return float((table.width.astype(float) * table.height).mean() / 1e6)
+
+
+def stage_figures(
+    contenders: Sequence[Contender],
+    turns: Sequence[Sequence[Turn]],
+    jpegs: Jpegs,
+    crops: Crops,
+    threads: int,
+    rounds: int,
+) -> dict[str, float]:
+    """CPU milliseconds an image: the kernel's stages and their sum, what the loader takes beside the kernel (reading,
+    drawing, passing on; within rounds), and both together; {} without the ffcv backend or JPEGs."""
+    from perf import ours
+
+    each = {
+        (contender.backend, contender.mode, contender.cores): [1000 * turn.cpu_seconds / turn.images for turn in done]
+        for contender, done in zip(contenders, turns, strict=True)
+    }
+    alone = each.get(("ffcv-kernel", "full", threads))
+    if alone is None:
+        return {}
+    found = ours.stages(jpegs, crops, threads, rounds)
+    kernel = found.pop("total")
+    whole = each[("ffcv", "full", threads)]
+    hand_over = median(both - inner for both, inner in zip(whole, alone, strict=True))
+    found |= {"kernel": kernel, "hand_over": hand_over, "loader": kernel + hand_over}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def swept_figures(
+    options: argparse.Namespace,
+    plan: Plan,
+    crops: Crops,
+    table: SampleTable,
+    results: Sequence[dict[str, Any]],
+    used: Sequence[int],
+    available: float,
+    step: Callable[[Any], Callable[[], None]],
+) -> dict[str, Any]:
+    """`sweep`, and `sweep_left_out`: points that the budget or the memory had no room for, each with "why"."""
+    import psutil
+
+    from perf.loader_sweep import FILES, SIZE_NAMES, choose, cost_of, has_room, points_of, sized_tables, sweep
+
+    rates = {result["backend"]: result["images_per_second"] for result in results if result["mode"] == "full"}
+    if not plan.sweep:
+        return {"sweep": [], "sweep_left_out": []}
+    points = points_of(list(rates), len(used), options.batch, list(SIZE_NAMES))
+    costs = [
+        cost_of(point, rates, len(used), megapixels(table), plan.sweep_rounds, plan.sweep_seconds) for point in points
+    ]
+    start = perf_counter()
+    tables = {FILES: table}
+    left_out = []
+    try:
+        tables |= sized_tables(FOLDER, len(used))
+    except ValueError as error:  # no photographs to make images of
+        left_out = [asdict(point) | {"why": str(error)} for point in points if point.source != FILES]
+        points = [point for point in points if point.source == FILES]
+    free, counts = psutil.virtual_memory().available, {name: len(of) for name, of in tables.items()}
+    taken, others = choose(
+        points, costs, lambda point: has_room(point, crops, counts, free), available - (perf_counter() - start)
+    )
+    with progress_bar(len(taken) * (plan.sweep_rounds + 1), "sweep", "turn", True) as bar:
+        found = sweep(taken, tables, crops, used, plan.sweep_rounds, plan.sweep_seconds, step(bar))
+    return {"sweep": found, "sweep_left_out": left_out + others}
+
+
+def memory_figures(
+    options: argparse.Namespace,
+    plan: Plan,
+    table: SampleTable,
+    results: Sequence[dict[str, Any]],
+    threads: int,
+    scratch: Path,
+    left: Callable[[], float],
+    step: Callable[[Any], Callable[[], None]],
+) -> dict[str, Any]:
+    """`each`: MB of contenders; `gpu_half`: what perf/memory_use.py tells of the ffcv backend on a GPU's host."""
+    from perf.loader_memory import gpu_half, memory_of
+
+    table.save(scratch / "table.npz", digests={name: "" for name in table.containers})
+    keys: list[Key] = [(result["backend"], result["mode"], threads) for result in results]
+    if plan.memory_of == "loaders":
+        order = [(name, "full", threads) for name in LOADERS]
+        keys = [key for key in order if key in keys]
+    recipe = [*(["--config", options.config] if options.config else []), *options.settings]
+    until = perf_counter() + left()
+    found: dict[str, Any] = {}
+    with progress_bar(len(keys), "memory", "process", True) as bar:
+        found["each"] = memory_of(
+            keys, scratch / "table.npz", options.batch, recipe, len(os.sched_getaffinity(0)), until, step(bar)
+        )
+    full = ("ffcv", "full") in {(result["backend"], result["mode"]) for result in results}
+    if plan.gpu_half and full and left() > 0:
+        found["gpu_half"] = gpu_half(scratch / "table.npz", len(table), threads, recipe)
+    return found
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
