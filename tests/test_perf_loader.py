@@ -43,7 +43,8 @@ def images(tmp_path_factory):
 def report(images, tmp_path_factory):
     """What two rounds of ffcv, in both of its modes, and torchvision wrote."""
     folder = tmp_path_factory.mktemp("run")
-    flags = "--backends ffcv,ffcv-affine,torchvision --batch 8 --rounds 2 --seconds 0.05 --json figures.json".split()
+    flags = "--backends ffcv,ffcv-affine,torchvision --batch 8 --rounds 2 --seconds 0.05".split()
+    flags += "--sweep --gpu-rate 100 --json figures.json".split()
     done = benchmark(folder, "--data", str(images), "--images", "24", *flags)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "figures.json").read_text()) | {"printed": done.stdout}
@@ -106,6 +107,42 @@ def test_memory_is_told_for_each_epoch_and_its_peak_is_the_highest(report):
 
 
 @SLOW
+def test_every_contender_has_its_cpu_time_and_memory(report):
+    for result in report["results"]:
+        assert result["cpu_ms_per_image"] > 0
+        assert result["memory_mb"] > 0
+
+
+@SLOW
+def test_ceilings_are_the_decode_and_reading(report):
+    ceilings = report["ceilings"]
+    assert ceilings["decode"] == report["decode_images_per_second"]
+    for name in ("read_warm", "read_cold"):
+        figures = ceilings[name]
+        if figures["images_per_second"] is None:
+            assert figures["why"]
+        else:
+            kilobytes = 1000 * figures["mb_per_second"] / figures["images_per_second"]
+            assert kilobytes == pytest.approx(report["images"]["mean_bytes"] / 1000, rel=0.1)
+
+
+@SLOW
+def test_the_sweep_has_points_in_threads_and_batch_and_says_what_it_left_out(report):
+    points = {(point["backend"], point["threads"], point["batch"], point["source"]) for point in report["sweep"]}
+    cores = report["machine"]["cores"]
+    assert {("ffcv", cores, 8, "files"), ("ffcv", cores, 16, "files"), ("ffcv", cores, 16, "250 x 188")} <= points
+    for point in report["sweep"]:
+        assert 0 < point["min"] <= point["images_per_second"] <= point["max"]
+    assert all(point["batch"] > 24 and point["why"] for point in report["sweep_left_out"])
+
+
+@SLOW
+def test_gpus_fed_are_told_for_the_given_rate(report):
+    (full,) = (r for r in report["results"] if (r["backend"], r["mode"]) == ("ffcv", "full"))
+    assert report["gpus_fed"]["ffcv"]["gpus"] == pytest.approx(full["images_per_second"] / 100, abs=0.01)
+
+
+@SLOW
 def test_the_report_says_what_it_was_measured_on(report):
     assert report["images"]["count"] == report["images"]["jpegs_in_memory"] == 24
     assert 60_000 < report["images"]["mean_bytes"] < BYTES
@@ -154,6 +191,11 @@ def test_chosen_images_are_spread_over_the_whole_set(images, tmp_path):
         (["--backends", "ffcv,pillow"], "swave: --backends=ffcv,pillow: unknown backend 'pillow'; take some of ffcv,"),
         (["--images", "10"], "swave: --images=10 is less than --batch=64"),
         (["--threads", "9999"], "swave: --threads=9999: expected 1 to"),
+        (["--budget", "1"], "swave: --budget=1: expected 20 seconds to a day"),
+        (["--gpu-rate", "0"], "swave: --gpu-rate=0: expected images a second"),
+        (["crops.local.count=x"], "swave: crops.local.count"),
+        (["crops"], "swave: crops: expected key=value"),
+        (["--config", "no.yaml"], "swave: no.yaml: no such recipe"),
         (["--rounds", "0"], "swave: --rounds=0: expected at least 1"),
         (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
     ],
@@ -229,3 +271,17 @@ def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):
     done = benchmark(tmp_path, "--data", str(images), "--batch", "25", "--images", "25")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("swave: --batch=25: there are only 24 images in")
+
+
+@SLOW
+def test_another_recipes_crops_are_made_and_measured_throughout(images, tmp_path):
+    recipe = ["--config", str(ROOT / "config" / "fashion_mnist.yaml"), "crops.local.count=2"]
+    flags = "--backends ffcv --images 24 --batch 8 --rounds 1 --seconds 0.05 --json out.json".split()
+    done = benchmark(tmp_path, "--data", str(images), *recipe, *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["settings"]["crops"] == [[2, 20], [2, 12]]
+    assert all(result["memory_mb"] is not None for result in found["results"])
+    assert found["memory"]["above_imports_mb"] > 0
+    assert found["gpus_fed"] == {}
+    assert "--gpu-rate" in found["gpu_rate"]["why"]
