@@ -4,6 +4,7 @@
     .venv/bin/torchrun --standalone --nproc-per-node=8 evaluate.py COMMAND CKPT [DATA] [options]
 
     knn         weighted k nearest neighbours, several k in one pass
+    linear      a linear classifier by the published protocol; --cached: logistic regression
 
 CKPT is any backbone:
     runs/demo                      a run's latest checkpoint, or one of its checkpoints/step-...
@@ -27,7 +28,7 @@ import sys
 
 from launch.report import EXIT_MISTAKE
 
-COMMANDS = ("knn",)
+COMMANDS = ("knn", "linear")
 
 
 def main(arguments: list[str]) -> int:

@@ -17,9 +17,10 @@ from evaluation.place import Place, central_crops
 
 
 def split_features(
-    backbone: Backbone, data: Labelled, place: Place, options: argparse.Namespace
+    backbone: Backbone, data: Labelled, place: Place, options: argparse.Namespace, only_test: bool = False
 ) -> tuple[Float[Tensor, "train features"], Float[Tensor, "test features"]]:
     """Features of data.train_rows and data.test_rows, raw, float32, on the CPU, on every process; kept on disk.
+    only_test: leave the first out (0 rows).
 
     Raises AskedTooMuch for a --stage or --pool that the network has not.
     """
@@ -33,7 +34,12 @@ def split_features(
     except (ValueError, RuntimeError, AssertionError) as error:  # a size that a vision transformer does not take, too
         raise AskedTooMuch(" ".join(str(error).split())[:300]) from None
     known = about(backbone, options)
-    train = features(function, known, data.train, data.train_rows, crops, place, f"{backbone.word}: train")
+    empty = torch.zeros(0, 0)
+    train = (
+        empty
+        if only_test
+        else features(function, known, data.train, data.train_rows, crops, place, f"{backbone.word}: train")
+    )
     test = features(function, known, data.test, data.test_rows, crops, place, f"{backbone.word}: test")
     return train, test
 
