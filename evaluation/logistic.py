@@ -28,7 +28,7 @@ def logistic_regression(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return weights.detach(), bias.detach()
 
 

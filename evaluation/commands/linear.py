@@ -1,7 +1,7 @@
 """Linear classification on a frozen backbone.
 
-The published protocol: RandomResizedCrop and flip, SGD with momentum 0.9, 100 epochs, learning rate 0.3 for 256 images a
-step (scaled with --batch) falling as a cosine by epochs, weight decay 1e-6. The last epoch is the result. Several
+The published protocol: RandomResizedCrop and flip, SGD with momentum 0.9, 100 epochs, learning rate 0.3 for 256 images
+a step (scaled with --batch) falling as a cosine by epochs, weight decay 1e-6. The last epoch is the result. Several
 learning rates are trained in one pass over the images. An interrupted command goes on after its last whole epoch.
 
     evaluate.py linear runs/demo --epochs 10 --lr 0.1,0.3,1
@@ -55,17 +55,11 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     rates = tuple(numbers("--lr", options.lr))
 
     def evaluate(backbone, data, place) -> Figures:
-        train, test = split_features(backbone, data, place, options) if options.cached else (None, None)
         wanted = labels(data.test, data.test_rows, place.device)
-        if train is not None:
-            known = labels(data.train, data.train_rows, place.device)
-            train, test = (part.to(place.device) for part in standardised(train, test))
-            penalty = chosen_penalty(train, known, PENALTIES)
-            weights, bias = logistic_regression(train, known, penalty)
-            found = (test.double() @ weights.T + bias).argmax(1)
-            return {"linear top1": float((found == wanted).double().mean()), "penalty": penalty}
+        if options.cached:
+            return regression(backbone, data, place, wanted)
         central = central_crops(backbone, options)
-        test = test_features(backbone, data, place, options)
+        test = split_features(backbone, data, place, options, only_test=True)[1]
         scaled = tuple(rate * options.batch / 256 for rate in rates)
         protocol = Protocol(scaled, options.epochs, 0.9, options.nesterov, options.weight_decay, options.bn)
         progress = None
@@ -83,7 +77,13 @@ def prepare(options: argparse.Namespace) -> Evaluate:
             figures["best epoch's top1"] = {f"lr={r:g}": max(c) for r, c in zip(rates, curves, strict=True)}
         return {**figures, "curves": {f"lr={rate:g}": curve for rate, curve in zip(rates, curves, strict=True)}}
 
-    def test_features(backbone, data, place, options) -> torch.Tensor:
-        return split_features(backbone, data, place, options, only_test=True)[1]
+    def regression(backbone, data, place, wanted: torch.Tensor) -> Figures:
+        known = labels(data.train, data.train_rows, place.device)
+        train, test = standardised(*split_features(backbone, data, place, options))
+        train, test = train.to(place.device), test.to(place.device)
+        penalty = chosen_penalty(train, known, PENALTIES)
+        weights, bias = logistic_regression(train, known, penalty)
+        found = (test.double() @ weights.T + bias).argmax(1)
+        return {"linear top1": float((found == wanted).double().mean()), "penalty": penalty}
 
     return evaluate
