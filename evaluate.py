@@ -5,6 +5,7 @@
 
     knn         weighted k nearest neighbours, several k in one pass
     linear      a linear classifier by the published protocol; --cached: logistic regression
+    clusters    the prototype of each image as a table, and pictures of the clusters
 
 CKPT is any backbone:
     runs/demo                      a run's latest checkpoint, or one of its checkpoints/step-...
@@ -28,7 +29,7 @@ import sys
 
 from launch.report import EXIT_MISTAKE
 
-COMMANDS = ("knn", "linear")
+COMMANDS = ("knn", "linear", "clusters")
 
 
 def main(arguments: list[str]) -> int:

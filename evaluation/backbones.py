@@ -150,13 +150,6 @@ def pooled(output: Float[Tensor, "batch channels *space"], window: int) -> Float
     return output.mean(1) if output.ndim == 3 else output.flatten(1)
 
 
-def swav_scores(network: SwAV, images: Tensor) -> Float[Tensor, "batch prototypes"]:
-    """Cosines of the images' embeddings with the prototypes."""
-    features = network.backbone(images)
-    embeddings = functional.normalize(network.projection_head(features.float()).float(), dim=1)
-    return network.prototypes(embeddings)
-
-
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 over names, types, shapes and values of all tensors."""
     digest = hashlib.sha256()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +16,8 @@ from evaluation.cache import features
 from evaluation.command import AskedTooMuch
 from evaluation.features import Labelled
 from evaluation.place import Place, central_crops
+from pipeline.crops import Crops
+from pipeline.table import SampleTable
 
 
 def split_features(
@@ -24,8 +28,27 @@ def split_features(
 
     Raises AskedTooMuch for a --stage or --pool that the network has not.
     """
-    network = backbone.network.to(place.device)
-    crops = central_crops(backbone, options)
+    function, known, crops = _asked(backbone, place, options)
+    empty = torch.zeros(0, 0)
+    what = f"{backbone.word}: train"
+    train = empty if only_test else features(function, known, data.train, data.train_rows, crops, place, what)
+    test = features(function, known, data.test, data.test_rows, crops, place, f"{backbone.word}: test")
+    return train, test
+
+
+def table_features(
+    backbone: Backbone, table: SampleTable, rows: np.ndarray, place: Place, options: argparse.Namespace
+) -> Float[Tensor, "rows features"]:
+    """The same of some rows of one table."""
+    function, known, crops = _asked(backbone, place, options)
+    return features(function, known, table, rows, crops, place, backbone.word)
+
+
+def _asked(
+    backbone: Backbone, place: Place, options: argparse.Namespace
+) -> tuple[Callable[[Tensor], Tensor], dict[str, Any], Crops]:
+    """The function from images to features, what decides it, and the central crops. Raises AskedTooMuch."""
+    network, crops = backbone.network.to(place.device), central_crops(backbone, options)
     try:
         function = feature_function(backbone, network, options.stage, options.pool)
         with torch.no_grad():
@@ -33,15 +56,7 @@ def split_features(
             function(torch.zeros(1, 3, size, size, device=place.device))
     except (ValueError, RuntimeError, AssertionError) as error:  # a size that a vision transformer does not take, too
         raise AskedTooMuch(" ".join(str(error).split())[:300]) from None
-    known = about(backbone, options)
-    empty = torch.zeros(0, 0)
-    train = (
-        empty
-        if only_test
-        else features(function, known, data.train, data.train_rows, crops, place, f"{backbone.word}: train")
-    )
-    test = features(function, known, data.test, data.test_rows, crops, place, f"{backbone.word}: test")
-    return train, test
+    return function, about(backbone, options), crops
 
 
 def about(backbone: Backbone, options: argparse.Namespace) -> dict[str, Any]:
