@@ -5,6 +5,8 @@
 
     knn         weighted k nearest neighbours, several k in one pass
     linear      a linear classifier by the published protocol; --cached: logistic regression
+    svm         a linear SVM for each class, mean average precision: Pascal VOC or folders
+    retrieval   nearest images: recall and precision at k, mAP at R
     clusters    the prototype of each image as a table, and pictures of the clusters
 
 CKPT is any backbone:
@@ -29,7 +31,7 @@ import sys
 
 from launch.report import EXIT_MISTAKE
 
-COMMANDS = ("knn", "linear", "clusters")
+COMMANDS = ("knn", "linear", "svm", "retrieval", "clusters")
 
 
 def main(arguments: list[str]) -> int:
