@@ -5,6 +5,8 @@
 
     knn         weighted k nearest neighbours, several k in one pass
     linear      a linear classifier by the published protocol; --cached: logistic regression
+    semisup     the whole network fine-tuned on 1 % or 10 % of the labels
+    transfer    other images: k-NN, logistic regression, fine-tuning
     svm         a linear SVM for each class, mean average precision: Pascal VOC or folders
     retrieval   nearest images: recall and precision at k, mAP at R
     clusters    the prototype of each image as a table, and pictures of the clusters
@@ -31,7 +33,7 @@ import sys
 
 from launch.report import EXIT_MISTAKE
 
-COMMANDS = ("knn", "linear", "svm", "retrieval", "clusters")
+COMMANDS = ("knn", "linear", "semisup", "transfer", "svm", "retrieval", "clusters")
 
 
 def main(arguments: list[str]) -> int:

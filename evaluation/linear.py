@@ -6,26 +6,21 @@ rate 0.3 at 256 images a step, cosine to 0 by epochs; 100 epochs. The backbone s
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.features import Labelled
 from evaluation.place import MAX_BAD, Place
+from evaluation.progress import average_, load_progress, save_progress
 from evaluation.subsets import take
-from launch.durable import sync
 from pipeline.crops import Crops
 from pipeline.folder import progress_bar
 from pipeline.loader import Loader
@@ -86,7 +81,7 @@ def train_classifiers(
         nesterov=protocol.nesterov,
         weight_decay=protocol.weight_decay,
     )
-    curves = _resumed(progress, heads, optimizer)
+    curves = load_progress(progress, heads, optimizer)
     loader = Loader(
         table, crops, backend=place.backend, seed=place.seed, global_batch=batch, rank=cluster.rank,
         world_size=cluster.world_size, threads=place.threads, device_id=place.device_id, dtype=torch.float32,
@@ -108,13 +103,13 @@ def train_classifiers(
                 loss = torch.stack([functional.cross_entropy(head(seen), target) for head in heads]).sum()
                 optimizer.zero_grad()
                 loss.backward()
-                _average([parameter.grad for parameter in heads.parameters() if parameter.grad is not None])
+                average_([parameter.grad for parameter in heads.parameters() if parameter.grad is not None])
                 optimizer.step()
                 bar.update()
-            _average([buffer for buffer in heads.buffers() if buffer.is_floating_point()])
+            average_([buffer for buffer in heads.buffers() if buffer.is_floating_point()])
             curves.append(_scores(heads.eval(), features, wanted))
             if progress is not None and cluster.main:
-                _save(progress, heads, optimizer, curves)
+                save_progress(progress, heads, optimizer, curves)
     if progress is not None and cluster.main:
         progress.unlink(missing_ok=True)
     return [list(curve) for curve in zip(*curves, strict=True)]
@@ -123,39 +118,3 @@ def train_classifiers(
 @torch.no_grad()
 def _scores(heads: nn.ModuleList, features: Tensor, wanted: Tensor) -> list[float]:
     return [float((head(features).argmax(1) == wanted).double().mean()) for head in heads]
-
-
-@torch.no_grad()
-def _average(tensors: list[Tensor]) -> None:
-    """In place, the mean over all processes: one message."""
-    if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
-
-
-def _save(path: Path, heads: nn.Module, optimizer: torch.optim.Optimizer, curves: list[list[float]]) -> None:
-    """Classifiers, momenta and the curves so far: to one side, synced, renamed."""
-    tensors = {f"head.{name}": value.contiguous() for name, value in heads.state_dict().items()}
-    for name, parameter in heads.named_parameters():
-        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    save_file(tensors, temporary, metadata={"curves": json.dumps(curves)})
-    sync(temporary)
-    temporary.replace(path)
-
-
-def _resumed(path: Path | None, heads: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[float]]:
-    """The curves of the epochs that are done, classifiers and momenta put back; none where nothing was saved."""
-    if path is None or not path.is_file():
-        return []
-    tensors: dict[str, Any] = load_file(path)
-    heads.load_state_dict({k.removeprefix("head."): v for k, v in tensors.items() if k.startswith("head.")})
-    for name, parameter in heads.named_parameters():
-        optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["curves"])

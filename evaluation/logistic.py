@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+PENALTIES = [10.0**power for power in range(-6, 0)]
+
 
 def logistic_regression(
     features: Float[Tensor, "train dim"], labels: Int[Tensor, " train"], penalty: float, iterations: int = 1000
@@ -49,3 +51,12 @@ def chosen_penalty(train: Tensor, labels: Tensor, penalties: list[float], every:
         found = (train[held_out].double() @ weights.T + bias).argmax(1)
         best = max(best, (float((found == labels[held_out]).double().mean()), penalty))
     return best[1]
+
+
+def best_regression(train: Tensor, known: Tensor, test: Tensor, wanted: Tensor) -> dict[str, float]:
+    """Top-1 of the test features by a regression on the standardised training features, and its penalty."""
+    train, test = standardised(train, test)
+    penalty = chosen_penalty(train, known, PENALTIES)
+    weights, bias = logistic_regression(train, known, penalty)
+    found = (test.double() @ weights.T + bias).argmax(1)
+    return {"linear top1": float((found == wanted).double().mean()), "penalty": penalty}

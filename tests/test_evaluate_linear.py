@@ -53,17 +53,17 @@ def test_one_pass_over_two_rates_is_two_passes_over_one(tmp_path, run, data, cap
 def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):
     words = [run, data, "--epochs", 3, "--lr", "2", "--bn", "--best", *arguments(tmp_path)]
     whole = evaluate(capsys, *words, command="linear")["results"][0]
-    saved = linear._save
+    saved = linear.save_progress
 
     def save_and_die(path, heads, optimizer, curves):
         saved(path, heads, optimizer, curves)
         if len(curves) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(linear, "_save", save_and_die)
+    monkeypatch.setattr(linear, "save_progress", save_and_die)
     with pytest.raises(KeyboardInterrupt):
         evaluate(capsys, *words, command="linear")
-    monkeypatch.setattr(linear, "_save", saved)
+    monkeypatch.setattr(linear, "save_progress", saved)
     assert len(list((tmp_path / "features").glob("linear-*"))) == 1
     again = evaluate(capsys, *words, command="linear")["results"][0]
     assert again["curves"] == whole["curves"]

@@ -16,8 +16,6 @@ import argparse
 from evaluation.arguments import command_parser, numbers
 from evaluation.command import Evaluate, Figures, compare
 
-PENALTIES = [10.0**power for power in range(-6, 0)]
-
 
 def main(arguments: list[str]) -> int:
     parser = command_parser("linear", __doc__)
@@ -49,7 +47,7 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.features import labels
     from evaluation.frozen import about, split_features
     from evaluation.linear import Protocol, train_classifiers
-    from evaluation.logistic import chosen_penalty, logistic_regression, standardised
+    from evaluation.logistic import best_regression
     from evaluation.place import central_crops, training_crops
 
     rates = tuple(numbers("--lr", options.lr))
@@ -79,11 +77,7 @@ def prepare(options: argparse.Namespace) -> Evaluate:
 
     def regression(backbone, data, place, wanted: torch.Tensor) -> Figures:
         known = labels(data.train, data.train_rows, place.device)
-        train, test = standardised(*split_features(backbone, data, place, options))
-        train, test = train.to(place.device), test.to(place.device)
-        penalty = chosen_penalty(train, known, PENALTIES)
-        weights, bias = logistic_regression(train, known, penalty)
-        found = (test.double() @ weights.T + bias).argmax(1)
-        return {"linear top1": float((found == wanted).double().mean()), "penalty": penalty}
+        train, test = (part.to(place.device) for part in split_features(backbone, data, place, options))
+        return best_regression(train, known, test, wanted)
 
     return evaluate
