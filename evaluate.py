@@ -10,6 +10,7 @@
     svm         a linear SVM for each class, mean average precision: Pascal VOC or folders
     retrieval   nearest images: recall and precision at k, mAP at R
     clusters    the prototype of each image as a table, and pictures of the clusters
+    report      result files side by side and pictures, in one HTML page
 
 CKPT is any backbone:
     runs/demo                      a run's latest checkpoint, or one of its checkpoints/step-...
@@ -33,7 +34,7 @@ import sys
 
 from launch.report import EXIT_MISTAKE
 
-COMMANDS = ("knn", "linear", "semisup", "transfer", "svm", "retrieval", "clusters")
+COMMANDS = ("knn", "linear", "semisup", "transfer", "svm", "retrieval", "clusters", "report")
 
 
 def main(arguments: list[str]) -> int:

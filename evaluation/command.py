@@ -103,7 +103,7 @@ def table(whole: dict[str, Any]) -> str:
     for name in columns:
         shown.add_column(name, justify="right")
     for result, row in zip(whole["results"], rows, strict=True):
-        shown.add_row(result["backbone"], *(_text(name, row.get(name)) for name in columns))
+        shown.add_row(result["backbone"], *(figure_text(name, row.get(name)) for name in columns))
     text = io.StringIO()
     Console(file=text, width=max(100, 40 + 14 * len(columns))).print(shown)
     return text.getvalue().rstrip()
@@ -120,7 +120,8 @@ def flat(result: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _text(name: str, value: Any) -> str:
+def figure_text(name: str, value: Any) -> str:
+    """A figure as a table shows it: shares in per cent."""
     if isinstance(value, float) and name == "seconds":
         return f"{value:.1f}"
     if isinstance(value, float) and 0 <= value <= 1 and any(word in name for word in SHARES):
