@@ -1,4 +1,4 @@
-"""Every recipe: published figures at ImageNet's size, networks of the published size, two steps of each, scaled down."""
+"""Every recipe: the published figures, networks of the published size, and two steps of each, scaled down."""
 
 from pathlib import Path
 
