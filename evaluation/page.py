@@ -24,7 +24,8 @@ figure { margin: 1em 0; } figcaption, .note { color: #666; font-size: 90%; }
 def page(title: str, parts: Sequence[str]) -> str:
     """The whole document."""
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body><h1>{html.escape(title)}</h1>{"".join(parts)}</body></html>\n'
+    body = f"<h1>{html.escape(title)}</h1>{''.join(parts)}"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
 
 def heading(text: str, level: int = 2) -> str:
