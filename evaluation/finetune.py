@@ -18,13 +18,13 @@ from torch.nn import functional
 
 from evaluation.backbones import Backbone
 from evaluation.features import Labelled
-from evaluation.place import MAX_BAD, Place
+from evaluation.place import MAX_BAD, Place, training_loader
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.subsets import take
 from model.batchnorm import replace_batch_norm
 from pipeline.crops import Crops
 from pipeline.folder import progress_bar
-from pipeline.loader import Loader, evaluation_batches
+from pipeline.loader import evaluation_batches
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ def finetune(
     progress: file to resume from and to save to after each epoch, removed at the end; None: none.
     """  # fmt: skip
     cluster, table = place.cluster, take(data.train, data.train_rows)
-    batch = min(place.batch, len(table) // cluster.world_size * cluster.world_size)
     labels = torch.as_tensor(table.label).long()
     classes = int(max(int(labels.max()), int(data.test.label[data.test_rows].max()))) + 1
     torch.manual_seed(place.seed)
@@ -88,12 +87,7 @@ def finetune(
     ]
     optimizer = torch.optim.SGD(groups, lr=tuning.rate, momentum=0.9, weight_decay=tuning.weight_decay)
     curves = load_progress(progress, network, optimizer)
-    loader = Loader(
-        table, training, backend=place.backend, seed=place.seed, global_batch=batch, rank=cluster.rank,
-        world_size=cluster.world_size, threads=place.threads, device_id=place.device_id, dtype=torch.float32,
-        max_bad_fraction=MAX_BAD,
-    )  # fmt: skip
-    loader.position.epoch = len(curves)
+    loader = training_loader(place, table, training, len(curves))
     with closing(loader), progress_bar(tuning.epochs * len(loader), what, "step", cluster.main) as bar:
         bar.update(len(curves) * len(loader))
         for epoch in range(len(curves), tuning.epochs):

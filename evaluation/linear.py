@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.features import Labelled
-from evaluation.place import MAX_BAD, Place
+from evaluation.place import Place, training_loader
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.subsets import take
 from pipeline.crops import Crops
 from pipeline.folder import progress_bar
-from pipeline.loader import Loader
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ def train_classifiers(
     progress: file to resume from and to save to after each epoch, removed at the end; None: none.
     """
     table, cluster = take(data.train, data.train_rows), place.cluster
-    batch = min(place.batch, len(table) // cluster.world_size * cluster.world_size)
     features, wanted = (part.to(place.device) for part in test)
     classes = int(max(int(table.label.max()), int(wanted.max()))) + 1
     torch.manual_seed(place.seed)
@@ -82,12 +80,7 @@ def train_classifiers(
         weight_decay=protocol.weight_decay,
     )
     curves = load_progress(progress, heads, optimizer)
-    loader = Loader(
-        table, crops, backend=place.backend, seed=place.seed, global_batch=batch, rank=cluster.rank,
-        world_size=cluster.world_size, threads=place.threads, device_id=place.device_id, dtype=torch.float32,
-        max_bad_fraction=MAX_BAD,
-    )  # fmt: skip
-    loader.position.epoch = len(curves)
+    loader = training_loader(place, table, crops, len(curves))
     labels = torch.as_tensor(table.label).long()
     total = protocol.epochs * len(loader)
     with closing(loader), progress_bar(total, what, "step", cluster.main) as bar:

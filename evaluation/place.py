@@ -20,6 +20,7 @@ from evaluation.subsets import listed_rows
 from launch.cluster import Cluster, connected
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.dataset import open_splits
+from pipeline.loader import Loader
 from pipeline.table import DatasetError, SampleTable
 
 MAX_BAD = 0.01  # of the images, as data.max_bad_fraction
@@ -75,6 +76,18 @@ def central_crops(backbone: Backbone, options: argparse.Namespace) -> Crops:
     size, share = options.size or wanted.size, options.share or wanted.share
     base = Crops((View(size, (share, share)),), mean=wanted.mean, std=wanted.std)
     return base.for_evaluation(size, share)
+
+
+def training_loader(place: Place, table: SampleTable, crops: Crops, epoch: int) -> Loader:
+    """This process's share of all of `table`, from an epoch on; of a table smaller than a batch all of it is one."""
+    cluster = place.cluster
+    loader = Loader(
+        table, crops, backend=place.backend, seed=place.seed, rank=cluster.rank, world_size=cluster.world_size,
+        global_batch=min(place.batch, len(table) // cluster.world_size * cluster.world_size), threads=place.threads,
+        device_id=place.device_id, dtype=torch.float32, max_bad_fraction=MAX_BAD,
+    )  # fmt: skip
+    loader.position.epoch = epoch
+    return loader
 
 
 def training_crops(central: Crops, scale: tuple[float, float] = (0.08, 1.0)) -> Crops:

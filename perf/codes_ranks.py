@@ -27,6 +27,7 @@ from torch import Tensor
 
 from launch.cluster import wait_for_gloo
 from perf.codes_variants import VARIANTS, Point
+from perf.roofline import finish
 from perf.turns import take_turns
 from pipeline.folder import progress_bar
 
@@ -178,12 +179,12 @@ def timed(work: Work, group: Any, rank: int, device: torch.device) -> Call:
         return Call(0.0, 0.0)
     marks = []
     with noted(group, device) as calls:
-        _finish(device)
+        finish(device)
         for _ in range(work.repeats):
             marks.append(_mark(device))
             work.call()
         marks.append(_mark(device))
-        _finish(device)
+        finish(device)
     each = len(calls) // work.repeats
     work.sent = [(kind, size) for kind, size, _ in calls[:each]]
     seconds = [end(begin) for begin, end in pairwise(marks)]
@@ -235,11 +236,6 @@ class _Instant:
         if isinstance(self.at, float):
             return self.at - earlier.at
         return earlier.at.elapsed_time(self.at) / 1000
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def row(work: Work, calls: list[Call]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def compare(batch: int, device: torch.device, prototypes: int = PROTOTYPES) -> l
 
 def timed(works: list[Callable[[], Tensor]], device: torch.device) -> list[list[float]]:
     """Milliseconds of a call of each, a list of rounds."""
-    from perf.gpu_step import finish
+    from perf.roofline import finish
     from perf.turns import take_turns
 
     def turn(work: Callable[[], Tensor], _counts: bool) -> float:

@@ -1,8 +1,6 @@
 """The training step by itself, on crops that lie on the device: images a second, memory, and how far from the roofline.
 
-The roofline (perf/NOTES.md) has two ceilings, both measured on this device: matrix products at the network's number
-of operations, and memory traffic. The traffic is an estimate: every output of a convolution is moved about 22 times
-in forward and backward (its batch norm, ReLU, sum and their gradients), which fits the best published trainings.
+The roofline is perf/roofline.py's.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
-PASSES = 22  # over each convolution's output, forward and backward
+from perf.roofline import ceilings, finish, roofline, work_of
+
 WARM, TIMED = 5, 20
 
 
@@ -70,7 +68,7 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     network = build_network(config.model).to(device)
     optimizer = build_optimizer(config.optimizer, network)
-    traffic, operations = work_of(network, [(len(views), size) for size, views in crops.groups], device)
+    work = work_of(network, [(len(views), size) for size, views in crops.groups], device)
     engine = build_engine(config, network, optimizer, cluster, device)
     queue, monitor = (
         build_queue(config, cluster),
@@ -128,67 +126,8 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
         "waits_in_a_step": waits,
         "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
     }
-    limits = ceilings(device, input_dtype(config), traffic, operations)
-    return found | limits | {"share_of_roofline": found["images_per_second"] / limits["roofline"]}
-
-
-def work_of(network: nn.Module, groups: list[tuple[int, int]], device: torch.device) -> tuple[float, float]:
-    """Elements that the convolutions put out for one image with all its crops, and multiply-adds of the forward."""
-    elements, products = 0, 0
-
-    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        nonlocal elements, products
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        products += output.numel() * weight[0].numel()
-        elements += output.numel() if isinstance(module, nn.Conv2d) else 0
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    network.eval()
-    for views, size in groups:
-        with torch.no_grad():
-            network(torch.zeros(views, 3, size, size, device=device))
-    network.train()
-    for hook in hooks:
-        hook.remove()
-    return float(elements), float(products)
-
-
-def ceilings(device: torch.device, dtype: torch.dtype, elements: float, products: float) -> dict[str, float]:
-    """Images a second that this device's measured memory bandwidth and matrix products would allow."""
-    size = 1 << 28 if device.type == "cuda" else 1 << 22
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    bandwidth = 2 * size / seconds_of(lambda: target.copy_(source), device)
-    side = 8192 if device.type == "cuda" else 256
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product_rate = side**3 / seconds_of(lambda: a @ b, device)
-    by_memory = bandwidth / (elements * dtype.itemsize * PASSES)
-    by_products = product_rate / (3 * products)  # backward has two of each
-    return {
-        "bandwidth_tb_s": bandwidth / 1e12,
-        "matrix_tflop_s": 2 * product_rate / 1e12,
-        "images_by_bandwidth": by_memory,
-        "images_by_products": by_products,
-        "roofline": min(by_memory, by_products),
-    }
-
-
-def seconds_of(act: Any, device: torch.device) -> float:
-    """The shortest of ten runs."""
-    found = []
-    for _ in range(10):
-        finish(device)
-        begun = time.perf_counter()
-        act()
-        finish(device)
-        found.append(time.perf_counter() - begun)
-    return min(found)
-
-
-def finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    dtype = input_dtype(config)
+    return found | roofline(found["images_per_second"], work, dtype.itemsize, ceilings(device, dtype))
 
 
 class CodesTimer:

@@ -27,9 +27,7 @@ key=value, as for train.py, choose other crops.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from perf.loader_contenders import BACKENDS, crops_of
 from perf.loader_plan import Plan, plan
 from perf.loader_run import FOLDER, LIKE
+from perf.program import program
 
 if TYPE_CHECKING:
     from pipeline.crops import Crops
@@ -45,36 +44,15 @@ if TYPE_CHECKING:
 __all__ = ["FOLDER", "main"]
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an import of numba,
-    Python ends by the signal and not with our exit code, although we catch it."""
-
-
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    stopped: list[BaseException] = []
 
-    def stop(number: int, _frame: Any) -> None:
-        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(128 + number))
-        raise stopped[0]
+    def show(report: dict[str, Any]) -> None:
+        from perf import report as tables
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
-        report = run(options, stopped)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nswave: stopped; nothing is written", file=sys.stderr)
-        return 128 + signal.SIGINT
-    from perf.report import show
+        tables.show(report)
 
-    show(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{options.json}: written")
-    return 0
+    return program(lambda stopped: run(options, stopped), show, options.json)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

@@ -12,7 +12,7 @@ bucket of P/8 elements:
     stage 0     parameters bP + gradients bP + state sP + the gradients once more, flat, for the all-reduce bP;
                 in fp16 masters 4P, and in the step float32 gradients 4P in place of the flat ones
     stages 1,2  parameters bP + masters and state (4+s)P/N, and the most of
-                  backward: this rank's gradients bP/N + a bucket (stage 1: + all gradients bP)
+                  backward: this rank's gradients bP/N (stage 1: all, bP) + a bucket
                   step: this rank's gradients bP/N and again in float32, flat, 4P/N + two buckets; AdamW: + 4P/N
                   publishing: the parameters gathered from all ranks + two buckets; gloo holds them twice, NCCL does not
     stage 3     parameters, masters, gradients and state (2b+4+s)P/N, and the most of
@@ -91,7 +91,7 @@ def peak_bytes(
         cast = p if precision == "bf16" else 0.0
         moving, step = b * small + (6 + 5 / ranks) * bucket + cast, work * share + (4 + 5 / ranks) * bucket
         return (2 * b + 4 + state) * share + max(moving, step)
-    backward = b * share + bucket + (b * p if stage == 1 else 0.0)
+    backward = b * (p if stage == 1 else share) + bucket
     step = (b + 4 + work) * share + 2 * bucket
     publish = 2 * bucket + (b * p if gathered_twice else 0.0)
     return b * p + (4 + state) * share + max(backward, step, publish)

@@ -18,15 +18,14 @@ between nodes (NCCL: ring or tree, whichever is faster), and for the measured on
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from perf.program import program
 
 DELAYS = (0.001, 0.005)  # seconds one way, between hosts
 # All-reduces by themselves: one number, and two crops' sums of 300, 3,000 and 30,000 prototypes.
@@ -42,33 +41,16 @@ H100 = 3.35e12  # bytes a second from its memory
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
 
-    def stop(number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    try:
+    def measure(_stopped: Sequence[BaseException]) -> dict[str, Any]:
         check(options)
-        report = run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nswave: stopped; nothing is written", file=sys.stderr)
-        return 128 + signal.SIGINT
-    finally:
-        for process in multiprocessing.active_children():
-            process.kill()
-    from perf.codes_shown import show
+        return run(options)
 
-    show(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{options.json}: written")
-    return 0
+    def show(report: dict[str, Any]) -> None:
+        from perf.codes_shown import show
+
+        show(report)
+
+    return program(measure, show, options.json)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

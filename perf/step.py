@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from config.recipe import ROOT, load_config
 from launch.cluster import Cluster
 from launch.machine import visible_gpus
+from perf.program import program
 from pipeline.dataset import find_split, open_dataset
 from pipeline.folder import progress_bar
 
@@ -60,30 +60,13 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    try:
-        report = run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nswave: stopped; nothing is written", file=sys.stderr)
-        return 128 + signal.SIGINT
-    from perf.step_report import show
 
-    show(report)
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{options.json}: written")
-    return 0
+    def show(report: dict[str, Any]) -> None:
+        from perf.step_report import show
 
+        show(report)
 
-def _stop(number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    return program(lambda _stopped: run(options), show, options.json)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:

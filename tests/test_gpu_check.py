@@ -8,7 +8,8 @@ import torch
 
 from config.recipe import ROOT
 from perf.gpu_check import numerics, run_step
-from perf.gpu_step import StepCase, work_of
+from perf.gpu_step import StepCase
+from perf.roofline import work_of
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
@@ -35,9 +36,9 @@ def test_work_of_resnet50_is_the_published_one():
     from model.backbone import build_backbone
 
     with torch.device("meta"):
-        elements, products = work_of(build_backbone("resnet50"), [(1, 224)], torch.device("meta"))
-    assert products == pytest.approx(4.087e9, rel=0.01)
-    assert elements == pytest.approx(11.1e6, rel=0.01)
+        work = work_of(build_backbone("resnet50"), [(1, 224)], torch.device("meta"))
+    assert work.products == pytest.approx(4.087e9, rel=0.01)
+    assert work.elements == pytest.approx(11.1e6, rel=0.01)
 
 
 @pytest.mark.slow

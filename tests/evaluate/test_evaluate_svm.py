@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake, small_dataset, small_run
+from evaluations import evaluate, mistake
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
@@ -15,16 +15,6 @@ from evaluation.svm import average_precision, eleven_points, fit_class
 from evaluation.voc import open_voc, read_objects
 from pipeline.dataset import open_dataset
 from pipeline.table import DatasetError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_dataset(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
 
 
 def arguments(root):

@@ -5,23 +5,13 @@ import csv
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake, small_dataset, small_run
+from evaluations import evaluate, mistake
 from PIL import Image
 from pyarrow import parquet
 from sklearn.metrics import normalized_mutual_info_score
 
 from evaluation.backbones import open_backbone
 from evaluation.clusters import assigned, class_entropy, prototype_scores, summary
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_dataset(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
 
 
 def arguments(root):

@@ -4,21 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from evaluations import evaluate, mistake, small_dataset, small_run
+from evaluations import evaluate, mistake
 from sklearn.decomposition import PCA
 
 from evaluation.commands import report
 from evaluation.pictures import principal_plane
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_dataset(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
 
 
 def places(root):

@@ -3,22 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake, small_dataset, small_run
+from evaluations import evaluate, mistake
 from sklearn.linear_model import LogisticRegression
 
 from evaluation import linear
 from evaluation.linear import cosine
 from evaluation.logistic import logistic_regression
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_dataset(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
 
 
 def arguments(root):

@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from evaluations import RESNET, evaluate, mistake, published_file, script, small_dataset, small_run
+from evaluations import RESNET, evaluate, mistake, published_file, script, small_dataset
 from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
@@ -24,16 +24,6 @@ from pipeline.dataset import open_dataset
 from pipeline.table import DatasetError
 
 PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_dataset(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
 
 
 @pytest.fixture

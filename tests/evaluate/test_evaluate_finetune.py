@@ -3,21 +3,11 @@
 import subprocess
 
 import pytest
-from evaluations import evaluate, mistake, script, small_dataset, small_run
+from evaluations import evaluate, mistake, script
 
 from config.recipe import ROOT
 from evaluation import finetune
 from evaluation.finetune import factor
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_dataset(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, data):
-    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
 
 
 def arguments(root):

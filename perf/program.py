@@ -1,0 +1,56 @@
+"""How the benchmarks of perf/ run and end: signals, mistakes and failures in one line, the report shown and written."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an import of numba,
+    Python ends by the signal and not with our exit code, although we catch it."""
+
+
+def program(
+    measure: Callable[[Sequence[BaseException]], Report], show: Callable[[Report], None], path: Path | None
+) -> int:
+    """Measure, show, and write the report to `path`; the exit code: 2 for a mistake (ValueError, OSError, ImportError),
+    1 for a failure (RuntimeError), 128 and its number after a signal.
+
+    measure: is given what signals have raised so far. What falls into a library's callback is lost there, so that a
+    long measurement raises the first of it again.
+    """
+    stopped: list[BaseException] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(128 + number))
+        raise stopped[0]
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        report = measure(stopped)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nswave: stopped; nothing is written", file=sys.stderr)
+        return 128 + signal.SIGINT
+    finally:
+        for process in multiprocessing.active_children():
+            process.kill()
+    show(report)
+    if path:
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{path}: written")
+    return 0
