@@ -9,8 +9,10 @@ communicate them, at the moment of a step when they are most. Activations come o
 ranks, b bytes a parameter (4; 2 in fp16), s bytes of optimizer state a parameter (4 for LARS, 8 for AdamW), and a
 bucket of P/8 elements:
 
-    stage 0     parameters bP + gradients bP + state sP + the gradients once more, flat, for the all-reduce bP;
-                in fp16 masters 4P, and in the step float32 gradients 4P in place of the flat ones
+    stage 0     parameters bP + gradients bP + state sP, and the most of
+                  the gradients once more, flat, for the all-reduce bP (fp32 on several ranks: nothing worth a term,
+                  launch/gradients.py sends them as they lie)
+                  step: AdamW 4P; in fp16 masters 4P, and float32 gradients 4P
     stages 1,2  parameters bP + masters and state (4+s)P/N, and the most of
                   backward: this rank's gradients bP/N (stage 1: all, bP) + a bucket
                   step: this rank's gradients bP/N and again in float32, flat, 4P/N + two buckets; AdamW: + 4P/N
@@ -86,7 +88,8 @@ def peak_bytes(
     bucket = b * min(max(p // 8, 1e6), 2e8)
     if stage == 0:
         masters = 4 * p if precision == "fp16" else 0.0
-        return b * p + state * p + masters + b * p + max(b * p, masters)
+        flat = 0.0 if precision == "fp32" and ranks > 1 else b * p
+        return b * p + state * p + masters + b * p + max(flat, masters, work * p)
     if stage == 3:
         cast = p if precision == "bf16" else 0.0
         moving, step = b * small + (6 + 5 / ranks) * bucket + cast, work * share + (4 + 5 / ranks) * bucket

@@ -16,6 +16,7 @@ def average(seed):
     for step, shapes in enumerate((SHAPES, SHAPES[:2])):
         generator = torch.Generator().manual_seed(10 * step + seed)
         own = [torch.randn(shape, generator=generator) for shape in shapes]
+        own = [one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one for one in own]
         averaging(own, None)
         found.append(own)
     return found
