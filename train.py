@@ -48,7 +48,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     from evaluation.features import labelled_data
     from evaluation.knn import backbone_knn, pixel_knn
-    from launch.build import build_loader, build_network, build_queue
+    from evaluation.probe import build_probe
+    from launch.build import beside, build_loader, build_network, build_queue, build_teacher
     from launch.checkpoint import NotSaved, latest_checkpoint, load_checkpoint, save_checkpoint
     from launch.engine import build_engine, input_dtype
     from launch.fit import fit
@@ -60,6 +61,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.optimizer import build_optimizer, set_step
     from model.schedule import warmup_cosine
     from model.sinkhorn import sinkhorn
+    from model.teacher import momentum_at
     from model.weights import load_weights
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
@@ -88,6 +90,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             network.prototypes.normalize()
         assigning, queue, dtype = list(config.swav.assigning), build_queue(config, cluster), input_dtype(config)
         monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
+        features = int(network.backbone.feature_dim)  # type: ignore[arg-type]
+        probe = build_probe(labelled, table, features, device) if config.evaluation.probe else None
         optimizer, settings, steps = build_optimizer(config.optimizer, network), config.optimizer, len(loader)
         learning_rates = warmup_cosine(
             steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
@@ -104,10 +108,12 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
         step, last_epoch = 0, {}
         with mistakes_end_the_run(cluster):
+            teacher = build_teacher(config, network, cluster)
+            kept_beside = beside(teacher, probe)
             engine = build_engine(config, network, optimizer, cluster, device)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
             if last_saved is not None:
-                state = load_checkpoint(last_saved, network, optimizer, queue)
+                state = load_checkpoint(last_saved, network, optimizer, queue, kept_beside)
                 publish(engine)
                 load_loss_scale(engine, state["loss_scale"])
                 loader.load_state_dict(state["loader"])
@@ -118,15 +124,16 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         journal.open(config, done_steps=step, total_steps=total_steps)
 
         # ---- what the untrained network and pixels give ------------------------------------------
-        def knn() -> float:
-            return backbone_knn(engine, network, labelled, crops, config, device, dtype) if labelled else math.nan
+        def accuracies() -> dict[str, float]:
+            classify = None if probe is None else probe.classify
+            return backbone_knn(engine, network, labelled, crops, config, device, dtype, classify) if labelled else {}
 
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)
             return "not begun"
         if last_saved is None and labelled is not None:
             pixels = pixel_knn(labelled, crops, config, device)
-            journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
+            journal.record("untrained.json", {"knn_random_init": accuracies()["knn"], "knn_raw_pixels": pixels})
         clock.start_training()
         first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
         profile_steps(config, total_steps - step, agreement.times, engine, monitor, journal)
@@ -159,7 +166,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             }
             keep = config.checkpoint.keep, config.checkpoint.keep_epochs * steps
             try:
-                return save_checkpoint(checkpoints, state, network, optimizer, queue, *keep)
+                return save_checkpoint(checkpoints, state, network, optimizer, queue, *keep, kept_beside)
             except NotSaved as error:
                 if needed:
                     raise TrainingStopped(f"{error}; the last good checkpoint: {last_saved}") from None
@@ -171,22 +178,25 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             for images in stopping_on_bad_data(agreement.times.waits(loader)):
                 set_step(optimizer, learning_rates[step], frozen_prototypes=step < config.swav.freeze_prototypes)
                 crop_tensors = [crop.to(device, dtype, non_blocking=True) for crop in images.crops]
-                for part in split_batch(crop_tensors, len(images.rows), parts):
+                part_rows = images.rows.reshape(parts, -1)
+                for part, rows in zip(split_batch(crop_tensors, len(images.rows), parts), part_rows, strict=True):
                     # embeddings and their scores against the prototypes, the queue's too once it is full (section 3.1)
                     active = queue if epoch >= config.swav.queue.start_epoch else None
-                    queued, batch_here = None if active is None else active.queued(), len(images.rows) // parts
-                    embeddings, scores, queue_scores = engine(part, batch_here, queued)
+                    queued, batch_here = None if active is None else active.queued(), len(rows)
+                    embeddings, scores, queue_scores, features = engine(part, batch_here, queued)
                     agreement.times.mark("codes")
 
                     # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
                     with torch.no_grad():
-                        inputs = scores[assigning]
+                        assigned, inputs = embeddings[assigning], scores[assigning]
+                        if teacher is not None:  # then the codes are those of the network's moving average
+                            assigned, inputs, queue_scores = teacher(part, batch_here, queued)
                         if queue_scores is not None:
                             inputs = torch.cat([queue_scores, inputs], dim=1)
                         codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)
                         codes = codes[:, -batch_here:]
                         if active is not None:
-                            active.push(embeddings[assigning])
+                            active.push(assigned)
 
                     # every other crop predicts the codes (equations 1, 2 and 6)
                     agreement.times.mark("loss")
@@ -194,6 +204,10 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     monitor.update(codes, embeddings[assigning], loss)
                     engine.backward(loss)
                     engine.step()  # moves the network after the last part
+                    if probe is not None:
+                        probe.update(features, rows)
+                if teacher is not None:
+                    teacher.follow(network, momentum_at(step, total_steps, *config.swav.teacher.values()))
                 step += 1
                 skipped.count(step, engine.was_step_applied())
 
@@ -209,7 +223,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
             loader.account(cluster.add_up)
-            last_epoch = monitor.summary()
+            last_epoch = monitor.summary() | ({} if probe is None else probe.summary())
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
             for trouble in advice(last_epoch, config.model.prototypes):
@@ -220,14 +234,15 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                 return "saved"
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
-                journal.log(step, {"epoch": epoch, "knn": knn()})
+                journal.log(step, {"epoch": epoch, **accuracies()})
         seconds = clock.state_dict()
 
         # ---- the result --------------------------------------------------------------------------
         last_saved = save(needed=True)
         journal.finish(
             {
-                "knn": knn() if labelled else None,
+                "knn": None,
+                **accuracies(),
                 **(journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}),
                 "prototypes": config.model.prototypes,
                 **last_epoch,

@@ -34,14 +34,13 @@ class Probe:
         self, labels: Int[np.ndarray, " images"], classes: int, features: int, device: torch.device | str = "cpu"
     ) -> None:
         self.labels, self.features = labels, features
-        self.state = {
+        self.state = {  # all that there is of it, written in place, and alike on all ranks
             "weight": torch.zeros(classes, features + 1, device=device),  # the last column is the bias
             "velocity": torch.zeros(classes, features + 1, device=device),
             "mean": torch.zeros(features, device=device),
             "variance": torch.full((features,), 1.0 / features, device=device),  # of a vector of unit length
             "seen": torch.zeros(3, dtype=torch.float64, device=device),  # steps; since `summary`: images, rightly told
         }
-        self._steps = 0
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch features"], rows: Int[np.ndarray, " batch"]) -> None:
@@ -65,12 +64,11 @@ class Probe:
         state["velocity"].mul_(MOMENTUM).add_(gradient.view_as(state["velocity"]) / counts[0].clamp(min=1))
         state["weight"].sub_(state["velocity"], alpha=LEARNING_RATE)
         # running mean and variance of a mixture: the old values, and a share of the batch's
-        share = max(SHARE, 1 / (self._steps + 1))
-        shift, spread = first / counts[2], second / counts[2]
-        state["mean"].add_(shift, alpha=share)
-        state["variance"].mul_(1 - share).add_(share * spread - (share * shift).square())
+        share = (1 / (state["seen"][0] + 1)).clamp(min=SHARE).float()
+        shift, spread = share * first / counts[2], share * second / counts[2]
+        state["mean"].add_(shift)
+        state["variance"].mul_(1 - share).add_(spread - shift.square())
         state["seen"].add_(torch.cat([counts.new_ones(1), counts[:2]]))
-        self._steps += 1
 
     @torch.no_grad()
     def classify(self, features: Float[Tensor, "batch features"]) -> Int[Tensor, " batch"]:
@@ -89,18 +87,6 @@ class Probe:
         """Standardised, of about unit length whatever their number, and a column of ones for the bias."""
         scale = self.features * (self.state["variance"] + 1e-5 / self.features)
         return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """All there is to save, the same on all ranks."""
-        return self.state
-
-    def load_state_dict(self, saved: dict[str, Tensor]) -> None:
-        """Take over what was saved. Raises ValueError where it is of another shape."""
-        for name, value in self.state.items():
-            if saved[name].shape != value.shape:
-                raise ValueError(f"saved probe: {name} is {list(saved[name].shape)}, here {list(value.shape)}")
-            value.copy_(saved[name])
-        self._steps = int(self.state["seen"][0])
 
 
 def build_probe(

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from evaluation.probe import Probe
 from launch.cluster import Cluster
 from launch.engine import input_dtype
 from model.backbone import build_backbone
+from model.batchnorm import replace_batch_norm
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
+from model.teacher import Teacher
 from pipeline.crops import Crops
 from pipeline.loader import Loader
 from pipeline.table import SampleTable
@@ -59,3 +62,28 @@ def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
         device=cluster.device(),
         dtype=torch.float32,
     )
+
+
+def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teacher | None:
+    """The teacher that gives the codes, None where the recipe has none. To be called on all ranks, before the engine
+    takes the network."""
+    if not config.swav.teacher.momentum:
+        return None
+    teacher = Teacher(network, config.swav.assigning, input_dtype(config))
+    replace_batch_norm(teacher.network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
+    if config.engine.compile:
+        teacher.network.backbone.compile()
+        teacher.network.projection_head.compile()
+    return teacher
+
+
+def beside(teacher: Teacher | None, probe: Probe | None) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds beside the network, by its name in a rank's file (launch/pieces.py): the teacher, whose
+    batch norm has statistics of each rank's own, and the probe."""
+    found: dict[str, torch.Tensor] = {}
+    if teacher is not None:
+        found |= {f"alike/teacher/{name}": parameter for name, parameter in teacher.network.named_parameters()}
+        found |= {f"own/teacher/{name}": buffer for name, buffer in teacher.network.named_buffers()}
+    if probe is not None:
+        found |= {f"alike/probe/{name}": tensor for name, tensor in probe.state.items()}
+    return found

@@ -49,7 +49,7 @@ class Teacher:
         """
         chosen, order = only_views(crops, batch_size, self.assigning)
         with torch.autocast(chosen[0].device.type, self.dtype, enabled=self.dtype != torch.float32):
-            embeddings, scores, queue_scores = self.network(chosen, batch_size, queued)
+            embeddings, scores, queue_scores, _ = self.network(chosen, batch_size, queued)
         if order != self.assigning:
             places = [order.index(view) for view in self.assigning]
             embeddings, scores = embeddings[places], scores[places]

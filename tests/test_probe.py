@@ -94,7 +94,7 @@ def two_halves(share):
     for rows in np.arange(IMAGES).reshape(-1, 24):
         mine = rows[rank::world]
         probe.update(features[mine], mine)
-    return {name: value.numpy() for name, value in probe.state_dict().items()} | probe.summary()
+    return {name: value.numpy() for name, value in probe.state.items()} | probe.summary()
 
 
 def test_any_number_of_ranks_learns_alike():
@@ -105,7 +105,7 @@ def test_any_number_of_ranks_learns_alike():
         np.testing.assert_allclose(first[name], values, atol=2e-4)
 
 
-def test_a_saved_probe_goes_on_bit_for_bit():
+def test_its_state_is_all_that_it_goes_on_from():
     features, labels = data()
     straight = Probe(labels, CLASSES, FEATURES)
     before = Probe(labels, CLASSES, FEATURES)
@@ -115,13 +115,12 @@ def test_a_saved_probe_goes_on_bit_for_bit():
     for rows in batches[:4]:
         before.update(features[rows], rows)
     after = Probe(labels, CLASSES, FEATURES)
-    after.load_state_dict({name: value.clone() for name, value in before.state_dict().items()})
+    for name, value in before.state.items():
+        after.state[name].copy_(value)
     for rows in batches[4:]:
         after.update(features[rows], rows)
     for name, value in straight.state.items():
         assert torch.equal(value, after.state[name])
-    with pytest.raises(ValueError, match="weight"):
-        Probe(labels, CLASSES + 1, FEATURES).load_state_dict(before.state_dict())
 
 
 def table(labels):

@@ -96,7 +96,7 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
     before = network.prototypes.weight.detach().clone()
     for step, frozen in enumerate((True, False)):
         set_step(optimizer, rates[step + 4], frozen_prototypes=frozen)
-        embeddings, scores, _ = network(crops, 8, None)
+        embeddings, scores, _, _ = network(crops, 8, None)
         codes = sinkhorn(scores[assigning].detach(), config.swav.epsilon, config.swav.iterations)
         if queue is not None:
             queue.push(embeddings[assigning])
