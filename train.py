@@ -59,7 +59,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.monitor import CodeMonitor, advice
     from model.optimizer import build_optimizer, set_step
     from model.schedule import warmup_cosine
-    from model.sinkhorn import sinkhorn
+    from model.sinkhorn import hard_codes, sinkhorn
     from model.weights import load_weights
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
@@ -87,7 +87,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             load_weights(network, Path(config.model.weights))
             network.prototypes.normalize()
         assigning, queue, dtype = list(config.swav.assigning), build_queue(config, cluster), input_dtype(config)
-        monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
+        heads = config.model.heads
+        monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device, heads)
         optimizer, settings, steps = build_optimizer(config.optimizer, network), config.optimizer, len(loader)
         learning_rates = warmup_cosine(
             steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
@@ -183,14 +184,16 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                         inputs = scores[assigning]
                         if queue_scores is not None:
                             inputs = torch.cat([queue_scores, inputs], dim=1)
-                        codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)
+                        codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False, heads=heads)
                         codes = codes[:, -batch_here:]
+                        if config.swav.hard:
+                            codes = hard_codes(codes, heads)
                         if active is not None:
                             active.push(embeddings[assigning])
 
                     # every other crop predicts the codes (equations 1, 2 and 6)
                     agreement.times.mark("loss")
-                    loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+                    loss = swapped_prediction(codes, scores, assigning, config.swav.temperature, heads)
                     monitor.update(codes, embeddings[assigning], loss)
                     engine.backward(loss)
                     engine.step()  # moves the network after the last part

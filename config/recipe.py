@@ -26,6 +26,7 @@ ALSO: dict[str, tuple[type, ...]] = {
     "model.weights": (str,),
     "pipeline.threads": (int,),
     "model.prototypes": (int,),
+    "model.heads": (int,),
     "crops.jitter.exact": (bool,),
     "swav.freeze_prototypes": (int,),
     "swav.queue.length": (int,),
@@ -201,6 +202,7 @@ def check_values(config: DictConfig) -> None:
     for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads"):
         require_number(key, 1, "at least 1")
     require_number("model.prototypes", 2, "at least 2")
+    require_number("model.heads", 1, "at least 1")
     threads = config.pipeline.threads
     require(threads == "auto" or threads <= 1024, "pipeline.threads", "at most 1024 threads a process")
     queue = config.swav.queue

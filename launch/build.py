@@ -43,6 +43,7 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
         hidden_dim=model["hidden_dim"],
         embedding_dim=model["embedding_dim"],
         num_prototypes=model["prototypes"],
+        heads=model.get("heads", 1),  # checkpoints from before there were heads do not name them
     )
 
 

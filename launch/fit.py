@@ -59,6 +59,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
+    choose("model.heads", 1, "SwAV has one")
     if config.optimizer.name == "adamw":
         choose(
             "optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs"
