@@ -89,9 +89,7 @@ class Probe:
         return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)
 
 
-def build_probe(
-    labelled: Labelled | None, table: SampleTable, features: int, device: torch.device | str = "cpu"
-) -> Probe:
+def probe_of(labelled: Labelled | None, table: SampleTable, features: int, device: torch.device | str = "cpu") -> Probe:
     """A probe for the labels of the training table, without those held out as a test.
 
     Raises ValueError where there are none.

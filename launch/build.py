@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from evaluation.probe import Probe
+from evaluation.features import Labelled
+from evaluation.probe import Probe, probe_of
 from launch.cluster import Cluster
 from launch.engine import input_dtype
 from model.backbone import build_backbone
@@ -16,6 +18,7 @@ from model.batchnorm import replace_batch_norm
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.teacher import Teacher
+from model.weights import load_weights
 from pipeline.crops import Crops
 from pipeline.loader import Loader
 from pipeline.table import SampleTable
@@ -46,7 +49,17 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
         hidden_dim=model["hidden_dim"],
         embedding_dim=model["embedding_dim"],
         num_prototypes=model["prototypes"],
+        heads=model.get("heads", 1),  # checkpoints from before there were heads do not name them
     )
+
+
+def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
+    """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit."""
+    network = build_network(model, sizes)
+    if model["weights"] is not None:
+        load_weights(network, Path(model["weights"]))
+        network.prototypes.normalize()  # published files hold them one update after that
+    return network
 
 
 def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
@@ -77,13 +90,10 @@ def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teache
     return teacher
 
 
-def beside(teacher: Teacher | None, probe: Probe | None) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds beside the network, by its name in a rank's file (launch/pieces.py): the teacher, whose
-    batch norm has statistics of each rank's own, and the probe."""
-    found: dict[str, torch.Tensor] = {}
-    if teacher is not None:
-        found |= {f"alike/teacher/{name}": parameter for name, parameter in teacher.network.named_parameters()}
-        found |= {f"own/teacher/{name}": buffer for name, buffer in teacher.network.named_buffers()}
-    if probe is not None:
-        found |= {f"alike/probe/{name}": tensor for name, tensor in probe.state.items()}
-    return found
+def build_probe(config: DictConfig, network: SwAV, table: SampleTable, labelled: Labelled | None) -> Probe | None:
+    """The online linear probe on the network's features, None where the recipe has none. Raises ValueError for data
+    without labels."""
+    if not config.evaluation.probe:
+        return None
+    features = int(network.backbone.feature_dim)  # type: ignore[arg-type]
+    return probe_of(labelled, table, features, next(network.parameters()).device)

@@ -17,7 +17,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -38,6 +38,9 @@ from launch.pieces import (
     whole_teacher,
 )
 from model.queue import EmbeddingQueue
+
+if TYPE_CHECKING:
+    from launch.clusters import Clusters
 
 STEP = "step-{:09d}"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)  # what damaged files raise
@@ -60,6 +63,7 @@ def save_checkpoint(
     queue: EmbeddingQueue | None,
     keep: int,
     keep_steps: int = 0,
+    clusters: Clusters | None = None,
     beside: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Save everything as `directory/step-...`; to be called on all ranks at once.
@@ -86,6 +90,7 @@ def save_checkpoint(
     def write() -> dict[str, Any]:
         tensors = pieces_of(optimizer, rank, world_size) | own_of(network, None if queue is None else queue.embeddings)
         tensors |= beside_of(beside or {}, rank, world_size)
+        tensors |= {} if clusters is None else clusters.own(rank)
         bad = [name for name, values in tensors.items() if not torch.isfinite(values).all()]
         if bad:  # the last good checkpoint must be one
             raise OSError(f"{len(bad)} tensors are not finite, {bad[0]} first")
@@ -189,9 +194,10 @@ def load_checkpoint(
     network: torch.nn.Module,
     optimizer: Any,
     queue: EmbeddingQueue | None,
+    clusters: Clusters | None = None,
     beside: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Restore masters, optimizer state, buffers, queue and what is beside them in place on this rank; returns
+    """Restore masters, optimizer state, buffers, queue, clusters and what is beside them in place on this rank; returns
     state.json.
 
     The network's own copy of the parameters follows by `launch.zero.publish`. With the saved world size every rank gets
@@ -215,6 +221,8 @@ def load_checkpoint(
         restore_beside(pieces, beside or {}, rank, world_size)
         if queue is not None:
             queue.load_state_dict({"embeddings": _queue_rows(pieces.own("queue"), rank, world_size)})
+        if clusters is not None:
+            clusters.restore(pieces, rank, world_size)
     except (KeyError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} lacks {error}; it was made by another program") from None
     return state

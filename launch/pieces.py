@@ -6,8 +6,8 @@ A rank's file holds float32 (master) values by parameter and segment, under "KIN
     momentum_buffer/..., exp_avg/...      the optimizer's state, element by element
     step/.../0                            a number of the optimizer's, for the parameter it belongs to
 
-what is the rank's own, under "own/NAME": its buffers (batch-norm statistics) and its part of the queue; and its share
-of whole tensors that are the same on all ranks, under "alike/NAME": a teacher's parameters, an online probe.
+what is the rank's own, under "own/NAME": its buffers (batch-norm statistics), its part of the queue, its memory; and
+its share of whole tensors that are the same on all ranks, under "alike/NAME": a teacher's parameters, an online probe.
 """
 
 from __future__ import annotations

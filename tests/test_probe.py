@@ -9,7 +9,7 @@ from ranks import run_ranks
 from torch.nn import functional
 
 from evaluation.features import labelled_data
-from evaluation.probe import LEARNING_RATE, MOMENTUM, Probe, build_probe
+from evaluation.probe import LEARNING_RATE, MOMENTUM, Probe, probe_of
 from pipeline.table import SampleTable
 
 CLASSES, FEATURES, IMAGES = 3, 12, 240
@@ -133,12 +133,12 @@ def table(labels):
 def test_it_does_not_learn_from_what_is_held_out_as_a_test():
     images = table(np.arange(100) % 4)
     labelled = labelled_data(images, None)
-    probe = build_probe(labelled, images, 5)
+    probe = probe_of(labelled, images, 5)
     assert (probe.labels[labelled.test_rows] == -1).all()
     assert (probe.labels[labelled.train_rows] >= 0).all()
     assert probe.state["weight"].shape == (4, 6)
     whole = labelled_data(images, table(np.full(10, 6)), max_train=20)
-    probe = build_probe(whole, images, 5)
+    probe = probe_of(whole, images, 5)
     assert (probe.labels >= 0).all()  # max_train is k-NN's alone
     assert probe.state["weight"].shape == (7, 6)  # a class that only the test has is one
 
@@ -146,4 +146,4 @@ def test_it_does_not_learn_from_what_is_held_out_as_a_test():
 def test_data_without_labels_is_a_mistake_told_in_one_line():
     images = table(np.full(10, -1))
     with pytest.raises(ValueError, match=r"^evaluation.probe=true needs labels, .*$"):
-        build_probe(labelled_data(images, None), images, 5)
+        probe_of(labelled_data(images, None), images, 5)
