@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from config.recipe import ROOT
 from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
+from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
 
 TOY = {
@@ -100,6 +101,11 @@ def test_methods_train_for_the_same_time_as_nearly_as_whole_epochs_allow():
     assert all(250 <= seconds <= 281 for seconds in taken.values())
     assert max(taken.values()) / min(taken.values()) < 1.01  # 270 seconds are 9, 6 and (nearly) 9 epochs
     assert epochs_for(costs, 5) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_what_an_epoch_costs_is_told_by_two_short_ones():
+    assert cost_of([4.0, 7.0], 20.0, 6.0, memory=False) == Cost(18.0, 1.0, 13.0)
+    assert cost_of([4.0, 7.0], 20.0, 6.0, memory=True) == Cost(18.0, 6.0, 13.0)
 
 
 def test_the_budget_is_shared_after_what_is_no_training():

@@ -92,13 +92,25 @@ def measured_costs(methods: Sequence[Method], seed: int, place: Place, images: t
     )  # fmt: skip
     found: dict[str, list[Cost]] = {}
     for method, turn, folder, _ in jobs:
-        first, second = clock_of(folder)
-        scale = images[0] / images[1]
-        wall = taken.get(f"{method.name} speed {turn}", second + AROUND)
-        found.setdefault(method.name, []).append(
-            Cost((second - first) * scale, max(0.0, 2 * first - second) * scale, wall - second)
-        )
+        wall = taken.get(f"{method.name} speed {turn}")
+        cost = cost_of(clock_of(folder), wall, images[0] / images[1], has_memory(method))
+        found.setdefault(method.name, []).append(cost)
     return {name: average(costs) for name, costs in found.items()}
+
+
+def cost_of(clock: Sequence[float], wall: float | None, scale: float, memory: bool) -> Cost:
+    """The cost of a whole epoch from the clock after each of two short ones. What the first took longer grows with
+    the images where it is a memory that was filled, and is the pipeline's start elsewhere."""
+    first, second = clock
+    longer = max(0.0, 2 * first - second)
+    around = AROUND if wall is None else wall - second
+    return Cost((second - first) * scale, longer * scale if memory else longer, around)
+
+
+def has_memory(method: Method) -> bool:
+    """Whether it begins by filling a memory of all images."""
+    config = load_config([str(method.recipe), "data.path=.", *method.settings])
+    return not method.supervised and config.get("method", "swav") != "swav"
 
 
 def turned(methods: Sequence[Method], turn: int) -> list[Method]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch.durable import write_atomically
 from perf.markdown import table as as_markdown
+from perf.science.score import CURVE_IMAGES
 from perf.sections import Table
 
 SEARCH = "science-search.json"
@@ -35,7 +36,7 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
     parts = [
         "# Does it learn?",
         f"`make science`: {report['train_images']:,} training and {report['test_images']:,} test images, "
-        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), budget {report['minutes']:g} minutes of "
+        f"{counted(seeds)} ({', '.join(map(str, seeds))}), budget {report['minutes']:g} minutes of "
         f"{machine['cores']} cores ({machine['cpu']}; {machine['date']}). All figures here are written by the program; "
         "[science.json](science.json) has those of every run.",
         f"**{verdict(report)}**",
@@ -46,8 +47,8 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         f"nearest to the same time, from {report['part_images']:,} images timed beforehand. Supervised: its own "
         "classifier, trained with all labels, has the third column.",
         "![learning curves](science.png)",
-        "Left k-NN along the runs (mean over seeds, band: standard deviation), against one training image in several; "
-        "right the table's figures.",
+        "Left: k-NN along the runs (mean over seeds, band: standard deviation) against "
+        f"{min(CURVE_IMAGES, report['train_images']):,} training images, so lower than the table's. Right: the table.",
         as_markdown(costs(report)),
     ]
     if search is not None:
@@ -71,13 +72,13 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 
 def against(one: Mapping[str, Any], other: Mapping[str, Any], figure: str, name: str) -> str:
-    """`k-NN 86.10 % against 85.30 %: better by 0.80 points in 3 of 3 seeds`. Runs of one seed are compared."""
+    """`k-NN 86.10 % against 85.30 %: better by 0.80 points, ahead with 3 of 3 seeds`. Runs of one seed are compared."""
     pairs = list(zip(one["runs"], other["runs"], strict=True))
     ahead = sum(a[figure] > b[figure] for a, b in pairs)
     mean, rival = one[figure]["mean"], other[figure]["mean"]
     word = "better" if mean > rival else "worse" if mean < rival else "neither better nor worse"
     by = f" by {abs(mean - rival) * 100:.2f} points" if mean != rival else ""
-    return f"{name} {mean:.2%} against {rival:.2%}, {word}{by}, ahead in {ahead} of {len(pairs)} seeds"
+    return f"{name} {mean:.2%} against {rival:.2%}, {word}{by}, ahead with {ahead} of {counted(pairs)}"
 
 
 def results(report: Mapping[str, Any]) -> Table:
@@ -110,6 +111,10 @@ def costs(report: Mapping[str, Any]) -> Table:
             rows.append([row["title"], f"{report['train_images'] / cost['epoch']:,.0f}", f"{rate:,.0f}",
                          f"{cost['around']:.0f}"])  # fmt: skip
     return Table("costs", head, rows, ("method",))
+
+
+def counted(seeds: Sequence[Any]) -> str:
+    return f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
 
 
 def share(figure: Mapping[str, Any] | None) -> str:
@@ -154,7 +159,7 @@ def draw(report: Mapping[str, Any], out: Path) -> None:
         errors = [(row[name]["deviation"] or 0.0) * 100 for row in report["rows"]]
         right.errorbar(values, [p + shift for p in places], xerr=errors, fmt="o", ms=4, capsize=3, label=title)
     right.set_yticks(list(places), [row["title"] for row in report["rows"]], fontsize=8)
-    right.set(xlabel="top-1, %", title=f"after training, {len(report['seeds'])} seeds")
+    right.set(xlabel="top-1, %", title=f"after training, {counted(report['seeds'])}")
     right.grid(alpha=0.25, axis="x")
     right.legend(fontsize=8)
     figure.savefig(out, dpi=110)
