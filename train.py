@@ -116,8 +116,9 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
         # ---- what the untrained network and pixels give ------------------------------------------
         def accuracies() -> dict[str, float]:
-            classify = None if probe is None else probe.classify
-            return backbone_knn(engine, network, labelled, crops, config, device, dtype, classify) if labelled else {}
+            if labelled is None:
+                return {}
+            return backbone_knn(engine, network, labelled, crops, config, device, dtype, teacher, probe)
 
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)

@@ -17,6 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from evaluation.features import Labelled, evaluation_mode, extract, gather, labels
+from evaluation.probe import Probe
+from model.teacher import Teacher
 from pipeline.crops import Crops
 from pipeline.loader import evaluation_batches
 from pipeline.table import SampleTable
@@ -105,16 +107,22 @@ def backbone_knn(
     config: DictConfig,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    probe: Callable[[Tensor], Tensor] | None = None,
+    teacher: Teacher | None = None,
+    probe: Probe | None = None,
 ) -> dict[str, float]:
-    """Accuracy of the backbone's features on the recipe's central crops, by k-NN and by a probe if there is one.
+    """Accuracies on the recipe's central crops: `knn` of the backbone's features, `probe` of the probe on them, and
+    `knn_teacher` of the teacher's features, where there are these.
 
     engine: images of `dtype` to features, the network itself or what runs it; network: is put into evaluation mode.
-    probe: classifier of features, L2-normalised or not.
     """
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
-        return knn_accuracy(lambda images: engine(images.to(dtype)), data, central, config, device, probe)
+        classify = None if probe is None else probe.classify
+        found = knn_accuracy(lambda images: engine(images.to(dtype)), data, central, config, device, classify)
+    if teacher is not None:
+        with evaluation_mode(teacher.network):
+            found["knn_teacher"] = knn_accuracy(teacher.features, data, central, config, device)["knn"]
+    return found
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:

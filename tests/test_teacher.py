@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from evaluation.features import evaluation_mode
 from model.backbone import build_backbone
 from model.batchnorm import replace_batch_norm
 from model.swav import SwAV
@@ -95,6 +96,20 @@ def test_its_batch_norm_keeps_statistics_of_its_own_and_its_dropout_is_off():
     twice = [teacher([crops()], BATCH)[1] for _ in range(2)]
     assert torch.equal(*twice)
     assert student.training
+
+
+def test_an_evaluation_leaves_each_modules_mode_and_statistics_as_they_were():
+    teacher = Teacher(network(), [0, 1])
+    teacher([crops()], BATCH)
+    modes = [module.training for module in teacher.network.modules()]
+    state = {name: value.clone() for name, value in teacher.network.state_dict().items()}
+    assert set(modes) == {True, False}
+    with evaluation_mode(teacher.network):
+        one = teacher.features(crops())[:2]
+        two = teacher.features(crops()[:2])  # not of the batch's statistics
+    torch.testing.assert_close(one, two)
+    assert [module.training for module in teacher.network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in teacher.network.state_dict().items())
 
 
 @pytest.mark.parametrize("assigning", [[0, 1], [1, 0], [0], [2, 0], [3, 1]])
