@@ -10,8 +10,10 @@ LEAST_GB = 1.0  # for anything else that a run writes
 
 
 def checkpoint_gb(config: DictConfig) -> float:
-    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the teacher, the queue. `auto`
-    counts as the most that it may come to. Raises ValueError for a network that cannot be built."""
+    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the teacher, the queue.
+
+    `auto` counts as the most that it may come to. Raises ValueError for a network that cannot be built.
+    """
     import torch
 
     from launch.build import build_network
