@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--config")
     parser.add_argument("settings", nargs="*")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     crops = crops_of(options.config, options.settings)
     with tempfile.TemporaryDirectory() as scratch:
         print(json.dumps(measure((options.backend, options.mode, options.threads), options, crops, Path(scratch))))

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--config", help="a recipe whose crops are made; default: the defaults'")
     parser.add_argument("settings", nargs="*", help="key=value of the recipe")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     crops = crops_of(options.config, options.settings)
     print(json.dumps(measure(options.table, crops, options.batch, options.threads, options.epochs)))
     return 0

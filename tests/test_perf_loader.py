@@ -271,3 +271,17 @@ def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):
     done = benchmark(tmp_path, "--data", str(images), "--batch", "25", "--images", "25")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("swave: --batch=25: there are only 24 images in")
+
+
+@SLOW
+def test_another_recipes_crops_are_made_and_measured_throughout(images, tmp_path):
+    recipe = ["--config", str(ROOT / "config" / "fashion_mnist.yaml"), "crops.local.count=2"]
+    flags = "--backends ffcv --images 24 --batch 8 --rounds 1 --seconds 0.05 --json out.json".split()
+    done = benchmark(tmp_path, "--data", str(images), *recipe, *flags)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["settings"]["crops"] == [[2, 20], [2, 12]]
+    assert all(result["memory_mb"] is not None for result in found["results"])
+    assert found["memory"]["above_imports_mb"] > 0
+    assert found["gpus_fed"] == {}
+    assert "--gpu-rate" in found["gpu_rate"]["why"]

@@ -1,0 +1,97 @@
+"""perf.profile: the three benchmarks one after the other, and their report."""
+
+import json
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from config.recipe import ROOT
+from perf.profile import command, on_gpu, rate_of
+from tests.photos import photographs, write_folder
+from tests.sample_report import step
+
+TINY = """
+run: {batch_size: 8}
+crops:
+  global: {count: 2, size: 32, scale: [0.3, 1.0]}
+  local: {count: 2, size: 16, scale: [0.1, 0.3]}
+model:
+  backbone: resnet
+  options: {block: basic, layers: [1, 1, 1], base_width: 8, stem: small}
+  hidden_dim: 16
+  embedding_dim: 8
+  prototypes: 16
+swav: {queue: {length: 0}}
+"""
+
+
+def profile(*arguments):
+    line = [sys.executable, "-m", "perf.profile", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=500)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "5"], "--budget=5: expected 75 to 86400 seconds"),
+        (["--data", "/no/such/folder"], "--data=/no/such/folder: no such file or folder"),
+        (["--out", "/no/such/folder"], "--out=/no/such/folder: there is no such folder"),
+        (["--config", "config/none.yaml"], "config/none.yaml"),
+        (["--config", "config/demo.yaml", "run.epoch=1"], "run.epoch"),
+        (["config/demo.yaml"], "expected key=value, or --config=config/demo.yaml for a recipe"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(arguments, message):
+    done = profile(*arguments)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def options(**changes):
+    return Namespace(**{"budget": 300.0, "data": None, "config": None, "settings": [], **changes})
+
+
+def test_each_part_gets_its_share_of_the_budget_and_what_was_given():
+    given = options(data="/images", config="config/folder.yaml", settings=["run.batch_size=64"])
+    lines = {name: command(name, Path("x.json"), given, {}) for name in ("step", "loader", "sinkhorn")}
+    budgets = [float(line[line.index("--budget") + 1]) for line in lines.values()]
+    assert 250 < sum(budgets) < 300
+    for name in ("step", "loader"):
+        assert lines[name][-1] == "run.batch_size=64"
+        assert lines[name][lines[name].index("--data") + 1] == "/images"
+    assert "--peer" in lines["step"] and "--data" not in lines["sinkhorn"]
+
+
+def test_of_a_gpus_step_the_loader_learns_the_rate_and_the_codes_the_time():
+    measured = step([100.0, 101.0, 99.0]) | {"device": "NVIDIA H100"}
+    assert on_gpu(measured) and not on_gpu(step([1.0]))
+    # 128 images in 62 ms, the step without its waits for data, on two ranks
+    assert rate_of(measured) == pytest.approx(128 / 0.062 / 2)
+    loader = command("loader", Path("x.json"), options(), {"step": measured})
+    assert loader[loader.index("--gpu-rate") + 1] == f"{rate_of(measured):g}"
+    sinkhorn = command("sinkhorn", Path("x.json"), options(), {"step": measured})
+    assert sinkhorn[sinkhorn.index("--step-ms") + 1] == "100"
+
+
+@pytest.mark.slow
+def test_the_whole_report_of_a_tiny_recipe(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    write_folder(tmp_path / "images", [np.ascontiguousarray(p[::2, ::2]) for p in photographs()] * 16, suffix=".jpg")
+    done = profile(
+        *("--budget", 75, "--out", tmp_path, "--config", tmp_path / "tiny.yaml", "--data", tmp_path / "images"),
+        f"data.cache={tmp_path / 'tables'}",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"loader", "step", "sinkhorn", "machine", "verdict"} <= set(report) and report["failed"] == {}
+    assert sum(report["step"]["shares"].values()) == pytest.approx(1)
+    assert report["step"]["codes_collectives"] == 3 and report["step"]["peer_ratio"] > 0
+    assert {row["backend"] for row in report["loader"]["results"]} >= {"ffcv", "dali", "torchvision"}
+    assert (
+        report["sinkhorn"]["measured"] and report["sinkhorn"]["predicted"] and report["sinkhorn"]["error"] is not None
+    )
+    assert report["verdict"] in (tmp_path / "report.html").read_text()
+    assert f"**{report['verdict']}**" in (tmp_path / "report.md").read_text()
