@@ -32,6 +32,7 @@ ALSO: dict[str, tuple[type, ...]] = {
     "swav.queue.start_epoch": (int,),
     "optimizer.base_lr": (int, float),
     "optimizer.final_lr": (int, float),
+    "optimizer.scale_lr_from": (int,),
     "optimizer.warmup_epochs": (int, float),
     "evaluation.size": (int,),
     "engine.stage": (int,),
@@ -85,7 +86,7 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
 def _read(recipe: str) -> DictConfig:
     path = Path(recipe)
     if not path.is_file():
-        known = sorted(str(p.relative_to(ROOT)) for p in DEFAULTS.parent.glob("*.yaml") if p != DEFAULTS)
+        known = sorted(str(p.relative_to(ROOT)) for p in DEFAULTS.parent.rglob("*.yaml") if p != DEFAULTS)
         raise ConfigError(f"{recipe}: no such recipe; there are {', '.join(known)}")
     try:
         loaded = OmegaConf.load(path)
@@ -252,6 +253,9 @@ def _check_optimizer_and_engine(config: DictConfig, require: Any, require_number
     epochs = config.run.epochs
     require(warmup == "auto" or warmup <= epochs, "optimizer.warmup_epochs", f"at most {epochs} epochs")
     require("auto" in (base, final) or final <= base, "optimizer.final_lr", f"at most optimizer.base_lr={base}")
+    scale = optimizer.scale_lr_from
+    require(scale is None or (_is_a(scale, int) and scale >= 1), "optimizer.scale_lr_from", "null or images a step")
+    require(scale is None or base != "auto", "optimizer.base_lr", "a number, which optimizer.scale_lr_from scales")
     require(engine.stage in ("auto", 0, 1, 2, 3), "engine.stage", "auto, 0, 1, 2 or 3")
     require(engine.precision in ("auto", "fp32", "bf16", "fp16"), "engine.precision", "auto, fp32, bf16 or fp16")
     require_number("engine.accumulation", 1, "at least 1")

@@ -6,7 +6,7 @@ for its class with exp(similarity / temperature).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,15 +31,29 @@ def predict(
     chunk: int = 1024,
 ) -> Int[Tensor, " test"]:
     """The class of each query by the weighted votes of its k nearest rows of the bank. Rows have unit length."""
+    return predict_each(bank, bank_labels, queries, [k], temperature, chunk)[0]
+
+
+def predict_each(
+    bank: Float[Tensor, "train features"],
+    bank_labels: Int[Tensor, " train"],
+    queries: Float[Tensor, "test features"],
+    neighbours: Sequence[int],
+    temperature: float = 0.07,
+    chunk: int = 1024,
+) -> list[Int[Tensor, " test"]]:
+    """The same for several k at once: one search, and each k counts the first k of those found."""
     classes = int(bank_labels.max()) + 1
-    k = min(k, len(bank))
-    found = []
+    counts = [min(k, len(bank)) for k in neighbours]
+    found: list[list[Tensor]] = [[] for _ in counts]
     for part in queries.split(chunk):
-        similarity, nearest = (part @ bank.T).topk(k)
-        votes = torch.zeros(len(part), classes, device=part.device)
-        votes.scatter_add_(1, bank_labels[nearest], (similarity / temperature).exp())
-        found.append(votes.argmax(1))
-    return torch.cat(found)
+        similarity, nearest = (part @ bank.T).topk(max(counts))
+        weights, voters = (similarity / temperature).exp(), bank_labels[nearest]
+        for k, classified in zip(counts, found, strict=True):
+            votes = torch.zeros(len(part), classes, device=part.device)
+            votes.scatter_add_(1, voters[:, :k], weights[:, :k])
+            classified.append(votes.argmax(1))
+    return [torch.cat(parts) for parts in found]
 
 
 def knn_accuracy(

@@ -57,11 +57,11 @@ def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any
 
 
 def code_digest(root: Path) -> str:
-    """Of the program's files (*.py and config/*.yaml), whether committed or not."""
+    """Of the program's files (*.py and config/**/*.yaml), whether committed or not."""
     digest = hashlib.sha256()
     folders = ("config", "evaluation", "launch", "model", "perf", "pipeline")
     files = [*root.glob("*.py"), *(file for folder in folders for file in (root / folder).rglob("*.py"))]
-    for file in sorted([*files, *(root / "config").glob("*.yaml")]):
+    for file in sorted([*files, *(root / "config").rglob("*.yaml")]):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -63,6 +63,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
         choose(
             "optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs"
         )
+    _scale_learning_rates(config.optimizer, batch, said)
     rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
     choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
     choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
@@ -75,6 +76,18 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     _fit_queue(config, choose, batch, epochs, images, world_size)
     choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
     return said
+
+
+def _scale_learning_rates(optimizer: DictConfig, batch: int, said: list[str]) -> None:
+    """The recipe's learning rates, given for `scale_lr_from` images a step, for `batch` images (linear), in place."""
+    given = optimizer.scale_lr_from
+    if given in (None, batch):
+        return
+    for name in ("base_lr", "final_lr", "start_lr"):
+        if optimizer[name] != "auto":
+            optimizer[name] = float(optimizer[name] * batch / given)
+    optimizer.scale_lr_from = batch  # so that fitting these settings again changes nothing
+    said.append(f"optimizer.base_lr={optimizer.base_lr:g}  ({batch} images a step, scaled in proportion from {given})")
 
 
 def _fit_queue(

@@ -33,10 +33,17 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
     Raises ValueError, one line, if the file is missing or unreadable, or if keys are missing, unexpected or
     wrongly shaped: it names them all.
     """
+    take_weights(network, read_weights(Path(path)), f"weights {path}", backbone_only)
+
+
+def take_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], source: str = "weights", backbone_only: bool = False
+) -> None:
+    """The same from tensors by name. source: what an error calls them."""
     backbone = getattr(network, "backbone", None)
     bare = not isinstance(backbone, nn.Module)
     wanted = {(_BACKBONE if bare else "") + key: value for key, value in network.state_dict().items()}
-    found = _our_names(_read(Path(path)))
+    found = our_names(weights)
     if bare or backbone_only:
         wanted = {key: value for key, value in wanted.items() if key.startswith(_BACKBONE)}
         found = {key: value for key, value in found.items() if not key.startswith(_HEADS)}
@@ -53,7 +60,7 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
     }
     if any(faults.values()):
         texts = [f"{len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys]
-        raise ValueError(f"weights {path} do not fit the network: {'; '.join(texts)}")
+        raise ValueError(f"{source} do not fit the network: {'; '.join(texts)}")
     # All keys are known to be there; strict=False only because a backbone alone leaves the heads out.
     values = {key.removeprefix(_BACKBONE) if bare else key: found[key] for key in wanted}
     network.load_state_dict(values, strict=False)
@@ -64,15 +71,18 @@ def published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(_BACKBONE): value for key, value in state_dict.items()}
 
 
-def _our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Ours stay, published ones become ours: there, whatever is not of the heads belongs to the backbone."""
+def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors under our names. Ours stay, published ones become ours: there, whatever is not of the heads
+    belongs to the backbone."""
     plain = {key.removeprefix("module."): value for key, value in state_dict.items()}
     if any(key.startswith(_BACKBONE) for key in plain):
         return plain
     return {key if key.startswith(_HEADS) else _BACKBONE + key: value for key, value in plain.items()}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a safetensors or torch file, at its top or under `state_dict`; nothing is unpickled.
+    Raises ValueError, one line."""
     if not path.is_file():
         raise ValueError(f"weights {path}: no such file")
     content: Any

@@ -21,6 +21,7 @@ FITTED = 2  # ranks: models are fitted on one and two, and held against more
 # Delays of the wire that pass at a hop of gloo's ring: whoever receives says that its buffer is ready, then it is sent.
 # Measured between two hosts with 5 ms one way: 20.8 ms an all-reduce of two hops.
 GLOO_DELAYS = 2
+SINGLE = 4  # bytes of one float32
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 # Within a node of NVIDIA GPUs, from NCCL's own model (src/graph/tuning.cc, low-latency protocol over NVLink): 6.8 us a
 # call and 0.6 us a hop. Bandwidth: 64 MiB at 198 GB/s, reported for eight H200.
@@ -66,12 +67,16 @@ def codes_seconds(point: Point, compute: float, meeting: float, link: Link, rank
 
 
 def held_out(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Link], cores: int) -> list[dict[str, Any]]:
-    """Predictions for more than FITTED ranks beside what was measured: of all-reduces, and of the codes of a step."""
+    """Predictions for more than FITTED ranks beside what was measured: of all-reduces, and of the codes of a step.
+
+    All-reduces of a single number are not held out: gloo sends nothing of the ring's empty parts, so that a call does
+    not wait for all ranks, and how long it takes depends on the call before (of four hosts 5 ms apart: 16 or 21 ms).
+    """
     by_place = {(row["link"], row["ranks"], row["bytes"], row["point"]): row for row in rows}
     table = []
     for row in rows:
         name, ranks, point = row["link"], row["ranks"], row["point"]
-        if ranks <= FITTED or name not in found:
+        if ranks <= FITTED or name not in found or (point is None and row["bytes"] <= SINGLE):
             continue
         own = None if row["on_gpu"] else cores
         link = found[name]

@@ -31,7 +31,7 @@ from typing import Any
 DELAYS = (0.001, 0.005)  # seconds one way, between hosts
 # All-reduces by themselves: one number, and two crops' sums of 300, 3,000 and 30,000 prototypes.
 BYTES = (4, 2_400, 24_000, 240_000)
-CARRIED = 400_000  # bytes a step that hosts send
+CARRIED = 400_000  # bytes a step that a host sends
 STEP_MS = 46.0
 STEP = (
     "64 images a GPU at 1,400 images/s, an estimate for a ResNet-50 on an H100; the published run took 703 ms on V100s"
@@ -160,6 +160,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return report | {"machine": where}
 
 
+def carried(point: Any, ranks: int) -> float:
+    """Bytes that a rank sends for the codes of a step."""
+    from perf.alpha_beta import moved
+    from perf.codes_variants import sent
+
+    return sum(moved(kind, ranks) * size for kind, size in sent(point))
+
+
 def busy() -> tuple[float, float]:
     """CPU seconds that this machine has spent so far, and those of this process and the children it has waited for."""
     import psutil
@@ -172,7 +180,6 @@ def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tu
     """Plans with the delay of their hosts (None without), and what is left out, with the reason."""
     from perf.codes_measured import GATHERED, LOCAL, fits
     from perf.codes_ranks import Plan
-    from perf.codes_variants import sent
     from perf.hosts import missing
 
     def groups(most: int) -> tuple[int, ...]:
@@ -193,7 +200,7 @@ def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tu
         return plans, [*left_out, f"hosts with delay: {lack or '--ranks=1'}"]
     # Over a delay the arithmetic is the same as without: few points. Long messages would time the process that carries
     # the packets, not the delay.
-    few = [point for point in held if point[2:] == shapes[0][2:] and sum(size for _, size in sent(point)) < CARRIED]
+    few = [point for point in held if point[2:] == shapes[0][2:] and carried(point, options.ranks) < CARRIED]
     plans += [
         (Plan(f"hosts {1e3 * delay:g} ms", groups(options.ranks), BYTES, tuple(few), 0.0), delay) for delay in DELAYS
     ]

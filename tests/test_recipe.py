@@ -13,12 +13,12 @@ from launch.fit import fit
 from pipeline.crops import crops_from_config
 
 DEMO = str(ROOT / "config" / "demo.yaml")
-RECIPES = sorted(path.name for path in (ROOT / "config").glob("*.yaml") if path.name != "default.yaml")
+RECIPES = sorted(str(p) for p in (ROOT / "config").rglob("*.yaml") if p.name != "default.yaml")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_is_valid(recipe):
-    config = load_config([str(ROOT / "config" / recipe), "data.path=/some/images"])
+    config = load_config([recipe, "data.path=/some/images"])
     assert config.run.epochs >= 1
 
 
@@ -37,6 +37,8 @@ def test_every_recipe_is_valid(recipe):
         ("optimizer.base_lr=fast", "optimizer.base_lr=fast: expected auto or a number"),
         ("optimizer.base_lr=0", "optimizer.base_lr=0: expected more than 0"),
         ("optimizer.exclude_1d=1", "optimizer.exclude_1d=1: expected true or false"),
+        ("optimizer.scale_lr_from=0", "optimizer.scale_lr_from=0: expected null or images a step"),
+        ("optimizer.scale_lr_from=many", "optimizer.scale_lr_from=many: expected null or images a step"),
         ("optimizer.final_lr=5", "optimizer.final_lr=5: expected at most optimizer.base_lr"),
         ("crops.global.scale=[0.5]", "crops.global.scale=[0.5]: expected a list of 2 numbers"),
         ("crops.global.scale=[0.9,0.2]", "crops.global.scale=[0.9, 0.2]: expected [low, high]"),

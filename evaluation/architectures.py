@@ -1,0 +1,170 @@
+"""Networks by name, and what a file of weights tells of its own network."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from config.recipe import load_config
+from model.backbone import build_backbone
+from model.resnet import RESNETS
+
+CLASSIFIERS = ("fc", "heads", "head", "classifier")  # what torchvision and timm call them
+IMAGENET_STD = (0.229, 0.224, 0.225)
+PUBLISHED_STD = (0.228, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a backbone wants to see: normalisation, pixels of the central crop, its share of the shorter side."""
+
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = PUBLISHED_STD
+    size: int = 224
+    share: float = 0.875
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network without classifier, with a `feature_dim`; how it is called; what it wants to see."""
+
+    network: nn.Module
+    name: str
+    inputs: Inputs
+
+
+def build(word: str, pretrained: bool = False) -> Made:
+    """The network that `word` names: timm:NAME, torchvision:NAME, one of our ResNets, or a recipe's (*.yaml).
+
+    pretrained: with the weights that timm or torchvision offer for it, from their caches or the net. Raises
+    ValueError, one line.
+    """
+    library, _, name = word.partition(":")
+    if library == "torchvision" and name:
+        return _from_torchvision(name, pretrained)
+    if library == "timm" and name:
+        return _from_timm(name, pretrained)
+    if word.endswith((".yaml", ".yml")):
+        config = load_config([word, "data.path=."])
+        size = config.evaluation.size if config.evaluation.size != "auto" else config.crops["global"].size
+        network = build_backbone(config.model.backbone, sizes=[size], **config.model.options)
+        inputs = Inputs(tuple(config.crops.mean), tuple(config.crops.std), size, config.evaluation.share)
+        return Made(network, f"{config.model.backbone} of {word}", inputs)
+    if word in RESNETS:
+        return Made(build_backbone(word), word, Inputs())
+    near = difflib.get_close_matches(word, RESNETS, n=1)
+    raise ValueError(
+        f"network {word!r} is unknown{f', perhaps {near[0]}' if near else ''}; "
+        f"give timm:NAME, torchvision:NAME, {', '.join(RESNETS)}, or a recipe (*.yaml)"
+    )
+
+
+def from_config(config: Mapping[str, Any]) -> Inputs:
+    """What a run's own settings say of evaluation (a checkpoint's config)."""
+    crops, evaluation = config["crops"], config["evaluation"]
+    size = evaluation["size"] if evaluation["size"] != "auto" else crops["global"]["size"]
+    return Inputs(tuple(crops["mean"]), tuple(crops["std"]), int(size), float(evaluation["share"]))
+
+
+def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors (under our names) less those of a classifier."""
+    endings = tuple(f"backbone.{name}." for name in CLASSIFIERS)
+    return {key: value for key, value in weights.items() if not key.startswith(endings)}
+
+
+def resnet_options(weights: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
+    """Options of our ResNet for the weights under our names, from their shapes. Raises ValueError where that cannot
+    be told."""
+    stem = weights.get("backbone.conv1.weight")
+    stages: dict[int, int] = {}
+    for key in weights:
+        if match := re.match(r"backbone\.layer(\d+)\.(\d+)\.conv1\.weight$", key):
+            stage = int(match[1])
+            stages[stage] = max(stages.get(stage, 0), int(match[2]) + 1)
+    say = f"say which network: {source}@timm:NAME, {source}@torchvision:NAME, or {source}@RECIPE.yaml"
+    if stem is None or sorted(stages) != list(range(1, len(stages) + 1)) or not stages:
+        raise ValueError(f"weights {source} are no ResNet's (conv1.weight and layer1.0.conv1.weight); {say}")
+    if stem.shape[-1] != 7:
+        raise ValueError(
+            f"weights {source} have a stem of {stem.shape[-1]} pixels, whose stride they do not tell; {say}"
+        )
+    block = "bottleneck" if "backbone.layer1.0.conv3.weight" in weights else "basic"
+    layers = [stages[stage] for stage in sorted(stages)]
+    return {"block": block, "layers": layers, "base_width": int(stem.shape[0]), "stem": "imagenet"}
+
+
+def resnet_name(options: Mapping[str, Any]) -> str:
+    """resnet50w2 and the like for options that have such a name, else their own words."""
+    for name, known in RESNETS.items():
+        width = 64 * known.get("width_multiplier", 1)
+        if (known["block"], list(known["layers"]), width) == (
+            options["block"],
+            list(options["layers"]),
+            options["base_width"],
+        ):
+            return name
+    layers = "-".join(map(str, options["layers"]))
+    return f"resnet {options['block']} {layers}, width {options['base_width']}"
+
+
+# ---------------------------------------------------------------------------------------------- libraries
+def _from_torchvision(name: str, pretrained: bool) -> Made:
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or ["resnet50"]
+        raise ValueError(f"torchvision:{name}: torchvision has no such classifier; nearest: {', '.join(near)}")
+    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
+    inputs = Inputs(std=IMAGENET_STD)
+    if weights is not None:
+        preset = weights.transforms()
+        size = int(preset.crop_size[0])
+        share = min(1.0, size / preset.resize_size[0])
+        inputs = Inputs(tuple(preset.mean), tuple(preset.std), size, share)
+    if weights is None:
+        network = torchvision.models.get_model(name)
+    else:
+        network = _fetched(f"torchvision:{name}", lambda: torchvision.models.get_model(name, weights=weights))
+    classifier = next(part for part in CLASSIFIERS if hasattr(network, part))
+    setattr(network, classifier, nn.Identity())
+    with torch.no_grad():
+        found = network.eval()(torch.zeros(1, 3, inputs.size, inputs.size))
+    network.feature_dim = int(found.flatten(1).shape[1])
+    return Made(network, f"torchvision:{name}", inputs)
+
+
+def _from_timm(name: str, pretrained: bool) -> Made:
+    inputs = Inputs(std=IMAGENET_STD)
+    network = _fetched(f"timm:{name}", lambda: build_backbone(name, pretrained=True)) if pretrained else None
+    network = network or build_backbone(name)
+    settings = getattr(network, "pretrained_cfg", None) or {}
+    if settings.get("mean"):
+        size = int(settings.get("input_size", (3, 224, 224))[-1])
+        inputs = Inputs(
+            tuple(settings["mean"]), tuple(settings["std"]), size, float(settings.get("crop_pct") or inputs.share)
+        )
+    return Made(network, f"timm:{name}", inputs)
+
+
+def _fetched(word: str, make: Any) -> nn.Module:
+    """What `make` gives; weights that cannot be had are one line."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its ten retries
+    try:
+        return make()
+    except (OSError, RuntimeError, ValueError) as error:  # no network, a damaged file, a model without weights
+        if "is not ours nor a model" in str(error):
+            raise ValueError(f"{word}: {error}") from None
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{word}: its weights are not to be had ({reason}); give random@{word} for random ones, or FILE@{word}"
+        ) from None

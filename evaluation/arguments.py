@@ -1,0 +1,85 @@
+"""What all sub-commands of evaluate.py are asked with. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.export import Parser
+
+BACKENDS = ("dali", "ffcv", "torchvision")
+
+
+def command_parser(command: str, description: str | None, several: bool = True) -> argparse.ArgumentParser:
+    """The parser of a sub-command with what all of them take. several: whether it compares backbones."""
+    parser = Parser(f"evaluate.py {command}", description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("backbone", metavar="CKPT", help="a run, a file, a library's network: see evaluate.py --help")
+    parser.add_argument(
+        "data", metavar="DATA", nargs="?", help="images in folders by class, shards, .beton; default: the run's own"
+    )
+    if several:
+        parser.add_argument(
+            "--peers", metavar="CKPT", nargs="+", default=[], help="further backbones for the same table, e.g. random"
+        )
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--test", metavar="DATA", help="images to score; default val/ or test/ beside train/, else a tenth"
+    )
+    group.add_argument("--train-list", metavar="FILE", type=Path, help="images to learn from, a name a line")
+    group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, a name a line")
+    group.add_argument(
+        "--tables", metavar="DIR", default="data/tables", help="where tables of scanned folders are kept"
+    )
+    group = parser.add_argument_group("crops and features")
+    group.add_argument("--size", type=int, help="pixels of a crop; default: the recipe's, 224 of foreign weights")
+    group.add_argument("--share", type=float, help="of the shorter side that a central crop takes: 0.875 is 224 of 256")
+    group.add_argument("--stage", help="part of the network whose output is evaluated, e.g. layer3; default: the last")
+    group.add_argument(
+        "--pool", type=int, default=0, help="side of the pooling windows on the stage's map; 0: all of it"
+    )
+    group = parser.add_argument_group("machine")
+    group.add_argument("--backend", default="dali", help=", ".join(BACKENDS))
+    group.add_argument("--threads", type=int, default=0, help="of the pipeline a process; 0: the cores shared out")
+    group.add_argument("--batch", type=int, default=256, help="images a step over all processes (default 256)")
+    group.add_argument("--precision", default="fp32", help="fp32 or bf16: of the backbone")
+    group.add_argument("--cache", metavar="DIR", default="data/features", help="kept features; none: keep nothing")
+    group.add_argument("--seed", type=int, default=31, help="of crops, random weights and subsets")
+    group.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    return parser
+
+
+def check_arguments(options: argparse.Namespace) -> None:
+    """Raises ValueError, one line, for what cannot work whatever the data."""
+    for name, low in (("size", 1), ("threads", 0), ("batch", 1), ("pool", 0), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise ValueError(f"--{name}={value}: expected an integer from {low} on")
+    if options.share is not None and not 0 < options.share <= 1:
+        raise ValueError(f"--share={options.share}: expected more than 0, at most 1")
+    if options.backend not in BACKENDS:
+        raise ValueError(f"--backend={options.backend}: expected {', '.join(BACKENDS)}")
+    if options.precision not in ("fp32", "bf16"):
+        raise ValueError(f"--precision={options.precision}: expected fp32 or bf16")
+    for name in ("train_list", "test_list"):
+        file = getattr(options, name)
+        if file is not None and not file.is_file():
+            raise ValueError(f"--{name.replace('_', '-')}={file}: no such file")
+    check_out("--json", options.json)
+
+
+def check_out(name: str, path: Path | None) -> None:
+    """Raises ValueError where a file cannot come to lie at `path`."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise ValueError(f"{name}={path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
+
+
+def numbers(option: str, text: str, low: float = 0.0, whole: bool = False) -> list[float]:
+    """`0.1,0.3` as numbers above `low`, in order. Raises ValueError, one line."""
+    try:
+        found = [int(part) if whole else float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) <= low or len(set(found)) < len(found):
+        kind = "integers" if whole else "numbers"
+        raise ValueError(f"{option}={text}: expected different {kind} above {low:g} with commas between them")
+    return found

@@ -1,0 +1,234 @@
+"""Any backbone from one word: a run of ours, a published file, an export, a library's network, or random weights.
+
+    runs/demo                       a run's latest checkpoint; or one of its checkpoints/step-...
+    swav_800ep_pretrain.pth.tar     a file of weights: published SwAV's, torchvision's or timm's layout for ResNets
+    export/  or  model.safetensors  what `make export FORMAT=safetensors` wrote, with its own description
+    FILE@NETWORK                    weights for a network of that name
+    torchvision:NAME, timm:NAME     with the library's own weights
+    random@NETWORK                  random weights; random alone: of the first backbone's network
+
+NETWORK is timm:NAME, torchvision:NAME, one of our ResNets (resnet50w2) or a recipe (config/demo.yaml). Weights that do
+not fit their network are an error with the keys. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evaluation.architectures import (
+    Inputs,
+    Made,
+    build,
+    from_config,
+    resnet_name,
+    resnet_options,
+    without_classifier,
+)
+from launch.trained import read_trained
+from model.backbone import build_backbone
+from model.swav import SwAV
+from model.weights import our_names, read_weights, take_weights
+
+RANDOM = "random"
+HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """word: as it was given. network: images to features, on the CPU, in eval mode. architecture: its name.
+    weights: SHA-256 of all its tensors. swav: the network with its head and prototypes, None where there are none.
+    data: the images that a run of ours was trained on, temperature: of its loss."""
+
+    word: str
+    architecture: str
+    network: nn.Module
+    weights: str
+    inputs: Inputs
+    swav: SwAV | None = None
+    data: str | None = None
+    temperature: float = 0.1
+
+    @property
+    def feature_dim(self) -> int:
+        return int(self.network.feature_dim)  # type: ignore[arg-type]
+
+    def described(self) -> dict[str, Any]:
+        """What a result file says of it."""
+        return {
+            "backbone": self.word,
+            "architecture": self.architecture,
+            "weights": self.weights,
+            "feature_dim": self.feature_dim,
+        }
+
+
+def open_backbones(words: list[str], seed: int = 31) -> list[Backbone]:
+    """All of them in order; `random` alone takes the first one's network. Raises ValueError, one line."""
+    found: list[Backbone] = []
+    for word in words:
+        if word == RANDOM:
+            if not found:
+                raise ValueError(f"{RANDOM} by itself needs a backbone before it; give {RANDOM}@NETWORK")
+            found.append(_random_like(found[0], seed))
+        else:
+            found.append(open_backbone(word, seed))
+    return found
+
+
+def open_backbone(word: str, seed: int = 31) -> Backbone:
+    """The backbone that `word` means; seed: of random weights. Raises ValueError, one line."""
+    path = Path(word)
+    if word.startswith(f"{RANDOM}@"):
+        torch.manual_seed(seed)
+        return _made(word, build(word.partition("@")[2]))
+    if path.is_dir() and (path / "model.safetensors").is_file() and not (path / "manifest.json").is_file():
+        return replace(_from_file(path / "model.safetensors"), word=word)
+    if path.is_dir():
+        return _from_run(word, path)
+    if path.is_file():
+        return replace(_from_file(path), word=word)
+    if word.startswith(("torchvision:", "timm:")):
+        return _made(word, build(word, pretrained=True))
+    file, at, network = word.partition("@")
+    if at and Path(file).is_file():
+        return replace(_from_file(Path(file), build(network)), word=word)
+    raise ValueError(
+        f"backbone {word}: no such run or file; give a run's directory, a file of weights, FILE@NETWORK, "
+        "torchvision:NAME, timm:NAME or random@NETWORK"
+    )
+
+
+def feature_function(
+    backbone: Backbone, network: nn.Module, stage: str | None = None, pool: int = 0
+) -> Callable[[Tensor], Tensor]:
+    """Images [batch, 3, s, s] -> features [batch, dim], float32, by `network` (the backbone's, wherever it lies).
+
+    stage: a part of the network (layer3, blocks.8) whose output is taken, None for the last features. pool: side in
+    pixels of the windows, one pixel apart, over which a map is averaged (6: the published 8192 features of a 7 x 7
+    map); 0: over the whole map. Tokens [batch, n, dim] are averaged. Raises ValueError for an unknown stage.
+    """
+    if stage is None and not pool:
+        return lambda images: network(images).float().flatten(1)
+    stage = stage or ("layer4" if hasattr(network, "layer4") else None)
+    try:
+        module = network.get_submodule(stage or "")
+    except AttributeError:
+        names = ", ".join(name for name, _ in network.named_children())
+        raise ValueError(f"--stage={stage}: {backbone.architecture} has {names}") from None
+
+    def features(images: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        try:
+            network(images)
+        finally:
+            hook.remove()
+        return pooled(seen[-1].float(), pool)
+
+    return features
+
+
+def pooled(output: Float[Tensor, "batch channels *space"], window: int) -> Float[Tensor, "batch features"]:
+    """Maps [batch, channels, height, width] averaged over windows or as a whole, tokens [batch, n, dim] over n.
+    Raises ValueError for a window larger than the map."""
+    if output.ndim == 4:
+        if window > min(output.shape[2:]):
+            raise ValueError(f"--pool={window}: the map has {output.shape[2]} x {output.shape[3]} pixels")
+        return (functional.avg_pool2d(output, window, stride=1) if window else output.mean((2, 3))).flatten(1)
+    return output.mean(1) if output.ndim == 3 else output.flatten(1)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of all tensors."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- kinds
+def _made(word: str, made: Made) -> Backbone:
+    network = made.network.eval()
+    return Backbone(word, made.name, network, weights_digest(network), made.inputs)
+
+
+def _random_like(first: Backbone, seed: int) -> Backbone:
+    """The first backbone's network with weights drawn anew, by each part's own initialisation."""
+    network = copy.deepcopy(first.network)
+    torch.manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # as model/resnet.py does
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    return replace(first, word=RANDOM, network=network, weights=weights_digest(network), swav=None)
+
+
+def _from_run(word: str, path: Path) -> Backbone:
+    trained = read_trained(path)
+    config, network = trained.config, trained.network
+    options = f" {trained.options}" if trained.options else ""
+    return Backbone(
+        word,
+        f"{trained.backbone_name}{options}",
+        network.backbone,
+        weights_digest(network.backbone),
+        from_config(config),
+        swav=network,
+        data=config["data"]["path"],
+        temperature=config["swav"]["temperature"],
+    )
+
+
+def _from_file(path: Path, made: Made | None = None) -> Backbone:
+    weights = without_classifier(our_names(read_weights(path)))
+    header = _header(path)
+    if made is None and "backbone" in header:
+        options = json.loads(header.get("options", "{}"))
+        inputs = from_config(json.loads(header["config"])) if "config" in header else Inputs()
+        made = Made(build_backbone(header["backbone"], **options), header["backbone"], inputs)
+    if made is None:
+        options = resnet_options(weights, path)
+        made = Made(build_backbone("resnet", **options), resnet_name(options), Inputs())
+    network = made.network
+    swav = _with_heads(network, weights)
+    take_weights(network if swav is None else swav, weights, f"weights {path}")
+    if swav is not None:
+        swav.eval().prototypes.normalize()  # published files hold them one update after that
+    network.eval()
+    return Backbone(str(path), made.name, network, weights_digest(network), made.inputs, swav=swav)
+
+
+def _with_heads(network: nn.Module, weights: Mapping[str, Tensor]) -> SwAV | None:
+    """A SwAV network around the backbone, if the file has one projection head of two layers and one set of
+    prototypes."""
+    if not {*HEAD_KEYS, "prototypes.weight"} <= set(weights):
+        return None
+    prototypes, embedding_dim = weights["prototypes.weight"].shape
+    return SwAV(network, weights["projection_head.0.weight"].shape[0], embedding_dim, prototypes)
+
+
+def _header(path: Path) -> dict[str, str]:
+    """A safetensors file's own description, {} of others."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}

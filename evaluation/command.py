@@ -1,0 +1,132 @@
+"""The course of a sub-command: arguments, backbones, images, work, table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from evaluation.arguments import check_arguments
+from launch.cluster import Cluster, cluster_from_environment
+from launch.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
+
+if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
+    from evaluation.backbones import Backbone
+    from evaluation.features import Labelled
+    from evaluation.place import Place
+
+Figures = dict[str, Any]
+Evaluate = Callable[["Backbone", "Labelled", "Place"], Figures]
+
+
+def compare(
+    command: str,
+    options: argparse.Namespace,
+    check: Callable[[argparse.Namespace], None],
+    prepare: Callable[[argparse.Namespace], Evaluate],
+    labelled: Callable[..., Any] | None = None,
+) -> int:
+    """Evaluate each backbone on the same images; writes --json and prints a table. Returns the exit code.
+
+    check: raises ValueError for arguments that cannot work. prepare: imports what is heavy, and gives the function that
+    evaluates a backbone. labelled: opens the images; default `evaluation.place.open_labelled`.
+    """
+    cluster = Cluster()
+    with mistakes_end_the_run(cluster):
+        cluster = cluster_from_environment()
+        check_arguments(options)
+        check(options)
+        from evaluation.backbones import open_backbones
+        from evaluation.place import open_labelled, place_for, together
+        from pipeline.table import DatasetError
+
+        place = place_for(options, cluster)
+        backbones = open_backbones([options.backbone, *options.peers], options.seed)
+        data, path = (labelled or open_labelled)(options, backbones[0], place)
+        evaluate = prepare(options)
+    results = []
+    try:
+        with together(place):
+            for backbone in backbones:
+                started = time.perf_counter()
+                figures = evaluate(backbone, data, place)
+                results.append({**backbone.described(), **figures, "seconds": time.perf_counter() - started})
+    except (DatasetError, AskedTooMuch) as error:
+        print_error(error, cluster)
+        return EXIT_MISTAKE
+    if cluster.main:
+        report(command, options, {"path": path, **counts(data)}, results)
+    return 0
+
+
+class AskedTooMuch(ValueError):
+    """A mistake in the arguments that shows only on the network or its features."""
+
+
+def counts(data: Labelled) -> dict[str, Any]:
+    """How many images and classes were learnt from and scored."""
+    classes = data.train.classes or sorted(set(data.train.label[data.train_rows].tolist()))
+    return {"train_images": len(data.train_rows), "test_images": len(data.test_rows), "classes": len(classes)}
+
+
+def report(command: str, options: argparse.Namespace, data: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    """The table on stdout, and the result file where one is asked for."""
+    from launch.durable import write_atomically
+    from launch.journal import versions
+
+    settings = {
+        name: str(value) if hasattr(value, "parts") else value
+        for name, value in vars(options).items()
+        if name not in ("backbone", "peers", "json", "data")
+    }
+    whole = {"command": command, "data": data, "settings": settings, "results": results, "versions": versions()}
+    if options.json is not None:
+        write_atomically(options.json, json.dumps(whole, indent=1) + "\n")
+    print(table(whole))
+
+
+def table(whole: dict[str, Any]) -> str:
+    """A result file as text: a row a backbone, a column a figure."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+
+    data = whole["data"]
+    found = ", ".join(f"{data[name]:,} {name.replace('_', ' ')}" for name in data if isinstance(data[name], int))
+    shown = Table(title=f"{whole['command']} on {data['path']}: {found}", title_justify="left")
+    shown.add_column("backbone", overflow="fold")
+    rows = [flat(result) for result in whole["results"]]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    for name in columns:
+        shown.add_column(name, justify="right")
+    for result, row in zip(whole["results"], rows, strict=True):
+        shown.add_row(result["backbone"], *(figure_text(name, row.get(name)) for name in columns))
+    text = io.StringIO()
+    Console(file=text, width=max(100, 40 + 14 * len(columns))).print(shown)
+    return text.getvalue().rstrip()
+
+
+def flat(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a result that a table has room for: numbers, and those one level below."""
+    plain: dict[str, Any] = {}
+    for name, value in result.items():
+        if isinstance(value, dict):
+            plain |= {f"{name} {key}": one for key, one in value.items() if isinstance(one, (int, float, str))}
+        elif isinstance(value, (int, float)):
+            plain[name] = value
+    return plain
+
+
+def figure_text(name: str, value: Any) -> str:
+    """A figure as a table shows it: shares in per cent."""
+    if isinstance(value, float) and name == "seconds":
+        return f"{value:.1f}"
+    if isinstance(value, float) and 0 <= value <= 1 and any(word in name for word in SHARES):
+        return f"{value:.2%}"
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+SHARES = ("top1", "top5", "k-NN", "mAP", "recall", "purity", "precision")

@@ -1,0 +1,55 @@
+"""Weighted k-nearest-neighbour classification on frozen features (Wu et al., CVPR 2018): nothing is trained.
+
+Cosine similarity; each of the k nearest images votes for its class with exp(similarity / temperature). All k come from
+one pass. The figure usually quoted is k = 20, temperature 0.07.
+
+    evaluate.py knn runs/demo
+    evaluate.py knn swav_800ep_pretrain.pth.tar /data/imagenet --peers random torchvision:resnet50
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from evaluation.arguments import command_parser, numbers
+from evaluation.command import Evaluate, Figures, compare
+
+
+def main(arguments: list[str]) -> int:
+    parser = command_parser("knn", __doc__)
+    parser.add_argument("--k", default="10,20,100,200", help="neighbours, with commas (default 10,20,100,200)")
+    parser.add_argument("--temperature", type=float, default=0.07, help="of the votes (default 0.07)")
+    return compare("knn", parser.parse_args(arguments), check, prepare)
+
+
+def check(options: argparse.Namespace) -> None:
+    numbers("--k", options.k, whole=True)
+    if options.temperature <= 0:
+        raise ValueError(f"--temperature={options.temperature}: expected more than 0")
+
+
+def prepare(options: argparse.Namespace) -> Evaluate:
+    from torch.nn.functional import normalize
+
+    from evaluation.features import labels
+    from evaluation.frozen import split_features
+    from evaluation.knn import predict_each
+
+    neighbours = [int(k) for k in numbers("--k", options.k, whole=True)]
+
+    def evaluate(backbone, data, place) -> Figures:
+        train, test = split_features(backbone, data, place, options)
+        cluster = place.cluster
+        mine = slice(cluster.rank, None, cluster.world_size)  # every process classifies its share of the test
+        wanted = labels(data.test, data.test_rows[mine], place.device)
+        found = predict_each(
+            normalize(train).to(place.device),
+            labels(data.train, data.train_rows, place.device),
+            normalize(test[mine]).to(place.device),
+            neighbours,
+            options.temperature,
+        )
+        right = cluster.add_up([int((classes == wanted).sum()) for classes in found])
+        return {"k-NN top1": {f"k={k}": n / len(data.test_rows) for k, n in zip(neighbours, right, strict=True)}}
+
+    return evaluate

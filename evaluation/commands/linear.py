@@ -1,0 +1,83 @@
+"""Linear classification on a frozen backbone.
+
+The published protocol: RandomResizedCrop and flip, SGD with momentum 0.9, 100 epochs, learning rate 0.3 for 256 images
+a step (scaled with --batch) falling as a cosine by epochs, weight decay 1e-6. The last epoch is the result. Several
+learning rates are trained in one pass over the images. An interrupted command goes on after its last whole epoch.
+
+    evaluate.py linear runs/demo --epochs 10 --lr 0.1,0.3,1
+    evaluate.py linear swav_800ep_pretrain.pth.tar /data/imagenet --stage layer3
+    evaluate.py linear runs/demo --cached        logistic regression on the central crops' features: seconds
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from evaluation.arguments import command_parser, numbers
+from evaluation.command import Evaluate, Figures, compare
+
+
+def main(arguments: list[str]) -> int:
+    parser = command_parser("linear", __doc__)
+    parser.add_argument("--lr", default="0.3", help="learning rates for 256 images a step, with commas (default 0.3)")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--weight-decay", type=float, default=1e-6)
+    parser.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    parser.add_argument("--bn", action="store_true", help="batch norm in front of the classifier")
+    parser.add_argument("--best", action="store_true", help="also the best over epochs, chosen on the scored images")
+    parser.add_argument("--cached", action="store_true", help="logistic regression on kept features, for small sets")
+    return compare("linear", parser.parse_args(arguments), check, prepare)
+
+
+def check(options: argparse.Namespace) -> None:
+    numbers("--lr", options.lr)
+    if options.epochs < 1 or options.weight_decay < 0:
+        raise ValueError(
+            f"--epochs={options.epochs} --weight-decay={options.weight_decay}: expected 1 or more, and 0 or more"
+        )
+
+
+def prepare(options: argparse.Namespace) -> Evaluate:
+    import hashlib
+
+    import torch
+
+    from evaluation.backbones import feature_function
+    from evaluation.cache import cache_key
+    from evaluation.features import labels
+    from evaluation.frozen import about, split_features
+    from evaluation.linear import Protocol, train_classifiers
+    from evaluation.logistic import best_regression
+    from evaluation.place import central_crops, training_crops
+
+    rates = tuple(numbers("--lr", options.lr))
+
+    def evaluate(backbone, data, place) -> Figures:
+        wanted = labels(data.test, data.test_rows, place.device)
+        if options.cached:
+            return regression(backbone, data, place, wanted)
+        central = central_crops(backbone, options)
+        test = split_features(backbone, data, place, options, only_test=True)[1]
+        scaled = tuple(rate * options.batch / 256 for rate in rates)
+        protocol = Protocol(scaled, options.epochs, 0.9, options.nesterov, options.weight_decay, options.bn)
+        progress = None
+        if place.cache is not None:
+            key = cache_key(about(backbone, options), data.train, data.train_rows, central, place.backend)
+            key += cache_key({}, data.test, data.test_rows, central, "") + repr((protocol, options.batch, options.seed))
+            progress = place.cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        function = feature_function(backbone, backbone.network, options.stage, options.pool)
+        what = f"{backbone.word}: linear"
+        curves = train_classifiers(
+            function, (test, wanted), data, training_crops(central), protocol, place, progress, what
+        )
+        figures: Figures = {"linear top1": {f"lr={rate:g}": c[-1] for rate, c in zip(rates, curves, strict=True)}}
+        if options.best:
+            figures["best epoch's top1"] = {f"lr={r:g}": max(c) for r, c in zip(rates, curves, strict=True)}
+        return {**figures, "curves": {f"lr={rate:g}": curve for rate, curve in zip(rates, curves, strict=True)}}
+
+    def regression(backbone, data, place, wanted: torch.Tensor) -> Figures:
+        known = labels(data.train, data.train_rows, place.device)
+        train, test = (part.to(place.device) for part in split_features(backbone, data, place, options))
+        return best_regression(train, known, test, wanted)
+
+    return evaluate

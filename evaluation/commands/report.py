@@ -1,0 +1,131 @@
+"""One HTML page: result files side by side, and pictures of what backbones have learnt.
+
+For CKPT and each of --peers: the run's learning curve, the images of its prototypes with the entropy of their classes,
+nearest neighbours of queries, and the features on the plane of their two principal components. For --results: a table
+for each sub-command and dataset, and curves where there are any. CKPT none: tables and curves alone.
+
+    evaluate.py knn runs/demo --peers random --json knn.json
+    evaluate.py report runs/demo --peers random --results knn.json --out report.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from evaluation.arguments import check_arguments, check_out, command_parser
+from launch.cluster import Cluster
+from launch.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
+
+NOTHING = "none"
+
+
+def main(arguments: list[str]) -> int:
+    parser = command_parser("report", __doc__)
+    parser.add_argument("--results", metavar="FILE", type=Path, nargs="+", default=[], help="what --json wrote")
+    parser.add_argument("--out", metavar="HTML", type=Path, default=Path("report.html"), help="default report.html")
+    parser.add_argument("--images", type=int, default=2000, help="on the plane of features at most (default 2000)")
+    parser.add_argument("--queries", type=int, default=10, help="whose neighbours are shown (default 10)")
+    options = parser.parse_args(arguments)
+    cluster, parts = Cluster(), []
+    with mistakes_end_the_run(cluster):
+        check_arguments(options)
+        check_out("--out", options.out)
+        for name in ("images", "queries"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"--{name}={getattr(options, name)}: expected an integer from 1 on")
+        wholes = [read_result(file) for file in options.results]
+        if options.backbone == NOTHING and not wholes:
+            raise ValueError("CKPT is none and --results is not given: there is nothing to report")
+        from evaluation.page import page, result_tables
+        from pipeline.table import DatasetError
+
+        opened = None if options.backbone == NOTHING else open_all(options, cluster)
+    parts += [*result_tables(wholes), *result_curves(wholes)]
+    try:
+        if opened is not None:
+            backbones, data, place = opened
+            for backbone in backbones:
+                parts += backbone_pictures(backbone, data, place, options)
+    except (DatasetError, ValueError) as error:
+        print_error(error, cluster)
+        return EXIT_MISTAKE
+    from launch.durable import write_atomically
+
+    write_atomically(options.out, page("Backbones, evaluated", parts))
+    print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")
+    if options.json is not None:
+        made = {"command": "report", "page": str(options.out), "results": wholes}
+        write_atomically(options.json, json.dumps(made, indent=1) + "\n")
+    return 0
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """A file that another sub-command wrote. Raises ValueError, one line."""
+    try:
+        whole = json.loads(file.read_text())
+        _ = [result["backbone"] for result in whole["results"]], whole["command"], whole["data"]["path"]
+    except OSError as error:
+        raise ValueError(f"--results={file}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--results={file} is no result; give what a sub-command wrote by --json") from None
+    return whole
+
+
+def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, Any]:
+    from evaluation.backbones import open_backbones
+    from evaluation.place import open_labelled, place_for
+
+    place = place_for(options, cluster)
+    backbones = open_backbones([options.backbone, *options.peers], options.seed)
+    return backbones, open_labelled(options, backbones[0], place)[0], place
+
+
+def result_curves(wholes: list[dict[str, Any]]) -> list[str]:
+    """Figures over epochs, a picture for each sub-command and dataset that has any."""
+    from evaluation.page import heading, picture
+    from evaluation.pictures import curves
+
+    groups: dict[str, dict[str, list[float]]] = {}
+    for whole in wholes:
+        for result in whole["results"]:
+            for name, curve in result.get("curves", {}).items():
+                lines = groups.setdefault(f"{whole['command']} on {whole['data']['path']}", {})
+                lines[f"{result['backbone']}, {name}"] = curve
+    made = [picture(curves(lines, title), f"Top-1 after each epoch, {title}") for title, lines in groups.items()]
+    return [heading("Curves"), *made] if made else []
+
+
+def backbone_pictures(backbone: Any, data: Any, place: Any, options: argparse.Namespace) -> list[str]:
+    """The part of the page about one backbone."""
+    import numpy as np
+    from torch.nn.functional import normalize
+
+    from evaluation.clusters import assigned, class_entropy, prototype_scores
+    from evaluation.frozen import split_features
+    from evaluation.page import heading, picture
+    from evaluation.pictures import atlas, neighbour_sheet, projection, run_curve
+    from evaluation.retrieval import nearest
+
+    train, test = split_features(backbone, data, place, options)
+    parts = [heading(f"{backbone.word} ({backbone.architecture})")]
+    if (curve := run_curve(Path(backbone.word))) is not None:
+        parts.append(picture(curve, "Loss and k-NN accuracy in pre-training"))
+    if backbone.swav is not None and not (options.stage or options.pool):
+        scores = prototype_scores(backbone.swav.cpu().eval(), train)
+        found, label = assigned(scores, backbone.temperature), data.train.label[data.train_rows]
+        entropy = class_entropy(found["prototype"], label, scores.shape[1])
+        sheet = atlas(data.train, data.train_rows, found, entropy, scores.shape[1])
+        told = "The largest prototypes: their images with the highest scores, the entropy (nats) of their classes"
+        parts.append(picture(sheet, told))
+    queries = np.linspace(0, len(test) - 1, min(options.queries, len(test))).astype(int)
+    _, index = nearest(normalize(train), normalize(test)[queries.tolist()], 9)
+    told = "Queries (left) and their nearest images by cosine; green: of the query's class"
+    parts.append(picture(neighbour_sheet(data, queries, index.numpy(), tile=72), told))
+    points = np.linspace(0, len(test) - 1, min(options.images, len(test))).astype(int)
+    label = data.test.label[data.test_rows[points]]
+    plane = projection(normalize(test)[points.tolist()].numpy(), label, data.test.classes)
+    parts.append(picture(plane, f"Features of {len(points):,} images to score, unit length"))
+    return parts

@@ -1,0 +1,136 @@
+"""The whole network trained on with labels: a new linear layer on the backbone, learning rates of their own for both.
+
+SwAV's semi-supervised protocol: SGD, momentum 0.9, no weight decay, 20 epochs of 256 images a step, both rates by 0.2
+after epochs 12 and 16; RandomResizedCrop and flip; batch norm learns too, over all processes together.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evaluation.backbones import Backbone
+from evaluation.features import Labelled
+from evaluation.place import MAX_BAD, Place
+from evaluation.progress import average_, load_progress, save_progress
+from evaluation.subsets import take
+from model.batchnorm import replace_batch_norm
+from pipeline.crops import Crops
+from pipeline.folder import progress_bar
+from pipeline.loader import Loader, evaluation_batches
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """rate, head_rate: of backbone and classifier. schedule: "steps" (times 0.2 at 60 and 80 % of the epochs) or
+    "cosine" (to 0, by epochs). every_epoch: score after each epoch, not only the last."""
+
+    rate: float
+    head_rate: float
+    epochs: int = 20
+    weight_decay: float = 0.0
+    schedule: str = "steps"
+    every_epoch: bool = False
+
+
+def factor(schedule: str, epoch: int, epochs: int) -> float:
+    """What both learning rates are multiplied by in an epoch."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return 0.2 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
+
+
+class Classifier(nn.Module):
+    """Logits of images: a linear layer on the backbone's features."""
+
+    def __init__(self, backbone: nn.Module, dim: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(dim, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.backbone(images).float().flatten(1))
+
+
+def finetune(
+    backbone: Backbone,
+    data: Labelled,
+    central: Crops,
+    training: Crops,
+    tuning: Tuning,
+    place: Place,
+    progress: Path | None,
+    what: str,
+) -> list[float]:
+    """Top-1 on data.test_rows after the last epoch of training on data.train_rows, or after each. The backbone itself
+    is left as it is.
+
+    progress: file to resume from and to save to after each epoch, removed at the end; None: none.
+    """  # fmt: skip
+    cluster, table = place.cluster, take(data.train, data.train_rows)
+    batch = min(place.batch, len(table) // cluster.world_size * cluster.world_size)
+    labels = torch.as_tensor(table.label).long()
+    classes = int(max(int(labels.max()), int(data.test.label[data.test_rows].max()))) + 1
+    torch.manual_seed(place.seed)
+    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, classes).to(place.device)
+    if cluster.world_size > 1:
+        replace_batch_norm(network, 0, cluster.world_size, cluster.rank)
+    groups = [
+        {"params": list(network.backbone.parameters()), "base": tuning.rate},
+        {"params": list(network.fc.parameters()), "base": tuning.head_rate},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=tuning.rate, momentum=0.9, weight_decay=tuning.weight_decay)
+    curves = load_progress(progress, network, optimizer)
+    loader = Loader(
+        table, training, backend=place.backend, seed=place.seed, global_batch=batch, rank=cluster.rank,
+        world_size=cluster.world_size, threads=place.threads, device_id=place.device_id, dtype=torch.float32,
+        max_bad_fraction=MAX_BAD,
+    )  # fmt: skip
+    loader.position.epoch = len(curves)
+    with closing(loader), progress_bar(tuning.epochs * len(loader), what, "step", cluster.main) as bar:
+        bar.update(len(curves) * len(loader))
+        for epoch in range(len(curves), tuning.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = group["base"] * factor(tuning.schedule, epoch, tuning.epochs)
+            network.train()
+            for images in loader:
+                with place.precision():
+                    logits = network(images.crops[0].to(place.device, torch.float32)).float()
+                loss = functional.cross_entropy(logits, labels[torch.as_tensor(images.rows)].to(place.device))
+                optimizer.zero_grad()
+                loss.backward()
+                average_([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+                optimizer.step()
+                bar.update()
+            average_([buffer for buffer in network.buffers() if buffer.is_floating_point()])
+            scored = tuning.every_epoch or epoch + 1 == tuning.epochs
+            curves.append([_accuracy(network, data, central, place)] if scored else [])
+            if progress is not None and cluster.main:
+                save_progress(progress, network, optimizer, curves)
+    if progress is not None and cluster.main:
+        progress.unlink(missing_ok=True)
+    return [score for scores in curves for score in scores]
+
+
+@torch.no_grad()
+def _accuracy(network: nn.Module, data: Labelled, central: Crops, place: Place) -> float:
+    """Share of data.test_rows that are classified right; each process scores its own part of them."""
+    network.eval()
+    rows = data.test_rows[place.cluster.rank :: place.cluster.world_size]
+    right = 0
+    batches = evaluation_batches(
+        data.test, rows, central, backend=place.backend, batch_size=max(1, min(place.batch, len(rows))),
+        threads=place.threads, device_id=place.device_id, max_bad_fraction=MAX_BAD,
+    )  # fmt: skip
+    for images in batches if len(rows) else ():
+        with place.precision():
+            found = network(images.crops[0].to(place.device, torch.float32)).argmax(1).cpu()
+        right += int((found == torch.as_tensor(data.test.label[images.rows]).long()).sum())
+    return place.cluster.add_up([right])[0] / len(data.test_rows)

@@ -1,0 +1,120 @@
+"""Linear classifiers on a frozen backbone by the published protocol, several learning rates in one pass.
+
+SwAV's code: RandomResizedCrop and flip; weights normal(0, 0.01), bias 0; SGD, momentum 0.9, weight decay 1e-6; learning
+rate 0.3 at 256 images a step, cosine to 0 by epochs; 100 epochs. The backbone stays in eval mode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evaluation.features import Labelled
+from evaluation.place import MAX_BAD, Place
+from evaluation.progress import average_, load_progress, save_progress
+from evaluation.subsets import take
+from pipeline.crops import Crops
+from pipeline.folder import progress_bar
+from pipeline.loader import Loader
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """rates: learning rates, each with a classifier of its own. batch_norm: in front of each classifier."""
+
+    rates: tuple[float, ...]
+    epochs: int = 100
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-6
+    batch_norm: bool = False
+
+
+def cosine(rate: float, epoch: int, epochs: int) -> float:
+    """The learning rate of an epoch: from `rate` towards 0, constant within the epoch."""
+    return rate * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def classifier(dim: int, classes: int, batch_norm: bool) -> nn.Sequential:
+    """A linear layer as the protocol starts it, behind batch norm if asked for."""
+    layer = nn.Linear(dim, classes)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return nn.Sequential(*([nn.BatchNorm1d(dim)] if batch_norm else []), layer)
+
+
+def train_classifiers(
+    function: Callable[[Tensor], Tensor],
+    test: tuple[Float[Tensor, "test features"], Int[Tensor, " test"]],
+    data: Labelled,
+    crops: Crops,
+    protocol: Protocol,
+    place: Place,
+    progress: Path | None,
+    what: str = "linear",
+) -> list[list[float]]:
+    """Top-1 on the test after each epoch, a list for each learning rate.
+
+    function: images to features; crops: of training; test: features and labels of the images to score.
+    progress: file to resume from and to save to after each epoch, removed at the end; None: none.
+    """
+    table, cluster = take(data.train, data.train_rows), place.cluster
+    batch = min(place.batch, len(table) // cluster.world_size * cluster.world_size)
+    features, wanted = (part.to(place.device) for part in test)
+    classes = int(max(int(table.label.max()), int(wanted.max()))) + 1
+    torch.manual_seed(place.seed)
+    heads = nn.ModuleList([classifier(features.shape[1], classes, protocol.batch_norm) for _ in protocol.rates]).to(
+        place.device
+    )
+    optimizer = torch.optim.SGD(
+        [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, protocol.rates, strict=True)],
+        lr=protocol.rates[0],
+        momentum=protocol.momentum,
+        nesterov=protocol.nesterov,
+        weight_decay=protocol.weight_decay,
+    )
+    curves = load_progress(progress, heads, optimizer)
+    loader = Loader(
+        table, crops, backend=place.backend, seed=place.seed, global_batch=batch, rank=cluster.rank,
+        world_size=cluster.world_size, threads=place.threads, device_id=place.device_id, dtype=torch.float32,
+        max_bad_fraction=MAX_BAD,
+    )  # fmt: skip
+    loader.position.epoch = len(curves)
+    labels = torch.as_tensor(table.label).long()
+    total = protocol.epochs * len(loader)
+    with closing(loader), progress_bar(total, what, "step", cluster.main) as bar:
+        bar.update(len(curves) * len(loader))
+        for epoch in range(len(curves), protocol.epochs):
+            for group, rate in zip(optimizer.param_groups, protocol.rates, strict=True):
+                group["lr"] = cosine(rate, epoch, protocol.epochs)
+            heads.train()
+            for images in loader:
+                with torch.no_grad(), place.precision():
+                    seen = function(images.crops[0].to(place.device, torch.float32)).float()
+                target = labels[torch.as_tensor(images.rows)].to(place.device)
+                loss = torch.stack([functional.cross_entropy(head(seen), target) for head in heads]).sum()
+                optimizer.zero_grad()
+                loss.backward()
+                average_([parameter.grad for parameter in heads.parameters() if parameter.grad is not None])
+                optimizer.step()
+                bar.update()
+            average_([buffer for buffer in heads.buffers() if buffer.is_floating_point()])
+            curves.append(_scores(heads.eval(), features, wanted))
+            if progress is not None and cluster.main:
+                save_progress(progress, heads, optimizer, curves)
+    if progress is not None and cluster.main:
+        progress.unlink(missing_ok=True)
+    return [list(curve) for curve in zip(*curves, strict=True)]
+
+
+@torch.no_grad()
+def _scores(heads: nn.ModuleList, features: Tensor, wanted: Tensor) -> list[float]:
+    return [float((head(features).argmax(1) == wanted).double().mean()) for head in heads]

@@ -1,0 +1,66 @@
+"""The report's HTML: one page with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from evaluation.command import figure_text, flat
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
+h1, h2, h3 { font-weight: 600; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
+table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; }
+td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; } img { max-width: 100%; }
+figure { margin: 1em 0; } figcaption, .note { color: #666; font-size: 90%; }
+"""
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """The whole document."""
+    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    body = f"<h1>{html.escape(title)}</h1>{''.join(parts)}"
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def heading(text: str, level: int = 2) -> str:
+    return f"<h{level}>{html.escape(text)}</h{level}>"
+
+
+def picture(image: Image.Image, caption: str) -> str:
+    """The picture inside the page, and what it shows."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    told = html.escape(caption)
+    return f'<figure><img alt="{told}" src="data:image/png;base64,{data}"><figcaption>{told}</figcaption></figure>'
+
+
+def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
+    """A table for each command and dataset, the backbones of all files under each other."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for whole in wholes:
+        groups.setdefault((whole["command"], whole["data"]["path"]), []).append(whole)
+    parts = []
+    for (command, path), members in groups.items():
+        results = [result for whole in members for result in whole["results"]]
+        columns = list(dict.fromkeys(name for result in results for name in flat(result)))
+        rows = [
+            [result["backbone"], *(figure_text(name, flat(result).get(name)) for name in columns)] for result in results
+        ]
+        found = members[0]["data"]
+        counted = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in found.items() if isinstance(v, int))
+        parts += [heading(f"{command} on {path}"), f'<p class="note">{html.escape(counted)}</p>']
+        parts.append(_table(["backbone", *columns], rows))
+    return parts
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,142 @@
+"""Pictures for sheets and for the report, out of datasets."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image, ImageDraw
+
+from evaluation.clusters import GAP, TILE, thumbnail, top_images
+from evaluation.curve import draw_curve
+from evaluation.features import Labelled
+from pipeline.reader import Reader
+from pipeline.table import SampleTable
+
+
+def neighbour_sheet(
+    data: Labelled, queries: Int[np.ndarray, " queries"], neighbours: Int[np.ndarray, "queries shown"], tile: int = TILE
+) -> Image.Image:
+    """A row a query: the query, then its neighbours, in green where they are of its class and in red where not.
+
+    queries: indices into data.test_rows; neighbours: into data.train_rows.
+    """
+    step, edge = tile + GAP, 3
+    sheet = Image.new("RGB", ((1 + neighbours.shape[1]) * step + 3 * GAP, len(queries) * step + GAP), "white")
+    test, train = Reader(data.test), Reader(data.train)
+    try:
+        for line, (query, found) in enumerate(zip(queries, neighbours, strict=True)):
+            row = int(data.test_rows[query])
+            sheet.paste(thumbnail(test.decode(row), tile), (GAP, GAP + line * step))
+            for column, index in enumerate(found):
+                other = int(data.train_rows[index])
+                same = data.train.label[other] == data.test.label[row]
+                framed = Image.new("RGB", (tile, tile), "#3cb44b" if same else "#e6194b")
+                framed.paste(thumbnail(train.decode(other), tile - 2 * edge), (edge, edge))
+                sheet.paste(framed, ((column + 1) * step + 3 * GAP, GAP + line * step))
+    finally:
+        test.close()
+        train.close()
+    return sheet
+
+
+def principal_plane(features: Float[np.ndarray, "rows features"]) -> tuple[Float[np.ndarray, "rows 2"], float]:
+    """The rows on the plane of their two largest variances (PCA), and the share of all variance that it shows."""
+    centred = features.astype(np.float64) - features.mean(0)
+    variances, axes = np.linalg.eigh(centred.T @ centred)
+    plane = centred @ axes[:, ::-1][:, :2]
+    if plane.shape[1] < 2:
+        plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    total = float(variances.sum())
+    return plane, float(variances[-2:].sum() / total) if total > 0 else 1.0
+
+
+def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> Image.Image:
+    """Features (N, D) of images on their principal plane, a colour for each class."""
+    pyplot = _pyplot()
+    plane, share = principal_plane(features)
+    figure, axes = pyplot.subplots(figsize=(7.5, 5), layout="constrained")
+    colours = pyplot.get_cmap("tab20")
+    for place, number in enumerate(np.unique(label)):
+        inside = label == number
+        name = classes[number] if classes else str(number)
+        axes.scatter(*plane[inside].T, s=6, color=colours(place % 20), label=name, alpha=0.7, linewidths=0)
+    axes.set(xticks=[], yticks=[], title=f"two principal components, {share:.0%} of the variance")
+    if len(np.unique(label)) <= 20:
+        axes.legend(markerscale=2, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left", frameon=False)
+    return _drawn(figure)
+
+
+def curves(lines: Mapping[str, Sequence[float]], what: str) -> Image.Image:
+    """Figures after each epoch (in [0, 1]), a line for each name."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
+    for name, values in lines.items():
+        axes.plot(range(1, len(values) + 1), values, marker="o", ms=3, label=name)
+    axes.set(xlabel="epoch", ylabel="top-1", title=what)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.legend(fontsize=8, frameon=False)
+    return _drawn(figure)
+
+
+def atlas(
+    table: SampleTable,
+    rows: np.ndarray,
+    assigned: Mapping[str, np.ndarray],
+    entropy: np.ndarray,
+    prototypes: int,
+    shown: int = 24,
+    images: int = 10,
+) -> Image.Image:
+    """A line for each of the `shown` largest prototypes: how many images, the entropy (nats) of their classes, and the
+    images with the highest scores. assigned: columns of `evaluation.clusters.assigned` for `rows`."""
+    sizes = np.bincount(assigned["prototype"], minlength=prototypes)
+    largest = [int(number) for number in np.argsort(-sizes, kind="stable")[:shown] if sizes[number]]
+    tile, left = 64, 150
+    sheet = Image.new("RGB", (left + images * (tile + GAP), len(largest) * (tile + GAP) + GAP), "white")
+    pen, reader = ImageDraw.Draw(sheet), Reader(table)
+    try:
+        for line, number in enumerate(largest):
+            top = GAP + line * (tile + GAP)
+            known = "" if np.isnan(entropy[number]) else f"\nclass entropy {entropy[number]:.2f}"
+            pen.text((GAP, top + 8), f"prototype {number}\n{sizes[number]:,} images{known}", fill="black")
+            chosen = top_images(assigned["prototype"], assigned["score"], number, images)
+            for column, index in enumerate(chosen):
+                sheet.paste(thumbnail(reader.decode(int(rows[index])), tile), (left + column * (tile + GAP), top))
+    finally:
+        reader.close()
+    return sheet
+
+
+def run_curve(run: Path) -> Image.Image | None:
+    """The learning curve of a run's directory (or of a checkpoint's), None where no metrics are kept with k-NN."""
+    folder = next((one for one in (run, *run.parents[:2]) if (one / "metrics.jsonl").is_file()), None)
+    if folder is None:
+        return None
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            draw_curve(folder, Path(scratch) / "curve.png")
+        except (ValueError, KeyError, TypeError):  # a run that has no loss or no score yet
+            return None
+        return Image.open(Path(scratch) / "curve.png").convert("RGB")
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _drawn(figure: Any) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    _pyplot().close(figure)
+    return Image.open(buffer).convert("RGB")

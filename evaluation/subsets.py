@@ -1,0 +1,74 @@
+"""Parts of a dataset: by a file list, or a share of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.draw import philox
+from pipeline.table import DatasetError, SampleTable
+
+
+def take(table: SampleTable, rows: np.ndarray) -> SampleTable:
+    """A table of these rows alone, in this order."""
+    where = {int(row): index for index, row in enumerate(rows)}
+    return replace(
+        table,
+        **{name: getattr(table, name)[rows] for name in ("container", "offset", "length", "width", "height")},
+        label=table.label[rows],
+        state=table.state[rows],
+        quarantine={where[row]: why for row, why in table.quarantine.items() if row in where},
+        fingerprint="",
+    )
+
+
+def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
+    """The usable rows that a file names, one a line, in the file's order: paths below the root or bare file names, with
+    or without extension; names in shards are their members'. What follows a blank (a class, say) is left out. Raises
+    DatasetError for a name that is not there, or that means several images."""
+    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
+    if not names:
+        raise DatasetError(f"{setting}={file}: no names in it; give a name of an image on each line")
+    known = _known([table.name(row) for row in range(len(table))])
+    usable = set(table.usable().tolist())
+    rows: list[int] = []
+    for name in names:
+        row = known.get(name.removeprefix("./"))
+        if row is None:
+            raise DatasetError(f"{setting}={file}: {name} is not among the {len(table)} images")
+        if row < 0:
+            raise DatasetError(f"{setting}={file}: {name} means several images; give its folder too")
+        if row in usable:
+            rows.append(row)
+    if len(set(rows)) < len(rows):
+        raise DatasetError(f"{setting}={file}: it names an image twice")
+    return np.array(rows, np.int64)
+
+
+def _known(names: Sequence[str]) -> dict[str, int]:
+    """Every way to call a row; -1 where that means several."""
+    known: dict[str, int] = {}
+    for row, name in enumerate(names):
+        member = name.rpartition(":")[2]
+        ways = {name, member, member.rpartition("/")[2]}
+        ways |= {way.rpartition(".")[0] for way in ways if "." in way}
+        for way in ways:
+            known[way] = -1 if known.get(way, row) != row else row
+    return known
+
+
+def share_of_each_class(label: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Indices of about `share` of the rows of every class, one at least, ascending: the same for a seed everywhere.
+
+    label: (N,) class numbers. A smaller share's rows are among a larger one's.
+    """
+    chance = philox((np.arange(len(label), dtype=np.uint64), 0, 0, 7), key=(seed, 0))[:, 0]
+    kept = []
+    for number in np.unique(label):
+        rows = np.flatnonzero(label == number)
+        order = rows[np.argsort(chance[rows], kind="stable")]
+        kept.append(order[: max(1, round(share * len(rows)))])
+    return np.sort(np.concatenate(kept))

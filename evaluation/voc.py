@@ -1,0 +1,65 @@
+"""Pascal VOC's images and labels: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/*.jpg."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from evaluation.features import Labelled
+from evaluation.subsets import listed_rows
+from pipeline.dataset import open_dataset
+from pipeline.table import DatasetError, SampleTable
+
+LEARN, SCORE = "trainval", "test"  # VOC 2007's
+
+
+def is_voc(path: Path) -> bool:
+    """Whether `path` is a folder like VOCdevkit/VOC2007."""
+    return all((path / name).is_dir() for name in ("Annotations", "ImageSets", "JPEGImages"))
+
+
+def open_voc(path: Path, cache: str, progress: bool = True) -> tuple[Labelled, np.ndarray, np.ndarray]:
+    """The images, and the targets (images, classes) of both splits: 1 where an object of the class is there, 0 where
+    only difficult ones are (they do not count), -1 otherwise. Raises DatasetError."""
+    table = open_dataset(path / "JPEGImages", cache, progress=progress, setting="DATA")
+    lists = path / "ImageSets" / "Main"
+    for split in (LEARN, SCORE):
+        if not (lists / f"{split}.txt").is_file():
+            raise DatasetError(f"DATA={path}: no ImageSets/Main/{split}.txt; give a folder like VOCdevkit/VOC2007")
+    train, test = (listed_rows(table, lists / f"{split}.txt", "DATA") for split in (LEARN, SCORE))
+    objects = {int(row): read_objects(_annotation(path, table, int(row))) for row in np.concatenate([train, test])}
+    classes = tuple(sorted({name for found in objects.values() for name, _ in found}))
+    if not classes:
+        raise DatasetError(f"DATA={path}: its annotations name no object")
+    table = replace(table, classes=classes)
+    data = Labelled(table, train, table, test)
+    known, truth = (np.stack([targets(objects[int(row)], classes) for row in rows]) for rows in (train, test))
+    return data, known, truth
+
+
+def read_objects(file: Path) -> list[tuple[str, bool]]:
+    """(class, difficult) of every object of an annotation. Raises DatasetError."""
+    try:
+        root = ElementTree.parse(file).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise DatasetError(f"{file}: unreadable annotation ({' '.join(str(error).split())})") from None
+    return [
+        ((one.findtext("name") or "").strip(), (one.findtext("difficult") or "0").strip() == "1")
+        for one in root.iter("object")
+    ]
+
+
+def targets(objects: list[tuple[str, bool]], classes: tuple[str, ...]) -> np.ndarray:
+    """1, 0 or -1 for each class; see `open_voc`."""
+    found = np.full(len(classes), -1, np.int64)
+    for name, difficult in objects:
+        index = classes.index(name)
+        found[index] = max(found[index], 0 if difficult else 1)
+    return found
+
+
+def _annotation(path: Path, table: SampleTable, row: int) -> Path:
+    return path / "Annotations" / Path(table.name(row)).with_suffix(".xml").name

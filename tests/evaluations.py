@@ -1,0 +1,88 @@
+"""A tiny run, tiny images and evaluate.py's sub-commands, for tests."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from photos import write_folder
+from safetensors.torch import save_file
+
+from config.recipe import ROOT, load_config
+from launch.checkpoint import save_checkpoint
+from model.backbone import build_backbone
+from model.lars import LARS, parameter_groups
+from model.segments import Layout
+from model.swav import SwAV
+
+RESNET = {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small", "stem_stride": 2}
+
+
+def images_of_three_classes(root: Path, count: int, seed: int) -> Path:
+    """Noisy images of 20 pixels, their class in the brightness: easy, but not without mistakes."""
+    noise = np.random.default_rng(seed)
+    images = [noise.integers(0, 160, (20, 20, 3)) + noise.integers(0, 45) + 25 * (i % 3) for i in range(count)]
+    return write_folder(root, [image.astype(np.uint8) for image in images], classes=3)
+
+
+def small_dataset(root: Path, train: int = 90, test: int = 30) -> Path:
+    images_of_three_classes(root / "train", train, 0)
+    images_of_three_classes(root / "val", test, 1)
+    return root
+
+
+def small_run(directory: Path, data: Path) -> Path:
+    """A run's directory with one checkpoint of a network at random initialisation."""
+    config = load_config(["config/demo.yaml", f"data.path={data}", f"data.cache={directory}/tables"])
+    config.model = {**config.model, "options": RESNET, "hidden_dim": 16, "embedding_dim": 8, "prototypes": 6}
+    config.evaluation.size, config.evaluation.share = 16, 1.0
+    torch.manual_seed(0)
+    network = SwAV(build_backbone("resnet", **RESNET), 16, 8, 6)
+    optimizer = LARS(parameter_groups(network), lr=0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
+    state = {"step": 7, "images": 90, "loader": {"epoch": 3, "samples": 0}, "config": OmegaConf.to_container(config)}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}.store", rank=0, world_size=1)
+    try:
+        save_checkpoint(directory / "checkpoints", state, network, optimizer, None, keep=1)
+    finally:
+        torch.distributed.destroy_process_group()
+    return directory
+
+
+def published_file(path: Path, network: SwAV) -> Path:
+    """A network's weights as the published checkpoints have them."""
+    weights = {f"module.{key.removeprefix('backbone.')}": value for key, value in network.state_dict().items()}
+    if path.suffix == ".safetensors":
+        save_file(weights, path)
+    else:
+        torch.save({"state_dict": weights, "epoch": 1}, path)
+    return path
+
+
+def evaluate(capsys, *arguments: object, command: str = "knn") -> dict:
+    """A sub-command in this process; its result file. Fails with its error line."""
+    words = [str(argument) for argument in arguments]
+    code = importlib.import_module(f"evaluation.commands.{command}").main(words)
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return json.loads(Path(words[words.index("--json") + 1]).read_text()) | {"text": told.out}
+
+
+def mistake(capsys, *arguments: object, command: str = "knn") -> str:
+    """The one line that a sub-command ends with, exit code 2."""
+    try:
+        code = importlib.import_module(f"evaluation.commands.{command}").main([str(word) for word in arguments])
+    except SystemExit as end:
+        code = end.code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("swave: ")]
+    assert code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+def script(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "evaluate.py"), *map(str, arguments)]

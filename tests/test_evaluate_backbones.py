@@ -1,0 +1,310 @@
+"""Any backbone from one word, and features kept on disk."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from evaluations import RESNET, evaluate, mistake, published_file, script, small_dataset, small_run
+from sklearn.neighbors import KNeighborsClassifier
+
+from config.recipe import ROOT
+from evaluation.backbones import feature_function, open_backbone, open_backbones, weights_digest
+from evaluation.cache import features, part_size
+from evaluation.place import Place
+from evaluation.subsets import listed_rows, share_of_each_class, take
+from launch.cluster import Cluster
+from launch.export import export
+from model.backbone import build_backbone
+from model.swav import SwAV
+from pipeline.crops import Crops, View
+from pipeline.dataset import open_dataset
+from pipeline.table import DatasetError
+
+PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_dataset(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
+
+
+@pytest.fixture
+def options(tmp_path, data):
+    """What every call is given: no cache of another test, the torchvision backend (no warm-up), a result file."""
+    return [
+        "--tables", tmp_path / "tables", "--cache", tmp_path / "features", "--backend", "torchvision",
+        "--json", tmp_path / "result.json",
+    ]  # fmt: skip
+
+
+def published_network():
+    torch.manual_seed(1)
+    network = SwAV(build_backbone("resnet", **PUBLISHED), 32, 8, 20)
+    return network.eval()
+
+
+@torch.no_grad()
+def features_of(network, size=32):
+    return network(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(3)))
+
+
+# ---------------------------------------------------------------------------------------------- one word
+def test_a_published_checkpoint_gives_its_own_networks_features_and_prototypes(tmp_path):
+    network = published_network()
+    found = open_backbone(str(published_file(tmp_path / "swav.pth.tar", network)))
+    torch.testing.assert_close(features_of(found.network), features_of(network.backbone))
+    assert found.swav is not None and found.swav.prototypes.weight.shape == (20, 8)
+    assert found.feature_dim == 512
+    assert found.inputs.std == (0.228, 0.224, 0.225)
+
+
+def test_the_widths_of_the_published_family_are_read_from_their_shapes(tmp_path):
+    for name in ("resnet50", "resnet50w2", "resnet18"):
+        with torch.device("meta"):
+            backbone = build_backbone(name)
+        from evaluation.architectures import resnet_name, resnet_options
+
+        options = resnet_options({f"backbone.{key}": value for key, value in backbone.state_dict().items()}, tmp_path)
+        assert resnet_name(options) == name
+        with torch.device("meta"):
+            again = build_backbone("resnet", **options)
+        assert {k: v.shape for k, v in again.state_dict().items()} == {
+            k: v.shape for k, v in backbone.state_dict().items()
+        }
+
+
+def test_a_run_its_checkpoint_and_its_exports_are_one_backbone(tmp_path, run):
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    export(run, tmp_path / "export", "safetensors")
+    export(run, tmp_path / "plain.pth", "swav")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"model: {{backbone: resnet, options: {RESNET}}}\nevaluation: {{size: 16}}\n".replace("'", ""))
+    words = [
+        run,
+        checkpoint,
+        tmp_path / "export",
+        tmp_path / "export" / "model.safetensors",
+        f"{tmp_path}/plain.pth@{recipe}",
+    ]
+    found = [open_backbone(str(word)) for word in words]
+    assert len({backbone.weights for backbone in found}) == 1
+    assert found[0].inputs == found[2].inputs
+    assert found[0].inputs.size == 16
+    assert found[0].swav is not None and found[0].data is not None
+
+
+def test_torchvision_and_timm_files_load_with_their_classifier_left_out(tmp_path):
+    import timm
+    import torchvision
+
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18().eval()
+    torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
+    ours = open_backbone(f"{tmp_path}/resnet18.pth")
+    theirs = open_backbone(f"{tmp_path}/resnet18.pth@torchvision:resnet18")
+    assert ours.architecture == "resnet18"
+    torch.testing.assert_close(features_of(ours.network, 64), features_of(theirs.network, 64), rtol=1e-4, atol=1e-4)
+    resnet.fc = torch.nn.Identity()
+    torch.testing.assert_close(features_of(theirs.network, 64), features_of(resnet, 64))
+    vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10).eval()
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    found = open_backbone(f"{tmp_path}/vit.pth@timm:vit_tiny_patch16_224")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = vit.forward_head(vit.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(found.network(images), expected)
+    with pytest.raises(ValueError, match=r"no ResNet's.*say which network"):
+        open_backbone(f"{tmp_path}/vit.pth")
+
+
+def test_weights_of_another_network_are_an_error_that_names_the_keys(tmp_path):
+    path = published_file(tmp_path / "swav.pth", published_network())
+    with pytest.raises(ValueError, match=r"missing keys: .*backbone\.layer1\.1\.conv1\.weight") as caught:
+        open_backbone(f"{path}@resnet50")
+    assert "wrongly shaped" in str(caught.value)
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    torch.save({key: value for key, value in weights.items() if "layer4.0.bn2" not in key}, path)
+    with pytest.raises(ValueError, match=r"5 missing keys: backbone\.layer4\.0\.bn2\.weight"):
+        open_backbone(str(path))
+
+
+def test_random_alone_has_the_first_backbones_network_and_other_weights(tmp_path):
+    first, other = open_backbones([str(published_file(tmp_path / "swav.pth", published_network())), "random"])
+    assert other.architecture == first.architecture
+    assert other.weights != first.weights
+    again = open_backbones([str(tmp_path / "swav.pth"), "random"])[1]
+    assert again.weights == other.weights
+    assert open_backbones([str(tmp_path / "swav.pth"), "random"], seed=4)[1].weights != other.weights
+    with pytest.raises(ValueError, match="needs a backbone before it"):
+        open_backbones(["random"])
+
+
+def test_the_digest_sees_every_bit():
+    network = torch.nn.Linear(3, 2)
+    before = weights_digest(network)
+    with torch.no_grad():
+        network.bias[1] = torch.nextafter(network.bias[1], torch.tensor(9.0))
+    assert weights_digest(network) != before
+
+
+def test_a_stages_output_is_pooled_as_asked(tmp_path):
+    backbone = open_backbone(str(published_file(tmp_path / "swav.pth", published_network())))
+    images = torch.randn(2, 3, 224, 224)
+    network = backbone.network
+    with torch.no_grad():
+        last = feature_function(backbone, network)(images)
+        torch.testing.assert_close(feature_function(backbone, network, "layer4")(images), last)
+        windows = feature_function(backbone, network, None, pool=6)(images)  # 2 x 2 windows of a 7 x 7 map
+        assert windows.shape == (2, 4 * last.shape[1])
+        assert feature_function(backbone, network, "layer2")(images).shape == (2, 128)
+        with pytest.raises(ValueError, match="--pool=8: the map has 7 x 7 pixels"):
+            feature_function(backbone, network, None, pool=8)(images)
+    with pytest.raises(ValueError, match=r"--stage=layer9: .* has conv1"):
+        feature_function(backbone, network, "layer9")
+
+
+# ---------------------------------------------------------------------------------------------- the cache
+def place_of(cache, batch=16):
+    return Place(Cluster(), torch.device("cpu"), "torchvision", 1, batch, False, cache, 0)
+
+
+def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_path, monkeypatch):
+    from evaluation import cache
+
+    table = open_dataset(small_dataset(tmp_path / "d", 90, 3) / "train", tmp_path / "t", workers=1, progress=False)
+    monkeypatch.setattr(cache, "SMALLEST", 25)
+    rows, crops = table.usable(), Crops((View(8, (1.0, 1.0)),)).for_evaluation(8, 1.0)
+    assert part_size(len(rows)) == 25
+    seen = []
+
+    def function(images):
+        seen.append(len(images))
+        return images.mean((2, 3))
+
+    def extract():
+        seen.clear()
+        return features(function, {"backbone": "a/b c"}, table, rows, crops, place_of(tmp_path / "f")), sum(seen)
+
+    first, images = extract()
+    assert images == 90
+    again, images = extract()
+    assert images == 0
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    (folder,) = (tmp_path / "f").iterdir()
+    assert folder.name.startswith("a-b-c-")
+    parts = sorted(path.name for path in folder.glob("part-*.npy"))
+    assert parts == [f"part-{i:05d}.npy" for i in range(4)]
+    (folder / parts[1]).unlink()
+    (folder / parts[3]).write_bytes((folder / parts[3]).read_bytes()[:-9])  # cut short
+    mended, images = extract()
+    assert images == 25 + 15
+    torch.testing.assert_close(first, mended, rtol=0, atol=0)
+    other = features(function, {"backbone": "other"}, table, rows, crops, place_of(tmp_path / "f"))
+    torch.testing.assert_close(first, other, rtol=0, atol=0)
+    assert len(list((tmp_path / "f").iterdir())) == 2
+
+
+def test_two_processes_give_the_table_of_one(tmp_path, run, data, capsys, options):
+    one = evaluate(capsys, run, data, *options)
+    (tmp_path / "two").mkdir()
+    command = script("knn", run, data, "--tables", tmp_path / "tables", "--cache", tmp_path / "two" / "f")
+    command = [*command, "--backend", "torchvision", "--json", str(tmp_path / "two.json")]
+    command[:1] = [str(ROOT / ".venv/bin/torchrun"), "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["results"][0]["k-NN top1"] == one["results"][0]["k-NN top1"]
+
+
+# ---------------------------------------------------------------------------------------------- k-NN
+def test_knn_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_path, run, data, capsys, options):
+    found = evaluate(capsys, run, data, "--k", "1,5,20", "--peers", "random", *options)
+    assert [result["backbone"] for result in found["results"]] == [str(run), "random"]
+    assert "k=20" in found["text"]
+    folders = [path.parent for path in (tmp_path / "features").glob("*/about.json")]
+    own = [folder for folder in folders if json.loads((folder / "about.json").read_text())["backbone"] == str(run)]
+    parts = [np.load(path) for folder in own for path in folder.glob("part-*.npy")]
+    test, train = sorted(parts, key=len)
+    assert (len(train), len(test)) == (90, 30)
+    labels = {
+        split: open_dataset(data / split, tmp_path / "x", workers=1, progress=False).label for split in ("train", "val")
+    }
+    for k in (1, 5, 20):
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+        accuracy = theirs.fit(train, labels["train"]).score(test, labels["val"])
+        assert found["results"][0]["k-NN top1"][f"k={k}"] == pytest.approx(accuracy)
+
+
+def test_a_published_checkpoint_is_evaluated(tmp_path, data, capsys, options):
+    path = published_file(tmp_path / "swav_pretrain.pth.tar", published_network())
+    found = evaluate(capsys, path, data, "--size", 32, "--k", "5", *options)
+    assert 0 <= found["results"][0]["k-NN top1"]["k=5"] <= 1
+    assert found["data"] == {"path": str(data), "train_images": 90, "test_images": 30, "classes": 3}
+
+
+def test_file_lists_choose_the_images(tmp_path, run, data, capsys, options):
+    names = [f"class{i % 3}/{i:05d}.png" for i in range(12)]
+    (tmp_path / "list").write_text("\n".join(names))
+    found = evaluate(capsys, run, data, "--train-list", tmp_path / "list", "--k", "1", *options)
+    assert found["data"]["train_images"] == 12
+    (tmp_path / "bad").write_text("class0/00000.png\nnone.png\n")
+    assert "none.png is not among the 90 images" in mistake(
+        capsys, run, data, "--train-list", tmp_path / "bad", *options
+    )
+
+
+def test_lists_take_paths_names_and_stems_and_refuse_doubt(tmp_path):
+    table = open_dataset(small_dataset(tmp_path / "d", 9, 3) / "train", tmp_path / "t", workers=1, progress=False)
+    (tmp_path / "l").write_text("class1/00004.png 1\n00000.png\n./class2/00008.png\n00003\n")
+    rows = listed_rows(table, tmp_path / "l", "--train-list")
+    assert [table.name(row) for row in rows] == [f"class{i % 3}/{i:05d}.png" for i in (4, 0, 8, 3)]
+    assert [take(table, rows).name(i) for i in range(4)] == [table.name(row) for row in rows]
+    (tmp_path / "l").write_text("00000.png\nclass0/00000.png\n")
+    with pytest.raises(DatasetError, match="names an image twice"):
+        listed_rows(table, tmp_path / "l", "--train-list")
+
+
+def test_a_share_of_each_class_is_the_same_everywhere_and_grows():
+    label = np.repeat([0, 1, 2], [100, 1000, 7])
+    one, ten = share_of_each_class(label, 0.01, 5), share_of_each_class(label, 0.1, 5)
+    assert np.bincount(label[one]).tolist() == [1, 10, 1]
+    assert np.bincount(label[ten]).tolist() == [10, 100, 1]
+    assert set(one) <= set(ten)
+    assert set(share_of_each_class(label, 0.1, 6)) != set(ten)
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["nowhere", "{data}"], "backbone nowhere: no such run or file"),
+        (["{run}", "/none"], "DATA=/none: "),
+        (["{run}", "{data}", "--k", "5,x"], "--k=5,x: expected different integers"),
+        (["{run}", "{data}", "--share", "2"], "--share=2.0: expected"),
+        (["{run}", "{data}", "--backend", "pil"], "--backend=pil: expected dali"),
+        (["{run}", "{data}", "--stage", "layer7"], "--stage=layer7: "),
+        (["{run}", "{data}", "--json", "/none/x.json"], "--json=/none/x.json: its folder does not exist"),
+        (["{run}", "{data}", "--wrong"], "unrecognized arguments"),
+        (["random@nothing", "{data}"], "network 'nothing' is unknown"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, run, data, capsys, arguments, told):
+    words = [word.format(run=run, data=data) for word in arguments]
+    line = mistake(capsys, *words, "--tables", tmp_path / "t", "--cache", "none", "--threads", 1)
+    assert told in line
+
+
+def test_the_script_knows_its_commands_and_helps():
+    done = subprocess.run(script("knm", "x"), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "swave: 'knm' is no command of evaluate.py; perhaps knn\n")
+    helped = subprocess.run(script("--help"), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert helped.returncode == 0
+    assert "knn" in helped.stdout

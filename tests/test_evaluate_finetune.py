@@ -1,0 +1,101 @@
+"""Fine-tuning on a part of the labels, and on other images."""
+
+import subprocess
+
+import pytest
+from evaluations import evaluate, mistake, script, small_dataset, small_run
+
+from config.recipe import ROOT
+from evaluation import finetune
+from evaluation.finetune import factor
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_dataset(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    return small_run(tmp_path_factory.mktemp("runs") / "run", data)
+
+
+def arguments(root):
+    places = ["--tables", root / "tables", "--cache", root / "features", "--json", root / "r.json"]
+    return [*places, "--backend", "torchvision", "--batch", 16]
+
+
+def test_the_published_steps_and_the_cosine():
+    assert [factor("steps", epoch, 20) for epoch in (0, 11, 12, 15, 16, 19)] == pytest.approx(
+        [1, 1, 0.2, 0.2, 0.04, 0.04]
+    )
+    assert [factor("cosine", epoch, 4) for epoch in (0, 2)] == pytest.approx([1, 0.5])
+
+
+def test_a_fraction_of_each_class_is_learnt_from(tmp_path, run, data, capsys):
+    words = [run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 4, "--epochs", 8, *arguments(tmp_path)]
+    found = evaluate(capsys, *words, command="semisup")
+    assert found["data"]["train_images"] == 45
+    assert found["results"][0]["semisup top1"] > 0.45  # a guess is a third
+    assert "curves" not in found["results"][0]
+
+
+def test_rates_are_the_published_ones_for_a_tenth(tmp_path, run, data, capsys):
+    (tmp_path / "list").write_text("".join(f"{i:05d}\n" for i in range(18)))
+    words = [run, data, "--train-list", tmp_path / "list", "--epochs", 1, *arguments(tmp_path)]
+    found = evaluate(capsys, *words, command="semisup")
+    assert (found["settings"]["lr"], found["settings"]["head_lr"]) == (0.01, 0.2)
+    assert found["data"]["train_images"] == 18
+    told = mistake(capsys, run, data, "--fraction", 0.3, command="semisup")
+    assert "--fraction=0.3: rates are published for 0.1 and 0.01; give --lr and --head-lr" in told
+
+
+def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):
+    words = [run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 3, "--best", *arguments(tmp_path)]
+    whole = evaluate(capsys, *words, command="semisup")["results"][0]
+    saved = finetune.save_progress
+
+    def save_and_die(path, network, optimizer, curves):
+        saved(path, network, optimizer, curves)
+        if len(curves) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "save_progress", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(capsys, *words, command="semisup")
+    monkeypatch.setattr(finetune, "save_progress", saved)
+    again = evaluate(capsys, *words, command="semisup")["results"][0]
+    assert again["curves"] == whole["curves"]
+    assert again["best epoch's semisup top1"] == max(whole["curves"]["semisup top1"])
+
+
+def test_the_backbone_itself_is_left_as_it_was(tmp_path, run, data, capsys):
+    words = [run, data, "--finetune", "--epochs", 1, *arguments(tmp_path)]
+    result = evaluate(capsys, *words, "--peers", run, command="transfer")["results"]
+    assert result[0]["weights"] == result[1]["weights"]
+    assert result[0]["fine-tuned top1"] == result[1]["fine-tuned top1"]
+    assert {"k-NN top1", "linear top1", "fine-tuned top1"} <= set(result[0])
+
+
+def test_transfer_takes_a_list(tmp_path, run, data, capsys):
+    (tmp_path / "list").write_text("".join(f"class{i % 3}/{i:05d}.png\n" for i in range(30)))
+    words = [run, data, "--train-list", tmp_path / "list", *arguments(tmp_path)]
+    found = evaluate(capsys, *words, command="transfer")
+    assert found["data"]["train_images"] == 30
+    assert "fine-tuned top1" not in found["results"][0]
+
+
+def test_two_processes_fine_tune_together(tmp_path, run, data):
+    command = script(
+        "semisup", run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 2, *arguments(tmp_path)
+    )
+    command[:1] = [str(ROOT / ".venv/bin/torchrun"), "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "r.json").is_file()
+    assert "semisup top1" in done.stdout
+
+
+def test_wrong_rates_are_one_line(run, data, capsys):
+    assert "--lr=-1.0: expected 0 or more" in mistake(capsys, run, data, "--lr", -1, command="semisup")
+    assert "--epochs=0" in mistake(capsys, run, data, "--finetune", "--epochs", 0, command="transfer")

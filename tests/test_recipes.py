@@ -1,0 +1,126 @@
+"""Every recipe: the published figures, networks of the published size, and two steps of each, scaled down."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from config.recipe import ROOT, load_config
+from launch.build import build_network, build_queue
+from launch.cluster import Cluster
+from launch.fit import fit
+from model.loss import swapped_prediction
+from model.optimizer import build_optimizer, set_step
+from model.schedule import warmup_cosine
+from model.sinkhorn import sinkhorn
+
+RECIPES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "config").rglob("*.yaml") if p.name != "default.yaml")
+IMAGENET = 1_281_167
+BIG, SMALL = (4.8, 0.0048, 0.3, 10), (0.6, 0.0006, 0.0, 0)  # peak, final, start, epochs of warm-up
+
+# name: epochs, batch, steps an epoch, learning rates, frozen steps, queue (length, from epoch), head, crops
+PUBLISHED = {
+    "swav_800ep": (800, 4096, 312, BIG, 313, (0, 0), 2048, (2, 6)),
+    "swav_400ep": (400, 4096, 312, BIG, 313, (0, 0), 2048, (2, 6)),
+    "swav_200ep": (200, 4096, 312, BIG, 313, (0, 0), 2048, (2, 6)),
+    "swav_100ep": (100, 4096, 312, BIG, 313, (0, 0), 2048, (2, 6)),
+    "swav_2x224": (400, 4096, 312, BIG, 313, (0, 0), 2048, (2, 0)),
+    "swav_bs256_200ep": (200, 256, 5004, SMALL, 5005, (3840, 15), 2048, (2, 6)),
+    "swav_bs256_400ep": (400, 256, 5004, SMALL, 5005, (3840, 15), 2048, (2, 6)),
+    "swav_w2": (400, 4096, 312, BIG, 313, (0, 0), 8192, (2, 4)),
+    "swav_w4": (400, 2560, 500, BIG, 313, (2560, 0), 8192, (2, 4)),
+    "swav_w5": (400, 1536, 834, BIG, 313, (1536, 0), 10240, (2, 4)),
+}
+
+
+def fitted(recipe: str, images: int = IMAGENET, *settings: str):
+    config = load_config([str(ROOT / recipe), "data.path=/images", *settings])
+    fit(config, images, Cluster())
+    return config
+
+
+def schedule(config, steps):
+    rates = config.optimizer
+    return warmup_cosine(steps, config.run.epochs, rates.warmup_epochs, rates.start_lr, rates.base_lr, rates.final_lr)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_has_the_published_figures(name):
+    epochs, batch, steps, (peak, final, start, warmup), frozen, queue, hidden, crops = PUBLISHED[name]
+    config = fitted(f"config/imagenet/{name}.yaml")
+    assert (config.run.epochs, config.run.batch_size, IMAGENET // batch) == (epochs, batch, steps)
+    assert config.swav.freeze_prototypes == frozen
+    assert (config.swav.queue.length, config.swav.queue.start_epoch) == queue
+    assert (config.model.hidden_dim, config.model.embedding_dim, config.model.prototypes) == (hidden, 128, 3000)
+    assert (config.crops["global"]["count"], config.crops.local["count"]) == crops
+    assert (config.optimizer.weight_decay, config.swav.epsilon, config.swav.temperature) == (1e-6, 0.05, 0.1)
+    rates = schedule(config, steps)
+    assert len(rates) == epochs * steps
+    assert rates[0] == (start if warmup else peak)
+    assert rates[warmup * steps] == rates.max() == peak
+    assert rates[-1] == pytest.approx(final, rel=1e-2) and np.all(np.diff(rates[warmup * steps :]) < 0)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if "imagenet/" in r])
+def test_an_imagenet_recipe_builds_the_network_that_it_names(recipe):
+    config = fitted(recipe)
+    with torch.device("meta"):
+        network = build_network(config.model)
+    backbone = sum(p.numel() for p in network.backbone.parameters())
+    millions = {"resnet50": 23.5, "resnet50w2": 93.9, "resnet50w4": 375.4, "resnet50w5": 586.5}
+    millions |= {"vit_small_patch16_224": 21.7, "vit_base_patch16_224": 85.8}
+    assert backbone / 1e6 == pytest.approx(millions[config.model.backbone], abs=0.1)
+    assert network.prototypes.weight.shape == (3000, 128)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_steps_of_every_recipe_scaled_down(recipe):
+    """Its own crop counts, epsilon, optimizer, queue and schedule; small images, a narrow network of its family."""
+    shorter = ["run.batch_size=8", "run.epochs=2", "optimizer.warmup_epochs=1", "swav.freeze_prototypes=1"]
+    config = load_config([str(ROOT / recipe), "data.path=/images", "swav.queue.start_epoch=0", *shorter])
+    vit = config.model.backbone.startswith("vit")
+    tiny = {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small", "stem_stride": 2}
+    config.model.merge_with({"hidden_dim": 16, "embedding_dim": 8, "prototypes": 6})
+    config.model.backbone = "vit_tiny_patch16_224" if vit else "resnet"
+    config.model.options = {"embed_dim": 24, "depth": 2, "num_heads": 2} if vit else tiny
+    config.swav.queue.length = 16 if config.swav.queue.length else 0
+    fit(config, 64, Cluster())
+    torch.manual_seed(0)
+    sizes = [32, 16] if vit else [16, 8]
+    counts = [config.crops[name]["count"] for name in ("global", "local")]
+    crops = [torch.randn(n * 8, 3, size, size) for n, size in zip(counts, sizes, strict=True) if n]
+    network, queue, assigning = build_network(config.model), build_queue(config, Cluster()), list(config.swav.assigning)
+    optimizer, rates = build_optimizer(config.optimizer, network), schedule(config, 8)
+    before = network.prototypes.weight.detach().clone()
+    for step, frozen in enumerate((True, False)):
+        set_step(optimizer, rates[step + 4], frozen_prototypes=frozen)
+        embeddings, scores, _ = network(crops, 8, None)
+        codes = sinkhorn(scores[assigning].detach(), config.swav.epsilon, config.swav.iterations)
+        if queue is not None:
+            queue.push(embeddings[assigning])
+        loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert torch.isfinite(loss)
+        assert torch.equal(before, network.prototypes.weight) == frozen
+    assert queue is None or queue.full
+
+
+def test_the_learning_rate_scales_with_the_batch_when_asked():
+    asked = fitted("config/imagenet/vit_s16.yaml")
+    assert asked.optimizer.base_lr == pytest.approx(2e-3) and asked.optimizer.final_lr == pytest.approx(1e-6)
+    rate = asked.optimizer.base_lr
+    fit(asked, IMAGENET, Cluster())
+    assert asked.optimizer.base_lr == rate  # once only
+    assert fitted("config/imagenet/swav_800ep.yaml", IMAGENET, "run.batch_size=2048").optimizer.base_lr == 4.8
+
+
+def test_every_recipe_of_a_dataset_says_what_is_to_be_beaten_and_how_it_is_run():
+    for recipe in RECIPES:
+        head = [line for line in Path(ROOT / recipe).read_text().splitlines() if line.startswith("#")]
+        assert any(f"make train CONFIG={recipe}" in line or line == "#   make train" for line in head), recipe
+        assert any(word in " ".join(head) for word in ("Published", "published", "beat", "Result", "result")), recipe
+        assert OmegaConf.load(ROOT / recipe).run.directory.startswith("runs/")
