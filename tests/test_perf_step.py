@@ -89,7 +89,7 @@ def test_collectives_of_a_step_are_three_for_the_codes_and_two_for_each_batch_no
     kinds = {row["kind"]: row for row in found["collectives"]}
     assert set(kinds) <= KINDS
     assert found["codes_collectives"] == 3
-    assert kinds["codes"]["bytes"] == 2 * 12 * (8 + 4 + 4)  # two crops, twelve prototypes; the first sums are float64
+    assert kinds["codes"]["bytes"] == 3 * 2 * 12 * 4  # two crops, twelve prototypes, float32
     # of the backbone two for each resolution, of the head two: an all-gather forward, an all-reduce backward
     norms = 6  # stem, two blocks of two, one shortcut
     assert kinds["batch_norm"]["count"] == 2 * (2 * norms + 1)
