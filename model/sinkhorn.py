@@ -28,7 +28,9 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-with_kernels = True  # on CUDA, where Triton is installed; perf.gpu_codes turns it off to compare
+# The kernels of model.sinkhorn_fused on CUDA. Off until `python -m perf.gpu_check --only codes` has run on a GPU: they
+# have run in Triton's interpreter only.
+with_kernels = False
 
 # |scores| / epsilon up to which products of exponentials stay inside the dtype; float64's leaves as much room.
 PRODUCT_RANGE = {torch.float32: 35.0, torch.float64: 300.0}

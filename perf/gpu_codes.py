@@ -135,8 +135,8 @@ def plain_only() -> Iterator[None]:
     """Within it model.sinkhorn does without its kernels."""
     from model import sinkhorn
 
-    sinkhorn.with_kernels = False
+    usual, sinkhorn.with_kernels = sinkhorn.with_kernels, False
     try:
         yield
     finally:
-        sinkhorn.with_kernels = True
+        sinkhorn.with_kernels = usual

@@ -50,7 +50,8 @@ def test_kernels_agree_in_tritons_interpreter() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("shape", [(2, 64, 3000), (2, 1000, 300), (33, 10_000)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_agree_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_kernels_agree_on_a_gpu(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.sinkhorn.with_kernels", True)
     scores = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1, shape)).to(dtype)
     codes = sinkhorn(scores.cuda(), 0.05, 3, check=False)
     torch.testing.assert_close(codes.cpu(), sinkhorn(scores, 0.05, 3), rtol=0, atol=5e-6)
