@@ -63,9 +63,10 @@ def roofline(axes: Any, step: Mapping[str, Any]) -> float:
         "matrix products", (right, line["peak_flops"]), xytext=(0, 3), textcoords="offset points", ha="right",
         va="bottom", color=LIMIT,
     )  # fmt: skip
+    low = left**0.85 * ridge**0.15
     axes.annotate(
-        "memory\nbandwidth", ((left * ridge) ** 0.5, (left * ridge) ** 0.5 * line["bandwidth"]), xytext=(-5, 3),
-        textcoords="offset points", ha="right", va="bottom", color=LIMIT,
+        "memory\nbandwidth", (low, low * line["bandwidth"]), xytext=(6, 0),
+        textcoords="offset points", ha="left", va="top", color=LIMIT,
     )  # fmt: skip
     axes.plot([at], [reached], "o", color=OURS, markersize=7)
     axes.annotate(
