@@ -40,7 +40,7 @@ def write_timm(trained: Trained, path: Path) -> list[str]:
 
 def write_swav(trained: Trained, path: Path) -> list[str]:
     """Backbone, projection head and prototypes in the layout of the published checkpoints."""
-    weights = published_names(_plain(trained.network))
+    weights = published_names(_plain(trained.network), trained.network.heads)
     torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
     return [
         "import torch",
