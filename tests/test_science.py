@@ -13,6 +13,7 @@ from config.recipe import ROOT
 from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
+from perf.science.shown import against, holds
 
 TOY = {
     "run": {"batch_size": 16},
@@ -129,3 +130,14 @@ def test_both_variants_of_swav_were_searched_alike_and_settings_load():
     for method in found:
         config = load_config([str(method.recipe), *method.settings])
         assert (config.crops.local.count > 0) == method.name.startswith("multicrop")
+
+
+def test_the_page_says_who_was_ahead_and_marks_what_the_recipes_hold():
+    def runs(*scores: float) -> dict:
+        return {"knn": {"mean": sum(scores) / len(scores)}, "runs": [{"knn": score} for score in scores]}
+
+    told = against(runs(0.86, 0.87, 0.85), runs(0.85, 0.85, 0.86), "knn", "k-NN")
+    assert told == "k-NN 86.00% against 85.33%, better by 0.67 points, ahead with 2 of 3 seeds"
+    assert "worse by 5.00 points, ahead with 0 of 1 seed" in against(runs(0.8), runs(0.85), "knn", "k-NN")
+    assert holds({"recipe": "two_crops", "settings": []})
+    assert not holds({"recipe": "two_crops", "settings": ["optimizer.final_lr=1.0"]})
