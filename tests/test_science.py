@@ -42,25 +42,25 @@ def toy_recipes(folder: Path, *names: str) -> Path:
 def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     data, out = small_dataset(tmp_path / "data", 240, 60), tmp_path / "docs"
     out.mkdir()
-    words = ["--data", data, "--recipes", toy_recipes(tmp_path / "recipes", "multicrop"), "--out", out]
+    words = ["--data", data, "--recipes", toy_recipes(tmp_path / "recipes", "deepclusterv2"), "--out", out]
     words += ["--work", tmp_path / "work", "--seeds", 5, "--rounds", 1]
     done = science(*words, "--minutes", 0.1)
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "science.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
-    assert list(rows) == ["multicrop", "supervised", "random", "pixels"]
+    assert list(rows) == ["deepclusterv2", "supervised", "random", "pixels"]
     for row in rows.values():
         assert 0.3 < row["knn"]["mean"] <= 1 and 0.3 < row["linear"]["mean"] <= 1, row
-    for name in ("multicrop", "supervised"):
+    for name in ("deepclusterv2", "supervised"):
         (run,) = rows[name]["runs"]
         assert run["curve"][-1]["epoch"] == report["epochs"][name] == rows[name]["epochs"]
         assert run["curve"][-1]["training_seconds"] == rows[name]["training_seconds"]["mean"] > 0
         assert run["images"] == 240 * report["epochs"][name]
     # the curve's k-NN is of all training images here: they are few
-    assert rows["multicrop"]["runs"][0]["curve"][-1]["knn"] == rows["multicrop"]["runs"][0]["knn"]
-    assert "classifier" in rows["supervised"] and "classifier" not in rows["multicrop"]
+    assert rows["deepclusterv2"]["runs"][0]["curve"][-1]["knn"] == rows["deepclusterv2"]["runs"][0]["knn"]
+    assert "classifier" in rows["supervised"] and "classifier" not in rows["deepclusterv2"]
     page = (out / "science.md").read_text()
-    assert f"{rows['multicrop']['linear']['mean'] * 100:.2f} %" in page and "SwAV, multi-crop" in page
+    assert f"{rows['deepclusterv2']['linear']['mean'] * 100:.2f} %" in page and "DeepCluster-v2" in page
     assert (out / "science.png").read_bytes()[:4] == b"\x89PNG"
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}

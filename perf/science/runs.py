@@ -45,7 +45,7 @@ def training(method: Method, seed: int, epochs: int, seconds: float, place: Plac
         words += [f"optimizer.warmup_epochs={warmed(warm_up, epochs):g}"]
         # k-NN is scored from the checkpoints afterwards: here it would count as training time
         words += ["evaluation.every=0", "evaluation.max_train=1000", f"checkpoint.keep_epochs={every}"]
-        words += ["checkpoint.keep=1", "data.workers=1"]
+        words += [f"checkpoint.every={every} epochs", "checkpoint.keep=1", "data.workers=1"]
     return Job(f"{method.name} {seed}", tuple(map(str, words)), folder / "summary.json", seconds)
 
 
