@@ -10,6 +10,7 @@ from evaluations import small_dataset
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT
+from perf.science.course import held
 from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
@@ -93,6 +94,13 @@ def test_a_mistake_is_one_line(arguments, told):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("swave: ") and told in line
+
+
+def test_a_folder_is_held_by_one_program_at_a_time(tmp_path):
+    with held(tmp_path), pytest.raises(ValueError, match="another of these works there"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
 
 
 def test_methods_train_for_the_same_time_as_nearly_as_whole_epochs_allow():

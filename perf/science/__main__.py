@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--methods={options.methods}: nothing was tried for these")
     check_settings(methods, options.data)
 
-    from perf.science.course import compare
+    from perf.science.course import compare, held
     from perf.science.runs import Place
     from pipeline.fashion_mnist import prepare
 
@@ -84,7 +84,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         prepare(DEMO, workers=len(cores))
     work = options.work or Path("runs/science-search" if options.search else "runs/science")
     place = Place(work.absolute(), options.data.absolute(), cores, rounds)
-    return compare(methods, seeds, minutes, place, whole=not options.search)
+    with held(place.work):
+        return compare(methods, seeds, minutes, place, whole=not options.search)
 
 
 def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int], int]:

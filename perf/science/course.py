@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,24 @@ SCORE_SECONDS = 40.0  # of a score job, where none has been timed; a learning cu
 BASELINES = {"random": "random weights", "pixels": "raw pixels"}
 
 
+@contextmanager
+def held(work: Path) -> Iterator[None]:
+    """The folder is ours alone meanwhile. Raises ValueError where another of these works in it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / ".lock").open("w") as file:  # its holder's death frees it
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--work={work}: another of these works there; wait for it, or choose another") from None
+        yield
+
+
 def compare(
     methods: Sequence[Method], seeds: Sequence[int], minutes: float, place: Place, whole: bool = True
 ) -> dict[str, Any]:
     """Train and score every method with every seed, within about `minutes` of the cores; what is done already is
     taken as it is. whole: with random weights, pixels and learning curves. Raises ValueError where `place.work` holds
     another plan, RuntimeError where a program fails."""
-    place.work.mkdir(parents=True, exist_ok=True)
     wanted = {
         "minutes": minutes, "seeds": list(seeds), "data": str(place.data),
         "methods": {method.name: [digest(method.recipe), *method.settings] for method in methods},
