@@ -122,7 +122,7 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
     before = network.prototypes.weight.detach().clone()
     for step, frozen in enumerate((True, False)):
         set_step(optimizer, rates[step + 4], frozen_prototypes=frozen)
-        embeddings, scores, _ = network(crops, 8, None)
+        embeddings, scores, _, _ = network(crops, 8, None)
         if config.method == "swav":
             codes = sinkhorn(scores[assigning].detach(), config.swav.epsilon, config.swav.iterations)
             loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
