@@ -91,9 +91,14 @@ def test_every_stage_that_has_the_whole_network_averages_alike(workplace, two, s
     name = f"stage-{stage}"
     train(workplace, name, f"engine.stage={stage}", launcher=TWO)
     assert losses(workplace, name) == pytest.approx(two, rel=1e-4)
-    base, found = (full_weights(latest_checkpoint(workplace / n / "checkpoints"), teacher=True) for n in ("two", name))
+    paths = [workplace / which / "checkpoints" / "step-000000006" for which in ("two", name)]
+    base, found = (full_weights(path, teacher=True) for path in paths)
+    start = full_weights(paths[0].with_name("step-000000003"), teacher=True)
     for key, values in base.items():
-        torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
+        if key != "projection_head.0.bias":  # batch norm follows it, so rounding alone gives it a gradient
+            torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
+    moved = (base["backbone.conv1.weight"] - start["backbone.conv1.weight"]).abs().max()
+    assert moved > 1e-3
 
 
 @pytest.mark.slow
@@ -157,6 +162,7 @@ def test_a_teacher_works_in_bf16_with_a_batch_in_parts(workplace):
 
 @pytest.mark.slow
 def test_a_compiled_teacher_gives_the_same_losses(workplace):
-    train(workplace, "compiled", "engine.compile=true", "run.epochs=1")
-    train(workplace, "eager", "run.epochs=1")
+    short = ("run.epochs=1", "crops.local.count=0")
+    train(workplace, "compiled", "engine.compile=true", *short)
+    train(workplace, "eager", *short)
     assert losses(workplace, "compiled") == pytest.approx(losses(workplace, "eager"), rel=1e-4)
