@@ -111,7 +111,7 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
     config.model.merge_with({"hidden_dim": 16, "embedding_dim": 8, "prototypes": 6})
     config.model.backbone = "vit_tiny_patch16_224" if vit else "resnet"
     config.model.options = {"embed_dim": 24, "depth": 2, "num_heads": 2} if vit else tiny
-    config.swav.queue.length = 16 if config.swav.queue.length else 0
+    config.swav.queue.length = 16 if config.swav.queue.length and config.method == "swav" else 0
     fit(config, 64, Cluster())
     torch.manual_seed(0)
     sizes = [32, 16] if vit else [16, 8]
