@@ -95,13 +95,13 @@ class CodeMonitor:
             total.zero_()
 
 
-def advice(summary: dict[str, float], num_prototypes: int) -> list[str]:
+def advice(summary: dict[str, float], num_prototypes: int, method: str = "swav") -> list[str]:
     """What to try when an epoch's summary shows trouble, a line for each; none if it looks healthy."""
-    found, limit = [], math.log(num_prototypes)
+    found, limit, swav = [], math.log(num_prototypes), method == "swav"
     if abs(summary["mean_loss"] - limit) <= 0.005 * limit:
         found.append(
-            f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try a lower swav.epsilon, a "
-            "longer swav.freeze_prototypes, or fewer model.prototypes"
+            f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try "
+            f"{'a lower swav.epsilon, a longer swav.freeze_prototypes, or ' if swav else ''}fewer model.prototypes"
         )
     elif summary["mean_loss"] > max(1.5 * limit, limit + 2):  # a first epoch at a high rate may well be above
         found.append(
@@ -113,6 +113,6 @@ def advice(summary: dict[str, float], num_prototypes: int) -> list[str]:
     if summary["prototypes_in_use"] < 0.5:
         found.append(
             f"{1 - summary['prototypes_in_use']:.0%} of the prototypes were no crop's strongest code in this epoch: "
-            "try fewer model.prototypes, a longer swav.queue or a larger run.batch_size"
+            f"try fewer model.prototypes{', a longer swav.queue or a larger run.batch_size' if swav else ''}"
         )
     return found
