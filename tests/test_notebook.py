@@ -23,11 +23,11 @@ def read():
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def executed(notebook):
-    """The notebook with new outputs; fails with the error of its cell."""
+def executed(notebook, timeout=240):
+    """The notebook with new outputs; fails with the error of its cell. timeout: seconds of a cell."""
     client = NotebookClient(
         notebook,
-        timeout=600,
+        timeout=timeout,
         kernel_name="python3",
         resources={"metadata": {"path": NOTEBOOK.parent}},
         coalesce_streams=True,
@@ -83,9 +83,7 @@ def test_it_runs_on_a_folder_of_photographs(tmp_path, small):
     cell.source = cell.source.replace("FOLDER = None", f"FOLDER = {str(folder)!r}")
     notebook = executed(notebook)
     assert len(pictures(notebook)) == PICTURES
-    assert any(
-        output.get("text", "").startswith("train: 1") and "class2" in output.text for output in outputs(notebook)
-    )
+    assert any("class2" in output.get("text", "") for output in outputs(notebook))
 
 
 def test_its_committed_outputs_are_one_whole_run_without_errors():
@@ -100,4 +98,4 @@ def test_its_committed_outputs_are_one_whole_run_without_errors():
 
 
 if __name__ == "__main__":
-    nbformat.write(executed(read()), NOTEBOOK)
+    nbformat.write(executed(read(), timeout=None), NOTEBOOK)
