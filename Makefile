@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train cluster-check data convert preview export bench profile zero-check kill-check gpu-check sync wheels test lint lock clean
+.PHONY: help setup train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +43,7 @@ given-%:
 preview: setup ## a sheet of images with their crops, preview.png
 	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)
 
-export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, safetensors, onnx): trained weights for use
+export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, safetensors, onnx, detectron2): trained weights for use
 	@$(RUN) -m launch.export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
 
 bench: setup ## how many images a second each loader gives on this machine
@@ -52,6 +52,9 @@ bench: setup ## how many images a second each loader gives on this machine
 profile: setup ## what bounds training here, and what would each choice give? perf/report.html; BUDGET=300 DATA=/my/images CONFIG=
 	@$(RUN) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
 	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config $(CONFIG)) $(ARGS)
+
+science: setup ## does it learn? each method for the same time, 3 seeds, docs/science.md; MINUTES=45, again to go on
+	@$(RUN) -m perf.science $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 zero-check: setup ## does every ZeRO stage take stage 0's steps? perf/results/zero_check.json
 	@$(RUN) -m perf.zero_check $(ARGS)
@@ -71,7 +74,7 @@ wheels: setup ## the lock file's packages as wheels in wheels/, for launch/Docke
 
 test: setup ## all tests that this machine can run
 	@tests/tools.sh
-	@$(RUN) -m pytest -q
+	@$(RUN) -m pytest -q -n 2 --dist loadfile
 
 lint: setup ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

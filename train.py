@@ -1,4 +1,4 @@
-"""Pre-train a backbone with SwAV (Caron et al., NeurIPS 2020), from images to a k-NN score.
+"""Pre-train a backbone with SwAV, DeepCluster-v2 or SeLa-v2 (Caron et al., NeurIPS 2020), from images to a k-NN score.
 
     make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
     deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
@@ -14,7 +14,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from config.recipe import load_config
 from launch.agreement import Agreed, Agreement
@@ -48,19 +48,20 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     from evaluation.features import labelled_data
     from evaluation.knn import backbone_knn, pixel_knn
-    from launch.build import build_loader, build_network, build_queue
-    from launch.checkpoint import NotSaved, latest_checkpoint, load_checkpoint, save_checkpoint
+    from launch.build import build_loader, build_queue, starting_network
+    from launch.checkpoint import NotSaved, latest_checkpoint
+    from launch.clusters import begin_epoch, build_clusters
     from launch.engine import build_engine, input_dtype
     from launch.fit import fit
     from launch.journal import Journal
+    from launch.kept import Kept
     from launch.profile import profile_steps
-    from launch.zero import load_loss_scale, loss_scale, publish
+    from model.deepcluster import assigned_prediction, one_hot
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
     from model.optimizer import build_optimizer, set_step
-    from model.schedule import warmup_cosine
-    from model.sinkhorn import sinkhorn
-    from model.weights import load_weights
+    from model.schedule import learning_rates_of
+    from model.sinkhorn import hard_codes, sinkhorn
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
     from pipeline.dataset import open_splits
@@ -82,16 +83,14 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
         sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
-        network = build_network(config.model, sizes).to(device)
-        if config.model.weights is not None:
-            load_weights(network, Path(config.model.weights))
-            network.prototypes.normalize()
-        assigning, queue, dtype = list(config.swav.assigning), build_queue(config, cluster), input_dtype(config)
-        monitor = CodeMonitor(config.model.prototypes, config.model.embedding_dim, device)
-        optimizer, settings, steps = build_optimizer(config.optimizer, network), config.optimizer, len(loader)
-        learning_rates = warmup_cosine(
-            steps, config.run.epochs, settings.warmup_epochs, settings.start_lr, settings.base_lr, settings.final_lr
-        )
+        network = starting_network(config.model, sizes).to(device)
+        swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
+        assigning, queue, dtype = list(swav.assigning), build_queue(config, cluster), input_dtype(config)
+        clusters = build_clusters(config, loader, len(table), device)
+        frozen_steps = math.inf if config.method == "deepclusterv2" else swav.freeze_prototypes
+        monitor = CodeMonitor(prototypes, config.model.embedding_dim, device, heads)
+        optimizer, steps = build_optimizer(config.optimizer, network), len(loader)
+        learning_rates = learning_rates_of(config.optimizer, steps, config.run.epochs)
 
         journal.take()
         for choice in choices:
@@ -102,18 +101,13 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
     with connected(cluster, config.launch.timeout), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
-        step, last_epoch = 0, {}
+        step, last_epoch = 0, dict[str, float]()
         with mistakes_end_the_run(cluster):
             engine = build_engine(config, network, optimizer, cluster, device)
+            kept = Kept(engine, network, optimizer, queue, clusters, loader, monitor, clock)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
             if last_saved is not None:
-                state = load_checkpoint(last_saved, network, optimizer, queue)
-                publish(engine)
-                load_loss_scale(engine, state["loss_scale"])
-                loader.load_state_dict(state["loader"])
-                monitor.load_state_dict(state["monitor"], cluster.rank)
-                clock.load_state_dict(state["clock"])
-                step, last_epoch = state["step"], state["last_epoch"]
+                step, last_epoch = kept.load(last_saved, cluster)
                 journal.say(f"resuming from {last_saved} (step {step})")
         journal.open(config, done_steps=step, total_steps=total_steps)
 
@@ -138,28 +132,15 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             if agreed.bad_step is not None:
                 raise not_finite(agreed.bad_step, f"the loss is not finite on {agreed.bad_ranks} processes", last_saved)
             if agreed.step % config.run.log_every == 0:
-                rate, speed = learning_rates[agreed.step - 1], clock.rate((step - first_step) * batch)
-                values = {"epoch": epoch, "loss": agreed.loss, "lr": rate, "images_per_second": speed}
-                if config.engine.precision == "fp16":
-                    values |= {"skipped_steps": skipped.total / (step - first_step), "loss_scale": engine.loss_scale()}
-                journal.log(agreed.step, values | {"ranks": agreed.ranks})
+                rate, done = clock.rate((step - first_step) * batch), step - first_step
+                values = {"epoch": epoch, "loss": agreed.loss, "lr": learning_rates[agreed.step - 1]}
+                values |= {"images_per_second": rate, **skipped.values(engine, done), "ranks": agreed.ranks}
+                journal.log(agreed.step, values)
 
         def save(needed: bool) -> Path | None:
             observe(agreement.settle())  # never save weights that a bad loss has touched
-            state = {
-                "step": step,
-                "clock": clock.state_dict(),
-                "images": len(table.usable()),
-                "digest": table.digest(),
-                "monitor": monitor.state_dict(),
-                "last_epoch": last_epoch,
-                "loader": loader.state_dict(cluster.add_up),
-                "loss_scale": loss_scale(engine),
-                "config": OmegaConf.to_container(config),
-            }
-            keep = config.checkpoint.keep, config.checkpoint.keep_epochs * steps
             try:
-                return save_checkpoint(checkpoints, state, network, optimizer, queue, *keep)
+                return kept.save(checkpoints, config, cluster, step, last_epoch)
             except NotSaved as error:
                 if needed:
                     raise TrainingStopped(f"{error}; the last good checkpoint: {last_saved}") from None
@@ -168,29 +149,44 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
+            # the other methods' targets of the epoch, from the embeddings of the one before (section 4.1, appendix)
+            if clusters is not None and not begin_epoch(clusters, kept, config, cluster, stop_signal):
+                journal.say(STOPPED_EARLY)
+                return "not begun"
+
             for images in stopping_on_bad_data(agreement.times.waits(loader)):
-                set_step(optimizer, learning_rates[step], frozen_prototypes=step < config.swav.freeze_prototypes)
+                set_step(optimizer, learning_rates[step], frozen_prototypes=step < frozen_steps)
                 crop_tensors = [crop.to(device, dtype, non_blocking=True) for crop in images.crops]
-                for part in split_batch(crop_tensors, len(images.rows), parts):
+                sample_rows, batch_here = images.rows.reshape(parts, -1), len(images.rows) // parts
+                for rows, part in zip(sample_rows, split_batch(crop_tensors, len(images.rows), parts), strict=True):
                     # embeddings and their scores against the prototypes, the queue's too once it is full (section 3.1)
-                    active = queue if epoch >= config.swav.queue.start_epoch else None
-                    queued, batch_here = None if active is None else active.queued(), len(images.rows) // parts
+                    active = queue if epoch >= swav.queue.start_epoch else None
+                    queued = None if active is None else active.queued()
                     embeddings, scores, queue_scores = engine(part, batch_here, queued)
                     agreement.times.mark("codes")
 
                     # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
                     with torch.no_grad():
-                        inputs = scores[assigning]
-                        if queue_scores is not None:
-                            inputs = torch.cat([queue_scores, inputs], dim=1)
-                        codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations, check=False)
-                        codes = codes[:, -batch_here:]
-                        if active is not None:
-                            active.push(embeddings[assigning])
+                        if clusters is None:
+                            inputs = scores[assigning]
+                            if queue_scores is not None:
+                                inputs = torch.cat([queue_scores, inputs], dim=1)
+                            codes = sinkhorn(inputs, swav.epsilon, swav.iterations, check=False, heads=heads)
+                            codes = codes[:, -batch_here:]
+                            if swav.hard:
+                                codes = hard_codes(codes, heads)
+                            if active is not None:
+                                active.push(embeddings[assigning])
+                        else:  # the clusters that the rows have in this epoch
+                            targets = clusters.targets_of(rows, embeddings[assigning])
+                            codes = one_hot(targets, prototypes).expand(len(assigning), -1, -1)
 
-                    # every other crop predicts the codes (equations 1, 2 and 6)
+                    # every other crop predicts the codes (equations 1, 2 and 6), or every crop the clusters
                     agreement.times.mark("loss")
-                    loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+                    if clusters is None:
+                        loss = swapped_prediction(codes, scores, assigning, swav.temperature, heads)
+                    else:
+                        loss = assigned_prediction(targets, scores, swav.temperature)
                     monitor.update(codes, embeddings[assigning], loss)
                     engine.backward(loss)
                     engine.step()  # moves the network after the last part

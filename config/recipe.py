@@ -26,6 +26,7 @@ ALSO: dict[str, tuple[type, ...]] = {
     "model.weights": (str,),
     "pipeline.threads": (int,),
     "model.prototypes": (int,),
+    "model.heads": (int,),
     "crops.jitter.exact": (bool,),
     "swav.freeze_prototypes": (int,),
     "swav.queue.length": (int,),
@@ -39,6 +40,7 @@ ALSO: dict[str, tuple[type, ...]] = {
     "engine.sync_batch_norm": (int,),
     "engine.bucket_size": (int,),
 }
+METHODS = ("swav", "deepclusterv2", "selav2")
 FREE = ("model.options", "engine.deepspeed")  # any keys below these: the backbone and DeepSpeed check them
 
 
@@ -201,6 +203,7 @@ def check_values(config: DictConfig) -> None:
     for key in ("evaluation.k", "evaluation.batch_size", "evaluation.size", "pipeline.threads"):
         require_number(key, 1, "at least 1")
     require_number("model.prototypes", 2, "at least 2")
+    require_number("model.heads", 1, "at least 1")
     threads = config.pipeline.threads
     require(threads == "auto" or threads <= 1024, "pipeline.threads", "at most 1024 threads a process")
     queue = config.swav.queue
@@ -225,6 +228,7 @@ def check_values(config: DictConfig) -> None:
     require(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "0 or more and less than 1")
     require(0 <= config.data.max_bad_fraction <= 1, "data.max_bad_fraction", "a share from 0 to 1")
     require(0 < config.evaluation.share <= 1, "evaluation.share", "a share above 0, at most 1")
+    require(config.method in METHODS, "method", f"{', '.join(METHODS[:-1])} or {METHODS[-1]}")
     require(config.pipeline.backend in ("dali", "ffcv", "torchvision"), "pipeline.backend", "dali, ffcv or torchvision")
     can = config.pipeline.backend != "dali" or config.crops.jitter.exact is not True
     require(can, "crops.jitter.exact", "auto or false with pipeline.backend=dali, which has affine colour only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.export import Parser
@@ -46,6 +47,22 @@ def command_parser(command: str, description: str | None, several: bool = True) 
     group.add_argument("--seed", type=int, default=31, help="of crops, random weights and subsets")
     group.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
     return parser
+
+
+def add_scale(parser: argparse.ArgumentParser) -> None:
+    """The windows of the images that are learnt from, where there is training."""
+    parser.add_argument(
+        "--scale", type=float, nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"),
+        help="share of an image's area that a training crop takes (default 0.08 1, the protocol's, for photographs of\n"
+        "some 500 pixels; of images of 28 to 64 pixels give more, e.g. 0.5 1)",
+    )  # fmt: skip
+
+
+def check_scale(scale: Sequence[float]) -> None:
+    """Raises ValueError, one line."""
+    low, high = scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"--scale={low:g} {high:g}: expected two shares of the area, 0 < LOW <= HIGH <= 1")
 
 
 def check_arguments(options: argparse.Namespace) -> None:

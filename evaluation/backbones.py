@@ -39,7 +39,7 @@ from evaluation.architectures import (
 from launch.trained import read_trained
 from model.backbone import build_backbone
 from model.swav import SwAV
-from model.weights import our_names, read_weights, take_weights
+from model.weights import heads_of, our_names, read_weights, take_weights
 
 RANDOM = "random"
 HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}
@@ -196,7 +196,8 @@ def _from_run(word: str, path: Path) -> Backbone:
 
 
 def _from_file(path: Path, made: Made | None = None) -> Backbone:
-    weights = without_classifier(our_names(read_weights(path)))
+    published = read_weights(path)
+    weights = without_classifier(our_names(published))
     header = _header(path)
     if made is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))
@@ -206,7 +207,7 @@ def _from_file(path: Path, made: Made | None = None) -> Backbone:
         options = resnet_options(weights, path)
         made = Made(build_backbone("resnet", **options), resnet_name(options), Inputs())
     network = made.network
-    swav = _with_heads(network, weights)
+    swav = _with_heads(network, weights, heads_of(published))
     take_weights(network if swav is None else swav, weights, f"weights {path}")
     if swav is not None:
         swav.eval().prototypes.normalize()  # published files hold them one update after that
@@ -214,13 +215,14 @@ def _from_file(path: Path, made: Made | None = None) -> Backbone:
     return Backbone(str(path), made.name, network, weights_digest(network), made.inputs, swav=swav)
 
 
-def _with_heads(network: nn.Module, weights: Mapping[str, Tensor]) -> SwAV | None:
-    """A SwAV network around the backbone, if the file has one projection head of two layers and one set of
-    prototypes."""
+def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -> SwAV | None:
+    """A SwAV network around the backbone, if the file has one projection head of two layers and prototypes, so many
+    heads of them."""
     if not {*HEAD_KEYS, "prototypes.weight"} <= set(weights):
         return None
     prototypes, embedding_dim = weights["prototypes.weight"].shape
-    return SwAV(network, weights["projection_head.0.weight"].shape[0], embedding_dim, prototypes)
+    hidden_dim = weights["projection_head.0.weight"].shape[0]
+    return SwAV(network, hidden_dim, embedding_dim, prototypes // heads, heads)
 
 
 def _header(path: Path) -> dict[str, str]:

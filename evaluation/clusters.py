@@ -122,9 +122,10 @@ def write_table(columns: dict[str, Any], path: Path) -> None:
 
 @torch.no_grad()
 def prototype_scores(swav: Any, features: Float[Tensor, "images features"], chunk: int = 8192) -> Tensor:
-    """Cosines [images, prototypes] of the features' embeddings with the prototypes, float32, in eval mode."""
+    """Cosines [images, prototypes] of the features' embeddings with the prototypes, float32, in eval mode. Of several
+    heads of prototypes the first: each is a clustering of its own."""
     head, found = swav.projection_head.float(), []
     for part in features.split(chunk):
         embeddings = torch.nn.functional.normalize(head(part), dim=1)
-        found.append(swav.prototypes(embeddings).float())
+        found.append(swav.prototypes(embeddings).float().chunk(swav.heads, dim=1)[0])
     return torch.cat(found)

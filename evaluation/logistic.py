@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-PENALTIES = [10.0**power for power in range(-6, 0)]
+PENALTIES = [10.0**power for power in range(-6, 0)]  # tried first
+LEAST, MOST = 1e-12, 1e3  # tried at most: beyond them the regression is free, or sees nothing but the classes' sizes
 
 
 def logistic_regression(
@@ -43,14 +44,31 @@ def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 def chosen_penalty(train: Tensor, labels: Tensor, penalties: list[float], every: int = 5) -> float:
     """The penalty that classifies best a part (one row in `every`) held out of the training set; the larger of two
-    alike. The test set has no say."""
+    alike. The test set has no say.
+
+    penalties: ascending; while the best is the first or the last of them, ten times less or more is tried too, from
+    LEAST to MOST.
+    """
     held_out = torch.arange(len(train)) % every == 0
-    best = (-1.0, 0.0)
-    for penalty in penalties:
+
+    def score(penalty: float) -> tuple[float, float]:
         weights, bias = logistic_regression(train[~held_out], labels[~held_out], penalty, iterations=200)
         found = (train[held_out].double() @ weights.T + bias).argmax(1)
-        best = max(best, (float((found == labels[held_out]).double().mean()), penalty))
-    return best[1]
+        return float((found == labels[held_out]).double().mean()), penalty
+
+    scores = [score(penalty) for penalty in penalties]
+    while max(scores) == scores[0] and scores[0][1] > 1.5 * LEAST:
+        scores.insert(0, score(scores[0][1] / 10))
+    while max(scores) == scores[-1] and scores[-1][1] < MOST / 1.5:
+        scores.append(score(scores[-1][1] * 10))
+    return max(scores)[1]
+
+
+def told_of_edge(penalty: float) -> str | None:
+    """What to say of a penalty that may not be the best as nothing beyond it was tried, None of others."""
+    if 1.5 * LEAST < penalty < MOST / 1.5:
+        return None
+    return f"note: the best penalty, {penalty:g}, lies at the edge of what is tried ({LEAST:g} to {MOST:g})"
 
 
 def best_regression(train: Tensor, known: Tensor, test: Tensor, wanted: Tensor) -> dict[str, float]:

@@ -70,6 +70,12 @@ def together(place: Place) -> Iterator[None]:
         yield
 
 
+def tell(place: Place, note: str | None) -> None:
+    """A line on stdout, once for all processes; None says nothing."""
+    if note is not None and place.cluster.main:
+        print(note, flush=True)
+
+
 def central_crops(backbone: Backbone, options: argparse.Namespace) -> Crops:
     """The crop that a backbone is evaluated on: what it wants to see, or what was asked for."""
     wanted = backbone.inputs
@@ -78,12 +84,17 @@ def central_crops(backbone: Backbone, options: argparse.Namespace) -> Crops:
     return base.for_evaluation(size, share)
 
 
+def batch_of(place: Place, rows: int) -> int:
+    """Images a step of training on `rows` images: --batch, or of fewer images all of them."""
+    return min(place.batch, rows // place.cluster.world_size * place.cluster.world_size)
+
+
 def training_loader(place: Place, table: SampleTable, crops: Crops, epoch: int) -> Loader:
     """This process's share of all of `table`, from an epoch on; of a table smaller than a batch all of it is one."""
     cluster = place.cluster
     loader = Loader(
         table, crops, backend=place.backend, seed=place.seed, rank=cluster.rank, world_size=cluster.world_size,
-        global_batch=min(place.batch, len(table) // cluster.world_size * cluster.world_size), threads=place.threads,
+        global_batch=batch_of(place, len(table)), threads=place.threads,
         device_id=place.device_id, dtype=torch.float32, max_bad_fraction=MAX_BAD,
     )  # fmt: skip
     loader.position.epoch = epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from launch.engine import input_dtype
 from model.backbone import build_backbone
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
+from model.weights import load_weights
 from pipeline.crops import Crops
 from pipeline.loader import Loader
 from pipeline.table import SampleTable
@@ -43,7 +45,17 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
         hidden_dim=model["hidden_dim"],
         embedding_dim=model["embedding_dim"],
         num_prototypes=model["prototypes"],
+        heads=model.get("heads", 1),  # checkpoints from before there were heads do not name them
     )
+
+
+def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
+    """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit."""
+    network = build_network(model, sizes)
+    if model["weights"] is not None:
+        load_weights(network, Path(model["weights"]))
+        network.prototypes.normalize()  # published files hold them one update after that
+    return network
 
 
 def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:

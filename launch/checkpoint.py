@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,9 @@ from safetensors.torch import save_file
 from launch.durable import fingerprint, sync, write_atomically
 from launch.pieces import Pieces, own_of, pieces_of, rank_file, restore, restore_own, whole
 from model.queue import EmbeddingQueue
+
+if TYPE_CHECKING:
+    from launch.clusters import Clusters
 
 STEP = "step-{:09d}"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)  # what damaged files raise
@@ -48,6 +51,7 @@ def save_checkpoint(
     queue: EmbeddingQueue | None,
     keep: int,
     keep_steps: int = 0,
+    clusters: Clusters | None = None,
 ) -> Path:
     """Save everything as `directory/step-...`; to be called on all ranks at once.
 
@@ -71,6 +75,7 @@ def save_checkpoint(
 
     def write() -> dict[str, Any]:
         tensors = pieces_of(optimizer, rank, world_size) | own_of(network, None if queue is None else queue.embeddings)
+        tensors |= {} if clusters is None else clusters.own(rank)
         bad = [name for name, values in tensors.items() if not torch.isfinite(values).all()]
         if bad:  # the last good checkpoint must be one
             raise OSError(f"{len(bad)} tensors are not finite, {bad[0]} first")
@@ -170,9 +175,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------- load
 def load_checkpoint(
-    checkpoint: Path, network: torch.nn.Module, optimizer: Any, queue: EmbeddingQueue | None
+    checkpoint: Path,
+    network: torch.nn.Module,
+    optimizer: Any,
+    queue: EmbeddingQueue | None,
+    clusters: Clusters | None = None,
 ) -> dict[str, Any]:
-    """Restore masters, optimizer state, buffers and queue in place on this rank; returns state.json.
+    """Restore masters, optimizer state, buffers, queue and clusters in place on this rank; returns state.json.
 
     The network's own copy of the parameters follows by `launch.zero.publish`. With the saved world size every rank gets
     its own batch-norm statistics and queue back, bit for bit; with another one all get the average, and the queue is
@@ -194,6 +203,8 @@ def load_checkpoint(
         restore_own(pieces, network, rank, world_size)
         if queue is not None:
             queue.load_state_dict({"embeddings": _queue_rows(pieces.own("queue"), rank, world_size)})
+        if clusters is not None:
+            clusters.restore(pieces, rank, world_size)
     except (KeyError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} lacks {error}; it was made by another program") from None
     return state

@@ -1,13 +1,14 @@
 """Trained weights in the formats that others load.
 
     make export CKPT=runs/demo OUT=resnet50.pth FORMAT=torchvision
-    python -m launch.export CKPT OUT --format torchvision|timm|swav|safetensors|onnx [--force]
+    python -m launch.export CKPT OUT --format FORMAT [--force]
 
     torchvision  state dict for torchvision.models: ResNet-18/34/50, vision transformers; without classifier
     timm         state dict for timm.create_model(name, num_classes=0): ResNet-18/34/50, any backbone of timm
     swav         backbone, projection head and prototypes in the published checkpoints' layout; model.weights reads it
     safetensors  a folder with the backbone's weights and a model card
     onnx         the backbone as a graph, for any batch and, if convolutional, any size
+    detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR take torchvision: docs/detection.md
 
 CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-... OUT is whole or not there.
 """
@@ -23,7 +24,7 @@ from typing import NoReturn
 from launch.cluster import Cluster
 from launch.report import EXIT_MISTAKE, mistakes_end_the_run
 
-FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx")
+FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
 FOLDER_FILES = {"model.safetensors", "README.md"}  # of format safetensors
 
 
@@ -79,6 +80,8 @@ def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]
 def _check_out(out: Path, format: str, force: bool) -> None:
     if format == "safetensors" and out.suffix == ".safetensors":
         raise ValueError(f"OUT={out}: format safetensors makes a folder (weights, model card); leave the suffix out")
+    if format == "detectron2" and out.suffix != ".pkl":
+        raise ValueError(f"OUT={out}: detectron2 knows this format by the suffix .pkl; give {out.stem}.pkl")
     if not out.exists():
         return
     if not force:

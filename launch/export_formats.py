@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from launch.counterpart import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
+from launch.export_detection import write_detectron2
 from launch.model_card import header, model_card
 from launch.trained import Trained
 from model.resnet import ResNet
@@ -39,7 +40,7 @@ def write_timm(trained: Trained, path: Path) -> list[str]:
 
 def write_swav(trained: Trained, path: Path) -> list[str]:
     """Backbone, projection head and prototypes in the layout of the published checkpoints."""
-    weights = published_names(_plain(trained.network))
+    weights = published_names(_plain(trained.network), trained.network.heads)
     torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
     return [
         "import torch",
@@ -159,4 +160,5 @@ WRITERS = {
     "swav": write_swav,
     "safetensors": write_safetensors,
     "onnx": write_onnx,
+    "detectron2": write_detectron2,
 }

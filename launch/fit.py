@@ -59,6 +59,9 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
+    one = config.method == "swav"
+    choose("model.heads", 1 if one else 3, "SwAV has one" if one else f"{config.method} as published")
+    _fit_method(config, choose, steps * batch)
     if config.optimizer.name == "adamw":
         choose(
             "optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs"
@@ -88,6 +91,30 @@ def _scale_learning_rates(optimizer: DictConfig, batch: int, said: list[str]) ->
             optimizer[name] = float(optimizer[name] * batch / given)
     optimizer.scale_lr_from = batch  # so that fitting these settings again changes nothing
     said.append(f"optimizer.base_lr={optimizer.base_lr:g}  ({batch} images a step, scaled in proportion from {given})")
+
+
+def _fit_method(config: DictConfig, choose: Callable[..., None], samples: int) -> None:
+    """What the methods that cluster before each epoch cannot take; samples: of an epoch."""
+    method, swav = config.method, config.swav
+    if method == "swav":
+        return
+    if samples < config.model.prototypes:
+        raise ConfigError(
+            f"model.prototypes={config.model.prototypes}: {method} clusters an epoch's {samples} images into as many; "
+            "lower it"
+        )
+    choose("swav.queue.length", 0, f"{method} has none: it clusters all images")
+    if swav.queue.length:
+        raise ConfigError(f"swav.queue.length={swav.queue.length}: method={method} has no queue; set it to 0")
+    if swav.hard:
+        raise ConfigError(f"swav.hard=true: it is for method=swav, the targets of {method} are hard anyway")
+    if method == "deepclusterv2":
+        choose("swav.freeze_prototypes", 0, "k-means sets the prototypes, no gradient does")
+        if swav.freeze_prototypes:
+            raise ConfigError(
+                f"swav.freeze_prototypes={swav.freeze_prototypes}: with method={method} k-means alone moves the "
+                "prototypes; leave it out"
+            )
 
 
 def _fit_queue(

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from config.recipe import ConfigError
+from config.recipe import DEFAULTS, ConfigError
 from launch.checkpoint import read_state
 from launch.durable import write_atomically
 from launch.report import closing_table
@@ -197,7 +197,11 @@ def versions() -> dict[str, str]:
 
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
     """`key: old -> new` of every setting that differs from a saved configuration. ConfigError for one that may not."""
-    old, new = _flat(saved), _flat(OmegaConf.to_container(config))
+    new = _flat(OmegaConf.to_container(config))
+    defaults = _flat(OmegaConf.to_container(OmegaConf.load(DEFAULTS)))
+    # Settings that there were not when it was saved: it was trained at their defaults.
+    unsaid = {key: new.get(key) if value == "auto" else value for key, value in defaults.items()}
+    old = unsaid | _flat(saved)
     changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)}
     for key, change in changed.items():
         if not any(key == allowed or key.startswith(allowed + ".") for allowed in CHANGEABLE):

@@ -6,7 +6,7 @@ A rank's file holds float32 (master) values by parameter and segment, under "KIN
     momentum_buffer/..., exp_avg/...      the optimizer's state, element by element
     step/.../0                            a number of the optimizer's, for the parameter it belongs to
 
-and what is the rank's own, under "own/NAME": its buffers (batch-norm statistics) and its part of the queue.
+and what is the rank's own, under "own/NAME": its buffers (batch-norm statistics), its part of the queue, its memory.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from config.recipe import parse_every
 from launch.agreement import Agreement
@@ -61,6 +62,12 @@ class SkippedSteps:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.total, self.in_a_row = limit, 0, 0
+
+    def values(self, engine: Any, steps: int) -> dict[str, float]:
+        """For the log, of fp16 alone: the share that was skipped of `steps` since this start, and the loss scale."""
+        if not engine.fp16_enabled():
+            return {}
+        return {"skipped_steps": self.total / steps, "loss_scale": engine.loss_scale()}
 
     def count(self, step: int, applied: bool) -> None:
         """Take in whether `step` was applied. Raises TrainingStopped, on all ranks alike."""

@@ -83,6 +83,17 @@ def publish(engine: Any) -> None:
                     half.data.copy_(master.data)
 
 
+def write_parameter(engine: Any, optimizer: Any, name: str, values: Tensor) -> None:
+    """Set a parameter to `values`, of its shape and alike on all ranks, in its masters and in the network."""
+    layout: Layout = optimizer.layout
+    number, flat = layout.names.index(name), values.detach().reshape(-1)
+    for tensor, segments in layout.tensors.items():
+        for segment, piece in zip(segments, layout.pieces(tensor, tensor.detach()), strict=True):
+            if segment.parameter == number:
+                piece.copy_(flat[segment.start : segment.start + segment.length].view(piece.shape))
+    publish(engine)
+
+
 SCALING = ("cur_scale", "cur_iter", "last_overflow_iter")
 
 

@@ -63,6 +63,12 @@ def sinkhorn_targets(
     return torch.stack(targets)
 
 
+def one_hot(targets: Int[Tensor, "heads batch"], prototypes: int) -> Float[Tensor, "batch heads_prototypes"]:
+    """The targets as codes, head beside head; IGNORED ones are zeros."""
+    codes = torch.nn.functional.one_hot(targets.T.clamp(min=0), prototypes) * targets.T.ne(IGNORED).unsqueeze(-1)
+    return codes.flatten(1).float()
+
+
 def assigned_prediction(
     targets: Int[Tensor, "heads batch"], scores: Float[Tensor, "crops batch heads_prototypes"], temperature: float
 ) -> Float[Tensor, ""]:

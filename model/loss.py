@@ -8,20 +8,23 @@ from torch import Tensor
 
 
 def swapped_prediction(
-    codes: Float[Tensor, "assigning batch prototypes"],
-    scores: Float[Tensor, "crops batch prototypes"],
+    codes: Float[Tensor, "assigning batch heads_prototypes"],
+    scores: Float[Tensor, "crops batch heads_prototypes"],
     assigning: Sequence[int],
     temperature: float,
+    heads: int = 1,
 ) -> Float[Tensor, ""]:
     """Cross entropy between each assigning crop's codes and the predictions from all the other crops.
 
-    codes: targets of the assigning crops, rows sum to 1, without gradient; in the order of `assigning`.
+    codes: targets of the assigning crops, without gradient; each head's part of a row sums to 1. In the order of
+        `assigning`.
     scores: cosine similarities of all crops' embeddings with the prototypes.
     assigning: the indices into `crops` of the crops that gave the codes ((0, 1) in the paper).
     temperature: the softmax temperature, > 0 (0.1 in the paper).
+    heads: sets of prototypes that lie side by side in the last axis; each predicts its own codes.
 
-    Returns the mean over assigning crops, over the other crops and over the batch, in nats: ln(prototypes) for uniform
-    predictions. float32 (float64 for float64 scores) whatever autocast says.
+    Returns the mean over assigning crops, the other crops, the batch and the heads, in nats: ln(prototypes) for uniform
+    predictions, those of one head. float32 (float64 for float64 scores) whatever autocast says.
 
     Raises ValueError if there are fewer than two crops or as many codes as assigning crops are not given.
     """
@@ -33,8 +36,9 @@ def swapped_prediction(
         )
     with torch.autocast(scores.device.type, enabled=False):
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        log_predictions = torch.log_softmax(scores.to(dtype) / temperature, dim=-1)
+        by_head = (scores.to(dtype) / temperature).unflatten(-1, (heads, -1))
+        log_predictions = torch.log_softmax(by_head, dim=-1)
         # A crop does not predict its own code. Summing the others first takes one product per assigning crop
         # instead of one per pair, and no matrix product, which TF32 would round.
         others = log_predictions.sum(dim=0) - log_predictions[list(assigning)]
-        return -(codes * others).sum(dim=-1).mean() / (crops - 1)
+        return -(codes.unflatten(-1, (heads, -1)) * others).sum(dim=-1).mean() / (crops - 1)

@@ -11,13 +11,18 @@ from torch import Tensor
 
 
 class CodeMonitor:
-    """Sums over the codes, embeddings and losses of this rank; `summary` adds up all ranks."""
+    """Sums over the codes, embeddings and losses of this rank; `summary` adds up all ranks.
 
-    def __init__(self, num_prototypes: int, embedding_dim: int, device: torch.device | str = "cpu"):
-        self.num_prototypes = num_prototypes
+    num_prototypes: of a head; heads: sets of so many, side by side in the codes.
+    """
+
+    def __init__(
+        self, num_prototypes: int, embedding_dim: int, device: torch.device | str = "cpu", heads: int = 1
+    ) -> None:
+        self.num_prototypes, self.heads = num_prototypes, heads
         self.sums = {
-            "hard": torch.zeros(num_prototypes, dtype=torch.float64, device=device),
-            "code": torch.zeros(num_prototypes, dtype=torch.float64, device=device),
+            "hard": torch.zeros(heads * num_prototypes, dtype=torch.float64, device=device),
+            "code": torch.zeros(heads * num_prototypes, dtype=torch.float64, device=device),
             "embedding": torch.zeros(embedding_dim, dtype=torch.float64, device=device),
             "square": torch.zeros(embedding_dim, dtype=torch.float64, device=device),
             "entropy": torch.zeros(1, dtype=torch.float64, device=device),
@@ -29,18 +34,20 @@ class CodeMonitor:
     @torch.no_grad()
     def update(
         self,
-        codes: Float[Tensor, "crops batch prototypes"],
+        codes: Float[Tensor, "crops batch heads_prototypes"],
         embeddings: Float[Tensor, "crops batch dim"],
         loss: Float[Tensor, ""],
     ) -> None:
-        """Take in a step's codes, the embeddings of the same crops, and the loss."""
+        """Take in a step's codes, the embeddings of the same crops, and the loss. A code of zeros is none."""
         codes, embeddings = codes.flatten(0, 1), embeddings.flatten(0, 1)
-        strongest = codes.argmax(1)  # counted by scatter: bincount makes the host wait for a GPU
-        self.sums["hard"].scatter_add_(0, strongest, torch.ones_like(strongest, dtype=torch.float64))
+        # counted by scatter: bincount makes the host wait for a GPU
+        most, strongest = codes.reshape(-1, self.num_prototypes).max(1)
+        strongest += torch.arange(self.heads, device=codes.device).repeat(len(codes)) * self.num_prototypes
+        self.sums["hard"].scatter_add_(0, strongest, (most > 0).double())
         self.sums["code"] += codes.sum(0)
         self.sums["embedding"] += embeddings.sum(0)
         self.sums["square"] += embeddings.square().sum(0)
-        self.sums["entropy"] += torch.special.entr(codes).sum()
+        self.sums["entropy"] += torch.special.entr(codes).sum() / self.heads
         self.sums["count"] += len(codes)
         self.sums["loss"] += loss.detach()
         self.sums["steps"] += 1
@@ -52,6 +59,7 @@ class CodeMonitor:
         prototypes_in_use   share of prototypes that were some crop's strongest code, in [0, 1]
         code_entropy        mean entropy of a crop's code in nats; ln(prototypes) is a code that says nothing
         mean_code_entropy   entropy of the mean code in nats; far below ln(prototypes): a few prototypes take all
+                            (both: the mean over heads)
         embedding_std       mean over dimensions of the embeddings' standard deviation; 0 is collapse,
                             1 / sqrt(dim) an even spread over the sphere
         """
@@ -63,7 +71,7 @@ class CodeMonitor:
             "mean_loss": float(sums["loss"]) / max(float(sums["steps"]), 1.0),
             "prototypes_in_use": float((sums["hard"] > 0).double().mean()),
             "code_entropy": float(sums["entropy"]) / count,
-            "mean_code_entropy": float(torch.special.entr(mean_code).sum()),
+            "mean_code_entropy": float(torch.special.entr(mean_code).sum()) / self.heads,
             "embedding_std": float(variance.clamp(min=0).sqrt().mean()),
         }
 

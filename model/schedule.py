@@ -1,5 +1,7 @@
 """The learning rate of every iteration as one table (SwAV, appendix A: linear warm-up, then cosine)."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -25,3 +27,9 @@ def warmup_cosine(
     progress = np.arange(steps - warmup) / max(steps - warmup, 1)
     cosine = final_lr + 0.5 * (base_lr - final_lr) * (1 + np.cos(np.pi * progress))
     return np.concatenate([np.linspace(start_lr, base_lr, warmup), cosine])
+
+
+def learning_rates_of(settings: Any, steps: int, epochs: int) -> Float[np.ndarray, " steps"]:
+    """The same of a recipe's `optimizer:` section; steps: of an epoch."""
+    rates = settings.start_lr, settings.base_lr, settings.final_lr
+    return warmup_cosine(steps, epochs, settings.warmup_epochs, *rates)

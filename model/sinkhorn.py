@@ -47,6 +47,7 @@ def sinkhorn(
     iterations: int,
     group: "dist.ProcessGroup | None" = None,
     check: bool = True,
+    heads: int = 1,
 ) -> Float[Tensor, "*crops batch prototypes"]:
     """Soft assignment of each sample to the prototypes, balanced over the samples of all ranks.
 
@@ -59,11 +60,12 @@ def sinkhorn(
         this process.
     check: False promises that the scores are cosines (|scores| <= 1) and finite. Then nothing is looked at and the
         host never waits for the device; good down to epsilon = 0.0016. Scores that are NaN give codes that are NaN.
+    heads: sets of prototypes that lie side by side in the last axis, each balanced on its own.
 
-    Returns the codes, shaped like `scores`: every row sums to 1. Computed in float32 (float64 for float64
-    scores) whatever autocast says; no gradient.
+    Returns the codes, shaped like `scores`: every row (each head's part of it) sums to 1. Computed in float32 (float64
+    for float64 scores) whatever autocast says; no gradient.
 
-    Collectives: `iterations` for all crops together. Scores outside the range of the chosen way on any rank
+    Collectives: `iterations` for all crops and heads together. Scores outside the range of the chosen way on any rank
     (|scores| / epsilon > 35, where epsilon < 1/35 about 650; 300 and 650 for float64) take two more, on all ranks
     together, and are computed in float64.
 
@@ -73,6 +75,10 @@ def sinkhorn(
         raise ValueError(f"sinkhorn needs epsilon > 0 and iterations >= 1, got {epsilon} and {iterations}")
     if scores.ndim not in (2, 3):
         raise ValueError(f"sinkhorn needs scores of 2 or 3 dimensions, got shape {tuple(scores.shape)}")
+    if heads > 1:  # as so many crops more
+        each = scores.unflatten(-1, (heads, -1)).movedim(-2, -3)  # [*crops, heads, batch, prototypes]
+        balanced = sinkhorn(each.reshape(-1, *each.shape[-2:]), epsilon, iterations, group, check)
+        return balanced.view(each.shape).movedim(-3, -2).flatten(-2)
 
     with torch.autocast(scores.device.type, enabled=False):
         dtype = torch.promote_types(scores.dtype, torch.float32)
@@ -86,6 +92,13 @@ def sinkhorn(
             logits = scores.double() / epsilon
             codes = _softmaxes(logits, _first_potential_any_range(logits, group), iterations, group)
         return codes.to(dtype)
+
+
+@torch.no_grad()
+def hard_codes(codes: Float[Tensor, "*rows prototypes"], heads: int = 1) -> Float[Tensor, "*rows prototypes"]:
+    """1 for the strongest prototype of each row (of each head in it), 0 for the others: the paper's discrete codes."""
+    each = codes.unflatten(-1, (heads, -1))
+    return torch.zeros_like(each).scatter_(-1, each.argmax(-1, keepdim=True), 1).flatten(-2)
 
 
 # ---- products of exponentials ----------------------------------------------------------------------------

@@ -17,6 +17,8 @@ class SwAV(nn.Module):
     backbone: images to features, with a `feature_dim`.
     hidden_dim: width of the projection head (2048; 8192 for RN50w2 and w4, 10240 for w5); 0: one layer.
     embedding_dim, num_prototypes: 128 and 3000 in the paper.
+    heads: sets of so many prototypes each, one in SwAV, three in DeepCluster-v2 and SeLa-v2. They are one matrix, head
+        after head; their scores lie side by side likewise.
 
     The prototypes are rows of unit length from the start; LARS keeps them so (`unit_rows`).
     """
@@ -27,9 +29,11 @@ class SwAV(nn.Module):
         hidden_dim: int = 2048,
         embedding_dim: int = 128,
         num_prototypes: int = 3000,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.heads = heads
         features = int(backbone.feature_dim)  # type: ignore[arg-type]
         self.projection_head: nn.Module
         if hidden_dim:
@@ -41,7 +45,7 @@ class SwAV(nn.Module):
             )
         else:
             self.projection_head = nn.Linear(features, embedding_dim)
-        self.prototypes = Prototypes(embedding_dim, num_prototypes)
+        self.prototypes = Prototypes(embedding_dim, heads * num_prototypes)
 
     def forward(
         self,
@@ -50,7 +54,7 @@ class SwAV(nn.Module):
         queued: Float[Tensor, "assigning length dim"] | None = None,
     ) -> Any:
         """Embeddings, scores, and the queued embeddings' scores (None without `queued`):
-        [crops, batch, dim], [crops, batch, prototypes], [assigning, length, prototypes].
+        [crops, batch, dim], [crops, batch, heads * prototypes], [assigning, length, heads * prototypes].
 
         crops: one tensor per resolution, view-major: [n_r * batch_size, 3, s, s], any memory format.
         batch_size: samples on this rank. The results' first axis counts the views of all resolutions.

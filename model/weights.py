@@ -3,10 +3,12 @@
     ours         backbone.conv1.weight   projection_head.0.weight   prototypes.weight
     published    conv1.weight            projection_head.0.weight   prototypes.weight
 
-Published files put `module.` in front of every key.
+Published files put `module.` in front of every key. Where they have several heads of prototypes (DeepCluster-v2,
+SeLa-v2) these are prototypes.prototypes0.weight and so on; ours are one matrix, head after head.
 """
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 _BACKBONE = "backbone."
 _HEADS = ("projection_head.", "prototypes.")
+_HEAD = re.compile(r"prototypes\.prototypes(\d+)\.weight")
 
 
 def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> None:
@@ -66,15 +69,28 @@ def take_weights(
     network.load_state_dict(values, strict=False)
 
 
-def published_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under the published names (golden/state_dict_shapes.json), without `module.`."""
-    return {key.removeprefix(_BACKBONE): value for key, value in state_dict.items()}
+def published_names(state_dict: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:
+    """The same tensors under the published names (golden/state_dict_shapes.json), without `module.`. heads: of
+    prototypes."""
+    named = {key.removeprefix(_BACKBONE): value for key, value in state_dict.items()}
+    if heads > 1:
+        for head, weight in enumerate(named.pop("prototypes.weight").chunk(heads)):
+            named[f"prototypes.prototypes{head}.weight"] = weight.contiguous()
+    return named
+
+
+def heads_of(state_dict: Mapping[str, Tensor]) -> int:
+    """How many heads of prototypes a file in the published layout has, 1 where there is one matrix of them."""
+    return max(1, sum(bool(_HEAD.fullmatch(key.removeprefix("module."))) for key in state_dict))
 
 
 def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors under our names. Ours stay, published ones become ours: there, whatever is not of the heads
     belongs to the backbone."""
     plain = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    parts = {int(found[1]): key for key in plain if (found := _HEAD.fullmatch(key))}
+    if parts:
+        plain["prototypes.weight"] = torch.cat([plain.pop(parts[head]) for head in sorted(parts)])
     if any(key.startswith(_BACKBONE) for key in plain):
         return plain
     return {key if key.startswith(_HEADS) else _BACKBONE + key: value for key, value in plain.items()}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from config.recipe import ROOT
@@ -22,6 +23,9 @@ PORT = 29577  # on the first host, where nothing else runs
 # Bytes that a rank may gather. Beyond it glibc takes memory anew for each call, and page faults are most of the time.
 GATHERED = 32 << 20
 LOCAL = "local"
+PLACE = ("ranks", "crowded", "bytes", "point")  # what tells rows of a link apart
+# Starts of the processes of this machine: how their memory lies in its caches is drawn by lot at each.
+STARTS, START_SECONDS = 3, 15  # at most, and of so many seconds at least
 
 
 def points(prototypes: Sequence[int], batches: Sequence[int], iterations: Sequence[int]) -> list[Point]:
@@ -84,11 +88,35 @@ def collect(plans: Sequence[tuple[Plan, float | None]], until: float) -> list[di
     """
     rows: list[dict[str, Any]] = []
     for number, (plan, delay) in enumerate(plans):
-        left, others = until - time.time(), len(plans) - number - 1
+        begun = time.time()
+        left, others = until - begun, len(plans) - number - 1
         share = left * 2 / (2 + others) if number == 0 else left / (1 + others)
-        timed = replace(plan, deadline=time.time() + share)
-        found = on_this_machine(timed) if delay is None else on_hosts(timed, delay)
-        rows += [row | {"link": plan.link, "delay": delay, "on_gpu": plan.on_gpu} for row in found]
+        starts = 1 if plan.on_gpu or delay is not None else max(1, min(STARTS, int(share / START_SECONDS)))
+        found = []
+        for start in range(starts):
+            timed = replace(plan, deadline=begun + share * (start + 1) / starts)
+            found.append(on_this_machine(timed) if delay is None else on_hosts(timed, delay))
+        rows += [row | {"link": plan.link, "delay": delay, "on_gpu": plan.on_gpu} for row in pooled(found)]
+    return rows
+
+
+def pooled(starts: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows that all starts have, with the rounds of all of them: medians in seconds, and both figures of the
+    fastest."""
+    rows = []
+    for row in starts[0]:
+        same = [[other for other in start if all(other[key] == row[key] for key in PLACE)] for start in starts]
+        if all(same):
+            calls = [tuple(call) for (other,) in same for call in other["calls"]]
+            rows.append(
+                {key: row[key] for key in (*PLACE, "sent")}
+                | {
+                    "seconds": median(seconds for seconds, _ in calls),
+                    "in_collectives": median(inside for _, inside in calls),
+                    "fastest": min(calls),
+                    "rounds": [seconds for seconds, _ in calls],
+                }
+            )
     return rows
 
 
@@ -109,7 +137,7 @@ def measured(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "rounds": len(row["rounds"]),
         }
         for row in rows
-        if row["point"]
+        if row["point"] and not row["crowded"]
     ]
 
 

@@ -5,6 +5,9 @@ their time is exposed.
 
 The model is of links that nothing else disturbs: it is fitted to, and held against, the fastest of each one's rounds
 (`fastest`: its seconds, and those of them in collectives). Medians would take in who else was on the machine.
+
+Where more ranks than cores are to be predicted, links are fitted to two ranks on one core (`crowded` rows): what it
+costs to share a core, switching from one to the other above all, is then measured and not assumed.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from math import ceil, log2
 from typing import Any
 
 from perf.alpha_beta import ONE_NUMBER, Algorithm, Link, Timed, error, fit, hops, moved, seconds_of, sharing
-from perf.codes_variants import Message, Point, sent
+from perf.codes_variants import Message, Point, sent, worked_on
 
 FITTED = 2  # ranks: models are fitted on one and two, and held against more
 # Delays of the wire that pass at a hop of gloo's ring: whoever receives says that its buffer is ready, then it is sent.
@@ -46,37 +49,52 @@ def links(rows: Sequence[Mapping[str, Any]], cores: int) -> dict[str, Link]:
     """Each link's fit to the all-reduces of one and two ranks; none for a link without those of two."""
     found = {}
     for name in dict.fromkeys(row["link"] for row in rows):
-        own = [row for row in rows if row["link"] == name]
-        timed = [Timed(row["ranks"], row["bytes"], row["fastest"][0]) for row in own if not row["point"]]
-        small = [one for one in timed if one.ranks <= FITTED]
+        own = [row for row in rows if row["link"] == name and not row["point"]]
+        crowded = any(row["crowded"] for row in own)
+        small = [
+            Timed(row["ranks"], row["bytes"], row["fastest"][0])
+            for row in own
+            if row["ranks"] <= FITTED and row["crowded"] == (crowded and row["ranks"] == FITTED)
+        ]
         if any(one.ranks > 1 and one.bytes > ONE_NUMBER for one in small):
-            found[name] = fit(small, GLOO_DELAYS * (own[0]["delay"] or 0.0), None if own[0]["on_gpu"] else cores)
+            on = None if own[0]["on_gpu"] else 1 if crowded else cores
+            found[name] = fit(small, GLOO_DELAYS * (own[0]["delay"] or 0.0), on)
     return found
 
 
-def codes_seconds(point: Point, compute: float, meeting: float, link: Link, ranks: int, cores: int | None) -> float:
+def codes_seconds(
+    point: Point, compute: float, meeting: float, link: Link, ranks: int, cores: int | None, on: int | None
+) -> float:
     """The codes of a step over a link: compute, each collective, and how long the ranks wait until all have come.
 
-    compute, meeting: seconds of FITTED ranks, the second at each collective.
+    compute, meeting: seconds of FITTED ranks in a step, the first on `cores`, the second on `on` of them. Waiting for
+    the last of n ranks grows with log2 n in all-reduces, one after the other, and hardly in a single all-gather.
     """
     slower = 1.0 if cores is None else sharing(ranks, cores) / sharing(FITTED, cores)
-    rows = ranks / FITTED if point.variant == "gather" else 1.0
-    messages = sent(point)
-    on_the_way = sum(seconds_of(link, kind, size, ranks, cores) for kind, size in messages)
-    return compute * rows * slower + meeting * len(messages) * slower + on_the_way
+    crowd = 1.0 if cores is None or on is None else sharing(ranks, cores) / sharing(FITTED, on)
+    rows, waits = (ranks / FITTED, 1.0) if point.variant == "gather" else (1.0, log2(ranks) / log2(FITTED))
+    on_the_way = sum(seconds_of(link, kind, size, ranks, cores) for kind, size in sent(point))
+    return compute * rows * slower + meeting * crowd * waits + on_the_way
 
 
-def held_out(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Link], cores: int) -> list[dict[str, Any]]:
+def held_out(
+    rows: Sequence[Mapping[str, Any]], found: Mapping[str, Link], cores: int, cache: int | None = None
+) -> list[dict[str, Any]]:
     """Predictions for more than FITTED ranks beside what was measured: of all-reduces, and of the codes of a step.
 
-    All-reduces of a single number are not held out: gloo sends nothing of the ring's empty parts, so that a call does
-    not wait for all ranks, and how long it takes depends on the call before (of four hosts 5 ms apart: 16 or 21 ms).
+    cache: bytes that the cores have; None: no limit. Not held out are
+
+    - codes for which the ranks together work on more: memory's bandwidth decides there, which is no term of the model;
+    - all-reduces of a single number: gloo sends nothing of the ring's empty parts, so that a call does not wait for all
+      ranks, and how long it takes depends on the call before (of four hosts 5 ms apart: 16 or 21 ms).
     """
-    by_place = {(row["link"], row["ranks"], row["bytes"], row["point"]): row for row in rows}
+    by_place = {(row["link"], row["ranks"], row["crowded"], row["point"]): row for row in rows if row["point"]}
     table = []
     for row in rows:
         name, ranks, point = row["link"], row["ranks"], row["point"]
         if ranks <= FITTED or name not in found or (point is None and row["bytes"] <= SINGLE):
+            continue
+        if point and cache and not row["on_gpu"] and ranks * worked_on(point, ranks) > cache:
             continue
         own = None if row["on_gpu"] else cores
         link = found[name]
@@ -84,13 +102,14 @@ def held_out(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Link], cores
             predicted = seconds_of(link, "all_reduce", row["bytes"], ranks, own)
             what: dict[str, Any] = {"what": "all-reduce", "bytes": row["bytes"]}
         else:
-            small = by_place[name, FITTED, 0, point]
-            messages = sent(point)
-            on_the_way = sum(seconds_of(link, kind, size, FITTED, own) for kind, size in messages)
-            seconds, inside = small["fastest"]
-            compute = seconds - inside
-            meeting = max(0.0, inside - on_the_way) / len(messages)
-            predicted = codes_seconds(point, compute, meeting, link, ranks, own)
+            apart = by_place[name, FITTED, False, point]["fastest"]
+            crowd = by_place.get((name, FITTED, True, point))
+            seconds, on = (crowd["fastest"][0], 1) if crowd else (apart[0], own)
+            compute = apart[0] - apart[1]
+            shared = 1.0 if on is None or own is None else sharing(FITTED, on) / sharing(FITTED, own)
+            on_the_way = sum(seconds_of(link, kind, size, FITTED, on) for kind, size in sent(point))
+            meeting = max(0.0, seconds - compute * shared - on_the_way)
+            predicted = codes_seconds(point, compute, meeting, link, ranks, own, on)
             what = {"what": "codes", **point._asdict()}
         taken = row["fastest"][0]
         figures = {"measured_us": 1e6 * taken, "median_us": 1e6 * row["seconds"], "predicted_us": 1e6 * predicted}
@@ -186,7 +205,7 @@ def nodes_at(
 def compute_of(rows: Sequence[Mapping[str, Any]]) -> Callable[[Point, int], float | None]:
     """Seconds of arithmetic as measured on the fewest ranks; what is gathered grows with the ranks."""
     fewest: dict[Point, tuple[int, float]] = {}
-    for row in sorted((row for row in rows if row["point"]), key=lambda row: -row["ranks"]):
+    for row in sorted((row for row in rows if row["point"] and not row["crowded"]), key=lambda row: -row["ranks"]):
         fewest[row["point"]] = (row["ranks"], row["seconds"] - row["in_collectives"])
 
     def seconds(point: Point, ranks: int) -> float | None:

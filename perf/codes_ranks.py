@@ -2,17 +2,21 @@
 
 All ranks start once and form groups of 1, 2, 4, ...; these take turns, so that what slows the machine for a while
 slows all of them, and a model fitted on small groups is held against large ones of the same minute.
+
+On CPUs each rank stays on a core, in turn, and keeps the memory that it frees: where the kernel moves ranks about, an
+all-reduce of two takes 100 to 210 us from one start to the next, where they stay 102 to 105 (seen on two cores).
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -28,10 +32,11 @@ from torch import Tensor
 from launch.cluster import wait_for_gloo
 from perf.codes_variants import VARIANTS, Point
 from perf.roofline import finish
-from perf.turns import take_turns
+from perf.turns import take_turns, use_cores
 from pipeline.folder import progress_bar
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 20
+CROWD = 2  # ranks on one core
 TURN = 0.02  # seconds of calls in a turn, at least: the clock and the start are nothing against it
 
 
@@ -40,6 +45,7 @@ class Plan:
     """What to measure over a link, what matters most first, until `deadline` (time.time()).
 
     groups: numbers of ranks. bytes: of all-reduces by themselves. points: of codes, in all groups.
+    crowded: everything is timed of CROWD ranks that share a core, too.
     """
 
     link: str
@@ -48,6 +54,7 @@ class Plan:
     points: tuple[Point, ...]
     deadline: float
     on_gpu: bool = False
+    crowded: bool = False
     progress: bool = True
 
     def __str__(self) -> str:
@@ -72,12 +79,16 @@ class Call(NamedTuple):
 
 @dataclass
 class Work:
-    """One thing to time: a call in the group of the first `ranks`, an all-reduce of `bytes` or the codes of `point`."""
+    """One thing to time: a call in the group of the first `ranks`, an all-reduce of `bytes` or the codes of `point`.
+
+    crowded: while these ranks share one core.
+    """
 
     ranks: int
     bytes: int
     point: Point | None
     call: Callable[[], object]
+    crowded: bool = False
     repeats: int = 1
     sent: list[tuple[str, int]] = field(default_factory=list)  # by one call: kind and bytes
 
@@ -89,6 +100,7 @@ def run_rank(rank: int, plan: Plan, folder: Path) -> None:
         # Ranks that wait wake others without taking the core from them: four on two cores take a quarter of the time.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         torch.set_num_threads(1)
+        keep_memory()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if plan.on_gpu else torch.device("cpu")
     if plan.on_gpu:
         torch.cuda.set_device(device)
@@ -101,6 +113,14 @@ def run_rank(rank: int, plan: Plan, folder: Path) -> None:
     finally:
         wait_for_gloo()
         dist.destroy_process_group()
+
+
+def keep_memory() -> None:
+    """Freed memory stays with this process, so that no page faults are timed (glibc; elsewhere nothing happens)."""
+    with suppress(AttributeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: from the heap, up to 1 GiB
+        allocator.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: which is never given back
 
 
 def measure(rank: int, plan: Plan, device: torch.device) -> list[dict[str, Any]]:
@@ -124,15 +144,24 @@ def all_works(plan: Plan, groups: dict[int, Any], alone: Any, device: torch.devi
     """All-reduces by themselves, then codes, each in all groups."""
     for size in plan.bytes:
         values = torch.zeros(max(1, size // 4), device=device)
-        for ranks, group in groups.items():
-            yield Work(ranks, size, None, partial(_all_reduce, values, group))
+        calls = {ranks: partial(_all_reduce, values, group) for ranks, group in groups.items()}
+        yield from _in_groups(plan, size, None, calls)
     scores: dict[tuple[int, int, int], Tensor] = {}
     for point in plan.points:
         shape = (point.crops, point.batch, point.prototypes)
         if shape not in scores:  # cosines of unit vectors of 128 numbers are about so
             scores[shape] = torch.randn(shape, device=device).mul_(0.09).clamp_(-1, 1)
-        for ranks, group in groups.items():
-            yield Work(ranks, 0, point, partial(VARIANTS[point.variant], scores[shape], point.iterations, group, alone))
+        codes = partial(VARIANTS[point.variant], scores[shape], point.iterations)
+        yield from _in_groups(plan, 0, point, {ranks: partial(codes, group, alone) for ranks, group in groups.items()})
+
+
+def _in_groups(
+    plan: Plan, bytes: int, point: Point | None, calls: Mapping[int, Callable[[], object]]
+) -> Iterator[Work]:
+    for ranks, call in calls.items():
+        yield Work(ranks, bytes, point, call)
+    if plan.crowded:
+        yield Work(CROWD, bytes, point, calls[CROWD], crowded=True)
 
 
 def _all_reduce(values: Tensor, group: Any) -> None:
@@ -148,7 +177,8 @@ def choose(
     """
     chosen: list[Work] = []
     needed = 0.0
-    least = sum(work.point is None for work in works) + len(groups)  # what the model needs, and the first codes
+    each = len(groups) + any(work.crowded for work in works)  # works of a point
+    least = sum(work.point is None for work in works) + each  # what the model needs, and the first codes
     for work in works:
         begun = time.perf_counter()
         timed(work, groups[work.ranks], rank, device)
@@ -168,15 +198,23 @@ def choose(
     fit = min(MOST_ROUNDS, max(LEAST_ROUNDS, int((deadline - time.time()) / max(needed, 1e-9))))
     rounds = torch.tensor([fit], device=device)
     dist.broadcast(rounds, 0)
-    whole = len(chosen) - len(chosen) % len(groups)  # a point in all groups or in none
+    whole = len(chosen) - len(chosen) % each  # a point in all groups or in none
     return chosen[:whole], int(rounds.item())
 
 
 def timed(work: Work, group: Any, rank: int, device: torch.device) -> Call:
     """Seconds of a call, the median of the work's repeats; nothing on ranks that have no part in it."""
+    cores = sorted(os.sched_getaffinity(0))
+    if device.type == "cpu":
+        use_cores([cores[0 if work.crowded else rank % len(cores)]])
     dist.barrier()
-    if rank >= work.ranks:
-        return Call(0.0, 0.0)
+    found = _timed(work, group, device) if rank < work.ranks else Call(0.0, 0.0)
+    if device.type == "cpu":
+        use_cores(cores)
+    return found
+
+
+def _timed(work: Work, group: Any, device: torch.device) -> Call:
     marks = []
     with noted(group, device) as calls:
         finish(device)
@@ -239,15 +277,12 @@ class _Instant:
 
 
 def row(work: Work, calls: list[Call]) -> dict[str, Any]:
-    """Medians in seconds, each round's, and both figures of the fastest."""
     return {
         "ranks": work.ranks,
+        "crowded": work.crowded,
         "bytes": work.bytes,
         "point": work.point,
-        "seconds": median(call.seconds for call in calls),
-        "in_collectives": median(call.in_collectives for call in calls),
-        "fastest": min(calls),
-        "rounds": [call.seconds for call in calls],
+        "calls": calls,
         "sent": work.sent,
     }
 

@@ -38,7 +38,7 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[st
             [
                 [
                     row["link"],
-                    str(row["ranks"]),
+                    f"{row['ranks']}{', one core' if row['one_core'] else ''}",
                     f"{row['bytes']:,}",
                     _us(row["us"]),
                     _us(row["min"]),
@@ -91,6 +91,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     else:
         verdict = "within" if error <= LIMIT else "not within"
         lines.append(f"Largest error of a held-out prediction: {error:.0%}, {verdict} {LIMIT:.0%}.")
+    cache = report["machine"]["cache"]
+    if cache and error is not None:
+        lines.append(
+            f"Held out are codes for which all ranks together work on no more than the {cache >> 20} MB of this "
+            "machine's last cache: beyond it the memory decides, which is no term of the model."
+        )
     others = report["machine"]["taken_by_others"]
     if others > 0.05:
         told = f"Other programs took {others:.0%} of this machine's CPU time meanwhile: ranks that wait for each other"

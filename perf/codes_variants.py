@@ -52,6 +52,12 @@ def sent(point: Point) -> list[Message]:
     raise ValueError(f"{point.variant!r} is not one of {', '.join(VARIANTS)}")
 
 
+def worked_on(point: Point, ranks: int) -> int:
+    """Bytes that a rank goes through to compute codes: scores, their exponentials, the codes."""
+    rows = point.crops * point.batch * (ranks if point.variant == "gather" else 1)
+    return 3 * 4 * rows * point.prototypes
+
+
 def published(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
     """Codes [crops, batch, prototypes] of scores of the same shape, float32; `group` shares the batch."""
     return torch.stack([_of_one_crop(crop, iterations, group) for crop in scores])

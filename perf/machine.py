@@ -17,7 +17,8 @@ PACKAGES = ("torch", "torchvision", "pillow", "ffcv", "numba", "numpy", "deepspe
 
 
 def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
-    """cpu, cores (how many were used: `cores`, or all that this process may use), gpus, os, python, versions, date."""
+    """cpu, cores (how many were used: `cores`, or all that this process may use), cache (bytes of the first core's last
+    level, which others may share; None where Linux does not tell), gpus, os, python, versions, date."""
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -30,9 +31,15 @@ def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0) if cores is None else cores),
+        "cache": _last_level_cache(),
         "gpus": gpu_names(),
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": found,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _last_level_cache() -> int | None:
+    levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    return 1024 * int(levels[-1].read_text().strip().removesuffix("K")) if levels else None

@@ -10,9 +10,10 @@ Three variants give the same codes (perf/codes_variants.py):
 
 They are timed in groups of 1, 2 and 4 ranks in turn: on GPUs (NCCL) where there are some, on processes of this machine
 (gloo), and, as root on Linux, on four hosts of their own in network namespaces with 1 and 5 ms of delay each way. An
-alpha-beta model (perf/alpha_beta.py) is fitted to the all-reduces of one and two ranks and must then predict those of
-four, and the codes: its error is part of the report. Nodes are predicted for links of given latency and bandwidth
-between nodes (NCCL: ring or tree, whichever is faster), and for the measured ones (gloo: a ring, one rank a node).
+alpha-beta model (perf/alpha_beta.py) is fitted to the all-reduces of one and two ranks (on one core, where four would
+have to share) and must then predict those of four, and the codes: its error is part of the report. Nodes are predicted
+for links of given latency and bandwidth between nodes (NCCL: ring or tree, whichever is faster), and for the measured
+ones (gloo: a ring, one rank a node).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     where = machine()
     shapes = points(*(numbers(options, name) for name in ("prototypes", "batch", "iterations")))
-    plans, left_out = planned(options, shapes, len(where["gpus"]))
+    plans, left_out = planned(options, shapes, len(where["gpus"]), cores)
     before = busy()
     rows = collect(plans, begun + options.budget)
     spent, own = (after - earlier for after, earlier in zip(busy(), before, strict=True))
@@ -126,7 +127,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     # ------------------------------------------------------------------ the model, and what it was not fitted on
     found = links(rows, cores)
-    tested = held_out(rows, found, cores)
+    tested = held_out(rows, found, cores, where["cache"])
 
     # ------------------------------------------------------------------ on N nodes
     report = {
@@ -158,10 +159,12 @@ def busy() -> tuple[float, float]:
     return sum(times) - times.idle - times.iowait - times.guest, sum(own[:4])
 
 
-def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tuple[list[tuple[Any, Any]], list[str]]:
+def planned(
+    options: argparse.Namespace, shapes: Sequence[Any], gpus: int, cores: int
+) -> tuple[list[tuple[Any, Any]], list[str]]:
     """Plans with the delay of their hosts (None without), and what is left out, with the reason."""
     from perf.codes_measured import GATHERED, LOCAL, fits
-    from perf.codes_ranks import Plan
+    from perf.codes_ranks import CROWD, Plan
     from perf.hosts import missing
 
     def groups(most: int) -> tuple[int, ...]:
@@ -171,7 +174,8 @@ def planned(options: argparse.Namespace, shapes: Sequence[Any], gpus: int) -> tu
     if gpus:
         plans.append((Plan("GPUs", groups(gpus), BYTES, tuple(shapes), 0.0, on_gpu=True), None))
     held = [point for point in shapes if fits(point, options.ranks)]
-    plans.append((Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0), None))
+    crowded = options.ranks > max(cores, CROWD - 1)
+    plans.append((Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0, crowded=crowded), None))
     left_out = [
         f"gather of {point.prototypes:,} prototypes, batch {point.batch}: over {GATHERED >> 20} MB on each process"
         for point in shapes
@@ -196,11 +200,11 @@ def all_reduces(rows: Sequence[Any], found: Any, cores: int) -> list[dict[str, A
     table = []
     for row in rows:
         if row["point"] is None:
-            link, own = found.get(row["link"]), None if row["on_gpu"] else cores
+            link, own = found.get(row["link"]), None if row["on_gpu"] else 1 if row["crowded"] else cores
             told = link and round(1e6 * seconds_of(link, "all_reduce", row["bytes"], row["ranks"], own), 1)
             figures = {"us": 1e6 * row["seconds"], "min": 1e6 * min(row["rounds"]), "max": 1e6 * max(row["rounds"])}
             table.append(
-                {"ranks": row["ranks"], "link": row["link"], "bytes": row["bytes"]}
+                {"ranks": row["ranks"], "link": row["link"], "one_core": row["crowded"], "bytes": row["bytes"]}
                 | {name: round(value, 1) for name, value in figures.items()}
                 | {"predicted_us": told, "rounds": len(row["rounds"])}
             )

@@ -90,8 +90,8 @@ def sinkhorn():
     ]  # fmt: skip
     return {
         "measured": measured, "held_out": held_out, "error": 0.1, "predicted": predicted, "model": {},
-        "all_reduces": [{"ranks": 2, "link": "local", "bytes": 4, "us": 80.0, "min": 70.0, "max": 90.0,
-                         "predicted_us": 82.0, "rounds": 9}],
+        "all_reduces": [{"ranks": 2, "link": "local", "one_core": False, "bytes": 4, "us": 80.0, "min": 70.0,
+                         "max": 90.0, "predicted_us": 82.0, "rounds": 9}],
         "nodes_at": [{"link": "20 us", "variant": name, "1_percent": at, "5_percent": None}
                      for name, at in (("ours", 100), ("published", 14))],
         "nodes_at_1_percent": {"ours": 100, "published": 14}, "nodes_at_5_percent": {"ours": None, "published": 350},

@@ -12,6 +12,7 @@ from ranks import run_ranks
 
 from config.recipe import ROOT
 from perf.alpha_beta import Link, Timed, fit, hops, moved, seconds_of
+from perf.codes_measured import pooled
 from perf.codes_predicted import (
     NODES,
     Network,
@@ -128,7 +129,15 @@ def rows_of(link, name, cores, point, compute):
     rows = []
     for ranks in (1, 2, 4):
         slower = max(1.0, ranks / cores)
-        common = {"ranks": ranks, "link": name, "delay": None, "on_gpu": False, "rounds": [0.0], "sent": []}
+        common = {
+            "ranks": ranks,
+            "link": name,
+            "crowded": False,
+            "delay": None,
+            "on_gpu": False,
+            "rounds": [0.0],
+            "sent": [],
+        }
         for size in (2_400, 240_000):
             seconds = seconds_of(link, "all_reduce", size, ranks, cores)
             times = {"seconds": 2 * seconds, "in_collectives": 2 * seconds, "fastest": (seconds, seconds)}
@@ -148,6 +157,48 @@ def test_held_out_has_no_error_where_the_machine_is_as_the_model_and_one_where_i
     assert [row["error"] for row in tested] == pytest.approx([0, 0, 0], abs=1e-3)
     slower = [row | {"fastest": [2 * value for value in row["fastest"]]} if row["ranks"] == 4 else row for row in rows]
     assert [row["error"] for row in held_out(slower, links(slower, 2), 2)] == pytest.approx([-0.5] * 3, abs=1e-3)
+
+
+def on_one_core(rows, link, point, compute, meeting):
+    """The rows of two ranks again, as on one core; and of four on two cores, who wait twice as long."""
+    found = []
+    for row in rows:
+        inside = row["point"] and sum(seconds_of(link, kind, size, 2, 1) for kind, size in sent(point))
+        if row["ranks"] == 2:
+            alone = (seconds_of(link, "all_reduce", row["bytes"], 2, 1),) * 2
+            whole = (2 * compute + meeting + inside, meeting + inside) if row["point"] else alone
+            found.append(row | {"crowded": True, "fastest": whole})
+        if row["ranks"] == 4 and row["point"]:
+            row = row | {"fastest": (row["fastest"][0] + 2 * meeting, row["fastest"][1] + 2 * meeting)}
+        found.append(row)
+    return found
+
+
+def test_two_ranks_on_one_core_tell_what_four_on_two_cores_take():
+    point = Point("ours", 3000, 64, 3)
+    rows = on_one_core(rows_of(TRUE, "local", 2, point, 1e-3), TRUE, point, 1e-3, 5e-4)
+    for row in rows:  # on a core of their own they switch nothing and are faster than the model's link
+        if row["ranks"] == 2 and not row["crowded"] and not row["point"]:
+            row["fastest"] = (0.5 * row["fastest"][0], 0.5 * row["fastest"][1])
+    tested = held_out(rows, links(rows, 2), 2)
+    assert [row["error"] for row in tested] == pytest.approx([0, 0, 0], abs=1e-3)
+
+
+def test_codes_that_do_not_fit_into_the_cache_are_not_held_out():
+    point = Point("ours", 3000, 64, 3)
+    rows = rows_of(TRUE, "local", 2, point, 1e-3)
+    everyone = 4 * 3 * 4 * 2 * 64 * 3000  # ranks, arrays, bytes, crops, batch, prototypes
+    assert {row["what"] for row in held_out(rows, links(rows, 2), 2, everyone)} == {"all-reduce", "codes"}
+    assert {row["what"] for row in held_out(rows, links(rows, 2), 2, everyone - 1)} == {"all-reduce"}
+
+
+def test_what_all_starts_measured_is_pooled():
+    row = {"ranks": 2, "crowded": False, "bytes": 4, "point": None, "sent": []}
+    other = row | {"bytes": 8, "calls": [(9.0, 9.0)]}
+    starts = [[row | {"calls": [[3.0, 1.0], [4.0, 2.0]]}, other], [row | {"calls": [[2.0, 1.5]]}]]
+    (found,) = pooled(starts)
+    assert found["rounds"] == [3.0, 4.0, 2.0] and found["fastest"] == (2.0, 1.5)
+    assert (found["seconds"], found["in_collectives"]) == (3.0, 1.5)
 
 
 def test_a_tree_overtakes_the_ring_with_the_nodes():
@@ -186,7 +237,8 @@ def test_exposed_time_adds_up_and_the_thresholds_are_where_the_shares_pass_them(
 
 def test_what_is_gathered_costs_more_arithmetic_with_every_rank():
     rows = [
-        {"point": Point(name, 3000, 64, 3), "ranks": 1, "seconds": 3e-3, "in_collectives": 1e-3} for name in VARIANTS
+        {"point": Point(name, 3000, 64, 3), "ranks": 1, "crowded": False, "seconds": 3e-3, "in_collectives": 1e-3}
+        for name in VARIANTS
     ]
     compute = compute_of(rows)
     assert [compute(row["point"], 16) for row in rows] == pytest.approx([2e-3, 2e-3, 32e-3])
@@ -200,7 +252,7 @@ def test_what_is_gathered_costs_more_arithmetic_with_every_rank():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    flags = "--no-hosts --budget 20 --prototypes 30,60 --batch 4 --iterations 3 --step-ms 50 --latency-us 5,40,80"
+    flags = "--no-hosts --budget 40 --prototypes 30,60 --batch 4 --iterations 3 --step-ms 50 --latency-us 5,40,80"
     done = program(*flags.split(), "--json", "figures.json", folder=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "figures.json").read_text()) | {"printed": done.stdout}

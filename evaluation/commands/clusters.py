@@ -3,7 +3,8 @@
 Writes to --out: clusters.parquet (or .csv with --csv), a row an image: row, name, class, prototype (the nearest), score
 (their cosine), probability and entropy (nats) of softmax(scores / temperature); prototypes.csv, a row a prototype: how
 many images, their mean score, the entropy of their classes; cluster-00012.png, the images of a cluster with the highest
-scores. CKPT is a run or a published file: a backbone alone has no prototypes.
+scores. CKPT is a run or a published file: a backbone alone has no prototypes. Of several heads of prototypes the first
+counts.
 
     evaluate.py clusters runs/demo /my/images --out clusters
 """

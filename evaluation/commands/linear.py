@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from evaluation.arguments import command_parser, numbers
+from evaluation.arguments import add_scale, check_scale, command_parser, numbers
 from evaluation.command import Evaluate, Figures, compare
 
 
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--lr", default="0.3", help="learning rates for 256 images a step, with commas (default 0.3)")
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--weight-decay", type=float, default=1e-6)
+    add_scale(parser)
     parser.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
     parser.add_argument("--bn", action="store_true", help="batch norm in front of the classifier")
     parser.add_argument("--best", action="store_true", help="also the best over epochs, chosen on the scored images")
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> int:
 
 def check(options: argparse.Namespace) -> None:
     numbers("--lr", options.lr)
+    check_scale(options.scale)
     if options.epochs < 1 or options.weight_decay < 0:
         raise ValueError(
             f"--epochs={options.epochs} --weight-decay={options.weight_decay}: expected 1 or more, and 0 or more"
@@ -47,8 +49,8 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.features import labels
     from evaluation.frozen import about, split_features
     from evaluation.linear import Protocol, train_classifiers
-    from evaluation.logistic import best_regression
-    from evaluation.place import central_crops, training_crops
+    from evaluation.logistic import best_regression, told_of_edge
+    from evaluation.place import batch_of, central_crops, tell, training_crops
 
     rates = tuple(numbers("--lr", options.lr))
 
@@ -57,19 +59,19 @@ def prepare(options: argparse.Namespace) -> Evaluate:
         if options.cached:
             return regression(backbone, data, place, wanted)
         central = central_crops(backbone, options)
+        training = training_crops(central, tuple(options.scale))
         test = split_features(backbone, data, place, options, only_test=True)[1]
-        scaled = tuple(rate * options.batch / 256 for rate in rates)
+        scaled = tuple(rate * batch_of(place, len(data.train_rows)) / 256 for rate in rates)
         protocol = Protocol(scaled, options.epochs, 0.9, options.nesterov, options.weight_decay, options.bn)
         progress = None
         if place.cache is not None:
             key = cache_key(about(backbone, options), data.train, data.train_rows, central, place.backend)
-            key += cache_key({}, data.test, data.test_rows, central, "") + repr((protocol, options.batch, options.seed))
+            key += cache_key({}, data.test, data.test_rows, central, "")
+            key += repr((protocol, training, options.batch, options.seed))
             progress = place.cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         function = feature_function(backbone, backbone.network, options.stage, options.pool)
         what = f"{backbone.word}: linear"
-        curves = train_classifiers(
-            function, (test, wanted), data, training_crops(central), protocol, place, progress, what
-        )
+        curves = train_classifiers(function, (test, wanted), data, training, protocol, place, progress, what)
         figures: Figures = {"linear top1": {f"lr={rate:g}": c[-1] for rate, c in zip(rates, curves, strict=True)}}
         if options.best:
             figures["best epoch's top1"] = {f"lr={r:g}": max(c) for r, c in zip(rates, curves, strict=True)}
@@ -78,6 +80,8 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     def regression(backbone, data, place, wanted: torch.Tensor) -> Figures:
         known = labels(data.train, data.train_rows, place.device)
         train, test = (part.to(place.device) for part in split_features(backbone, data, place, options))
-        return best_regression(train, known, test, wanted)
+        figures = best_regression(train, known, test, wanted)
+        tell(place, told_of_edge(figures["penalty"]))
+        return figures
 
     return evaluate

@@ -2,7 +2,13 @@
 
 The published protocol: 20 epochs, SGD with momentum 0.9, no weight decay, 256 images a step, learning rates of backbone
 and new classifier 0.01 and 0.2 for 10 % of the labels, 0.02 and 5 for 1 %, both times 0.2 after epochs 12 and 16. The
-last epoch is the result. The images are those of --train-list (the published lists of ImageNet, say), else a share of
+last epoch is the result. It was made for ImageNet, and needs what it has there:
+  steps     20 epochs are 1,000 steps at 1 %, 10,000 at 10 %; 600 images make 2 steps an epoch: give more --epochs or
+            a smaller --batch (rates are scaled with the images a step)
+  head rate 5 suits 1,000 classes; a classifier of few classes on long features diverges at it and takes the backbone
+            along, so a published --head-lr is lowered to what the features bear; one that is given is taken as it is
+  scale     windows of 8 % of the area are for photographs: for images of 28 to 64 pixels give --scale 0.6 1 or 1 1
+ The images are those of --train-list (the published lists of ImageNet, say), else a share of
 each class, the same for a --seed everywhere. --peers random is supervised training from scratch on the same images.
 
     evaluate.py semisup runs/demo --fraction 0.01 --peers random
@@ -34,14 +40,10 @@ def main(arguments: list[str]) -> int:
 def check(options: argparse.Namespace) -> None:
     if not 0 < options.fraction <= 1:
         raise ValueError(f"--fraction={options.fraction}: expected more than 0, at most 1")
-    rates = RATES.get(options.fraction)
-    if rates is None and None in (options.lr, options.head_lr):
+    if options.fraction not in RATES and None in (options.lr, options.head_lr):
         raise ValueError(
             f"--fraction={options.fraction}: rates are published for 0.1 and 0.01; give --lr and --head-lr"
         )
-    if rates is not None:
-        options.lr = rates[0] if options.lr is None else options.lr
-        options.head_lr = rates[1] if options.head_lr is None else options.head_lr
     check_tuning(options)
 
 
@@ -60,5 +62,8 @@ def open_fraction(options: argparse.Namespace, backbone: Any, place: Any) -> Any
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:
-    tune = tuner(options, "semisup", "steps")
+    published, limited = RATES.get(options.fraction, (None, None)), options.head_lr is None
+    options.lr = published[0] if options.lr is None else options.lr
+    options.head_lr = published[1] if limited else options.head_lr
+    tune = tuner(options, "semisup", "steps", limited)
     return lambda backbone, data, place: tune(backbone, data, place, "semisup top1")

@@ -34,7 +34,8 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.features import labels
     from evaluation.frozen import split_features
     from evaluation.knn import predict
-    from evaluation.logistic import best_regression
+    from evaluation.logistic import best_regression, told_of_edge
+    from evaluation.place import tell
 
     tune = tuner(options, "transfer", "cosine")
 
@@ -47,6 +48,7 @@ def prepare(options: argparse.Namespace) -> Evaluate:
             "k-NN top1": float((found == wanted).double().mean()),
             **best_regression(train, known, test, wanted),
         }
+        tell(place, told_of_edge(figures["penalty"]))
         return figures | tune(backbone, data, place, "fine-tuned top1") if options.finetune else figures
 
     return evaluate

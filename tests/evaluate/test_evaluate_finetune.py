@@ -2,12 +2,15 @@
 
 import subprocess
 
+import numpy as np
 import pytest
+import torch
 from evaluations import evaluate, mistake, script
 
 from config.recipe import ROOT
-from evaluation import finetune
+from evaluation import finetune, tuning
 from evaluation.finetune import factor
+from evaluation.tuning import steady_rate, told_of_steps
 
 
 def arguments(root):
@@ -38,6 +41,53 @@ def test_rates_are_the_published_ones_for_a_tenth(tmp_path, run, data, capsys):
     assert found["data"]["train_images"] == 18
     told = mistake(capsys, run, data, "--fraction", 0.3, command="semisup")
     assert "--fraction=0.3: rates are published for 0.1 and 0.01; give --lr and --head-lr" in told
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_a_linear_classifier_is_steady_at_the_rate_that_its_features_bear(classes):
+    """Positive features as pooling gives them: at that rate the loss falls from step to step, at ten times it does
+    not."""
+    generator = torch.Generator().manual_seed(classes)
+    labels = torch.arange(600) % classes
+    features = (
+        1 + 0.3 * torch.randn(classes, 32, generator=generator)[labels] + torch.randn(600, 32, generator=generator)
+    )
+    features = features.relu()
+
+    def losses(rate, steps=40):
+        head = torch.nn.Linear(32, classes)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        optimizer = torch.optim.SGD(head.parameters(), lr=rate, momentum=0.9)
+        seen = []
+        for _ in range(steps):
+            loss = torch.nn.functional.cross_entropy(head(features), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+        return seen
+
+    rate = steady_rate(float(features.square().sum(1).mean()), classes)
+    assert max(losses(rate)) == pytest.approx(np.log(classes))  # its first
+    assert max(losses(10 * rate)) > 1.5 * np.log(classes)
+
+
+def test_a_published_head_rate_is_lowered_to_what_the_features_bear_and_a_given_one_is_not(
+    tmp_path, run, data, capsys, monkeypatch
+):
+    monkeypatch.setattr(tuning, "steady_rate", lambda length, classes: 0.001 * classes)
+    (tmp_path / "list").write_text("".join(f"{i:05d}\n" for i in range(32)))
+    words = [run, data, "--train-list", tmp_path / "list", "--epochs", 1, *arguments(tmp_path), "--fraction", 0.01]
+    found = evaluate(capsys, *words, command="semisup")
+    assert found["results"][0]["head lr"] == pytest.approx(0.003 * 256 / 16)
+    assert "auto: --head-lr=0.048  (the published 5" in found["text"]
+    given = evaluate(capsys, *words, "--head-lr", 5, command="semisup")
+    assert "head lr" not in given["results"][0] and "auto" not in given["text"]
+
+
+def test_a_training_of_few_steps_is_told():
+    assert told_of_steps(1000, 256) is None and "40 steps of 256 images" in told_of_steps(40, 256)
 
 
 def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):
@@ -87,5 +137,6 @@ def test_two_processes_fine_tune_together(tmp_path, run, data):
 
 
 def test_wrong_rates_are_one_line(run, data, capsys):
+    assert "--scale=0 1: expected two shares" in mistake(capsys, run, data, "--scale", 0, 1, command="semisup")
     assert "--lr=-1.0: expected 0 or more" in mistake(capsys, run, data, "--lr", -1, command="semisup")
     assert "--epochs=0" in mistake(capsys, run, data, "--finetune", "--epochs", 0, command="transfer")

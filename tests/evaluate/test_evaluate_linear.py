@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation import linear
 from evaluation.linear import cosine
-from evaluation.logistic import logistic_regression
+from evaluation.logistic import LEAST, chosen_penalty, logistic_regression, told_of_edge
 
 
 def arguments(root):
@@ -66,6 +66,37 @@ def test_cached_features_learn_the_classes(tmp_path, run, data, capsys):
     assert found["results"][0]["linear top1"] > 0.5  # a guess is a third
 
 
+def test_a_penalty_is_sought_beyond_those_that_are_tried_first():
+    """Many weak features, few points: the first penalties are all too small, and the search goes up to a good one."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 100)
+    points = torch.from_numpy(generator.normal(size=(100, 60)) + 0.35 * labels[:, None])
+    found = chosen_penalty(points, torch.from_numpy(labels), [1e-6, 1e-5])
+    assert found > 1e-3
+    assert chosen_penalty(points, torch.from_numpy(labels), [found / 10, found, 10 * found]) == found
+
+
+def test_a_penalty_at_the_edge_of_all_is_told():
+    assert told_of_edge(1e-3) is None and "lies at the edge" in told_of_edge(LEAST)
+
+
+def test_training_crops_take_the_scale_that_is_asked_for(tmp_path, run, data, capsys):
+    words = [run, data, "--epochs", 4, "--lr", "0.5,2", "--bn", *arguments(tmp_path)]
+    protocol = evaluate(capsys, *words, command="linear")
+    asked = evaluate(capsys, *words, "--scale", 0.08, 1, command="linear")
+    whole = evaluate(capsys, *words, "--scale", 1, 1, command="linear")
+    assert asked["results"][0]["curves"] == protocol["results"][0]["curves"] != whole["results"][0]["curves"]
+    assert whole["settings"]["scale"] == [1, 1]
+
+
+def test_a_batch_of_fewer_images_than_asked_for_has_its_own_rate(tmp_path, run, data, capsys):
+    words = [run, data, "--epochs", 3, "--lr", "0.5,2", "--bn", *arguments(tmp_path)]
+    larger = evaluate(capsys, *words, "--batch", 512, command="linear")
+    equal = evaluate(capsys, *words, "--batch", 90, command="linear")
+    assert larger["results"][0]["curves"] == equal["results"][0]["curves"]
+
+
 def test_wrong_numbers_are_one_line(run, data, capsys):
     assert "--lr=x: expected" in mistake(capsys, run, data, "--lr", "x", command="linear")
     assert "--epochs=0" in mistake(capsys, run, data, "--epochs", 0, command="linear")
+    assert "--scale=0.5 0.2: expected" in mistake(capsys, run, data, "--scale", 0.5, 0.2, command="linear")

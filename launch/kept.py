@@ -1,0 +1,62 @@
+"""All parts of a run that its checkpoints keep, saved and taken up again together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from launch.checkpoint import load_checkpoint, save_checkpoint
+from launch.cluster import Cluster
+from launch.clusters import Clusters
+from launch.steps import Clock
+from launch.zero import load_loss_scale, loss_scale, publish
+from model.monitor import CodeMonitor
+from model.queue import EmbeddingQueue
+from pipeline.loader import Loader
+
+
+@dataclass
+class Kept:
+    """What differs between two moments of a run; all else follows from its settings and images."""
+
+    engine: Any
+    network: nn.Module
+    optimizer: Any
+    queue: EmbeddingQueue | None
+    clusters: Clusters | None
+    loader: Loader
+    monitor: CodeMonitor
+    clock: Clock
+
+    def save(
+        self, directory: Path, config: DictConfig, cluster: Cluster, step: int, last_epoch: dict[str, float]
+    ) -> Path:
+        """A checkpoint below `directory`, by all ranks at once. Raises NotSaved, on all of them."""
+        table, every = self.loader.feed.table, config.checkpoint.keep_epochs * len(self.loader)
+        state = {
+            "step": step,
+            "clock": self.clock.state_dict(),
+            "images": len(table.usable()),
+            "digest": table.digest(),
+            "monitor": self.monitor.state_dict(),
+            "last_epoch": last_epoch,
+            "loader": self.loader.state_dict(cluster.add_up),
+            "loss_scale": loss_scale(self.engine),
+            "config": OmegaConf.to_container(config),
+        }
+        parts = self.network, self.optimizer, self.queue
+        return save_checkpoint(directory, state, *parts, config.checkpoint.keep, every, self.clusters)
+
+    def load(self, checkpoint: Path, cluster: Cluster) -> tuple[int, dict[str, float]]:
+        """Go on from a checkpoint, on all ranks: its step, and its last epoch's figures. Raises CheckpointError."""
+        state = load_checkpoint(checkpoint, self.network, self.optimizer, self.queue, self.clusters)
+        publish(self.engine)
+        load_loss_scale(self.engine, state["loss_scale"])
+        self.loader.load_state_dict(state["loader"])
+        self.monitor.load_state_dict(state["monitor"], cluster.rank)
+        self.clock.load_state_dict(state["clock"])
+        return state["step"], state["last_epoch"]

@@ -1,0 +1,136 @@
+"""The course of the check: costs, plan, runs, scores; and all figures in one report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launch.durable import write_atomically
+from perf.machine import machine
+from perf.science.jobs import Job, run_jobs
+from perf.science.plan import Cost, Method, epochs_for, mean_and_deviation, share_of
+from perf.science.runs import PART, Place, batch_of, measured_costs, read_json, scoring, training, weights_in
+from pipeline.table import DatasetError
+
+SCORE_SECONDS = 90.0  # of a score job, for the bar, before one has been timed
+BASELINES = {"random": "random weights", "pixels": "raw pixels"}
+
+
+def compare(
+    methods: Sequence[Method], seeds: Sequence[int], minutes: float, place: Place, baselines: bool = True
+) -> dict[str, Any]:
+    """Train and score every method with every seed, within about `minutes` of the cores; what is done already is
+    taken as it is. Raises ValueError where `place.work` holds another plan, RuntimeError where a program fails."""
+    place.work.mkdir(parents=True, exist_ok=True)
+    wanted = {
+        "minutes": minutes, "seeds": list(seeds), "data": str(place.data),
+        "methods": {method.name: list(method.settings) for method in methods},
+    }  # fmt: skip
+    file = place.work / "plan.json"
+    if file.exists() and any(read_json(file)[name] != value for name, value in wanted.items()):
+        raise ValueError(f"--work={place.work} holds what was begun with other settings; choose another, or remove it")
+    bases = baseline_jobs(methods[0], seeds, place) if baselines else []
+    if not file.exists():
+        write_atomically(file, json.dumps(wanted | planned(methods, seeds, minutes, place, bases), indent=1) + "\n")
+    plan = read_json(file)
+    run_jobs(bases, place.cores, "random weights and pixels")  # those of a machine that was lost meanwhile
+
+    jobs, scores = [], []
+    for seed in seeds:  # seed by seed, so that whatever drifts on the machine meets all methods alike
+        for method in methods:
+            folder, epochs = place.work / "runs" / f"{method.name}-{seed}", plan["epochs"][method.name]
+            cost = Cost(**plan["costs"][method.name])
+            seconds = cost.around + cost.first + epochs * cost.epoch
+            jobs.append(training(method, seed, epochs, seconds, place, folder, place.data))
+    run_jobs(jobs, place.cores, "training")
+    for seed in seeds:
+        for method in methods:
+            folder = place.work / "runs" / f"{method.name}-{seed}"
+            scores.append(scored(method, seed, folder, place, plan["score_seconds"]))
+    run_jobs(scores, place.cores, "scores")
+    return report(methods, seeds, plan, place, baselines)
+
+
+def planned(
+    methods: Sequence[Method], seeds: Sequence[int], minutes: float, place: Place, bases: Sequence[Job]
+) -> dict[str, Any]:
+    """Costs and epochs. The scores of random weights come first: they tell how long scores take."""
+    from perf.science.part import pack_part
+    from perf.science.score import labelled_at
+
+    began = time.monotonic()
+    data = labelled_at(place.data, str(place.tables))
+    images = len(data.train_rows)
+    part = min(PART, images // 2)
+    if part < (least := max(map(batch_of, methods), default=1)):
+        raise DatasetError(
+            f"--data={place.data}: {images} training images are too few; {2 * least} with classes at least"
+        )
+    pack_part(data, part, min(200, len(data.test_rows)), place.work / "part")
+    run_jobs(bases, place.cores, "random weights and pixels")
+    timed = [read_json(job.done)["seconds"] for job in bases if "random" in job.name]
+    score_seconds = max(timed, default=SCORE_SECONDS)
+    costs = measured_costs(methods, seeds[0], place, (images, part))
+    around = [costs[method.name].around for method in methods for _ in seeds]
+    spent = (time.monotonic() - began) * len(place.cores)
+    # a learning curve of 8 points on less than a third of the images is about as much again as the figures
+    share = share_of(minutes * 60 * len(place.cores), spent, around, 1.5 * score_seconds)
+    return {
+        "share_seconds": share,
+        "score_seconds": score_seconds,
+        "part_images": part,
+        "train_images": images,
+        "test_images": len(data.test_rows),
+        "costs": {name: asdict(cost) for name, cost in costs.items()},
+        "epochs": epochs_for(costs, share),
+        "planning_seconds": time.monotonic() - began,
+        "machine": machine(place.cores),
+    }
+
+
+def baseline_jobs(method: Method, seeds: Sequence[int], place: Place) -> list[Job]:
+    """Scores of random weights for each seed, and of the pixels, which have none."""
+    jobs = [scoring(f"random-{seed}", "random", method, seed, place, SCORE_SECONDS, False) for seed in seeds]
+    return [scoring("pixels", "pixels", method, seeds[0], place, 4 * SCORE_SECONDS, False), *jobs]
+
+
+def scored(method: Method, seed: int, folder: Path, place: Place, seconds: float) -> Job:
+    """The scores of a run and of the checkpoints along it."""
+    job = scoring(f"{method.name}-{seed}", weights_in(folder), method, seed, place, 1.5 * seconds, False)
+    return Job(job.name, (*job.command, "--along", str(folder)), job.done, job.seconds)
+
+
+def report(
+    methods: Sequence[Method], seeds: Sequence[int], plan: Mapping[str, Any], place: Place, baselines: bool
+) -> dict[str, Any]:
+    """All figures: a row a method with mean and deviation over seeds, and every run's own."""
+    rows = []
+    for method in methods:
+        runs = []
+        for seed in seeds:
+            found = read_json(place.work / "scores" / f"{method.name}-{seed}.json")
+            last = found["curve"][-1]
+            images = plan["train_images"] * plan["epochs"][method.name]
+            runs.append({"seed": seed, "training_seconds": last["training_seconds"], **found, "images": images})
+        rows.append(row(method.name, method.title, runs) | {"epochs": plan["epochs"][method.name]})
+        rows[-1]["settings"] = list(method.settings)
+    if baselines:
+        random = [{"seed": s, **read_json(place.work / "scores" / f"random-{s}.json")} for s in seeds]
+        pixels = [dict(read_json(place.work / "scores" / "pixels.json"))]
+        rows += [row("random", BASELINES["random"], random), row("pixels", BASELINES["pixels"], pixels)]
+    return {**plan, "rows": rows}
+
+
+def row(name: str, title: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """A method's runs with {"mean", "deviation"} of each figure that all of them have."""
+    figures: dict[str, Any] = {}
+    for figure in ("knn", "linear", "classifier", "training_seconds"):
+        values = [run[figure] for run in runs if figure in run]
+        if values:
+            mean, deviation = mean_and_deviation(values)
+            figures[figure] = {"mean": mean, "deviation": deviation}
+    return {"name": name, "title": title, **figures, "runs": runs}

@@ -1,0 +1,35 @@
+"""A part of a labelled dataset, packed anew: a short run on it has whole epochs to be timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.features import Labelled
+from pipeline.reader import Reader
+from pipeline.shards import Record, pack
+from pipeline.table import SampleTable
+
+
+def pack_part(data: Labelled, train: int, test: int, out: Path) -> None:
+    """So many training and test rows, evenly spread, to `out`/train and `out`/test; those that are there stay."""
+    for name, table, rows, count in (
+        ("train", data.train, data.train_rows, train), ("test", data.test, data.test_rows, test)
+    ):  # fmt: skip
+        if not (out / name / "table.npz").exists():
+            chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+            pack(records(table, chosen), out / name, name, table.classes)
+
+
+def records(table: SampleTable, rows: np.ndarray) -> Iterator[Record]:
+    """The rows' bytes as they lie in the dataset."""
+    reader = Reader(table)
+    try:
+        for number, row in enumerate(rows):
+            (data,) = reader.read([row])
+            suffix = "png" if data[:4].tobytes() == b"\x89PNG" else "jpg"
+            yield Record(f"{number:06d}", data.tobytes(), suffix, int(table.label[row]))
+    finally:
+        reader.close()

@@ -1,0 +1,195 @@
+"""k-NN and linear figures of one network, or of the pixels: a program for one core.
+
+    python -m perf.science.score OUT.json WEIGHTS RECIPE DATA --seed S [--along RUN]
+
+WEIGHTS: a run, a file, `random`, or `pixels`. k-NN as in `evaluate.py knn` (k = 20) and logistic regression on the
+standardised features, both on all images; --along scores the checkpoints that a run has kept by k-NN against some of
+the training images, for its learning curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from evaluation.backbones import Backbone
+    from evaluation.features import Labelled
+    from evaluation.place import Place
+    from pipeline.crops import Crops
+
+CURVE_IMAGES = 10_000  # of the training set that a learning curve's k-NN compares with
+PENALTIES = [1e-5, 1e-4, 1e-3]
+CHOOSE = 6  # the penalty is chosen on one training image in so many
+ITERATIONS = 300
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.science.score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("weights")
+    parser.add_argument("recipe")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--along", type=Path)
+    parser.add_argument("--tables", default="data/tables")
+    options = parser.parse_args(arguments)
+
+    from launch.durable import write_atomically
+
+    write_atomically(options.out, json.dumps(score(options), indent=1) + "\n")
+    return 0
+
+
+def score(options: argparse.Namespace) -> dict[str, Any]:
+    """{"knn", "linear", "penalty", "seconds", and "classifier" where the weights have one, "curve" with --along}."""
+    import torch
+    from torch.nn.functional import normalize
+
+    from evaluation.backbones import open_backbone
+    from evaluation.features import labels
+    from evaluation.knn import predict
+    from evaluation.logistic import chosen_penalty, logistic_regression, standardised
+
+    began = time.monotonic()
+    data, place = labelled_at(options.data, options.tables), one_process(256, options.seed)
+    pixels = options.weights == "pixels"
+    word = f"random@{options.recipe}" if pixels or options.weights == "random" else options.weights
+    backbone = open_backbone(f"{word}@{options.recipe}" if word.endswith(".safetensors") else word, options.seed)
+    function = pixels_of(backbone) if pixels else backbone.network
+    train, test = features_of(function, data, data.train_rows, backbone, place)
+    known, wanted = (
+        labels(*part, place.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
+    )
+
+    def share(found: Tensor) -> float:
+        return float((found == wanted).double().mean())
+
+    found: dict[str, Any] = {"knn": share(predict(normalize(train), known, normalize(test), 20))}
+    if (classifier := classifier_of(options.weights)) is not None:
+        found["classifier"] = share((test @ classifier[0].T + classifier[1]).argmax(1))
+    x, y = standardised(train, test)
+    penalty = chosen_penalty(x[::CHOOSE], known[::CHOOSE], PENALTIES)
+    weights, bias = logistic_regression(x, known, penalty, ITERATIONS)
+    found |= {"linear": share((y.double() @ weights.T + bias).argmax(1)), "penalty": penalty}
+    if options.along is not None:
+        found["curve"] = [
+            {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, place)}
+            for epoch, seconds, weights_at in kept(options.along)
+        ]
+    if options.weights == "random":
+        found["curve_start"] = curve_point(options.weights, options, data, place)
+    return {**found, "threads": torch.get_num_threads(), "seconds": time.monotonic() - began}
+
+
+def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place: Place) -> float:
+    """k-NN of all test images against CURVE_IMAGES of the training set."""
+    from torch.nn.functional import normalize
+
+    from evaluation.backbones import open_backbone
+    from evaluation.features import labels
+    from evaluation.knn import predict
+
+    foreign = weights == "random" or weights.endswith(".safetensors")
+    backbone = open_backbone(f"{weights}@{options.recipe}" if foreign else weights, options.seed)
+    rows = data.train_rows[:: max(1, len(data.train_rows) // CURVE_IMAGES)]
+    train, test = features_of(backbone.network, data, rows, backbone, place)
+    known, wanted = labels(data.train, rows, place.device), labels(data.test, data.test_rows, place.device)
+    return float((predict(normalize(train), known, normalize(test), 20) == wanted).double().mean())
+
+
+def kept(run: Path) -> list[tuple[int, float, str]]:
+    """Epoch, training seconds until then, and weights of each checkpoint that a run has kept, in order."""
+    from launch.checkpoint import read_state
+
+    summary = json.loads((run / "summary.json").read_text())
+    if files := sorted(run.glob("epoch-*.safetensors")):
+        numbers = [int(path.stem.partition("-")[2]) for path in files]
+        return [(n, summary["training_seconds"][n - 1], str(path)) for n, path in zip(numbers, files, strict=True)]
+    found, steps = [], summary["steps"] // summary["epochs"]
+    for path in sorted((run / "checkpoints").glob("step-*")):
+        state = read_state(path)
+        found.append((state["step"] // steps, state["clock"]["training_seconds"], str(path)))
+    return found
+
+
+def features_of(
+    function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, place: Place
+) -> tuple[Tensor, Tensor]:
+    """Features of these training rows and of all test rows, by `function` of the central crops."""
+    from evaluation.cache import features
+
+    crops, about = central_crops_of(backbone), {"backbone": backbone.word}
+    return (
+        features(function, about, data.train, rows, crops, place, "train"),
+        features(function, about, data.test, data.test_rows, crops, place, "test"),
+    )
+
+
+def pixels_of(backbone: Backbone) -> Callable[[Tensor], Tensor]:
+    """Crops [batch, 3, s, s] to their pixels in [0, 1]; of gray images one channel says all."""
+    import torch
+
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (backbone.inputs.mean, backbone.inputs.std))
+
+    def pixels(images: Tensor) -> Tensor:
+        shown = images * std + mean
+        gray = torch.allclose(shown, shown[:, :1].expand_as(shown), atol=1e-4)
+        return (shown[:, :1] if gray else shown).flatten(1)
+
+    return pixels
+
+
+def classifier_of(weights: str) -> tuple[Tensor, Tensor] | None:
+    """Weights and bias of a file's own classifier, None where there is none."""
+    from safetensors.torch import load_file
+
+    if not weights.endswith(".safetensors"):
+        return None
+    tensors = load_file(weights)
+    return (tensors["fc.weight"], tensors["fc.bias"]) if "fc.weight" in tensors else None
+
+
+def central_crops_of(backbone: Backbone) -> Crops:
+    """The central crop that the network's recipe is evaluated on."""
+    from evaluation.place import central_crops
+
+    return central_crops(backbone, argparse.Namespace(size=None, share=None))
+
+
+def labelled_at(path: Path, tables: str) -> Labelled:
+    """The labelled images of a dataset. Raises DatasetError."""
+    from omegaconf import OmegaConf
+
+    from evaluation.features import labelled_data
+    from pipeline.dataset import open_splits
+    from pipeline.table import DatasetError
+
+    settings: Any = OmegaConf.create({"path": str(path), "test": None, "cache": tables, "workers": 1})
+    data = labelled_data(*open_splits(settings, progress=False))
+    if data is None:
+        raise DatasetError(f"--data={path}: no classes; put the images into a sub-folder for each class")
+    return data
+
+
+def one_process(batch: int, seed: int) -> Place:
+    """Where the work is done: this process, on the CPU, with one thread; nothing is kept."""
+    import torch
+
+    from evaluation.place import Place
+    from launch.cluster import Cluster
+
+    return Place(Cluster(), torch.device("cpu"), "dali", 1, batch, False, None, seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""The report as science.json, science.md and science.png. No figure is written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.durable import write_atomically
+from perf.markdown import table as as_markdown
+from perf.science.score import CURVE_IMAGES
+from perf.sections import Table
+
+SEARCH = "science-search.json"
+
+
+def write(report: Mapping[str, Any], out: Path, search: bool) -> None:
+    """The files into `out`, and the table on stdout."""
+    name = SEARCH if search else "science.json"
+    write_atomically(out / name, json.dumps(report, indent=1) + "\n")
+    shown = searched(report) if search else results(report)
+    print(as_markdown(shown))
+    if not search:
+        draw(report, out / "science.png")
+    if (out / "science.json").exists():
+        other = out / SEARCH
+        whole = json.loads((out / "science.json").read_text())
+        write_atomically(out / "science.md", page(whole, json.loads(other.read_text()) if other.exists() else None))
+    print("written:", ", ".join(str(out / n) for n in (name, "science.md", "science.png") if (out / n).exists()))
+
+
+def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
+    """science.md."""
+    machine, seeds = report["machine"], report["seeds"]
+    parts = [
+        "# Does it learn?",
+        f"`make science`: {report['train_images']:,} training and {report['test_images']:,} test images, "
+        f"{counted(seeds)} ({', '.join(map(str, seeds))}), budget {report['minutes']:g} minutes of "
+        f"{machine['cores']} cores ({machine['cpu']}; {machine['date']}). All figures here are written by the program; "
+        "[science.json](science.json) has those of every run.",
+        f"**{verdict(report)}**",
+        as_markdown(results(report)),
+        "Top-1 on the test images, mean and standard deviation over seeds. k-NN: weighted, k = 20, of all training "
+        "images; linear: logistic regression on the standardised features. The seconds are those of training alone, "
+        "on one core, another run beside it on the other; each method was given the whole number of epochs that comes "
+        f"nearest to the same time, from {report['part_images']:,} images timed beforehand. Supervised: its own "
+        "classifier, trained with all labels, has the third column.",
+        "![learning curves](science.png)",
+        "Left: k-NN along the runs (mean over seeds, band: standard deviation) against "
+        f"{min(CURVE_IMAGES, report['train_images']):,} training images, so lower than the table's. Right: the table.",
+        as_markdown(costs(report)),
+    ]
+    if search is not None:
+        parts += [
+            "## What was tried before",
+            f"Seed {', '.join(map(str, search['seeds']))}, which is none of those above; the same number of candidates "
+            "for both, and the same time for each "
+            f"({search['machine']['date']}). The best of each by k-NN is in its recipe.",
+            as_markdown(searched(search)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Whether multi-crop beat two crops at equal time, by the means and their spread."""
+    rows = {row["name"]: row for row in report["rows"]}
+    if not {"multicrop", "two_crops"} <= set(rows):
+        return "Multi-crop and two crops were not both run."
+    told = [against(rows["multicrop"], rows["two_crops"], *pair) for pair in (("knn", "k-NN"), ("linear", "linear"))]
+    return f"Multi-crop against two crops at equal time: {'; '.join(told)}."
+
+
+def against(one: Mapping[str, Any], other: Mapping[str, Any], figure: str, name: str) -> str:
+    """`k-NN 86.10 % against 85.30 %: better by 0.80 points, ahead with 3 of 3 seeds`. Runs of one seed are compared."""
+    pairs = list(zip(one["runs"], other["runs"], strict=True))
+    ahead = sum(a[figure] > b[figure] for a, b in pairs)
+    mean, rival = one[figure]["mean"], other[figure]["mean"]
+    word = "better" if mean > rival else "worse" if mean < rival else "neither better nor worse"
+    by = f" by {abs(mean - rival) * 100:.2f} points" if mean != rival else ""
+    return f"{name} {mean:.2%} against {rival:.2%}, {word}{by}, ahead with {ahead} of {counted(pairs)}"
+
+
+def results(report: Mapping[str, Any]) -> Table:
+    """A row a method."""
+    head = ("method", "k-NN", "linear", "own classifier", "epochs", "training seconds")
+    rows = []
+    for row in report["rows"]:
+        figures = [share(row.get(name)) for name in ("knn", "linear", "classifier")]
+        rows.append([row["title"], *figures, str(row.get("epochs", "")), seconds(row.get("training_seconds"))])
+    return Table("results", head, rows, ("method",))
+
+
+def searched(report: Mapping[str, Any]) -> Table:
+    """A row a candidate."""
+    head = ("method", "settings", "k-NN", "linear", "epochs", "training seconds")
+    rows = []
+    for row in report["rows"]:
+        told, figures = " ".join(row["settings"]), [share(row.get(name)) for name in ("knn", "linear")]
+        rows.append([row["title"], told, *figures, str(row["epochs"]), seconds(row["training_seconds"])])
+    return Table("search", head, sorted(rows), ("method", "settings"))
+
+
+def costs(report: Mapping[str, Any]) -> Table:
+    """What an epoch was measured to cost, and what it took in the runs."""
+    head = ("method", "images/s, measured first", "images/s in the runs", "seconds of start and end")
+    rows = []
+    for row in report["rows"]:
+        if (cost := report["costs"].get(row["name"])) is not None:
+            rate = sum(run["images"] for run in row["runs"]) / sum(run["training_seconds"] for run in row["runs"])
+            rows.append([row["title"], f"{report['train_images'] / cost['epoch']:,.0f}", f"{rate:,.0f}",
+                         f"{cost['around']:.0f}"])  # fmt: skip
+    return Table("costs", head, rows, ("method",))
+
+
+def counted(seeds: Sequence[Any]) -> str:
+    return f"{len(seeds)} seed{'s' if len(seeds) != 1 else ''}"
+
+
+def share(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    spread = f" ± {figure['deviation'] * 100:.2f}" if figure["deviation"] is not None else ""
+    return f"{figure['mean'] * 100:.2f}{spread} %"
+
+
+def seconds(figure: Mapping[str, Any] | None) -> str:
+    if figure is None:
+        return ""
+    spread = f" ± {figure['deviation']:.0f}" if figure["deviation"] is not None else ""
+    return f"{figure['mean']:.0f}{spread}"
+
+
+def draw(report: Mapping[str, Any], out: Path) -> None:
+    """Learning curves over training seconds, and the final figures as points with their spread."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(11, 4.2), layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
+    )
+    rows = {row["name"]: row for row in report["rows"]}
+    start = [run["curve_start"] for run in rows["random"]["runs"]] if "random" in rows else []
+    for row in report["rows"]:
+        if "curve" not in row["runs"][0]:
+            continue
+        times, middle, spread = curve(row["runs"], start)
+        (line,) = left.plot(times, middle, marker="o", ms=3, lw=1.4, label=row["title"])
+        low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
+        left.fill_between(times, low, high, color=line.get_color(), alpha=0.18, lw=0)
+    left.set(xlabel="seconds of training on one core", ylabel="k-NN, %", title="learning curves")
+    left.grid(alpha=0.25)
+    left.legend(loc="lower right", fontsize=8)
+    places = range(len(report["rows"]), 0, -1)
+    for name, title, shift in (("knn", "k-NN", 0.12), ("linear", "linear", -0.12)):
+        values = [row[name]["mean"] * 100 for row in report["rows"]]
+        errors = [(row[name]["deviation"] or 0.0) * 100 for row in report["rows"]]
+        right.errorbar(values, [p + shift for p in places], xerr=errors, fmt="o", ms=4, capsize=3, label=title)
+    right.set_yticks(list(places), [row["title"] for row in report["rows"]], fontsize=8)
+    right.set(xlabel="top-1, %", title=f"after training, {counted(report['seeds'])}")
+    right.grid(alpha=0.25, axis="x")
+    right.legend(fontsize=8)
+    figure.savefig(out, dpi=110)
+    pyplot.close(figure)
+
+
+def curve(runs: Sequence[Mapping[str, Any]], start: Sequence[float]) -> tuple[list[float], list[float], list[float]]:
+    """Seconds, mean and deviation (in per cent) of each point, with that of random weights in front."""
+    from perf.science.plan import mean_and_deviation
+
+    points = list(zip(*(run["curve"] for run in runs), strict=True))
+    columns = [[point["knn"] for point in same] for same in points]
+    times = [sum(point["training_seconds"] for point in same) / len(same) for same in points]
+    if start:
+        columns, times = [list(start), *columns], [0.0, *times]
+    found = [mean_and_deviation(column) for column in columns]
+    return times, [mean * 100 for mean, _ in found], [(deviation or 0.0) * 100 for _, deviation in found]

@@ -1,0 +1,131 @@
+"""The science check at toy size: the whole program, and its arithmetic."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evaluations import small_dataset
+from omegaconf import OmegaConf
+
+from config.recipe import ROOT
+from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
+from perf.science.runs import cost_of
+from perf.science.search import CANDIDATES, candidates
+
+TOY = {
+    "run": {"batch_size": 16},
+    "model": {
+        "options": {"block": "basic", "layers": [1], "base_width": 8, "stem": "small", "stem_stride": 2},
+        "hidden_dim": 16, "embedding_dim": 8, "prototypes": 6,
+    },
+    "evaluation": {"size": 16},
+}  # fmt: skip
+
+
+def science(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "perf.science", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def toy_recipes(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        recipe = ROOT / "config" / "science" / f"{name}.yaml"
+        small = OmegaConf.merge(OmegaConf.load(recipe), TOY)
+        (folder / recipe.name).write_text(recipe.read_text().splitlines()[0] + "\n" + OmegaConf.to_yaml(small))
+    return folder
+
+
+def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
+    data, out = small_dataset(tmp_path / "data", 240, 60), tmp_path / "docs"
+    out.mkdir()
+    words = ["--data", data, "--recipes", toy_recipes(tmp_path / "recipes", "multicrop"), "--out", out]
+    words += ["--work", tmp_path / "work", "--seeds", 5, "--rounds", 1]
+    done = science(*words, "--minutes", 0.1)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "science.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["multicrop", "supervised", "random", "pixels"]
+    for row in rows.values():
+        assert 0.3 < row["knn"]["mean"] <= 1 and 0.3 < row["linear"]["mean"] <= 1, row
+    for name in ("multicrop", "supervised"):
+        (run,) = rows[name]["runs"]
+        assert run["curve"][-1]["epoch"] == report["epochs"][name] == rows[name]["epochs"]
+        assert run["curve"][-1]["training_seconds"] == rows[name]["training_seconds"]["mean"] > 0
+        assert run["images"] == 240 * report["epochs"][name]
+    # the curve's k-NN is of all training images here: they are few
+    assert rows["multicrop"]["runs"][0]["curve"][-1]["knn"] == rows["multicrop"]["runs"][0]["knn"]
+    assert "classifier" in rows["supervised"] and "classifier" not in rows["multicrop"]
+    page = (out / "science.md").read_text()
+    assert f"{rows['multicrop']['linear']['mean'] * 100:.2f} %" in page and "SwAV, multi-crop" in page
+    assert (out / "science.png").read_bytes()[:4] == b"\x89PNG"
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
+    (tmp_path / "work" / "scores" / "pixels.json").unlink()
+    assert science(*words, "--minutes", 0.1).returncode == 0
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
+    assert [path.name for path in times if again[path] != times[path]] == ["pixels.json"]
+    assert json.loads((out / "science.json").read_text())["rows"][0] == report["rows"][0]
+
+    other = science(*words, "--minutes", 3)
+    assert other.returncode == 2
+    (line,) = other.stderr.splitlines()
+    assert line.startswith("swave: --work=") and "other settings" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--minutes", "0"], "--minutes=0: expected more than 0"),
+        (["--seeds", "1,1"], "--seeds=1,1: expected different integers"),
+        (["--methods", "swav"], "--methods=swav: unknown 'swav'; there are multicrop, two_crops"),
+        (["--data", "nowhere"], "--data=nowhere: no such folder"),
+        (["--out", "nowhere"], "--out=nowhere: no such folder"),
+        (["--cores", "100000"], "--cores=100000: expected 1 to"),
+        (["--recipes", "tests"], "--recipes=tests: no recipe"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, told):
+    done = science(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("swave: ") and told in line
+
+
+def test_methods_train_for_the_same_time_as_nearly_as_whole_epochs_allow():
+    costs = {"a": Cost(30, 0, 9), "b": Cost(45, 0, 9), "c": Cost(29, 11, 9)}
+    epochs = epochs_for(costs, 280)
+    taken = {name: epochs[name] * cost.epoch + cost.first for name, cost in costs.items()}
+    assert all(250 <= seconds <= 281 for seconds in taken.values())
+    assert max(taken.values()) / min(taken.values()) < 1.01  # 270 seconds are 9, 6 and (nearly) 9 epochs
+    assert epochs_for(costs, 5) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_what_an_epoch_costs_is_told_by_two_short_ones():
+    assert cost_of([4.0, 7.0], 20.0, 6.0, memory=False) == Cost(18.0, 1.0, 13.0)
+    assert cost_of([4.0, 7.0], 20.0, 6.0, memory=True) == Cost(18.0, 6.0, 13.0)
+
+
+def test_the_budget_is_shared_after_what_is_no_training():
+    assert share_of(5400, 600, [20.0] * 12, 80.0) == pytest.approx((5400 - 600 - 240 - 960) / 12)
+    assert share_of(100, 600, [20.0], 80.0) == 0
+
+
+def test_small_pieces():
+    assert [curve_epochs(n) for n in (1, 8, 11, 40)] == [1, 1, 1, 5]
+    assert mean_and_deviation([0.8, 0.9]) == (pytest.approx(0.85), pytest.approx(0.0707106781))
+    assert mean_and_deviation([0.8]) == (0.8, None)
+
+
+def test_both_variants_of_swav_were_searched_alike_and_settings_load():
+    from config.recipe import load_config
+
+    assert len(CANDIDATES["multicrop"]) == len(CANDIDATES["two_crops"])
+    found = candidates(methods_of())
+    assert len(found) == sum(map(len, CANDIDATES.values()))
+    assert len({method.settings for method in found}) == len(found)
+    for method in found:
+        config = load_config([str(method.recipe), *method.settings])
+        assert (config.crops.local.count > 0) == method.name.startswith("multicrop")
