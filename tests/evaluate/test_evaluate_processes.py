@@ -16,6 +16,7 @@ from evaluation.cache import part_size
 from model.backbone import build_backbone
 from model.swav import SwAV
 
+pytestmark = pytest.mark.slow
 TRAIN, TEST = 600, 300  # images: more than two parts of features, and two
 
 
