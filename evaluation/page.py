@@ -13,17 +13,26 @@ from PIL import Image
 from evaluation.command import figure_text, flat
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #222; }
-h1, h2, h3 { font-weight: 600; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; }
-table { border-collapse: collapse; margin: 1em 0; } td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; }
-td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; } img { max-width: 100%; }
-figure { margin: 1em 0; } figcaption, .note { color: #666; font-size: 90%; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5em auto; max-width: 1240px; padding: 0 1em;
+       color: light-dark(#222, #ddd); background: light-dark(#fff, #181a1b); }
+h1, h2, h3 { font-weight: 600; overflow-wrap: anywhere; line-height: 1.25; }
+h2 { margin-top: 2em; border-bottom: 1px solid light-dark(#ccc, #444); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1em 0; }
+td, th { padding: .25em .8em; border-bottom: 1px solid light-dark(#ddd, #3a3a3a); }
+th { font-weight: 600; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
+td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34em), 1fr)); gap: 0 1.5em; }
+figure { margin: 1em 0; min-width: 0; } img { max-width: 100%; height: auto; background: #fff; }
+figcaption, .note { color: light-dark(#666, #aaa); font-size: 90%; overflow-wrap: anywhere; }
 """
 
 
 def page(title: str, parts: Sequence[str]) -> str:
     """The whole document."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{html.escape(title)}</title><style>{STYLE}</style>"
     body = f"<h1>{html.escape(title)}</h1>{''.join(parts)}"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>\n'
 
@@ -39,6 +48,11 @@ def picture(image: Image.Image, caption: str) -> str:
     data = base64.b64encode(buffer.getvalue()).decode()
     told = html.escape(caption)
     return f'<figure><img alt="{told}" src="data:image/png;base64,{data}"><figcaption>{told}</figcaption></figure>'
+
+
+def side_by_side(figures: Sequence[str]) -> str:
+    """Pictures of the same kind beside each other where there is room, else below each other."""
+    return f'<div class="side">{"".join(figures)}</div>'
 
 
 def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
@@ -63,4 +77,4 @@ def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

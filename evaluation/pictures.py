@@ -56,17 +56,29 @@ def principal_plane(features: Float[np.ndarray, "rows features"]) -> tuple[Float
     return plane, float(variances[-2:].sum() / total) if total > 0 else 1.0
 
 
-def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """Features (N, D) of images on their principal plane, a colour for each class."""
+def neighbour_plane(features: Float[np.ndarray, "rows features"], seed: int = 0) -> Float[np.ndarray, "rows 2"]:
+    """The rows in two dimensions by t-SNE: neighbours stay neighbours, distances between groups mean nothing."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
+
+
+def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str], way: str = "pca") -> Image.Image:
+    """Features (N, D) of images in two dimensions, a colour for each class. way: "pca" or "tsne"."""
     pyplot = _pyplot()
-    plane, share = principal_plane(features)
+    if way == "tsne":
+        plane, title = neighbour_plane(features), "t-SNE"
+    else:
+        plane, share = principal_plane(features)
+        title = f"two principal components, {share:.0%} of the variance"
     figure, axes = pyplot.subplots(figsize=(7.5, 5), layout="constrained")
-    colours = pyplot.get_cmap("tab20")
+    colours = pyplot.get_cmap("tab20" if len(np.unique(label)) > 10 else "tab10")
     for place, number in enumerate(np.unique(label)):
         inside = label == number
         name = classes[number] if classes else str(number)
         axes.scatter(*plane[inside].T, s=6, color=colours(place % 20), label=name, alpha=0.7, linewidths=0)
-    axes.set(xticks=[], yticks=[], title=f"two principal components, {share:.0%} of the variance")
+    axes.set(xticks=[], yticks=[], title=title)
     if len(np.unique(label)) <= 20:
         axes.legend(markerscale=2, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left", frameon=False)
     return _drawn(figure)

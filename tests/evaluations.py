@@ -37,7 +37,14 @@ def small_dataset(root: Path, train: int = 90, test: int = 30) -> Path:
 def small_run(directory: Path, data: Path) -> Path:
     """A run's directory with one checkpoint of a network at random initialisation."""
     config = load_config(["config/demo.yaml", f"data.path={data}", f"data.cache={directory}/tables"])
-    config.model = {**config.model, "options": RESNET, "hidden_dim": 16, "embedding_dim": 8, "prototypes": 6}
+    config.model = {
+        **config.model,
+        "options": RESNET,
+        "hidden_dim": 16,
+        "embedding_dim": 8,
+        "prototypes": 6,
+        "heads": 1,
+    }
     config.evaluation.size, config.evaluation.share = 16, 1.0
     torch.manual_seed(0)
     network = SwAV(build_backbone("resnet", **RESNET), 16, 8, 6)

@@ -61,7 +61,14 @@ def trained(tmp_path_factory):
 def make_run(directory, backbone, options, size):
     """A run's directory with a checkpoint at step 7, and its network: odd weights and batch-norm statistics."""
     config = load_config(["config/demo.yaml", f"model.backbone={backbone}", f"crops.global.size={size}"])
-    config.model = {**config.model, "options": options, "hidden_dim": 16, "embedding_dim": 8, "prototypes": 12}
+    config.model = {
+        **config.model,
+        "options": options,
+        "hidden_dim": 16,
+        "embedding_dim": 8,
+        "prototypes": 12,
+        "heads": 1,
+    }
     network = SwAV(build_backbone(backbone, **options), 16, 8, 12)
     fill(network)
     state = {

@@ -1,8 +1,8 @@
 """One HTML page: result files side by side, and pictures of what backbones have learnt.
 
-For CKPT and each of --peers: the run's learning curve, the images of its prototypes with the entropy of their classes,
-nearest neighbours of queries, and the features on the plane of their two principal components. For --results: a table
-for each sub-command and dataset, and curves where there are any. CKPT none: tables and curves alone.
+For CKPT and each of --peers, side by side: the run's learning curve, the images of its prototypes with the entropy of
+their classes, nearest neighbours of queries, and the features in two dimensions. For --results: a table for each
+sub-command and dataset, and curves where there are any. CKPT none: tables and curves alone.
 
     evaluate.py knn runs/demo --peers random --json knn.json
     evaluate.py report runs/demo --peers random --results knn.json --out report.html
@@ -11,6 +11,7 @@ for each sub-command and dataset, and curves where there are any. CKPT none: tab
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from launch.cluster import Cluster
 from launch.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 NOTHING = "none"
+PROJECTIONS = ("pca", "tsne")
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +29,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", metavar="FILE", type=Path, nargs="+", default=[], help="what --json wrote")
     parser.add_argument("--out", metavar="HTML", type=Path, default=Path("report.html"), help="default report.html")
     parser.add_argument("--images", type=int, default=2000, help="on the plane of features at most (default 2000)")
+    parser.add_argument(
+        "--projection", default="pca", help="pca: two principal components (default), or tsne (needs scikit-learn)"
+    )
     parser.add_argument("--queries", type=int, default=10, help="whose neighbours are shown (default 10)")
     options = parser.parse_args(arguments)
     cluster, parts = Cluster(), []
@@ -36,6 +41,10 @@ def main(arguments: list[str]) -> int:
         for name in ("images", "queries"):
             if getattr(options, name) < 1:
                 raise ValueError(f"--{name}={getattr(options, name)}: expected an integer from 1 on")
+        if options.projection not in PROJECTIONS:
+            raise ValueError(f"--projection={options.projection}: expected {' or '.join(PROJECTIONS)}")
+        if options.projection == "tsne" and importlib.util.find_spec("sklearn") is None:
+            raise ValueError("--projection=tsne needs scikit-learn: .venv/bin/python -m pip install scikit-learn")
         wholes = [read_result(file) for file in options.results]
         if options.backbone == NOTHING and not wholes:
             raise ValueError("CKPT is none and --results is not given: there is nothing to report")
@@ -47,8 +56,7 @@ def main(arguments: list[str]) -> int:
     try:
         if opened is not None:
             backbones, data, place = opened
-            for backbone in backbones:
-                parts += backbone_pictures(backbone, data, place, options)
+            parts += kinds([backbone_pictures(backbone, data, place, options) for backbone in backbones])
     except (DatasetError, ValueError) as error:
         print_error(error, cluster)
         return EXIT_MISTAKE
@@ -98,34 +106,47 @@ def result_curves(wholes: list[dict[str, Any]]) -> list[str]:
     return [heading("Curves"), *made] if made else []
 
 
-def backbone_pictures(backbone: Any, data: Any, place: Any, options: argparse.Namespace) -> list[str]:
-    """The part of the page about one backbone."""
+def kinds(pictures: list[dict[str, str]]) -> list[str]:
+    """A part of the page for each kind of picture, the backbones' side by side."""
+    from evaluation.page import heading, side_by_side
+
+    parts = []
+    for kind in dict.fromkeys(kind for of_one in pictures for kind in of_one):
+        parts += [heading(kind), side_by_side([of_one[kind] for of_one in pictures if kind in of_one])]
+    return parts
+
+
+def backbone_pictures(backbone: Any, data: Any, place: Any, options: argparse.Namespace) -> dict[str, str]:
+    """The pictures of one backbone, by what they show."""
     import numpy as np
     from torch.nn.functional import normalize
 
     from evaluation.clusters import assigned, class_entropy, prototype_scores
     from evaluation.frozen import split_features
-    from evaluation.page import heading, picture
+    from evaluation.page import picture
     from evaluation.pictures import atlas, neighbour_sheet, projection, run_curve
     from evaluation.retrieval import nearest
 
     train, test = split_features(backbone, data, place, options)
-    parts = [heading(f"{backbone.word} ({backbone.architecture})")]
+    made = {}
     if (curve := run_curve(Path(backbone.word))) is not None:
-        parts.append(picture(curve, "Loss and k-NN accuracy in pre-training"))
+        made["Pre-training"] = picture(curve, f"{backbone.word}: loss, and k-NN accuracy")
     if backbone.swav is not None and not (options.stage or options.pool):
         scores = prototype_scores(backbone.swav.cpu().eval(), train)
         found, label = assigned(scores, backbone.temperature), data.train.label[data.train_rows]
         entropy = class_entropy(found["prototype"], label, scores.shape[1])
         sheet = atlas(data.train, data.train_rows, found, entropy, scores.shape[1])
-        told = "The largest prototypes: their images with the highest scores, the entropy (nats) of their classes"
-        parts.append(picture(sheet, told))
+        told = "the largest prototypes: their images with the highest scores, the entropy (nats) of their classes"
+        made["Prototypes"] = picture(sheet, f"{backbone.word}: {told}")
     queries = np.linspace(0, len(test) - 1, min(options.queries, len(test))).astype(int)
     _, index = nearest(normalize(train), normalize(test)[queries.tolist()], 9)
-    told = "Queries (left) and their nearest images by cosine; green: of the query's class"
-    parts.append(picture(neighbour_sheet(data, queries, index.numpy(), tile=72), told))
+    told = "queries (left) and their nearest images by cosine; green: of the query's class, red: of another"
+    made["Nearest neighbours"] = picture(
+        neighbour_sheet(data, queries, index.numpy(), tile=72), f"{backbone.word}: {told}"
+    )
     points = np.linspace(0, len(test) - 1, min(options.images, len(test))).astype(int)
     label = data.test.label[data.test_rows[points]]
-    plane = projection(normalize(test)[points.tolist()].numpy(), label, data.test.classes)
-    parts.append(picture(plane, f"Features of {len(points):,} images to score, unit length"))
-    return parts
+    plane = projection(normalize(test)[points.tolist()].numpy(), label, data.test.classes, options.projection)
+    told = f"{backbone.word} ({backbone.architecture}): features of {len(points):,} images to score, unit length"
+    made["Features in two dimensions"] = picture(plane, told)
+    return made

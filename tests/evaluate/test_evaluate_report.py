@@ -8,7 +8,7 @@ from evaluations import evaluate, mistake
 from sklearn.decomposition import PCA
 
 from evaluation.commands import report
-from evaluation.pictures import principal_plane
+from evaluation.pictures import neighbour_plane, principal_plane
 
 
 def places(root):
@@ -23,6 +23,15 @@ def test_the_plane_is_scikit_learns():
     assert share == pytest.approx(theirs.explained_variance_ratio_.sum())
 
 
+def test_t_sne_keeps_groups_together():
+    generator = np.random.default_rng(0)
+    group = np.arange(60) % 2
+    plane = neighbour_plane((generator.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32))
+    apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    assert (group[apart.argmin(1)] == group).all()
+
+
 def test_one_page_holds_tables_and_pictures(tmp_path, run, data, capsys):
     knn, linear, out = tmp_path / "knn.json", tmp_path / "linear.json", tmp_path / "page.html"
     found = evaluate(capsys, run, data, "--k", "5", *places(tmp_path), "--json", knn)
@@ -31,6 +40,7 @@ def test_one_page_holds_tables_and_pictures(tmp_path, run, data, capsys):
     assert report.main([str(word) for word in words]) == 0
     page = out.read_text()
     assert f"{found['results'][0]['k-NN top1']['k=5']:.2%}" in page
+    assert page.count('<div class="side">') == 3  # atlas; neighbours of both; planes of both
     # curves; atlas, neighbours and plane of the run; neighbours and plane of the random network
     assert page.count("data:image/png;base64,") == 1 + 3 + 2
     assert "http" not in page
@@ -48,4 +58,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "nothing to report" in mistake(capsys, "none", command="report")
     (tmp_path / "x.json").write_text("{}")
     assert "is no result" in mistake(capsys, "none", "--results", tmp_path / "x.json", command="report")
+    assert "--projection=umap: expected pca or tsne" in mistake(
+        capsys, "none", "--projection", "umap", command="report"
+    )
     assert "No such file" in mistake(capsys, "none", "--results", tmp_path / "y.json", command="report")
