@@ -16,7 +16,7 @@ from pipeline.fashion_mnist import prepare
 from pipeline.table import DatasetError
 
 NOTEBOOK = ROOT / "docs" / "swav_step_by_step.ipynb"
-PICTURES = 9  # crops, five of the toy, curves of the run, prototypes, curves of the evaluations
+PICTURES = 8  # crops, four of the toy, curves of the run, prototypes, curves of the evaluations
 
 
 def read():
