@@ -24,7 +24,9 @@ def command_parser(command: str, description: str | None, several: bool = True) 
         )
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--test", metavar="DATA", help="images to score; default val/ or test/ beside train/, else a tenth"
+        "--test",
+        metavar="DATA",
+        help="images to score; default: the run's own, val/ or test/ beside train/, or a tenth",
     )
     group.add_argument("--train-list", metavar="FILE", type=Path, help="images to learn from, a name a line")
     group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, a name a line")
