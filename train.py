@@ -48,7 +48,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     from evaluation.features import labelled_data
     from evaluation.knn import backbone_knn, pixel_knn
-    from launch.build import build_loader, build_queue, starting_network
+    from launch.build import build_loader, build_probe, build_queue, build_teacher, starting_network
     from launch.checkpoint import NotSaved, latest_checkpoint
     from launch.clusters import begin_epoch, build_clusters
     from launch.engine import build_engine, input_dtype
@@ -62,6 +62,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.optimizer import build_optimizer, set_step
     from model.schedule import learning_rates_of
     from model.sinkhorn import hard_codes, sinkhorn
+    from model.teacher import momentum_at
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
     from pipeline.dataset import open_splits
@@ -88,6 +89,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         assigning, queue, dtype = list(swav.assigning), build_queue(config, cluster), input_dtype(config)
         clusters = build_clusters(config, loader, len(table), device)
         frozen_steps = math.inf if config.method == "deepclusterv2" else swav.freeze_prototypes
+        probe = build_probe(config, network, table, labelled)
         monitor = CodeMonitor(prototypes, config.model.embedding_dim, device, heads)
         optimizer, steps = build_optimizer(config.optimizer, network), len(loader)
         learning_rates = learning_rates_of(config.optimizer, steps, config.run.epochs)
@@ -103,8 +105,9 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
         step, last_epoch = 0, dict[str, float]()
         with mistakes_end_the_run(cluster):
+            teacher = build_teacher(config, network, cluster)
             engine = build_engine(config, network, optimizer, cluster, device)
-            kept = Kept(engine, network, optimizer, queue, clusters, loader, monitor, clock)
+            kept = Kept(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
             if last_saved is not None:
                 step, last_epoch = kept.load(last_saved, cluster)
@@ -112,15 +115,17 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         journal.open(config, done_steps=step, total_steps=total_steps)
 
         # ---- what the untrained network and pixels give ------------------------------------------
-        def knn() -> float:
-            return backbone_knn(engine, network, labelled, crops, config, device, dtype) if labelled else math.nan
+        def accuracies() -> dict[str, float]:
+            if labelled is None:
+                return {}
+            return backbone_knn(engine, network, labelled, crops, config, device, dtype, teacher, probe)
 
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)
             return "not begun"
         if last_saved is None and labelled is not None:
             pixels = pixel_knn(labelled, crops, config, device)
-            journal.record("untrained.json", {"knn_random_init": knn(), "knn_raw_pixels": pixels})
+            journal.record("untrained.json", {"knn_random_init": accuracies()["knn"], "knn_raw_pixels": pixels})
         clock.start_training()
         first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
         profile_steps(config, total_steps - step, agreement.times, engine, monitor, journal)
@@ -162,13 +167,15 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     # embeddings and their scores against the prototypes, the queue's too once it is full (section 3.1)
                     active = queue if epoch >= swav.queue.start_epoch else None
                     queued = None if active is None else active.queued()
-                    embeddings, scores, queue_scores = engine(part, batch_here, queued)
+                    embeddings, scores, queue_scores, features = engine(part, batch_here, queued)
                     agreement.times.mark("codes")
 
                     # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
                     with torch.no_grad():
+                        assigned, inputs = embeddings[assigning], scores[assigning]
+                        if teacher is not None:  # then it is the network's moving average that gives the codes
+                            assigned, inputs, queue_scores = teacher(part, batch_here, queued)
                         if clusters is None:
-                            inputs = scores[assigning]
                             if queue_scores is not None:
                                 inputs = torch.cat([queue_scores, inputs], dim=1)
                             codes = sinkhorn(inputs, swav.epsilon, swav.iterations, check=False, heads=heads)
@@ -176,9 +183,9 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                             if swav.hard:
                                 codes = hard_codes(codes, heads)
                             if active is not None:
-                                active.push(embeddings[assigning])
+                                active.push(assigned)
                         else:  # the clusters that the rows have in this epoch
-                            targets = clusters.targets_of(rows, embeddings[assigning])
+                            targets = clusters.targets_of(rows, assigned)
                             codes = one_hot(targets, prototypes).expand(len(assigning), -1, -1)
 
                     # every other crop predicts the codes (equations 1, 2 and 6), or every crop the clusters
@@ -190,6 +197,10 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     monitor.update(codes, embeddings[assigning], loss)
                     engine.backward(loss)
                     engine.step()  # moves the network after the last part
+                    if probe is not None:
+                        probe.update(features, rows)
+                if teacher is not None:
+                    teacher.follow(network, momentum_at(step, total_steps, *swav.teacher.values()))
                 step += 1
                 skipped.count(step, engine.was_step_applied())
 
@@ -205,7 +216,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
             loader.account(cluster.add_up)
-            last_epoch = monitor.summary()
+            last_epoch = monitor.summary() | ({} if probe is None else probe.summary())
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
             for trouble in advice(last_epoch, config.model.prototypes):
@@ -216,28 +227,18 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
                 return "saved"
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
-                journal.log(step, {"epoch": epoch, "knn": knn()})
-        seconds = clock.state_dict()
+                journal.log(step, {"epoch": epoch, **accuracies()})
+        speed = step * batch / clock.state_dict()["training_seconds"]
 
         # ---- the result --------------------------------------------------------------------------
         last_saved = save(needed=True)
-        journal.finish(
-            {
-                "knn": knn() if labelled else None,
-                **(journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}),
-                "prototypes": config.model.prototypes,
-                **last_epoch,
-                "code_entropy_limit": math.log(config.model.prototypes),
-                "epochs": config.run.epochs,
-                "steps": step,
-                "skipped_steps": skipped.total,
-                "images_per_second": step * batch / seconds["training_seconds"],
-                "seconds": clock.state_dict()["seconds"],
-                "world_size": cluster.world_size,
-                "unreadable_images": cluster.merge(loader.bad),
-                "checkpoint": str(last_saved),
-            }
-        )
+        untrained = journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}
+        result = {"knn": None, **accuracies(), **untrained}
+        result |= {"prototypes": prototypes, **last_epoch, "code_entropy_limit": math.log(prototypes)}
+        result |= {"epochs": config.run.epochs, "steps": step, "skipped_steps": skipped.total}
+        result |= {"images_per_second": speed, "seconds": clock.state_dict()["seconds"]}
+        result |= {"world_size": cluster.world_size, "unreadable_images": cluster.merge(loader.bad)}
+        journal.finish(result | {"checkpoint": str(last_saved)})
         return "done"
 
 

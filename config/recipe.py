@@ -226,6 +226,11 @@ def check_values(config: DictConfig) -> None:
     require_number("model.embedding_dim", 1, "at least 1")
     require(0 <= config.run.seed < 2**32, "run.seed", "0 to 4294967295")
     require(0 <= config.optimizer.momentum < 1, "optimizer.momentum", "0 or more and less than 1")
+    first, final = config.swav.teacher.momentum, config.swav.teacher.final_momentum
+    require(0 <= first < 1, "swav.teacher.momentum", "0 or more and less than 1")
+    require(first <= final <= 1, "swav.teacher.final_momentum", f"from swav.teacher.momentum={first} to 1")
+    whole = not first or config.engine.stage != 3
+    require(whole, "swav.teacher.momentum", "0 with engine.stage=3, where no process has the whole network to average")
     require(0 <= config.data.max_bad_fraction <= 1, "data.max_bad_fraction", "a share from 0 to 1")
     require(0 < config.evaluation.share <= 1, "evaluation.share", "a share above 0, at most 1")
     require(config.method in METHODS, "method", f"{', '.join(METHODS[:-1])} or {METHODS[-1]}")

@@ -1,6 +1,7 @@
 """Any backbone from one word: a run of ours, a published file, an export, a library's network, or random weights.
 
     runs/demo                       a run's latest checkpoint; or one of its checkpoints/step-...
+    runs/demo@teacher               the same checkpoint's teacher, the moving average of the network
     swav_800ep_pretrain.pth.tar     a file of weights: published SwAV's, torchvision's or timm's layout for ResNets
     export/  or  model.safetensors  what `make export FORMAT=safetensors` wrote, with its own description
     FILE@NETWORK                    weights for a network of that name
@@ -36,7 +37,7 @@ from evaluation.architectures import (
     resnet_options,
     without_classifier,
 )
-from launch.trained import read_trained
+from launch.trained import TEACHER, read_trained
 from model.backbone import build_backbone
 from model.swav import SwAV
 from model.weights import heads_of, our_names, read_weights, take_weights
@@ -95,7 +96,7 @@ def open_backbone(word: str, seed: int = 31) -> Backbone:
         return _made(word, build(word.partition("@")[2]))
     if path.is_dir() and (path / "model.safetensors").is_file() and not (path / "manifest.json").is_file():
         return replace(_from_file(path / "model.safetensors"), word=word)
-    if path.is_dir():
+    if path.is_dir() or (word.endswith(TEACHER) and Path(word.removesuffix(TEACHER)).is_dir()):
         return _from_run(word, path)
     if path.is_file():
         return replace(_from_file(path), word=word)

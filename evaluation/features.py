@@ -56,10 +56,11 @@ def extract(
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode with the ranks' mean batch-norm statistics; training mode and each rank's own come back afterwards."""
+    """Eval mode with the ranks' mean batch-norm statistics; each module's mode and each rank's own statistics come back
+    afterwards."""
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     own = [buffer.clone() for buffer in buffers]
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     if buffers and dist.is_initialized():
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
         dist.all_reduce(flat)
@@ -72,7 +73,8 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for buffer, saved in zip(buffers, own, strict=True):
             buffer.copy_(saved)
-        network.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from evaluation.features import Labelled, evaluation_mode, extract, gather, labels
+from evaluation.probe import Probe
+from model.teacher import Teacher
 from pipeline.crops import Crops
 from pipeline.loader import evaluation_batches
 from pipeline.table import SampleTable
@@ -57,9 +59,15 @@ def predict_each(
 
 
 def knn_accuracy(
-    function: Callable[[Tensor], Tensor], data: Labelled, crops: Crops, config: DictConfig, device: torch.device
-) -> float:
-    """Share in [0, 1] of the test images whose class is found; `function` maps crops (B, 3, s, s) to (B, features).
+    function: Callable[[Tensor], Tensor],
+    data: Labelled,
+    crops: Crops,
+    config: DictConfig,
+    device: torch.device,
+    probe: Callable[[Tensor], Tensor] | None = None,
+) -> dict[str, float]:
+    """`knn`: share in [0, 1] of the test images whose class is found; `function` maps crops (B, 3, s, s) to (B,
+    features). `probe`: the same by a classifier of features, where there is one.
 
     All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
     """
@@ -81,13 +89,14 @@ def knn_accuracy(
     train_rows, test_rows = data.train_rows[rank::world], data.test_rows[rank::world]
     bank = gather(features(data.train, train_rows))
     bank_labels = gather(labels(data.train, train_rows, device))
-    found = predict(
-        bank, bank_labels, features(data.test, test_rows), config.evaluation.k, config.evaluation.temperature
-    )
-    right = (found == labels(data.test, test_rows, device)).sum().double()
+    queries, expected = features(data.test, test_rows), labels(data.test, test_rows, device)
+    found = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
+    if probe is not None:
+        found["probe"] = probe(queries)
+    right = torch.stack([(classes == expected).sum() for classes in found.values()]).double()
     if world > 1:
         dist.all_reduce(right)
-    return float(right) / len(data.test_rows)
+    return {name: share / len(data.test_rows) for name, share in zip(found, right.tolist(), strict=True)}
 
 
 def backbone_knn(
@@ -98,14 +107,22 @@ def backbone_knn(
     config: DictConfig,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-) -> float:
-    """k-NN accuracy of the backbone's features, on the recipe's central crops.
+    teacher: Teacher | None = None,
+    probe: Probe | None = None,
+) -> dict[str, float]:
+    """Accuracies on the recipe's central crops: `knn` of the backbone's features, `probe` of the probe on them, and
+    `knn_teacher` of the teacher's features, where there are these.
 
     engine: images of `dtype` to features, the network itself or what runs it; network: is put into evaluation mode.
     """
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
-        return knn_accuracy(lambda images: engine(images.to(dtype)), data, central, config, device)
+        classify = None if probe is None else probe.classify
+        found = knn_accuracy(lambda images: engine(images.to(dtype)), data, central, config, device, classify)
+    if teacher is not None:
+        with evaluation_mode(teacher.network):
+            found["knn_teacher"] = knn_accuracy(teacher.features, data, central, config, device)["knn"]
+    return found
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
@@ -114,4 +131,4 @@ def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.de
     central = crops.for_evaluation(side, config.evaluation.share)
     mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)
     std = torch.tensor(crops.std, device=device).view(3, 1, 1)
-    return knn_accuracy(lambda images: (images * std + mean).flatten(1), data, central, config, device)
+    return knn_accuracy(lambda images: (images * std + mean).flatten(1), data, central, config, device)["knn"]

@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from evaluation.features import Labelled
+from evaluation.probe import Probe, probe_of
 from launch.cluster import Cluster
 from launch.engine import input_dtype
 from model.backbone import build_backbone
+from model.batchnorm import replace_batch_norm
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
+from model.teacher import Teacher
 from model.weights import load_weights
 from pipeline.crops import Crops
 from pipeline.loader import Loader
@@ -71,3 +75,25 @@ def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
         device=cluster.device(),
         dtype=torch.float32,
     )
+
+
+def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teacher | None:
+    """The teacher that gives the codes, None where the recipe has none. To be called on all ranks, before the engine
+    takes the network."""
+    if not config.swav.teacher.momentum:
+        return None
+    teacher = Teacher(network, config.swav.assigning, input_dtype(config))
+    replace_batch_norm(teacher.network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
+    if config.engine.compile:
+        teacher.network.backbone.compile()
+        teacher.network.projection_head.compile()
+    return teacher
+
+
+def build_probe(config: DictConfig, network: SwAV, table: SampleTable, labelled: Labelled | None) -> Probe | None:
+    """The online linear probe on the network's features, None where the recipe has none. Raises ValueError for data
+    without labels."""
+    if not config.evaluation.probe:
+        return None
+    features = int(network.backbone.feature_dim)  # type: ignore[arg-type]
+    return probe_of(labelled, table, features, next(network.parameters()).device)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from launch.durable import fingerprint, sync, write_atomically
-from launch.pieces import Pieces, own_of, pieces_of, rank_file, restore, restore_own, whole
+from launch.pieces import (
+    Pieces,
+    beside_of,
+    own_of,
+    pieces_of,
+    rank_file,
+    restore,
+    restore_beside,
+    restore_own,
+    whole,
+    whole_teacher,
+)
 from model.queue import EmbeddingQueue
 
 if TYPE_CHECKING:
@@ -52,11 +64,13 @@ def save_checkpoint(
     keep: int,
     keep_steps: int = 0,
     clusters: Clusters | None = None,
+    beside: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Save everything as `directory/step-...`; to be called on all ranks at once.
 
     state: JSON values, with "step". optimizer: its `layout` says which parameters its tensors hold.
     keep: how many of the newest stay; keep_steps: those whose step is a multiple of it stay for ever (0: none).
+    beside: more tensors to save, by what each rank's file calls them (pieces.py).
     Returns the checkpoint's path once it is on disk and `latest` names it. Raises NotSaved, on all ranks.
     """
     rank, world_size = _rank(), _world_size()
@@ -75,6 +89,7 @@ def save_checkpoint(
 
     def write() -> dict[str, Any]:
         tensors = pieces_of(optimizer, rank, world_size) | own_of(network, None if queue is None else queue.embeddings)
+        tensors |= beside_of(beside or {}, rank, world_size)
         tensors |= {} if clusters is None else clusters.own(rank)
         bad = [name for name, values in tensors.items() if not torch.isfinite(values).all()]
         if bad:  # the last good checkpoint must be one
@@ -180,8 +195,10 @@ def load_checkpoint(
     optimizer: Any,
     queue: EmbeddingQueue | None,
     clusters: Clusters | None = None,
+    beside: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Restore masters, optimizer state, buffers, queue and clusters in place on this rank; returns state.json.
+    """Restore masters, optimizer state, buffers, queue, clusters and what is beside them in place on this rank; returns
+    state.json.
 
     The network's own copy of the parameters follows by `launch.zero.publish`. With the saved world size every rank gets
     its own batch-norm statistics and queue back, bit for bit; with another one all get the average, and the queue is
@@ -201,6 +218,7 @@ def load_checkpoint(
         pieces = Pieces(checkpoint, state["world_size"])
         restore(pieces, optimizer)
         restore_own(pieces, network, rank, world_size)
+        restore_beside(pieces, beside or {}, rank, world_size)
         if queue is not None:
             queue.load_state_dict({"embeddings": _queue_rows(pieces.own("queue"), rank, world_size)})
         if clusters is not None:
@@ -218,11 +236,17 @@ def _queue_rows(saved: list[torch.Tensor], rank: int, world_size: int) -> torch.
     return torch.stack(saved, dim=2).flatten(1, 2)[:, rank::world_size].contiguous()
 
 
-def full_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+def full_weights(checkpoint: Path, teacher: bool = False) -> dict[str, torch.Tensor]:
     """The network's state dict on the CPU: float32 master parameters, and buffers averaged over the ranks. Of a whole
-    checkpoint (`damage_of`)."""
+    checkpoint (`damage_of`). teacher: that of the moving average; CheckpointError where there is none."""
     state = read_state(checkpoint)
-    return dict(whole(Pieces(checkpoint, state["world_size"]), state["shapes"], state["buffers"]))
+    pieces = Pieces(checkpoint, state["world_size"])
+    if not teacher:
+        return dict(whole(pieces, state["shapes"], state["buffers"]))
+    try:
+        return dict(whole_teacher(pieces, state["shapes"], state["buffers"]))
+    except KeyError:
+        raise CheckpointError(f"{checkpoint}: its run had no teacher (swav.teacher.momentum)") from None
 
 
 # ---------------------------------------------------------------------------------------------- ranks

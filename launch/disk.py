@@ -10,8 +10,10 @@ LEAST_GB = 1.0  # for anything else that a run writes
 
 
 def checkpoint_gb(config: DictConfig) -> float:
-    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the queue. `auto` counts as
-    the most that it may come to. Raises ValueError for a network that cannot be built."""
+    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the teacher, the queue.
+
+    `auto` counts as the most that it may come to. Raises ValueError for a network that cannot be built.
+    """
     import torch
 
     from launch.build import build_network
@@ -23,7 +25,8 @@ def checkpoint_gb(config: DictConfig) -> float:
     length = LONGEST_QUEUE if config.swav.queue.length == "auto" else config.swav.queue.length
     queue = 4 * length * config.model.embedding_dim * len(config.swav.assigning)
     count = sum(parameter.numel() for parameter in network.parameters())
-    return float((4 + STATE_BYTES[config.optimizer.name]) * count + queue) / 1e9
+    bytes_each = 4 + STATE_BYTES[config.optimizer.name] + (4 if config.swav.teacher.momentum else 0)
+    return float(bytes_each * count + queue) / 1e9
 
 
 def disk_gb(config: DictConfig, held: int, one: float) -> float:

@@ -10,7 +10,8 @@
     onnx         the backbone as a graph, for any batch and, if convolutional, any size
     detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR take torchvision: docs/detection.md
 
-CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-... OUT is whole or not there.
+CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-..., with @teacher behind it for its
+teacher. OUT is whole or not there.
 """
 
 from __future__ import annotations

@@ -108,6 +108,10 @@ def _fit_method(config: DictConfig, choose: Callable[..., None], samples: int) -
         raise ConfigError(f"swav.queue.length={swav.queue.length}: method={method} has no queue; set it to 0")
     if swav.hard:
         raise ConfigError(f"swav.hard=true: it is for method=swav, the targets of {method} are hard anyway")
+    if swav.teacher.momentum:
+        raise ConfigError(
+            f"swav.teacher.momentum={swav.teacher.momentum}: it is for method=swav, {method} has no codes; set it to 0"
+        )
     if method == "deepclusterv2":
         choose("swav.freeze_prototypes", 0, "k-means sets the prototypes, no gradient does")
         if swav.freeze_prototypes:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
+from evaluation.probe import Probe
 from launch.checkpoint import load_checkpoint, save_checkpoint
 from launch.cluster import Cluster
 from launch.clusters import Clusters
@@ -16,6 +17,7 @@ from launch.steps import Clock
 from launch.zero import load_loss_scale, loss_scale, publish
 from model.monitor import CodeMonitor
 from model.queue import EmbeddingQueue
+from model.teacher import Teacher
 from pipeline.loader import Loader
 
 
@@ -31,6 +33,20 @@ class Kept:
     loader: Loader
     monitor: CodeMonitor
     clock: Clock
+    teacher: Teacher | None = None
+    probe: Probe | None = None
+
+    def beside(self) -> dict[str, Tensor]:
+        """The tensors of teacher and probe, by their names in a rank's file (pieces.py). The teacher's batch norm has
+        statistics of each rank's own; all else is alike."""
+        found: dict[str, Tensor] = {}
+        if self.teacher is not None:
+            average = self.teacher.network
+            found |= {f"alike/teacher/{name}": parameter for name, parameter in average.named_parameters()}
+            found |= {f"own/teacher/{name}": buffer for name, buffer in average.named_buffers()}
+        if self.probe is not None:
+            found |= {f"alike/probe/{name}": tensor for name, tensor in self.probe.state.items()}
+        return found
 
     def save(
         self, directory: Path, config: DictConfig, cluster: Cluster, step: int, last_epoch: dict[str, float]
@@ -49,11 +65,11 @@ class Kept:
             "config": OmegaConf.to_container(config),
         }
         parts = self.network, self.optimizer, self.queue
-        return save_checkpoint(directory, state, *parts, config.checkpoint.keep, every, self.clusters)
+        return save_checkpoint(directory, state, *parts, config.checkpoint.keep, every, self.clusters, self.beside())
 
     def load(self, checkpoint: Path, cluster: Cluster) -> tuple[int, dict[str, float]]:
         """Go on from a checkpoint, on all ranks: its step, and its last epoch's figures. Raises CheckpointError."""
-        state = load_checkpoint(checkpoint, self.network, self.optimizer, self.queue, self.clusters)
+        state = load_checkpoint(checkpoint, self.network, self.optimizer, self.queue, self.clusters, self.beside())
         publish(self.engine)
         load_loss_scale(self.engine, state["loss_scale"])
         self.loader.load_state_dict(state["loader"])

@@ -6,7 +6,8 @@ A rank's file holds float32 (master) values by parameter and segment, under "KIN
     momentum_buffer/..., exp_avg/...      the optimizer's state, element by element
     step/.../0                            a number of the optimizer's, for the parameter it belongs to
 
-and what is the rank's own, under "own/NAME": its buffers (batch-norm statistics), its part of the queue, its memory.
+what is the rank's own, under "own/NAME": its buffers (batch-norm statistics), its part of the queue, its memory; and
+its share of whole tensors that are the same on all ranks, under "alike/NAME": a teacher's parameters, an online probe.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ def own_of(network: nn.Module, queue: Tensor | None) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in own.items()}
 
 
+def beside_of(beside: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:
+    """What this rank writes of tensors beside the network, named own/... and alike/...: the latter are dealt out."""
+    alike = [name for name in beside if name.startswith("alike/")]
+    mine = {name for name in beside if name not in alike} | {*alike[rank::world_size]}
+    return {name: beside[name].detach().to("cpu", copy=True).contiguous() for name in mine}
+
+
 # ---------------------------------------------------------------------------------------------- in
 class Pieces:
     """The files of all ranks of a checkpoint, opened for reading; nothing is read before it is asked for."""
@@ -59,10 +67,13 @@ class Pieces:
     def __init__(self, checkpoint: Path, world_size: int) -> None:
         self.files = [safe_open(checkpoint / rank_file(rank), "pt") for rank in range(world_size)]
         self.found: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        self.alike: dict[str, Any] = {}  # which file has it
         for file in self.files:
             for key in file.keys():  # noqa: SIM118  (no mapping)
                 kind, _, rest = key.partition("/")
-                if kind != "own":
+                if kind == "alike":
+                    self.alike[rest] = file
+                elif kind != "own":
                     name, _, start = rest.rpartition("/")
                     length = file.get_slice(key).get_shape()[0]
                     self.found.setdefault((kind, name), []).append((int(start), length, file, key))
@@ -128,11 +139,38 @@ def restore_own(pieces: Pieces, network: nn.Module, rank: int, world_size: int) 
         buffer.copy_(saved[rank] if len(saved) == world_size else mean_of(saved))
 
 
+@torch.no_grad()
+def restore_beside(pieces: Pieces, beside: Mapping[str, Tensor], rank: int, world_size: int) -> None:
+    """Write what was saved by `beside_of` back into these tensors. A probe that was not saved, or for other classes,
+    begins anew. Raises KeyError where anything else is missing."""
+    for name, tensor in beside.items():
+        kind, _, rest = name.partition("/")
+        if kind == "own":
+            saved = pieces.own(rest)
+            tensor.copy_(saved[rank] if len(saved) == world_size else mean_of(saved))
+        elif rest in pieces.alike:
+            value = pieces.alike[rest].get_tensor(name)
+            if value.shape == tensor.shape or not rest.startswith("probe/"):
+                tensor.copy_(value)
+        elif not rest.startswith("probe/"):
+            raise KeyError(rest)
+
+
 def mean_of(tensors: list[Tensor]) -> Tensor:
     """The mean of float tensors, the first of others."""
     if not tensors[0].is_floating_point():
         return tensors[0]
     return torch.stack(tensors).double().mean(0).to(tensors[0].dtype)
+
+
+def whole_teacher(
+    pieces: Pieces, shapes: Mapping[str, Sequence[int]], buffers: Sequence[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same of the teacher. Raises KeyError where there is none."""
+    for name in shapes:
+        yield name, pieces.alike[f"teacher/{name}"].get_tensor(f"alike/teacher/{name}")
+    for name in buffers:
+        yield name, mean_of(pieces.own(f"teacher/{name}"))
 
 
 def whole(pieces: Pieces, shapes: Mapping[str, Sequence[int]], buffers: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

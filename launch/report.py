@@ -42,6 +42,10 @@ def closing_table(summary: dict[str, Any]) -> str:
     table.add_column("", justify="right")
     if summary["knn"] is not None:
         table.add_row("k-NN accuracy, trained backbone", f"{summary['knn']:.2%}")
+        if "knn_teacher" in summary:
+            table.add_row("k-NN accuracy, its teacher", f"{summary['knn_teacher']:.2%}")
+        if "probe" in summary:
+            table.add_row("accuracy of the online probe", f"{summary['probe']:.2%}")
         table.add_row("k-NN accuracy, random initialisation", f"{summary['knn_random_init']:.2%}")
         table.add_row("k-NN accuracy, raw pixels", f"{summary['knn_raw_pixels']:.2%}")
     else:

@@ -11,6 +11,8 @@ from launch.build import build_network
 from launch.checkpoint import CheckpointError, damage_of, full_weights, latest_checkpoint, read_state
 from model.swav import SwAV
 
+TEACHER = "@teacher"  # behind the path of a run or checkpoint: the moving average in place of the network
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -54,15 +56,17 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_trained(path: Path) -> Trained:
-    """The network of a run's directory or of a checkpoint. Raises ValueError, one line, if there is none to be had."""
-    checkpoint = find_checkpoint(path)
+    """The network of a run's directory or of a checkpoint, or with `TEACHER` behind it the teacher. Raises ValueError,
+    one line, if there is none to be had."""
+    teacher = path.name.endswith(TEACHER)
+    checkpoint = find_checkpoint(path.with_name(path.name.removesuffix(TEACHER)))
     state = read_state(checkpoint)
     try:
         network = build_network(state["config"]["model"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its state.json tells of no network ({error!r})") from None
     try:
-        network.load_state_dict(full_weights(checkpoint))
+        network.load_state_dict(full_weights(checkpoint, teacher))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint}: its weights are not those of its configuration: {reason}") from None

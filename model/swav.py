@@ -53,8 +53,9 @@ class SwAV(nn.Module):
         batch_size: int = 0,
         queued: Float[Tensor, "assigning length dim"] | None = None,
     ) -> Any:
-        """Embeddings, scores, and the queued embeddings' scores (None without `queued`):
-        [crops, batch, dim], [crops, batch, heads * prototypes], [assigning, length, heads * prototypes].
+        """Embeddings, scores, the queued embeddings' scores (None without `queued`), and the first crop's features:
+        [crops, batch, dim], [crops, batch, heads * prototypes], [assigning, length, heads * prototypes],
+        [batch, feature_dim].
 
         crops: one tensor per resolution, view-major: [n_r * batch_size, 3, s, s], any memory format.
         batch_size: samples on this rank. The results' first axis counts the views of all resolutions.
@@ -65,7 +66,8 @@ class SwAV(nn.Module):
         because stage 3 gathers weights around the whole network's forward.
 
         Embeddings are L2-normalised and detached (they feed the queue and the monitors), scores carry the
-        gradient, queue scores none. All are float32 (float64 in a float64 network) whatever autocast says.
+        gradient, queue scores none. All are float32 (float64 in a float64 network) whatever autocast says. Features
+        are detached too (they feed the online probe), in the backbone's own dtype.
         """
         if isinstance(crops, Tensor):
             return self.backbone(crops)
@@ -85,6 +87,7 @@ class SwAV(nn.Module):
             embeddings.detach().unflatten(0, (-1, batch_size)),
             scores.unflatten(0, (-1, batch_size)),
             queue_scores,
+            features[:batch_size].detach(),
         )
 
 

@@ -88,7 +88,7 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
 
     def step(number: int) -> None:
         queued = queue.queued() if queue is not None else None
-        embeddings, scores, queue_scores = engine(images, here, queued)
+        embeddings, scores, queue_scores, _ = engine(images, here, queued)
         with torch.no_grad():
             inputs = scores[assigning]
             if queue_scores is not None:

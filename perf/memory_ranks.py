@@ -68,7 +68,7 @@ def three_steps(case: Case, cluster: Any) -> Any:
     for _ in range(3):
         forget_peak()
         crops = torch.randn(2 * IMAGES, 3, SIZE, SIZE).to(input_dtype(config))
-        _, scores, _ = engine([crops], IMAGES, None)
+        _, scores, _, _ = engine([crops], IMAGES, None)
         codes = sinkhorn(scores.detach(), 0.05, 3)
         engine.backward(swapped_prediction(codes, scores, (0, 1), 0.1))
         engine.step()

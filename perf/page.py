@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.plots import plots
-from perf.sections import sections
+from perf.sections import headline, sections
+from perf.verdict import sentences
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -21,11 +22,16 @@ def page(report: Mapping[str, Any]) -> str:
     machine = [
         (name, ", ".join(value) or "none" if isinstance(value, list) else value) for name, value in shown.items()
     ]
+    first, *others = sentences(report)
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
     return template.render(
         report=report,
         device=", ".join(where["gpus"]) or where["cpu"],
         seconds=report.get("seconds"),
+        first=first,
+        others=others,
+        headline=headline(report),
+        failed=report.get("failed", {}),
         sections=sections(report),
         plots=plots(report),
         machine=machine,

@@ -1,99 +1,26 @@
-"""The report's plots as SVG texts. Colours are the page's CSS variables: light and dark need no second plot."""
+"""The report's plots."""
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What matplotlib draws with, each to be replaced by a variable: any six digits that are no colour of its own.
-INK, MUTED, GRID = "#010203", "#010204", "#010205"
-COLOURS = tuple(f"#0102{number:02x}" for number in range(16, 26))
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
-    colour: f"--c{number}" for number, colour in enumerate(COLOURS)
-}
-WIDTH = 5.2  # inches; the page shows it at 1 to 0.75 of its size, so that 9 points stay legible on a phone
-OURS, PEERS, LIMIT = COLOURS[0], COLOURS[5], COLOURS[3]
+from perf.page_svg import COLOURS, GRID, INK, LIMIT, MUTED, OURS, PEERS, Draw, bars, drawn, line_end, plain_ticks
+
 VARIANT_COLOURS = {"ours": COLOURS[0], "published": COLOURS[1], "gather": COLOURS[2]}
+BACKEND_COLOURS = {"ffcv": COLOURS[0], "ffcv-affine": COLOURS[0], "ffcv-kernel": COLOURS[0], "dali": COLOURS[7]}
+SIZE = re.compile(r"\d+ x \d+")  # the sources of a sweep that are sizes, as perf.loader_sweep names them
 
 
 def plots(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Of each plot that there are figures for: a title, and its SVG."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    style: Any = {
-        "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "swave",
-        "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.linewidth": 0.6,
-        "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True,
-        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "figure.facecolor": "none",
-        "axes.facecolor": "none", "xtick.minor.size": 0, "ytick.minor.size": 0,
-    }  # fmt: skip
     found = {}
-    with matplotlib.rc_context(style):
-        for name, (part, title, draw) in PLOTS.items():
-            svg = report.get(part) and _drawn(draw, report[part])
-            if svg:
-                found[name] = title, svg
+    for name, (part, title, draw) in PLOTS.items():
+        svg = report.get(part) and drawn(draw, report[part], title)
+        if svg:
+            found[name] = title, svg
     return found
-
-
-def _drawn(draw: Callable[[Any, Mapping[str, Any]], float | None], part: Mapping[str, Any]) -> str | None:
-    """The SVG of a plot; `draw` returns its height in inches, or None where there is nothing to draw."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(WIDTH, 2.8), layout="constrained")
-    try:
-        height = draw(axes, part)
-        if height is None:
-            return None
-        figure.set_size_inches(WIDTH, height)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    finally:
-        pyplot.close(figure)
-    return themed(text.getvalue())
-
-
-def themed(svg: str) -> str:
-    """Without head, fixed size and font; colours as variables."""
-    svg = svg[svg.index("<svg") :]
-    for size in ("width", "height"):
-        svg = re.sub(rf'(<svg [^>]*?){size}="[^"]*" ?', r"\1", svg, count=1)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"(font: [0-9.]+px )[^;\"]*", r"\1var(--sans)", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg
-
-
-def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colours: Any) -> float:
-    """Horizontal bars from the top, each with its label at its end; the height that they want."""
-    places = range(len(names))
-    axes.barh(places, values, color=colours, height=0.62)
-    axes.set_yticks(places, names)
-    axes.tick_params(axis="y", length=0, labelcolor=INK)
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-    axes.set_xlim(0, 1.22 * max(*values, 1e-9) if len(values) > 1 else 1.22 * max(values[0], 1e-9))
-    for place, value, label in zip(places, values, labels, strict=True):
-        axes.annotate(label, (value, place), xytext=(4, 0), textcoords="offset points", va="center")
-    return 0.75 + 0.27 * len(names)
-
-
-def line_end(axes: Any, point: Sequence[float], text: str, colour: str) -> None:
-    """A line's name at its end, in its colour."""
-    axes.annotate(text, point, xytext=(5, 0), textcoords="offset points", va="center", color=colour)
-
-
-def plain_ticks(axis: Any, ticks: Sequence[float], unit: float = 1.0) -> None:
-    """Ticks of a logarithmic axis at these values, written as plain numbers of a unit."""
-    from matplotlib.ticker import NullLocator
-
-    axis.set_ticks(list(ticks), [f"{tick / unit:,.6g}" for tick in ticks])
-    axis.set_minor_locator(NullLocator())
 
 
 # ---------------------------------------------------------------------------------------------- the step
@@ -132,12 +59,21 @@ def roofline(axes: Any, step: Mapping[str, Any]) -> float:
     ridge = line["peak_flops"] / line["bandwidth"]
     left, right = min(at, ridge) / 8, max(at, ridge) * 8
     axes.loglog([left, ridge, right], [left * line["bandwidth"], line["peak_flops"], line["peak_flops"]], color=LIMIT)
+    axes.annotate(
+        "matrix products", (right, line["peak_flops"]), xytext=(0, 3), textcoords="offset points", ha="right",
+        va="bottom", color=LIMIT,
+    )  # fmt: skip
+    low = left**0.85 * ridge**0.15
+    axes.annotate(
+        "memory\nbandwidth", (low, low * line["bandwidth"]), xytext=(6, 0),
+        textcoords="offset points", ha="left", va="top", color=LIMIT,
+    )  # fmt: skip
     axes.plot([at], [reached], "o", color=OURS, markersize=7)
     axes.annotate(
         f"this step, {line['share_of_roofline']:.0%} of it", (at, reached), xytext=(0, -12), color=INK,
         textcoords="offset points", ha="center", va="top",
     )  # fmt: skip
-    bottom, top = min(axes.get_ylim()[0], reached / 6), 1.5 * axes.get_ylim()[1]
+    bottom, top = min(axes.get_ylim()[0], reached / 6), 2 * axes.get_ylim()[1]
     axes.set(xlabel="operations a byte", ylabel="GFLOP/s", xlim=(left, right), ylim=(bottom, top))
     plain_ticks(axes.xaxis, [10.0**power for power in range(-3, 7) if left < 10.0**power < right])
     plain_ticks(axes.yaxis, [10.0**power for power in range(3, 19) if bottom < 10.0**power < top], 1e9)
@@ -156,7 +92,7 @@ def variants(axes: Any, step: Mapping[str, Any]) -> float | None:
             for key in ("precision", "stage", "compile", "channels_last")
             if row[key] != base[key]
         ]
-        names.append(", ".join(other) or "as it is")
+        names.append(",\n".join(other) or "as it is")
     speeds = [row["images_per_second"] for row in rows]
     colours = [OURS, *[PEERS] * (len(rows) - 1)]
     height = bars(axes, names, speeds, [f"{speed:,.1f}" for speed in speeds], colours)
@@ -171,42 +107,76 @@ def rates(axes: Any, loader: Mapping[str, Any]) -> float | None:
     if not rows:
         return None
     speeds = [row["images_per_second"] for row in rows]
-    colours = [OURS if row["backend"] in ("ffcv", "ffcv-affine", "dali", "ffcv-kernel") else PEERS for row in rows]
+    colours = [BACKEND_COLOURS.get(row["backend"], PEERS) for row in rows]
     height = bars(axes, [row["backend"] for row in rows], speeds, [f"{speed:,.0f}" for speed in speeds], colours)
     decode = loader["decode_images_per_second"]
     if decode:
         axes.axvline(decode, color=LIMIT, linewidth=1)
         axes.set_xlim(0, 1.12 * max(decode, 1.1 * max(speeds)))
         axes.annotate(
-            "decoding alone", (decode, len(rows) - 0.6), xytext=(-4, 0), textcoords="offset points", ha="right",
-            color=LIMIT,
+            f"decoding alone, {decode:,.0f}", (decode, len(rows) - 0.15), xytext=(-4, 0), textcoords="offset points",
+            ha="right", va="center", color=LIMIT,
         )  # fmt: skip
+        axes.set_ylim(len(rows) + 0.25, -0.6)  # the lowest row is the line's name
+        height += 0.27
     axes.set_xlabel("images a second, all crops")
     return height
 
 
 def threads(axes: Any, loader: Mapping[str, Any]) -> float | None:
     """Images a second against worker threads, where the sweep varied them."""
-    sweep = loader.get("sweep") or []
-    drawn = []
-    for number, backend in enumerate(dict.fromkeys(row["backend"] for row in sweep)):
-        lines: dict[Any, list[Any]] = {}
-        for row in sweep:
-            if row["backend"] == backend:
-                lines.setdefault((row["source"], row["batch"]), []).append((row["threads"], row["images_per_second"]))
-        most = max(lines.values(), key=len, default=[])
-        if len(most) > 1:
-            drawn.append((backend, sorted(most), COLOURS[number]))
-    if not drawn:
+    settings = loader["settings"]
+    rows = _swept(loader, "threads", source="files", batch=settings["batch"])
+    return _lines(axes, rows, "threads")
+
+
+def batches(axes: Any, loader: Mapping[str, Any]) -> float | None:
+    """Images a second against the batch, where the sweep varied it."""
+    rows = _swept(loader, "batch", source="files", threads=loader["settings"]["threads"])
+    return _lines(axes, rows, "images a batch")
+
+
+def sizes(axes: Any, loader: Mapping[str, Any]) -> float | None:
+    """Images a second against the size of images, each size by itself."""
+    rows = [row for row in loader.get("sweep") or [] if SIZE.fullmatch(str(row["source"]))]
+    if not rows:
         return None
-    for backend, points, colour in drawn:
+    names = list(dict.fromkeys(row["source"] for row in rows))
+    shown = sorted(rows, key=lambda row: (names.index(row["source"]), row["backend"]))
+    height = bars(
+        axes,
+        [f"{row['source'].replace(' x ', 'x')}, {row['backend']}" for row in shown],
+        [row["images_per_second"] for row in shown],
+        [f"{row['images_per_second']:,.0f}" for row in shown],
+        [BACKEND_COLOURS.get(row["backend"], PEERS) for row in shown],
+    )
+    axes.set_xlabel("images a second, by pixels of an image")
+    return height
+
+
+def _swept(loader: Mapping[str, Any], varied: str, **fixed: Any) -> dict[str, list[tuple[int, float]]]:
+    """Backend -> points of the sweep in which only `varied` differs from `fixed`."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in loader.get("sweep") or []:
+        if all(row[key] == value for key, value in fixed.items()):
+            found.setdefault(row["backend"], []).append((row[varied], row["images_per_second"]))
+    return {backend: sorted(points) for backend, points in found.items() if len(points) > 1}
+
+
+def _lines(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]], what: str) -> float | None:
+    if not lines:
+        return None
+    for backend, points in lines.items():
+        colour = BACKEND_COLOURS.get(backend, PEERS)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour)
         line_end(axes, points[-1], backend, colour)
-    counts = sorted({count for _, points, _ in drawn for count, _ in points})
+    counts = sorted({count for points in lines.values() for count, _ in points})
     axes.set_xscale("log", base=2)
     plain_ticks(axes.xaxis, counts)
-    axes.set(xlabel="threads", ylabel="images a second", xlim=(counts[0] / 1.2, counts[-1] * 1.6))
-    axes.set_ylim(bottom=0)
+    axes.set(
+        xlabel=what, ylabel="images a second", xlim=(counts[0] / 1.2, counts[-1] * (counts[-1] / counts[0]) ** 0.3)
+    )
+    axes.set_ylim(0, 1.08 * max(rate for points in lines.values() for _, rate in points))
     return 2.6
 
 
@@ -299,13 +269,15 @@ def prototypes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
     return 2.8
 
 
-PLOTS: dict[str, tuple[str, str, Callable[[Any, Mapping[str, Any]], float | None]]] = {
+PLOTS: dict[str, tuple[str, str, Draw]] = {
     "phases": ("step", "Where a step goes", phases),
     "ranks": ("step", "Ranks", ranks),
     "roofline": ("step", "Roofline", roofline),
     "variants": ("step", "Other settings", variants),
     "rates": ("loader", "Loaders", rates),
-    "threads": ("loader", "Threads", threads),
+    "threads": ("loader", "Worker threads", threads),
+    "batches": ("loader", "Batch size", batches),
+    "sizes": ("loader", "Image size", sizes),
     "stages": ("loader", "Stages of the ffcv backend", stages),
     "nodes": ("sinkhorn", "Codes on N nodes, predicted", nodes),
     "held_out": ("sinkhorn", "The model against measurement", held_out),

@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nswave: stopped; no report is written", file=sys.stderr)
         return 128 + signal.SIGINT
-    if any(code == 2 for code, _ in report.pop("ended").values()):
-        return 2  # a mistake in the settings or the data: the part has said it, and there is nothing to draw
+    if report is None:
+        return 2  # a mistake in the settings or the data: the first part has said it, and there is nothing to draw
     write(report, options.out)
     print(f"\n{report['verdict']}\n{options.out / 'report.html'}: written, and report.md and report.json beside it")
     return int(bool(report["failed"]))
@@ -83,22 +83,21 @@ def check(options: argparse.Namespace) -> None:
         load_config([options.config, *options.settings, *data])
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
-    """All parts, one after the other, each a process: its figures, and why it failed if it did."""
+def run(options: argparse.Namespace) -> dict[str, Any] | None:
+    """All parts, one after the other, each a process: its figures, and why it failed if it did; None where the first
+    refused its arguments, before any work."""
     begun = time.monotonic()
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    ended: dict[str, tuple[int, str]] = {}
     with tempfile.TemporaryDirectory(prefix="swave-") as folder, progress_bar(3, "profile", "part", True) as bar:
         for name in SHARES:
             path = Path(folder) / f"{name}.json"
             print(f"\n{name}: about {SHARES[name] * options.budget:.0f} seconds", flush=True)
-            ended[name] = part(command(name, path, options, found))
-            code, why = ended[name]
-            if code == 2:
-                break
+            code, why = part(command(name, path, options, found))
+            if code == 2 and not (found or failed):
+                return None
             if code:
-                failed[name] = why
+                failed[name] = why or f"it ended with {code}"
             else:
                 found[name] = json.loads(path.read_text())
             bar.update()
@@ -106,7 +105,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from perf.verdict import verdict
 
     report = {"loader": None, "step": None, "sinkhorn": None, **found, "failed": failed, "machine": machine()}
-    return report | {"verdict": verdict(report), "seconds": round(time.monotonic() - begun), "ended": ended}
+    return report | {"verdict": verdict(report), "seconds": round(time.monotonic() - begun)}
 
 
 def command(name: str, path: Path, options: argparse.Namespace, found: Mapping[str, Any]) -> list[str]:

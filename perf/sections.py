@@ -31,9 +31,28 @@ class Section:
     key_figures: Sequence[tuple[str, str]] = field(default=())
 
 
+def headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few figures that matter, of all parts: what it is, and the figure."""
+    found = []
+    if step := report.get("step"):
+        line = step["roofline"]
+        waits = "GPU" if step["device"] != "cpu" else "network"
+        found = [
+            ("images a second in training", number(step["images_per_second"])),
+            (f"of a step the {waits} waits for data", f"{step['shares']['data_wait']:.1%}"),
+            (f"of the roofline ({line['bound']})", f"{line['share_of_roofline']:.0%}"),
+            ("of a step goes to codes", f"{step['codes_share']:.1%}"),
+        ]
+    if loader := report.get("loader"):
+        found += _fastest(loader)
+    if sinkhorn := report.get("sinkhorn"):
+        found.append(_nodes(sinkhorn, 1))
+    return found
+
+
 def sections(report: Mapping[str, Any]) -> list[Section]:
     """Loader, step and Sinkhorn, as far as they are there; what failed is a section with its message."""
-    makers = {"step": step, "loader": loader, "sinkhorn": sinkhorn}
+    makers = {"loader": loader, "step": step, "sinkhorn": sinkhorn}
     found = []
     for name, make in makers.items():
         part = report.get(name)
@@ -55,10 +74,10 @@ def step(found: Mapping[str, Any]) -> Section:
         f"here, {line['share_of_roofline']:.0%} of the roofline, whose ceiling here is {line['bound']}.",
     ]
     key = [
-        ("images a second", number(found["images_per_second"])),
-        ("of the step waits for data", f"{found['shares']['data_wait']:.1%}"),
-        ("of the roofline", f"{line['share_of_roofline']:.0%}"),
-        ("of the step for codes", f"{found['codes_share']:.1%}"),
+        ("ms a step", number(found["step_ms"])),
+        ("of the measured matrix products (MFU)", f"{line['mfu']:.0%}"),
+        ("collectives a step for codes", f"{found['codes_collectives']:g}"),
+        ("GB at most in a rank", f"{found['peak_gb']:.2f}"),
     ]
     if found["peer_ratio"]:
         peer = found["peer"]
@@ -141,11 +160,7 @@ def loader(found: Mapping[str, Any]) -> Section:
         f"{images['mean_bytes'] / 1000:.0f} kB on average ({images['source']}), {settings['threads']} threads, batches "
         f"of {settings['batch']}; contenders take turns on the same cores."
     ]
-    ours = [row for row in found["results"] if row["mode"] == "full" and row["backend"] in ("ffcv", "dali")]
-    key = []
-    if ours:
-        best = max(ours, key=lambda row: row["images_per_second"])
-        key.append((f"images a second, {best['backend']}", f"{best['images_per_second']:,.0f}"))
+    key = _fastest(found)
     ratio = found["ratios"].get("full_over_torchvision")
     if ratio:
         key.append(("times the torchvision recipe", f"{ratio:.1f}"))
@@ -159,8 +174,17 @@ def loader(found: Mapping[str, Any]) -> Section:
         Table("Ceilings", ["what", "images/s", "MB/s"], _ceilings(found), ["what"]),
         Table("GPUs that this machine can feed", ["backend", "images/s a GPU", "GPUs"], _fed(found), ["backend"]),
     ]
-    plots = ["rates", "threads", "stages"]
+    plots = ["rates", "threads", "stages", "batches", "sizes"]
     return Section("loader", "Loader", lead, [one for one in tables if one.rows], plots, key)
+
+
+def _fastest(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The rate of the faster of the backends that a training could take without another result (ffcv, dali)."""
+    rows = [row for row in found["results"] if row["mode"] == "full" and row["backend"] in ("ffcv", "dali")]
+    if not rows:
+        return []
+    best = max(rows, key=lambda row: row["images_per_second"])
+    return [(f"images a second from the loader, {best['backend']}", f"{best['images_per_second']:,.0f}")]
 
 
 RATE_HEAD = ("backend", "mode", "images/s", "lowest", "highest", "CPU ms an image", "memory, MB")
@@ -218,10 +242,13 @@ def sinkhorn(found: Mapping[str, Any]) -> Section:
     """What codes cost on these ranks, the model against measurement, and N nodes."""
     error = found["error"]
     key = [("largest error of a held-out prediction", "-" if error is None else f"{error:.0%}")]
-    for percent in (1, 5):
-        nodes = found[f"nodes_at_{percent}_percent"].get("ours")
-        key.append((f"nodes until the codes take {percent} %", str(nodes) if nodes else "over 512"))
+    key += [_nodes(found, percent) for percent in (1, 5)]
     words = ("link", "variant", "what")
     tables = [Table(title, head, rows, words) for title, head, rows in codes_shown.tables(found)]
     plots = ["nodes", "held_out", "prototypes"]
     return Section("sinkhorn", "Sinkhorn", codes_shown.sentences(found), tables, plots, key)
+
+
+def _nodes(found: Mapping[str, Any], percent: int) -> tuple[str, str]:
+    nodes = found[f"nodes_at_{percent}_percent"].get("ours")
+    return f"nodes until codes take {percent} % of a step", str(nodes) if nodes else "over 512"

@@ -107,7 +107,7 @@ class Steps:
         here = self.here // parts
         for part in split_batch(crops, self.here, parts):
             queued = None if self.queue is None else self.queue.queued()
-            embeddings, scores, queue_scores = self.engine(part, here, queued)
+            embeddings, scores, queue_scores, _ = self.engine(part, here, queued)
             mark("codes")
             with torch.no_grad():
                 inputs = scores[self.assigning]

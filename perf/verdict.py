@@ -7,10 +7,14 @@ from typing import Any
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """A sentence for each part that was measured, the step's first. report: keys loader, step, sinkhorn, or None."""
-    found = [_step(report.get("step")), _loader(report.get("loader"), report.get("step")), _codes(report)]
-    told = " ".join(sentence for sentence in found if sentence)
-    return told or "Nothing was measured."
+    """All sentences in one text."""
+    return " ".join(sentences(report))
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """One for each part that was measured, the step's first. report: keys loader, step, sinkhorn, or None."""
+    found = [_step(report.get("step")), _loader(report.get("loader")), _codes(report)]
+    return [sentence for sentence in found if sentence] or ["Nothing was measured."]
 
 
 def _step(step: Mapping[str, Any] | None) -> str:
@@ -20,7 +24,7 @@ def _step(step: Mapping[str, Any] | None) -> str:
     return f"{told[0].upper()}{told[1:]}."
 
 
-def _loader(loader: Mapping[str, Any] | None, step: Mapping[str, Any] | None) -> str:
+def _loader(loader: Mapping[str, Any] | None) -> str:
     if loader is None:
         return ""
     full = {row["backend"]: row["images_per_second"] for row in loader["results"] if row["mode"] == "full"}

@@ -119,7 +119,7 @@ class Training:
         losses = []
         for part in split_batch(self._images(step), here, parts):
             queued = self.queue.queued() if step >= QUEUE_FROM else None
-            embeddings, scores, queue_scores = self.engine(part, here // parts, queued)
+            embeddings, scores, queue_scores, _ = self.engine(part, here // parts, queued)
             targets = scores[:2].detach()
             if queue_scores is not None:
                 targets = torch.cat([queue_scores, targets], dim=1)

@@ -18,13 +18,19 @@ def loader(rates, decode=3000.0):
         for backend, rounds in rates.items()
     ]  # fmt: skip
     sweep = [
-        {"backend": "ffcv", "threads": threads, "batch": 64, "source": "files", "images_per_second": 700.0 * threads,
-         "min": 690.0 * threads, "max": 720.0 * threads, "rounds": [700.0 * threads] * 3}
-        for threads in (1, 2)
+        {"backend": backend, "threads": threads, "batch": batch, "source": source, "images_per_second": rate,
+         "min": 0.98 * rate, "max": 1.03 * rate, "rounds": [rate] * 3}
+        for backend, fast in (("ffcv", 700.0), ("dali", 90.0))
+        for threads, batch, source, rate in (
+            (1, 64, "files", fast), (2, 64, "files", 2.0 * fast), (4, 64, "files", 2.05 * fast),
+            (2, 16, "files", 1.7 * fast), (2, 256, "files", 2.1 * fast),
+            (2, 16, "500 x 375", 2.0 * fast), (2, 16, "2000 x 1500", 0.3 * fast),
+        )
     ]  # fmt: skip
     return {
         "results": results, "decode_images_per_second": decode, "decode_rounds": [decode] * 3,
-        "ratios": {"full_over_torchvision": 9.8}, "scaling": {}, "stages_ms": {"decode": 0.6, "kernel": 0.6},
+        "ratios": {"full_over_torchvision": 9.8}, "scaling": {},
+        "stages_ms": {"decode": 0.6, "resample": 0.13, "colour": 0.23, "blur": 0.07, "kernel": 1.03},
         "memory": {}, "machine": machine(), "sweep": sweep,
         "ceilings": {"decode": decode, "read_warm": {"images_per_second": 20000.0, "mb_per_second": 2200.0},
                      "read_cold": {"why": "the file system keeps its pages"}},

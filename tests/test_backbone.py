@@ -40,7 +40,7 @@ def test_last_norm_of_a_block_starts_at_one() -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet10t"])
 def test_timm_backbones_take_two_resolutions(name: str) -> None:
     network = SwAV(build_backbone(name), hidden_dim=16, embedding_dim=8, num_prototypes=5)
-    embeddings, scores, _ = network([torch.rand(4, 3, 64, 64), torch.rand(4, 3, 32, 32)], 2)
+    embeddings, scores, _, _ = network([torch.rand(4, 3, 64, 64), torch.rand(4, 3, 32, 32)], 2)
     assert embeddings.shape == (4, 2, 8) and scores.shape == (4, 2, 5)
 
 

@@ -219,7 +219,7 @@ def test_parameters_that_do_not_train_are_in_no_group() -> None:
 def test_scores_are_cosines_of_embeddings_and_prototypes_in_view_order() -> None:
     network = small_network().eval()
     crops = [torch.rand(2 * 3, 3, 16, 16), torch.rand(4 * 3, 3, 8, 8)]
-    embeddings, scores, _ = network(crops, batch_size=3)
+    embeddings, scores, _, _ = network(crops, batch_size=3)
     assert embeddings.shape == (6, 3, 6) and scores.shape == (6, 3, 10)
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(6, 3))
     torch.testing.assert_close(scores, embeddings @ network.prototypes.weight.T)
@@ -236,7 +236,7 @@ def test_head_sees_the_crops_of_all_resolutions_together() -> None:
 
 def test_queue_is_scored_against_the_prototypes_without_gradient() -> None:
     network, queued = small_network(), torch.rand(2, 5, 6)
-    _, scores, queue_scores = network([torch.rand(6, 3, 8, 8)], 3, queued)
+    _, scores, queue_scores, _ = network([torch.rand(6, 3, 8, 8)], 3, queued)
     torch.testing.assert_close(queue_scores, queued @ network.prototypes.weight.T)
     assert scores.requires_grad and not queue_scores.requires_grad
 
@@ -244,7 +244,7 @@ def test_queue_is_scored_against_the_prototypes_without_gradient() -> None:
 def test_embeddings_and_scores_are_float32_under_autocast() -> None:
     network = small_network().eval()
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings, scores, _ = network([torch.rand(4, 3, 8, 8)], 2)
+        embeddings, scores, _, _ = network([torch.rand(4, 3, 8, 8)], 2)
     assert embeddings.dtype == scores.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(2, 2))
     torch.testing.assert_close(scores, embeddings @ network.prototypes.weight.T)

@@ -90,7 +90,7 @@ def test_network_outputs_are_the_published_ones(name: str) -> None:
     fill(network)
     sizes = (64, 64, 32, 32)
     views = [det(f"crop{view}", (2, 3, size, size), 1) for view, size in enumerate(sizes)]
-    embeddings, scores, _ = network([torch.cat(views[:2]), torch.cat(views[2:])], batch_size=2)
+    embeddings, scores, _, _ = network([torch.cat(views[:2]), torch.cat(views[2:])], batch_size=2)
     golden = np.load(GOLDEN / "network.npz")
     np.testing.assert_allclose(embeddings.flatten(0, 1), golden[f"{name}_embedding"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(scores.flatten(0, 1)[:, ::50], golden[f"{name}_scores"], rtol=0, atol=1e-4)
@@ -117,7 +117,7 @@ def train(case: int, dtype: torch.dtype, steps: int | None = None) -> tuple[list
         views = [det(f"step{step}crop{v}", (batch, 3, s, s), 1).to(dtype) for v, s in enumerate(sizes)]
         crops = [torch.cat(views[:2]), torch.cat(views[2:])]
 
-        embeddings, scores, queue_scores = network(crops, batch, queue.queued() if queue else None)
+        embeddings, scores, queue_scores, _ = network(crops, batch, queue.queued() if queue else None)
         targets = scores[list(assigning)].detach()
         if queue_scores is not None:
             targets = torch.cat([queue_scores, targets], dim=1)

@@ -7,8 +7,8 @@ import pytest
 from perf.markdown import markdown
 from perf.page import page
 from perf.plots import plots
-from perf.sections import sections
-from perf.verdict import verdict
+from perf.sections import headline, sections
+from perf.verdict import sentences, verdict
 from tests import browser
 from tests.sample_report import sample
 
@@ -17,13 +17,16 @@ def test_the_page_has_every_plot_with_a_table_and_needs_nothing_else():
     report = sample()
     text = page(report)
     drawn = plots(report)
-    assert set(drawn) == {"phases", "ranks", "roofline", "variants", "rates", "threads", "stages", "nodes", "held_out",
-                          "prototypes"}  # fmt: skip
+    assert set(drawn) == {
+        "phases", "ranks", "roofline", "variants", "rates", "threads", "batches", "sizes", "stages", "nodes",
+        "held_out", "prototypes",
+    }  # fmt: skip
     assert text.count("<svg") == len(drawn)
     assert text.count("<table>") == sum(len(section.tables) for section in sections(report)) + 1
     assert "<script" not in text and "src=" not in text
     assert not re.findall(r"(?:url\(|href=\")https?:", text)
-    assert report["verdict"] in text
+    assert all(sentence in text for sentence in sentences(report))
+    assert all(figure in text and what in text for what, figure in headline(report))
     assert not re.search(r"#0102\w\w", text), "a colour that does not follow light and dark"
 
 
@@ -42,7 +45,7 @@ def test_a_part_that_failed_says_why_and_the_others_stand():
     report = sample() | {"sinkhorn": None, "failed": {"sinkhorn": "a rank ended <with> 1"}}
     text = page(report)
     assert "Not measured: a rank ended &lt;with&gt; 1" in text
-    assert text.count("<svg") == 7
+    assert text.count("<svg") == len(plots(report)) == 9
 
 
 def test_the_verdict_has_a_sentence_of_each_part():
@@ -66,7 +69,7 @@ def test_in_a_browser_at_two_widths_light_and_dark(tmp_path):
                 facts = shown.show(tmp_path / "report.html", width, scheme)
                 assert facts["width"] == facts["scroll_width"] == width
                 assert not facts["overlapping"] and not facts["cut"], facts
-                assert facts["scripts"] == 0 and facts["plots"] == 10
+                assert facts["scripts"] == 0 and facts["plots"] == 12
                 grounds[scheme] = facts["background"], facts["ink"]
                 shown.screenshot(tmp_path / "shot.png")
                 assert (tmp_path / "shot.png").stat().st_size > 20_000

@@ -1,5 +1,6 @@
 """perf.profile: the three benchmarks one after the other, and their report."""
 
+import html
 import json
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from config.recipe import ROOT
-from perf.profile import command, on_gpu, rate_of
+from perf.profile import command, on_gpu, part, rate_of, write
 from tests.photos import photographs, write_folder
-from tests.sample_report import step
+from tests.sample_report import sample, step
 
 TINY = """
 run: {batch_size: 8}
@@ -76,6 +77,30 @@ def test_of_a_gpus_step_the_loader_learns_the_rate_and_the_codes_the_time():
     assert sinkhorn[sinkhorn.index("--step-ms") + 1] == "100"
 
 
+def test_a_part_that_fails_is_told_by_its_last_line():
+    told = "import sys; print('some', file=sys.stderr); print('swave: a rank ended', file=sys.stderr); sys.exit(1)"
+    assert part([sys.executable, "-c", told]) == (1, "a rank ended")
+    assert part([sys.executable, "-c", ""]) == (0, "")
+
+
+def test_a_setting_that_the_first_part_refuses_ends_it_before_anything_is_drawn(tmp_path):
+    done = profile("--out", tmp_path, "run.no_such_setting=1")
+    assert done.returncode == 2 and "no_such_setting" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_three_files_have_the_same_figures(tmp_path):
+    report = sample()
+    write(report, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found == report
+    assert {"images_per_second", "shares", "peer_ratio", "codes_share", "codes_collectives"} <= set(found["step"])
+    assert {"measured", "predicted", "error", "nodes_at_1_percent", "nodes_at_5_percent"} <= set(found["sinkhorn"])
+    for name in ("report.html", "report.md"):
+        assert "1,280" in (tmp_path / name).read_text()
+
+
 @pytest.mark.slow
 def test_the_whole_report_of_a_tiny_recipe(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
@@ -93,5 +118,5 @@ def test_the_whole_report_of_a_tiny_recipe(tmp_path):
     assert (
         report["sinkhorn"]["measured"] and report["sinkhorn"]["predicted"] and report["sinkhorn"]["error"] is not None
     )
-    assert report["verdict"] in (tmp_path / "report.html").read_text()
+    assert report["verdict"] in html.unescape((tmp_path / "report.html").read_text())
     assert f"**{report['verdict']}**" in (tmp_path / "report.md").read_text()

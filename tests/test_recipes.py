@@ -11,6 +11,7 @@ from config.recipe import ROOT, load_config
 from launch.build import build_network, build_queue
 from launch.cluster import Cluster
 from launch.fit import fit
+from model.deepcluster import assigned_prediction
 from model.loss import swapped_prediction
 from model.optimizer import build_optimizer, set_step
 from model.schedule import warmup_cosine
@@ -72,20 +73,45 @@ def test_an_imagenet_recipe_builds_the_network_that_it_names(recipe):
     millions = {"resnet50": 23.5, "resnet50w2": 93.9, "resnet50w4": 375.4, "resnet50w5": 586.5}
     millions |= {"vit_small_patch16_224": 21.7, "vit_base_patch16_224": 85.8}
     assert backbone / 1e6 == pytest.approx(millions[config.model.backbone], abs=0.1)
-    assert network.prototypes.weight.shape == (3000, 128)
+    assert network.prototypes.weight.shape == (3000 * config.model.heads, 128)
+    assert config.model.heads == (1 if config.method == "swav" else 3)
+
+
+# crops, epochs and the linear figure of the published scripts of DeepCluster-v2; SeLa-v2 has none
+CLUSTERING = {
+    "deepclusterv2_800ep": (800, "75.2", (2, 224, [0.14, 1.0]), (6, 96, [0.05, 0.14])),
+    "deepclusterv2_400ep": (400, "74.3", (2, 160, [0.08, 1.0]), (4, 96, [0.05, 0.14])),
+    "deepclusterv2_2x224": (400, "70.2", (2, 224, [0.08, 1.0]), (0, 96, [0.05, 0.14])),
+    "selav2_400ep": (400, "71.8", (2, 160, [0.08, 1.0]), (4, 96, [0.05, 0.14])),
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERING)
+def test_a_recipe_of_a_method_that_clusters_has_the_published_figures(name):
+    epochs, linear, *crops = CLUSTERING[name]
+    config = fitted(f"config/imagenet/{name}.yaml")
+    assert config.method == name.partition("_")[0]
+    assert f"linear {linear} %" in (ROOT / f"config/imagenet/{name}.yaml").read_text()
+    assert (config.run.epochs, config.run.batch_size, config.model.prototypes) == (epochs, 4096, 3000)
+    found = [config.crops[group] for group in ("global", "local")]
+    assert [(group["count"], group["size"], list(group["scale"])) for group in found] == crops
+    assert (config.engine.precision, config.swav.temperature, config.swav.queue.length) == ("fp32", 0.1, 0)
+    assert config.optimizer.weight_decay == 1e-6
+    rates = schedule(config, 312)
+    assert rates[0] == 0.3 and rates.max() == 4.8 and rates[-1] == pytest.approx(0.0048, rel=1e-2)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_steps_of_every_recipe_scaled_down(recipe):
     """Its own crop counts, epsilon, optimizer, queue and schedule; small images, a narrow network of its family."""
-    shorter = ["run.batch_size=8", "run.epochs=2", "optimizer.warmup_epochs=1", "swav.freeze_prototypes=1"]
-    config = load_config([str(ROOT / recipe), "data.path=/images", "swav.queue.start_epoch=0", *shorter])
+    shorter = ["run.batch_size=8", "run.epochs=2", "optimizer.warmup_epochs=1", "swav.queue.start_epoch=0"]
+    config = load_config([str(ROOT / recipe), "data.path=/images", *shorter])
     vit = config.model.backbone.startswith("vit")
     tiny = {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small", "stem_stride": 2}
     config.model.merge_with({"hidden_dim": 16, "embedding_dim": 8, "prototypes": 6})
     config.model.backbone = "vit_tiny_patch16_224" if vit else "resnet"
     config.model.options = {"embed_dim": 24, "depth": 2, "num_heads": 2} if vit else tiny
-    config.swav.queue.length = 16 if config.swav.queue.length else 0
+    config.swav.queue.length = 16 if config.swav.queue.length and config.method == "swav" else 0
     fit(config, 64, Cluster())
     torch.manual_seed(0)
     sizes = [32, 16] if vit else [16, 8]
@@ -96,11 +122,14 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
     before = network.prototypes.weight.detach().clone()
     for step, frozen in enumerate((True, False)):
         set_step(optimizer, rates[step + 4], frozen_prototypes=frozen)
-        embeddings, scores, _ = network(crops, 8, None)
-        codes = sinkhorn(scores[assigning].detach(), config.swav.epsilon, config.swav.iterations)
+        embeddings, scores, _, _ = network(crops, 8, None)
+        if config.method == "swav":
+            codes = sinkhorn(scores[assigning].detach(), config.swav.epsilon, config.swav.iterations)
+            loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
+        else:
+            loss = assigned_prediction(torch.randint(6, (3, 8)), scores, config.swav.temperature)
         if queue is not None:
             queue.push(embeddings[assigning])
-        loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,9 +10,11 @@ from evaluations import small_dataset
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT
+from perf.science.course import held
 from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
+from perf.science.shown import against, holds
 
 TOY = {
     "run": {"batch_size": 16},
@@ -41,25 +43,25 @@ def toy_recipes(folder: Path, *names: str) -> Path:
 def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     data, out = small_dataset(tmp_path / "data", 240, 60), tmp_path / "docs"
     out.mkdir()
-    words = ["--data", data, "--recipes", toy_recipes(tmp_path / "recipes", "multicrop"), "--out", out]
+    words = ["--data", data, "--recipes", toy_recipes(tmp_path / "recipes", "deepclusterv2"), "--out", out]
     words += ["--work", tmp_path / "work", "--seeds", 5, "--rounds", 1]
     done = science(*words, "--minutes", 0.1)
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "science.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
-    assert list(rows) == ["multicrop", "supervised", "random", "pixels"]
+    assert list(rows) == ["deepclusterv2", "supervised", "random", "pixels"]
     for row in rows.values():
         assert 0.3 < row["knn"]["mean"] <= 1 and 0.3 < row["linear"]["mean"] <= 1, row
-    for name in ("multicrop", "supervised"):
+    for name in ("deepclusterv2", "supervised"):
         (run,) = rows[name]["runs"]
         assert run["curve"][-1]["epoch"] == report["epochs"][name] == rows[name]["epochs"]
         assert run["curve"][-1]["training_seconds"] == rows[name]["training_seconds"]["mean"] > 0
         assert run["images"] == 240 * report["epochs"][name]
     # the curve's k-NN is of all training images here: they are few
-    assert rows["multicrop"]["runs"][0]["curve"][-1]["knn"] == rows["multicrop"]["runs"][0]["knn"]
-    assert "classifier" in rows["supervised"] and "classifier" not in rows["multicrop"]
+    assert rows["deepclusterv2"]["runs"][0]["curve"][-1]["knn"] == rows["deepclusterv2"]["runs"][0]["knn"]
+    assert "classifier" in rows["supervised"] and "classifier" not in rows["deepclusterv2"]
     page = (out / "science.md").read_text()
-    assert f"{rows['multicrop']['linear']['mean'] * 100:.2f} %" in page and "SwAV, multi-crop" in page
+    assert f"{rows['deepclusterv2']['linear']['mean'] * 100:.2f} %" in page and "DeepCluster-v2" in page
     assert (out / "science.png").read_bytes()[:4] == b"\x89PNG"
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
@@ -92,6 +94,13 @@ def test_a_mistake_is_one_line(arguments, told):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("swave: ") and told in line
+
+
+def test_a_folder_is_held_by_one_program_at_a_time(tmp_path):
+    with held(tmp_path), pytest.raises(ValueError, match="another of these works there"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
 
 
 def test_methods_train_for_the_same_time_as_nearly_as_whole_epochs_allow():
@@ -129,3 +138,14 @@ def test_both_variants_of_swav_were_searched_alike_and_settings_load():
     for method in found:
         config = load_config([str(method.recipe), *method.settings])
         assert (config.crops.local.count > 0) == method.name.startswith("multicrop")
+
+
+def test_the_page_says_who_was_ahead_and_marks_what_the_recipes_hold():
+    def runs(*scores: float) -> dict:
+        return {"knn": {"mean": sum(scores) / len(scores)}, "runs": [{"knn": score} for score in scores]}
+
+    told = against(runs(0.86, 0.87, 0.85), runs(0.85, 0.85, 0.86), "knn", "k-NN")
+    assert told == "k-NN 86.00% against 85.33%, better by 0.67 points, ahead with 2 of 3 seeds"
+    assert "worse by 5.00 points, ahead with 0 of 1 seed" in against(runs(0.8), runs(0.85), "knn", "k-NN")
+    assert holds({"recipe": "two_crops", "settings": []})
+    assert not holds({"recipe": "two_crops", "settings": ["optimizer.final_lr=1.0"]})

@@ -9,71 +9,20 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-from photos import write_folder
 from PIL import Image
+from runs import kill, losses, make_workplace, train, wait_for_step
 
 from config.recipe import ROOT
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
 
-RECIPE = """
-run: {epochs: 3, batch_size: 8, log_every: 1, seed: 5}
-checkpoint: {every: 2 steps}
-crops:
-  global: {count: 2, size: 16, scale: [0.3, 1.0]}
-  local: {count: 2, size: 8, scale: [0.1, 0.4]}
-model:
-  backbone: resnet
-  options: {block: basic, layers: [1, 1], base_width: 8, stem: small, stem_stride: 2}
-  hidden_dim: 16
-  embedding_dim: 8
-  prototypes: 12
-swav: {freeze_prototypes: 4, queue: {length: 16, start_epoch: 0}}
-optimizer: {base_lr: 0.5, warmup_epochs: 0}
-evaluation: {size: 16, batch_size: 32}
-"""
 STEPS = 24  # 3 epochs of 68 // 8
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A recipe and 68 noisy images of two classes that differ in brightness."""
-    root = tmp_path_factory.mktemp("run")
-    noise = np.random.default_rng(1)
-    images = [noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2) for index in range(68)]
-    write_folder(root / "images", [image.astype(np.uint8) for image in images])
-    (root / "tiny.yaml").write_text(RECIPE + f"data: {{path: {root}/images, cache: {root}/tables}}\n")
-    return root
-
-
-def train(workplace, name, *settings, launcher=(), environment=None, wait=True):
-    command = [*(launcher or [sys.executable]), str(ROOT / "train.py"), str(workplace / "tiny.yaml")]
-    process = subprocess.Popen(
-        [*command, f"run.directory={workplace / name}", *settings],
-        cwd=ROOT,
-        env=os.environ | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    if not wait:
-        return process
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def losses(workplace, name):
-    lines = [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
-
-
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    return make_workplace(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +30,6 @@ def undisturbed(workplace):
     """One process, left alone; with everything that a run leaves."""
     output = train(workplace, "undisturbed")
     return output, losses(workplace, "undisturbed")
-
-
-def wait_for_step(workplace, name, step, process):
-    path = workplace / name / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"no step {step}: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
 
 
 def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(workplace, undisturbed):

@@ -53,7 +53,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="where runs and scores are kept (default runs/science)")
     parser.add_argument("--out", type=Path, default=Path("docs"), help="where the results go (default docs)")
     parser.add_argument("--cores", type=int, default=0, help="programs at a time (default: 2, or what there is)")
-    parser.add_argument("--rounds", type=int, default=2, help="how often an epoch of each is timed (default 2)")
+    parser.add_argument("--rounds", type=int, help="how often an epoch of each is timed (default 2; search: 1)")
     parser.add_argument("--search", action="store_true", help="try the settings of perf/science/search.py instead")
     parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder with one for each method")
     return parser.parse_args(arguments)
@@ -61,7 +61,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole check. Raises ValueError for a mistake."""
-    minutes, seeds, cores = checked(options)
+    minutes, seeds, cores, rounds = checked(options)
     from perf.science.search import candidates
 
     methods = methods_of(options.recipes)
@@ -76,26 +76,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--methods={options.methods}: nothing was tried for these")
     check_settings(methods, options.data)
 
-    from perf.science.course import compare
+    from perf.science.course import compare, held
     from perf.science.runs import Place
     from pipeline.fashion_mnist import prepare
 
     if options.data == DEMO:
         prepare(DEMO, workers=len(cores))
     work = options.work or Path("runs/science-search" if options.search else "runs/science")
-    place = Place(work.absolute(), options.data.absolute(), cores, options.rounds)
-    return compare(methods, seeds, minutes, place, baselines=not options.search)
+    place = Place(work.absolute(), options.data.absolute(), cores, rounds)
+    with held(place.work):
+        return compare(methods, seeds, minutes, place, whole=not options.search)
 
 
-def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int]]:
-    """Minutes, seeds and cores. Raises ValueError, one line."""
+def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int], int]:
+    """Minutes, seeds, cores and rounds. Raises ValueError, one line."""
     minutes = options.minutes if options.minutes is not None else 20.0 if options.search else 45.0
     if not 0 < minutes <= 10_000:
         raise ValueError(f"--minutes={minutes:g}: expected more than 0, at most 10000")
     text = options.seeds or ("7" if options.search else "1,2,3")
     seeds = [int(seed) for seed in numbers("--seeds", text, low=-1, whole=True)]
-    if options.rounds < 1:
-        raise ValueError(f"--rounds={options.rounds}: expected an integer from 1 on")
+    rounds = options.rounds if options.rounds is not None else 1 if options.search else 2
+    if rounds < 1:
+        raise ValueError(f"--rounds={rounds}: expected an integer from 1 on")
     available = sorted(os.sched_getaffinity(0))
     if not 0 <= options.cores <= len(available):
         raise ValueError(f"--cores={options.cores}: expected 1 to {len(available)}, the cores that may be used here")
@@ -105,7 +107,7 @@ def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int
         raise ValueError(f"--recipes={options.recipes}: no recipe (*.yaml) there")
     if options.data != DEMO and not options.data.exists():
         raise ValueError(f"--data={options.data}: no such folder or file")
-    return minutes, seeds, available[-(options.cores or min(2, len(available))) :]
+    return minutes, seeds, available[-(options.cores or min(2, len(available))) :], rounds
 
 
 def check_settings(methods: Sequence[Any], data: Path) -> None:

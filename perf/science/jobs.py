@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,8 @@ from typing import Any
 
 from config.recipe import ROOT
 from pipeline.folder import progress_bar
+
+PR_SET_PDEATHSIG = 1  # of prctl(2): which signal comes when the parent dies
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,14 @@ def start(job: Job, core: int) -> subprocess.Popen[bytes]:
     with job.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *job.command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=log, start_new_session=True, preexec_fn=partial(os.sched_setaffinity, 0, {core}),
+            stderr=log, start_new_session=True, preexec_fn=partial(alone, core),
         )  # fmt: skip
+
+
+def alone(core: int) -> None:
+    """In the new process: on that core only, and asked to end should we be killed."""
+    os.sched_setaffinity(0, {core})
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def check(job: Job, code: int) -> None:

@@ -45,7 +45,7 @@ def training(method: Method, seed: int, epochs: int, seconds: float, place: Plac
         words += [f"optimizer.warmup_epochs={warmed(warm_up, epochs):g}"]
         # k-NN is scored from the checkpoints afterwards: here it would count as training time
         words += ["evaluation.every=0", "evaluation.max_train=1000", f"checkpoint.keep_epochs={every}"]
-        words += ["checkpoint.keep=1", "data.workers=1"]
+        words += [f"checkpoint.every={every} epochs", "checkpoint.keep=1", "data.workers=1"]
     return Job(f"{method.name} {seed}", tuple(map(str, words)), folder / "summary.json", seconds)
 
 
@@ -54,11 +54,13 @@ def warmed(recipe: float | str, epochs: int) -> float:
     return min(WARM_UP * epochs, recipe) if isinstance(recipe, int | float) else WARM_UP * epochs
 
 
-def scoring(name: str, weights: str, method: Method, seed: int, place: Place, seconds: float, along: bool) -> Job:
-    """The scores of a run's last weights (`weights`: its folder), of random weights or of pixels."""
+def scoring(
+    name: str, weights: str, method: Method, seed: int, place: Place, seconds: float, along: Path | None = None
+) -> Job:
+    """The scores of weights, `random` or `pixels`; along: a run whose kept checkpoints are scored too."""
     out, words = place.work / "scores" / f"{name}.json", ["-m", "perf.science.score"]
     words += [str(out), weights, str(method.recipe), str(place.data), "--seed", str(seed)]
-    words += ["--tables", str(place.tables), *(["--along", weights] if along else [])]
+    words += ["--tables", str(place.tables), *([] if along is None else ["--along", str(along)])]
     return Job(f"score {name}", tuple(words), out, seconds)
 
 

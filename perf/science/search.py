@@ -15,7 +15,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
         "crops.local.count=4 crops.local.size=12 crops.local.scale=[0.1,0.4]",
         "crops.local.count=2 crops.local.size=12 crops.local.scale=[0.2,0.5]",
         "crops.local.count=2 crops.local.size=14 crops.local.scale=[0.2,0.6]",
-        "crops.local.count=4 crops.local.size=8 crops.local.scale=[0.1,0.3]",
+        "crops.local.count=2 crops.local.size=12 crops.local.scale=[0.4,1.0]",
         "crops.local.count=1 crops.local.size=12 crops.local.scale=[0.2,0.5]",
         "crops.local.count=2 crops.local.size=12 crops.local.scale=[0.2,0.5] optimizer.final_lr=0.5",
     ),

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from config.recipe import load_config
 from launch.durable import write_atomically
 from perf.markdown import table as as_markdown
+from perf.science.plan import RECIPES
 from perf.science.score import CURVE_IMAGES
 from perf.sections import Table
 
@@ -54,9 +56,10 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
     if search is not None:
         parts += [
             "## What was tried before",
-            f"Seed {', '.join(map(str, search['seeds']))}, which is none of those above; the same number of candidates "
-            "for both, and the same time for each "
-            f"({search['machine']['date']}). The best of each by k-NN is in its recipe.",
+            f"By `make science ARGS=--search`, with {counted(search['seeds'])} "
+            f"({', '.join(map(str, search['seeds']))}) of its own, on the same test images: as many candidates "
+            f"for both, and the same time for each ({search['machine']['date']}). "
+            "The last column marks what the recipes hold.",
             as_markdown(searched(search)),
         ]
     return "\n\n".join(parts) + "\n"
@@ -93,12 +96,19 @@ def results(report: Mapping[str, Any]) -> Table:
 
 def searched(report: Mapping[str, Any]) -> Table:
     """A row a candidate."""
-    head = ("method", "settings", "k-NN", "linear", "epochs", "training seconds")
+    head = ("method", "settings", "k-NN", "linear", "epochs", "training seconds", "recipe")
     rows = []
     for row in report["rows"]:
         told, figures = " ".join(row["settings"]), [share(row.get(name)) for name in ("knn", "linear")]
-        rows.append([row["title"], told, *figures, str(row["epochs"]), seconds(row["training_seconds"])])
-    return Table("search", head, sorted(rows), ("method", "settings"))
+        held = "this" if holds(row) else ""
+        rows.append([row["title"], told, *figures, str(row["epochs"]), seconds(row["training_seconds"]), held])
+    return Table("search", head, sorted(rows, key=lambda row: row[0]), ("method", "settings", "recipe"))
+
+
+def holds(row: Mapping[str, Any]) -> bool:
+    """Whether the recipe says what the settings say."""
+    recipe, data = str(RECIPES / f"{row['recipe']}.yaml"), "data.path=."
+    return load_config([recipe, data, *row["settings"]]) == load_config([recipe, data])
 
 
 def costs(report: Mapping[str, Any]) -> Table:

@@ -1,0 +1,102 @@
+"""A linear classifier that learns beside the network, on its features as they come: a curve of quality while training.
+
+It takes nothing from the network's training and gives nothing to it: features come detached, and the classifier has an
+optimizer of its own. Each image is seen once an epoch, by one augmented crop, and the features move under it, so its
+accuracy is below that of `evaluate.py linear`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evaluation.features import Labelled
+from pipeline.table import SampleTable
+
+LEARNING_RATE = 2.0  # for inputs of unit length
+MOMENTUM = 0.9
+SHARE = 0.01  # at least so much of a batch's mean and variance goes into the running ones
+
+
+class Probe:
+    """Softmax regression on L2-normalised features, standardised by running statistics; SGD with momentum.
+
+    labels: [images] class of each row of the training table, -1 for those it must not learn from.
+    classes: how many there are. features: size of one.
+
+    One all-reduce a step carries gradient, statistics and counts, so all ranks hold the same numbers at any time.
+    """
+
+    def __init__(
+        self, labels: Int[np.ndarray, " images"], classes: int, features: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.labels, self.features = labels, features
+        self.state = {  # all that there is of it, written in place, and alike on all ranks
+            "weight": torch.zeros(classes, features + 1, device=device),  # the last column is the bias
+            "velocity": torch.zeros(classes, features + 1, device=device),
+            "mean": torch.zeros(features, device=device),
+            "variance": torch.full((features,), 1.0 / features, device=device),  # of a vector of unit length
+            "seen": torch.zeros(3, dtype=torch.float64, device=device),  # steps; since `summary`: images, rightly told
+        }
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, "batch features"], rows: Int[np.ndarray, " batch"]) -> None:
+        """Classify a step's images, then learn from them; rows: of the training table."""
+        state = self.state
+        labels = torch.from_numpy(self.labels[rows]).to(state["mean"].device, non_blocking=True)
+        known = (labels >= 0).float()
+        unit = torch.nn.functional.normalize(features.detach().float())
+        inputs = self._inputs(unit)
+        logits = inputs @ state["weight"].T
+        error = logits.softmax(1).scatter_add(1, labels.clamp(min=0)[:, None], -torch.ones_like(known)[:, None])
+        gradient = (error * known[:, None]).T @ inputs
+        away = unit - state["mean"]
+        right = ((logits.argmax(1) == labels) * known).sum()
+        counts = torch.stack([known.sum(), right, torch.full_like(right, len(unit))])
+        sums = torch.cat([gradient.flatten(), away.sum(0), away.square().sum(0), counts])
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+
+        gradient, first, second, counts = sums.split([gradient.numel(), self.features, self.features, 3])
+        state["velocity"].mul_(MOMENTUM).add_(gradient.view_as(state["velocity"]) / counts[0].clamp(min=1))
+        state["weight"].sub_(state["velocity"], alpha=LEARNING_RATE)
+        # running mean and variance of a mixture: the old values, and a share of the batch's
+        share = (1 / (state["seen"][0] + 1)).clamp(min=SHARE).float()
+        shift, spread = share * first / counts[2], share * second / counts[2]
+        state["mean"].add_(shift)
+        state["variance"].mul_(1 - share).add_(spread - shift.square())
+        state["seen"].add_(torch.cat([counts.new_ones(1), counts[:2]]))
+
+    @torch.no_grad()
+    def classify(self, features: Float[Tensor, "batch features"]) -> Int[Tensor, " batch"]:
+        """The class of each, by the present weights."""
+        unit = torch.nn.functional.normalize(features.float())
+        return (self._inputs(unit) @ self.state["weight"].T).argmax(1)
+
+    def summary(self) -> dict[str, float]:
+        """probe_train: share in [0, 1] of the training images since the last call that were told rightly, each before
+        it was learnt from. Empty where there were none. Waits for the device."""
+        _, images, right = self.state["seen"].tolist()
+        self.state["seen"][1:] = 0
+        return {"probe_train": right / images} if images else {}
+
+    def _inputs(self, unit: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features_and_one"]:
+        """Standardised, of about unit length whatever their number, and a column of ones for the bias."""
+        scale = self.features * (self.state["variance"] + 1e-5 / self.features)
+        return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)
+
+
+def probe_of(labelled: Labelled | None, table: SampleTable, features: int, device: torch.device | str = "cpu") -> Probe:
+    """A probe for the labels of the training table, without those held out as a test.
+
+    Raises ValueError where there are none.
+    """
+    if labelled is None:
+        raise ValueError("evaluation.probe=true needs labels, and data.path has none; give a folder a class, or false")
+    labels = table.label.astype(np.int64)
+    if labelled.test is table:
+        labels[labelled.test_rows] = -1
+    return Probe(labels, int(max(labels.max(), labelled.test.label[labelled.test_rows].max())) + 1, features, device)

@@ -1,0 +1,49 @@
+"""What ranks do in tests of the methods that cluster: set the prototypes as k-means does, and train on from there."""
+
+import torch
+from zero_moves import start
+
+from launch.cluster import connected
+from launch.zero import full, write_parameter
+from model.optimizer import set_step
+from perf.zero_ranks import BATCH, DIM, PROTOTYPES, Training
+
+HEAD = "projection_head.3.weight"
+
+
+def set_prototypes(rank, case, port, results):
+    """Puts into `results` what the network and its masters hold after centroids were set, and after steps without
+    movement of the prototypes: (rank, network's error, masters' error, scores' error, whether the head moved)."""
+    cluster = start(rank, case, port)
+    centroids = torch.nn.functional.normalize(
+        torch.randn(PROTOTYPES, DIM, generator=torch.Generator().manual_seed(7)), dim=1
+    )
+    with connected(cluster):
+        training = Training(case, cluster)
+        training.step(0)
+        write_parameter(training.engine, training.optimizer, "prototypes.weight", centroids)
+        head = masters(training, HEAD)
+        for step in (1, 2):
+            set_step(training.optimizer, 0.3, frozen_prototypes=True)
+            embeddings, scores, _ = training.engine(training._images(step), BATCH // case.ranks, None)
+            training.engine.backward(-scores.log_softmax(-1)[..., 0].mean())
+            training.engine.step()
+        weight = training.network.prototypes.weight
+        with full([weight]):
+            network_error = float((weight.detach() - centroids).abs().max())
+        found = masters(training, "prototypes.weight")
+        errors = [float((piece - centroids.flatten()[at : at + len(piece)]).abs().max()) for at, piece in found]
+        scores_error = float((scores.detach() - embeddings @ centroids.T).abs().max())
+        moved = any(not torch.equal(a, b) for (_, a), (_, b) in zip(head, masters(training, HEAD), strict=True))
+        results.put((rank, network_error, max(errors, default=0.0), scores_error, moved or not head))
+
+
+def masters(training, name):
+    """This rank's pieces of a parameter's masters: (start, values)."""
+    layout = training.optimizer.layout
+    return [
+        (segment.start, piece.detach().reshape(-1).clone())
+        for tensor, segments in layout.tensors.items()
+        for segment, piece in zip(segments, layout.pieces(tensor, tensor.detach()), strict=True)
+        if layout.names[segment.parameter] == name
+    ]

@@ -1,0 +1,77 @@
+"""Runs of train.py as a user starts them, tiny ones."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from photos import write_folder
+
+from config.recipe import ROOT
+
+RECIPE = """
+run: {epochs: 3, batch_size: 8, log_every: 1, seed: 5}
+checkpoint: {every: 2 steps}
+crops:
+  global: {count: 2, size: 16, scale: [0.3, 1.0]}
+  local: {count: 2, size: 8, scale: [0.1, 0.4]}
+model:
+  backbone: resnet
+  options: {block: basic, layers: [1, 1], base_width: 8, stem: small, stem_stride: 2}
+  hidden_dim: 16
+  embedding_dim: 8
+  prototypes: 12
+swav: {freeze_prototypes: 4, queue: {length: 16, start_epoch: 0}}
+optimizer: {base_lr: 0.5, warmup_epochs: 0}
+evaluation: {size: 16, batch_size: 32}
+"""
+
+
+def make_workplace(root, more=""):
+    """A recipe (with settings `more`) and 68 noisy images of two classes that differ in brightness."""
+    noise = np.random.default_rng(1)
+    images = [noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2) for index in range(68)]
+    write_folder(root / "images", [image.astype(np.uint8) for image in images])
+    (root / "tiny.yaml").write_text(RECIPE + more + f"data: {{path: {root}/images, cache: {root}/tables}}\n")
+    return root
+
+
+def train(workplace, name, *settings, launcher=(), environment=None, wait=True):
+    command = [*(launcher or [sys.executable]), str(ROOT / "train.py"), str(workplace / "tiny.yaml")]
+    process = subprocess.Popen(
+        [*command, f"run.directory={workplace / name}", *settings],
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    if not wait:
+        return process
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(workplace, name):
+    lines = [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def kill(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_for_step(workplace, name, step, process):
+    path = workplace / name / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= step:
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"no step {step}: {process.communicate()[0] if process.poll() is not None else 'too slow'}")

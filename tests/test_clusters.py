@@ -1,0 +1,117 @@
+"""DeepCluster-v2 and SeLa-v2 in whole runs: kills, other numbers of processes, every ZeRO stage."""
+
+import json
+import multiprocessing
+import sys
+
+import pytest
+import torch
+from cluster_moves import set_prototypes
+from ranks import run_ranks
+from runs import kill, losses, make_workplace, train, wait_for_step
+
+from launch.cluster import free_port
+from launch.clusters import Clusters
+from launch.trained import read_trained
+from model.deepcluster import IGNORED, one_hot
+from model.memory import Memory
+from perf.zero_ranks import Case
+
+# Batch norm over all processes, so that their number changes nothing but rounding.
+SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")
+STEPS = 16
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.fixture(scope="module", params=["deepclusterv2", "selav2"])
+def undisturbed(request, tmp_path_factory):
+    """A run on one process, left alone: its workplace and settings."""
+    workplace = make_workplace(tmp_path_factory.mktemp(request.param))
+    settings = (*SETTINGS, f"method={request.param}")
+    output = train(workplace, "undisturbed", *settings)
+    assert "first embeddings" in output
+    return workplace, settings
+
+
+def test_a_run_learns_clusters_that_all_heads_use(undisturbed):
+    workplace, _ = undisturbed
+    found, summary = losses(workplace, "undisturbed"), json.loads((workplace / "undisturbed/summary.json").read_text())
+    assert sorted(found) == list(range(1, STEPS + 1))
+    assert summary["code_entropy"] == 0 and summary["prototypes_in_use"] > 0.5
+    weight = read_trained(workplace / "undisturbed").network.prototypes.weight
+    assert weight.shape == (3 * 12, 8)
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(36))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [5, 9])  # before and after the first targets from an epoch's own embeddings
+def test_a_killed_run_gives_the_same_losses_bit_for_bit(undisturbed, step):
+    workplace, settings = undisturbed
+    process = train(workplace, f"killed{step}", *settings, wait=False)
+    wait_for_step(workplace, f"killed{step}", step, process)
+    kill(process)
+    assert "resuming from" in train(workplace, f"killed{step}", *settings)
+    assert losses(workplace, f"killed{step}") == losses(workplace, "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_two_processes_at_another_stage(undisturbed):
+    workplace, settings = undisturbed
+    process = train(workplace, "moved", *settings, wait=False)
+    wait_for_step(workplace, "moved", 5, process)
+    kill(process)
+    output = train(workplace, "moved", *settings, "engine.stage=2", launcher=TWO)
+    assert "resuming from" in output and "first embeddings" not in output
+    assert losses(workplace, "moved") == pytest.approx(losses(workplace, "undisturbed"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_at_stage_3_have_the_losses_of_one(undisturbed):
+    workplace, settings = undisturbed
+    train(workplace, "two", *settings, "engine.stage=3", launcher=TWO)
+    assert losses(workplace, "two") == pytest.approx(losses(workplace, "undisturbed"), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [2])
+def test_a_batch_in_parts_takes_all_its_rows(undisturbed, accumulation):
+    workplace, settings = undisturbed
+    train(workplace, "parts", *settings, f"engine.accumulation={accumulation}")
+    assert sorted(losses(workplace, "parts")) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_set_prototypes_reach_network_and_masters_at_every_stage_and_stay(stage):
+    context, port, case = multiprocessing.get_context("spawn"), free_port(), Case(stage, 2, tiny=True)
+    results = context.Queue()
+    ranks = [context.Process(target=set_prototypes, args=(rank, case, port, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = [results.get(timeout=120) for _ in ranks]
+    for process in ranks:
+        process.join(60)
+    for _, network, masters, scores, moved in found:
+        assert network == 0 and masters == 0 and scores < 1e-5 and moved
+
+
+# ---- what a checkpoint keeps ---------------------------------------------------------------------------------------
+def test_a_row_without_a_target_is_a_code_of_zeros():
+    codes = one_hot(torch.tensor([[1, IGNORED], [0, 2]]), 3)
+    assert codes.tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1]]
+
+
+def exchanged(rows):
+    clusters = Clusters(Memory(1, 8, 2), torch.tensor([[3, 1, IGNORED, 2]]))
+    found = clusters.targets_of(rows.numpy(), torch.ones(1, len(rows), 2))
+    return found.tolist(), clusters.memory.rows.tolist(), sorted(clusters.own(0)), sorted(clusters.own(1))
+
+
+def test_a_step_gets_its_rows_targets_and_leaves_their_embeddings():
+    for rows, (targets, kept, first, other) in zip(
+        (torch.tensor([3, 0]), torch.tensor([1, 2])),
+        run_ranks([torch.tensor([3, 0]), torch.tensor([1, 2])], exchanged),
+        strict=True,
+    ):
+        assert targets == [[[3, 1, IGNORED, 2][row] for row in rows]] and kept == rows.tolist()
+        assert first == ["own/memory.embeddings", "own/memory.rows", "own/targets"]
+        assert other == first[:2]  # what is alike on all ranks is kept once

@@ -1,0 +1,149 @@
+"""The linear probe that learns while the network does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from torch.nn import functional
+
+from evaluation.features import labelled_data
+from evaluation.probe import LEARNING_RATE, MOMENTUM, Probe, probe_of
+from pipeline.table import SampleTable
+
+CLASSES, FEATURES, IMAGES = 3, 12, 240
+
+
+def data(seed=0):
+    """Features whose class shows only in small differences between large common values, and the classes."""
+    noise = np.random.default_rng(seed)
+    labels = noise.integers(0, CLASSES, IMAGES)
+    middles = 5 + 0.5 * noise.normal(size=(CLASSES, FEATURES))
+    return torch.tensor(middles[labels] + 0.2 * noise.normal(size=(IMAGES, FEATURES))).float(), labels
+
+
+def learnt(epochs=10, batch=24, labels=None, features=None):
+    found, known = data()
+    probe = Probe(known if labels is None else labels, CLASSES, FEATURES)
+    order = np.random.default_rng(1)
+    for _ in range(epochs):
+        for rows in order.permutation(IMAGES).reshape(-1, batch):
+            probe.update((found if features is None else features)[rows], rows)
+    return probe
+
+
+def test_it_tells_classes_that_differ_little():
+    probe, (features, labels) = learnt(), data()
+    assert (probe.classify(features).numpy() == labels).mean() > 0.95
+    assert learnt(0).classify(features).unique().tolist() == [0]
+
+
+def test_its_first_step_is_that_of_autograd():
+    """The running statistics are those of a unit vector then: mean 0, variance 1 / features."""
+    features, labels = data()
+    probe, rows = Probe(labels, CLASSES, FEATURES), np.arange(50)
+    probe.update(features[rows], rows)
+    weight = torch.zeros(CLASSES, FEATURES + 1, requires_grad=True)
+    inputs = torch.cat([functional.normalize(features[rows]) / (1 + 1e-5) ** 0.5, torch.ones(50, 1)], dim=1)
+    functional.cross_entropy(inputs @ weight.T, torch.tensor(labels[rows])).backward()
+    torch.testing.assert_close(probe.state["weight"], -LEARNING_RATE * weight.grad)
+    probe.update(features[rows], rows)
+    assert not torch.allclose(probe.state["velocity"], weight.grad * MOMENTUM)
+
+
+def test_its_running_mean_and_variance_are_those_of_all_rows_seen():
+    features, _ = data()
+    probe = learnt(epochs=1)
+    unit = functional.normalize(features)
+    torch.testing.assert_close(probe.state["mean"], unit.mean(0))
+    torch.testing.assert_close(probe.state["variance"], unit.var(0, correction=0))
+
+
+def test_rows_without_a_label_teach_nothing_and_do_not_count():
+    features, labels = data()
+    some = labels.copy()
+    some[::2] = -1
+    probe = Probe(some, CLASSES, FEATURES)
+    rows = np.arange(40)
+    probe.update(features[rows], rows)
+    alone = Probe(labels, CLASSES, FEATURES)
+    alone.update(features[rows[1::2]], rows[1::2])
+    torch.testing.assert_close(probe.state["weight"], alone.state["weight"])
+    nothing = Probe(np.full(IMAGES, -1), CLASSES, FEATURES)
+    nothing.update(features[rows], rows)
+    assert not nothing.state["weight"].any()
+    assert nothing.summary() == {}
+    assert probe.state["seen"].tolist()[1] == 20
+
+
+def test_the_training_accuracy_is_that_before_each_image_was_learnt_from():
+    features, labels = data()
+    probe, right = Probe(labels, CLASSES, FEATURES), 0
+    for rows in np.arange(IMAGES).reshape(-1, 24):
+        right += int((probe.classify(features[rows]).numpy() == labels[rows]).sum())
+        probe.update(features[rows], rows)
+    assert probe.summary() == {"probe_train": right / IMAGES}
+    assert probe.summary() == {}
+
+
+def two_halves(share):
+    rank, world = share
+    features, labels = data()
+    probe = Probe(labels, CLASSES, FEATURES)
+    for rows in np.arange(IMAGES).reshape(-1, 24):
+        mine = rows[rank::world]
+        probe.update(features[mine], mine)
+    return {name: value.numpy() for name, value in probe.state.items()} | probe.summary()
+
+
+def test_any_number_of_ranks_learns_alike():
+    """The ranks hold the same numbers to the last bit; only the order of sums tells them from one rank's."""
+    one, (first, second) = two_halves((0, 1)), run_ranks([(0, 2), (1, 2)], two_halves)
+    for name, values in one.items():
+        np.testing.assert_array_equal(first[name], second[name])
+        np.testing.assert_allclose(first[name], values, atol=2e-4)
+
+
+def test_its_state_is_all_that_it_goes_on_from():
+    features, labels = data()
+    straight = Probe(labels, CLASSES, FEATURES)
+    before = Probe(labels, CLASSES, FEATURES)
+    batches = np.arange(IMAGES).reshape(-1, 24)
+    for rows in batches:
+        straight.update(features[rows], rows)
+    for rows in batches[:4]:
+        before.update(features[rows], rows)
+    after = Probe(labels, CLASSES, FEATURES)
+    for name, value in before.state.items():
+        after.state[name].copy_(value)
+    for rows in batches[4:]:
+        after.update(features[rows], rows)
+    for name, value in straight.state.items():
+        assert torch.equal(value, after.state[name])
+
+
+def table(labels):
+    """A table of so many images, of which only the labels matter here."""
+    rows, zeros = len(labels), np.zeros(len(labels))
+    size = np.full(rows, 8)
+    return SampleTable(Path("."), ["a"], zeros, zeros, size, size, size, labels, zeros)
+
+
+def test_it_does_not_learn_from_what_is_held_out_as_a_test():
+    images = table(np.arange(100) % 4)
+    labelled = labelled_data(images, None)
+    probe = probe_of(labelled, images, 5)
+    assert (probe.labels[labelled.test_rows] == -1).all()
+    assert (probe.labels[labelled.train_rows] >= 0).all()
+    assert probe.state["weight"].shape == (4, 6)
+    whole = labelled_data(images, table(np.full(10, 6)), max_train=20)
+    probe = probe_of(whole, images, 5)
+    assert (probe.labels >= 0).all()  # max_train is k-NN's alone
+    assert probe.state["weight"].shape == (7, 6)  # a class that only the test has is one
+
+
+def test_data_without_labels_is_a_mistake_told_in_one_line():
+    images = table(np.full(10, -1))
+    with pytest.raises(ValueError, match=r"^evaluation.probe=true needs labels, .*$"):
+        probe_of(labelled_data(images, None), images, 5)

@@ -1,0 +1,185 @@
+"""Teacher and online probe in whole runs: in the checkpoints, on several processes, at ZeRO's stages."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from photos import write_folder
+
+from config.recipe import ROOT
+from evaluation.backbones import open_backbone
+from launch.checkpoint import CheckpointError, full_weights, latest_checkpoint
+
+RECIPE = """
+run: {epochs: 2, batch_size: 8, log_every: 1, seed: 5}
+checkpoint: {every: 3 steps, keep: 9}
+crops:
+  global: {count: 2, size: 16, scale: [0.3, 1.0]}
+  local: {count: 1, size: 8, scale: [0.1, 0.4]}
+pipeline: {backend: torchvision}
+model:
+  backbone: resnet
+  options: {block: basic, layers: [1], base_width: 8, stem: small, stem_stride: 2}
+  hidden_dim: 16
+  embedding_dim: 8
+  prototypes: 12
+swav: {freeze_prototypes: 2, queue: {length: 16, start_epoch: 0}, teacher: {momentum: 0.7}}
+optimizer: {base_lr: 0.5, warmup_epochs: 0}
+engine: {sync_batch_norm: 0}
+evaluation: {size: 16, batch_size: 32, every: 1, probe: true}
+"""
+STEPS = 8  # an epoch of 68 // 8
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A recipe and 68 noisy images of two classes that differ in brightness."""
+    root = tmp_path_factory.mktemp("run")
+    noise = np.random.default_rng(1)
+    images = [noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2) for index in range(68)]
+    write_folder(root / "images", [image.astype(np.uint8) for image in images])
+    (root / "tiny.yaml").write_text(RECIPE + f"data: {{path: {root}/images, cache: {root}/tables}}\n")
+    return root
+
+
+def train(workplace, name, *settings, launcher=(sys.executable,), code=0):
+    command = [*launcher, str(ROOT / "train.py"), str(workplace / "tiny.yaml"), f"run.directory={workplace / name}"]
+    done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def lines(workplace, name):
+    return [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workplace, name):
+    return {line["step"]: line["loss"] for line in lines(workplace, name) if "loss" in line}
+
+
+def interrupted(workplace, name, copy, step):
+    """The directory of a run as a kill after its checkpoint of `step` leaves it."""
+    shutil.copytree(workplace / name, workplace / copy)
+    (workplace / copy / "summary.json").unlink()
+    for path in (workplace / copy / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+
+
+def last_files(workplace, name):
+    """The bytes of all tensors of a run's last checkpoint."""
+    folder = latest_checkpoint(workplace / name / "checkpoints")
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def two(workplace):
+    """A whole run on two processes at stage 1."""
+    train(workplace, "two", "engine.stage=1", launcher=TWO)
+    return losses(workplace, "two")
+
+
+def test_a_resumed_run_ends_with_the_same_teacher_and_probe_bit_for_bit(workplace, two):
+    interrupted(workplace, "two", "resumed", 6)
+    assert "resuming from" in train(workplace, "resumed", "engine.stage=1", launcher=TWO)
+    assert losses(workplace, "resumed") == two
+    assert last_files(workplace, "resumed") == last_files(workplace, "two")
+    one, other = (json.loads((workplace / name / "summary.json").read_text()) for name in ("two", "resumed"))
+    for key in ("knn", "knn_teacher", "probe", "probe_train"):
+        assert 0 < one[key] == other[key] <= 1
+
+
+def test_the_probes_accuracies_are_in_the_metrics_and_the_summary(workplace, two):
+    """Bright and dark noise are easily told apart."""
+    summary = json.loads((workplace / "two" / "summary.json").read_text())
+    assert summary["probe"] > 0.9
+    by_epoch = [line for line in lines(workplace, "two") if "probe_train" in line]
+    assert [line["epoch"] for line in by_epoch] == [0, 1]
+    assert by_epoch[-1]["probe_train"] == summary["probe_train"] > 0.6
+    assert [line["epoch"] for line in lines(workplace, "two") if "probe" in line and "knn" in line] == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 2])
+def test_every_stage_that_has_the_whole_network_averages_alike(workplace, two, stage):
+    name = f"stage-{stage}"
+    train(workplace, name, f"engine.stage={stage}", launcher=TWO)
+    assert losses(workplace, name) == pytest.approx(two, rel=1e-4)
+    base, found = (full_weights(latest_checkpoint(workplace / n / "checkpoints"), teacher=True) for n in ("two", name))
+    for key, values in base.items():
+        torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_from_the_same_teacher(workplace, two):
+    interrupted(workplace, "two", "one", 6)
+    train(workplace, "one")
+    assert losses(workplace, "one")[7] == pytest.approx(two[7], rel=1e-4)
+
+
+def test_the_teacher_of_a_checkpoint_is_a_network_between_the_first_and_the_last(workplace, two):
+    checkpoint = latest_checkpoint(workplace / "two" / "checkpoints")
+    student, teacher = full_weights(checkpoint), full_weights(checkpoint, teacher=True)
+    assert {name: value.shape for name, value in teacher.items()} == {n: value.shape for n, value in student.items()}
+    assert not torch.equal(teacher["backbone.conv1.weight"], student["backbone.conv1.weight"])
+    torch.testing.assert_close(teacher["prototypes.weight"].norm(dim=1), torch.ones(12))
+    by_word = open_backbone(f"{workplace / 'two'}@teacher")
+    assert torch.equal(by_word.network.conv1.weight, teacher["backbone.conv1.weight"])
+    assert by_word.weights != open_backbone(str(workplace / "two")).weights
+
+
+def test_a_run_without_a_teacher_has_none_and_a_probe_may_come_later(workplace):
+    train(workplace, "plain", "swav.teacher.momentum=0", "evaluation.probe=false", "run.epochs=1")
+    with pytest.raises(CheckpointError, match="had no teacher"):
+        open_backbone(f"{workplace / 'plain'}@teacher")
+    assert not any("probe" in line or "probe_train" in line for line in lines(workplace, "plain"))
+    before = losses(workplace, "plain")
+    output = train(workplace, "plain", "swav.teacher.momentum=0", "run.epochs=2")
+    assert "changed since the last checkpoint: evaluation.probe: False -> True" in output
+    assert {step: loss for step, loss in losses(workplace, "plain").items() if step <= STEPS} == before
+    assert lines(workplace, "plain")[-1]["probe"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["engine.stage=3"], "swav.teacher.momentum=0.7: expected 0 with engine.stage=3"),
+        (["swav.teacher.momentum=1"], "swav.teacher.momentum=1: expected 0 or more and less than 1"),
+        (["swav.teacher.final_momentum=0.5"], "swav.teacher.final_momentum=0.5: expected from"),
+        (["method=selav2", "swav.queue.length=0"], "swav.teacher.momentum=0.7: it is for method=swav"),
+    ],
+)
+def test_what_a_teacher_cannot_go_with_is_told_in_one_line(workplace, settings, told):
+    output = train(workplace, "refused", *settings, code=2)
+    assert output.strip().splitlines()[-1].startswith(f"swave: {told}")
+    assert not (workplace / "refused" / "metrics.jsonl").exists()
+
+
+def test_a_probe_without_labels_is_told_in_one_line(workplace):
+    flat = workplace / "flat"
+    flat.mkdir()
+    for path in (workplace / "images").rglob("*.*"):
+        shutil.copy(path, flat / f"{path.parent.name}-{path.name}")
+    output = train(workplace, "unlabelled", f"data.path={flat}", code=2)
+    assert output.strip().splitlines()[-1].startswith("swave: evaluation.probe=true needs labels")
+
+
+@pytest.mark.slow
+def test_a_teacher_works_in_bf16_with_a_batch_in_parts(workplace):
+    settings = ("engine.precision=bf16", "engine.accumulation=2", "run.epochs=1")
+    train(workplace, "bf16", *settings)
+    assert sorted(losses(workplace, "bf16")) == list(range(1, STEPS + 1))
+    assert all(map(math.isfinite, losses(workplace, "bf16").values()))
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_gives_the_same_losses(workplace):
+    train(workplace, "compiled", "engine.compile=true", "run.epochs=1")
+    train(workplace, "eager", "run.epochs=1")
+    assert losses(workplace, "compiled") == pytest.approx(losses(workplace, "eager"), rel=1e-4)
