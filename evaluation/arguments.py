@@ -24,7 +24,9 @@ def command_parser(command: str, description: str | None, several: bool = True) 
         )
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--test", metavar="DATA", help="images to score; default val/ or test/ beside train/, else a tenth"
+        "--test",
+        metavar="DATA",
+        help="images to score; default: the run's own, val/ or test/ beside train/, or a tenth",
     )
     group.add_argument("--train-list", metavar="FILE", type=Path, help="images to learn from, a name a line")
     group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, a name a line")
@@ -54,7 +56,7 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=float, nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"),
         help="share of an image's area that a training crop takes (default 0.08 1, the protocol's, for photographs of\n"
-        "some 500 pixels; of images of 28 to 64 pixels give more, e.g. 0.5 1)",
+        "some 500 pixels; for images of about 28 pixels give 1 1)",
     )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 class Backbone:
     """word: as it was given. network: images to features, on the CPU, in eval mode. architecture: its name.
     weights: SHA-256 of all its tensors. swav: the network with its head and prototypes, None where there are none.
-    data: the images that a run of ours was trained on, temperature: of its loss."""
+    data, test: the images that a run of ours was trained on and scored with; temperature: of its loss."""
 
     word: str
     architecture: str
@@ -59,6 +59,7 @@ class Backbone:
     inputs: Inputs
     swav: SwAV | None = None
     data: str | None = None
+    test: str | None = None
     temperature: float = 0.1
 
     @property
@@ -192,6 +193,7 @@ def _from_run(word: str, path: Path) -> Backbone:
         from_config(config),
         swav=network,
         data=config["data"]["path"],
+        test=config["data"]["test"],
         temperature=config["swav"]["temperature"],
     )
 

@@ -115,7 +115,8 @@ def open_tables(
     path = options.data or backbone.data
     if path is None:
         raise DatasetError(f"DATA is not given, and {backbone.word} is no run that would tell; give a folder of images")
-    data: Any = OmegaConf.create({"path": str(path), "test": options.test, "cache": options.tables, "workers": 0})
+    test = options.test or (None if options.data else backbone.test)  # the run's own test goes with its own images
+    data: Any = OmegaConf.create({"path": str(path), "test": test, "cache": options.tables, "workers": 0})
     try:
         return *open_splits(data, progress=place.cluster.main), str(path)
     except DatasetError as error:

@@ -20,6 +20,7 @@ from perf.science.runs import PART, Place, batch_of, clock_of, measured_costs, r
 from pipeline.table import DatasetError
 
 SCORE_SECONDS = 40.0  # of a score job, where none has been timed; a learning curve is about half as much again
+PIXEL_SECONDS = 200.0  # of scoring the pixels: their linear classifier has more features than a network's
 BASELINES = {"random": "random weights", "pixels": "raw pixels"}
 
 
@@ -48,11 +49,11 @@ def compare(
     file = place.work / "plan.json"
     if file.exists() and any(read_json(file)[name] != value for name, value in wanted.items()):
         raise ValueError(f"--work={place.work} holds what was begun with other settings; choose another, or remove it")
-    bases = baseline_jobs(methods[0], seeds, place) if whole else []
+    bases = random_jobs(methods[0], seeds, place) if whole else []
     if not file.exists():
         write_atomically(file, json.dumps(wanted | planned(methods, seeds, minutes, place, bases), indent=1) + "\n")
     plan = read_json(file)
-    run_jobs(bases, place.cores, "random weights and pixels")  # those of a machine that was lost meanwhile
+    run_jobs(bases, place.cores, "random weights")  # those of a machine that was lost meanwhile
 
     jobs, scores = [], []
     for seed in seeds:  # seed by seed, so that whatever drifts on the machine meets all methods alike
@@ -62,6 +63,8 @@ def compare(
             seconds = cost.around + cost.first + epochs * cost.epoch
             jobs.append(training(method, seed, epochs, seconds, place, folder, place.data))
     run_jobs(jobs, place.cores, "training")
+    if whole:
+        scores.append(scoring("pixels", "pixels", methods[0], seeds[0], place, PIXEL_SECONDS))
     for seed in seeds:
         for method in methods:
             folder = place.work / "runs" / f"{method.name}-{seed}"
@@ -86,12 +89,11 @@ def planned(
             f"--data={place.data}: {images} training images are too few; {2 * least} with classes at least"
         )
     pack_part(data, part, min(200, len(data.test_rows)), place.work / "part")
-    run_jobs(bases, place.cores, "random weights and pixels")
-    timed = [read_json(job.done)["seconds"] for job in bases if "random" in job.name]
-    score_seconds = max(timed, default=SCORE_SECONDS)
+    run_jobs(bases, place.cores, "random weights")
+    score_seconds = max([read_json(job.done)["seconds"] for job in bases], default=SCORE_SECONDS)
     costs = measured_costs(methods, seeds[0], place, (images, part))
     around = [costs[method.name].around for method in methods for _ in seeds]
-    spent = (time.monotonic() - began) * len(place.cores)
+    spent = (time.monotonic() - began) * len(place.cores) + (PIXEL_SECONDS if bases else 0.0)
     scoring_seconds = score_seconds * (1.5 if bases else 1.0)
     share = share_of(minutes * 60 * len(place.cores), spent, around, scoring_seconds)
     return {
@@ -107,10 +109,9 @@ def planned(
     }
 
 
-def baseline_jobs(method: Method, seeds: Sequence[int], place: Place) -> list[Job]:
-    """Scores of random weights for each seed, and of the pixels, which have none."""
-    jobs = [scoring(f"random-{seed}", "random", method, seed, place, SCORE_SECONDS) for seed in seeds]
-    return [scoring("pixels", "pixels", method, seeds[0], place, 4 * SCORE_SECONDS), *jobs]
+def random_jobs(method: Method, seeds: Sequence[int], place: Place) -> list[Job]:
+    """Scores of random weights for each seed."""
+    return [scoring(f"random-{seed}", "random", method, seed, place, SCORE_SECONDS) for seed in seeds]
 
 
 def scored(method: Method, seed: int, folder: Path, place: Place, seconds: float, whole: bool) -> Job:
