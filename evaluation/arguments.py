@@ -56,7 +56,7 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scale", type=float, nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"),
         help="share of an image's area that a training crop takes (default 0.08 1, the protocol's, for photographs of\n"
-        "some 500 pixels; of images of 28 to 64 pixels give more, e.g. 0.5 1)",
+        "some 500 pixels; for images of about 28 pixels give 1 1)",
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ table { border-collapse: collapse; margin: 1em 0; }
 td, th { padding: .25em .8em; border-bottom: 1px solid light-dark(#ddd, #3a3a3a); }
 th { font-weight: 600; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
 td + td, th + th { text-align: right; font-variant-numeric: tabular-nums; }
+@media (max-width: 30em) { td, th { padding: .25em .45em; } body { font-size: 14px; } }
 .side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34em), 1fr)); gap: 0 1.5em; }
 figure { margin: 1em 0; min-width: 0; } img { max-width: 100%; height: auto; background: #fff; }
 figcaption, .note { color: light-dark(#666, #aaa); font-size: 90%; overflow-wrap: anywhere; }

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.clusters import GAP, TILE, thumbnail, top_images
 from evaluation.curve import draw_curve
@@ -109,14 +109,14 @@ def atlas(
     images with the highest scores. assigned: columns of `evaluation.clusters.assigned` for `rows`."""
     sizes = np.bincount(assigned["prototype"], minlength=prototypes)
     largest = [int(number) for number in np.argsort(-sizes, kind="stable")[:shown] if sizes[number]]
-    tile, left = 64, 150
+    tile, left, font = 64, 150, ImageFont.load_default(13)
     sheet = Image.new("RGB", (left + images * (tile + GAP), len(largest) * (tile + GAP) + GAP), "white")
     pen, reader = ImageDraw.Draw(sheet), Reader(table)
     try:
         for line, number in enumerate(largest):
             top = GAP + line * (tile + GAP)
             known = "" if np.isnan(entropy[number]) else f"\nclass entropy {entropy[number]:.2f}"
-            pen.text((GAP, top + 8), f"prototype {number}\n{sizes[number]:,} images{known}", fill="black")
+            pen.text((GAP, top + 8), f"prototype {number}\n{sizes[number]:,} images{known}", fill="black", font=font)
             chosen = top_images(assigned["prototype"], assigned["score"], number, images)
             for column, index in enumerate(chosen):
                 sheet.paste(thumbnail(reader.decode(int(rows[index])), tile), (left + column * (tile + GAP), top))

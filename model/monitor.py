@@ -25,6 +25,7 @@ class CodeMonitor:
             "code": torch.zeros(heads * num_prototypes, dtype=torch.float64, device=device),
             "embedding": torch.zeros(embedding_dim, dtype=torch.float64, device=device),
             "square": torch.zeros(embedding_dim, dtype=torch.float64, device=device),
+            "alike": torch.zeros(1, dtype=torch.float64, device=device),
             "entropy": torch.zeros(1, dtype=torch.float64, device=device),
             "count": torch.zeros(1, dtype=torch.float64, device=device),
             "loss": torch.zeros(1, dtype=torch.float64, device=device),
@@ -39,6 +40,7 @@ class CodeMonitor:
         loss: Float[Tensor, ""],
     ) -> None:
         """Take in a step's codes, the embeddings of the same crops, and the loss. A code of zeros is none."""
+        self.sums["alike"] += _squared_cosine(embeddings[0])  # of one crop: two of an image are meant to be alike
         codes, embeddings = codes.flatten(0, 1), embeddings.flatten(0, 1)
         # counted by scatter: bincount makes the host wait for a GPU
         most, strongest = codes.reshape(-1, self.num_prototypes).max(1)
@@ -62,17 +64,20 @@ class CodeMonitor:
                             (both: the mean over heads)
         embedding_std       mean over dimensions of the embeddings' standard deviation; 0 is collapse,
                             1 / sqrt(dim) an even spread over the sphere
+        embedding_rank      effective number of dimensions that embeddings of a batch's different images lie in:
+                            1 / mean squared cosine; 1 is collapse onto a line, dim an even spread
         """
         sums = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.state_dict().items()}
         count = max(float(sums["count"]), 1.0)
-        mean_code = sums["code"] / count
+        steps, mean_code = max(float(sums["steps"]), 1.0), sums["code"] / count
         variance = sums["square"] / count - (sums["embedding"] / count).square()
         return {
-            "mean_loss": float(sums["loss"]) / max(float(sums["steps"]), 1.0),
+            "mean_loss": float(sums["loss"]) / steps,
             "prototypes_in_use": float((sums["hard"] > 0).double().mean()),
             "code_entropy": float(sums["entropy"]) / count,
             "mean_code_entropy": float(torch.special.entr(mean_code).sum()) / self.heads,
             "embedding_std": float(variance.clamp(min=0).sqrt().mean()),
+            "embedding_rank": 1 / max(float(sums["alike"]) / steps, 1e-6),
         }
 
     def state_dict(self) -> dict[str, list[float]]:
@@ -95,13 +100,22 @@ class CodeMonitor:
             total.zero_()
 
 
-def advice(summary: dict[str, float], num_prototypes: int) -> list[str]:
+def _squared_cosine(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
+    """Mean over pairs of different rows of the square of their product, rows being of unit length.
+
+    In the limit the squared norm of their second moment, whose trace is 1: of k equal directions 1 / k.
+    """
+    pairs = (embeddings.T @ embeddings).square().sum() - embeddings.square().sum(1).square().sum()
+    return pairs / max(len(embeddings) * (len(embeddings) - 1), 1)
+
+
+def advice(summary: dict[str, float], num_prototypes: int, method: str = "swav") -> list[str]:
     """What to try when an epoch's summary shows trouble, a line for each; none if it looks healthy."""
-    found, limit = [], math.log(num_prototypes)
+    found, limit, swav = [], math.log(num_prototypes), method == "swav"
     if abs(summary["mean_loss"] - limit) <= 0.005 * limit:
         found.append(
-            f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try a lower swav.epsilon, a "
-            "longer swav.freeze_prototypes, or fewer model.prototypes"
+            f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try "
+            f"{'a lower swav.epsilon, a longer swav.freeze_prototypes, or ' if swav else ''}fewer model.prototypes"
         )
     elif summary["mean_loss"] > max(1.5 * limit, limit + 2):  # a first epoch at a high rate may well be above
         found.append(
@@ -113,6 +127,6 @@ def advice(summary: dict[str, float], num_prototypes: int) -> list[str]:
     if summary["prototypes_in_use"] < 0.5:
         found.append(
             f"{1 - summary['prototypes_in_use']:.0%} of the prototypes were no crop's strongest code in this epoch: "
-            "try fewer model.prototypes, a longer swav.queue or a larger run.batch_size"
+            f"try fewer model.prototypes{', a longer swav.queue or a larger run.batch_size' if swav else ''}"
         )
     return found

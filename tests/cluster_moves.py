@@ -25,7 +25,7 @@ def set_prototypes(rank, case, port, results):
         head = masters(training, HEAD)
         for step in (1, 2):
             set_step(training.optimizer, 0.3, frozen_prototypes=True)
-            embeddings, scores, _ = training.engine(training._images(step), BATCH // case.ranks, None)
+            embeddings, scores, *_ = training.engine(training._images(step), BATCH // case.ranks, None)
             training.engine.backward(-scores.log_softmax(-1)[..., 0].mean())
             training.engine.step()
         weight = training.network.prototypes.weight

@@ -89,6 +89,8 @@ def test_trouble_is_named_with_what_to_try():
     assert advice(healthy | {"mean_loss": 6.0}, 100) == []  # a first epoch at a high rate
     above, unused = advice(healthy | {"mean_loss": 7.2, "prototypes_in_use": 0.2}, 100)
     assert "worse than a guess" in above and "fewer model.prototypes" in unused
+    stuck = advice(healthy | {"mean_loss": math.log(100), "prototypes_in_use": 0.2}, 100, "deepclusterv2")
+    assert len(stuck) == 2 and not any("swav." in line for line in stuck)  # settings that the method has not
     assert "collapse" in advice(healthy | {"embedding_std": 0.0}, 100)[0]
 
 

@@ -304,6 +304,19 @@ def test_detectron2_finds_its_names_and_shapes_and_our_features_lie_under_them(t
     assert told["INPUT"]["FORMAT"] == "RGB"
 
 
+def test_detr_builds_with_frozen_batch_norm_what_torchvisions_layout_fills(trained, tmp_path):
+    import torchvision
+    from torchvision.ops import FrozenBatchNorm2d  # DETR has a copy of it
+
+    run, ours = trained("resnet50", {}, 64)
+    export(run, tmp_path / "backbone.pth", "torchvision")
+    theirs = torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d)
+    found = theirs.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=False)
+    assert found.missing_keys == ["fc.weight", "fc.bias"] and not found.unexpected_keys
+    theirs.fc = torch.nn.Identity()
+    assert difference(ours.backbone, theirs.eval(), (2, 3, 64, 96)) < 1e-5
+
+
 def test_a_wide_resnet_tells_detectron2_its_widths():
     with torch.device("meta"):
         backbone = build_backbone("resnet50w2")

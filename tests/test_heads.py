@@ -79,7 +79,7 @@ def test_hard_codes_are_one_hot_in_each_head_and_their_loss_is_the_cross_entropy
 def test_a_network_of_three_heads_scores_them_side_by_side():
     torch.manual_seed(0)
     three = SwAV(build_backbone("resnet", **SMALL), 12, 6, 10, heads=3)
-    embeddings, scores, _ = three([torch.randn(8, 3, 16, 16)], 4)
+    embeddings, scores, *_ = three([torch.randn(8, 3, 16, 16)], 4)
     assert scores.shape == (2, 4, 30)
     for head, weight in enumerate(three.prototypes.weight.chunk(3)):
         torch.testing.assert_close(scores[..., 10 * head : 10 * head + 10], embeddings @ weight.T)

@@ -83,7 +83,7 @@ def network_and_crops(groups, batch=4):
 def test_codes_come_from_any_crops_of_any_resolution(groups, assigning):
     network, crops = network_and_crops(groups)
     views = sum(n for n, _ in groups)
-    embeddings, scores, _ = network(crops, 4)
+    embeddings, scores, *_ = network(crops, 4)
     assert embeddings.shape == (views, 4, 8) and scores.shape == (views, 4, 6)
     codes = sinkhorn(scores[list(assigning)].detach(), 0.05, 3)
     loss = swapped_prediction(codes, scores, assigning, 0.1)

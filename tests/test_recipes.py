@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT, load_config
-from launch.build import build_network, build_queue
+from launch.build import build_network, build_queue, build_teacher
 from launch.cluster import Cluster
 from launch.fit import fit
 from model.deepcluster import assigned_prediction
@@ -16,6 +16,7 @@ from model.loss import swapped_prediction
 from model.optimizer import build_optimizer, set_step
 from model.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
+from model.teacher import momentum_at
 
 RECIPES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "config").rglob("*.yaml") if p.name != "default.yaml")
 IMAGENET = 1_281_167
@@ -119,12 +120,14 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
     crops = [torch.randn(n * 8, 3, size, size) for n, size in zip(counts, sizes, strict=True) if n]
     network, queue, assigning = build_network(config.model), build_queue(config, Cluster()), list(config.swav.assigning)
     optimizer, rates = build_optimizer(config.optimizer, network), schedule(config, 8)
+    teacher = build_teacher(config, network, Cluster())
     before = network.prototypes.weight.detach().clone()
     for step, frozen in enumerate((True, False)):
         set_step(optimizer, rates[step + 4], frozen_prototypes=frozen)
         embeddings, scores, _, _ = network(crops, 8, None)
         if config.method == "swav":
-            codes = sinkhorn(scores[assigning].detach(), config.swav.epsilon, config.swav.iterations)
+            inputs = scores[assigning].detach() if teacher is None else teacher(crops, 8)[1]
+            codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations)
             loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
         else:
             loss = assigned_prediction(torch.randint(6, (3, 8)), scores, config.swav.temperature)
@@ -133,6 +136,8 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if teacher is not None:
+            teacher.follow(network, momentum_at(step, 16, *config.swav.teacher.values()))
         assert torch.isfinite(loss)
         assert torch.equal(before, network.prototypes.weight) == frozen
     assert queue is None or queue.full

@@ -3,64 +3,44 @@
 import json
 import math
 import shutil
-import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from photos import write_folder
 
-from config.recipe import ROOT
 from evaluation.backbones import open_backbone
 from launch.checkpoint import CheckpointError, full_weights, latest_checkpoint
+from runs import losses, make_workplace
+from runs import train as run_train
 
-RECIPE = """
-run: {epochs: 2, batch_size: 8, log_every: 1, seed: 5}
-checkpoint: {every: 3 steps, keep: 9}
-crops:
-  global: {count: 2, size: 16, scale: [0.3, 1.0]}
-  local: {count: 1, size: 8, scale: [0.1, 0.4]}
-pipeline: {backend: torchvision}
-model:
-  backbone: resnet
-  options: {block: basic, layers: [1], base_width: 8, stem: small, stem_stride: 2}
-  hidden_dim: 16
-  embedding_dim: 8
-  prototypes: 12
-swav: {freeze_prototypes: 2, queue: {length: 16, start_epoch: 0}, teacher: {momentum: 0.7}}
-optimizer: {base_lr: 0.5, warmup_epochs: 0}
-engine: {sync_batch_norm: 0}
-evaluation: {size: 16, batch_size: 32, every: 1, probe: true}
-"""
+SETTINGS = (
+    *("swav.teacher.momentum=0.7", "evaluation.probe=true", "evaluation.every=1", "engine.sync_batch_norm=0"),
+    *("run.epochs=2", "checkpoint={every: 3 steps, keep: 9}", "pipeline.backend=torchvision"),
+)
 STEPS = 8  # an epoch of 68 // 8
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A recipe and 68 noisy images of two classes that differ in brightness."""
-    root = tmp_path_factory.mktemp("run")
-    noise = np.random.default_rng(1)
-    images = [noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2) for index in range(68)]
-    write_folder(root / "images", [image.astype(np.uint8) for image in images])
-    (root / "tiny.yaml").write_text(RECIPE + f"data: {{path: {root}/images, cache: {root}/tables}}\n")
-    return root
+    return make_workplace(tmp_path_factory.mktemp("run"))
 
 
-def train(workplace, name, *settings, launcher=(sys.executable,), code=0):
-    command = [*launcher, str(ROOT / "train.py"), str(workplace / "tiny.yaml"), f"run.directory={workplace / name}"]
-    done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+def train(workplace, name, *settings, launcher=()):
+    return run_train(workplace, name, *SETTINGS, *settings, launcher=launcher)
+
+
+def refusal(workplace, *settings):
+    """The last line of a start that is refused."""
+    process = run_train(workplace, "refused", *SETTINGS, *settings, wait=False)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, output
+    assert not (workplace / "refused" / "metrics.jsonl").exists()
+    return output.strip().splitlines()[-1]
 
 
 def lines(workplace, name):
     return [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(workplace, name):
-    return {line["step"]: line["loss"] for line in lines(workplace, name) if "loss" in line}
 
 
 def interrupted(workplace, name, copy, step):
@@ -156,9 +136,7 @@ def test_a_run_without_a_teacher_has_none_and_a_probe_may_come_later(workplace):
     ],
 )
 def test_what_a_teacher_cannot_go_with_is_told_in_one_line(workplace, settings, told):
-    output = train(workplace, "refused", *settings, code=2)
-    assert output.strip().splitlines()[-1].startswith(f"swave: {told}")
-    assert not (workplace / "refused" / "metrics.jsonl").exists()
+    assert refusal(workplace, *settings).startswith(f"swave: {told}")
 
 
 def test_a_probe_without_labels_is_told_in_one_line(workplace):
@@ -166,8 +144,7 @@ def test_a_probe_without_labels_is_told_in_one_line(workplace):
     flat.mkdir()
     for path in (workplace / "images").rglob("*.*"):
         shutil.copy(path, flat / f"{path.parent.name}-{path.name}")
-    output = train(workplace, "unlabelled", f"data.path={flat}", code=2)
-    assert output.strip().splitlines()[-1].startswith("swave: evaluation.probe=true needs labels")
+    assert refusal(workplace, f"data.path={flat}").startswith("swave: evaluation.probe=true needs labels")
 
 
 @pytest.mark.slow

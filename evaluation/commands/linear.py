@@ -3,6 +3,8 @@
 The published protocol: RandomResizedCrop and flip, SGD with momentum 0.9, 100 epochs, learning rate 0.3 for 256 images
 a step (scaled with --batch) falling as a cosine by epochs, weight decay 1e-6. The last epoch is the result. Several
 learning rates are trained in one pass over the images. An interrupted command goes on after its last whole epoch.
+The protocol's windows of 8 % of the area and more are made for photographs: on Fashion-MNIST's 28 pixels (4 epochs on a
+demo's checkpoint) they gave 73.0 %, from 30 % on 73.3 %, from 60 % on 75.0 %, the whole image (--scale 1 1) 79.1 %.
 
     evaluate.py linear runs/demo --epochs 10 --lr 0.1,0.3,1
     evaluate.py linear swav_800ep_pretrain.pth.tar /data/imagenet --stage layer3

@@ -93,7 +93,7 @@ def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, A
 
 def result_curves(wholes: list[dict[str, Any]]) -> list[str]:
     """Figures over epochs, a picture for each sub-command and dataset that has any."""
-    from evaluation.page import heading, picture
+    from evaluation.page import heading, picture, side_by_side
     from evaluation.pictures import curves
 
     groups: dict[str, dict[str, list[float]]] = {}
@@ -103,7 +103,7 @@ def result_curves(wholes: list[dict[str, Any]]) -> list[str]:
                 lines = groups.setdefault(f"{whole['command']} on {whole['data']['path']}", {})
                 lines[f"{result['backbone']}, {name}"] = curve
     made = [picture(curves(lines, title), f"Top-1 after each epoch, {title}") for title, lines in groups.items()]
-    return [heading("Curves"), *made] if made else []
+    return [heading("Curves"), side_by_side(made)] if made else []
 
 
 def kinds(pictures: list[dict[str, str]]) -> list[str]:

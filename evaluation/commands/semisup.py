@@ -7,9 +7,9 @@ last epoch is the result. It was made for ImageNet, and needs what it has there:
             a smaller --batch (rates are scaled with the images a step)
   head rate 5 suits 1,000 classes; a classifier of few classes on long features diverges at it and takes the backbone
             along, so a published --head-lr is lowered to what the features bear; one that is given is taken as it is
-  scale     windows of 8 % of the area are for photographs: for images of 28 to 64 pixels give --scale 0.6 1 or 1 1
- The images are those of --train-list (the published lists of ImageNet, say), else a share of
-each class, the same for a --seed everywhere. --peers random is supervised training from scratch on the same images.
+  scale     windows of 8 % of the area are for photographs: for images of about 28 pixels give --scale 1 1
+The images are those of --train-list (the published lists of ImageNet, say), else a share of each class, the same for a
+--seed everywhere. --peers random is supervised training from scratch on the same images.
 
     evaluate.py semisup runs/demo --fraction 0.01 --peers random
     evaluate.py semisup swav_800ep_pretrain.pth.tar /data/imagenet --train-list 10percent.txt

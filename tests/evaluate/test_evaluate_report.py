@@ -40,7 +40,7 @@ def test_one_page_holds_tables_and_pictures(tmp_path, run, data, capsys):
     assert report.main([str(word) for word in words]) == 0
     page = out.read_text()
     assert f"{found['results'][0]['k-NN top1']['k=5']:.2%}" in page
-    assert page.count('<div class="side">') == 3  # atlas; neighbours of both; planes of both
+    assert page.count('<div class="side">') == 4  # curves; atlas; neighbours of both; planes of both
     # curves; atlas, neighbours and plane of the run; neighbours and plane of the random network
     assert page.count("data:image/png;base64,") == 1 + 3 + 2
     assert "http" not in page
