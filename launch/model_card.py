@@ -31,6 +31,9 @@ def facts(trained: Trained) -> dict[str, Any]:
     }
 
 
+TITLES = {"swav": "SwAV", "deepclusterv2": "DeepCluster-v2", "selav2": "SeLa-v2"}  # by `method`
+
+
 def header(trained: Trained) -> dict[str, str]:
     """The facts and the configuration as strings, JSON where they are none: a header holds nothing else."""
     values = {"format": "pt", **facts(trained), "config": trained.config}
@@ -55,7 +58,7 @@ def model_card(trained: Trained, code: list[str]) -> str:
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     return (
-        f"# {known['backbone']}, pre-trained with SwAV\n\n"
+        f"# {known['backbone']}, pre-trained with {TITLES[trained.config.get('method', 'swav')]}\n\n"
         "Trained without labels by swave (Caron et al., NeurIPS 2020). The weights are the backbone's alone.\n\n"
         f"```python\n{chr(10).join(code)}\n```\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"

@@ -74,7 +74,8 @@ def assigned_prediction(
 ) -> Float[Tensor, ""]:
     """Cross entropy between the samples' clusters and the predictions from all of their crops.
 
-    Mean over heads, crops and those of the batch that have a cluster, in nats; 0 if none has one.
+    Mean over heads, crops and batch, in nats. A row without a cluster counts as 0: were the others' mean taken instead,
+    ranks and parts of a batch with fewer of them would weigh each more, and the loss depend on the number of ranks.
     scores: cosine similarities; temperature: of the softmax, 0.1 in the paper. float32 whatever autocast says.
     """
     heads = len(targets)
@@ -85,7 +86,7 @@ def assigned_prediction(
         total = torch.nn.functional.cross_entropy(
             logits.flatten(0, 2), expected.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        return total / expected.ne(IGNORED).sum().clamp(min=1)
+        return total / expected.numel()
 
 
 def _over_images(

@@ -7,6 +7,10 @@ import torch
 from ranks import count_collectives, run_ranks
 from torch.nn import functional
 
+from evaluation.backbones import open_backbone
+from evaluation.clusters import prototype_scores
+from launch.export_formats import write_swav
+from launch.trained import Trained
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
 from model.monitor import CodeMonitor
@@ -96,6 +100,22 @@ def test_several_heads_have_the_published_names_there_and_back():
     take_weights(again, {f"module.{key}": value for key, value in published.items()})
     for key, value in three.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
+
+
+def test_an_export_of_several_heads_is_read_back_and_its_first_head_tells_the_clusters(tmp_path):
+    torch.manual_seed(0)
+    options = {"layers": [1, 1, 1, 1], "base_width": 8}
+    three = SwAV(build_backbone("resnet", **options), 12, 6, 10, heads=3).eval()
+    write_swav(Trained(tmp_path, {}, three), tmp_path / "three.pth")
+    found = open_backbone(str(tmp_path / "three.pth")).swav
+    assert found.heads == 3
+    for key, value in three.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[key], value)
+    features = torch.rand(5, three.backbone.feature_dim)
+    with torch.no_grad():
+        embeddings = functional.normalize(three.projection_head(features), dim=1)
+        expected = embeddings @ three.prototypes.weight[:10].T
+    torch.testing.assert_close(prototype_scores(found, features), expected)
 
 
 def test_the_monitor_counts_each_heads_prototypes():

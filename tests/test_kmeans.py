@@ -111,7 +111,7 @@ def test_selav2_takes_the_strongest_code_of_sinkhorn_over_the_whole_memory():
     assert torch.equal(targets[1][memory.rows], codes.argmax(1))
 
 
-def test_the_loss_is_the_mean_cross_entropy_over_heads_and_crops_of_rows_with_a_target():
+def test_the_loss_is_the_mean_cross_entropy_over_heads_crops_and_rows_of_which_those_without_a_target_count_0():
     generator = torch.Generator().manual_seed(2)
     scores = torch.randn(4, 3, 2 * 5, generator=generator).requires_grad_()
     targets = torch.tensor([[0, IGNORED, 4], [2, IGNORED, 1]])
@@ -122,12 +122,14 @@ def test_the_loss_is_the_mean_cross_entropy_over_heads_and_crops_of_rows_with_a_
         for row in (0, 2)
     ]
     loss = assigned_prediction(targets, scores, 0.1)
-    assert loss.item() == pytest.approx(torch.stack(by_hand).mean().item(), rel=1e-6)
+    assert loss.item() == pytest.approx(torch.stack(by_hand).sum().item() / (2 * 4 * 3), rel=1e-6)
+    halves = [assigned_prediction(targets[:, part], scores[:, part], 0.1) for part in (slice(0, 2), slice(2, 3))]
+    assert loss.item() == pytest.approx((2 * halves[0] + halves[1]).item() / 3, rel=1e-6)  # however it is cut
     loss.backward()
     assert not scores.grad[:, 1].any() and scores.grad[:, 0].all()
     nobody = assigned_prediction(torch.full((2, 3), IGNORED), scores, 0.1)
     assert nobody.item() == 0
-    uniform = assigned_prediction(targets, torch.zeros(4, 3, 10), 0.1)
+    uniform = assigned_prediction(targets[:, ::2], torch.zeros(4, 2, 10), 0.1)
     assert uniform.item() == pytest.approx(math.log(5))
 
 

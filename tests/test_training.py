@@ -11,11 +11,11 @@ import time
 
 import pytest
 from PIL import Image
+from tiny_runs import kill, losses, make_workplace, train, wait_for_step
 
 from config.recipe import ROOT
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
-from runs import kill, losses, make_workplace, train, wait_for_step
 
 STEPS = 24  # 3 epochs of 68 // 8
 
