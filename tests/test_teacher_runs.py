@@ -98,7 +98,7 @@ def test_every_stage_that_has_the_whole_network_averages_alike(workplace, two, s
         if key != "projection_head.0.bias":  # batch norm follows it, so rounding alone gives it a gradient
             torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
     moved = (base["backbone.conv1.weight"] - start["backbone.conv1.weight"]).abs().max()
-    assert moved > 1e-3
+    assert moved > 3e-4  # more than what is taken for alike
 
 
 @pytest.mark.slow
