@@ -11,9 +11,11 @@ global sum, the number of prototypes K, the number of samples B) are one factor 
 normalisation of the samples cancels it: no collective is spent on them.
 
 Range. While |scores| / epsilon <= 35, all of this stays inside float32: u and v are at most e^35 times a sum of
-samples, and v at worst e^70 times it, about 1e36 for a million samples. The scores of unit vectors are within +-1, so
-that an epsilon from 1/35 = 0.0286 upwards is always inside. Smaller ones are computed by logarithms, one softmax an
-iteration: with logits = scores / epsilon and a = -log u, v is never kept, because the codes are softmax(logits - a).
+samples, and v at worst e^70 times it, about 1e36 for a million samples. Without the constants the prototypes' sums
+change by samples / prototypes an iteration: after every so many they are divided by their mean, which cancels too. The
+scores of unit vectors are within +-1, so that an epsilon from 1/35 = 0.0286 upwards is always inside. Smaller ones are
+computed by logarithms, one softmax an iteration: with logits = scores / epsilon and a = -log u, v is never kept, because
+the codes are softmax(logits - a).
 
 What may be subtracted from the logits for the sake of numerical range: a global constant or one value per
 prototype, because `u` absorbs either exactly. Not one value per sample (the usual softmax trick): before the
@@ -34,6 +36,7 @@ with_kernels = False
 
 # |scores| / epsilon up to which products of exponentials stay inside the dtype; float64's leaves as much room.
 PRODUCT_RANGE = {torch.float32: 35.0, torch.float64: 300.0}
+RESCALED = 4  # iterations after which the sums are divided by their mean: none in the paper's three
 
 # exp() of a float64 is a normal number within +-708; the rest is room for the sum over ranks. The scores of
 # unit vectors are within +-1, so that any epsilon from 0.0016 upwards stays inside.
@@ -84,7 +87,7 @@ def sinkhorn(
         dtype = torch.promote_types(scores.dtype, torch.float32)
         by_products = epsilon * PRODUCT_RANGE[dtype] >= 1  # a matter of epsilon alone: alike on all ranks
         if with_kernels and by_products and not check and scores.is_cuda and (fused := _fused()) and fused.fits(scores):
-            return fused.fused_codes(scores, epsilon, iterations, lambda sums: _all_reduce(sums, group))
+            return fused.fused_codes(scores, epsilon, iterations, lambda sums: _all_reduce(sums, group), RESCALED)
         scores = scores.to(dtype)
         way = _by_products if by_products else _by_logarithms
         codes = way(scores, epsilon, iterations, group, check)
@@ -117,9 +120,10 @@ def _by_products(
     if reduced is None:
         return None
     weights = 1 / reduced
-    for _ in range(iterations - 1):
+    for iteration in range(1, iterations):
         samples = 1 / _times_prototypes(plan, weights)
-        weights = 1 / _all_reduce(_times_samples(plan, samples), group)
+        sums = _all_reduce(_times_samples(plan, samples), group)
+        weights = 1 / (sums if iteration % RESCALED else sums / sums.mean(dim=-1, keepdim=True))
     samples = 1 / _times_prototypes(plan, weights)
     return plan.mul_(weights.unsqueeze(-2)).mul_(samples.unsqueeze(-1))
 

@@ -31,11 +31,12 @@ def fused_codes(
     epsilon: float,
     iterations: int,
     all_reduce: Callable[[Tensor], Tensor],
+    rescaled: int = 4,
 ) -> Float[Tensor, "*crops batch prototypes"]:
     """The codes in float32, as `model.sinkhorn.sinkhorn` gives them, for scores that `fits`; |scores| <= 35 epsilon.
 
     all_reduce: adds a float32 tensor over the ranks, in place or not; called `iterations` times with [crops,
-    prototypes].
+    prototypes]. rescaled: iterations after which the sums are divided by their mean.
     """
     rows = scores if scores.ndim == 3 else scores.unsqueeze(0)
     rows = rows.contiguous()
@@ -50,6 +51,8 @@ def fused_codes(
     for iteration in range(iterations):
         _sums_kernel[grid](rows, sums, partial, batch, prototypes, 1 / epsilon, each, iteration == 0, **sizes)
         sums = all_reduce(partial.sum(dim=1))
+        if iteration and iteration % rescaled == 0:
+            sums = sums / sums.mean(dim=-1, keepdim=True)
     codes = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     _codes_kernel[crops, batch](rows, sums, codes, batch, prototypes, 1 / epsilon, **sizes)
     return codes.view(scores.shape)

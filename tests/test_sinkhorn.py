@@ -186,6 +186,19 @@ def test_cosines_give_the_codes_of_a_float64_reference(
     np.testing.assert_allclose(codes.sum(axis=-1), 1, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(96, 6), (2, 256, 20), (8, 300), (1, 1)])
+@pytest.mark.parametrize("epsilon", [0.05, 0.01])
+def test_many_iterations_stay_in_range_and_balance_the_prototypes(shape: tuple[int, ...], epsilon: float) -> None:
+    scores = torch.from_numpy(np.random.RandomState(0).uniform(-1, 1, shape)).float()
+    codes = sinkhorn(scores, epsilon, 200, check=False)
+    reference = sinkhorn(scores.double(), epsilon, 200)
+    torch.testing.assert_close(codes, reference.float(), rtol=0, atol=5e-4)
+    torch.testing.assert_close(codes.sum(-1), torch.ones(shape[:-1]), rtol=0, atol=1e-5)
+    if epsilon == 0.05:  # sharper codes are not balanced that soon
+        share = torch.full((*shape[:-2], shape[-1]), shape[-2] / shape[-1])
+        torch.testing.assert_close(codes.sum(-2), share, rtol=0.02, atol=0)
+
+
 @pytest.mark.parametrize("epsilon", [0.03, 0.05, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_codes_are_those_of_algorithm_1_of_the_paper(epsilon: float, dtype: torch.dtype) -> None:

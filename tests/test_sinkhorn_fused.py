@@ -23,6 +23,7 @@ def counted(sums):
     return sums
 sinkhorn_fused.PROGRAMS = 4  # so that programs take several samples, and the last of them fewer
 cases = [((2, 5, 30), 3, torch.float32), ((7, 33), 1, torch.bfloat16), ((1, 1, 1), 2, torch.float16)]
+cases += [((2, 40, 3), 50, torch.float32)]  # sums that would grow by 40 / 3 an iteration
 for shape, iterations, dtype in cases:
     scores = (torch.rand(shape) * 2 - 1).to(dtype)
     assert sinkhorn_fused.fits(scores)
