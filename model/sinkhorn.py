@@ -14,8 +14,8 @@ Range. While |scores| / epsilon <= 35, all of this stays inside float32: u and v
 samples, and v at worst e^70 times it, about 1e36 for a million samples. Without the constants the prototypes' sums
 change by samples / prototypes an iteration: after every so many they are divided by their mean, which cancels too. The
 scores of unit vectors are within +-1, so that an epsilon from 1/35 = 0.0286 upwards is always inside. Smaller ones are
-computed by logarithms, one softmax an iteration: with logits = scores / epsilon and a = -log u, v is never kept, because
-the codes are softmax(logits - a).
+computed by logarithms, one softmax an iteration: with logits = scores / epsilon and a = -log u, v is never kept,
+because the codes are softmax(logits - a).
 
 What may be subtracted from the logits for the sake of numerical range: a global constant or one value per
 prototype, because `u` absorbs either exactly. Not one value per sample (the usual softmax trick): before the
