@@ -42,7 +42,7 @@ def plain_step(
         with torch.no_grad():
             prototypes.copy_(functional.normalize(prototypes, dim=1))
         with autocast:
-            embeddings, scores, _ = model(list(crops), here)
+            embeddings, scores, *_ = model(list(crops), here)
         loss = torch.zeros((), device=device)
         views = range(len(scores))
         for number, crop in enumerate(config.swav.assigning):
