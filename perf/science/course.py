@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from config.recipe import ROOT
 from launch.durable import write_atomically
 from perf.machine import machine
 from perf.science.jobs import Job, run_jobs
@@ -43,7 +45,7 @@ def compare(
     taken as it is. whole: with random weights, pixels and learning curves. Raises ValueError where `place.work` holds
     another plan, RuntimeError where a program fails."""
     wanted = {
-        "minutes": minutes, "seeds": list(seeds), "data": str(place.data),
+        "minutes": minutes, "seeds": list(seeds), "data": os.path.relpath(place.data, ROOT),
         "methods": {method.name: [digest(method.recipe), *method.settings] for method in methods},
     }  # fmt: skip
     file = place.work / "plan.json"

@@ -58,7 +58,7 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
             "## What was tried before",
             f"By `make science ARGS=--search`, with {counted(search['seeds'])} "
             f"({', '.join(map(str, search['seeds']))}) of its own, on the same test images: as many candidates "
-            f"for both, and the same time for each ({search['machine']['date']}). "
+            f"for both, and the same time for each as far as whole epochs go ({search['machine']['date']}). "
             "The last column marks what the recipes hold.",
             as_markdown(searched(search)),
         ]
