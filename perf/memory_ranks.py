@@ -83,7 +83,7 @@ def config_of(case: Case) -> Any:
     low_scale = {"deepspeed": {"fp16": {"initial_scale_power": 4}}} if case.precision == "fp16" else {}
     changes: dict[str, Any] = {
         "run": {"batch_size": IMAGES * case.ranks},
-        "model": case.model,
+        "model": {"heads": 1} | case.model,
         "optimizer": {"name": case.optimizer, "base_lr": 0.01},
         "engine": {"stage": case.stage, "precision": case.precision, "sync_batch_norm": 1} | low_scale,
     }

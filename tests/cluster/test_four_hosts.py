@@ -43,7 +43,7 @@ class Run:
     def losses(self):
         return losses(self.directory)
 
-    def wait_for(self, what, longest=120.0):
+    def wait_for(self, what, longest=240.0):
         """Until `what(self)` is true; seconds that it took."""
         begun = time.monotonic()
         while not what(self):
@@ -59,7 +59,7 @@ class Run:
         found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "launch.start" in p.cmdline()]
         return found[0]
 
-    def end(self, longest=120.0):
+    def end(self, longest=240.0):
         """Its exit code (make's: 2 for every failure); nothing of it is left on any host."""
         code = self.process.wait(timeout=longest)
         self.gone(range(len(self.hosts.names)))
