@@ -68,13 +68,20 @@ def codes_seconds(
     """The codes of a step over a link: compute, each collective, and how long the ranks wait until all have come.
 
     compute, meeting: seconds of FITTED ranks in a step, the first on `cores`, the second on `on` of them. Waiting for
-    the last of n ranks grows with log2 n in all-reduces, one after the other, and hardly in a single all-gather.
+    the last of n ranks grows with log2 n in all-reduces, one after the other, and in a single all-gather like the last
+    of n exponential times, 1 + 1/2 + ... + 1/n.
     """
     slower = 1.0 if cores is None else sharing(ranks, cores) / sharing(FITTED, cores)
     crowd = 1.0 if cores is None or on is None else sharing(ranks, cores) / sharing(FITTED, on)
-    rows, waits = (ranks / FITTED, 1.0) if point.variant == "gather" else (1.0, log2(ranks) / log2(FITTED))
+    rows, waits = 1.0, log2(ranks) / log2(FITTED)
+    if point.variant == "gather":
+        rows, waits = ranks / FITTED, _harmonic(ranks) / _harmonic(FITTED)
     on_the_way = sum(seconds_of(link, kind, size, ranks, cores) for kind, size in sent(point))
     return compute * rows * slower + meeting * crowd * waits + on_the_way
+
+
+def _harmonic(count: int) -> float:
+    return sum(1 / number for number in range(1, count + 1))
 
 
 def held_out(
