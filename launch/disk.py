@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from launch.fit import heads_of
+
 STATE_BYTES = {"lars": 4, "adamw": 8}  # the optimizer's, a parameter
 MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # that `auto` chooses (launch.fit)
 LEAST_GB = 1.0  # for anything else that a run writes
@@ -20,7 +22,7 @@ def checkpoint_gb(config: DictConfig) -> float:
 
     prototypes = MOST_PROTOTYPES if config.model.prototypes == "auto" else config.model.prototypes
     with torch.device("meta"):
-        heads = config.model.heads if config.model.heads != "auto" else 1 if config.method == "swav" else 3
+        heads = heads_of(config.method) if config.model.heads == "auto" else config.model.heads
         network = build_network({**config.model, "prototypes": prototypes, "heads": heads})
     length = LONGEST_QUEUE if config.swav.queue.length == "auto" else config.swav.queue.length
     queue = 4 * length * config.model.embedding_dim * len(config.swav.assigning)

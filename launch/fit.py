@@ -59,8 +59,8 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
-    one = config.method == "swav"
-    choose("model.heads", 1 if one else 3, "SwAV has one" if one else f"{config.method} as published")
+    told = "SwAV has one" if config.method == "swav" else f"{config.method} as published"
+    choose("model.heads", heads_of(config.method), told)
     _fit_method(config, choose, steps * batch)
     if config.optimizer.name == "adamw":
         choose(
@@ -91,6 +91,11 @@ def _scale_learning_rates(optimizer: DictConfig, batch: int, said: list[str]) ->
             optimizer[name] = float(optimizer[name] * batch / given)
     optimizer.scale_lr_from = batch  # so that fitting these settings again changes nothing
     said.append(f"optimizer.base_lr={optimizer.base_lr:g}  ({batch} images a step, scaled in proportion from {given})")
+
+
+def heads_of(method: str) -> int:
+    """Sets of prototypes where the recipe does not say how many."""
+    return 1 if method == "swav" else 3
 
 
 def _fit_method(config: DictConfig, choose: Callable[..., None], samples: int) -> None:
