@@ -12,7 +12,8 @@ LEAST_GB = 1.0  # for anything else that a run writes
 
 
 def checkpoint_gb(config: DictConfig) -> float:
-    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the teacher, the queue.
+    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the teacher, the queue. Not
+    the memory of `memory_gb`.
 
     `auto` counts as the most that it may come to. Raises ValueError for a network that cannot be built.
     """
@@ -31,10 +32,19 @@ def checkpoint_gb(config: DictConfig) -> float:
     return float(bytes_each * count + queue) / 1e9
 
 
+def memory_gb(config: DictConfig, images: int) -> float:
+    """Gigabytes of a checkpoint that DeepCluster-v2's and SeLa-v2's memory of `images` takes: embeddings (float32) and
+    row (int64) of each, and its target (int32) of each head. 0 for SwAV, or where images, unknown, are 0."""
+    if config.method == "swav":
+        return 0.0
+    heads = heads_of(config.method) if config.model.heads == "auto" else config.model.heads
+    return images * (4 * len(config.swav.assigning) * config.model.embedding_dim + 8 + 4 * heads) / 1e9
+
+
 def disk_gb(config: DictConfig, held: int, one: float) -> float:
     """Gigabytes that must be free for the run to go to its end.
 
-    held: checkpoints that are there already; one: what each takes (`checkpoint_gb`). checkpoint.keep of them stay, as
+    held: checkpoints that are there already; one: what each takes (`checkpoint_gb`, `memory_gb`). checkpoint.keep of them stay, as
     do those of every checkpoint.keep_epochs-th epoch, and one is written before an old one goes.
     """
     kept_for_ever = config.run.epochs // config.checkpoint.keep_epochs if config.checkpoint.keep_epochs else 0

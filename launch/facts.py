@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
 def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any]:
     """host, node (its number in srun's step), time (seconds since 1970), code and lock (hashes), python, data (whether
     it is there), free_gb at the run's directory, checkpoints (how many that holds), gpus (their names), cores, port (a
-    free one); with `cache` dataset (its table's digest)."""
+    free one); with `cache` dataset (its training table's digest) and images (how many it has)."""
     return {
         "host": socket.gethostname(),
         "node": int(os.environ.get("SLURM_NODEID", "0")),
@@ -53,7 +53,7 @@ def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any
         "gpus": gpu_names(),
         "cores": len(os.sched_getaffinity(0)),
         "port": free_port(),
-    } | ({"dataset": dataset_digest(data, cache)} if cache is not None else {})
+    } | (dataset_facts(data, cache) if cache is not None else {})
 
 
 def code_digest(root: Path) -> str:
@@ -91,14 +91,15 @@ def free_gb(directory: Path) -> float:
     return round(shutil.disk_usage(place).free / 1e9, 1)
 
 
-def dataset_digest(data: str, cache: str) -> str:
-    """The digest of the training table (pipeline.table), or what is wrong with the dataset."""
+def dataset_facts(data: str, cache: str) -> dict[str, Any]:
+    """dataset: the digest of the training table (pipeline.table), or what is wrong with it; images: its rows, or 0."""
     from pipeline.dataset import find_split, open_dataset
 
     try:
-        return open_dataset(find_split(data)[0], cache, 0, False).digest()[:12]
+        table = open_dataset(find_split(data)[0], cache, 0, False)
     except (ValueError, OSError) as error:
-        return f"unreadable: {' '.join(str(error).split())}"
+        return {"dataset": f"unreadable: {' '.join(str(error).split())}", "images": 0}
+    return {"dataset": table.digest()[:12], "images": len(table)}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from config.recipe import ROOT
 from launch.commands import on_each_node
-from launch.disk import checkpoint_gb, disk_gb
+from launch.disk import checkpoint_gb, disk_gb, memory_gb
 from launch.facts import facts
 from launch.nodes import Node
 
@@ -73,7 +73,7 @@ def mistakes(
     """What is wrong with the nodes, a line each with its mend; compared with `ours` (default: this machine's facts).
     config: of the run, for the disk that it will want. how: the nodes are reached, as for `on_each_node`. Raises
     ValueError for a network that cannot be built."""
-    ours, one = ours or facts(".", Path(".")), checkpoint_gb(config)
+    ours, network = ours or facts(".", Path(".")), checkpoint_gb(config)
     wrong = []
     for node, told in zip(nodes, answers, strict=True):
 
@@ -98,6 +98,7 @@ def mistakes(
             say("data.path is not there", "a shared file system, or make sync HOSTFILE=... DATA=...")
         if str(told.get("dataset", "")).startswith("unreadable"):
             say(f"dataset {told['dataset']}", "make sync HOSTFILE=... DATA=...")
+        one = network + memory_gb(config, told.get("images", 0))
         wanted = disk_gb(config, told["checkpoints"], one)
         if told["free_gb"] < wanted:
             say(

@@ -45,7 +45,7 @@ class Plan:
     """What to measure over a link, what matters most first, until `deadline` (time.time()).
 
     groups: numbers of ranks. bytes: of all-reduces by themselves. points: of codes, in all groups.
-    crowded: everything is timed of CROWD ranks that share a core, too.
+    crowded: everything is timed of CROWD ranks that share a core, too. rounds: at most.
     """
 
     link: str
@@ -55,6 +55,7 @@ class Plan:
     deadline: float
     on_gpu: bool = False
     crowded: bool = False
+    rounds: int = MOST_ROUNDS
     progress: bool = True
 
     def __str__(self) -> str:
@@ -128,7 +129,7 @@ def measure(rank: int, plan: Plan, device: torch.device) -> list[dict[str, Any]]
     alone = [dist.new_group([other]) for other in range(dist.get_world_size())][rank]
     groups = {ranks: dist.new_group(list(range(ranks))) for ranks in plan.groups}
     works = list(all_works(plan, groups, alone, device))
-    chosen, rounds = choose(works, groups, plan.deadline, rank, device)
+    chosen, rounds = choose(works, groups, plan, rank, device)
     with progress_bar(rounds * len(chosen), f"codes, {plan.link}", "turn", plan.progress and rank == 0) as bar:
 
         def turn(work: Work, counts: bool) -> Call:
@@ -169,7 +170,7 @@ def _all_reduce(values: Tensor, group: Any) -> None:
 
 
 def choose(
-    works: list[Work], groups: dict[int, Any], deadline: float, rank: int, device: torch.device
+    works: list[Work], groups: dict[int, Any], plan: Plan, rank: int, device: torch.device
 ) -> tuple[list[Work], int]:
     """How many of `works`, from the first on, in how many rounds; each called twice for that, and its repeats set.
 
@@ -186,7 +187,7 @@ def choose(
         repeats = min(200, 1 + int(TURN / max(once, 1e-9)))
         # What a turn takes besides its calls, the meeting of all ranks, is in the time of these two.
         turn = repeats * once + max(0.0, (time.perf_counter() - begun) / 2 - once)
-        left = deadline - time.time()
+        left = plan.deadline - time.time()
         go_on = needed + turn <= left / LEAST_ROUNDS or len(chosen) < least
         told = torch.tensor([repeats if go_on else 0], device=device)
         dist.broadcast(told, 0)
@@ -195,7 +196,7 @@ def choose(
         work.repeats = int(told.item())
         chosen.append(work)
         needed += turn
-    fit = min(MOST_ROUNDS, max(LEAST_ROUNDS, int((deadline - time.time()) / max(needed, 1e-9))))
+    fit = min(plan.rounds, max(LEAST_ROUNDS, int((plan.deadline - time.time()) / max(needed, 1e-9))))
     rounds = torch.tensor([fit], device=device)
     dist.broadcast(rounds, 0)
     whole = len(chosen) - len(chosen) % each  # a point in all groups or in none

@@ -23,6 +23,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--budget", type=float, default=90, help="seconds, about; 3 rounds at least (default 90)")
+    parser.add_argument("--rounds", type=int, default=20, help="of each start, at most (default 20)")
     parser.add_argument("--step-ms", type=float, help=f"a step, to take shares of (default {STEP_MS:g}: {STEP})")
     parser.add_argument("--prototypes", default="3000,300,30000,100000", help="the first goes with all other settings")
     parser.add_argument("--batch", default="64,16,256", help="images a rank, likewise (default 64,16,256)")
@@ -97,6 +99,8 @@ def check(options: argparse.Namespace) -> None:
     for name in ("ranks", "ranks_per_node"):
         if not 1 <= getattr(options, name) <= 64:
             raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)}: expected 1 to 64")
+    if options.rounds < 3:
+        raise ValueError(f"--rounds={options.rounds}: expected 3 or more")
     if options.json and not options.json.absolute().parent.is_dir():
         raise ValueError(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
     if options.hosts:
@@ -172,10 +176,11 @@ def planned(
 
     plans: list[tuple[Any, Any]] = []
     if gpus:
-        plans.append((Plan("GPUs", groups(gpus), BYTES, tuple(shapes), 0.0, on_gpu=True), None))
+        plans.append((Plan("GPUs", groups(gpus), BYTES, tuple(shapes), 0.0, on_gpu=True, rounds=options.rounds), None))
     held = [point for point in shapes if fits(point, options.ranks)]
     crowded = options.ranks > max(cores, CROWD - 1)
-    plans.append((Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0, crowded=crowded), None))
+    local = Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0, crowded=crowded, rounds=options.rounds)
+    plans.append((local, None))
     left_out = [
         f"gather of {point.prototypes:,} prototypes, batch {point.batch}: over {GATHERED >> 20} MB on each process"
         for point in shapes
@@ -188,7 +193,7 @@ def planned(
     # the packets, not the delay.
     few = [point for point in held if point[2:] == shapes[0][2:] and carried(point, options.ranks) < CARRIED]
     plans += [
-        (Plan(f"hosts {1e3 * delay:g} ms", groups(options.ranks), BYTES, tuple(few), 0.0), delay) for delay in DELAYS
+        (replace(local, link=f"hosts {1e3 * delay:g} ms", points=tuple(few), crowded=False), delay) for delay in DELAYS
     ]
     return plans, left_out
 

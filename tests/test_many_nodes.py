@@ -16,7 +16,7 @@ import launch.start as start_module
 from config.recipe import ROOT, ConfigError, load_config
 from launch.commands import node_program, on_each_node
 from launch.conduct import Outcome
-from launch.disk import checkpoint_gb, disk_gb
+from launch.disk import checkpoint_gb, disk_gb, memory_gb
 from launch.elastic import fewer, same_failure, wait_before
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
@@ -178,6 +178,20 @@ def test_the_disk_that_checkpoints_will_want_goes_with_the_network_and_how_many_
     told = FACTS | {"free_gb": 9.0}
     (line,) = mistakes([told], [Node("a", 8)], config, FACTS)
     assert re.match(r"a: 9.0 GB free at run.directory, and checkpoints of 5.3 GB will want 42; make room", line), line
+
+
+def test_the_memory_of_a_method_is_part_of_each_checkpoint(tmp_path):
+    settings = ["method=deepclusterv2", "model.embedding_dim=128", "swav.assigning=[0,1]", "swav.queue.length=0"]
+    config = load_config([str(make_recipe(tmp_path)), *settings])
+    images = 1_281_167
+    assert memory_gb(config, images) == pytest.approx(images * (2 * 128 * 4 + 8 + 3 * 4) / 1e9)  # 1.3 GB
+    config.checkpoint.keep, node = 3, Node("a", 8)
+    told = FACTS | {"free_gb": 4.0}
+    assert mistakes([told], [node], config, FACTS) == []
+    (line,) = mistakes([told | {"images": images}], [node], config, FACTS)
+    assert re.match(r"a: 4.0 GB free at run.directory, and checkpoints of 1.3 GB will want 5.4; make room", line), line
+    config.method = "swav"
+    assert memory_gb(config, images) == 0
 
 
 def test_facts_of_this_machine(tmp_path):

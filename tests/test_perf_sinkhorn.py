@@ -252,7 +252,8 @@ def test_what_is_gathered_costs_more_arithmetic_with_every_rank():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    flags = "--no-hosts --budget 40 --prototypes 30,60 --batch 4 --iterations 3 --step-ms 50 --latency-us 5,40,80"
+    flags = "--no-hosts --budget 300 --rounds 3 --prototypes 30,60 --batch 4 --iterations 3 --step-ms 50 "
+    flags += "--latency-us 5,40,80"
     done = program(*flags.split(), "--json", "figures.json", folder=folder)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "figures.json").read_text()) | {"printed": done.stdout}
@@ -300,6 +301,7 @@ def test_nodes_are_predicted_for_given_and_measured_links_of_the_given_step(repo
         (["--latency-us", "-5"], "swave: --latency-us=-5: expected numbers above 0"),
         (["--budget", "0"], "swave: --budget=0: expected more than 0"),
         (["--step-ms", "-1"], "swave: --step-ms=-1: expected more than 0"),
+        (["--rounds", "2"], "swave: --rounds=2: expected 3 or more"),
         (["--ranks", "0"], "swave: --ranks=0: expected 1 to 64"),
         (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
     ],

@@ -131,7 +131,7 @@ def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(wor
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbed, number):
     name = f"signal-{number}"
-    process = train(workplace, name, "checkpoint.every=never", wait=False)
+    process = train(workplace, name, "run.epochs=1000", "checkpoint.every=never", wait=False)
     wait_for_step(workplace, name, 5, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)

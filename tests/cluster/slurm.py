@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdSpoolDir={folder}/spool-%n
+SlurmdSpoolDir={spool}/%n
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
 JobRequeue=1
@@ -60,6 +61,8 @@ class Slurm:
     def __init__(self, hosts: Hosts, folder: str | Path) -> None:
         self.hosts, self.folder = hosts, Path(folder).resolve()
         self._daemons: list[subprocess.Popen[Any]] = []
+        # Sockets lie there, whose paths have 107 characters at most; a test's own folder is too deep.
+        self._spool = tempfile.TemporaryDirectory(prefix="slurmd-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Slurm:
         try:
@@ -86,6 +89,7 @@ class Slurm:
                 os.killpg(daemon.pid, signal.SIGKILL)
             daemon.wait()
         self._daemons.clear()
+        self._spool.cleanup()
 
     def run(self, index: int, command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
         """`Hosts.run` with SLURM's commands at hand."""
@@ -104,7 +108,8 @@ class Slurm:
         for name in ("state", "munge"):
             (self.folder / name).mkdir(parents=True)
         names = self.hosts.names
-        told = {"first": names[0], "names": ",".join(names), "cores": os.cpu_count(), "folder": self.folder}
+        told = {"first": names[0], "names": ",".join(names), "cores": os.cpu_count()}
+        told |= {"folder": self.folder, "spool": self._spool.name}
         (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**told))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # which, unused, asks for nothing
         key = self.folder / "munge.key"
