@@ -74,7 +74,7 @@ wheels: setup ## the lock file's packages as wheels in wheels/, for launch/Docke
 
 test: setup ## all tests that this machine can run
 	@tests/tools.sh
-	@$(RUN) -m pytest -q -n 2 --dist loadfile
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
