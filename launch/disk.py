@@ -44,8 +44,8 @@ def memory_gb(config: DictConfig, images: int) -> float:
 def disk_gb(config: DictConfig, held: int, one: float) -> float:
     """Gigabytes that must be free for the run to go to its end.
 
-    held: checkpoints that are there already; one: what each takes (`checkpoint_gb`, `memory_gb`). checkpoint.keep of them stay, as
-    do those of every checkpoint.keep_epochs-th epoch, and one is written before an old one goes.
+    held: checkpoints that are there already; one: what each takes (`checkpoint_gb`, `memory_gb`). checkpoint.keep of
+    them stay, as do those of every checkpoint.keep_epochs-th epoch, and one is written before an old one goes.
     """
     kept_for_ever = config.run.epochs // config.checkpoint.keep_epochs if config.checkpoint.keep_epochs else 0
     return max(LEAST_GB, one * max(1, config.checkpoint.keep + 1 + kept_for_ever - held))
