@@ -15,6 +15,7 @@ from perf.science.score import CURVE_IMAGES
 from perf.sections import Table
 
 SEARCH = "science-search.json"
+FEW_EPOCHS = 3
 
 
 def write(report: Mapping[str, Any], out: Path, search: bool) -> None:
@@ -59,10 +60,17 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
             f"By `make science ARGS=--search`, with {counted(search['seeds'])} "
             f"({', '.join(map(str, search['seeds']))}) of its own, on the same test images: as many candidates "
             f"for both, and the same time for each as far as whole epochs go ({search['machine']['date']}). "
-            "The last column marks what the recipes hold.",
+            "The last column marks what the recipes hold." + short(search),
             as_markdown(searched(search)),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def short(search: Mapping[str, Any]) -> str:
+    """A sentence where candidates had so few epochs that their order says little, "" where not."""
+    least = min(row["epochs"] for row in search["rows"])
+    few = f" Of only {least} epoch{'s' * (least > 1)} a candidate: their order says little about long runs."
+    return few if least < FEW_EPOCHS else ""
 
 
 def verdict(report: Mapping[str, Any]) -> str:
