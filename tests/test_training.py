@@ -32,13 +32,6 @@ def undisturbed(workplace):
     return output, losses(workplace, "undisturbed")
 
 
-@pytest.fixture(scope="module")
-def longer(workplace):
-    """The losses of a run that does not end before somebody who looks on has seen its first steps."""
-    train(workplace, "longer", "run.epochs=15")
-    return losses(workplace, "longer")
-
-
 def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(workplace, undisturbed):
     output, run = undisturbed[0], workplace / "undisturbed"
     summary = json.loads((run / "summary.json").read_text())
@@ -136,17 +129,17 @@ def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(wor
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, longer, number):
-    name, epochs = f"signal-{number}", "run.epochs=15"
-    process = train(workplace, name, epochs, "checkpoint.every=never", wait=False)
+def test_a_signal_saves_ends_with_0_and_says_how_to_resume(workplace, undisturbed, number):
+    name = f"signal-{number}"
+    process = train(workplace, name, "checkpoint.every=never", wait=False)
     wait_for_step(workplace, name, 5, process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "the same command resumes" in output
     assert not (workplace / name / "summary.json").exists()
-    train(workplace, name, epochs)
-    assert losses(workplace, name) == longer
+    train(workplace, name)
+    assert losses(workplace, name) == undisturbed[1]
 
 
 @pytest.mark.slow
