@@ -15,6 +15,7 @@ import pytest
 import torch
 from photos import flat_colours, write_folder
 from PIL import Image
+from processes import words_of
 from ranks import run_ranks
 
 from config.recipe import ROOT, ConfigError
@@ -135,7 +136,7 @@ def test_a_signal_before_the_processes_are_there_reaches_them_all(tmp_path):
 
 
 def launcher_of(pid):
-    return [c for c in psutil.Process(pid).children(recursive=True) if "deepspeed.launcher.runner" in c.cmdline()]
+    return [c for c in psutil.Process(pid).children(recursive=True) if "deepspeed.launcher.runner" in words_of(c)]
 
 
 def wait_for(condition, process):

@@ -11,6 +11,7 @@ import time
 import psutil
 import pytest
 from omegaconf import OmegaConf
+from processes import words_of
 
 import launch.start as start_module
 from config.recipe import ROOT, ConfigError, load_config
@@ -253,7 +254,7 @@ def left_behind(tmp_path):
 
 
 def ranks_of(tmp_path):
-    return [p for p in left_behind(tmp_path) if str(ROOT / "train.py") in p.cmdline() and "RANK" in p.environ()]
+    return [p for p in left_behind(tmp_path) if str(ROOT / "train.py") in words_of(p) and "RANK" in p.environ()]
 
 
 def wait_for_steps(tmp_path, process):
@@ -308,7 +309,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
     """DeepSpeed's own runner returns 0 then, and leaves the processes behind."""
     process = start("run.epochs=2000", nodes=nodes)
     wait_for_steps(tmp_path, process)
-    launchers = [p for p in left_behind(tmp_path) if "deepspeed.launcher.launch" in p.cmdline()]
+    launchers = [p for p in left_behind(tmp_path) if "deepspeed.launcher.launch" in words_of(p)]
     assert len(launchers) == nodes
     launchers[-1].kill()
     code, seconds, output = ended(tmp_path, process)
@@ -321,7 +322,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
 def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, start):
     process = start("run.epochs=2000", nodes=1)
     wait_for_steps(tmp_path, process)
-    next(p for p in left_behind(tmp_path) if "launch.node" in p.cmdline()).kill()
+    next(p for p in left_behind(tmp_path) if "launch.node" in words_of(p)).kill()
     code = process.wait(timeout=30)
     deadline = time.monotonic() + 20
     while left_behind(tmp_path) and time.monotonic() < deadline:

@@ -9,6 +9,7 @@ import time
 
 import psutil
 import pytest
+from processes import words_of
 
 from config.recipe import ROOT
 from launch.cluster import free_port
@@ -85,7 +86,7 @@ def test_a_signal_is_passed_on_and_a_killed_connection_leaves_nothing(cluster):
             code, output = finish(cluster, process, 60)
             assert code == 0 and "stopped by a signal, saved" in output, output
         else:
-            connection = next(p for p in psutil.Process(process.pid).children() if "two" in p.cmdline())
+            connection = next(p for p in psutil.Process(process.pid).children() if "two" in words_of(p))
             connection.kill()
             code, output = finish(cluster, process, 60)
             assert code != 0, output

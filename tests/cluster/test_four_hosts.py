@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import words_of
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
@@ -56,7 +57,7 @@ class Run:
 
     def top(self):
         """The process of launch.start: make passes no signal on."""
-        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "launch.start" in p.cmdline()]
+        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "launch.start" in words_of(p)]
         return found[0]
 
     def end(self, longest=240.0):
