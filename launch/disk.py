@@ -23,8 +23,7 @@ def checkpoint_gb(config: DictConfig) -> float:
 
     prototypes = MOST_PROTOTYPES if config.model.prototypes == "auto" else config.model.prototypes
     with torch.device("meta"):
-        heads = heads_of(config.method) if config.model.heads == "auto" else config.model.heads
-        network = build_network({**config.model, "prototypes": prototypes, "heads": heads})
+        network = build_network({**config.model, "prototypes": prototypes, "heads": _heads(config)})
     length = LONGEST_QUEUE if config.swav.queue.length == "auto" else config.swav.queue.length
     queue = 4 * length * config.model.embedding_dim * len(config.swav.assigning)
     count = sum(parameter.numel() for parameter in network.parameters())
@@ -37,8 +36,11 @@ def memory_gb(config: DictConfig, images: int) -> float:
     row (int64) of each, and its target (int32) of each head. 0 for SwAV, or where images, unknown, are 0."""
     if config.method == "swav":
         return 0.0
-    heads = heads_of(config.method) if config.model.heads == "auto" else config.model.heads
-    return images * (4 * len(config.swav.assigning) * config.model.embedding_dim + 8 + 4 * heads) / 1e9
+    return images * (4 * len(config.swav.assigning) * config.model.embedding_dim + 8 + 4 * _heads(config)) / 1e9
+
+
+def _heads(config: DictConfig) -> int:
+    return heads_of(config.method) if config.model.heads == "auto" else config.model.heads
 
 
 def disk_gb(config: DictConfig, held: int, one: float) -> float:

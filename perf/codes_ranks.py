@@ -35,7 +35,7 @@ from perf.roofline import finish
 from perf.turns import take_turns, use_cores
 from pipeline.folder import progress_bar
 
-LEAST_ROUNDS, MOST_ROUNDS = 3, 20
+LEAST_ROUNDS = 3
 CROWD = 2  # ranks on one core
 TURN = 0.02  # seconds of calls in a turn, at least: the clock and the start are nothing against it
 
@@ -53,9 +53,9 @@ class Plan:
     bytes: tuple[int, ...]
     points: tuple[Point, ...]
     deadline: float
+    rounds: int
     on_gpu: bool = False
     crowded: bool = False
-    rounds: int = MOST_ROUNDS
     progress: bool = True
 
     def __str__(self) -> str:

@@ -176,10 +176,10 @@ def planned(
 
     plans: list[tuple[Any, Any]] = []
     if gpus:
-        plans.append((Plan("GPUs", groups(gpus), BYTES, tuple(shapes), 0.0, on_gpu=True, rounds=options.rounds), None))
+        plans.append((Plan("GPUs", groups(gpus), BYTES, tuple(shapes), 0.0, options.rounds, on_gpu=True), None))
     held = [point for point in shapes if fits(point, options.ranks)]
     crowded = options.ranks > max(cores, CROWD - 1)
-    local = Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0, crowded=crowded, rounds=options.rounds)
+    local = Plan(LOCAL, groups(options.ranks), BYTES, tuple(held), 0.0, options.rounds, crowded=crowded)
     plans.append((local, None))
     left_out = [
         f"gather of {point.prototypes:,} prototypes, batch {point.batch}: over {GATHERED >> 20} MB on each process"
