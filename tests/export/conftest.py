@@ -1,0 +1,20 @@
+"""Networks to be exported."""
+
+import pytest
+import torch
+from exports import make_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Small networks, each made once: backbone, options, crop size -> run's directory, network in eval mode."""
+    store, runs = tmp_path_factory.mktemp("store") / "store", {}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+
+    def make(backbone, options, size):
+        if backbone not in runs:
+            runs[backbone] = make_run(tmp_path_factory.mktemp("run"), backbone, options, size)
+        return runs[backbone]
+
+    yield make
+    torch.distributed.destroy_process_group()

@@ -1,0 +1,86 @@
+"""Small networks with a checkpoint each, and what tests of exports ask of them."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from test_model_golden import fill
+
+from config.recipe import load_config
+from launch.checkpoint import save_checkpoint
+from launch.export import main
+from model.backbone import build_backbone
+from model.lars import LARS, parameter_groups
+from model.segments import Layout
+from model.swav import SwAV
+
+TINY_RESNET = ("resnet", {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small"}, 16)
+TINY_VIT = ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}, 32)
+TINY_CONVNEXT = ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}, 64)
+RESNET18 = ("resnet18", {}, 64)
+KNN = 0.8125
+
+
+def optimizer_of(network):
+    optimizer = LARS(parameter_groups(network), lr=0.1)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
+    return optimizer
+
+
+def make_run(directory, backbone, options, size):
+    """A run's directory with a checkpoint at step 7, and its network: odd weights and batch-norm statistics."""
+    config = load_config(["config/demo.yaml", f"model.backbone={backbone}", f"crops.global.size={size}"])
+    config.model = {
+        **config.model,
+        "options": options,
+        "hidden_dim": 16,
+        "embedding_dim": 8,
+        "prototypes": 12,
+        "heads": 1,
+    }
+    network = SwAV(build_backbone(backbone, **options), 16, 8, 12)
+    fill(network)
+    state = {
+        "step": 7,
+        "images": 68,
+        "loader": {"epoch": 3, "samples": 0},
+        "config": OmegaConf.to_container(config),
+    }
+    optimizer = optimizer_of(network)
+    save_checkpoint(directory / "checkpoints", state, network, optimizer, None, keep=2)
+    (directory / "summary.json").write_text(json.dumps({"steps": 7, "knn": KNN}))
+    return directory, network.eval()
+
+
+@torch.no_grad()
+def difference(ours, theirs, *shapes):
+    """Largest difference of features, relative to the largest feature."""
+    found = []
+    for shape in shapes:
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        expected, features = ours(images), theirs(images)
+        assert features.shape == expected.shape
+        found.append(float((features - expected).abs().max() / expected.abs().max()))
+    return max(found)
+
+
+def built_by(code, folder):
+    """What the code that an export gives to its users builds, run where the file lies."""
+    names = {}
+    with contextlib.chdir(folder):
+        exec("\n".join(code), names)
+    assert not names["network"].training
+    return names["network"]
+
+
+def refused(capsys, *arguments):
+    """The one line that the command says before it ends with exit code 2."""
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out
+    assert said.err.startswith("swave: ") and said.err.count("\n") == 1
+    return said.err
