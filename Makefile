@@ -44,7 +44,7 @@ preview: setup ## a sheet of images with their crops, preview.png
 	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)
 
 export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, safetensors, onnx, detectron2): trained weights for use
-	@$(RUN) -m launch.export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
+	@$(RUN) -m export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
 
 bench: setup ## how many images a second each loader gives on this machine
 	@$(RUN) -m perf.loader $(ARGS)

@@ -32,7 +32,7 @@ import difflib
 import importlib
 import sys
 
-from launch.report import EXIT_MISTAKE
+from training.report import EXIT_MISTAKE
 
 COMMANDS = ("knn", "linear", "semisup", "transfer", "svm", "retrieval", "clusters", "report")
 

@@ -17,12 +17,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from config.recipe import load_config
-from launch.agreement import Agreed, Agreement
-from launch.cluster import Cluster, cluster_from_environment, connected
-from launch.report import mistakes_end_the_run, print_error
-from launch.steps import Clock, SaveRhythm, SkippedSteps
-from launch.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
-from launch.watch import mark_ending, watched
+from training.counters import Clock, SaveRhythm, SkippedSteps
+from training.distributed import Cluster, cluster_from_environment, connected
+from training.rank_status import mark_ending, watched
+from training.report import mistakes_end_the_run, print_error
+from training.step_agreement import Agreed, Agreement
+from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
@@ -46,16 +46,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     """The whole run; returns what it came to. What a user can get wrong is found before the processes meet."""
     import torch
 
+    from evaluation.classifiers.knn import backbone_knn, pixel_knn
     from evaluation.features import labelled_data
-    from evaluation.knn import backbone_knn, pixel_knn
-    from launch.build import build_loader, build_probe, build_queue, build_teacher, starting_network
-    from launch.checkpoint import NotSaved, latest_checkpoint
-    from launch.clusters import begin_epoch, build_clusters
-    from launch.engine import build_engine, input_dtype
-    from launch.fit import fit
-    from launch.journal import Journal
-    from launch.kept import Kept
-    from launch.profile import profile_steps
     from model.deepcluster import assigned_prediction, one_hot
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
@@ -65,7 +57,15 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.teacher import momentum_at
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
-    from pipeline.dataset import open_splits
+    from pipeline.dataset.open import open_splits
+    from training.auto import fit
+    from training.build import build_loader, build_probe, build_queue, build_teacher, starting_network
+    from training.checkpoint.save_load import NotSaved, latest_checkpoint
+    from training.deepspeed_engine import build_engine, input_dtype
+    from training.epoch_targets import begin_epoch, build_clusters
+    from training.profiling.profile import profile_steps
+    from training.run_directory import Journal
+    from training.run_state import Kept
 
     clock, device = Clock(), cluster.device()
     journal = Journal(Path(config.run.directory), cluster.main)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.export import Parser
+from export.__main__ import Parser
 
 BACKENDS = ("dali", "ffcv", "torchvision")
 

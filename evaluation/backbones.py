@@ -37,10 +37,10 @@ from evaluation.architectures import (
     resnet_options,
     without_classifier,
 )
-from launch.trained import TEACHER, read_trained
 from model.backbone import build_backbone
 from model.swav import SwAV
 from model.weights import heads_of, our_names, read_weights, take_weights
+from training.checkpoint.weights import TEACHER, read_trained
 
 RANDOM = "random"
 HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}

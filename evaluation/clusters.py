@@ -12,8 +12,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from pipeline.reader import Reader
-from pipeline.table import SampleTable
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable
 
 TILE, GAP = 96, 4  # pixels of a picture on a sheet, and between them
 
@@ -110,7 +110,7 @@ def write_table(columns: dict[str, Any], path: Path) -> None:
     import pyarrow
     from pyarrow import csv, parquet
 
-    from pipeline.table import replacing
+    from pipeline.dataset.table import replacing
 
     made = pyarrow.table(columns)
     with replacing(path) as file:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from evaluation.arguments import check_arguments
-from launch.cluster import Cluster, cluster_from_environment
-from launch.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
+from training.distributed import Cluster, cluster_from_environment
+from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from evaluation.backbones import Backbone
     from evaluation.features import Labelled
-    from evaluation.place import Place
+    from evaluation.session import Place
 
 Figures = dict[str, Any]
 Evaluate = Callable[["Backbone", "Labelled", "Place"], Figures]
@@ -31,7 +31,7 @@ def compare(
     """Evaluate each backbone on the same images; writes --json and prints a table. Returns the exit code.
 
     check: raises ValueError for arguments that cannot work. prepare: imports what is heavy, and gives the function that
-    evaluates a backbone. labelled: opens the images; default `evaluation.place.open_labelled`.
+    evaluates a backbone. labelled: opens the images; default `evaluation.session.open_labelled`.
     """
     cluster = Cluster()
     with mistakes_end_the_run(cluster):
@@ -39,8 +39,8 @@ def compare(
         check_arguments(options)
         check(options)
         from evaluation.backbones import open_backbones
-        from evaluation.place import open_labelled, place_for, together
-        from pipeline.table import DatasetError
+        from evaluation.session import open_labelled, place_for, together
+        from pipeline.dataset.table import DatasetError
 
         place = place_for(options, cluster)
         backbones = open_backbones([options.backbone, *options.peers], options.seed)
@@ -73,8 +73,8 @@ def counts(data: Labelled) -> dict[str, Any]:
 
 def report(command: str, options: argparse.Namespace, data: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """The table on stdout, and the result file where one is asked for."""
-    from launch.durable import write_atomically
-    from launch.journal import versions
+    from common.files import write_atomically
+    from training.run_directory import versions
 
     settings = {
         name: str(value) if hasattr(value, "parts") else value

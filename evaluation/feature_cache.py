@@ -22,11 +22,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.features import gather
-from evaluation.place import MAX_BAD, Place
+from evaluation.session import MAX_BAD, Place
 from pipeline.crops import Crops
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.table import SampleTable, replacing
 from pipeline.loader import evaluation_batches
-from pipeline.table import SampleTable, replacing
 
 VERSION = 1
 SMALLEST, LARGEST = 256, 4096  # rows of a part: enough parts to share out and to resume from, few enough files

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.batch import Batch
-from pipeline.table import SampleTable
+from pipeline.dataset.table import SampleTable
 
 HELD_OUT = 10  # one in ten rows is the test where a dataset has no test split of its own
 

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.backbones import Backbone, feature_function
-from evaluation.cache import features
 from evaluation.command import AskedTooMuch
+from evaluation.feature_cache import features
 from evaluation.features import Labelled
-from evaluation.place import Place, central_crops
+from evaluation.session import Place, central_crops
 from pipeline.crops import Crops
-from pipeline.table import SampleTable
+from pipeline.dataset.table import SampleTable
 
 
 def split_features(

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from launch.durable import sync
+from common.files import sync
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 from evaluation.backbones import Backbone
 from evaluation.features import Labelled, labelled_data
 from evaluation.subsets import listed_rows
-from launch.cluster import Cluster, connected
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.dataset import open_splits
+from pipeline.dataset.open import open_splits
+from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.loader import Loader
-from pipeline.table import DatasetError, SampleTable
+from training.distributed import Cluster, connected
 
 MAX_BAD = 0.01  # of the images, as data.max_bad_fraction
 

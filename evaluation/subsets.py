@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.draw import philox
-from pipeline.table import DatasetError, SampleTable
 
 
 def take(table: SampleTable, rows: np.ndarray) -> SampleTable:

@@ -10,8 +10,8 @@ import numpy as np
 
 from evaluation.features import Labelled
 from evaluation.subsets import listed_rows
-from pipeline.dataset import open_dataset
-from pipeline.table import DatasetError, SampleTable
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.table import DatasetError, SampleTable
 
 LEARN, SCORE = "trainval", "test"  # VOC 2007's
 

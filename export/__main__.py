@@ -1,7 +1,7 @@
 """Trained weights in the formats that others load.
 
     make export CKPT=runs/demo OUT=resnet50.pth FORMAT=torchvision
-    python -m launch.export CKPT OUT --format FORMAT [--force]
+    python -m export CKPT OUT --format FORMAT [--force]
 
     torchvision  state dict for torchvision.models: ResNet-18/34/50, vision transformers; without classifier
     timm         state dict for timm.create_model(name, num_classes=0): ResNet-18/34/50, any backbone of timm
@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-from launch.cluster import Cluster
-from launch.report import EXIT_MISTAKE, mistakes_end_the_run
+from training.distributed import Cluster
+from training.report import EXIT_MISTAKE, mistakes_end_the_run
 
 FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
 FOLDER_FILES = {"model.safetensors", "README.md"}  # of format safetensors
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser("python -m launch.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser("python -m export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", metavar="CKPT", help="a run's directory, or a folder checkpoints/step-...")
     parser.add_argument("out", metavar="OUT", help="file to write; with safetensors a folder")
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
@@ -66,8 +66,8 @@ def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; give {', '.join(FORMATS)}")
     _check_out(out, format, force)
-    from launch.export_formats import WRITERS
-    from launch.trained import read_trained
+    from export.formats import WRITERS
+    from training.checkpoint.weights import read_trained
 
     trained = read_trained(path)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _check_out(out: Path, format: str, force: bool) -> None:
 
 def _put(made: Path, out: Path) -> None:
     """Sync, then rename. A folder cannot be renamed onto another: the old one steps into `made`'s, to be deleted."""
-    from launch.checkpoint import sync
+    from training.checkpoint.save_load import sync
 
     for path in [*made.iterdir(), made] if made.is_dir() else [made]:
         sync(path)

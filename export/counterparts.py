@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launch.trained import Trained
 from model.resnet import RESNETS, ResNet
+from training.checkpoint.weights import Trained
 
 # patch size, width, blocks, heads, MLP's width -> the builder in torchvision.models
 VISION_TRANSFORMERS = {

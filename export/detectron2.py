@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from launch.trained import Trained
 from model.resnet import ResNet
+from training.checkpoint.weights import Trained
 
 # blocks of the four stages -> MODEL.RESNETS.DEPTH
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {

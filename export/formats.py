@@ -1,4 +1,4 @@
-"""The files that `launch.export` writes, a function for each format: the file, and the Python that loads it."""
+"""The files that `export` writes, a function for each format: the file, and the Python that loads it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from launch.counterpart import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
-from launch.export_detection import write_detectron2
-from launch.model_card import header, model_card
-from launch.trained import Trained
+from export.counterparts import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
+from export.detectron2 import write_detectron2
+from export.model_card import header, model_card
 from model.resnet import ResNet
 from model.weights import published_names
+from training.checkpoint.weights import Trained
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_LIMIT = 2**31 - 2**20  # bytes of a protobuf, less the graph's own

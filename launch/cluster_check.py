@@ -14,13 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.machine import visible_gpus
 from config.recipe import load_config
-from launch.cluster import Cluster
-from launch.machine import visible_gpus
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
-from launch.report import mistakes_end_the_run
 from launch.start import choose_nodes, fetch_demo, parsed, start_once
+from training.distributed import Cluster
+from training.report import mistakes_end_the_run
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
         print(f"wrong: {line}")
     if any("error" in told for told in answers):
         return 1
-    outcome = start_once(how, nodes, ssh, config, [], program="launch.all_reduce")
+    outcome = start_once(how, nodes, ssh, config, [], program="launch.network_test")
     if outcome.code or outcome.ended != "all-reduce":
         print(f"wrong: no all-reduce over all processes; {outcome.died or 'its errors are above'}")
         return 1

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.machine import launch_environment
 from config.recipe import ROOT, ConfigError
-from launch.cluster import free_port
-from launch.commands import address
-from launch.machine import launch_environment
 from launch.nodes import Node
+from launch.remote_commands import address
+from training.distributed import free_port
 
 LAUNCHERS = ("pdsh", "openmpi", "mpich", "impi", "slurm", "mvapich")
 KEPT = ("OMP_NUM_THREADS", "DS_ACCELERATOR", "DS_LOG_LEVEL")

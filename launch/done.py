@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config.recipe import ROOT, load_config
-from launch.cluster import Cluster
-from launch.report import mistakes_end_the_run
+from training.distributed import Cluster
+from training.report import mistakes_end_the_run
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ import sys
 import time
 from statistics import median
 
-from launch.cluster import cluster_from_environment, connected
-from launch.watch import mark_ending, watched
+from training.distributed import cluster_from_environment, connected
+from training.rank_status import mark_ending, watched
 
 SMALL, LARGE = 8, 32 << 20  # bytes
 

@@ -27,11 +27,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.machine import interface_to, launch_environment
 from config.recipe import ROOT
-from launch.machine import interface_to, launch_environment
 from launch.nodes import Node, hostfile_text
-from launch.stopping import stop_signals
-from launch.watch import LIFELINE, STACKS, WORDS, stacks_of, step_of, word_of
+from training.rank_status import LIFELINE, STACKS, WORDS, stacks_of, step_of, word_of
+from training.stopping import stop_signals
 
 GRACE = 10.0  # seconds that the others have once a process has died
 SILENCE = 20.0  # seconds after which launch.start, which says something every four, is given up
@@ -90,7 +90,7 @@ class Watch:
         self.ends: dict[int, dict[str, Any]] = {}  # rank -> its last word, of those that ended badly
         self.deadline = self.silent_at = float("inf")
         self.signals = stop_signals()
-        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)  # below us they wait for `launch.stopping.StopSignal`
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.signals)  # below us they wait for `training.stopping.StopSignal`
         environment = launch_environment(processes) | {WORDS: str(scratch)}
         os.mkfifo(scratch / LIFELINE)
         os.open(scratch / LIFELINE, os.O_RDWR | os.O_CLOEXEC)  # closed by our end, however it comes

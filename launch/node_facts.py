@@ -1,6 +1,6 @@
 """What a node says of itself before a run, as one line of JSON: asked by `launch.preflight` on every node.
 
-    python -m launch.facts DATA_PATH RUN_DIRECTORY [--dataset CACHE]
+    python -m launch.node_facts DATA_PATH RUN_DIRECTORY [--dataset CACHE]
 
 No heavy import, so that it answers within a second.
 """
@@ -20,13 +20,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.machine import gpu_names
 from config.recipe import ROOT
-from launch.cluster import free_port
-from launch.machine import gpu_names
+from training.distributed import free_port
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.facts", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m launch.node_facts", description=__doc__.splitlines()[0])
     parser.add_argument("data", help="data.path")
     parser.add_argument("directory", type=Path, help="run.directory")
     parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too, with its table in this folder")
@@ -59,7 +59,7 @@ def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any
 def code_digest(root: Path) -> str:
     """Of the program's files (*.py and config/**/*.yaml), whether committed or not."""
     digest = hashlib.sha256()
-    folders = ("config", "evaluation", "launch", "model", "perf", "pipeline")
+    folders = ("common", "config", "evaluation", "export", "launch", "model", "perf", "pipeline", "training")
     files = [*root.glob("*.py"), *(file for folder in folders for file in (root / folder).rglob("*.py"))]
     for file in sorted([*files, *(root / "config").rglob("*.yaml")]):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
@@ -92,8 +92,8 @@ def free_gb(directory: Path) -> float:
 
 
 def dataset_facts(data: str, cache: str) -> dict[str, Any]:
-    """dataset: the digest of the training table (pipeline.table), or what is wrong with it; images: its rows, or 0."""
-    from pipeline.dataset import find_split, open_dataset
+    """dataset: the digest of the training table, or what is wrong with it; images: its rows, or 0."""
+    from pipeline.dataset.open import find_split, open_dataset
 
     try:
         table = open_dataset(find_split(data)[0], cache, 0, False)

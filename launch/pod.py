@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 
 from config.recipe import ConfigError, load_config
-from launch.cluster import Cluster
-from launch.conduct import conduct
 from launch.done import is_done
-from launch.report import mistakes_end_the_run
+from launch.supervise import conduct
+from training.distributed import Cluster
+from training.report import mistakes_end_the_run
 
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: try again
 

@@ -14,10 +14,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from config.recipe import ROOT
-from launch.commands import on_each_node
-from launch.disk import checkpoint_gb, disk_gb, memory_gb
-from launch.facts import facts
+from launch.node_facts import facts
 from launch.nodes import Node
+from launch.remote_commands import on_each_node
+from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
 
 PATIENCE = 60.0  # seconds for a node's answer; for the dataset's table an hour
 CLOCKS = 5.0  # seconds that a node's clock may be off ours
@@ -26,9 +26,9 @@ CLOCKS = 5.0  # seconds that a node's clock may be off ours
 def ask_nodes(
     how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig, dataset: bool = False
 ) -> list[dict[str, Any]]:
-    """`launch.facts` of each node, all asked at once; {"error": a line} of one that does not answer. dataset: its
+    """`launch.node_facts` of each node, all asked at once; {"error": a line} of one that does not answer. dataset: its
     table's digest too. To time is added how far (seconds) the clock is off ours, as clock_off."""
-    program = ["launch.facts", config.data.path, config.run.directory]
+    program = ["launch.node_facts", config.data.path, config.run.directory]
     program += ["--dataset", config.data.cache] if dataset else []
 
     def ask(command: Sequence[str]) -> tuple[list[dict[str, Any]], str]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from config.recipe import ConfigError
-from launch.commands import PATIENCE, SRUN
 from launch.nodes import Node
+from launch.remote_commands import PATIENCE, SRUN
 
 ANSWER = 20.0  # seconds within which a node must answer
 

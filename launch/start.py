@@ -26,18 +26,18 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
-from launch.cluster import Cluster, free_port
-from launch.commands import address, node_program, on_each_node
-from launch.conduct import Outcome, conduct
-from launch.elastic import answering, fewer, same_failure, wait_before
-from launch.handed_over import LAUNCHERS, hand_over
-from launch.machine import launch_environment, visible_gpus
+from launch.deepspeed_runner import LAUNCHERS, hand_over
 from launch.node import launch_command
 from launch.nodes import Node, first_nodes, hostfile_text, read_hostfile, slurm_nodes
 from launch.preflight import ask_nodes, mistakes
-from launch.report import mistakes_end_the_run
-from launch.stopping import StopSignal, stop_signals
+from launch.remote_commands import address, node_program, on_each_node
+from launch.restart import answering, fewer, same_failure, wait_before
+from launch.supervise import Outcome, conduct
+from training.distributed import Cluster, free_port
+from training.report import mistakes_end_the_run
+from training.stopping import StopSignal, stop_signals
 
 CPU_PROCESSES = 2
 
@@ -162,7 +162,7 @@ def fetch_demo(config: Any) -> None:
 
 def scan(config: Any) -> None:
     """Scan the dataset once, before any process starts."""
-    from pipeline.dataset import open_splits
+    from pipeline.dataset.open import open_splits
 
     open_splits(config.data, progress=True)
 

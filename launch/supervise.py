@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from config.recipe import ROOT
-from launch.stopping import stop_signals
+from training.stopping import stop_signals
 
 GRACE = 5.0  # seconds that the other nodes have, beyond those that each gives its own processes, once one has failed
 PING = 4.0  # seconds between words to the nodes, which end themselves after launch.node.SILENCE without any

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.recipe import ROOT, ConfigError
-from launch.cluster import Cluster
 from launch.nodes import read_hostfile
-from launch.report import mistakes_end_the_run
+from training.distributed import Cluster
+from training.report import mistakes_end_the_run
 
 KEPT = ("/runs/", "/data/", "/wheels/")  # of each machine's own
 CACHES = ("__pycache__/", "/.mypy_cache/", "/.ruff_cache/", "/.pytest_cache/", "/.hypothesis/")

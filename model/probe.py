@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evaluation.features import Labelled
-from pipeline.table import SampleTable
+from pipeline.dataset.table import SampleTable
 
 LEARNING_RATE = 2.0  # for inputs of unit length
 MOMENTUM = 0.9

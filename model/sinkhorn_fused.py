@@ -3,8 +3,10 @@
 An iteration reads the scores once. A program takes a few samples of a crop, one after the other, with the whole row of
 prototypes in registers: exp, the row's sum weighted by the prototypes, and what the row so weighted adds to the
 prototypes' sums. Partial sums are written and added in a fixed order, so that the same scores give the same codes; no
-atomics. `model.sinkhorn` is what it is tested against (tests/test_sinkhorn_fused.py): on a GPU where there is one, and
-everywhere through Triton's interpreter on the CPU. It has not yet run on a GPU: perf.gpu_check is to say what it gives.
+atomics. `model.sinkhorn` is what it is tested against (tests/model/test_sinkhorn_fused.py): on a GPU where there is
+one,
+and everywhere through Triton's interpreter on the CPU. It has not yet run on a GPU: perf.gpu_check is to say what it
+gives.
 """
 
 from __future__ import annotations

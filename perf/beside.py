@@ -19,9 +19,9 @@ from time import perf_counter
 from typing import Any
 
 from config.recipe import ROOT, load_config
-from launch.cluster import Cluster
-from launch.export import Parser
-from launch.report import mistakes_end_the_run
+from export.__main__ import Parser
+from training.distributed import Cluster
+from training.report import mistakes_end_the_run
 
 CLASSES, IMAGES = 10, 60_000  # whose labels the probe learns: chance decides them
 TURN = 1.0  # seconds, about
@@ -55,13 +55,13 @@ def measure(settings: tuple[str, ...], rounds: int) -> dict[str, Any]:
     seconds a step in `turns`; the machine."""
     import numpy as np
 
-    from evaluation.probe import Probe
-    from launch.cluster import connected
+    from model.probe import Probe
     from model.teacher import Teacher
+    from perf.interleaved import take_turns, within_rounds
     from perf.machine import machine
     from perf.roofline import finish
-    from perf.step_ranks import Case, Steps
-    from perf.turns import take_turns, within_rounds
+    from perf.step.ranks import Case, Steps
+    from training.distributed import connected
 
     cluster = Cluster()
     with connected(cluster, timeout=300.0):

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         return 2
     name, gpus = torch.cuda.get_device_name(), torch.cuda.device_count()
     path = options.json or ROOT / "perf" / "results" / f"gpu-{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.json"
-    from launch.journal import versions
+    from training.run_directory import versions
 
     report: dict[str, Any] = {"device": name, "gpus": gpus, "cuda": torch.version.cuda, "versions": versions()}
     makers: dict[str, Any] = {
@@ -114,7 +114,7 @@ def decode() -> dict[str, Any]:
     from config.recipe import DEFAULTS
     from perf.images import make_jpegs
     from pipeline.crops import crops_from_config
-    from pipeline.dataset import open_dataset
+    from pipeline.dataset.open import open_dataset
     from pipeline.loader import Loader
 
     table = open_dataset(make_jpegs(Path("data/bench/photographs"), 200, 2), "data/bench/tables")
@@ -142,7 +142,7 @@ def tests() -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- how fast?
 def steps(gpus: int, device: str, batch: int) -> dict[str, Any]:
     """The step of config/folder.yaml in several ways; the fastest is held against the device's mark."""
-    from perf.gpu_step import StepCase
+    from perf.step.device_step import StepCase
 
     recipe = str(ROOT / "config" / "folder.yaml")
     ways = [("bf16", 0 if gpus == 1 else 1, False), ("bf16", 0 if gpus == 1 else 1, True), ("fp16", 1, False)]
@@ -158,8 +158,8 @@ def codes(gpus: int, batch: int) -> dict[str, Any]:
     """The codes in several ways on one GPU, and their share of the bf16 step of config/folder.yaml on all of them."""
     import torch
 
-    from perf.gpu_codes import compare
-    from perf.gpu_step import StepCase
+    from perf.sinkhorn.device import compare
+    from perf.step.device_step import StepCase
 
     rows = compare(batch, torch.device("cuda"))
     step = run_step(StepCase(str(ROOT / "config" / "folder.yaml"), batch, gpus, "bf16", 0 if gpus == 1 else 1))
@@ -175,8 +175,8 @@ def run_step(case: Any) -> dict[str, Any]:
     """What rank 0 measured, in processes of their own; its case and an "error" if they failed."""
     from dataclasses import asdict
 
-    from perf.gpu_step import run_rank
     from perf.ranks import run_ranks
+    from perf.step.device_step import run_rank
 
     with tempfile.TemporaryDirectory() as scratch:
         try:

@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
-from launch.cluster import free_port
 from perf.machine import machine
 from perf.zero_check import show
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
+from training.distributed import free_port
 
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
 INTERVAL, EPOCHS, BATCH, IMAGES = 2, 3, 8, 64

@@ -9,7 +9,10 @@ import nvidia.dali.fn
 import torch.utils.tensorboard
 import tqdm
 
-from evaluation import features, knn
-from launch import build, checkpoint, engine, fit, journal
+from evaluation import features
+from evaluation.classifiers import knn
 from model import monitor, optimizer
-from pipeline import dali, dataset
+from pipeline.backends import dali
+from pipeline.dataset import open
+from training import auto, build, deepspeed_engine, run_directory
+from training.checkpoint import save_load

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launch.machine import gpu_names
+from common.machine import gpu_names
 
 PACKAGES = ("torch", "torchvision", "pillow", "ffcv", "numba", "numpy", "deepspeed", "nvidia-dali-cuda120",
             "nvidia-dali-cuda130")  # fmt: skip

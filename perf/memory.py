@@ -11,7 +11,7 @@ bucket of P/8 elements:
 
     stage 0     parameters bP + gradients bP + state sP, and the most of
                   the gradients once more, flat, for the all-reduce bP (fp32 on several ranks: nothing worth a term,
-                  launch/gradients.py sends them as they lie)
+                  training/gradient_averaging.py sends them as they lie)
                   step: AdamW 4P; in fp16 masters 4P, and float32 gradients 4P
     stages 1,2  parameters bP + masters and state (4+s)P/N, and the most of
                   backward: this rank's gradients bP/N (stage 1: all, bP) + a bucket
@@ -35,10 +35,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from launch.engine import PERSISTENT
 from perf.memory_ranks import Case, run_rank
 from perf.ranks import run_ranks
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
+from training.deepspeed_engine import PERSISTENT
 
 HEAD = {"embedding_dim": 128, "prototypes": 3000}
 MODELS: dict[str, tuple[dict[str, Any], str]] = {
@@ -144,7 +144,7 @@ def parameters_of(name: str) -> tuple[int, int]:
     """Elements of the whole network (backbone, head and prototypes), and of its small parameters alone."""
     import torch
 
-    from launch.build import build_network
+    from training.build import build_network
 
     with torch.device("meta"):
         sizes = [p.numel() for p in build_network(MODELS[name][0]).parameters()]

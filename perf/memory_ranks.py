@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from perf.memory_use import forget_peak, resident
+from config.recipe import ROOT
+from perf.loader.gpu_feed_memory import forget_peak, resident
 
 SIZE, IMAGES = 32, 2  # pixels of a crop; images a rank
 TINY = {"backbone": "resnet18", "options": {"base_width": 8}, "hidden_dim": 16, "embedding_dim": 8, "prototypes": 16}
@@ -35,7 +36,7 @@ class Case:
 
 def run_rank(rank: int, case: Case, folder: Path) -> None:
     """As rank `rank` of the case; writes MB to `folder`/RANK.json: `peak` of the third step, and `after` it."""
-    from launch.cluster import Cluster, connected
+    from training.distributed import Cluster, connected
 
     if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same
         from deepspeed.accelerator import get_accelerator
@@ -54,11 +55,11 @@ def run_rank(rank: int, case: Case, folder: Path) -> None:
 
 def three_steps(case: Case, cluster: Any) -> Any:
     """Train for three steps, the peak of memory beginning anew before the last; returns the engine."""
-    from launch.build import build_network
-    from launch.engine import build_engine, input_dtype
     from model.loss import swapped_prediction
     from model.optimizer import build_optimizer, set_step
     from model.sinkhorn import sinkhorn
+    from training.build import build_network
+    from training.deepspeed_engine import build_engine, input_dtype
 
     config = config_of(case)
     network = build_network(config.model)
@@ -78,7 +79,7 @@ def three_steps(case: Case, cluster: Any) -> Any:
 
 def config_of(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    defaults = OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml")
+    defaults = OmegaConf.load(ROOT / "config" / "default.yaml")
     # a loss scale that does not overflow: a step that is skipped needs less
     low_scale = {"deepspeed": {"fp16": {"initial_scale_power": 4}}} if case.precision == "fp16" else {}
     changes: dict[str, Any] = {

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.crops import Blur, Crops, Jitter
+from pipeline.dataset.folder import progress_bar
 from pipeline.draw import Draw, draw
-from pipeline.folder import progress_bar
 
 if TYPE_CHECKING:
-    from pipeline.table import SampleTable
+    from pipeline.dataset.table import SampleTable
 
 CONTENDERS = {"ffcv": ("ffcv", True), "ffcv-affine": ("ffcv", False), "dali": ("dali", False)}  # (backend, exact)
 BATCH = 40
@@ -86,9 +86,9 @@ def crops_of(
     table: SampleTable, rows: np.ndarray, operation: Operation, backend: str, exact: bool, threads: int
 ) -> Iterator[list[np.ndarray]]:
     """Batch by batch the (views * B, size, size, 3) float32 crops of each resolution, in levels."""
-    from pipeline.feed import Feed
+    from pipeline.dataset.reader import Reader
     from pipeline.loader import BACKENDS, execute
-    from pipeline.reader import Reader
+    from pipeline.requests import Feed
 
     crops = replace(operation.crops, jitter=replace(operation.crops.jitter, exact=exact))
     feed, executor = Feed(table, Reader(table)), BACKENDS[backend](crops, BATCH, threads, None)
@@ -132,10 +132,10 @@ def run(images: int) -> dict[str, Any]:
 
     from config.recipe import DEFAULTS
     from perf.images import make_jpegs
-    from perf.loader import FOLDER
+    from perf.loader.__main__ import FOLDER
     from perf.machine import machine
     from pipeline.crops import crops_from_config
-    from pipeline.dataset import open_dataset
+    from pipeline.dataset.open import open_dataset
 
     cores = sorted(os.sched_getaffinity(0))
     table = open_dataset(make_jpegs(FOLDER / "photographs", images, len(cores)), FOLDER / "tables", setting="--images")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT, load_config
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
 
 BUDGET, LEAST = 300.0, 75.0  # seconds
 # Of the budget; the rest is for what runs over, and for drawing.
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> dict[str, Any] | None:
                 found[name] = json.loads(path.read_text())
             bar.update()
     from perf.machine import machine
-    from perf.verdict import verdict
+    from perf.report.verdict import verdict
 
     report = {"loader": None, "step": None, "sinkhorn": None, **found, "failed": failed, "machine": machine()}
     return report | {"verdict": verdict(report), "seconds": round(time.monotonic() - begun)}
@@ -154,9 +154,9 @@ def part(line: Sequence[str]) -> tuple[int, str]:
 
 def write(report: Mapping[str, Any], folder: Path) -> None:
     """report.json, report.md and report.html, each complete or as it was."""
-    from launch.durable import write_atomically
-    from perf.markdown import markdown
-    from perf.page import page
+    from common.files import write_atomically
+    from perf.report.markdown import markdown
+    from perf.report.page import page
 
     for name, text in (
         ("report.json", json.dumps(report, indent=1) + "\n"),

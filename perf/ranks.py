@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from launch.cluster import free_port
+from training.distributed import free_port
 
 
 def run_ranks(function: Callable[..., None], ranks: int, *arguments: Any, on_gpu: bool = False) -> None:

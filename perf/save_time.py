@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from launch.cluster import Cluster, connected
 from perf.machine import machine
 from perf.memory import MODELS
 from perf.ranks import run_ranks
+from training.distributed import Cluster, connected
 
 SAVES, QUEUE, MINUTES = 5, 3840, 10
 
@@ -63,11 +63,11 @@ def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
 
 def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
     """As a rank: one step's worth of state, saved and loaded; rank 0 writes `folder`/found.json."""
-    from launch.build import build_network
-    from launch.checkpoint import load_checkpoint, save_checkpoint
     from model.lars import LARS, parameter_groups
     from model.queue import EmbeddingQueue
     from model.segments import Layout
+    from training.build import build_network
+    from training.checkpoint.save_load import load_checkpoint, save_checkpoint
 
     with connected(Cluster(rank, ranks, rank, ranks)):
         torch.manual_seed(0)

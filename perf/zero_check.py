@@ -31,7 +31,7 @@ from config.recipe import ROOT
 from perf.machine import machine
 from perf.ranks import run_ranks
 from perf.zero_ranks import FILE, Case, run_rank
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
 
 STATES, STEPS, HALF_STEPS = 20, 6, 50
 LIMITS = {"update_deviation": 1e-6, "trust_ratio_deviation": 1e-6, "momentum_deviation": 1e-6}

@@ -17,6 +17,8 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from config.recipe import ROOT
+
 BATCH, PROTOTYPES, DIM = 32, 30, 16
 GOLDEN: dict[str, Any] = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
 TINY: dict[str, Any] = {
@@ -53,7 +55,7 @@ def run_rank(rank: int, case: Case, folder: Path, states: int, steps: int, refer
     if case.on_gpu:
         torch.backends.cudnn.allow_tf32 = False  # rounding is what is compared
         torch.backends.cudnn.deterministic = True
-    from launch.cluster import Cluster, connected
+    from training.distributed import Cluster, connected
 
     if case.precision in ("fp16", "fp64") and not case.on_gpu:  # DeepSpeed refuses them on CPUs, torch computes them
         from deepspeed.accelerator import get_accelerator
@@ -85,11 +87,11 @@ class Training:
     """Network, optimizer, queue and engine of a case on this rank, all new."""
 
     def __init__(self, case: Case, cluster: Any) -> None:
-        from launch.engine import build_engine, input_dtype
         from model.backbone import build_backbone
         from model.optimizer import build_optimizer
         from model.queue import EmbeddingQueue
         from model.swav import SwAV
+        from training.deepspeed_engine import build_engine, input_dtype
 
         self.case, self.cluster = case, cluster
         torch.manual_seed(0)
@@ -146,15 +148,15 @@ class Training:
         return crops
 
     def save(self, folder: Path, step: int) -> None:
-        from launch.checkpoint import save_checkpoint
-        from launch.zero import loss_scale
+        from training.checkpoint.save_load import save_checkpoint
+        from training.zero import loss_scale
 
         state = {"step": step, "loss_scale": loss_scale(self.engine)}
         save_checkpoint(folder, state, self.network, self.optimizer, self.queue, keep=10**6)
 
     def load(self, checkpoint: Path) -> None:
-        from launch.checkpoint import load_checkpoint
-        from launch.zero import publish
+        from training.checkpoint.save_load import load_checkpoint
+        from training.zero import publish
 
         load_checkpoint(checkpoint, self.network, self.optimizer, self.queue)
         publish(self.engine)
@@ -184,8 +186,8 @@ class Training:
     def _norms(self, before: Path, after: Path) -> Tensor:
         """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and likewise of momentum. Of
         the update what goes beyond the parameter's last bit, which is 1e-5 of an update and falls as rounding will."""
-        from launch.checkpoint import read_state
-        from launch.pieces import Pieces
+        from training.checkpoint.save_load import read_state
+        from training.checkpoint.shards import Pieces
 
         layout = self.optimizer.layout
         assert layout is not None
@@ -214,7 +216,7 @@ class Training:
 
 def _config(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    defaults = OmegaConf.load(Path(__file__).parent.parent / "config" / "default.yaml")
+    defaults = OmegaConf.load(ROOT / "config" / "default.yaml")
     engine = {
         "stage": case.stage,
         "precision": "fp32" if case.precision == "fp64" else case.precision,

@@ -3,7 +3,8 @@
 Brightness, contrast about the crop's mean gray, saturation, hue (a rotation about the gray axis) and
 grayscale are all linear in a pixel x and in the crop's mean colour m, so any order of them composes to
 x' = A x + B m with two 3x3 matrices that are known before a pixel is read. Two differences from torchvision,
-both measured in tests/test_backends.py: no clipping between the steps, and hue, which torchvision turns in HSV.
+both measured in tests/pipeline/test_backends.py: no clipping between the steps, and hue, which torchvision turns in
+HSV.
 
 A turn about the gray axis is HSV's own turn at every third of the circle, and among all linear maps about the
 nearest to it in between: on photographs, over turns of -0.2 to 0.2, it is 6.2 levels of 255 off on average,

@@ -36,8 +36,8 @@ from pipeline.conversion.report import Report, make_report, reasons, save_report
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import Entries, open_source
 from pipeline.conversion.spool import Foreign
-from pipeline.folder import in_processes, progress_bar
-from pipeline.table import DatasetError, replacing
+from pipeline.dataset.folder import in_processes, progress_bar
+from pipeline.dataset.table import DatasetError, replacing
 
 VERSION = 2  # of the bytes that the same rows and options give
 SEED = 31

@@ -28,10 +28,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.folder import progress_bar
-from pipeline.idx import parse_idx, stored_png
-from pipeline.shards import Record, pack
-from pipeline.table import DatasetError, SampleTable
+from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.idx import parse_idx, stored_png
+from pipeline.dataset.shards import Record, pack
+from pipeline.dataset.table import DatasetError, SampleTable
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -13,16 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from pipeline.backends.dali import DaliBackend
+from pipeline.backends.ffcv import FfcvBackend
+from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, Request
 from pipeline.crops import Crops
-from pipeline.dali import DaliBackend
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable
 from pipeline.draw import center, draw
-from pipeline.feed import Feed
-from pipeline.ffcv import FfcvBackend
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
-from pipeline.reader import Reader
-from pipeline.reference import TorchvisionBackend
-from pipeline.table import SampleTable
+from pipeline.requests import Feed
 
 
 class Backend(Protocol):

@@ -19,12 +19,12 @@ from PIL import Image, ImageDraw
 
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config
-from pipeline.dataset import open_splits
+from pipeline.dataset.open import open_splits
+from pipeline.dataset.reader import Reader
 from pipeline.draw import Draw, draw
-from pipeline.feed import Feed
 from pipeline.loader import BACKENDS, execute
 from pipeline.order import order
-from pipeline.reader import Reader
+from pipeline.requests import Feed
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
 TILE, GAP = 176, 8  # pixels of the longest side of an image on the sheet, and between tiles

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.batch import DrawRows, Request
-from pipeline.images import to_ppm
-from pipeline.reader import Reader, ReadError
-from pipeline.table import DatasetError, SampleTable
+from pipeline.dataset.images import to_ppm
+from pipeline.dataset.reader import Reader, ReadError
+from pipeline.dataset.table import DatasetError, SampleTable
 
 
 class Feed:

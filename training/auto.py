@@ -13,8 +13,8 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from config.recipe import ConfigError
-from launch.cluster import Cluster
 from pipeline.crops import exact_colour
+from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 QUEUE_BELOW = 1024  # images a step from which the paper trains without a queue (RN50w4's 2560 had one, 4096 none)

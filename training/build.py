@@ -10,18 +10,18 @@ import torch
 from omegaconf import DictConfig
 
 from evaluation.features import Labelled
-from evaluation.probe import Probe, probe_of
-from launch.cluster import Cluster
-from launch.engine import input_dtype
 from model.backbone import build_backbone
 from model.batchnorm import replace_batch_norm
+from model.probe import Probe, probe_of
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.teacher import Teacher
 from model.weights import load_weights
 from pipeline.crops import Crops
+from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
-from pipeline.table import SampleTable
+from training.deepspeed_engine import input_dtype
+from training.distributed import Cluster
 
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from config.recipe import parse_every
-from launch.agreement import Agreement
-from launch.stopping import TrainingStopped
+from training.step_agreement import Agreement
+from training.stopping import TrainingStopped
 
 
 class SaveRhythm:

@@ -10,11 +10,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
-from launch.cluster import Cluster
-from launch.gradients import Averaging
-from launch.zero import bind
 from model.backbone import checkpoint_activations
 from model.batchnorm import replace_batch_norm
+from training.distributed import Cluster
+from training.gradient_averaging import Averaging
+from training.zero import bind
 
 BROKEN = {  # keys of DeepSpeed that are known to break this trainer, and why
     "zero_optimization.round_robin_gradients": "its own map of the partitions is wrong then, so LARS would be too",
@@ -44,7 +44,7 @@ def quiet_deepspeed() -> Any:
 
 
 def deepspeed_config(config: DictConfig, world_size: int, device: str, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. `config.engine` has been through `launch.fit`; device: "cpu" or "cuda";
+    """DeepSpeed's own configuration. `config.engine` has been through `training.auto`; device: "cpu" or "cuda";
     parameters: elements of the network, of which an automatic bucket is an eighth.
 
     What stands under engine.deepspeed is added. Raises ConfigError for keys that the recipe sets elsewhere, or that
@@ -128,7 +128,7 @@ def build_engine(
 
     Parameters are rank 0's from here on. Batch norm is replaced by the synchronised one. Our optimizer is used as it
     is, told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError,
-    or ValueError if DeepSpeed is not as `launch.zero` expects.
+    or ValueError if DeepSpeed is not as `training.zero` expects.
     """
     replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
     if config.engine.activation_checkpointing:
@@ -140,7 +140,7 @@ def build_engine(
     parameters = sum(p.numel() for group in groups for p in group)
     settings = deepspeed_config(config, cluster.world_size, device.type, parameters)
     deepspeed = quiet_deepspeed()
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # "untested optimizer": it is tested by tests/test_zero.py
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # "untested optimizer": it is tested by tests/training/test_zero.py
     flags = [group["frozen"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["frozen"] = True  # at stage 0 in fp16 DeepSpeed takes a step to see what state there will be

@@ -108,7 +108,7 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     import torch
     from torch.distributed import distributed_c10d
 
-    from launch.engine import quiet_deepspeed
+    from training.deepspeed_engine import quiet_deepspeed
 
     device, limit = cluster.device(), timedelta(seconds=timeout)
     if device.type == "cuda":

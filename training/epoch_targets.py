@@ -11,19 +11,19 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from launch.cluster import Cluster
-from launch.engine import input_dtype
-from launch.pieces import Pieces
-from launch.stopping import StopSignal, stopping_on_bad_data
-from launch.zero import full, write_parameter
 from model.deepcluster import IGNORED, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
 from pipeline.batch import split_batch
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
 from pipeline.loader import Loader
+from training.checkpoint.shards import Pieces
+from training.deepspeed_engine import input_dtype
+from training.distributed import Cluster
+from training.stopping import StopSignal, stopping_on_bad_data
+from training.zero import full, write_parameter
 
 if TYPE_CHECKING:
-    from launch.kept import Kept
+    from training.run_state import Kept
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from launch.cluster import Cluster
+from training.distributed import Cluster
 
 EXIT_MISTAKE = 2
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.files import write_atomically
 from config.recipe import DEFAULTS, ConfigError
-from launch.checkpoint import read_state
-from launch.durable import write_atomically
-from launch.report import closing_table
+from training.checkpoint.save_load import read_state
+from training.report import closing_table
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
 

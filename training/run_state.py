@@ -9,16 +9,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from evaluation.probe import Probe
-from launch.checkpoint import load_checkpoint, save_checkpoint
-from launch.cluster import Cluster
-from launch.clusters import Clusters
-from launch.steps import Clock
-from launch.zero import load_loss_scale, loss_scale, publish
 from model.monitor import CodeMonitor
+from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.teacher import Teacher
 from pipeline.loader import Loader
+from training.checkpoint.save_load import load_checkpoint, save_checkpoint
+from training.counters import Clock
+from training.distributed import Cluster
+from training.epoch_targets import Clusters
+from training.zero import load_loss_scale, loss_scale, publish
 
 
 @dataclass

@@ -11,14 +11,14 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from launch.step_times import StepTimes, compared
-from launch.watch import beat
+from training.profiling.step_times import StepTimes, compared
+from training.rank_status import beat
 
 
 @dataclass(frozen=True)
 class Agreed:
     """Of `step`: mean `loss` over the ranks; the first step since the last one shared in which a loss was not finite,
-    if any, and on how many ranks; the `ranks`' times since then (`launch.step_times.compared`)."""
+    if any, and on how many ranks; the `ranks`' times since then (`training.profiling.step_times.compared`)."""
 
     step: int
     loss: float

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.table import DatasetError
+from pipeline.dataset.table import DatasetError
 
 STOPPED_EARLY = "stopped by a signal before the first step; the same command goes on from here"
 

@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from evaluation.features import Labelled, evaluation_mode, extract, gather, labels
-from evaluation.probe import Probe
+from model.probe import Probe
 from model.teacher import Teacher
 from pipeline.crops import Crops
+from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
-from pipeline.table import SampleTable
 
 
 def predict(

@@ -68,10 +68,10 @@ def tuner(
     """
     import hashlib
 
-    from evaluation.cache import cache_key
-    from evaluation.finetune import Tuning, finetune
-    from evaluation.frozen import about, table_features
-    from evaluation.place import batch_of, central_crops, tell, training_crops
+    from evaluation.classifiers.finetune import Tuning, finetune
+    from evaluation.feature_cache import cache_key
+    from evaluation.frozen_features import about, table_features
+    from evaluation.session import batch_of, central_crops, tell, training_crops
 
     def borne(backbone: Any, data: Any, place: Any, wanted: float) -> float:
         """The classifier's learning rate, `wanted` if the features bear that."""

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from evaluation.arguments import check_arguments, command_parser
 from evaluation.command import report
-from launch.cluster import Cluster, cluster_from_environment
-from launch.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
+from training.distributed import Cluster, cluster_from_environment
+from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 
 def main(arguments: list[str]) -> int:
@@ -34,8 +34,8 @@ def main(arguments: list[str]) -> int:
         check(options)
         from evaluation.backbones import open_backbone
         from evaluation.command import AskedTooMuch
-        from evaluation.place import open_tables, place_for, together
-        from pipeline.table import DatasetError
+        from evaluation.session import open_tables, place_for, together
+        from pipeline.dataset.table import DatasetError
 
         place = place_for(options, cluster)
         backbone = open_backbone(options.backbone, options.seed)
@@ -80,9 +80,9 @@ def cluster_images(options: argparse.Namespace, backbone, table, place) -> dict:
         top_images,
         write_table,
     )
-    from evaluation.frozen import table_features
+    from evaluation.frozen_features import table_features
     from evaluation.subsets import listed_rows
-    from pipeline.folder import progress_bar
+    from pipeline.dataset.folder import progress_bar
 
     rows = table.usable()
     if options.train_list is not None:

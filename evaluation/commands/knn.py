@@ -31,9 +31,9 @@ def check(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> Evaluate:
     from torch.nn.functional import normalize
 
+    from evaluation.classifiers.knn import predict_each
     from evaluation.features import labels
-    from evaluation.frozen import split_features
-    from evaluation.knn import predict_each
+    from evaluation.frozen_features import split_features
 
     neighbours = [int(k) for k in numbers("--k", options.k, whole=True)]
 

@@ -47,12 +47,12 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
 
     from evaluation.backbones import feature_function
-    from evaluation.cache import cache_key
+    from evaluation.classifiers.linear import Protocol, train_classifiers
+    from evaluation.classifiers.logistic import best_regression, told_of_edge
+    from evaluation.feature_cache import cache_key
     from evaluation.features import labels
-    from evaluation.frozen import about, split_features
-    from evaluation.linear import Protocol, train_classifiers
-    from evaluation.logistic import best_regression, told_of_edge
-    from evaluation.place import batch_of, central_crops, tell, training_crops
+    from evaluation.frozen_features import about, split_features
+    from evaluation.session import batch_of, central_crops, tell, training_crops
 
     rates = tuple(numbers("--lr", options.lr))
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.arguments import check_arguments, check_out, command_parser
-from launch.cluster import Cluster
-from launch.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
+from training.distributed import Cluster
+from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 NOTHING = "none"
 PROJECTIONS = ("pca", "tsne")
@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
         wholes = [read_result(file) for file in options.results]
         if options.backbone == NOTHING and not wholes:
             raise ValueError("CKPT is none and --results is not given: there is nothing to report")
-        from evaluation.page import page, result_tables
-        from pipeline.table import DatasetError
+        from evaluation.report.page import page, result_tables
+        from pipeline.dataset.table import DatasetError
 
         opened = None if options.backbone == NOTHING else open_all(options, cluster)
     parts += [*result_tables(wholes), *result_curves(wholes)]
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     except (DatasetError, ValueError) as error:
         print_error(error, cluster)
         return EXIT_MISTAKE
-    from launch.durable import write_atomically
+    from common.files import write_atomically
 
     write_atomically(options.out, page("Backbones, evaluated", parts))
     print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB")
@@ -84,7 +84,7 @@ def read_result(file: Path) -> dict[str, Any]:
 
 def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, Any]:
     from evaluation.backbones import open_backbones
-    from evaluation.place import open_labelled, place_for
+    from evaluation.session import open_labelled, place_for
 
     place = place_for(options, cluster)
     backbones = open_backbones([options.backbone, *options.peers], options.seed)
@@ -93,8 +93,8 @@ def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, A
 
 def result_curves(wholes: list[dict[str, Any]]) -> list[str]:
     """Figures over epochs, a picture for each sub-command and dataset that has any."""
-    from evaluation.page import heading, picture, side_by_side
-    from evaluation.pictures import curves
+    from evaluation.report.page import heading, picture, side_by_side
+    from evaluation.report.pictures import curves
 
     groups: dict[str, dict[str, list[float]]] = {}
     for whole in wholes:
@@ -108,7 +108,7 @@ def result_curves(wholes: list[dict[str, Any]]) -> list[str]:
 
 def kinds(pictures: list[dict[str, str]]) -> list[str]:
     """A part of the page for each kind of picture, the backbones' side by side."""
-    from evaluation.page import heading, side_by_side
+    from evaluation.report.page import heading, side_by_side
 
     parts = []
     for kind in dict.fromkeys(kind for of_one in pictures for kind in of_one):
@@ -122,9 +122,9 @@ def backbone_pictures(backbone: Any, data: Any, place: Any, options: argparse.Na
     from torch.nn.functional import normalize
 
     from evaluation.clusters import assigned, class_entropy, prototype_scores
-    from evaluation.frozen import split_features
-    from evaluation.page import picture
-    from evaluation.pictures import atlas, neighbour_sheet, projection, run_curve
+    from evaluation.frozen_features import split_features
+    from evaluation.report.page import picture
+    from evaluation.report.pictures import atlas, neighbour_sheet, projection, run_curve
     from evaluation.retrieval import nearest
 
     train, test = split_features(backbone, data, place, options)

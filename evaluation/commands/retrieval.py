@@ -40,8 +40,8 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from torch.nn.functional import normalize
 
     from evaluation.features import labels
-    from evaluation.frozen import split_features
-    from evaluation.pictures import neighbour_sheet
+    from evaluation.frozen_features import split_features
+    from evaluation.report.pictures import neighbour_sheet
     from evaluation.retrieval import nearest, retrieval_sums
 
     counts = [int(k) for k in numbers("--k", options.k, whole=True)]

@@ -22,8 +22,8 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation.arguments import command_parser
+from evaluation.classifiers.tuning import add_tuning, check_tuning, tuner
 from evaluation.command import Evaluate, compare
-from evaluation.tuning import add_tuning, check_tuning, tuner
 
 RATES = {0.1: (0.01, 0.2), 0.01: (0.02, 5.0)}  # share of the labels -> learning rates of backbone and classifier
 
@@ -49,7 +49,7 @@ def check(options: argparse.Namespace) -> None:
 
 def open_fraction(options: argparse.Namespace, backbone: Any, place: Any) -> Any:
     """The labelled images, those to learn from cut down to the fraction unless a list names them."""
-    from evaluation.place import open_labelled
+    from evaluation.session import open_labelled
     from evaluation.subsets import share_of_each_class
 
     data, path = open_labelled(options, backbone, place)

@@ -36,7 +36,7 @@ def check(options: argparse.Namespace) -> None:
 
 def open_images(options: argparse.Namespace, backbone, place):
     """A VOC folder, with its targets left in options.targets, or folders by class."""
-    from evaluation.place import open_labelled
+    from evaluation.session import open_labelled
     from evaluation.voc import is_voc, open_voc
 
     options.targets = None
@@ -51,9 +51,9 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
     from torch.nn.functional import normalize
 
-    from evaluation.frozen import split_features
-    from evaluation.svm import average_precision, eleven_points, fit_classes
-    from pipeline.folder import progress_bar
+    from evaluation.classifiers.svm import average_precision, eleven_points, fit_classes
+    from evaluation.frozen_features import split_features
+    from pipeline.dataset.folder import progress_bar
 
     voc, costs = options.targets, numbers("--costs", options.costs)
     del options.targets  # no setting, so not for the result file

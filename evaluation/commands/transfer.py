@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 from evaluation.arguments import command_parser
+from evaluation.classifiers.tuning import add_tuning, check_tuning, tuner
 from evaluation.command import Evaluate, Figures, compare
-from evaluation.tuning import add_tuning, check_tuning, tuner
 
 
 def main(arguments: list[str]) -> int:
@@ -31,11 +31,11 @@ def check(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> Evaluate:
     from torch.nn.functional import normalize
 
+    from evaluation.classifiers.knn import predict
+    from evaluation.classifiers.logistic import best_regression, told_of_edge
     from evaluation.features import labels
-    from evaluation.frozen import split_features
-    from evaluation.knn import predict
-    from evaluation.logistic import best_regression, told_of_edge
-    from evaluation.place import tell
+    from evaluation.frozen_features import split_features
+    from evaluation.session import tell
 
     tune = tuner(options, "transfer", "cosine")
 

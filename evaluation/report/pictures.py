@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from evaluation.clusters import GAP, TILE, thumbnail, top_images
 from evaluation.curve import draw_curve
 from evaluation.features import Labelled
-from pipeline.reader import Reader
-from pipeline.table import SampleTable
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable
 
 
 def neighbour_sheet(

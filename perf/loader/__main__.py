@@ -33,9 +33,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perf.loader_contenders import BACKENDS, crops_of
-from perf.loader_plan import Plan, plan
-from perf.loader_run import FOLDER, LIKE
+from perf.loader.contenders import BACKENDS, crops_of
+from perf.loader.plan import Plan, plan
+from perf.loader.run import FOLDER, LIKE
 from perf.program import program
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     options = parsed(arguments)
 
     def show(report: dict[str, Any]) -> None:
-        from perf import report as tables
+        from perf.loader import figures as tables
 
         tables.show(report)
 
@@ -81,7 +81,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, stopped: Sequence[BaseException] = ()) -> dict[str, Any]:
     """The whole benchmark. Raises ValueError for a mistake."""
     crops, planned = prepared(options)
-    from perf.loader_run import run as measure
+    from perf.loader.run import run as measure
 
     return measure(options, planned, crops, stopped)
 

@@ -12,8 +12,8 @@ from pipeline.crops import Crops, crops_from_config
 
 if TYPE_CHECKING:
     from perf.images import Jpegs
-    from perf.turns import Contender
-    from pipeline.table import SampleTable
+    from perf.interleaved import Contender
+    from pipeline.dataset.table import SampleTable
 
 BACKENDS = ("ffcv", "ffcv-affine", "dali", "dali-random", "torchvision", "ffcv-stock-one-view")
 Key = tuple[str, str, int]  # backend, mode and cores of a contender
@@ -59,8 +59,8 @@ def in_memory(key: Key) -> bool:
 
 def make(key: Key, material: Material) -> Contender:
     """One contender, ready."""
-    from perf import ours, peers
     from perf.images import files_of
+    from perf.loader import ours, peers
 
     backend, mode, cores = key
     crops, batch = material.crops, material.batch

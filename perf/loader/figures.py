@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from perf.loader_tables import more_tables
-from perf.turns import Contender, Turn, within_rounds
+from perf.interleaved import Contender, Turn, within_rounds
+from perf.loader.tables import more_tables
 
 FULL, CROPS, DECODE = ("ffcv", "full"), ("ffcv", "crops"), ("libjpeg-turbo", "decode")
 RATIOS = {  # name -> (numerator, denominator), each a (backend, mode)

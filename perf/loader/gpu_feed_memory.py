@@ -1,6 +1,6 @@
 """What memory the CPU half of a GPU's loader takes, measured in a process of its own.
 
-    python -m perf.memory_use TABLE.npz --batch 256 --threads 2 --epochs 10
+    python -m perf.loader.gpu_feed_memory TABLE.npz --batch 256 --threads 2 --epochs 10
 
 It runs the training loader with the ffcv backend as on a GPU, up to the hand-over: where crops go across, here they
 are let go of, since there they are in the GPU's memory by the time their host memory is used again. Prints one line of
@@ -26,16 +26,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import pipeline.ffcv
-import pipeline.kernel  # with numba, which the backend imports when it is made
-from perf.loader_contenders import crops_of
+import pipeline.backends.ffcv
+import pipeline.kernel.kernel  # with numba, which the backend imports when it is made
+from perf.loader.contenders import crops_of
 from pipeline.crops import Crops
+from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
-from pipeline.table import SampleTable
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m perf.memory_use", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m perf.loader.gpu_feed_memory", description=__doc__.splitlines()[0])
     parser.add_argument("table", type=Path, help="a sample table (.npz) of JPEGs")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
@@ -52,7 +52,7 @@ def measure(path: Path, crops: Crops, batch: int, threads: int, epochs: int) -> 
     """See the head of this file."""
     imports = resident("VmRSS")
     table = SampleTable.load(path)
-    pipeline.ffcv.finish_on_gpu = across  # type: ignore[assignment]
+    pipeline.backends.ffcv.finish_on_gpu = across  # type: ignore[assignment]
     loader = Loader(table, crops, backend="ffcv", seed=0, global_batch=batch, threads=threads, device_id=0)
     built = resident("VmRSS")
     after, peak = run(loader, epochs)

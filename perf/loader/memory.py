@@ -1,6 +1,6 @@
 """What memory each contender of the loader's benchmark takes, each measured in a process of its own.
 
-    python -m perf.loader_memory TABLE.npz --backend ffcv --mode full --batch 64 --threads 2 [--config RECIPE]
+    python -m perf.loader.memory TABLE.npz --backend ffcv --mode full --batch 64 --threads 2 [--config RECIPE]
 
 Prints one line of JSON: `memory_mb`, the most memory (1e6 bytes) that the process and its workers held while they made
 batches, above what this process held once its libraries were imported, and `imports_mb`, the latter. Pages of files,
@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from config.recipe import ROOT
-from perf.loader_contenders import Key, Material, crops_of, in_memory, make
+from perf.loader.contenders import Key, Material, crops_of, in_memory, make
 from pipeline.crops import Crops
 
 GPU_BATCH, GPU_EPOCHS = 256, 10
@@ -51,7 +51,7 @@ def memory_of(
         if perf_counter() > until:
             return None
         flags = ["--backend", key[0], "--mode", key[1], "--threads", str(key[2]), "--batch", str(batch), *recipe]
-        command = [sys.executable, "-m", "perf.loader_memory", str(table.absolute()), *flags]
+        command = [sys.executable, "-m", "perf.loader.memory", str(table.absolute()), *flags]
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if found.returncode:
             raise OSError(f"measuring the memory of {key[0]} failed: {found.stderr.strip().splitlines()[-1:]}")
@@ -63,10 +63,10 @@ def memory_of(
 
 
 def gpu_half(table: Path, images: int, threads: int, recipe: Sequence[str]) -> dict[str, Any]:
-    """What perf/memory_use.py tells of the ffcv backend on a GPU's host. Raises OSError."""
+    """What perf/loader/gpu_feed_memory.py tells of the ffcv backend on a GPU's host. Raises OSError."""
     settings = {"batch": min(GPU_BATCH, images), "threads": threads, "epochs": GPU_EPOCHS}
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "perf.memory_use", str(table.absolute()), *flags, *recipe]
+    command = [sys.executable, "-m", "perf.loader.gpu_feed_memory", str(table.absolute()), *flags, *recipe]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
         raise OSError(f"measuring the memory failed: {found.stderr.strip().splitlines()[-1:]}")
@@ -74,7 +74,7 @@ def gpu_half(table: Path, images: int, threads: int, recipe: Sequence[str]) -> d
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m perf.loader_memory", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m perf.loader.memory", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", type=Path, help="a sample table (.npz) of JPEGs")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--mode", default="full")
@@ -93,9 +93,9 @@ def measure(key: Key, options: argparse.Namespace, crops: Crops, scratch: Path) 
     """See the head of this file."""
     import importlib
 
-    from perf import ours  # with torch and numba, which every loader's user has imported
     from perf.images import Jpegs, jpegs_in_memory
-    from pipeline.table import SampleTable
+    from perf.loader import ours  # with torch and numba, which every loader's user has imported
+    from pipeline.dataset.table import SampleTable
 
     if key[0] in LIBRARIES:
         importlib.import_module(LIBRARIES[key[0]])

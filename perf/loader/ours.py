@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from perf.images import Jpegs
-from perf.turns import Contender, Turn, timed
+from perf.interleaved import Contender, Turn, timed
 from pipeline.crops import Crops
+from pipeline.dataset.table import SampleTable
 from pipeline.draw import Draw, draw
-from pipeline.kernel import Kernel, stage_times
+from pipeline.kernel.kernel import Kernel, stage_times
 from pipeline.loader import Loader
-from pipeline.table import SampleTable
 
 DECODE_BATCH = 256  # images a call of the bare decoder: the more, the less the calls cost
 STAGE_BATCH, STAGE_ROUNDS = 128, 10  # for the stages' times, which are differences: they need more rounds

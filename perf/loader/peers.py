@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from perf.images import Jpegs
-from perf.turns import Contender, Turn, own_cpu_seconds, timed
+from perf.interleaved import Contender, Turn, own_cpu_seconds, timed
 from pipeline.crops import Blur, Crops, View
 
 

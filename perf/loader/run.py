@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from config.recipe import ROOT
-from perf.loader_contenders import Key, Material, line_up, make
-from perf.loader_plan import Plan, rounds_within, turn_seconds
+from perf.loader.contenders import Key, Material, line_up, make
+from perf.loader.plan import Plan, rounds_within, turn_seconds
 from pipeline.crops import Crops
-from pipeline.dataset import find_split, open_dataset
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.open import find_split, open_dataset
 
 if TYPE_CHECKING:
     from perf.images import Jpegs
-    from perf.turns import Contender, Turn
-    from pipeline.table import SampleTable
+    from perf.interleaved import Contender, Turn
+    from pipeline.dataset.table import SampleTable
 
 FOLDER = Path("data/bench")  # made images, tables, and what is written for a run and goes with it
 LIKE = {"bench": "photographs", "imagenet": "imagenet-like"}  # folders of made images
@@ -45,13 +45,13 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
         return (options.budget or float("inf")) - (perf_counter() - begun)
 
     # ------------------------------------------------------------------ images
-    from perf import ours
-    from perf.fed import gpu_rate, gpus_fed
     from perf.images import choose, jpegs_in_memory
+    from perf.interleaved import cpu_seconds, one_turn, play, use_cores
+    from perf.loader import ours
+    from perf.loader.figures import figures
+    from perf.loader.gpus_fed import gpu_rate, gpus_fed
+    from perf.loader.storage import read_ceilings
     from perf.machine import machine
-    from perf.report import figures
-    from perf.storage import read_ceilings
-    from perf.turns import cpu_seconds, one_turn, play, use_cores
 
     where = machine(cores)
     rate = gpu_rate(options.gpu_rate, options.step_json, ROOT / "perf" / "results", options.usual_crops)
@@ -140,8 +140,8 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
 
 def made_images(like: str, count: int, threads: int) -> Path:
     """A folder of made JPEGs: `like` "bench" (all of about 500 x 375 pixels) or "imagenet"."""
-    from perf.image_sizes import imagenet_like
     from perf.images import jpeg_of, make_jpegs
+    from perf.loader.image_sizes import imagenet_like
 
     return make_jpegs(FOLDER / LIKE[like], count, threads, imagenet_like if like == "imagenet" else jpeg_of)
 
@@ -175,7 +175,7 @@ def stage_figures(
 ) -> dict[str, float]:
     """CPU milliseconds an image: the kernel's stages and their sum, what the loader takes beside the kernel (reading,
     drawing, passing on; within rounds), and both together; {} without the ffcv backend or JPEGs."""
-    from perf import ours
+    from perf.loader import ours
 
     each = {
         (contender.backend, contender.mode, contender.cores): [1000 * turn.cpu_seconds / turn.images for turn in done]
@@ -205,7 +205,7 @@ def swept_figures(
     """`sweep`, and `sweep_left_out`: points that the budget or the memory had no room for, each with "why"."""
     import psutil
 
-    from perf.loader_sweep import FILES, SIZE_NAMES, choose, cost_of, has_room, points_of, sized_tables, sweep
+    from perf.loader.sweep import FILES, SIZE_NAMES, choose, cost_of, has_room, points_of, sized_tables, sweep
 
     rates = {result["backend"]: result["images_per_second"] for result in results if result["mode"] == "full"}
     if not plan.sweep:
@@ -241,8 +241,8 @@ def memory_figures(
     left: Callable[[], float],
     step: Callable[[Any], Callable[[], None]],
 ) -> dict[str, Any]:
-    """`each`: MB of contenders; `gpu_half`: what perf/memory_use.py tells of the ffcv backend on a GPU's host."""
-    from perf.loader_memory import gpu_half, memory_of
+    """`each`: MB of contenders; `gpu_half`: what perf.loader.gpu_feed_memory measures."""
+    from perf.loader.memory import gpu_half, memory_of
 
     table.save(scratch / "table.npz", digests={name: "" for name in table.containers})
     keys: list[Key] = [(result["backend"], result["mode"], threads) for result in results]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.table import SampleTable
+from pipeline.dataset.table import SampleTable
 
 LEFT = 0.02  # of the images' pages may be in the cache after they were dropped
 CHUNK = 16  # rows a task: hand-over costs little, and no thread waits long for the last one

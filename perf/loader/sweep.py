@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from perf.image_sizes import SIZES, of_size
+from perf.loader.image_sizes import SIZES, of_size
 
 if TYPE_CHECKING:
     from pipeline.crops import Crops
-    from pipeline.table import SampleTable
+    from pipeline.dataset.table import SampleTable
 
 BACKENDS = ("ffcv", "dali")
 BATCHES = (16, 256)  # beside the run's own
@@ -93,7 +93,7 @@ def sized_tables(folder: Path, threads: int) -> dict[str, SampleTable]:
     from functools import partial
 
     from perf.images import make_jpegs
-    from pipeline.dataset import open_dataset
+    from pipeline.dataset.open import open_dataset
 
     found = {}
     for name, (width, height) in SIZE_NAMES.items():
@@ -114,8 +114,8 @@ def sweep(
     done: Callable[[], object],
 ) -> list[dict[str, Any]]:
     """Each point with its rates; `done` is called after every turn, of which there are `rounds` + 1 a point."""
-    from perf.ours import loader
-    from perf.turns import play
+    from perf.interleaved import play
+    from perf.loader.ours import loader
 
     contenders = [
         loader(point.backend, tables[point.source], crops, point.batch, min(point.threads, len(cores)), point.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perf.sections import Table, headline, sections
+from perf.report.sections import Table, headline, sections
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perf.plots import plots
-from perf.sections import headline, sections
-from perf.verdict import sentences
+from perf.report.plots import plots
+from perf.report.sections import headline, sections
+from perf.report.verdict import sentences
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

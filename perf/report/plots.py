@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perf.page_svg import COLOURS, GRID, INK, LIMIT, MUTED, OURS, PEERS, Draw, bars, drawn, line_end, plain_ticks
+from perf.report.svg import COLOURS, GRID, INK, LIMIT, MUTED, OURS, PEERS, Draw, bars, drawn, line_end, plain_ticks
 
 VARIANT_COLOURS = {"ours": COLOURS[0], "published": COLOURS[1], "gather": COLOURS[2]}
 BACKEND_COLOURS = {"ffcv": COLOURS[0], "ffcv-affine": COLOURS[0], "ffcv-kernel": COLOURS[0], "dali": COLOURS[7]}
-SIZE = re.compile(r"\d+ x \d+")  # the sources of a sweep that are sizes, as perf.loader_sweep names them
+SIZE = re.compile(r"\d+ x \d+")  # the sources of a sweep that are sizes, as perf.loader.sweep names them
 
 
 def plots(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:

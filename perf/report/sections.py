@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from perf import codes_shown
+from perf.sinkhorn import tables as codes_tables
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report. plots: names of `perf.plots.PLOTS` that belong to it."""
+    """A part of the report. plots: names of `perf.report.plots.PLOTS` that belong to it."""
 
     name: str
     title: str
@@ -244,9 +244,9 @@ def sinkhorn(found: Mapping[str, Any]) -> Section:
     key = [("largest error of a held-out prediction", "-" if error is None else f"{error:.0%}")]
     key += [_nodes(found, percent) for percent in (1, 5)]
     words = ("link", "variant", "what")
-    tables = [Table(title, head, rows, words) for title, head, rows in codes_shown.tables(found)]
+    tables = [Table(title, head, rows, words) for title, head, rows in codes_tables.tables(found)]
     plots = ["nodes", "held_out", "prototypes"]
-    return Section("sinkhorn", "Sinkhorn", codes_shown.sentences(found), tables, plots, key)
+    return Section("sinkhorn", "Sinkhorn", codes_tables.sentences(found), tables, plots, key)
 
 
 def _nodes(found: Mapping[str, Any], percent: int) -> tuple[str, str]:

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     options = parsed(arguments)
 
     def show(report: dict[str, Any]) -> None:
-        from perf.science.shown import write
+        from perf.science.output import write
 
         write(report, options.out, options.search)
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--methods={options.methods}: nothing was tried for these")
     check_settings(methods, options.data)
 
-    from perf.science.course import compare, held
+    from perf.science.check import compare, held
     from perf.science.runs import Place
     from pipeline.fashion_mnist import prepare
 

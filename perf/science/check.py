@@ -13,13 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common.files import write_atomically
 from config.recipe import ROOT
-from launch.durable import write_atomically
 from perf.machine import machine
 from perf.science.jobs import Job, run_jobs
 from perf.science.plan import Cost, Method, epochs_for, mean_and_deviation, share_of
 from perf.science.runs import PART, Place, batch_of, clock_of, measured_costs, read_json, scoring, training, weights_in
-from pipeline.table import DatasetError
+from pipeline.dataset.table import DatasetError
 
 SCORE_SECONDS = 40.0  # of a score job, where none has been timed; a learning curve is about half as much again
 PIXEL_SECONDS = 200.0  # of scoring the pixels: their linear classifier has more features than a network's
@@ -79,8 +79,8 @@ def planned(
     methods: Sequence[Method], seeds: Sequence[int], minutes: float, place: Place, bases: Sequence[Job]
 ) -> dict[str, Any]:
     """Costs and epochs. The scores of random weights come first: they tell how long scores take."""
-    from perf.science.part import pack_part
     from perf.science.score import labelled_at
+    from perf.science.subset import pack_part
 
     began = time.monotonic()
     data = labelled_at(place.data, str(place.tables))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from config.recipe import ROOT
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
 
 PR_SET_PDEATHSIG = 1  # of prctl(2): which signal comes when the parent dies
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import write_atomically
 from config.recipe import load_config
-from launch.durable import write_atomically
-from perf.markdown import table as as_markdown
+from perf.report.markdown import table as as_markdown
+from perf.report.sections import Table
 from perf.science.plan import RECIPES
 from perf.science.score import CURVE_IMAGES
-from perf.sections import Table
 
 SEARCH = "science-search.json"
 FEW_EPOCHS = 3

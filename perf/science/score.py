@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from evaluation.backbones import Backbone
     from evaluation.features import Labelled
-    from evaluation.place import Place
+    from evaluation.session import Place
     from pipeline.crops import Crops
 
 CURVE_IMAGES = 10_000  # of the training set that a learning curve's k-NN compares with
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tables", default="data/tables")
     options = parser.parse_args(arguments)
 
-    from launch.durable import write_atomically
+    from common.files import write_atomically
 
     write_atomically(options.out, json.dumps(score(options), indent=1) + "\n")
     return 0
@@ -56,9 +56,9 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     from torch.nn.functional import normalize
 
     from evaluation.backbones import open_backbone
+    from evaluation.classifiers.knn import predict
+    from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardised
     from evaluation.features import labels
-    from evaluation.knn import predict
-    from evaluation.logistic import chosen_penalty, logistic_regression, standardised
 
     began = time.monotonic()
     data, place = labelled_at(options.data, options.tables), one_process(256, options.seed)
@@ -96,8 +96,8 @@ def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place
     from torch.nn.functional import normalize
 
     from evaluation.backbones import open_backbone
+    from evaluation.classifiers.knn import predict
     from evaluation.features import labels
-    from evaluation.knn import predict
 
     foreign = weights == "random" or weights.endswith(".safetensors")
     backbone = open_backbone(f"{weights}@{options.recipe}" if foreign else weights, options.seed)
@@ -109,7 +109,7 @@ def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place
 
 def kept(run: Path) -> list[tuple[int, float, str]]:
     """Epoch, training seconds until then, and weights of each checkpoint that a run has kept, in order."""
-    from launch.checkpoint import read_state
+    from training.checkpoint.save_load import read_state
 
     summary = json.loads((run / "summary.json").read_text())
     if files := sorted(run.glob("epoch-*.safetensors")):
@@ -126,7 +126,7 @@ def features_of(
     function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, place: Place
 ) -> tuple[Tensor, Tensor]:
     """Features of these training rows and of all test rows, by `function` of the central crops."""
-    from evaluation.cache import features
+    from evaluation.feature_cache import features
 
     crops, about = central_crops_of(backbone), {"backbone": backbone.word}
     return (
@@ -161,7 +161,7 @@ def classifier_of(weights: str) -> tuple[Tensor, Tensor] | None:
 
 def central_crops_of(backbone: Backbone) -> Crops:
     """The central crop that the network's recipe is evaluated on."""
-    from evaluation.place import central_crops
+    from evaluation.session import central_crops
 
     return central_crops(backbone, argparse.Namespace(size=None, share=None))
 
@@ -171,8 +171,8 @@ def labelled_at(path: Path, tables: str) -> Labelled:
     from omegaconf import OmegaConf
 
     from evaluation.features import labelled_data
-    from pipeline.dataset import open_splits
-    from pipeline.table import DatasetError
+    from pipeline.dataset.open import open_splits
+    from pipeline.dataset.table import DatasetError
 
     settings: Any = OmegaConf.create({"path": str(path), "test": None, "cache": tables, "workers": 1})
     data = labelled_data(*open_splits(settings, progress=False))
@@ -185,8 +185,8 @@ def one_process(batch: int, seed: int) -> Place:
     """Where the work is done: this process, on the CPU, with one thread; nothing is kept."""
     import torch
 
-    from evaluation.place import Place
-    from launch.cluster import Cluster
+    from evaluation.session import Place
+    from training.distributed import Cluster
 
     return Place(Cluster(), torch.device("cpu"), "dali", 1, batch, False, None, seed)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.features import Labelled
-from pipeline.reader import Reader
-from pipeline.shards import Record, pack
-from pipeline.table import SampleTable
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.shards import Record, pack
+from pipeline.dataset.table import SampleTable
 
 
 def pack_part(data: Labelled, train: int, test: int, out: Path) -> None:

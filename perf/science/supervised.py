@@ -41,14 +41,14 @@ def train(options: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from common.files import write_atomically
     from evaluation.backbones import open_backbone
-    from evaluation.finetune import Classifier
-    from evaluation.place import training_crops, training_loader
+    from evaluation.classifiers.finetune import Classifier
     from evaluation.progress import load_progress, save_progress
+    from evaluation.session import training_crops, training_loader
     from evaluation.subsets import take
-    from launch.durable import write_atomically
     from perf.science.score import central_crops_of, labelled_at, one_process
-    from pipeline.folder import progress_bar
+    from pipeline.dataset.folder import progress_bar
 
     options.out.mkdir(parents=True, exist_ok=True)
     data = labelled_at(options.data, options.tables)

@@ -2,7 +2,7 @@
 
     python -m perf.sinkhorn [--json FILE] [--budget SECONDS] [--step-ms MS] [--latency-us 5,20,50] ...
 
-Three variants give the same codes (perf/codes_variants.py):
+Three variants give the same codes (perf/sinkhorn/variants.py):
 
     published   crop by crop, as the published algorithm goes: 8 all-reduces a step
     ours        model/sinkhorn.py: 3
@@ -10,8 +10,10 @@ Three variants give the same codes (perf/codes_variants.py):
 
 They are timed in groups of 1, 2 and 4 ranks in turn: on GPUs (NCCL) where there are some, on processes of this machine
 (gloo), and, as root on Linux, on four hosts of their own in network namespaces with 1 and 5 ms of delay each way. An
-alpha-beta model (perf/alpha_beta.py) is fitted to the all-reduces of one and two ranks (on one core, where four would
-have to share) and must then predict those of four, and the codes: its error is part of the report. Nodes are predicted
+alpha-beta model (perf/sinkhorn/alpha_beta.py) is fitted to the all-reduces of one and two ranks (on one core, where
+four
+would have to share) and must then predict those of four, and the codes: its error is part of the report. Nodes are
+predicted
 for links of given latency and bandwidth between nodes (NCCL: ring or tree, whichever is faster), and for the measured
 ones (gloo: a ring, one rank a node).
 """
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return run(options)
 
     def show(report: dict[str, Any]) -> None:
-        from perf.codes_shown import show
+        from perf.sinkhorn.tables import show
 
         show(report)
 
@@ -104,7 +106,7 @@ def check(options: argparse.Namespace) -> None:
     if options.json and not options.json.absolute().parent.is_dir():
         raise ValueError(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
     if options.hosts:
-        from perf.hosts import missing
+        from perf.virtual_cluster.hosts import missing
 
         lack = missing()
         if lack:
@@ -115,9 +117,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, fit, hold out, predict."""
     begun = time.time()
 
-    from perf.codes_measured import collect, measured, points
-    from perf.codes_predicted import held_out, links
     from perf.machine import machine
+    from perf.sinkhorn.measure import collect, measured, points
+    from perf.sinkhorn.predict import held_out, links
 
     # ------------------------------------------------------------------ what is measured
     cores = len(os.sched_getaffinity(0))
@@ -149,8 +151,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def carried(point: Any, ranks: int) -> float:
     """Bytes that a rank sends for the codes of a step."""
-    from perf.alpha_beta import moved
-    from perf.codes_variants import sent
+    from perf.sinkhorn.alpha_beta import moved
+    from perf.sinkhorn.variants import sent
 
     return sum(moved(kind, ranks) * size for kind, size in sent(point))
 
@@ -167,9 +169,9 @@ def planned(
     options: argparse.Namespace, shapes: Sequence[Any], gpus: int, cores: int
 ) -> tuple[list[tuple[Any, Any]], list[str]]:
     """Plans with the delay of their hosts (None without), and what is left out, with the reason."""
-    from perf.codes_measured import GATHERED, LOCAL, fits
-    from perf.codes_ranks import CROWD, Plan
-    from perf.hosts import missing
+    from perf.sinkhorn.measure import GATHERED, LOCAL, fits
+    from perf.sinkhorn.ranks import CROWD, Plan
+    from perf.virtual_cluster.hosts import missing
 
     def groups(most: int) -> tuple[int, ...]:
         return tuple(sorted({*(2**power for power in range(most.bit_length()) if 2**power <= most), most}))
@@ -200,7 +202,7 @@ def planned(
 
 def all_reduces(rows: Sequence[Any], found: Any, cores: int) -> list[dict[str, Any]]:
     """Each all-reduce by itself, and what the model says of it."""
-    from perf.alpha_beta import seconds_of
+    from perf.sinkhorn.alpha_beta import seconds_of
 
     table = []
     for row in rows:
@@ -243,7 +245,7 @@ def model(found: Any) -> dict[str, Any]:
 
 def predicted(options: argparse.Namespace, rows: Sequence[Any], found: Any, shapes: Sequence[Any]) -> dict[str, Any]:
     """The keys `predicted`, `nodes_at_1_percent`, `nodes_at_5_percent`, `nodes_at`, `step_ms` and `settings`."""
-    from perf.codes_predicted import NVLINK, Network, compute_by_traffic, compute_of, given, nodes_at, predictions
+    from perf.sinkhorn.predict import NVLINK, Network, compute_by_traffic, compute_of, given, nodes_at, predictions
 
     first = shapes[0]
     recipe = [point for point in shapes if point[1:] == first[1:]]

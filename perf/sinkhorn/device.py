@@ -62,8 +62,8 @@ def compare(batch: int, device: torch.device, prototypes: int = PROTOTYPES) -> l
 
 def timed(works: list[Callable[[], Tensor]], device: torch.device) -> list[list[float]]:
     """Milliseconds of a call of each, a list of rounds."""
+    from perf.interleaved import take_turns
     from perf.roofline import finish
-    from perf.turns import take_turns
 
     def turn(work: Callable[[], Tensor], _counts: bool) -> float:
         finish(device)

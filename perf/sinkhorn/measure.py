@@ -15,9 +15,9 @@ from statistics import median
 from typing import Any
 
 from config.recipe import ROOT
-from perf.codes_ranks import Plan, run_rank
-from perf.codes_variants import Point, sent
 from perf.ranks import run_ranks
+from perf.sinkhorn.ranks import Plan, run_rank
+from perf.sinkhorn.variants import Point, sent
 
 PORT = 29577  # on the first host, where nothing else runs
 # Bytes that a rank may gather. Beyond it glibc takes memory anew for each call, and page faults are most of the time.
@@ -44,7 +44,7 @@ def fits(point: Point, ranks: int) -> bool:
 
 
 def on_this_machine(plan: Plan) -> list[dict[str, Any]]:
-    """Rows of perf.codes_ranks, of ranks that are processes of this machine."""
+    """Rows of perf.sinkhorn.ranks, of ranks that are processes of this machine."""
     with tempfile.TemporaryDirectory() as folder:
         run_ranks(run_rank, max(plan.groups), plan, Path(folder), on_gpu=plan.on_gpu)
         return _read(folder)
@@ -52,7 +52,7 @@ def on_this_machine(plan: Plan) -> list[dict[str, Any]]:
 
 def on_hosts(plan: Plan, delay: float) -> list[dict[str, Any]]:
     """The same, of hosts with a rank each and `delay` seconds one way between them. Raises RuntimeError."""
-    from perf.hosts import Hosts
+    from perf.virtual_cluster.hosts import Hosts
 
     count = max(plan.groups)
     with tempfile.TemporaryDirectory() as folder, Hosts(count, Path(folder) / "hosts", delay=delay) as hosts:
@@ -64,7 +64,7 @@ def on_hosts(plan: Plan, delay: float) -> list[dict[str, Any]]:
             "CUDA_VISIBLE_DEVICES": "",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
         }
-        command = [sys.executable, "-W", "ignore", "-m", "perf.codes_ranks", folder]
+        command = [sys.executable, "-W", "ignore", "-m", "perf.sinkhorn.ranks", folder]
         processes = []
         for rank in range(count):
             environment = os.environ | {name: str(value) for name, value in {**common, "RANK": rank}.items()}

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
-from perf.alpha_beta import ONE_NUMBER, Algorithm, Link, Timed, error, fit, hops, moved, seconds_of, sharing
-from perf.codes_variants import Message, Point, sent, worked_on
+from perf.sinkhorn.alpha_beta import ONE_NUMBER, Algorithm, Link, Timed, error, fit, hops, moved, seconds_of, sharing
+from perf.sinkhorn.variants import Message, Point, sent, worked_on
 
 FITTED = 2  # ranks: models are fitted on one and two, and held against more
 # Delays of the wire that pass at a hop of gloo's ring: whoever receives says that its buffer is ready, then it is sent.

@@ -1,4 +1,4 @@
-"""What a rank does to time codes and their collectives; on a host of its own: `python -m perf.codes_ranks FOLDER`.
+"""What a rank does to time codes and their collectives; on a host of its own: `python -m perf.sinkhorn.ranks FOLDER`.
 
 All ranks start once and form groups of 1, 2, 4, ...; these take turns, so that what slows the machine for a while
 slows all of them, and a model fitted on small groups is held against large ones of the same minute.
@@ -29,11 +29,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch.cluster import wait_for_gloo
-from perf.codes_variants import VARIANTS, Point
+from perf.interleaved import take_turns, use_cores
 from perf.roofline import finish
-from perf.turns import take_turns, use_cores
-from pipeline.folder import progress_bar
+from perf.sinkhorn.variants import VARIANTS, Point
+from pipeline.dataset.folder import progress_bar
+from training.distributed import wait_for_gloo
 
 LEAST_ROUNDS = 3
 CROWD = 2  # ranks on one core

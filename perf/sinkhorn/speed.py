@@ -1,6 +1,6 @@
 """How fast are the codes? `model.sinkhorn` against the textbook version, on the CPU, in the same run.
 
-    python -m perf.codes_speed [--json FILE] [--prototypes 3000] [--batch 64] [--threads 1,2] [--ranks 1,2] ...
+    python -m perf.sinkhorn.speed [--json FILE] [--prototypes 3000] [--batch 64] [--threads 1,2] [--ranks 1,2] ...
 
     plain  Algorithm 1 of the SwAV paper as it stands, crop by crop: exp, the global sum, then in turn the sums of the
            prototypes and of the samples; 8 all-reduces for 2 crops and 3 iterations
@@ -23,7 +23,7 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
 
 if TYPE_CHECKING:  # heavy: imported once the arguments are known to be good
     from torch import Tensor
@@ -35,7 +35,7 @@ WARM_UP = 3  # rounds
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m perf.codes_speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m perf.sinkhorn.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--prototypes", type=int, default=3000, help="default 3000")
@@ -97,8 +97,8 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_case(ranks: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
     """A row of the report: medians over rounds, in processes of their own."""
+    from perf.interleaved import within_rounds
     from perf.ranks import run_ranks
-    from perf.turns import within_rounds
 
     with tempfile.TemporaryDirectory() as scratch:
         run_ranks(measure, ranks, Path(scratch), ranks, threads, vars(options))
@@ -126,7 +126,7 @@ def measure(rank: int, folder: Path, ranks: int, threads: int, options: dict[str
     import torch.nn.functional as functional
 
     from model.sinkhorn import sinkhorn
-    from perf.turns import take_turns
+    from perf.interleaved import take_turns
 
     torch.set_num_threads(threads)
     dist.init_process_group("gloo")

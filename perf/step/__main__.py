@@ -27,15 +27,15 @@ from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from common.machine import visible_gpus
 from config.recipe import ROOT, load_config
-from launch.cluster import Cluster
-from launch.machine import visible_gpus
 from perf.program import program
-from pipeline.dataset import find_split, open_dataset
-from pipeline.folder import progress_bar
+from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.open import find_split, open_dataset
+from training.distributed import Cluster
 
 if TYPE_CHECKING:  # heavy ones are imported once the arguments are known to be good
-    from perf.step_ranks import Case
+    from perf.step.ranks import Case
 
 RECIPE = ROOT / "config" / "folder.yaml"
 FOLDER = Path("data/bench")
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     options = parsed(arguments)
 
     def show(report: dict[str, Any]) -> None:
-        from perf.step_report import show
+        from perf.step.tables import show
 
         show(report)
 
@@ -103,9 +103,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     table = open_dataset(find_split(source)[0], config.data.cache, config.data.workers or None)
     table = table if where else choose(table, PHOTOGRAPHS)
     images = len(table.usable()) if where else IMAGENET
-    from launch.fit import fit
-    from launch.profile import summary
-    from perf.step_ranks import Case
+    from perf.step.ranks import Case
+    from training.auto import fit
+    from training.profiling.profile import summary
 
     fit(config, images, Cluster(0, ranks, 0, ranks))
     if config.run.batch_size > len(table.usable()):
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     profile = summary([rank["profile"] for rank in found])
     report = figures(found, profile) | {"variants": variants, "trace": None}
     if options.trace:
-        from launch.trace import trace
+        from training.profiling.trace import trace
 
         options.trace.write_text(json.dumps(trace([rank["profile"] for rank in found])) + "\n")
         report["trace"] = str(options.trace)
@@ -169,7 +169,7 @@ def recipe_of(options: argparse.Namespace, gpus: int) -> tuple[list[str], str | 
 def measured(case: Case) -> list[dict[str, Any]]:
     """What each rank found, in processes of their own. Raises RuntimeError where one failed."""
     from perf.ranks import run_ranks
-    from perf.step_ranks import run_rank
+    from perf.step.ranks import run_rank
 
     with tempfile.TemporaryDirectory() as folder:
         run_ranks(run_rank, case.ranks, case, Path(folder), on_gpu=case.on_gpu)
@@ -178,9 +178,9 @@ def measured(case: Case) -> list[dict[str, Any]]:
 
 def figures(ranks: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]) -> dict[str, Any]:
     """The report of the main case, all but its variants. Rank 0's times: all ranks take their turns together."""
-    from launch.advice import verdict
+    from perf.interleaved import within_rounds
     from perf.roofline import Ceilings, Work, roofline
-    from perf.turns import within_rounds
+    from training.profiling.bottleneck import verdict
 
     first = ranks[0]
     turns, batch = first["turns"], first["batch"]

@@ -36,7 +36,7 @@ class StepCase:
 
 def run_rank(rank: int, case: StepCase, folder: Path) -> None:
     """As a rank of the case; rank 0 writes what it measured to `folder`/step.json."""
-    from launch.cluster import Cluster, connected
+    from training.distributed import Cluster, connected
 
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
@@ -49,15 +49,15 @@ def run_rank(rank: int, case: StepCase, folder: Path) -> None:
 def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     """Steps as in train.py, without a loader; figures of rank 0."""
     from config.recipe import load_config
-    from launch.agreement import Agreement
-    from launch.build import build_network, build_queue
-    from launch.engine import build_engine, input_dtype
-    from launch.fit import fit
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor
     from model.optimizer import build_optimizer, set_step
     from model.sinkhorn import sinkhorn
     from pipeline.crops import crops_from_config
+    from training.auto import fit
+    from training.build import build_network, build_queue
+    from training.deepspeed_engine import build_engine, input_dtype
+    from training.step_agreement import Agreement
 
     settings = [f"run.batch_size={case.batch * case.ranks}", f"engine.precision={case.precision}", "data.path=none"]
     settings += [f"engine.stage={case.stage}", f"engine.compile={str(case.compile).lower()}", *case.changes]

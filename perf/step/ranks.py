@@ -21,24 +21,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from config.recipe import load_config
-from launch.agreement import Agreement
-from launch.build import build_loader, build_network, build_queue
-from launch.cluster import Cluster, connected
-from launch.collectives import counting
-from launch.engine import build_engine, input_dtype
-from launch.fit import fit
-from launch.phases import Timeline, watching
-from launch.profile import of_rank, settings_of
 from model.loss import swapped_prediction
 from model.monitor import CodeMonitor
 from model.optimizer import build_optimizer, set_step
 from model.sinkhorn import sinkhorn
-from perf.peer_loop import plain_step
+from perf.interleaved import take_turns
 from perf.roofline import ceilings, finish, work_of
-from perf.turns import take_turns
+from perf.step.peer_loop import plain_step
 from pipeline.batch import split_batch
 from pipeline.crops import crops_from_config
-from pipeline.table import SampleTable
+from pipeline.dataset.table import SampleTable
+from training.auto import fit
+from training.build import build_loader, build_network, build_queue
+from training.deepspeed_engine import build_engine, input_dtype
+from training.distributed import Cluster, connected
+from training.profiling.collectives import counting
+from training.profiling.profile import of_rank, settings_of
+from training.profiling.timeline import Timeline, watching
+from training.step_agreement import Agreement
 
 WARM, WARM_ON_GPU = 2, 10  # steps
 TURN, TURN_ON_GPU = 1.0, 0.5  # seconds of a turn, about; a step at least

@@ -1,4 +1,6 @@
-"""The wire between hosts that are far apart or lose packets: `python -m perf.delay SECONDS LOSS NAMESPACE=ADDRESS...`
+"""The wire between hosts that are far apart or lose packets.
+
+    python -m perf.virtual_cluster.delay SECONDS LOSS NAMESPACE=ADDRESS...
 
 Makes a TUN device eth0 in each network namespace and carries IPv4 packets between them, each after SECONDS, a share
 LOSS of them not at all; others (IPv6, broadcasts) vanish. Reads commands from stdin, `cut ADDRESS`, `join ADDRESS` or

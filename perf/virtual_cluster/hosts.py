@@ -15,8 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.spaces import FILES, SEARCH, call, claim, empty, ip, processes, program, remove, remove_left_over, wait
-from perf.wires import Bridge, Forwarder
+from perf.virtual_cluster.links import Bridge, Forwarder
+from perf.virtual_cluster.namespaces import (
+    FILES,
+    SEARCH,
+    call,
+    claim,
+    empty,
+    ip,
+    processes,
+    program,
+    remove,
+    remove_left_over,
+    wait,
+)
 
 # Files to be laid over others come in pairs behind the hostname.
 BOOT = """set -e; echo "$1" > /proc/sys/kernel/hostname; shift; mount -t tmpfs shm /dev/shm
@@ -46,7 +58,8 @@ class Hosts:
     """`count` hosts (at most 250), made on entry, of which nothing but `folder` is left on exit.
 
     delay: seconds from host to host, one way. loss: share of the packets that vanish. With either, packets go through
-    one process (perf/delay.py), otherwise over a bridge. binds: what only one host sees, by its index: {source:
+    one process (perf/virtual_cluster/delay.py), otherwise over a bridge. binds: what only one host sees, by its
+    index: {source:
     target}, paths, the target existing. Indices count from 0, names from 1.
 
     names, addresses, homes: by index. ssh_config: for `ssh -F` on any host, where plain `ssh NAME` works as well.

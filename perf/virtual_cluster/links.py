@@ -1,4 +1,4 @@
-"""What joins the hosts of perf/hosts.py: a bridge, or a process that delays and drops packets."""
+"""What joins the hosts of perf/virtual_cluster/hosts.py: a bridge, or a process that delays and drops packets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from config.recipe import ROOT
-from perf.spaces import ip, ip_lines, program
+from perf.virtual_cluster.namespaces import ip, ip_lines, program
 
 MTU, QUEUE = 9000, 10000  # bytes and packets, of a link with delay or loss
 
@@ -38,13 +38,24 @@ class Bridge:
 
 
 class Forwarder:
-    """perf/delay.py, running in the namespace `wire`: seconds of delay, share of loss. Raises RuntimeError."""
+    """`perf.virtual_cluster.delay` in the namespace `wire`. delay: seconds. loss: share. Raises RuntimeError."""
 
     def __init__(self, wire: str, spaces: Sequence[str], addresses: Sequence[str], delay: float, loss: float) -> None:
         self.addresses = list(addresses)
         links = [f"{space}={address}" for space, address in zip(spaces, addresses, strict=True)]
         self.process = subprocess.Popen(
-            [program("ip"), "netns", "exec", wire, sys.executable, "-m", "perf.delay", str(delay), str(loss), *links],
+            [
+                program("ip"),
+                "netns",
+                "exec",
+                wire,
+                sys.executable,
+                "-m",
+                "perf.virtual_cluster.delay",
+                str(delay),
+                str(loss),
+                *links,
+            ],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -73,4 +84,4 @@ class Forwarder:
         with contextlib.suppress(BrokenPipeError):
             print(command, file=self.process.stdin, flush=True)
         if self.process.stdout.readline() != "done\n":
-            raise RuntimeError(f"perf.delay ended at {command!r}: exit code {self.process.wait()}")
+            raise RuntimeError(f"perf.virtual_cluster.delay ended at {command!r}: exit code {self.process.wait()}")

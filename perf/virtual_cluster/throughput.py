@@ -1,6 +1,8 @@
-"""Round trips and throughput between two hosts of perf/hosts.py: `python -m perf.link` measures and prints them.
+"""Round trips and throughput between two hosts of perf.virtual_cluster.hosts, measured and printed.
 
-On a host: `python -m perf.link ping NAME COUNT` prints the round trips in seconds that came back, as JSON;
+    python -m perf.virtual_cluster.throughput
+
+On a host, with `ping NAME COUNT` it prints the round trips in seconds that came back, as JSON;
 `receive` prints the bytes per second of one connection, which `send NAME SECONDS` fills.
 """
 
@@ -17,7 +19,7 @@ import tempfile
 import time
 
 from config.recipe import ROOT
-from perf.hosts import Hosts
+from perf.virtual_cluster.hosts import Hosts
 
 PORT, CHUNK = 5201, 1 << 18
 
@@ -71,7 +73,13 @@ def send(name: str, seconds: float) -> None:
 
 def on_host(hosts: Hosts, index: int, *words: str) -> subprocess.Popen[str]:
     """This program on a host, its stdout a pipe."""
-    return hosts.run(index, [sys.executable, "-m", "perf.link", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return hosts.run(
+        index,
+        [sys.executable, "-m", "perf.virtual_cluster.throughput", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def pings(hosts: Hosts, index: int, name: str, count: int) -> list[float]:

@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.backends.device_hsv import Steps, steps_of, stepwise
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
-from pipeline.device_hsv import Steps, steps_of, stepwise
 from pipeline.draw import Draw
 
 

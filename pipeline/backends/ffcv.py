@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.backends.device_color import finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
-from pipeline.device_color import finish_on_gpu
+from pipeline.dataset.images import BadImage, decode, from_ppm
 from pipeline.draw import Draw
-from pipeline.images import BadImage, decode, from_ppm
 
 AHEAD = 2  # batches under way: one in the kernel, one prepared
 
@@ -43,7 +43,7 @@ class FfcvBackend:
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
     ):
-        from pipeline.kernel import Kernel
+        from pipeline.kernel.kernel import Kernel
 
         del batch_size
         self.crops = crops

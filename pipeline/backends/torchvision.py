@@ -16,8 +16,8 @@ from PIL import Image, ImageFilter
 
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.crops import Crops
+from pipeline.dataset.images import BadImage, decode
 from pipeline.draw import Draw
-from pipeline.images import BadImage, decode
 
 
 class TorchvisionBackend:

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.conversion.spool import TAR_BYTES, Foreign, Sample
-from pipeline.idx import parse_idx, stored_png
-from pipeline.table import DatasetError
+from pipeline.dataset.idx import parse_idx, stored_png
+from pipeline.dataset.table import DatasetError
 
 IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
 CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.beton import read_beton
 from pipeline.conversion.beton_writer import Samples, join, layout, page_size, pieces
 from pipeline.conversion.packing import Part, load_part, record_path
 from pipeline.conversion.report import Report, save_report
 from pipeline.conversion.sources import Entries
-from pipeline.folder import progress_bar
-from pipeline.table import DatasetError, SampleTable, State, sync_folder
+from pipeline.dataset.beton import read_beton
+from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.table import DatasetError, SampleTable, State, sync_folder
 
 COLUMNS = ("width", "height", "label", "state")
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.beton import ALLOCATION, FIELD, HEADER, IMAGE, INT, INTEGER, RGB, VERSION
+from pipeline.dataset.beton import ALLOCATION, FIELD, HEADER, IMAGE, INT, INTEGER, RGB, VERSION
 
 PAGE = 1 << 23  # FFCV's own default
 LONGEST_SIDE = 65_535  # pixels: width and height are 16-bit numbers

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.conversion.spool import ABSENT, TAR_BYTES, Foreign, Sample
-from pipeline.table import DatasetError
+from pipeline.dataset.table import DatasetError
 
 SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
 SPLIT = re.compile(r"(train|test|validation|valid|val|dev)\b", re.IGNORECASE)

@@ -17,8 +17,8 @@ from PIL import Image
 from pipeline.conversion.beton_writer import PAGE, page_size
 from pipeline.conversion.rewrite import Options, rewrite, shrunk_size
 from pipeline.conversion.sources import Entries
-from pipeline.images import BadImage
-from pipeline.table import DatasetError
+from pipeline.dataset.images import BadImage
+from pipeline.dataset.table import DatasetError
 
 SAMPLE = 256  # images
 PIXELS = 200_000_000  # of the sample that are decoded at most: a few seconds

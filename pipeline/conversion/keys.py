@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 
-from pipeline.table import Names
+from pipeline.dataset.table import Names
 
 KEY_BYTES = 90  # a tar's name field holds 100, with the suffix
 

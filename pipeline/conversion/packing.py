@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
 from pipeline.conversion.sources import Entries
 from pipeline.conversion.spool import ABSENT
-from pipeline.images import BadImage
-from pipeline.shards import Record, Shard
-from pipeline.table import DatasetError, Names, replacing, sha256, sync_folder
+from pipeline.dataset.images import BadImage
+from pipeline.dataset.shards import Record, Shard
+from pipeline.dataset.table import DatasetError, Names, replacing, sha256, sync_folder
 
 CHUNK = 16  # images read at once
 PR_SET_PDEATHSIG = 1  # of prctl(2): which signal comes when the parent dies

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipeline.table import DatasetError
+from pipeline.dataset.table import DatasetError
 
 RETRIES = 5  # times that Ray runs a task again after its worker or node died, and that we hand it in anew after that
 AHEAD = 2  # tasks handed in for each CPU of the cluster
@@ -45,7 +45,7 @@ def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, worke
         tqdm.write(f"joining the Ray cluster at {found}", file=sys.stderr)  # the progress bar is there already
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
-        environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}}
+        environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}}
         ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         told = " ".join(str(error).split())

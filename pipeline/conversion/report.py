@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pipeline.conversion.packing import Part
 from pipeline.conversion.sources import Entries
-from pipeline.sniff import in_words
-from pipeline.table import replacing
+from pipeline.dataset.sniff import in_words
+from pipeline.dataset.table import replacing
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.conversion.beton_writer import LONGEST_SIDE
-from pipeline.images import PLAIN, BadImage, upright
-from pipeline.table import State
+from pipeline.dataset.images import PLAIN, BadImage, upright
+from pipeline.dataset.table import State
 
 LONGEST_JPEG = 65_500  # pixels: libjpeg's bound for what it writes
 LARGEST_BLOB = 1 << 31  # bytes: FFCV's pages are smaller than 4 GiB

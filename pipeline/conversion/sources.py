@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
-from pipeline.beton import read_beton, table_beside
 from pipeline.conversion.arrays import CIFAR, IDX, cifar_source, idx_source, is_cifar
 from pipeline.conversion.columnar import SUFFIXES, columnar_below, columnar_source, holds_rows
 from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.spool import Foreign
 from pipeline.conversion.spool import spool as write_spool
-from pipeline.folder import in_processes, list_folder, progress_bar
-from pipeline.shards import list_shards
-from pipeline.sniff import EXTENSIONS, extension, in_words
-from pipeline.table import DatasetError, Names
-from pipeline.tars import Members, Range, list_tar, split_key
+from pipeline.dataset.beton import read_beton, table_beside
+from pipeline.dataset.folder import in_processes, list_folder, progress_bar
+from pipeline.dataset.shards import list_shards
+from pipeline.dataset.sniff import EXTENSIONS, extension, in_words
+from pipeline.dataset.table import DatasetError, Names
+from pipeline.dataset.tars import Members, Range, list_tar, split_key
 
 KINDS = "give a folder of images, *.tar, *.parquet, *.arrow, an IDX pair, CIFAR's python files or a .beton"
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # only CIFAR's is read

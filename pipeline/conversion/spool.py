@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.conversion.keys import key_maker
-from pipeline.folder import in_processes, progress_bar
-from pipeline.shards import Record, Shard, list_shards
-from pipeline.table import DatasetError, locked, sync_folder
+from pipeline.dataset.folder import in_processes, progress_bar
+from pipeline.dataset.shards import Record, Shard, list_shards
+from pipeline.dataset.table import DatasetError, locked, sync_folder
 
 # The first bytes of a file -> suffix. What has none of them keeps 'jpg': nobody decodes by suffix.
 MAGIC = {

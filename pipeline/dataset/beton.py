@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
 from numpy.typing import NDArray
 
-from pipeline.folder import probe_rows
-from pipeline.table import DatasetError, Names, SampleTable, State
+from pipeline.dataset.folder import probe_rows
+from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 
 VERSION = 2
 HEADER = np.dtype(

@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import Probe, probe
-from pipeline.sniff import HEAD, extension, has_extension, looks_like_image
-from pipeline.table import DatasetError, Names, SampleTable, State
+from pipeline.dataset.images import Probe, probe
+from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
+from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 
 CHUNK = 64  # images a task: a tenth of a second of decoding; hand-over costs nothing, progress is smooth
 

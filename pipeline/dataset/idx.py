@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
-from pipeline.table import DatasetError
+from pipeline.dataset.table import DatasetError
 
 
 def parse_idx(data: bytes) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 A plain 8-bit JPEG, PNG or WebP is `State.OK`: backends decode its bytes themselves. Everything else that
 Pillow can read is `State.PIL`: it is decoded here and handed on as PPM, so that every backend sees the same
 pixels. What was found with DALI 2.4.0 on the CPU, nvImageCodec 0.9 and Pillow 13, on the images of
-`tests/odd_images.py`:
+`tests/support/odd_images.py`:
 
 - refused by DALI: WebP with EXIF, GIF, AVIF, 1-bit TIFF, PNG with a wrong CRC or without IEND;
 - other pixels: 16-bit RGB and gray with alpha, palette TIFF, CMYK with an EXIF turn (all by one level); APNG
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from pipeline.table import State
+from pipeline.dataset.table import State
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB
 ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825  # TIFF tags

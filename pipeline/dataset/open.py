@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.beton import read_beton, scan_beton, table_beside
-from pipeline.folder import list_folder, scan_folder
-from pipeline.shards import list_shards, scan_shards
-from pipeline.sniff import EXTENSIONS
-from pipeline.table import DatasetError, SampleTable, locked
+from pipeline.dataset.beton import read_beton, scan_beton, table_beside
+from pipeline.dataset.folder import list_folder, scan_folder
+from pipeline.dataset.shards import list_shards, scan_shards
+from pipeline.dataset.sniff import EXTENSIONS
+from pipeline.dataset.table import DatasetError, SampleTable, locked
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
 

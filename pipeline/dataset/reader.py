@@ -12,8 +12,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.images import BadImage, decode, to_ppm
-from pipeline.table import SampleTable, State
+from pipeline.dataset.images import BadImage, decode, to_ppm
+from pipeline.dataset.table import SampleTable, State
 
 
 class ReadError(OSError):

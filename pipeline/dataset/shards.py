@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.folder import Listing, in_processes, probe_rows, progress_bar
-from pipeline.table import DatasetError, Names, SampleTable, locked, sync_folder
-from pipeline.tars import Range, list_tar, split_key
+from pipeline.dataset.folder import Listing, in_processes, probe_rows, progress_bar
+from pipeline.dataset.table import DatasetError, Names, SampleTable, locked, sync_folder
+from pipeline.dataset.tars import Range, list_tar, split_key
 
 BLOCK = 512  # of a tar
 

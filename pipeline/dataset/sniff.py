@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-# What `pipeline.images` decodes.
+# What `pipeline.dataset.images` decodes.
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".jfif",
     ".jpe", ".mpo", ".apng", ".pgm", ".pbm", ".pnm", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".avifs",

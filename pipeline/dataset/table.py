@@ -38,7 +38,7 @@ class State(IntEnum):
     """How a row's bytes become pixels."""
 
     OK = 0  # every decoder reads them natively
-    PIL = 1  # odd, but readable: they go through `pipeline.images.decode`
+    PIL = 1  # odd, but readable: they go through `pipeline.dataset.images.decode`
     QUARANTINED = 2  # nobody can read them; `SampleTable.quarantine` has the reason
     RAW = 3  # they are the pixels: height x width x 3, RGB, 8 bits (in a .beton)
 

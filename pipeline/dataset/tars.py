@@ -12,8 +12,8 @@ import tarfile
 from collections import Counter
 from typing import NamedTuple
 
-from pipeline.sniff import HEAD, extension, has_extension, looks_like_image
-from pipeline.table import DatasetError
+from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
+from pipeline.dataset.table import DatasetError
 
 BLOCK = 512
 LABEL_BYTES = 1 << 20  # a label file that is larger is none

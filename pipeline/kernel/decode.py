@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from pipeline.kernel_simd import array_at, call_decompress, call_imdecode
+from pipeline.kernel.simd import array_at, call_decompress, call_imdecode
 
 FINE, BROKEN, MISFIT, TURNED = range(4)  # status of a row
 ORIENTATION = 0x0112  # TIFF tag

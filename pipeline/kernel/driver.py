@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from pipeline.kernel_decode import FINE, MISFIT, pixels_of
-from pipeline.kernel_hsv import stepwise_colour
-from pipeline.kernel_pixels import affine_colour, blur, is_identity, mean_colour, store_crop
-from pipeline.kernel_resample import resample
-from pipeline.kernel_simd import array_at, take_next
+from pipeline.kernel.decode import FINE, MISFIT, pixels_of
+from pipeline.kernel.hsv import stepwise_colour
+from pipeline.kernel.pixels import affine_colour, blur, is_identity, mean_colour, store_crop
+from pipeline.kernel.resample import resample
+from pipeline.kernel.simd import array_at, take_next
 
 # Stages, as bits: all of them make crops, fewer are for timing.
 RESAMPLE, COLOUR, BLUR, STORE = (1 << bit for bit in range(4))
@@ -83,7 +83,7 @@ def compiled_driver() -> Any:
     numba renews its disk cache when this file changes, but not when those that it calls do: hence the digest of their
     sources, which is part of the key because the function closes over it.
     """
-    sources = sorted(Path(__file__).parent.glob("kernel*.py"))
+    sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
     def process(work, setting, scratch, stages):

@@ -21,8 +21,8 @@ from jaxtyping import Bool, Int, UInt8
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
 from pipeline.draw import Draw
-from pipeline.kernel_decode import free_decompressor, function_address, new_decompressor
-from pipeline.kernel_driver import (
+from pipeline.kernel.decode import free_decompressor, function_address, new_decompressor
+from pipeline.kernel.driver import (
     EVERYTHING,
     RESAMPLE,
     STAGES,
@@ -33,7 +33,7 @@ from pipeline.kernel_driver import (
     compiled_driver,
     plane_stride,
 )
-from pipeline.kernel_resample import STRIP
+from pipeline.kernel.resample import STRIP
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "uint8": np.uint8}
 MAX_PIXELS = 89_478_485  # of an image, as in images.py

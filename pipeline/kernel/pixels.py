@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pipeline.kernel_resample import STRIP, weigh_rows
-from pipeline.kernel_simd import (
+from pipeline.kernel.resample import STRIP, weigh_rows
+from pipeline.kernel.simd import (
     BYTES,
     add,
     add_signed,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pipeline.kernel_simd import BYTES, add, even_bytes, load, packed, scaled, splat, store, transpose16
+from pipeline.kernel.simd import BYTES, add, even_bytes, load, packed, scaled, splat, store, transpose16
 
 STRIP = 32  # output rows that are resampled together: their intermediate stays in the L1 cache
 

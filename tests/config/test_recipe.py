@@ -7,10 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT, ConfigError, load_config
-from launch.cluster import Cluster
-from launch.engine import deepspeed_config
-from launch.fit import fit
 from pipeline.crops import crops_from_config
+from training.auto import fit
+from training.deepspeed_engine import deepspeed_config
+from training.distributed import Cluster
 
 DEMO = str(ROOT / "config" / "demo.yaml")
 RECIPES = sorted(str(p) for p in (ROOT / "config").rglob("*.yaml") if p.name != "default.yaml")

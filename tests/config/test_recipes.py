@@ -8,15 +8,15 @@ import torch
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT, load_config
-from launch.build import build_network, build_queue, build_teacher
-from launch.cluster import Cluster
-from launch.fit import fit
 from model.deepcluster import assigned_prediction
 from model.loss import swapped_prediction
 from model.optimizer import build_optimizer, set_step
 from model.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
 from model.teacher import momentum_at
+from training.auto import fit
+from training.build import build_network, build_queue, build_teacher
+from training.distributed import Cluster
 
 RECIPES = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "config").rglob("*.yaml") if p.name != "default.yaml")
 IMAGENET = 1_281_167

@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.hosts import Hosts, missing
+from perf.virtual_cluster.hosts import Hosts, missing
 
 
 @pytest.fixture(scope="session")

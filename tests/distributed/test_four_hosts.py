@@ -13,10 +13,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from processes import words_of
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
+from support.processes import words_of
 
 pytestmark = pytest.mark.slow
 ALL_SYNCHRONISED = "engine.sync_batch_norm=0"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from perf.hosts import Hosts
-from perf.link import on_host, pings
+from perf.virtual_cluster.hosts import Hosts
+from perf.virtual_cluster.throughput import on_host, pings
 
 # Connects, says so, and then, at each line of its input, sends and tells what comes back within a second.
 TALK = """import socket, sys
@@ -183,7 +183,8 @@ def test_nothing_is_left_after_an_error_and_two_live_side_by_side(make_hosts):
 
 
 def test_what_a_killed_process_left_is_removed(hosts_possible, make_hosts, tmp_path):
-    text = f"import time\nfrom perf.hosts import Hosts\nh = Hosts(1, {str(tmp_path / 'killed')!r}, delay=0.001)\n"
+    text = "import time\nfrom perf.virtual_cluster.hosts import Hosts\n"
+    text += f"h = Hosts(1, {str(tmp_path / 'killed')!r}, delay=0.001)\n"
     text += "h.__enter__()\nprint('up', h.processes(0)[0], flush=True)\ntime.sleep(100)"
     process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
     up, pid = process.stdout.readline().split()

@@ -11,18 +11,18 @@ import time
 import psutil
 import pytest
 from omegaconf import OmegaConf
-from processes import words_of
 
 import launch.start as start_module
 from config.recipe import ROOT, ConfigError, load_config
-from launch.commands import node_program, on_each_node
-from launch.conduct import Outcome
-from launch.disk import checkpoint_gb, disk_gb, memory_gb
-from launch.elastic import fewer, same_failure, wait_before
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
+from launch.remote_commands import node_program, on_each_node
+from launch.restart import fewer, same_failure, wait_before
 from launch.start import choose_nodes
+from launch.supervise import Outcome
 from perf.kill_check import make_recipe
+from support.processes import words_of
+from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm import Slurm, missing
 from test_four_hosts import Run
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
+from support.slurm import Slurm, missing
 
 pytestmark = pytest.mark.slow
 TRAIN = "make train NODES=2 GPUS=1 CONFIG={recipe} ARGS='{settings}'"

@@ -9,11 +9,11 @@ import time
 
 import psutil
 import pytest
-from processes import words_of
 
 from config.recipe import ROOT
-from launch.cluster import free_port
 from perf.kill_check import make_recipe
+from support.processes import words_of
+from training.distributed import free_port
 
 SSHD = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
 pytestmark = [

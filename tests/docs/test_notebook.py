@@ -1,6 +1,6 @@
 """docs/swav_step_by_step.ipynb: it runs from top to bottom, and its committed outputs are a whole run's.
 
-To make these anew: PYTHONPATH=. .venv/bin/python tests/test_notebook.py
+To make these anew: PYTHONPATH=. .venv/bin/python tests/docs/test_notebook.py
 """
 
 import json
@@ -8,12 +8,12 @@ import json
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from odd_images import scene
-from photos import write_folder
 
 from config.recipe import ROOT
+from pipeline.dataset.table import DatasetError
 from pipeline.fashion_mnist import prepare
-from pipeline.table import DatasetError
+from support.odd_images import scene
+from support.photos import write_folder
 
 NOTEBOOK = ROOT / "docs" / "swav_step_by_step.ipynb"
 PICTURES = 8  # crops, four of the toy, curves of the run, prototypes, curves of the evaluations

@@ -1,7 +1,8 @@
 """Small labelled images, and a run on them."""
 
 import pytest
-from evaluations import small_dataset, small_run
+
+from support.evaluations import small_dataset, small_run
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,21 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from evaluations import RESNET, evaluate, mistake, published_file, script, small_dataset
 from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
 from evaluation.backbones import feature_function, open_backbone, open_backbones, weights_digest
-from evaluation.cache import features, part_size
-from evaluation.place import Place
+from evaluation.feature_cache import features, part_size
+from evaluation.session import Place
 from evaluation.subsets import listed_rows, share_of_each_class, take
-from launch.cluster import Cluster
-from launch.export import export
+from export.__main__ import export
 from model.backbone import build_backbone
 from model.swav import SwAV
 from pipeline.crops import Crops, View
-from pipeline.dataset import open_dataset
-from pipeline.table import DatasetError
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.table import DatasetError
+from support.evaluations import RESNET, evaluate, mistake, published_file, script, small_dataset
+from training.distributed import Cluster
 
 PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
 
@@ -167,7 +167,7 @@ def place_of(cache, batch=16):
 
 
 def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_path, monkeypatch):
-    from evaluation import cache
+    from evaluation import feature_cache as cache
 
     table = open_dataset(small_dataset(tmp_path / "d", 90, 3) / "train", tmp_path / "t", workers=1, progress=False)
     monkeypatch.setattr(cache, "SMALLEST", 25)

@@ -5,13 +5,13 @@ import csv
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake
 from PIL import Image
 from pyarrow import parquet
 from sklearn.metrics import normalized_mutual_info_score
 
 from evaluation.backbones import open_backbone
 from evaluation.clusters import assigned, class_entropy, prototype_scores, summary
+from support.evaluations import evaluate, mistake
 
 
 def arguments(root):

@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-from evaluations import evaluate
 from pyarrow import parquet
 
 from config.recipe import ROOT
 from evaluation.subsets import take
+from pipeline.dataset.table import DatasetError
 from pipeline.fashion_mnist import CLASSES, prepare
-from pipeline.table import DatasetError
+from support.evaluations import evaluate
 
 pytestmark = pytest.mark.slow
 TRAIN, TEST = 640, 200

@@ -5,12 +5,12 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake, script
 
 from config.recipe import ROOT
-from evaluation import finetune, tuning
-from evaluation.finetune import factor
-from evaluation.tuning import steady_rate, told_of_steps
+from evaluation.classifiers import finetune, tuning
+from evaluation.classifiers.finetune import factor
+from evaluation.classifiers.tuning import steady_rate, told_of_steps
+from support.evaluations import evaluate, mistake, script
 
 
 def arguments(root):

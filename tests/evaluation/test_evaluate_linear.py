@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake
 from sklearn.linear_model import LogisticRegression
 
-from evaluation import linear
-from evaluation.linear import cosine
-from evaluation.logistic import LEAST, chosen_penalty, logistic_regression, told_of_edge
+from evaluation.classifiers import linear
+from evaluation.classifiers.linear import cosine
+from evaluation.classifiers.logistic import LEAST, chosen_penalty, logistic_regression, told_of_edge
+from support.evaluations import evaluate, mistake
 
 
 def arguments(root):

@@ -7,14 +7,14 @@ import subprocess
 
 import pytest
 import torch
-from evaluations import evaluate, published_file, script, small_dataset
 from pyarrow import parquet
 from torch.nn.functional import normalize
 
 from config.recipe import ROOT
-from evaluation.cache import part_size
+from evaluation.feature_cache import part_size
 from model.backbone import build_backbone
 from model.swav import SwAV
+from support.evaluations import evaluate, published_file, script, small_dataset
 
 pytestmark = pytest.mark.slow
 TRAIN, TEST = 600, 300  # images: more than two parts of features, and two

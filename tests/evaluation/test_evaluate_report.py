@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from evaluations import evaluate, mistake
 from sklearn.decomposition import PCA
 
 from evaluation.commands import report
-from evaluation.pictures import neighbour_plane, principal_plane
+from evaluation.report.pictures import neighbour_plane, principal_plane
+from support.evaluations import evaluate, mistake
 
 
 def places(root):

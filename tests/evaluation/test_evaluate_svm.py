@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluate, mistake
 from PIL import Image
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
+from evaluation.classifiers.svm import average_precision, eleven_points, fit_class
 from evaluation.retrieval import retrieval_sums
-from evaluation.svm import average_precision, eleven_points, fit_class
 from evaluation.voc import open_voc, read_objects
-from pipeline.dataset import open_dataset
-from pipeline.table import DatasetError
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.table import DatasetError
+from support.evaluations import evaluate, mistake
 
 
 def arguments(root):

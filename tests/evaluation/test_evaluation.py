@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from photos import flat_colours, photographs, write_folder
 from PIL import Image
-from ranks import run_ranks
 from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
+from evaluation.classifiers.knn import predict
 from evaluation.features import gather, labelled_data
-from evaluation.knn import predict
 from model.monitor import CodeMonitor, advice
-from pipeline.dataset import open_dataset, open_splits
-from pipeline.table import DatasetError
+from pipeline.dataset.open import open_dataset, open_splits
+from pipeline.dataset.table import DatasetError
+from support.photos import flat_colours, photographs, write_folder
+from support.ranks import run_ranks
 
 
 def test_weighted_knn_agrees_with_scikit_learn():

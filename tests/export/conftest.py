@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from exports import make_run
+
+from support.exports import make_run
 
 
 @pytest.fixture(scope="module")

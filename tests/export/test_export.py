@@ -9,7 +9,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from exports import (
+from omegaconf import OmegaConf
+from safetensors import safe_open
+
+from config.recipe import ROOT
+from export import formats as export_formats
+from export.__main__ import FORMATS, export, main
+from model.backbone import build_backbone
+from model.swav import SwAV
+from model.weights import load_weights
+from support.exports import (
     KNN,
     RESNET18,
     TINY_CONVNEXT,
@@ -21,17 +30,8 @@ from exports import (
     optimizer_of,
     refused,
 )
-from omegaconf import OmegaConf
-from safetensors import safe_open
-from test_model_golden import SHAPES
-
-from config.recipe import ROOT
-from launch import export_formats
-from launch.checkpoint import save_checkpoint
-from launch.export import FORMATS, export, main
-from model.backbone import build_backbone
-from model.swav import SwAV
-from model.weights import load_weights
+from support.golden import SHAPES
+from training.checkpoint.save_load import save_checkpoint
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm"])
@@ -289,5 +289,5 @@ def test_what_fails_half_way_leaves_nothing(trained, tmp_path, monkeypatch):
 
 
 def test_help_needs_no_torch():
-    code = "import sys, launch.export; sys.exit('torch' in sys.modules)"
+    code = "import sys, export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from exports import RESNET18, TINY_RESNET, TINY_VIT, difference, refused
 
-from launch.export import export
-from launch.export_detection import resnet_settings
+from export.__main__ import export
+from export.detectron2 import resnet_settings
 from model.backbone import build_backbone
+from support.exports import RESNET18, TINY_RESNET, TINY_VIT, difference, refused
 
 # Outputs, blocks and 3x3 channels of the stages res2 to res5 of ResNet-50, as detectron2 names and builds them.
 RES_STAGES = {"res2": (256, 3, 64), "res3": (512, 4, 128), "res4": (1024, 6, 256), "res5": (2048, 3, 512)}

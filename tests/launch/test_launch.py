@@ -13,16 +13,16 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from photos import flat_colours, write_folder
 from PIL import Image
-from processes import words_of
-from ranks import run_ranks
 
 from config.recipe import ROOT, ConfigError
-from launch.agreement import Agreement
-from launch.cluster import Cluster, cluster_from_environment, connected, free_port
 from launch.node import launch_command
-from launch.stopping import STOPPED_EARLY
+from support.photos import flat_colours, write_folder
+from support.processes import words_of
+from support.ranks import run_ranks
+from training.distributed import Cluster, cluster_from_environment, connected, free_port
+from training.step_agreement import Agreement
+from training.stopping import STOPPED_EARLY
 
 PORT = {"MASTER_PORT": "29500"}
 

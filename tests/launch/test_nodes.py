@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.machine import interface_of, interface_to
 from config.recipe import ConfigError
-from launch.machine import interface_of, interface_to
 from launch.nodes import Node, expand_counts, expand_hosts, first_nodes, hostfile_text, read_hostfile, slurm_nodes
 
 

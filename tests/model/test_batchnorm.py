@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import count_collectives, run_ranks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.batchnorm import BatchNorm, replace_batch_norm, synchronised_batch_norm
+from support.ranks import count_collectives, run_ranks
 
 Arrays = dict[str, np.ndarray]
 DTYPES = [  # of inputs, of weights, of autocast

@@ -4,19 +4,19 @@ import math
 
 import pytest
 import torch
-from ranks import count_collectives, run_ranks
 from torch.nn import functional
 
 from evaluation.backbones import open_backbone
 from evaluation.clusters import prototype_scores
-from launch.export_formats import write_swav
-from launch.trained import Trained
+from export.formats import write_swav
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
 from model.monitor import CodeMonitor
 from model.sinkhorn import hard_codes, sinkhorn
 from model.swav import SwAV
 from model.weights import heads_of, published_names, take_weights
+from support.ranks import count_collectives, run_ranks
+from training.checkpoint.weights import Trained
 
 SMALL = {"block": "basic", "layers": (1, 1), "base_width": 8, "stem": "small"}
 

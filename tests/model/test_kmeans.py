@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 from sklearn.cluster import KMeans
 from torch.nn import functional
 
@@ -14,6 +13,7 @@ from model.deepcluster import IGNORED, assigned_prediction, kmeans_targets, sink
 from model.kmeans import first_centroids, spherical_kmeans
 from model.memory import Memory
 from model.sinkhorn import sinkhorn
+from support.ranks import run_ranks
 
 IMAGES, DIM, CLUSTERS = 240, 8, 5
 

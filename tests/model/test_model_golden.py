@@ -4,9 +4,6 @@ Inputs and weights are made as tests/golden/README.md says (`det`, `fill`); the 
 """
 
 import json
-import math
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,32 +19,10 @@ from model.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
 from model.swav import SwAV
 from model.weights import published_names
+from support.golden import GOLDEN, SHAPES, det, fill
 
-GOLDEN = Path(__file__).parent / "golden"
-SHAPES = json.loads((GOLDEN / "state_dict_shapes.json").read_text())
 LOOP = np.load(GOLDEN / "training_loop.npz")
 HIDDEN = {"resnet50": 2048, "resnet50w2": 8192}
-
-
-def det(key: str, shape: tuple[int, ...], scale: float) -> Tensor:
-    values = np.random.RandomState(zlib.crc32(key.encode()) % 2**32).standard_normal(size=shape)
-    return torch.from_numpy((values * scale).astype(np.float32))
-
-
-@torch.no_grad()
-def fill(network: nn.Module) -> None:
-    for key, entry in published_names(network.state_dict()).items():
-        shape = tuple(entry.shape)
-        if key.endswith("num_batches_tracked"):
-            continue
-        if key.endswith("running_var"):
-            entry.copy_(1 + 0.1 * det(key, shape, 1).abs())
-        elif key.endswith("running_mean"):
-            entry.copy_(det(key, shape, 0.1))
-        elif len(shape) == 1:
-            entry.copy_(det(key, shape, 0.1) + (1 if key.endswith(".weight") else 0))
-        else:
-            entry.copy_(det(key, shape, 1 / math.sqrt(math.prod(shape[1:]))))
 
 
 def relative_error(found: Tensor, expected: np.ndarray) -> float:

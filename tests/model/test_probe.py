@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 from torch.nn import functional
 
 from evaluation.features import labelled_data
-from evaluation.probe import LEARNING_RATE, MOMENTUM, Probe, probe_of
-from pipeline.table import SampleTable
+from model.probe import LEARNING_RATE, MOMENTUM, Probe, probe_of
+from pipeline.dataset.table import SampleTable
+from support.ranks import run_ranks
 
 CLASSES, FEATURES, IMAGES = 3, 12, 240
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ranks import count_collectives, run_ranks
 
 from model.sinkhorn import sinkhorn
-from perf.codes_speed import plain
+from perf.sinkhorn.speed import plain
+from support.ranks import count_collectives, run_ranks
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "sinkhorn.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "sinkhorn.npz")
 
 
 def codes_of(task: tuple[np.ndarray, float, int]) -> np.ndarray:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from perf.codes_speed import main, plain
-from perf.gpu_codes import compare, eagerly
+from perf.sinkhorn.device import compare, eagerly
+from perf.sinkhorn.speed import main, plain
 
 SMALL = ["--prototypes", "40", "--batch", "8", "--rounds", "2", "--calls", "2"]
 
@@ -46,6 +46,6 @@ def test_plain_balances_prototypes_and_samples() -> None:
 
 
 def test_ways_of_the_gpu_check_that_a_cpu_has_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("perf.gpu_codes.ways", lambda _device: {"eager": eagerly})
+    monkeypatch.setattr("perf.sinkhorn.device.ways", lambda _device: {"eager": eagerly})
     (row,) = compare(8, torch.device("cpu"), prototypes=40)
     assert row["holds"] and row["min"] <= row["ms"] <= row["max"]

@@ -8,7 +8,7 @@ import pytest
 
 from config.recipe import ROOT
 from perf.compare import Figure, compare, interval, row_of
-from tests.sample_report import sample
+from support.sample_report import sample
 
 
 def run(*arguments):

@@ -8,8 +8,8 @@ import torch
 
 from config.recipe import ROOT
 from perf.gpu_check import numerics, run_step
-from perf.gpu_step import StepCase
 from perf.roofline import work_of
+from perf.step.device_step import StepCase
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from perf.markdown import markdown
-from perf.page import page
-from perf.plots import plots
-from perf.sections import headline, sections
-from perf.verdict import sentences, verdict
-from tests import browser
-from tests.sample_report import sample
+from perf.report.markdown import markdown
+from perf.report.page import page
+from perf.report.plots import plots
+from perf.report.sections import headline, sections
+from perf.report.verdict import sentences, verdict
+from support import browser
+from support.sample_report import sample
 
 
 def test_the_page_has_every_plot_with_a_table_and_needs_nothing_else():

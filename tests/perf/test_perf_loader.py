@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from perf.images import BYTES, choose, jpeg_of, photographs
-from perf.peers import PublishedRecipe, random_pipeline
-from perf.report import RATIOS
+from perf.loader.figures import RATIOS
+from perf.loader.peers import PublishedRecipe, random_pipeline
 from pipeline.crops import Crops, View
-from pipeline.dataset import open_dataset
+from pipeline.dataset.open import open_dataset
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CROPS = Crops((View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 6)
 SLOW = pytest.mark.slow  # by the run that these tests share
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perf.fed import gpu_rate, gpus_fed
-from perf.image_sizes import STRATA, imagenet_like, of_size, size_of
 from perf.images import photographs
-from perf.loader_contenders import crops_of, line_up
-from perf.loader_plan import plan, rounds_within, turn_seconds
-from perf.loader_sweep import FILES, Point, choose, cost_of, points_of
-from perf.storage import cached_share, cannot_drop, read_for
+from perf.loader.contenders import crops_of, line_up
+from perf.loader.gpus_fed import gpu_rate, gpus_fed
+from perf.loader.image_sizes import STRATA, imagenet_like, of_size, size_of
+from perf.loader.plan import plan, rounds_within, turn_seconds
+from perf.loader.storage import cached_share, cannot_drop, read_for
+from perf.loader.sweep import FILES, Point, choose, cost_of, points_of
 
 FFCV_RAW = {256: 170e9, 384: 371e9, 512: 616e9, 1600: 789e9}  # FFCV's bytes of ImageNet, longer side cut to the key
 

@@ -12,8 +12,8 @@ import pytest
 
 from config.recipe import ROOT
 from perf.profile import command, on_gpu, part, rate_of, write
-from tests.photos import photographs, write_folder
-from tests.sample_report import sample, step
+from support.photos import photographs, write_folder
+from support.sample_report import sample, step
 
 TINY = """
 run: {batch_size: 8}

@@ -8,12 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from ranks import run_ranks
 
 from config.recipe import ROOT
-from perf.alpha_beta import Link, Timed, fit, hops, moved, seconds_of
-from perf.codes_measured import pooled
-from perf.codes_predicted import (
+from perf.sinkhorn.alpha_beta import Link, Timed, fit, hops, moved, seconds_of
+from perf.sinkhorn.measure import pooled
+from perf.sinkhorn.predict import (
     NODES,
     Network,
     between_nodes,
@@ -25,7 +24,8 @@ from perf.codes_predicted import (
     nodes_at,
     predictions,
 )
-from perf.codes_variants import VARIANTS, Message, Point, sent
+from perf.sinkhorn.variants import VARIANTS, Message, Point, sent
+from support.ranks import run_ranks
 
 SLOW = pytest.mark.slow
 TRUE = Link(call=20e-6, latency=0.0, work=150e-6, per_byte=2e-9)
@@ -93,7 +93,7 @@ def codes_and_messages(task):
     """Of each variant: the codes, and what a hook in torch.distributed sees of the group's collectives."""
     import torch.distributed as dist
 
-    from perf.codes_ranks import noted
+    from perf.sinkhorn.ranks import noted
 
     scores, iterations = task
     ranks = dist.get_world_size()
@@ -125,7 +125,7 @@ def test_variants_give_the_same_codes_and_send_what_the_model_counts(ranks, iter
 
 
 def rows_of(link, name, cores, point, compute):
-    """Rows as perf.codes_ranks gives them, of a machine that is just as the model says."""
+    """Rows as perf.sinkhorn.ranks gives them, of a machine that is just as the model says."""
     rows = []
     for ranks in (1, 2, 4):
         slower = max(1.0, ranks / cores)

@@ -7,15 +7,15 @@ import time
 
 import numpy as np
 import pytest
-from photos import write_folder
 
 from config.recipe import ROOT
-from launch.advice import verdict
-from launch.phases import PHASES
-from launch.profile import summary
-from launch.trace import trace
 from perf.roofline import Ceilings, Work, roofline
-from perf.step_ranks import turns_in
+from perf.step.ranks import turns_in
+from support.photos import write_folder
+from training.profiling.bottleneck import verdict
+from training.profiling.profile import summary
+from training.profiling.timeline import PHASES
+from training.profiling.trace import trace
 
 KINDS = {"gradients", "batch_norm", "codes", "weights", "other"}
 TINY = (
@@ -234,9 +234,9 @@ def slow_loader(rank, folder, slow_rank):
     """As a rank of perf.step whose loader, on one rank or on all (-1), hands each batch over late."""
     from pathlib import Path
 
-    from launch.cluster import Cluster, connected
-    from perf import step_ranks
+    from perf.step import ranks as step_ranks
     from pipeline.loader import Loader
+    from training.distributed import Cluster, connected
 
     take = Loader._take
 
@@ -258,7 +258,7 @@ def slow_loader(rank, folder, slow_rank):
 @pytest.mark.parametrize("slow_rank", [-1, 1])
 def test_a_slow_loader_is_the_verdict_on_all_ranks_and_on_one(images, tmp_path, slow_rank):
     from perf.ranks import run_ranks
-    from pipeline.dataset import open_dataset
+    from pipeline.dataset.open import open_dataset
 
     table = open_dataset(images, tmp_path / "tables", progress=False)
     table.save(tmp_path / "table.npz", digests={name: "" for name in table.containers})

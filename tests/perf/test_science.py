@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from evaluations import small_dataset
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT
-from perf.science.course import held
+from perf.science.check import held
+from perf.science.output import against, holds
 from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
-from perf.science.shown import against, holds
+from support.evaluations import small_dataset
 
 TOY = {
     "run": {"batch_size": 16},

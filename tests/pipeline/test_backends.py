@@ -6,14 +6,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from photos import flat_colours, photographs, write_folder
 
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.dataset import open_dataset
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.reader import Reader
 from pipeline.draw import Draw, draw
-from pipeline.feed import Feed
 from pipeline.loader import BACKENDS, Loader, evaluation_batches, execute
-from pipeline.reader import Reader
+from pipeline.requests import Feed
+from support.photos import flat_colours, photographs, write_folder
 
 PLAIN = Crops(
     views=(View(96, (0.3, 1.0)),) * 2 + (View(48, (0.05, 0.3)),) * 2,

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from photos import photographs
 
+from pipeline.backends.device_color import arguments_of, finish
+from pipeline.backends.device_hsv import HUE, NOTHING, Steps, stepwise
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.device_color import arguments_of, finish
-from pipeline.device_hsv import HUE, NOTHING, Steps, stepwise
 from pipeline.draw import draw
-from pipeline.kernel import Kernel
-from pipeline.kernel_hsv import _turn_hue
+from pipeline.kernel.hsv import _turn_hue
+from pipeline.kernel.kernel import Kernel
+from support.photos import photographs
 
 SWAV = Crops(views=(View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 3)
 PLAIN = replace(SWAV, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))

@@ -16,13 +16,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from pipeline import fashion_mnist
+from pipeline.dataset.idx import parse_idx, stored_png
+from pipeline.dataset.images import probe
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import DatasetError, State, sha256
 from pipeline.fashion_mnist import CLASSES, fetch, main, prepare, records
-from pipeline.idx import parse_idx, stored_png
-from pipeline.images import probe
-from pipeline.reader import Reader
-from pipeline.table import DatasetError, State, sha256
 
-PRIOR = Path(__file__).resolve().parent.parent / "data" / "fashion-mnist"
+PRIOR = Path(__file__).resolve().parents[2] / "data" / "fashion-mnist"
 GOLDEN = {  # SHA-256 of our shards: the same on every machine
     "test/test-000000.tar": "ee5f75222eaeb8cf3c51fc096c7bccafefd8b6a1627200322e9965e36774650f",
     "train/train-000000.tar": "fcf89140ca65730d501771d1e537bf2a61e4ba3038d4e93a44f4b66d9e207842",

@@ -10,15 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from photos import photographs
 from PIL import Image
 
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.dataset import open_dataset
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.table import DatasetError
 from pipeline.loader import Loader
-from pipeline.table import DatasetError
+from support.photos import photographs
 
 CROPS = Crops(views=(View(64, (0.3, 1.0)),) * 2 + (View(32, (0.1, 0.3)),) * 2)
 PLAIN = replace(CROPS, flip=0.0, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))

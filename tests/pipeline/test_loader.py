@@ -5,11 +5,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from photos import flat_colours, write_folder
 
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.dataset import DatasetError, open_dataset
+from pipeline.dataset.open import DatasetError, open_dataset
 from pipeline.loader import BACKENDS, Ledger, Loader
+from support.photos import flat_colours, write_folder
 
 CROPS = Crops(
     views=(View(16, (0.3, 1.0)),) * 2 + (View(8, (0.1, 0.3)),),

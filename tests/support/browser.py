@@ -1,6 +1,7 @@
 """A page in a real browser: Chromium without a window, spoken to over its debugging pipe.
 
-python tests/browser.py perf/report.html docs/report      # docs/report-1280-light.png, -1280-dark, -390-light, ...
+python tests/support/browser.py perf/report.html docs/report      # docs/report-1280-light.png, -1280-dark,
+-390-light, ...
 """
 
 import base64

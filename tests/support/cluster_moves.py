@@ -1,12 +1,12 @@
 """What ranks do in tests of the methods that cluster: set the prototypes as k-means does, and train on from there."""
 
 import torch
-from zero_moves import start
 
-from launch.cluster import connected
-from launch.zero import full, write_parameter
 from model.optimizer import set_step
 from perf.zero_ranks import BATCH, DIM, PROTOTYPES, Training
+from support.zero_moves import start
+from training.distributed import connected
+from training.zero import full, write_parameter
 
 HEAD = "projection_head.3.weight"
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from photos import write_folder
 from safetensors.torch import save_file
 
 from config.recipe import ROOT, load_config
-from launch.checkpoint import save_checkpoint
 from model.backbone import build_backbone
 from model.lars import LARS, parameter_groups
 from model.segments import Layout
 from model.swav import SwAV
+from support.photos import write_folder
+from training.checkpoint.save_load import save_checkpoint
 
 RESNET = {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small", "stem_stride": 2}
 

@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_model_golden import fill
 
 from config.recipe import load_config
-from launch.checkpoint import save_checkpoint
-from launch.export import main
+from export.__main__ import main
 from model.backbone import build_backbone
 from model.lars import LARS, parameter_groups
 from model.segments import Layout
 from model.swav import SwAV
+from support.golden import fill
+from training.checkpoint.save_load import save_checkpoint
 
 TINY_RESNET = ("resnet", {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small"}, 16)
 TINY_VIT = ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}, 32)

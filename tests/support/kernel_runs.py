@@ -7,12 +7,12 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-from photos import photographs
 from PIL import Image
 
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.draw import Draw
-from pipeline.kernel import Kernel
+from pipeline.kernel.kernel import Kernel
+from support.photos import photographs
 
 SWAV = Crops(views=(View(96, (0.14, 1.0)),) * 2 + (View(48, (0.05, 0.14)),) * 2)
 PLAIN = replace(SWAV, flip=0.0, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))

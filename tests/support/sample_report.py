@@ -1,8 +1,8 @@
 """A report as perf.profile writes it, small, with figures as a machine could give them."""
 
-from perf.codes_variants import Point
 from perf.machine import machine
-from perf.verdict import verdict
+from perf.report.verdict import verdict
+from perf.sinkhorn.variants import Point
 
 PHASES = {
     "data_wait": 0.38, "copy": 0.01, "forward_global": 0.16, "forward_local": 0.09, "codes": 0.02, "loss": 0.01,

@@ -1,4 +1,4 @@
-"""SLURM on the hosts of `perf.hosts`: a munged and a slurmd on each, slurmctld on the first; Debian's own packages."""
+"""SLURM, of Debian's packages, on virtual hosts: a munged and a slurmd on each, slurmctld on the first."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.hosts import Hosts
-from perf.spaces import SEARCH, program, wait
+from perf.virtual_cluster.hosts import Hosts
+from perf.virtual_cluster.namespaces import SEARCH, program, wait
 
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client", "munged": "munge"}
 # No control groups, as a host has no /sys/fs/cgroup. Cores are given out, and tasks are bound to theirs.

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from odd_images import bad_images, encode, odd_images, plain_images, scene
 from PIL import Image
 
-from pipeline.shards import Record, pack
-from pipeline.table import COLUMNS, DatasetError, SampleTable
+from pipeline.dataset.shards import Record, pack
+from pipeline.dataset.table import COLUMNS, DatasetError, SampleTable
+from support.odd_images import bad_images, encode, odd_images, plain_images, scene
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
 ALL = PLAIN | ODD | {f"bad_{name}": data for name, (data, _) in BAD.items()}
 PNG = encode(Image.fromarray(scene(20, 30)), "PNG")

@@ -3,10 +3,9 @@
 import io
 import tarfile
 
-from odd_images import scene
-
 from pipeline.conversion.sources import open_source
-from pipeline.idx import stored_png
+from pipeline.dataset.idx import stored_png
+from support.odd_images import scene
 
 
 def opened(path, tmp_path, **options):

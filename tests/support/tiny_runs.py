@@ -8,9 +8,9 @@ import sys
 import time
 
 import numpy as np
-from photos import write_folder
 
 from config.recipe import ROOT
+from support.photos import write_folder
 
 RECIPE = """
 run: {epochs: 3, batch_size: 8, log_every: 1, seed: 5}

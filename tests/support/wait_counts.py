@@ -41,7 +41,7 @@ class Operations(TorchDispatchMode):
 
 
 def where():
-    """The innermost line of ours or DeepSpeed's that asks, e.g. "launch/steps.py:70"."""
+    """The innermost line of ours or DeepSpeed's that asks, e.g. "training/counters.py:70"."""
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -56,7 +56,7 @@ def count(rank, ranks, port, arguments, out):
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     import train
-    from launch.agreement import Agreement
+    from training.step_agreement import Agreement
 
     found, steps = [], []
     exchange = Agreement.exchange

@@ -7,10 +7,10 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from launch.checkpoint import latest_checkpoint
-from launch.cluster import Cluster, connected
-from launch.zero import _scaler
 from perf.zero_ranks import Training
+from training.checkpoint.save_load import latest_checkpoint
+from training.distributed import Cluster, connected
+from training.zero import _scaler
 
 
 def start(rank, case, port):
@@ -26,7 +26,7 @@ def start(rank, case, port):
 
 
 def training_state(training):
-    from launch.pieces import pieces_of
+    from training.checkpoint.shards import pieces_of
 
     return pieces_of(training.optimizer, training.cluster.rank, training.cluster.world_size)
 

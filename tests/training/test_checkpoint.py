@@ -10,15 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 
-from launch import checkpoint
-from launch.checkpoint import CheckpointError, full_weights, latest_checkpoint, load_checkpoint, save_checkpoint
 from model.backbone import build_backbone
 from model.lars import LARS, parameter_groups
 from model.queue import EmbeddingQueue
 from model.segments import Layout
 from model.swav import SwAV
+from support.ranks import run_ranks
+from training.checkpoint import save_load as checkpoint
+from training.checkpoint.save_load import (
+    CheckpointError,
+    full_weights,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 LENGTH = 12
 

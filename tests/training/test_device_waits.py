@@ -5,10 +5,10 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from sync_counts import count
 
-from launch.cluster import free_port
 from perf.kill_check import make_recipe
+from support.wait_counts import count
+from training.distributed import free_port
 
 
 @pytest.mark.slow
@@ -30,20 +30,21 @@ def test_a_step_reads_nothing_unless_the_one_before_it_is_logged(tmp_path, ranks
     steps = json.loads((tmp_path / "steps.json").read_text())
     assert len(steps) == 18
     # Stage 3 records in its first steps in which order parameters are gathered. Its gradient norm is a number of the
-    # host's own (launch.zero._no_gradient_norm), which no device is asked for.
+    # host's own (training.zero._no_gradient_norm), which no device is asked for.
     first, own = (
         (5, {"__bool__ runtime/utils.py", "_local_scalar_dense runtime/utils.py"}) if stage == 3 else (1, set())
     )
     for step in (*range(first, 9), *range(10, 18)):  # the first of an epoch has what came before it
         reads = [read.split(":")[0] for read in steps[step]]
-        logged = ["tolist launch/agreement.py"] if step % 4 == 0 else []  # steps[4] is the fifth
+        logged = ["tolist training/step_agreement.py"] if step % 4 == 0 else []  # steps[4] is the fifth
         assert [read for read in reads if read not in own] == logged, (step, steps[step])
 
 
 def test_the_counting_counts(tmp_path):
     """What it is there to find is found: item, a condition on a tensor, nonzero."""
     import torch
-    from sync_counts import Calls, Operations
+
+    from support.wait_counts import Calls, Operations
 
     found = []
     with Calls(found), Operations(found):

@@ -6,16 +6,16 @@ import sys
 
 import pytest
 import torch
-from cluster_moves import set_prototypes
-from ranks import run_ranks
-from tiny_runs import kill, losses, make_workplace, train, wait_for_step
 
-from launch.cluster import free_port
-from launch.clusters import Clusters
-from launch.trained import read_trained
 from model.deepcluster import IGNORED, one_hot
 from model.memory import Memory
 from perf.zero_ranks import Case
+from support.cluster_moves import set_prototypes
+from support.ranks import run_ranks
+from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
+from training.checkpoint.weights import read_trained
+from training.distributed import free_port
+from training.epoch_targets import Clusters
 
 # Batch norm over all processes, so that their number changes nothing but rounding.
 SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")

@@ -1,10 +1,10 @@
 """Gradients of stage 0 are averaged in place, whatever their shapes and however many parts they make."""
 
 import torch
-from ranks import run_ranks
 
-from launch import gradients
-from launch.gradients import Averaging
+from support.ranks import run_ranks
+from training import gradient_averaging as gradients
+from training.gradient_averaging import Averaging
 
 SHAPES = ((3, 5), (), (700,), (2, 3, 4, 5), (1,))
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from config.recipe import ROOT, ConfigError, load_config
-from launch.build import build_network
-from launch.cluster import Cluster
-from launch.disk import checkpoint_gb
-from launch.fit import fit
 from model.loss import swapped_prediction
 from model.sinkhorn import sinkhorn
+from training.auto import fit
+from training.build import build_network
+from training.checkpoint.size import checkpoint_gb
+from training.distributed import Cluster
 
 
 def fitted(*settings, images=1000):

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from config.recipe import ROOT, ConfigError, load_config
-from launch.phases import PHASES
 from perf.kill_check import make_recipe
+from training.profiling.timeline import PHASES
 
 SETTINGS = "run.epochs=2 checkpoint.every=never data.max_bad_fraction=0.5 engine.stage=1".split()
 

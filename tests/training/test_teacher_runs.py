@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
-from tiny_runs import losses, make_workplace
-from tiny_runs import train as run_train
 
 from evaluation.backbones import open_backbone
-from launch.checkpoint import CheckpointError, full_weights, latest_checkpoint
+from support.tiny_runs import losses, make_workplace
+from support.tiny_runs import train as run_train
+from training.checkpoint.save_load import CheckpointError, full_weights, latest_checkpoint
 
 SETTINGS = (
     *("swav.teacher.momentum=0.7", "evaluation.probe=true", "evaluation.every=1", "engine.sync_batch_norm=0"),

@@ -11,11 +11,11 @@ import time
 
 import pytest
 from PIL import Image
-from tiny_runs import kill, losses, make_workplace, train, wait_for_step
 
 from config.recipe import ROOT
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
+from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 
 STEPS = 24  # 3 epochs of 68 // 8
 
@@ -175,7 +175,7 @@ def test_the_same_run_starts_under_every_launcher(workplace, undisturbed):
 
 
 def free_port():
-    from launch.cluster import free_port
+    from training.distributed import free_port
 
     return str(free_port())
 

@@ -8,13 +8,13 @@ import multiprocessing
 
 import pytest
 import torch
-import zero_moves
 
-from launch.checkpoint import full_weights, latest_checkpoint
-from launch.cluster import free_port
-from launch.pieces import Pieces
 from perf.zero_check import LIMITS, LOSS_LIMITS, row_of, run_case
 from perf.zero_ranks import FROZEN, Case
+from support import zero_moves
+from training.checkpoint.save_load import full_weights, latest_checkpoint
+from training.checkpoint.shards import Pieces
+from training.distributed import free_port
 
 STATES = 20
 

@@ -24,8 +24,9 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from launch.durable import fingerprint, sync, write_atomically
-from launch.pieces import (
+from common.files import fingerprint, sync, write_atomically
+from model.queue import EmbeddingQueue
+from training.checkpoint.shards import (
     Pieces,
     beside_of,
     own_of,
@@ -37,10 +38,9 @@ from launch.pieces import (
     whole,
     whole_teacher,
 )
-from model.queue import EmbeddingQueue
 
 if TYPE_CHECKING:
-    from launch.clusters import Clusters
+    from training.epoch_targets import Clusters
 
 STEP = "step-{:09d}"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)  # what damaged files raise
@@ -200,7 +200,8 @@ def load_checkpoint(
     """Restore masters, optimizer state, buffers, queue, clusters and what is beside them in place on this rank; returns
     state.json.
 
-    The network's own copy of the parameters follows by `launch.zero.publish`. With the saved world size every rank gets
+    The network's own copy of the parameters follows by `training.zero.publish`. With the saved world size every rank
+    gets
     its own batch-norm statistics and queue back, bit for bit; with another one all get the average, and the queue is
     dealt out anew. Raises CheckpointError, with the names, if the network is another one.
     """

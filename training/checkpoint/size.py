@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from launch.fit import heads_of
+from training.auto import heads_of
 
 STATE_BYTES = {"lars": 4, "adamw": 8}  # the optimizer's, a parameter
-MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # that `auto` chooses (launch.fit)
+MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # that `auto` chooses (training.auto)
 LEAST_GB = 1.0  # for anything else that a run writes
 
 
@@ -19,7 +19,7 @@ def checkpoint_gb(config: DictConfig) -> float:
     """
     import torch
 
-    from launch.build import build_network
+    from training.build import build_network
 
     prototypes = MOST_PROTOTYPES if config.model.prototypes == "auto" else config.model.prototypes
     with torch.device("meta"):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.build import build_network
-from launch.checkpoint import CheckpointError, damage_of, full_weights, latest_checkpoint, read_state
 from model.swav import SwAV
+from training.build import build_network
+from training.checkpoint.save_load import CheckpointError, damage_of, full_weights, latest_checkpoint, read_state
 
 TEACHER = "@teacher"  # behind the path of a run or checkpoint: the moving average in place of the network
 

@@ -12,7 +12,8 @@ LOADER, GRADIENTS, CODES, OPTIMIZER, BATCH_NORM = 0.10, 0.15, 0.05, 0.15, 0.15  
 def verdict(found: Mapping[str, Any], settings: Mapping[str, Any], roofline: Mapping[str, Any] | None = None) -> str:
     """The sentence about a step.
 
-    found: `launch.profile.summary`: shares, slow, collectives, step_ms. settings: `launch.profile.settings_of`.
+    found: `training.profiling.profile.summary`: shares, slow, collectives, step_ms. settings:
+    `training.profiling.profile.settings_of`.
     roofline: with `bound` ("memory bandwidth" or "matrix products") and `share_of_roofline`, where it was measured.
     """
     shares, slow = found["shares"], found.get("slow")

@@ -15,7 +15,7 @@ from functools import wraps
 from typing import Any
 
 from config.recipe import ROOT
-from launch.phases import Timeline
+from training.profiling.timeline import Timeline
 
 NAMES = (
     "all_gather",
@@ -35,8 +35,8 @@ CALLERS = (
     (f"{ROOT}/model/batchnorm.py", "batch_norm"),
     (f"{ROOT}/model/sinkhorn", "codes"),
     (f"{ROOT}/model/", "other"),
-    (f"{ROOT}/launch/gradients.py", "gradients"),
-    (f"{ROOT}/launch/", "other"),
+    (f"{ROOT}/training/gradient_averaging.py", "gradients"),
+    (f"{ROOT}/training/", "other"),
     ("/deepspeed/runtime/", "gradients"),
 )
 WAIT = "wait"

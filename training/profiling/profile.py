@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from launch.advice import verdict
-from launch.cluster import cluster_from_environment
-from launch.collectives import by_kind, counting, timed
-from launch.phases import PHASES, Timeline, phase_sums, watching
-from launch.trace import trace
+from training.distributed import cluster_from_environment
+from training.profiling.bottleneck import verdict
+from training.profiling.collectives import by_kind, counting, timed
+from training.profiling.timeline import PHASES, Timeline, phase_sums, watching
+from training.profiling.trace import trace
 
 SLOW = 1.05  # a rank whose own time is so many times the ranks' median is said to be slow
 
@@ -117,7 +117,7 @@ def profile_steps(config: DictConfig, left: int, times: Any, engine: Any, monito
     """Profile perf.steps steps of this run after its first perf.skip, where perf.profile is set: then rank 0 writes
     profile.json and profile-trace.json of all ranks to the run's directory, and says what they hold.
 
-    left: steps that the run still takes. times: launch.step_times.StepTimes, which tells where the loop is.
+    left: steps that the run still takes. times: training.profiling.step_times.StepTimes, which tells where the loop is.
     """
     if config.perf.profile and left <= config.perf.skip:
         journal.say(f"perf.profile: nothing to profile, for of this run's {left} steps perf.skip leaves none")

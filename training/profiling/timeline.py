@@ -13,7 +13,8 @@ A mark is a time of the host, on a GPU an event that the device passes: nothing 
     optimizer               engine.step without what it communicates
     other                   monitors, agreement, saving
 
-Collectives of batch norm, codes and monitors stay in the phase in which they fall; `launch.collectives` tells them.
+Collectives of batch norm, codes and monitors stay in the phase in which they fall; `training.profiling.collectives`
+tells them.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 def trace(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The trace's JSON: a process for each rank, with a track of its phases and one of its collectives.
 
-    ranks: as `launch.profile.of_rank` gives them.
+    ranks: as `training.profiling.profile.of_rank` gives them.
     """
     return {"displayTimeUnit": "ms", "traceEvents": [event for rank in ranks for event in _events(rank)]}
 

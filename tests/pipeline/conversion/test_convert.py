@@ -9,16 +9,16 @@ import time
 
 import numpy as np
 import pytest
-from conversions import LABELLED, command, converted, digests, run, target, write_zoo
-from photos import flat_colours, write_folder
-from small_datasets import BAD, PLAIN, ROOT, error_of, write
 
 from pipeline.conversion.packing import load_part, record_path
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import packing_order
-from pipeline.dataset import open_dataset
-from pipeline.reader import Reader
-from pipeline.table import SampleTable
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable
+from support.conversions import LABELLED, command, converted, digests, run, target, write_zoo
+from support.photos import flat_colours, write_folder
+from support.small_datasets import BAD, PLAIN, ROOT, error_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 

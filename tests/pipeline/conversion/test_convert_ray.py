@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conversions import command, converted, digests, run, target
-from photos import flat_colours, write_folder
-from small_datasets import ROOT, error_of
+
+from support.conversions import command, converted, digests, run, target
+from support.photos import flat_colours, write_folder
+from support.small_datasets import ROOT, error_of
 
 NEEDS_RAY = "Ray is not installed: pip install ray"
 

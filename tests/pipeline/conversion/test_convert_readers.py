@@ -4,19 +4,19 @@ import io
 
 import numpy as np
 import pytest
-from conversions import LABELLED, converted, sources_in_order, target, write_zoo
 from hypothesis import given
 from hypothesis import strategies as st
-from photos import photographs, write_folder
 from PIL import Image
-from small_datasets import ODD, PLAIN, write
 
 from pipeline.conversion.beton_writer import PAGE, layout, page_size, pieces
 from pipeline.convert import packing_order
-from pipeline.dataset import open_dataset
-from pipeline.images import decode
-from pipeline.reader import Reader
-from pipeline.table import SampleTable
+from pipeline.dataset.images import decode
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable
+from support.conversions import LABELLED, converted, sources_in_order, target, write_zoo
+from support.photos import photographs, write_folder
+from support.small_datasets import ODD, PLAIN, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 

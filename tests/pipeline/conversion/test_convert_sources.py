@@ -6,13 +6,13 @@ import tarfile
 
 import numpy as np
 import pytest
-from small_datasets import PNG, error_of, same, write
-from source_files import image, images_of, opened, tar
 
 from pipeline.conversion.keys import unique_keys
-from pipeline.dataset import open_dataset
-from pipeline.folder import scan_folder
-from pipeline.shards import Record, _check, _header, pack
+from pipeline.dataset.folder import scan_folder
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.shards import Record, _check, _header, pack
+from support.small_datasets import PNG, error_of, same, write
+from support.source_files import image, images_of, opened, tar
 
 
 def odd_member(name, kind, target=""):

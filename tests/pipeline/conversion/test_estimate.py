@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conversions import converted, target
-from odd_images import chunk, encode, exif
-from photos import photographs
 from PIL import Image
 from pyarrow import parquet
-from small_datasets import error_of, write
 from test_spool import Evil, cifar10, hugging_face, idx, write_arrow
 
 from pipeline.conversion.estimate import expect
 from pipeline.conversion.rewrite import Options
 from pipeline.conversion.sources import open_source
-from pipeline.table import SampleTable
+from pipeline.dataset.table import SampleTable
+from support.conversions import converted, target
+from support.odd_images import chunk, encode, exif
+from support.photos import photographs
+from support.small_datasets import error_of, write
 
 PART = 1 << 28
 TURNED = exif(6)

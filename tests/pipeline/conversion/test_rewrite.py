@@ -4,14 +4,14 @@ import io
 
 import numpy as np
 import pytest
-from odd_images import encode, scene
-from photos import photographs
 from PIL import Image
-from small_datasets import ODD, PLAIN
 
 from pipeline.conversion.rewrite import Options, rewrite
-from pipeline.images import decode
-from pipeline.table import State
+from pipeline.dataset.images import decode
+from pipeline.dataset.table import State
+from support.odd_images import encode, scene
+from support.photos import photographs
+from support.small_datasets import ODD, PLAIN
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 

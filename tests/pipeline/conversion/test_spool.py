@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from conversions import converted
 from pyarrow import ipc, parquet
-from small_datasets import BAD, ROOT, error_of, write
-from source_files import image, images_of, opened
 
 from pipeline.conversion.sources import open_source
-from pipeline.idx import stored_png
-from pipeline.images import decode, probe
-from pipeline.table import State
+from pipeline.dataset.idx import stored_png
+from pipeline.dataset.images import decode, probe
+from pipeline.dataset.table import State
+from support.conversions import converted
+from support.small_datasets import BAD, ROOT, error_of, write
+from support.source_files import image, images_of, opened
 
 # ---------------------------------------------------------------------------------------------- Parquet, Arrow
 

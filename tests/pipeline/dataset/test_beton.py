@@ -13,16 +13,16 @@ import torch
 from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField, TorchTensorField
 from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
 from ffcv.writer import DatasetWriter
-from photos import photographs
 from PIL import Image
-from small_datasets import ROOT, error_of, same
 
-from pipeline import beton
-from pipeline.beton import read_beton
 from pipeline.conversion.sources import open_source
-from pipeline.dataset import find_split, open_dataset
-from pipeline.reader import Reader, ReadError
-from pipeline.table import State
+from pipeline.dataset import beton
+from pipeline.dataset.beton import read_beton
+from pipeline.dataset.open import find_split, open_dataset
+from pipeline.dataset.reader import Reader, ReadError
+from pipeline.dataset.table import State
+from support.photos import photographs
+from support.small_datasets import ROOT, error_of, same
 
 LABELS = [3, 0, 2, 3, 1, 0]
 
@@ -149,7 +149,7 @@ def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_ch
     table = opened()
     os.utime(path, ns=(0, 0))  # copied or touched: the same file still
     with monkeypatch.context() as context:
-        context.setattr("pipeline.dataset.scan_beton", None)
+        context.setattr("pipeline.dataset.open.scan_beton", None)
         assert same(opened(), table)
         data = bytearray(path.read_bytes())
         at = data.index(np.int64(LABELS[0]).tobytes(), 24 + 2 * 1041 + 16)
@@ -168,7 +168,7 @@ def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path,
     named = replace(table, classes=("a", "b", "c", "d"))
     named.save(path.with_suffix(".npz"))
     moved = path.parent.rename(tmp_path / "moved") / "train.beton"
-    monkeypatch.setattr("pipeline.dataset.scan_beton", None)
+    monkeypatch.setattr("pipeline.dataset.open.scan_beton", None)
     again = open_dataset(moved, tmp_path / "cache2", workers=1, progress=False)
     assert same(again, replace(named, root=moved.parent))
     assert not (tmp_path / "cache2").exists()
@@ -234,7 +234,7 @@ def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, told):
 
 def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
     code = (
-        "import sys; sys.path[:0] = ['tests']; from test_beton import *\n"
+        "import sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']; from test_beton import *\n"
         "class Dies(Indexed):\n    def __getitem__(self, index): os.kill(os.getppid(), 9); os._exit(1)\n"
         "fields = {'image': RGBImageField(), 'label': IntField()}\n"
         "DatasetWriter(sys.argv[1], fields, num_workers=1).from_indexed_dataset(Dies([0] * 9))\n"

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from odd_images import HEIGHT, WIDTH, bad_images, encode, odd_images, plain_images, ramp16, scene
 from PIL import Image
 
-from pipeline.images import BadImage, decode, probe, to_ppm
-from pipeline.table import State
+from pipeline.dataset.images import BadImage, decode, probe, to_ppm
+from pipeline.dataset.table import State
+from support.odd_images import HEIGHT, WIDTH, bad_images, encode, odd_images, plain_images, ramp16, scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()

@@ -9,14 +9,14 @@ import textwrap
 
 import numpy as np
 import pytest
-from odd_images import scene
-from small_datasets import ODD, PNG, ROOT, error_of, packed, same, write
 
-from pipeline.dataset import open_dataset
-from pipeline.idx import stored_png
-from pipeline.reader import Reader
-from pipeline.shards import Record, pack, scan_shards
-from pipeline.table import COLUMNS, SampleTable, State, sha256
+from pipeline.dataset.idx import stored_png
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.shards import Record, pack, scan_shards
+from pipeline.dataset.table import COLUMNS, SampleTable, State, sha256
+from support.odd_images import scene
+from support.small_datasets import ODD, PNG, ROOT, error_of, packed, same, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 
@@ -138,7 +138,7 @@ def test_keys_that_webdataset_cannot_keep_are_refused(tmp_path):
 def test_a_kill_while_packing_leaves_nothing_half_done(tmp_path):
     code = """
         import os, sys
-        from pipeline.shards import pack
+        from pipeline.dataset.shards import pack
         def records():
             for i in range(9):
                 if i == 5:

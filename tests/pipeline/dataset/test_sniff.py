@@ -4,17 +4,17 @@ import json
 import os
 
 import pytest
-from conversions import converted, run, target
-from odd_images import encode, scene
 from PIL import Image
-from small_datasets import BAD, ODD, PLAIN, error_of, write
-from source_files import images_of, opened, tar
 
-from pipeline.dataset import open_dataset
-from pipeline.folder import list_folder, scan_folder
-from pipeline.images import _formats
-from pipeline.sniff import EXTENSIONS, HEAD, extension, in_words, looks_like_image
-from pipeline.table import State
+from pipeline.dataset.folder import list_folder, scan_folder
+from pipeline.dataset.images import _formats
+from pipeline.dataset.open import open_dataset
+from pipeline.dataset.sniff import EXTENSIONS, HEAD, extension, in_words, looks_like_image
+from pipeline.dataset.table import State
+from support.conversions import converted, run, target
+from support.odd_images import encode, scene
+from support.small_datasets import BAD, ODD, PLAIN, error_of, write
+from support.source_files import images_of, opened, tar
 
 RGB = Image.fromarray(scene())
 JPEG = PLAIN["rgb.jpg"]

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_datasets import ALL, BAD, ODD, PLAIN, PNG, ROOT, error_of, packed, same, write
 
-import pipeline.folder
-from pipeline.dataset import find_split, open_dataset
-from pipeline.folder import in_processes, list_folder, scan_folder
-from pipeline.images import decode, to_ppm
-from pipeline.reader import Reader, ReadError
-from pipeline.shards import Record, pack
-from pipeline.table import COLUMNS, Names, SampleTable, State
+import pipeline.dataset.folder
+from pipeline.dataset.folder import in_processes, list_folder, scan_folder
+from pipeline.dataset.images import decode, to_ppm
+from pipeline.dataset.open import find_split, open_dataset
+from pipeline.dataset.reader import Reader, ReadError
+from pipeline.dataset.shards import Record, pack
+from pipeline.dataset.table import COLUMNS, Names, SampleTable, State
+from support.small_datasets import ALL, BAD, ODD, PLAIN, PNG, ROOT, error_of, packed, same, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
 
@@ -144,7 +144,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 
 def test_two_scans_and_any_number_of_workers_give_the_same_table(zoo, monkeypatch):
     one = scan_folder(zoo, workers=1, progress=False)
-    monkeypatch.setattr(pipeline.folder, "CHUNK", 5)  # enough chunks for processes to be started
+    monkeypatch.setattr(pipeline.dataset.folder, "CHUNK", 5)  # enough chunks for processes to be started
     assert same(one, scan_folder(zoo, workers=2, progress=False))
 
 
@@ -153,9 +153,10 @@ def test_worker_processes_run_neither_the_main_script_nor_torch(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import sys
-        from pipeline.folder import in_processes
+        from pipeline.dataset.folder import in_processes
         print("main runs")
-        look = "__import__('pipeline.folder') and [m for m in ('torch', 'nvidia') if m in __import__('sys').modules]"
+        look = "__import__('pipeline.dataset.folder') and [m for m in ('torch', 'nvidia') if m in
+        __import__('sys').modules]"
         print(list(in_processes(eval, iter([look, look]), 2)))
         """)
     )
@@ -201,7 +202,7 @@ def test_a_scan_is_cached_and_done_again_when_files_change(tmp_path, capsys, mon
     first, said = opened()
     assert said == ""
     with monkeypatch.context() as context:
-        context.setattr(pipeline.folder, "probe_rows", None)  # a second scan would fail
+        context.setattr(pipeline.dataset.folder, "probe_rows", None)  # a second scan would fail
         again, said = opened()
     assert same(again, first)
     assert said == ""
@@ -249,7 +250,7 @@ def test_ranks_that_open_together_scan_once(tmp_path):
     root = write(tmp_path / "root", {f"{i:03d}.png": PNG for i in range(300)})
     code = """
         import sys
-        from pipeline.dataset import open_dataset
+        from pipeline.dataset.open import open_dataset
         print(len(open_dataset(sys.argv[1], sys.argv[2], workers=1)))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(root), str(tmp_path / "cache")]

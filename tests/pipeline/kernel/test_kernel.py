@@ -10,14 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kernel_runs import AFFINE, JITTER, PLAIN, SWAV, crop_of, execute, jpeg, levels, one_view, one_window, photos
-from photos import flat_colours, photographs
 from PIL import Image
 
 from pipeline.color import GRAY, color_matrices
 from pipeline.crops import Blur, Jitter, View
 from pipeline.draw import draw
-from pipeline.kernel import Kernel, stage_times
+from pipeline.kernel.kernel import Kernel, stage_times
+from support.kernel_runs import (
+    AFFINE,
+    JITTER,
+    PLAIN,
+    SWAV,
+    crop_of,
+    execute,
+    jpeg,
+    levels,
+    one_view,
+    one_window,
+    photos,
+)
+from support.photos import flat_colours, photographs
 
 
 @pytest.mark.parametrize(
@@ -297,7 +309,7 @@ def test_a_second_process_compiles_nothing():
     code = """
 import numpy as np, time
 from pipeline.crops import Crops, View
-from pipeline.kernel import Kernel
+from pipeline.kernel.kernel import Kernel
 start = time.perf_counter()
 kernel = Kernel(Crops(views=(View(48, (0.1, 1.0)),)), 1)
 kernel.close()
@@ -305,7 +317,7 @@ stats = kernel.process.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()), time.perf_counter() - start)
 """
     Kernel(SWAV, 1).close()  # compiled or cached by now
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     child = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
     assert child.returncode == 0, child.stderr
     hits, misses, seconds = child.stdout.split()

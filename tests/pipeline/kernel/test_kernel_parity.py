@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from kernel_runs import JITTER, PLAIN, SWAV, execute, levels, one_view, photos
-from photos import photographs
 from PIL import Image
 
 from perf.parity import differences, operations
-from pipeline.dataset import open_dataset
+from pipeline.backends.torchvision import TorchvisionBackend
+from pipeline.dataset.open import open_dataset
 from pipeline.draw import draw
-from pipeline.reference import TorchvisionBackend
+from support.kernel_runs import JITTER, PLAIN, SWAV, execute, levels, one_view, photos
+from support.photos import photographs
 
 # Mean absolute difference of the affine map to torchvision over the images and views below, as measured.
 AFFINE = {
