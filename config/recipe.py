@@ -236,7 +236,7 @@ def check_values(config: DictConfig) -> None:
     require(config.method in METHODS, "method", f"{', '.join(METHODS[:-1])} or {METHODS[-1]}")
     require(config.pipeline.backend in ("dali", "ffcv", "torchvision"), "pipeline.backend", "dali, ffcv or torchvision")
     can = config.pipeline.backend != "dali" or config.crops.jitter.exact is not True
-    require(can, "crops.jitter.exact", "auto or false with pipeline.backend=dali, which has affine colour only")
+    require(can, "crops.jitter.exact", "auto or false with pipeline.backend=dali, which has affine color only")
     require(config.pipeline.device in ("auto", "cpu", "gpu"), "pipeline.device", "auto, cpu or gpu")
     parse_every(config.checkpoint.every)
     _check_crops(config, require)

@@ -64,7 +64,7 @@ def make_jpegs(
 
 
 def photographs() -> list[Image.Image]:
-    """Eight colour photographs of 0.1 to 0.4 megapixels."""
+    """Eight color photographs of 0.1 to 0.4 megapixels."""
     try:
         import skimage.data
         from sklearn.datasets import load_sample_images

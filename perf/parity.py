@@ -3,7 +3,7 @@
     python -m perf.parity [--json FILE] [--images 200]
 
 Mean absolute difference to the torchvision backend in levels of 255, over SwAV's eight views (2 x 224 and 6 x 96) of
-the benchmark's JPEGs, each view counting alike. "limit" is what the default, ffcv with exact colour, has to keep.
+the benchmark's JPEGs, each view counting alike. "limit" is what the default, ffcv with exact color, has to keep.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Colour jitter and grayscale as one affine map per crop.
+"""Color jitter and grayscale as one affine map per crop.
 
 Brightness, contrast about the crop's mean gray, saturation, hue (a rotation about the gray axis) and
-grayscale are all linear in a pixel x and in the crop's mean colour m, so any order of them composes to
+grayscale are all linear in a pixel x and in the crop's mean color m, so any order of them composes to
 x' = A x + B m with two 3x3 matrices that are known before a pixel is read. Two differences from torchvision,
 both measured in tests/pipeline/test_backends.py: no clipping between the steps, and hue, which torchvision turns in
 HSV.
@@ -19,12 +19,12 @@ from jaxtyping import Float
 from pipeline.draw import Draw
 
 GRAY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma, as PIL and torchvision weigh
-LUMA = np.broadcast_to(GRAY, (3, 3))  # maps a colour to its gray
+LUMA = np.broadcast_to(GRAY, (3, 3))  # maps a color to its gray
 IDENTITY = np.eye(3)
 
 
 def color_matrices(draw: Draw) -> tuple[Float[np.ndarray, "B V 3 3"], Float[np.ndarray, "B V 3 3"]]:
-    """(A, B) float32 for each crop, with x' = A x + B m: x in [0, 255], m the mean colour of the resized crop."""
+    """(A, B) float32 for each crop, with x' = A x + B m: x in [0, 255], m the mean color of the resized crop."""
     shape = draw.jitter.shape
     linear = np.broadcast_to(IDENTITY, (*shape, 3, 3)).copy().reshape(-1, 3, 3)
     mean = np.zeros_like(linear)
@@ -56,7 +56,7 @@ def _jitter(factors: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndar
     mean = np.zeros_like(linear)
     for position in range(4):
         step = order[:, position]
-        # contrast blends with the gray of the mean colour as it is at this point: (A + B) m
+        # contrast blends with the gray of the mean color as it is at this point: (A + B) m
         blend = np.where(step[:, None, None] == 1, (1 - contrast) * (LUMA @ (linear + mean)), 0.0)
         chosen = steps[everyone, step]
         linear, mean = chosen @ linear, chosen @ mean + blend

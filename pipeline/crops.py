@@ -59,8 +59,8 @@ class Crops:
         return list(groups.items())
 
     @property
-    def colours(self) -> bool:
-        """Whether any view may change colour at all."""
+    def colors(self) -> bool:
+        """Whether any view may change color at all."""
         jitter = self.jitter
         strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
         return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
@@ -77,7 +77,7 @@ class Crops:
         )
 
 
-def exact_colour(setting: bool | str, backend: str) -> bool:
+def exact_color(setting: bool | str, backend: str) -> bool:
     """What `crops.jitter.exact` comes to: `auto` is true for every backend but dali, which has affine maps only."""
     return backend != "dali" if setting == "auto" else bool(setting)
 
@@ -93,7 +93,7 @@ def crops_from_config(config, backend: str = "ffcv") -> Crops:
         views=tuple(views),
         ratio=tuple(config["ratio"]),
         flip=config["flip"],
-        jitter=Jitter(**{**config["jitter"], "exact": exact_colour(config["jitter"]["exact"], backend)}),
+        jitter=Jitter(**{**config["jitter"], "exact": exact_color(config["jitter"]["exact"], backend)}),
         grayscale=config["grayscale"],
         blur=Blur(config["blur"]["probability"], tuple(config["blur"]["sigma"])),
         mean=tuple(config["mean"]),

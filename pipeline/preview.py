@@ -2,7 +2,7 @@
 
     python -m pipeline.preview RECIPE.yaml [key=value ...] [--rows 6] [--epoch 0] [--out preview.png]
 
-Each row: the image with the windows drawn on it, then its crops, de-normalised, in the colour of their window.
+Each row: the image with the windows drawn on it, then its crops, de-normalised, in the color of their window.
 """
 
 from __future__ import annotations

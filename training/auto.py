@@ -13,7 +13,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from config.recipe import ConfigError
-from pipeline.crops import exact_colour
+from pipeline.crops import exact_color
 from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
@@ -175,12 +175,12 @@ def _has_bf16() -> bool:
 
 
 def _fit_machine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
-    """How colour is computed, where crops are made, and with how many threads."""
+    """How color is computed, where crops are made, and with how many threads."""
     backend, on_gpu = config.pipeline.backend, cluster.device().type == "cuda"
     if config.pipeline.device == "gpu" and not on_gpu:
         raise ConfigError("pipeline.device=gpu, but no GPU is visible; use pipeline.device=cpu or auto")
-    exact = exact_colour(config.crops.jitter.exact, backend)
-    choose("crops.jitter.exact", exact, f"{backend} {'can' if exact else 'has affine colour only'}")
+    exact = exact_color(config.crops.jitter.exact, backend)
+    choose("crops.jitter.exact", exact, f"{backend} {'can' if exact else 'has affine color only'}")
     if on_gpu:
         can = backend in ("dali", "ffcv")
         choose("pipeline.device", "gpu" if can else "cpu", f"{backend} {'can' if can else 'has the CPU only'}")

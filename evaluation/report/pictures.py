@@ -65,7 +65,7 @@ def neighbour_plane(features: Float[np.ndarray, "rows features"], seed: int = 0)
 
 
 def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str], way: str = "pca") -> Image.Image:
-    """Features (N, D) of images in two dimensions, a colour for each class. way: "pca" or "tsne"."""
+    """Features (N, D) of images in two dimensions, a color for each class. way: "pca" or "tsne"."""
     pyplot = _pyplot()
     if way == "tsne":
         plane, title = neighbour_plane(features), "t-SNE"
@@ -73,11 +73,11 @@ def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str], 
         plane, share = principal_plane(features)
         title = f"two principal components, {share:.0%} of the variance"
     figure, axes = pyplot.subplots(figsize=(7.5, 5), layout="constrained")
-    colours = pyplot.get_cmap("tab20" if len(np.unique(label)) > 10 else "tab10")
+    colors = pyplot.get_cmap("tab20" if len(np.unique(label)) > 10 else "tab10")
     for place, number in enumerate(np.unique(label)):
         inside = label == number
         name = classes[number] if classes else str(number)
-        axes.scatter(*plane[inside].T, s=6, color=colours(place % 20), label=name, alpha=0.7, linewidths=0)
+        axes.scatter(*plane[inside].T, s=6, color=colors(place % 20), label=name, alpha=0.7, linewidths=0)
     axes.set(xticks=[], yticks=[], title=title)
     if len(np.unique(label)) <= 20:
         axes.legend(markerscale=2, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left", frameon=False)

@@ -6,11 +6,11 @@ Contenders take turns of a second or two, round after round, all on the same cor
 
     full     files -> 2 x 224 and 6 x 96 pixel crops with all of SwAV's augmentation, normalised float32 in batches
              ffcv, dali          our loader with these backends: order, reading, draw, backend, hand-over
-             ffcv-affine         ffcv with crops.jitter.exact=false: one affine map in place of the colour steps
+             ffcv-affine         ffcv with crops.jitter.exact=false: one affine map in place of the color steps
              ffcv-kernel         of ffcv the kernel alone, on bytes in memory
              dali-random         DALI with its own reader and random operators, one decode an image
              torchvision         the published recipe: DataLoader, PIL, torchvision's transforms
-    crops    JPEG bytes in memory -> the same crops as uint8, without colour and blur: what a GPU leaves to the CPU
+    crops    JPEG bytes in memory -> the same crops as uint8, without color and blur: what a GPU leaves to the CPU
              ffcv                our kernel
              ffcv-stock-one-view FFCV's own loader on a .beton, and one crop instead of eight
     decode   JPEG bytes in memory -> pixels: libjpeg-turbo alone, the yardstick

@@ -11,7 +11,7 @@ HOW = "give --gpu-rate IMAGES_PER_SECOND, or --step-json with what `python -m pe
 FED = {  # (backend, mode) -> name: whose crops can be trained on
     ("ffcv", "full"): "ffcv",
     ("ffcv-affine", "full"): "ffcv-affine",
-    ("ffcv", "crops"): "ffcv, colour and blur on the GPU",
+    ("ffcv", "crops"): "ffcv, color and blur on the GPU",
     ("dali", "full"): "dali",
     ("dali-random", "full"): "dali-random",
     ("torchvision", "full"): "torchvision",

@@ -23,7 +23,7 @@ def loader(
     name: str, table: SampleTable, crops: Crops, batch: int, cores: int, threads: int | None = None
 ) -> Contender:
     """The training loader over a table of files: order, reading, draw, backend and hand-over. name: "ffcv",
-    "ffcv-affine" (colour as one affine map) or "dali" (which has no other). threads: by default one a core."""
+    "ffcv-affine" (color as one affine map) or "dali" (which has no other). threads: by default one a core."""
     if name == "ffcv-affine":
         crops = replace(crops, jitter=replace(crops.jitter, exact=False))
     source = Loader(table, crops, backend=name.split("-")[0], seed=0, global_batch=batch, threads=threads or cores)

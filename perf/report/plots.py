@@ -28,9 +28,9 @@ def phases(axes: Any, step: Mapping[str, Any]) -> float:
     """Share of each phase."""
     names = list(step["shares"])
     shares = [100 * step["shares"][name] for name in names]
-    colours = [PEERS if name in ("data_wait", "gradient_communication", "other") else OURS for name in names]
+    colors = [PEERS if name in ("data_wait", "gradient_communication", "other") else OURS for name in names]
     labels = [f"{share:.1f} %" for share in shares]
-    height = bars(axes, [name.replace("_", " ") for name in names], shares, labels, colours)
+    height = bars(axes, [name.replace("_", " ") for name in names], shares, labels, colors)
     axes.set_xlabel("share of a step, %")
     return height
 
@@ -94,8 +94,8 @@ def variants(axes: Any, step: Mapping[str, Any]) -> float | None:
         ]
         names.append(",\n".join(other) or "as it is")
     speeds = [row["images_per_second"] for row in rows]
-    colours = [OURS, *[PEERS] * (len(rows) - 1)]
-    height = bars(axes, names, speeds, [f"{speed:,.1f}" for speed in speeds], colours)
+    colors = [OURS, *[PEERS] * (len(rows) - 1)]
+    height = bars(axes, names, speeds, [f"{speed:,.1f}" for speed in speeds], colors)
     axes.set_xlabel("images a second")
     return height
 
@@ -107,8 +107,8 @@ def rates(axes: Any, loader: Mapping[str, Any]) -> float | None:
     if not rows:
         return None
     speeds = [row["images_per_second"] for row in rows]
-    colours = [BACKEND_COLOURS.get(row["backend"], PEERS) for row in rows]
-    height = bars(axes, [row["backend"] for row in rows], speeds, [f"{speed:,.0f}" for speed in speeds], colours)
+    colors = [BACKEND_COLOURS.get(row["backend"], PEERS) for row in rows]
+    height = bars(axes, [row["backend"] for row in rows], speeds, [f"{speed:,.0f}" for speed in speeds], colors)
     decode = loader["decode_images_per_second"]
     if decode:
         axes.axvline(decode, color=LIMIT, linewidth=1)
@@ -167,9 +167,9 @@ def _lines(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]], what: st
     if not lines:
         return None
     for backend, points in lines.items():
-        colour = BACKEND_COLOURS.get(backend, PEERS)
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colour)
-        line_end(axes, points[-1], backend, colour)
+        color = BACKEND_COLOURS.get(backend, PEERS)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color)
+        line_end(axes, points[-1], backend, color)
     counts = sorted({count for points in lines.values() for count, _ in points})
     axes.set_xscale("log", base=2)
     plain_ticks(axes.xaxis, counts)
@@ -202,9 +202,9 @@ def nodes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
         return None
     for variant in dict.fromkeys(row["variant"] for row in kept):
         points = [(row["nodes"], 100 * row["share"]) for row in kept if row["variant"] == variant]
-        colour = VARIANT_COLOURS[variant]
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=colour)
-        line_end(axes, points[-1], variant, colour)
+        color = VARIANT_COLOURS[variant]
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=color)
+        line_end(axes, points[-1], variant, color)
     for percent in (1, 5):
         axes.axhline(percent, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(f"{percent} %", (1, percent), xytext=(0, 2), textcoords="offset points", color=LIMIT)

@@ -1,6 +1,6 @@
-"""Drawing for a page: SVG texts without size, font or colours of their own, and what plots share.
+"""Drawing for a page: SVG texts without size, font or colors of their own, and what plots share.
 
-Colours are the page's CSS variables: light and dark need no second plot.
+Colors are the page's CSS variables: light and dark need no second plot.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-# What matplotlib draws with, each to be replaced by a variable: any six digits that are no colour of its own.
+# What matplotlib draws with, each to be replaced by a variable: any six digits that are no color of its own.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 COLOURS = tuple(f"#0102{number:02x}" for number in range(16, 26))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
-    colour: f"--c{number}" for number, colour in enumerate(COLOURS)
+    color: f"--c{number}" for number, color in enumerate(COLOURS)
 }
 OURS, PEERS, LIMIT = COLOURS[0], COLOURS[5], COLOURS[3]
 WIDTH = 4.0  # inches: a column of the page and a phone show it at 1.1 to 1.2 of its size, so that 9 points stay legible
@@ -51,24 +51,24 @@ def drawn(draw: Draw, part: Mapping[str, Any], title: str) -> str | None:
 
 
 def themed(svg: str, title: str) -> str:
-    """Without head, fixed size and font; colours as variables; named for those who do not see it."""
+    """Without head, fixed size and font; colors as variables; named for those who do not see it."""
     svg = svg[svg.index("<svg") :]
     for size in ("width", "height"):
         svg = re.sub(rf'(<svg [^>]*?){size}="[^"]*" ?', r"\1", svg, count=1)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"(font: [0-9.]+px )[^;\"]*", r"\1var(--sans)", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     return svg
 
 
-def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colours: Any) -> float:
+def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colors: Any) -> float:
     """Horizontal bars from the top, each with its label at its end; the height that they want."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     places = range(len(names))
-    axes.barh(places, values, color=colours, height=0.62)
+    axes.barh(places, values, color=colors, height=0.62)
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.invert_yaxis()
@@ -82,9 +82,9 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Seque
     return 0.75 + sum(0.27 if "\n" not in name else 0.38 for name in names)
 
 
-def line_end(axes: Any, point: Sequence[float], text: str, colour: str) -> None:
-    """A line's name at its end, in its colour."""
-    axes.annotate(text, point, xytext=(5, 0), textcoords="offset points", va="center", color=colour)
+def line_end(axes: Any, point: Sequence[float], text: str, color: str) -> None:
+    """A line's name at its end, in its color."""
+    axes.annotate(text, point, xytext=(5, 0), textcoords="offset points", va="center", color=color)
 
 
 def plain_ticks(axis: Any, ticks: Sequence[float], unit: float = 1.0) -> None:

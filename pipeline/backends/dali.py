@@ -1,6 +1,6 @@
 """The DALI backend: one pipeline definition, on the CPU or on a GPU, that executes a draw.
 
-    encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> colour
+    encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> color
     (x' = A x + B m) -> blur, for the crops that drew one -> normalise to HWC
 
 DALI has no random operator here: windows, matrices and sigmas come with the bytes through external_source.
@@ -93,7 +93,7 @@ class DaliBackend:
         left = np.where(draw.flip, end[..., 1], start[..., 1])  # a reversed region is a mirrored one
         right = np.where(draw.flip, start[..., 1], end[..., 1])
         kinds = [np.stack([start[..., 0], left], axis=-1), np.stack([end[..., 0], right], axis=-1)]
-        if self.crops.colours:
+        if self.crops.colors:
             kinds += color_matrices(draw)
         if self.crops.blur.probability > 0:
             kinds += [draw.blur, draw.sigma]
@@ -104,9 +104,9 @@ class DaliBackend:
         from nvidia.dali import fn, pipeline_def, types
 
         crops, on_gpu = self.crops, self.device_id is not None
-        colours, blurs = crops.colours, crops.blur.probability > 0
+        colors, blurs = crops.colors, crops.blur.probability > 0
         dtypes, dims = [types.FLOAT, types.FLOAT], [1, 1]
-        if colours:
+        if colors:
             dtypes, dims = [*dtypes, types.FLOAT, types.FLOAT], [*dims, 2, 2]
         if blurs:
             dtypes, dims = [*dtypes, types.BOOL, types.FLOAT], [*dims, 0, 0]
@@ -146,7 +146,7 @@ class DaliBackend:
                     interp_type=types.INTERP_LINEAR,
                     antialias=True,
                 )
-                if colours:
+                if colors:
                     mean = fn.reductions.mean(x, axes=(0, 1), keep_dims=True)
                     if on_gpu:
                         mean = mean.cpu()  # arguments of operators live on the CPU

@@ -1,6 +1,6 @@
-"""The colour half of the draw on a GPU: what the fused kernel does after resampling, in compiled torch code.
+"""The color half of the draw on a GPU: what the fused kernel does after resampling, in compiled torch code.
 
-Takes uint8 crops as the kernel leaves them and gives the same values, up to rounding: colour step by step (see
+Takes uint8 crops as the kernel leaves them and gives the same values, up to rounding: color step by step (see
 device_hsv.py) or as one affine map about the crop's mean (see color.py), blur, normalisation.
 """
 
@@ -22,7 +22,7 @@ from pipeline.draw import Draw
 
 
 class Affine(NamedTuple):
-    """x' = A x + B m for each crop, m its mean colour, in levels of 0 to 255."""
+    """x' = A x + B m for each crop, m its mean color, in levels of 0 to 255."""
 
     linear: Float[Tensor, "views batch 3 3"]
     offset: Float[Tensor, "views batch 3 3"]
@@ -49,7 +49,7 @@ def finish_on_gpu(
 
 def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[Any, ...]]:
     """For each resolution what `finish` takes after the pixels."""
-    kind, colour = (Steps, steps_of(draw)) if crops.jitter.exact else (Affine, color_matrices(draw))
+    kind, color = (Steps, steps_of(draw)) if crops.jitter.exact else (Affine, color_matrices(draw))
     radius = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
     reach = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (reach / np.maximum(draw.sigma, 1e-3)[..., None]) ** 2)
@@ -64,25 +64,24 @@ def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[A
         return torch.from_numpy(part).to(device, non_blocking=True)
 
     return [
-        (kind(*(of(array, members) for array in colour)), of(weights, members), mean, std)
-        for _, members in crops.groups
+        (kind(*(of(array, members) for array in color)), of(weights, members), mean, std) for _, members in crops.groups
     ]
 
 
 def finish(
     pixels: UInt8[Tensor, "views batch size size 3"],
-    colour: Steps | Affine,
+    color: Steps | Affine,
     weights: Float[Tensor, "views batch taps"],
     mean: Float[Tensor, " 3"],
     std: Float[Tensor, " 3"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "views batch size size 3"]:
-    """Colour, blur and normalisation.
+    """Color, blur and normalisation.
 
     weights: blur along one axis, for each crop; a single tap of 1 leaves it as it is. Like the kernel, values are
     rounded to levels after each of the steps.
     """
-    channels = stepwise(list(pixels.unbind(-1)), colour) if isinstance(colour, Steps) else _mapped(pixels, colour)
+    channels = stepwise(list(pixels.unbind(-1)), color) if isinstance(color, Steps) else _mapped(pixels, color)
     if weights.shape[-1] > 1:
         channels = [_blur(channel, weights) for channel in channels]
     x = torch.stack(channels, dim=-1)
@@ -90,16 +89,16 @@ def finish(
 
 
 def _mapped(
-    pixels: UInt8[Tensor, "views batch size size 3"], colour: Affine
+    pixels: UInt8[Tensor, "views batch size size 3"], color: Affine
 ) -> list[Float[Tensor, "views batch size size"]]:
     """Red, green and blue after the affine map."""
     x = pixels.float()
     center = x.mean(dim=(2, 3))  # (views, batch, 3)
-    shift = (colour.offset * center[:, :, None, :]).sum(-1)
+    shift = (color.offset * center[:, :, None, :]).sum(-1)
     red, green, blue = x.unbind(-1)
     channels = []
     for c in range(3):  # written out: a matrix product would go through TF32
-        a = colour.linear[:, :, c, :, None, None]
+        a = color.linear[:, :, c, :, None, None]
         value = a[:, :, 0] * red + a[:, :, 1] * green + a[:, :, 2] * blue + shift[:, :, c, None, None]
         channels.append(value.clamp(0, 255).round())
     return channels

@@ -1,4 +1,4 @@
-"""Colour jitter step by step on a GPU: kernel_hsv.py's arithmetic on whole batches, each crop in an order of its own.
+"""Color jitter step by step on a GPU: kernel_hsv.py's arithmetic on whole batches, each crop in an order of its own.
 
 Four rounds; in each of them every crop takes the step that is its turn. Values are whole numbers in float32, and bytes
 between the rounds, as PIL has them: that is also a quarter of the memory to move.
@@ -21,7 +21,7 @@ Plane = Float[Tensor, "views batch size size"]
 
 
 class Steps(NamedTuple):
-    """What each crop's colour takes, all float32."""
+    """What each crop's color takes, all float32."""
 
     step: Float[Tensor, "views batch 4"]  # in each round: BRIGHTNESS, ... or NOTHING
     amount: Float[Tensor, "views batch 4"]  # its factor; of HUE the shift in 256ths of a circle

@@ -1,7 +1,7 @@
 """The ffcv backend: FFCV's decoder and the fused kernel, for every source of encoded images.
 
 JPEGs go to the kernel as they are. What is none (PNG, WebP, PPM), what EXIF wants turned and what libjpeg-turbo warns
-of is decoded by Pillow first. On a GPU the kernel stops after resampling and flip: uint8 crops go across, and colour,
+of is decoded by Pillow first. On a GPU the kernel stops after resampling and flip: uint8 crops go across, and color,
 blur and normalisation are done there.
 """
 
@@ -28,10 +28,10 @@ AHEAD = 2  # batches under way: one in the kernel, one prepared
 
 
 class FfcvBackend:
-    """Executes draws with `threads` threads; `device_id` None is the CPU, else colour and blur run on that GPU.
+    """Executes draws with `threads` threads; `device_id` None is the CPU, else color and blur run on that GPU.
 
     Crops are channels-last views (N, 3, size, size) of `dtype`: float32 (the default on the CPU), float16 (on a GPU),
-    bfloat16, or on the CPU uint8, which is what goes across to a GPU: neither colour nor blur. Their memory is used
+    bfloat16, or on the CPU uint8, which is what goes across to a GPU: neither color nor blur. Their memory is used
     again once nobody holds them.
     """
 
@@ -135,7 +135,7 @@ class FfcvBackend:
         return buffers
 
     def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
-        """The crops as tensors, on a GPU with colour, blur and normalisation done there."""
+        """The crops as tensors, on a GPU with color, blur and normalisation done there."""
         tensors = []
         for buffer in buffers:
             lent = buffer.view()  # a tensor made of it keeps it alive, and when it goes the buffer is free again

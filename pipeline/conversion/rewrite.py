@@ -70,7 +70,7 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
         if max(width, height) > LONGEST_SIDE:
             raise BadImage("too large")
         return Rewritten(image.tobytes(), "raw", width, height, State.RAW, (*kinds, "stored as pixels"))
-    image.info = {}  # Pillow would write comments and colour profiles of another format into the new file
+    image.info = {}  # Pillow would write comments and color profiles of another format into the new file
     out = io.BytesIO()
     if options.format == "wds" and not (again or (is_jpeg and "resized" in kinds)):
         image.save(out, "PNG")

@@ -11,14 +11,14 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernel.decode import FINE, MISFIT, pixels_of
-from pipeline.kernel.hsv import stepwise_colour
-from pipeline.kernel.pixels import affine_colour, blur, is_identity, mean_colour, store_crop
+from pipeline.kernel.hsv import stepwise_color
+from pipeline.kernel.pixels import affine_color, blur, is_identity, mean_color, store_crop
 from pipeline.kernel.resample import resample
 from pipeline.kernel.simd import array_at, take_next
 
 # Stages, as bits: all of them make crops, fewer are for timing.
 RESAMPLE, COLOUR, BLUR, STORE = (1 << bit for bit in range(4))
-STAGES = {"resample": RESAMPLE, "colour": COLOUR, "blur": BLUR, "store": STORE}
+STAGES = {"resample": RESAMPLE, "color": COLOUR, "blur": BLUR, "store": STORE}
 EVERYTHING = sum(STAGES.values())
 
 
@@ -67,7 +67,7 @@ class Setting(NamedTuple):
     """What stays the same from batch to batch."""
 
     decoder: int  # address of the C function
-    exact: bool  # colour step by step
+    exact: bool  # color step by step
     kind: int  # of the output, as in `store_crop`
     size: np.ndarray  # (V,) int64
     rim: int  # pixels around a crop, for the blur
@@ -147,7 +147,7 @@ def _crop(work, setting, scratch, stages, row, view, size, target):
     if stages & COLOUR:
         linear, offset = work.linear[row, view], work.offset[row, view]
         if setting.exact:
-            stepwise_colour(
+            stepwise_color(
                 planes,
                 at,
                 stride,
@@ -158,8 +158,8 @@ def _crop(work, setting, scratch, stages, row, view, size, target):
                 work.grayscale[row, view],
             )
         elif not is_identity(linear, offset):
-            mean_colour(planes, at, stride, size, scratch.mean)
-            affine_colour(planes, at, stride, size, linear, offset, scratch.mean)
+            mean_color(planes, at, stride, size, scratch.mean)
+            affine_color(planes, at, stride, size, linear, offset, scratch.mean)
     if stages & BLUR and work.blur[row, view]:
         blur(planes, scratch.other, at, stride, size, work.sigma[row, view], setting.rim, scratch.blur_weights)
     if stages & STORE:

@@ -1,4 +1,4 @@
-"""Colour jitter step by step, as torchvision does it on PIL images: rounded and clipped after each, hue in HSV.
+"""Color jitter step by step, as torchvision does it on PIL images: rounded and clipped after each, hue in HSV.
 
 The arithmetic is PIL's own, in bytes and float32, so that the same resampled crop gives the same bytes.
 """
@@ -30,7 +30,7 @@ def _blend(base, value, factor):
 def _turned(red, green, blue, shift):
     """Hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts; float32 in and out, whole numbers.
 
-    PIL mixes 32 and 64 bits; in 32 the bytes are the same for every colour and hue (all were compared). All of it in
+    PIL mixes 32 and 64 bits; in 32 the bytes are the same for every color and hue (all were compared). All of it in
     float32 and without branches, so that LLVM makes full vectors of it.
     """
     value, lowest = max(max(red, green), blue), min(min(red, green), blue)
@@ -114,7 +114,7 @@ def _turn_hue(planes, at, stride, size, factor):
 
 
 @njit(nogil=True, error_model="numpy")
-def stepwise_colour(planes, at, stride, size, jitter, factors, order, grayscale):
+def stepwise_color(planes, at, stride, size, jitter, factors, order, grayscale):
     """Brightness, contrast, saturation and hue by `factors` in `order` if `jitter`, then grayscale; in place."""
     for position in range(4 if jitter else 0):
         step = order[position]

@@ -1,6 +1,6 @@
 """The fused multi-crop kernel: one decode of each image, then all of its crops while it is hot in the cache.
 
-    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> colour -> blur -> normalise and store
+    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalise and store
 
 Compiled by numba on first use and cached on disk. Threads take rows off a shared counter, without the GIL.
 """
@@ -42,8 +42,8 @@ MAX_PIXELS = 89_478_485  # of an image, as in images.py
 class Kernel:
     """Decodes and crops batches in `threads` threads of its own.
 
-    dtype: of the crops; "bfloat16" gives its bits as uint16; "uint8" stops after resampling and flip: no colour, no
-    blur, no normalisation. crops.jitter.exact: torchvision's colour steps one by one; without it they are composed to
+    dtype: of the crops; "bfloat16" gives its bits as uint16; "uint8" stops after resampling and flip: no color, no
+    blur, no normalisation. crops.jitter.exact: torchvision's color steps one by one; without it they are composed to
     one affine map (see color.py). dct: "fast" is ffcv's own decoder, a level off PIL on average; "accurate" decodes to
     PIL's very pixels and takes about 4 % longer. Raises ImportError without ffcv.
     """
@@ -248,7 +248,7 @@ def stage_times(
     draw: Draw,
     rounds: int = 5,
 ) -> dict[str, float]:
-    """CPU milliseconds per image of decode, resample, colour, blur and store (which normalises), and `total`.
+    """CPU milliseconds per image of decode, resample, color, blur and store (which normalises), and `total`.
 
     The batch runs with ever more stages switched on, in turn within each round; medians over rounds of the differences.
     CPU time, so that other processes disturb less; other threads of this process must be idle.

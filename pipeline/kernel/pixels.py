@@ -1,4 +1,4 @@
-"""What is done to a resampled crop: colour as one affine map, Gaussian blur, normalisation and store.
+"""What is done to a resampled crop: color as one affine map, Gaussian blur, normalisation and store.
 
 All on the planes that kernel_resample.py describes: bytes, row 3 * column + channel holds a column of the crop.
 """
@@ -37,7 +37,7 @@ FLUSH = 128  # sums of two bytes that a 16-bit lane holds
 
 
 @njit(nogil=True, error_model="numpy")
-def mean_colour(planes, at, stride, size, mean):
+def mean_color(planes, at, stride, size, mean):
     """Mean of each channel of the crop into `mean` (3,) float32, in levels; rows beyond `size` must be 0."""
     for channel in range(3):
         total, held = 0, 0
@@ -78,7 +78,7 @@ def _mixed(red, green, blue, a, b, c, base):
 
 
 @njit(nogil=True, error_model="numpy")
-def affine_colour(planes, at, stride, size, linear, offset, mean):
+def affine_color(planes, at, stride, size, linear, offset, mean):
     """x' = linear x + offset mean for each pixel, in place; rounded and clipped. `mean` (3,) float32 in levels.
 
     Sums of eighths of a level in 16 bits: before rounding off by 0.06 levels on average and 0.3 at most, as long as no

@@ -127,7 +127,7 @@ def test_settings_are_checked_without_importing_torch():
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_colour_is_exact_wherever_the_backend_can(backend, setting, exact, device):
+def test_color_is_exact_wherever_the_backend_can(backend, setting, exact, device):
     settings = [f"pipeline.backend={backend}", f"crops.jitter.exact={setting}", f"pipeline.device={device}"]
     assert crops_from_config(load_config([DEMO, *settings]).crops, backend).jitter.exact is exact
 

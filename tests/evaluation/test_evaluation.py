@@ -17,7 +17,7 @@ from evaluation.features import gather, labelled_data
 from model.monitor import CodeMonitor, advice
 from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.table import DatasetError
-from support.photos import flat_colours, photographs, write_folder
+from support.photos import flat_colors, photographs, write_folder
 from support.ranks import run_ranks
 
 
@@ -49,7 +49,7 @@ def test_ranks_with_different_numbers_of_rows_gather_them_all():
 
 
 def test_a_tenth_of_the_labels_is_held_out_where_there_is_no_test_split(tmp_path):
-    table = open_dataset(write_folder(tmp_path / "a", flat_colours(200, 8)), tmp_path / "t", workers=1, progress=False)
+    table = open_dataset(write_folder(tmp_path / "a", flat_colors(200, 8)), tmp_path / "t", workers=1, progress=False)
     data = labelled_data(table, None)
     assert not set(data.train_rows) & set(data.test_rows)
     assert len(data.train_rows) + len(data.test_rows) == 200
@@ -57,7 +57,7 @@ def test_a_tenth_of_the_labels_is_held_out_where_there_is_no_test_split(tmp_path
 
 
 def test_images_without_classes_give_no_knn(tmp_path):
-    for index, image in enumerate(flat_colours(5, 8)):
+    for index, image in enumerate(flat_colors(5, 8)):
         (tmp_path / "a").mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "a" / f"{index}.png")
     assert labelled_data(open_dataset(tmp_path / "a", tmp_path / "t", workers=1, progress=False), None) is None
@@ -108,7 +108,7 @@ def test_classes_of_the_test_folder_are_the_training_sets_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])
-def test_the_preview_shows_each_crop_in_the_colours_of_its_window(tmp_path, backend):
+def test_the_preview_shows_each_crop_in_the_colors_of_its_window(tmp_path, backend):
     root = write_folder(tmp_path / "photos", photographs())
     out = tmp_path / "sheet.png"
     settings = [f"data.path={root}", f"data.cache={tmp_path}", "crops.local.count=4", f"pipeline.backend={backend}"]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from config.recipe import ROOT, ConfigError
 from launch.node import launch_command
-from support.photos import flat_colours, write_folder
+from support.photos import flat_colors, write_folder
 from support.processes import words_of
 from support.ranks import run_ranks
 from training.distributed import Cluster, cluster_from_environment, connected, free_port
@@ -125,7 +125,7 @@ def test_a_signal_while_the_images_are_scanned_ends_with_one_line_and_0(tmp_path
 
 @pytest.mark.slow
 def test_a_signal_before_the_processes_are_there_reaches_them_all(tmp_path):
-    write_folder(tmp_path / "images", flat_colours(300, side=20))
+    write_folder(tmp_path / "images", flat_colors(300, side=20))
     process = start(tmp_path, f"data.path={tmp_path / 'images'}")
     wait_for(lambda: launcher_of(process.pid), process)
     process.send_signal(signal.SIGINT)

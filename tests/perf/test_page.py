@@ -27,7 +27,7 @@ def test_the_page_has_every_plot_with_a_table_and_needs_nothing_else():
     assert not re.findall(r"(?:url\(|href=\")https?:", text)
     assert all(sentence in text for sentence in sentences(report))
     assert all(figure in text and what in text for what, figure in headline(report))
-    assert not re.search(r"#0102\w\w", text), "a colour that does not follow light and dark"
+    assert not re.search(r"#0102\w\w", text), "a color that does not follow light and dark"
 
 
 def test_markdown_has_the_same_tables():

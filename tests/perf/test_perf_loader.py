@@ -90,7 +90,7 @@ def test_ratios_follow_from_the_rates_of_the_same_round(report):
 @SLOW
 def test_stages_add_up_to_the_kernel_and_the_kernel_with_hand_over_to_the_loader(report):
     stages = report["stages_ms"]
-    parts = sum(stages[name] for name in ("decode", "resample", "colour", "blur", "store"))
+    parts = sum(stages[name] for name in ("decode", "resample", "color", "blur", "store"))
     assert stages["decode"] > 0
     assert stages["kernel"] == pytest.approx(parts, rel=0.5)  # a median of sums is not the sum of medians
     assert stages["loader"] == pytest.approx(stages["kernel"] + stages["hand_over"], abs=0.001)

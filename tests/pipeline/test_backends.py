@@ -13,7 +13,7 @@ from pipeline.dataset.reader import Reader
 from pipeline.draw import Draw, draw
 from pipeline.loader import BACKENDS, Loader, evaluation_batches, execute
 from pipeline.requests import Feed
-from support.photos import flat_colours, photographs, write_folder
+from support.photos import flat_colors, photographs, write_folder
 
 PLAIN = Crops(
     views=(View(96, (0.3, 1.0)),) * 2 + (View(48, (0.05, 0.3)),) * 2,
@@ -97,9 +97,9 @@ def test_dali_gives_the_crops_of_torchvision(photos, operation):
 
 @BOTH
 def test_all_views_of_a_row_show_the_same_image(tmp_path, backend):
-    """A public port of SwAV never learned: its views came from different images. Here every image is one colour."""
-    colours = flat_colours(24)
-    root = write_folder(tmp_path / "images", colours)
+    """A public port of SwAV never learned: its views came from different images. Here every image is one color."""
+    colors = flat_colors(24)
+    root = write_folder(tmp_path / "images", colors)
     table = open_dataset(root, tmp_path / "tables", workers=1, progress=False)
     crops = replace(SWAV, jitter=Jitter(probability=0.0), grayscale=0.0)
     loader = Loader(table, crops, backend=backend, seed=1, global_batch=6)
@@ -110,8 +110,8 @@ def test_all_views_of_a_row_show_the_same_image(tmp_path, backend):
             pixels = (group.permute(0, 2, 3, 1) * torch.tensor(crops.std) + torch.tensor(crops.mean)) * 255
             for part in pixels.chunk(len(members)):  # view-major: the batch's rows once per view
                 for crop, row in zip(part, batch.rows, strict=True):
-                    colour = torch.from_numpy(reader.decode(row)[0, 0].astype(np.float32))
-                    assert (crop - colour).abs().max() <= 1.5
+                    color = torch.from_numpy(reader.decode(row)[0, 0].astype(np.float32))
+                    assert (crop - color).abs().max() <= 1.5
                     seen += 1
     loader.close()
     assert seen == 24 * 4
@@ -174,7 +174,7 @@ def windows_seen(crops, group):
 @BOTH
 def test_two_ranks_never_draw_the_same_windows(tmp_path, backend):
     """The published code seeds every rank alike, so that all draw the same windows step by step. Here all images are
-    one picture whose colours say where a pixel lies, so the crops themselves tell their windows."""
+    one picture whose colors say where a pixel lies, so the crops themselves tell their windows."""
     x, y = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     ramp = np.stack([x, y, np.zeros_like(x)], axis=-1)
     table = open_dataset(write_folder(tmp_path / "images", [ramp] * 24), tmp_path / "tables", 1, progress=False)
@@ -196,8 +196,8 @@ def test_two_ranks_never_draw_the_same_windows(tmp_path, backend):
 
 @BOTH
 def test_evaluation_crops_come_in_the_order_of_the_rows(tmp_path, backend):
-    colours = flat_colours(11)
-    table = open_dataset(write_folder(tmp_path / "images", colours), tmp_path / "tables", workers=1, progress=False)
+    colors = flat_colors(11)
+    table = open_dataset(write_folder(tmp_path / "images", colors), tmp_path / "tables", workers=1, progress=False)
     crops = SWAV.for_evaluation(32, 0.875)
     rows = table.usable()[::-1]
     batches = list(evaluation_batches(table, rows, crops, backend=backend, batch_size=4))
@@ -206,5 +206,5 @@ def test_evaluation_crops_come_in_the_order_of_the_rows(tmp_path, backend):
     reader = Reader(table)
     for batch in batches:
         for crop, row in zip(batch.crops[0], batch.rows, strict=True):
-            colour = (crop[:, 16, 16] * torch.tensor(crops.std) + torch.tensor(crops.mean)) * 255
-            np.testing.assert_allclose(colour.numpy(), reader.decode(row)[0, 0], atol=1.0)
+            color = (crop[:, 16, 16] * torch.tensor(crops.std) + torch.tensor(crops.mean)) * 255
+            np.testing.assert_allclose(color.numpy(), reader.decode(row)[0, 0], atol=1.0)

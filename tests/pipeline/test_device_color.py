@@ -1,4 +1,4 @@
-"""The colour half that runs on a GPU, on CPU tensors: the same values as the fused kernel's."""
+"""The color half that runs on a GPU, on CPU tensors: the same values as the fused kernel's."""
 
 from dataclasses import replace
 
@@ -49,15 +49,15 @@ def test_finishing_on_the_device_gives_the_crops_of_the_kernel(case):
         assert levels.mean() < mean
 
 
-def test_hue_on_the_device_is_the_kernels_for_every_kind_of_colour():
-    """Colours with gray and pure ones among them, turned by every shift up to half the circle."""
+def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
+    """Colors with gray and pure ones among them, turned by every shift up to half the circle."""
     levels = np.array([0, 1, 2, 50, 51, 102, 127, 128, 200, 203, 254, 255], np.uint8)
-    colours = np.random.default_rng(0).choice(levels, (48, 48, 3))
+    colors = np.random.default_rng(0).choice(levels, (48, 48, 3))
     for shift in range(-127, 128):
         steps = Steps(
             torch.tensor([[[HUE, NOTHING, NOTHING, NOTHING]]]), torch.tensor([[[shift, 0, 0, 0]]]), torch.zeros(1, 1)
         )
-        found = torch.stack(stepwise(list(torch.from_numpy(colours[None, None]).unbind(-1)), steps), dim=-1)
-        planes = np.ascontiguousarray(colours.transpose(0, 2, 1))
+        found = torch.stack(stepwise(list(torch.from_numpy(colors[None, None]).unbind(-1)), steps), dim=-1)
+        planes = np.ascontiguousarray(colors.transpose(0, 2, 1))
         _turn_hue(planes.reshape(-1), 0, 48, 48, np.float32((shift + 0.5 * np.sign(shift)) / 255))
         np.testing.assert_array_equal(found[0, 0].numpy(), planes.transpose(0, 2, 1))

@@ -102,7 +102,7 @@ def test_windows_have_the_distribution_of_random_resized_crop():
             assert ks_2samp(a, b).pvalue > 1e-3, (view, name)
 
 
-def test_colours_have_the_distribution_of_color_jitter():
+def test_colors_have_the_distribution_of_color_jitter():
     import torch
     from torchvision.transforms import ColorJitter
 

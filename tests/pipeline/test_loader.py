@@ -9,7 +9,7 @@ import torch
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.dataset.open import DatasetError, open_dataset
 from pipeline.loader import BACKENDS, Ledger, Loader
-from support.photos import flat_colours, write_folder
+from support.photos import flat_colors, write_folder
 
 CROPS = Crops(
     views=(View(16, (0.3, 1.0)),) * 2 + (View(8, (0.1, 0.3)),),
@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("backend", BACKENDS)
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    root = write_folder(tmp_path_factory.mktemp("images"), flat_colours(50, side=20))
+    root = write_folder(tmp_path_factory.mktemp("images"), flat_colors(50, side=20))
     return open_dataset(root, tmp_path_factory.mktemp("tables"), workers=1, progress=False)
 
 
@@ -120,7 +120,7 @@ def test_crops_after_a_resume_are_bit_for_bit_the_same(table):
 
 def broken_folder(tmp_path, break_file):
     """24 images, of which one goes bad after the table was made."""
-    root = write_folder(tmp_path / "images", flat_colours(24, side=20))
+    root = write_folder(tmp_path / "images", flat_colors(24, side=20))
     table = open_dataset(root, tmp_path / "tables", workers=1, progress=False)
     victim = table.root / table.containers[int(table.container[5])]
     break_file(victim)

@@ -75,13 +75,13 @@ def with_chunk(png: bytes, tag: bytes, body: bytes) -> bytes:
 def raw_png(samples: np.ndarray, adam7: bool = False) -> bytes:
     """A PNG of `(H, W, C)` uint8 or uint16 samples without filters; C = 1 gray, 2 with alpha, 3 RGB, 4 RGBA."""
     height, width, channels = samples.shape
-    colour, depth = {1: 0, 2: 4, 3: 2, 4: 6}[channels], 8 * samples.dtype.itemsize
+    color, depth = {1: 0, 2: 4, 3: 2, 4: 6}[channels], 8 * samples.dtype.itemsize
     passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
     raw = b""
     for y, x, down, right in passes if adam7 else ((0, 0, 1, 1),):
         part = samples[y::down, x::right].astype(samples.dtype.newbyteorder(">"))
         raw += b"".join(b"\0" + row.tobytes() for row in part if row.size)
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, adam7)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, adam7)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 

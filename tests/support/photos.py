@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def photographs() -> list[np.ndarray]:
-    """Six colour photographs (H, W, 3) uint8."""
+    """Six color photographs (H, W, 3) uint8."""
     import skimage.data
     from sklearn.datasets import load_sample_images
 
@@ -31,7 +31,7 @@ def write_folder(root: Path, images: list[np.ndarray], classes: int = 2, suffix:
     return root
 
 
-def flat_colours(count: int, side: int = 40) -> list[np.ndarray]:
-    """`count` images, each of one colour of its own."""
-    colours = np.random.default_rng(0).integers(20, 236, (count, 3), dtype=np.uint8)
-    return [np.full((side, side + index % 5, 3), colour, np.uint8) for index, colour in enumerate(colours)]
+def flat_colors(count: int, side: int = 40) -> list[np.ndarray]:
+    """`count` images, each of one color of its own."""
+    colors = np.random.default_rng(0).integers(20, 236, (count, 3), dtype=np.uint8)
+    return [np.full((side, side + index % 5, 3), color, np.uint8) for index, color in enumerate(colors)]

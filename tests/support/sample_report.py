@@ -30,7 +30,7 @@ def loader(rates, decode=3000.0):
     return {
         "results": results, "decode_images_per_second": decode, "decode_rounds": [decode] * 3,
         "ratios": {"full_over_torchvision": 9.8}, "scaling": {},
-        "stages_ms": {"decode": 0.6, "resample": 0.13, "colour": 0.23, "blur": 0.07, "kernel": 1.03},
+        "stages_ms": {"decode": 0.6, "resample": 0.13, "color": 0.23, "blur": 0.07, "kernel": 1.03},
         "memory": {}, "machine": machine(), "sweep": sweep,
         "ceilings": {"decode": decode, "read_warm": {"images_per_second": 20000.0, "mb_per_second": 2200.0},
                      "read_cold": {"why": "the file system keeps its pages"}},

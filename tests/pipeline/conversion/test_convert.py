@@ -17,7 +17,7 @@ from pipeline.dataset.open import open_dataset
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from support.conversions import LABELLED, command, converted, digests, run, target, write_zoo
-from support.photos import flat_colours, write_folder
+from support.photos import flat_colors, write_folder
 from support.small_datasets import BAD, PLAIN, ROOT, error_of, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
@@ -126,7 +126,7 @@ def test_a_damaged_part_is_made_again(zoo, tmp_path):
 
 
 def test_other_options_or_another_source_start_over(tmp_path, capfd):
-    source = write_folder(tmp_path / "source", flat_colours(6))
+    source = write_folder(tmp_path / "source", flat_colors(6))
     (source / "class0" / "bad.png").write_bytes(b"?")
     out = target(tmp_path, "beton")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.conversions import command, converted, digests, run, target
-from support.photos import flat_colours, write_folder
+from support.photos import flat_colors, write_folder
 from support.small_datasets import ROOT, error_of
 
 NEEDS_RAY = "Ray is not installed: pip install ray"
@@ -18,7 +18,7 @@ NEEDS_RAY = "Ray is not installed: pip install ray"
 
 @pytest.fixture
 def source(tmp_path):
-    return write_folder(tmp_path / "source", flat_colours(240, 200), classes=3)
+    return write_folder(tmp_path / "source", flat_colors(240, 200), classes=3)
 
 
 @pytest.mark.slow

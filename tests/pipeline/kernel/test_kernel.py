@@ -1,4 +1,4 @@
-"""The fused kernel: geometry, colour, blur, failures, threads; see test_kernel_parity.py for torchvision."""
+"""The fused kernel: geometry, color, blur, failures, threads; see test_kernel_parity.py for torchvision."""
 
 import io
 import subprocess
@@ -29,7 +29,7 @@ from support.kernel_runs import (
     one_window,
     photos,
 )
-from support.photos import flat_colours, photographs
+from support.photos import flat_colors, photographs
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_flip_mirrors_every_crop():
 
 
 @pytest.mark.parametrize("side", [1, 5, 40, 900])
-def test_flat_images_give_flat_crops_of_their_colour(side):
-    images = [np.full((side, side + 1, 3), image[0, 0]) for image in flat_colours(20)]
+def test_flat_images_give_flat_crops_of_their_color(side):
+    images = [np.full((side, side + 1, 3), image[0, 0]) for image in flat_colors(20)]
     images += [np.full((side, side + 1, 3), value, np.uint8) for value in (0, 1, 254, 255)]
     shape = np.full(len(images), side), np.full(len(images), side + 1)
     crops = replace(SWAV, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=1.0))
@@ -102,14 +102,14 @@ def test_contrast_of_zero_leaves_the_mean_gray():
     np.testing.assert_allclose(levels(crops, output), gray, atol=0.7)
 
 
-def test_colour_is_the_affine_map_of_the_crop():
+def test_color_is_the_affine_map_of_the_crop():
     crops = replace(SWAV, flip=0.0, jitter=AFFINE, blur=Blur(probability=0.0))
     images, height, width = photos()
     drawn = draw(crops, 5, 0, np.arange(len(images)), height, width)
-    coloured, _ = execute(crops, images, drawn, (height, width))
+    colored, _ = execute(crops, images, drawn, (height, width))
     plain, _ = execute(crops, images, drawn, (height, width), dtype="uint8")
     linear, offset = color_matrices(drawn)
-    for (_, members), output, pixels in zip(crops.groups, coloured, plain, strict=True):
+    for (_, members), output, pixels in zip(crops.groups, colored, plain, strict=True):
         for position, view in enumerate(members):
             for row in range(len(images)):
                 crop = pixels[position, row].astype(np.float64)
@@ -300,7 +300,7 @@ def test_stage_times_tell_of_every_stage():
     kernel = Kernel(SWAV, 1)
     times = stage_times(kernel, images, np.ones(len(images), bool), height, width, drawn, rounds=3)
     kernel.close()
-    assert list(times) == ["decode", "resample", "colour", "blur", "store", "total"]
+    assert list(times) == ["decode", "resample", "color", "blur", "store", "total"]
     assert 0 < times["decode"] < times["total"]
     assert sum(times.values()) - times["total"] == pytest.approx(times["total"], rel=0.5)
 
