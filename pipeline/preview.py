@@ -26,7 +26,7 @@ from pipeline.loader import BACKENDS, execute
 from pipeline.order import order
 from pipeline.requests import Feed
 
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
+COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
 TILE, GAP = 176, 8  # pixels of the longest side of an image on the sheet, and between tiles
 
 
@@ -95,7 +95,7 @@ def sheet(sources: list[np.ndarray], drawn: Draw, tiles: list[np.ndarray]) -> Im
         for view, (left, top, side) in enumerate(places):
             pixels = Image.fromarray(tiles[view][index])
             resample = Image.Resampling.NEAREST if pixels.width < side else Image.Resampling.BILINEAR
-            framed = Image.new("RGB", (side, side), COLOURS[view % len(COLOURS)])
+            framed = Image.new("RGB", (side, side), COLORS[view % len(COLORS)])
             framed.paste(pixels.resize((side - 6, side - 6), resample), (3, 3))
             canvas.paste(framed, (left, line + top))
     return canvas
@@ -109,7 +109,7 @@ def _with_windows(source: np.ndarray, windows: np.ndarray) -> Image.Image:
     for view, (top, left, height, width) in enumerate(windows.tolist()):
         right, bottom = (left + width) * scale - 1, (top + height) * scale - 1
         corners = [left * scale, top * scale, max(left * scale, right), max(top * scale, bottom)]
-        pen.rectangle(corners, outline=COLOURS[view % len(COLOURS)], width=2)
+        pen.rectangle(corners, outline=COLORS[view % len(COLORS)], width=2)
     return image
 
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from perf.report.svg import COLOURS, GRID, INK, LIMIT, MUTED, OURS, PEERS, Draw, bars, drawn, line_end, plain_ticks
+from perf.report.svg import COLORS, GRID, INK, LIMIT, MUTED, OURS, PEERS, Draw, bars, drawn, line_end, plain_ticks
 
-VARIANT_COLOURS = {"ours": COLOURS[0], "published": COLOURS[1], "gather": COLOURS[2]}
-BACKEND_COLOURS = {"ffcv": COLOURS[0], "ffcv-affine": COLOURS[0], "ffcv-kernel": COLOURS[0], "dali": COLOURS[7]}
+VARIANT_COLORS = {"ours": COLORS[0], "published": COLORS[1], "gather": COLORS[2]}
+BACKEND_COLORS = {"ffcv": COLORS[0], "ffcv-affine": COLORS[0], "ffcv-kernel": COLORS[0], "dali": COLORS[7]}
 SIZE = re.compile(r"\d+ x \d+")  # the sources of a sweep that are sizes, as perf.loader.sweep names them
 
 
@@ -107,7 +107,7 @@ def rates(axes: Any, loader: Mapping[str, Any]) -> float | None:
     if not rows:
         return None
     speeds = [row["images_per_second"] for row in rows]
-    colors = [BACKEND_COLOURS.get(row["backend"], PEERS) for row in rows]
+    colors = [BACKEND_COLORS.get(row["backend"], PEERS) for row in rows]
     height = bars(axes, [row["backend"] for row in rows], speeds, [f"{speed:,.0f}" for speed in speeds], colors)
     decode = loader["decode_images_per_second"]
     if decode:
@@ -148,7 +148,7 @@ def sizes(axes: Any, loader: Mapping[str, Any]) -> float | None:
         [f"{row['source'].replace(' x ', 'x')}, {row['backend']}" for row in shown],
         [row["images_per_second"] for row in shown],
         [f"{row['images_per_second']:,.0f}" for row in shown],
-        [BACKEND_COLOURS.get(row["backend"], PEERS) for row in shown],
+        [BACKEND_COLORS.get(row["backend"], PEERS) for row in shown],
     )
     axes.set_xlabel("images a second, by pixels of an image")
     return height
@@ -167,7 +167,7 @@ def _lines(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]], what: st
     if not lines:
         return None
     for backend, points in lines.items():
-        color = BACKEND_COLOURS.get(backend, PEERS)
+        color = BACKEND_COLORS.get(backend, PEERS)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=color)
         line_end(axes, points[-1], backend, color)
     counts = sorted({count for points in lines.values() for count, _ in points})
@@ -202,7 +202,7 @@ def nodes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
         return None
     for variant in dict.fromkeys(row["variant"] for row in kept):
         points = [(row["nodes"], 100 * row["share"]) for row in kept if row["variant"] == variant]
-        color = VARIANT_COLOURS[variant]
+        color = VARIANT_COLORS[variant]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=color)
         line_end(axes, points[-1], variant, color)
     for percent in (1, 5):
@@ -229,7 +229,7 @@ def held_out(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
     for number, link in enumerate(dict.fromkeys(row["link"] for row in rows)):
         own = [row for row in rows if row["link"] == link]
         points = [row["measured_us"] / 1e3 for row in own], [row["predicted_us"] / 1e3 for row in own]
-        axes.plot(*points, "o", markersize=4.5, color=COLOURS[number], label=link)
+        axes.plot(*points, "o", markersize=4.5, color=COLORS[number], label=link)
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = [tick for tick in (0.1, 1, 10, 100, 1000) if ends[0] < tick < ends[1]]
@@ -257,8 +257,8 @@ def prototypes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
         return None
     for variant, found in lines.items():
         points = sorted(found)
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=VARIANT_COLOURS[variant])
-        line_end(axes, points[-1], variant, VARIANT_COLOURS[variant])
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=VARIANT_COLORS[variant])
+        line_end(axes, points[-1], variant, VARIANT_COLORS[variant])
     axes.set_xscale("log")
     axes.set_yscale("log")
     counts = sorted({count for points in lines.values() for count, _ in points})

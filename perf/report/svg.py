@@ -13,11 +13,11 @@ from typing import Any
 
 # What matplotlib draws with, each to be replaced by a variable: any six digits that are no color of its own.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
-COLOURS = tuple(f"#0102{number:02x}" for number in range(16, 26))
+COLORS = tuple(f"#0102{number:02x}" for number in range(16, 26))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
-    color: f"--c{number}" for number, color in enumerate(COLOURS)
+    color: f"--c{number}" for number, color in enumerate(COLORS)
 }
-OURS, PEERS, LIMIT = COLOURS[0], COLOURS[5], COLOURS[3]
+OURS, PEERS, LIMIT = COLORS[0], COLORS[5], COLORS[3]
 WIDTH = 4.0  # inches: a column of the page and a phone show it at 1.1 to 1.2 of its size, so that 9 points stay legible
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "swave",

@@ -17,8 +17,8 @@ from pipeline.kernel.resample import resample
 from pipeline.kernel.simd import array_at, take_next
 
 # Stages, as bits: all of them make crops, fewer are for timing.
-RESAMPLE, COLOUR, BLUR, STORE = (1 << bit for bit in range(4))
-STAGES = {"resample": RESAMPLE, "color": COLOUR, "blur": BLUR, "store": STORE}
+RESAMPLE, COLOR, BLUR, STORE = (1 << bit for bit in range(4))
+STAGES = {"resample": RESAMPLE, "color": COLOR, "blur": BLUR, "store": STORE}
 EVERYTHING = sum(STAGES.values())
 
 
@@ -144,7 +144,7 @@ def _crop(work, setting, scratch, stages, row, view, size, target):
     resample(
         scratch.image, work.width[row], work.window[row, view], size, work.flip[row, view], scratch, planes, at, stride
     )
-    if stages & COLOUR:
+    if stages & COLOR:
         linear, offset = work.linear[row, view], work.offset[row, view]
         if setting.exact:
             stepwise_color(
