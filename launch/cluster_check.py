@@ -14,13 +14,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.cli import exit_on_mistake
 from common.machine import visible_gpus
 from config.recipe import load_config
 from launch.nodes import Node
 from launch.preflight import ask_nodes, mistakes
 from launch.start import choose_nodes, fetch_demo, parsed, start_once
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 
 def main(arguments: list[str]) -> int:
@@ -28,13 +27,13 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     options = parsed(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         config, ssh = load_config([options.recipe, *options.settings]), shlex.split(options.ssh)
         how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         if how == "local":
             fetch_demo(config)
     answers = ask_nodes(how, nodes, ssh, config, dataset=True)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         wrong = mistakes(answers, nodes, config, how=how)
     show(nodes, answers)
     for line in wrong:

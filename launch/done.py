@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import exit_on_mistake
 from config.recipe import ROOT, load_config
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 
 def main(arguments: Sequence[str]) -> int:
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         return 0 if is_done(arguments) else 1
 
 

@@ -12,7 +12,6 @@ came to, and where stacks were written.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -27,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.cli import Parser
 from common.machine import interface_to, launch_environment
 from config.recipe import ROOT
 from launch.nodes import Node, hostfile_text
@@ -39,7 +39,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.node", description=__doc__.splitlines()[0])
+    parser = Parser("python -m launch.node", __doc__.splitlines()[0])
     parser.add_argument("--rank", required=True, help="of this node; slurm: as SLURM_NODEID says")
     parser.add_argument("--processes", required=True, help="on each node: 8,8,8,8")
     parser.add_argument("--master", required=True, help="address of node 0")

@@ -7,7 +7,6 @@ No heavy import, so that it answers within a second.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,13 +19,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.cli import Parser
 from common.machine import gpu_names
 from config.recipe import ROOT
 from training.distributed import free_port
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.node_facts", description=__doc__.splitlines()[0])
+    parser = Parser("python -m launch.node_facts", __doc__.splitlines()[0])
     parser.add_argument("data", help="data.path")
     parser.add_argument("directory", type=Path, help="run.directory")
     parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too, with its table in this folder")

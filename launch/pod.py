@@ -9,33 +9,31 @@ again. So a run that was saved before its end is exit code 75 here. Others: 0 do
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
+from common.cli import Parser, exit_on_mistake, print_error
 from config.recipe import ConfigError, load_config
 from launch.done import is_done
 from launch.supervise import conduct
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.pod", description=__doc__.splitlines()[0])
+    parser = Parser("python -m launch.pod", __doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, required=True, help="pods of the Job")
     parser.add_argument("--processes", type=int, required=True, help="on each: its GPUs")
     parser.add_argument("--master", required=True, help="name of the pod with index 0")
     parser.add_argument("--port", type=int, default=29500, help="where its process 0 listens (default 29500)")
     parser.add_argument("settings", nargs="+", help="a recipe and key=value settings")
     options = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         index = pod_index(os.environ.get("JOB_COMPLETION_INDEX"), options.nodes)
         if is_done(options.settings):  # a pod that is started again after the others have come to their end
-            print("swave: the run is done", file=sys.stderr)
+            print_error("the run is done")
             return 0
     counts = ",".join([str(options.processes)] * options.nodes)
     place = ["--rank", str(index), "--processes", counts, "--master", options.master, "--port", str(options.port)]
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     command = [sys.executable, "-m", "launch.node", *place, *options.settings]
     outcome = conduct([command], [socket.gethostname()], os.environ, far=False)
     if outcome.died:
-        print(f"swave: {outcome.died}", file=sys.stderr, flush=True)
+        print_error(outcome.died)
     return SAVED if outcome.code == 0 and not is_done(options.settings) else outcome.code
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from common.cli import Parser, exit_on_mistake, print_error
 from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, hand_over
@@ -35,8 +36,7 @@ from launch.preflight import ask_nodes, mistakes
 from launch.remote_commands import address, node_program, on_each_node
 from launch.restart import answering, fewer, same_failure, wait_before
 from launch.supervise import Outcome, conduct
-from training.distributed import Cluster, free_port
-from training.report import mistakes_end_the_run
+from training.distributed import free_port
 from training.stopping import StopSignal, stop_signals
 
 CPU_PROCESSES = 2
@@ -45,7 +45,7 @@ CPU_PROCESSES = 2
 def main(arguments: list[str]) -> int:
     options = parsed(arguments)
     settings = [options.recipe, *options.settings]
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         config = load_config(settings)
         for name in ("nodes", "processes"):
             if getattr(options, name) < 0:
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.start", description=__doc__.splitlines()[0])
+    parser = Parser("python -m launch.start", __doc__.splitlines()[0])
     parser.add_argument(
         "--nodes", type=int, default=0, help="how many (default: all of the hostfile or allocation; else 1)"
     )
@@ -191,7 +191,7 @@ def run(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig,
         if signal.sigtimedwait(stop_signals(), pause) is not None:
             return outcome.code
         if config.launch.elastic:
-            with mistakes_end_the_run(Cluster()):
+            with exit_on_mistake():
                 here, parts = fewer(answering(how, nodes, ssh), config.run.batch_size, share)
             say(f"going on with {', '.join(node.host for node in here)}; engine.accumulation={parts}")
 
@@ -220,7 +220,7 @@ def port_of(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictCon
 
 
 def say(text: str) -> None:
-    print(f"\nswave: {text}", file=sys.stderr, flush=True)
+    print_error(text, below_bar=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ path; there nothing is deleted.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -22,10 +21,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli import Parser, exit_on_mistake
 from config.recipe import ROOT, ConfigError
 from launch.nodes import read_hostfile
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 KEPT = ("/runs/", "/data/", "/wheels/")  # of each machine's own
 CACHES = ("__pycache__/", "/.mypy_cache/", "/.ruff_cache/", "/.pytest_cache/", "/.hypothesis/")
@@ -33,12 +31,12 @@ VANISHED = 24  # rsync: a file went while it was at it
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__.splitlines()[0])
+    parser = Parser("python -m launch.sync", __doc__.splitlines()[0])
     parser.add_argument("hostfile", type=Path, help="nodes, a line each: `node1 slots=8`")
     parser.add_argument("--ssh", default="ssh", help="how to reach them, with options: 'ssh -p 2222' (default: ssh)")
     parser.add_argument("--data", type=Path, help="images to bring too: a file or a folder")
     options = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         hosts = [node.host for node in read_hostfile(options.hostfile, 1)]
         sources = [Source(ROOT, ROOT)]
         if options.data is not None:

@@ -9,27 +9,25 @@ they lie there, which says which were built. They are for this machine's Python,
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import Parser, exit_on_mistake
+from common.files import sha256
 from config.recipe import ConfigError
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 BUILT = "  # built here"
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.wheels", description=__doc__.splitlines()[0])
+    parser = Parser("python -m launch.wheels", __doc__.splitlines()[0])
     parser.add_argument("lock", type=Path, help="requirements-cuda120.lock, requirements-cuda130.lock")
     parser.add_argument("folder", type=Path, help="where the wheels go")
     options = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         if not options.lock.is_file():
             raise ConfigError(f"no lock file {options.lock}; DALI is cuda120 or cuda130")
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--require-hashes"]
@@ -52,8 +50,7 @@ def lock_of(folder: Path, lock: str) -> list[str]:
         if requirement not in named:
             wheel.unlink()
             continue
-        with wheel.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(wheel)
         lines.append(f"{requirement} --hash=sha256:{digest}{'' if digest in lock else BUILT}")
     return lines
 

@@ -18,23 +18,23 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from common.cli import exit_on_mistake
 from config.recipe import ROOT, load_config
 from export.__main__ import Parser
 from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 CLASSES, IMAGES = 10, 60_000  # whose labels the probe learns: chance decides them
 TURN = 1.0  # seconds, about
 
 
 def main(arguments: list[str]) -> int:
-    parser = Parser("python -m perf.beside", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser("python -m perf.beside", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("settings", nargs="*", metavar="RECIPE key=value", help="as for train.py")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each (default 15)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     options = parser.parse_args(arguments)
     recipe = [] if any("=" not in setting for setting in options.settings) else [str(ROOT / "config" / "demo.yaml")]
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         if options.rounds < 1:
             raise ValueError(f"--rounds={options.rounds}: expected 1 or more")
         settings = (*recipe, *options.settings, "data.path=none")

@@ -16,7 +16,6 @@ then another run begins. Masters, optimizer state, buffers and queue of the last
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -32,10 +31,11 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.machine import machine
 from perf.zero_check import show
-from pipeline.dataset.folder import progress_bar
 from training.distributed import free_port
 
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
@@ -60,19 +60,17 @@ evaluation: {{size: 16, batch_size: 32}}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.kill_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.kill_check", __doc__)
     parser.add_argument("--kills", type=int, default=200, help="over all cases (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "kill_check.json", metavar="FILE")
     options = parser.parse_args(arguments)
     if options.kills < len(CASES):
-        print(f"swave: --kills={options.kills}: expected {len(CASES)} or more, one a case", file=sys.stderr)
-        return 2
+        print_error(f"--kills={options.kills}: expected {len(CASES)} or more, one a case")
+        return EXIT_MISTAKE
     if not options.json.absolute().parent.is_dir():
-        print(f"swave: --json={options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
-        return 2
+        print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
+        return EXIT_MISTAKE
     rows = check(CASES, options.kills, options.seed)
 
     report = {"kills": sum(row["kills"] for row in rows), "seed": options.seed, "rows": rows, "machine": machine()}

@@ -27,7 +27,6 @@ bf16 is as fp32: the weights' copies in bfloat16, 2P, go in backward while gradi
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -35,9 +34,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 from perf.memory_ranks import Case, run_rank
 from perf.ranks import run_ranks
-from pipeline.dataset.folder import progress_bar
 from training.deepspeed_engine import PERSISTENT
 
 HEAD = {"embedding_dim": 128, "prototypes": 3000}
@@ -56,9 +56,7 @@ FITS = 20 * GB  # of this machine's memory, for all ranks together
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.memory", __doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 64], metavar="N")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--only", choices=tuple(MODELS), help="one network")
@@ -66,8 +64,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
     if min(options.ranks) < 1:
-        print(f"swave: --ranks={min(options.ranks)}: expected 1 or more", file=sys.stderr)
-        return 2
+        print_error(f"--ranks={min(options.ranks)}: expected 1 or more")
+        return EXIT_MISTAKE
     models = [options.only] if options.only else list(MODELS)
     rows = table(models, options.ranks, options.precision)
     if options.measure:

@@ -11,8 +11,6 @@ after a kill, and OUT is complete or not there. No image is lost silently: the r
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
 import multiprocessing
 import os
@@ -24,11 +22,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from common.cli import EXIT_MISTAKE, EXIT_SIGNAL, Parser, UserError, print_error
+from common.files import lock, write_atomically
+from common.processes import in_processes
+from common.progress import progress_bar
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
 from pipeline.conversion.estimate import check_room, expect
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
@@ -36,8 +38,7 @@ from pipeline.conversion.report import Report, make_report, reasons, save_report
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import Entries, open_source
 from pipeline.conversion.spool import Foreign
-from pipeline.dataset.folder import in_processes, progress_bar
-from pipeline.dataset.table import DatasetError, replacing
+from pipeline.dataset.table import DatasetError
 
 VERSION = 2  # of the bytes that the same rows and options give
 SEED = 31
@@ -95,7 +96,7 @@ def convert(
                 yield Task(folder, number, name, part, take(entries, part), options, joined.get(number))
 
         if ray is None:
-            results = in_processes(make_part, tasks(), min(workers, count))
+            results = in_processes(make_part, tasks(), min(workers, count), "--workers")
         else:
             from pipeline.conversion.ray_cluster import on_ray
 
@@ -171,11 +172,11 @@ def unfinished(out: Path) -> Iterator[Path]:
     in it to go on with."""
     folder = out.with_name(f".{out.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DatasetError(f"OUT={out}: another conversion is writing it; wait for it or give another") from None
+    try:
+        held = lock(folder / "lock", wait=False)
+    except OSError:
+        raise DatasetError(f"OUT={out}: another conversion is writing it; wait for it or give another") from None
+    with held:
         try:
             yield folder
         except BaseException:
@@ -215,8 +216,7 @@ def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
     shutil.rmtree(folder / "making", ignore_errors=True)
     for name in ("parts", "data", "making"):
         (folder / name).mkdir(exist_ok=True)
-    with replacing(stamp) as file:
-        file.write(json.dumps(run).encode())
+    write_atomically(stamp, json.dumps(run))
 
 
 def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
@@ -236,15 +236,8 @@ def say(line: str) -> None:
 # ---------------------------------------------------------------------------------------------- command line
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser("python -m pipeline.convert", description=(__doc__ or "").splitlines()[0])
+    parser = Parser("python -m pipeline.convert", (__doc__ or "").splitlines()[0])
     parser.add_argument("source", metavar="SRC", help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton")
     parser.add_argument("out", metavar="OUT", help="x.beton, a new folder of shards, or x.npz (index)")
     parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
@@ -283,13 +276,13 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         say("stopped; the same command goes on from here")
-        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
-    except DatasetError as error:
-        say(f"swave: {' '.join(str(error).split())}")
-        return 2
+        return EXIT_SIGNAL + (stopped.args[0] if stopped.args else signal.SIGINT)
+    except UserError as error:
+        print_error(error)
+        return EXIT_MISTAKE
     except OSError as error:
-        say(f"swave: {error.strerror or error} ({error.filename or given.out}); mend it, the same command goes on")
-        return 2
+        print_error(f"{error.strerror or error} ({error.filename or given.out}); mend it, the same command goes on")
+        return EXIT_MISTAKE
     out = Path(given.out)
     file = out.with_name(f"{out.stem}.report.json") if out.suffix in (".beton", ".npz") else out / "report.json"
     show(report, str(file))

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from common.progress import progress_bar
 from model.deepcluster import IGNORED, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
 from pipeline.batch import split_batch
-from pipeline.dataset.folder import progress_bar
 from pipeline.loader import Loader
 from training.checkpoint.shards import Pieces
 from training.deepspeed_engine import input_dtype

@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.files import write_atomically
+
 WORDS = "SWAVE_WORDS"  # names the folder; unset where no supervisor asks
 LIFELINE = "lifeline"  # a named pipe in it
 STACKS = signal.SIGUSR2  # asks a rank to write where all its threads are
@@ -79,10 +81,7 @@ def beat(step: int) -> None:
 def _leave(kind: str, value: Any) -> None:
     folder = os.environ.get(WORDS)
     if folder:
-        path = Path(folder) / f"{os.getpid()}.{kind}"
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(value))
-        new.replace(path)
+        write_atomically(Path(folder) / f"{os.getpid()}.{kind}", json.dumps(value), durable=False)
 
 
 def word_of(folder: Path, pid: int) -> dict[str, Any] | None:

@@ -3,22 +3,18 @@ the progress bar. Only rank 0 writes and speaks."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.files import write_atomically
+from common.files import lock, write_atomically
+from common.versions import versions
 from config.recipe import DEFAULTS, ConfigError
 from training.checkpoint.save_load import read_state
 from training.report import closing_table
-
-PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
 
 # Settings that may differ when a run is resumed; any other difference makes it another run.
 CHANGEABLE = (
@@ -65,8 +61,7 @@ class Journal:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self.main:
-                self._lock = open(self.directory / ".lock", "w")  # noqa: SIM115  (its holder's death frees it)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = lock(self.directory / ".lock", wait=False)
         except BlockingIOError:
             raise ConfigError(f"run.directory={self.directory}: another run is writing it; choose another") from None
         except OSError as error:
@@ -182,17 +177,6 @@ class Journal:
             if part is not None:
                 part.close()
         self._bar = self._tensorboard = self._metrics = None
-
-
-def versions() -> dict[str, str]:
-    """Python and the installed packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:

@@ -23,7 +23,8 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dataset.folder import progress_bar
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 
 if TYPE_CHECKING:  # heavy: imported once the arguments are known to be good
     from torch import Tensor
@@ -34,9 +35,7 @@ WARM_UP = 3  # rounds
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.sinkhorn.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.sinkhorn.speed", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--prototypes", type=int, default=3000, help="default 3000")
     parser.add_argument("--batch", type=int, default=64, help="images a rank (default 64)")
@@ -48,8 +47,8 @@ def main(arguments: list[str]) -> int:
     try:
         cases = checked(options)
     except ValueError as error:
-        print(f"swave: {error}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     from perf.machine import machine
 
     where, measured = machine(), []

@@ -23,13 +23,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from common.processes import in_processes
+from common.progress import progress_bar
 from pipeline.conversion.arrays import CIFAR, IDX, cifar_source, idx_source, is_cifar
 from pipeline.conversion.columnar import SUFFIXES, columnar_below, columnar_source, holds_rows
 from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.spool import Foreign
 from pipeline.conversion.spool import spool as write_spool
 from pipeline.dataset.beton import read_beton, table_beside
-from pipeline.dataset.folder import in_processes, list_folder, progress_bar
+from pipeline.dataset.folder import list_folder
 from pipeline.dataset.shards import list_shards
 from pipeline.dataset.sniff import EXTENSIONS, extension, in_words
 from pipeline.dataset.table import DatasetError, Names
@@ -296,7 +298,9 @@ def _from_tars(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
 def _listed(ranges: list[Range], workers: int, progress: bool) -> Iterator[Members]:
     """Members of each tar, in order."""
     with progress_bar(len(ranges), "listing tars", "tar", progress and len(ranges) > 1) as bar:
-        for members in in_processes(partial(list_tar, sniff=True), iter(ranges), min(workers, len(ranges))):
+        for members in in_processes(
+            partial(list_tar, sniff=True), iter(ranges), min(workers, len(ranges)), "--workers"
+        ):
             bar.update()
             yield members
 

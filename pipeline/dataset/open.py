@@ -15,11 +15,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from common.files import lock
 from pipeline.dataset.beton import read_beton, scan_beton, table_beside
 from pipeline.dataset.folder import list_folder, scan_folder
 from pipeline.dataset.shards import list_shards, scan_shards
 from pipeline.dataset.sniff import EXTENSIONS
-from pipeline.dataset.table import DatasetError, SampleTable, locked
+from pipeline.dataset.table import DatasetError, SampleTable
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
 
@@ -177,8 +178,7 @@ def _cached(
     file = cache / f"{stem}.npz"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = locked(cache / f"{stem}.lock")
-        stamp = lock.__enter__()
+        stamp = lock(cache / f"{stem}.lock")
     except OSError as error:
         told = f"cannot write its table to the cache {cache} ({error.strerror})"
         raise DatasetError(f"{told}; set another") from None
@@ -199,7 +199,7 @@ def _cached(
         stamp.write(str(time.time()))
         return table
     finally:
-        lock.__exit__(None, None, None)
+        stamp.close()
 
 
 def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
