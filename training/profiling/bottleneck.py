@@ -83,12 +83,13 @@ def _gradients(share: float, settings: Mapping[str, Any]) -> str:
 
 
 def _compute(shares: Mapping[str, float], settings: Mapping[str, Any], roofline: Mapping[str, Any] | None) -> str:
-    network = shares["forward_global"] + shares["forward_local"] + shares["backward"]
-    told = f"bound by the network: forward and backward are {network:.0%} of each step"
+    network, teacher = shares["forward_global"] + shares["forward_local"] + shares["backward"], shares["teacher"]
+    share = f"{network:.0%} of each step" + f", the teacher {teacher:.0%}" * (teacher > 0)
+    told = f"bound by the network: forward and backward are {share}"
     if roofline is None:
         return f"{told}, and the loader keeps up"
     reached = roofline["share_of_roofline"]
-    told = f"bound by {roofline['bound']}: the network's forward and backward are {network:.0%} of each step, and it "
+    told = f"bound by {roofline['bound']}: the network's forward and backward are {share}, and it "
     told += f"runs at {reached:.0%} of what the device's {roofline['bound']} would allow"
     on_gpu = settings["device"] == "cuda"
     if on_gpu and settings["precision"] == "fp32":

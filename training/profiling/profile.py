@@ -113,24 +113,25 @@ def told(found: Mapping[str, Any]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- within train.py
-def profile_steps(config: DictConfig, left: int, times: Any, engine: Any, monitor: Any, journal: Any) -> None:
+def profile_steps(config: DictConfig, left: int, times: Any, journal: Any, *parts: Any) -> None:
     """Profile perf.steps steps of this run after its first perf.skip, where perf.profile is set: then rank 0 writes
     profile.json and profile-trace.json of all ranks to the run's directory, and says what they hold.
 
-    left: steps that the run still takes. times: training.profiling.step_times.StepTimes, which tells where the loop is.
+    left: steps that the run still takes. times: training.profiling.step_times.StepTimes, which knows where the loop is.
+    parts: engine, monitor, teacher and probe, whose calls are marked; None for those that the run does without.
     """
     if config.perf.profile and left <= config.perf.skip:
         journal.say(f"perf.profile: nothing to profile, for of this run's {left} steps perf.skip leaves none")
     elif config.perf.profile:
         last = min(config.perf.skip + config.perf.steps, left)
-        times.listener = _Profiler(config, last, times, engine, monitor, journal)
+        times.listener = _Profiler(config, last, times, journal, parts)
 
 
 class _Profiler:
     """Hears the loop's marks. Watches from one step on, for some steps, and then lets go of everything."""
 
-    def __init__(self, config: DictConfig, last: int, times: Any, engine: Any, monitor: Any, journal: Any) -> None:
-        self.config, self.times, self.engine, self.monitor, self.journal = config, times, engine, monitor, journal
+    def __init__(self, config: DictConfig, last: int, times: Any, journal: Any, parts: Sequence[Any]) -> None:
+        self.config, self.times, self.journal, self.parts, self.engine = config, times, journal, parts, parts[0]
         self.last, self.ended = last, 0
         self.watched = ExitStack()
         self.timeline: Any = None
@@ -151,7 +152,7 @@ class _Profiler:
 
         dist.barrier()  # so that the ranks' clocks begin together
         self.timeline = Timeline(self.engine.device)
-        self.watched.enter_context(watching(self.timeline, self.engine, self.monitor))
+        self.watched.enter_context(watching(self.timeline, *self.parts))
         self.calls = self.watched.enter_context(counting(self.timeline))
 
     def _finish(self) -> None:
@@ -172,8 +173,15 @@ class _Profiler:
 
 
 def settings_of(config: DictConfig, device: str, cluster: Any) -> dict[str, Any]:
-    """What of a fitted recipe the verdict's advice depends on."""
+    """What of a fitted recipe a step's time, and so the verdict's advice, depends on. teacher: its momentum at the
+    start, 0 without one."""
     return {
+        "method": config.method,
+        "heads": config.model.heads,
+        "hard_codes": config.swav.hard,
+        "queue": config.swav.queue.length,
+        "teacher": config.swav.teacher.momentum,
+        "probe": config.evaluation.probe,
         "device": device,
         "ranks": cluster.world_size,
         "local_ranks": cluster.local_world_size,
