@@ -213,7 +213,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             last_epoch = monitor.summary() | ({} if probe is None else probe.summary())
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
-            for trouble in advice(last_epoch, prototypes, config.method):
+            for trouble in advice(last_epoch, prototypes, config.method, config.model.embedding_dim, swav.temperature):
                 journal.warn(step, f"epoch {epoch + 1}: {trouble}")
             if rhythm.due(step, agreement) or agreement.stop:
                 last_saved = save(needed=agreement.stop)

@@ -244,6 +244,10 @@ def variant(case: Case, config: Any, changes: Mapping[str, Any], left: float, st
         return [row | _skipped("engine.precision=fp16 needs a GPU")]
     settings = [f"engine.{name}={str(value).lower()}" for name, value in changes.items() if name != "channels_last"]
     arguments = (*case.arguments, *settings)
+    try:
+        load_config(list(arguments))
+    except ValueError as error:  # a teacher needs the whole network, which stage 3 does not keep
+        return [row | _skipped(str(error))]
     seconds = min(10.0, max(left - start, 1.0) / 2)
     other = replace(case, arguments=arguments, seconds=seconds, table=None, peer=False)
     try:

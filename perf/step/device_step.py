@@ -95,7 +95,7 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
 
 
 def codes_of(steps: Any, batches: Any) -> tuple[float, float]:
-    """The codes' share of TIMED steps, with the queue but without a teacher's forward pass; their collectives a step."""
+    """Of TIMED steps, the codes' share (queue included, a teacher's forward pass not) and their collectives a step."""
     from perf.step.steps import no_mark
     from training.profiling.collectives import by_kind, counting, timed
     from training.profiling.timeline import Timeline, phase_sums, watching
