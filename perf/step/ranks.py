@@ -139,7 +139,7 @@ def turns_in(seconds: float, step: float, works: int, on_gpu: bool) -> tuple[int
     return count, min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds))
 
 
-def _turn(step: Callable[[Any], None], batches: Iterator[Any], count: int, device: torch.device) -> float:
+def _turn(step: Callable[[Any], object], batches: Iterator[Any], count: int, device: torch.device) -> float:
     """Seconds of a step, on average over `count`, from idle to idle of all ranks."""
     finish(device)
     dist.barrier()
