@@ -29,6 +29,11 @@ class Memory:
         """Their embeddings, float32, L2-normalised as they came."""
         return self._embeddings[:, : self.filled]
 
+    @property
+    def room(self) -> int:
+        """How many more samples fit."""
+        return len(self._rows) - self.filled
+
     @torch.no_grad()
     def add(self, rows: Int[Tensor, " batch"], embeddings: Float[Tensor, "crops batch dim"]) -> None:
         """Takes in a step's samples. Raises ValueError where they do not fit."""

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.swav import SwAV
+from model.views import select_views
 
 
 class Teacher:
@@ -52,7 +53,7 @@ class Teacher:
             embeddings, scores, queue_scores, _ = self.network(chosen, batch_size, queued)
         if order != self.assigning:
             places = [order.index(view) for view in self.assigning]
-            embeddings, scores = embeddings[places], scores[places]
+            embeddings, scores = select_views(embeddings, places), select_views(scores, places)
         return embeddings, scores, queue_scores
 
     @torch.no_grad()

@@ -1,5 +1,8 @@
 """One rank of perf.zero_check: SwAV's steps on the golden network, with queue, frozen prototypes and LARS.
 
+Codes and loss are written out here once more, without model/objective.py: what this check compares is an independent
+witness of the step, which a mistake there does not change as well.
+
 The network is that of the golden training loop (bottleneck ResNet, a block a stage); images are noise that depends on
 the step alone, so that any number of ranks sees the same global batch. Small crops are of 24 pixels, not 16: torch 2.11
 on a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stride 2 on one pixel, and 16 come to that.

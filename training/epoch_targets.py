@@ -14,6 +14,7 @@ from torch import Tensor
 from common.progress import progress_bar
 from model.deepcluster import IGNORED, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
+from model.views import select_views
 from pipeline.batch import split_batch
 from pipeline.loader import Loader
 from training.checkpoint.shards import Pieces
@@ -105,14 +106,14 @@ def fill_memory(
     Embeddings are taken as in training (batch norm by the batch). The loader goes back to where it was. False if a
     signal has ended it.
     """
-    parts, assigning = config.engine.accumulation, list(config.swav.assigning)
+    parts, assigning = config.engine.accumulation, tuple(config.swav.assigning)
     device, dtype, start = cluster.device(), input_dtype(config), loader.state_dict(cluster.add_up)
     with progress_bar(len(loader), "first embeddings", "step", cluster.main) as bar:
         for images in stopping_on_bad_data(loader):
             crops, rows = [crop.to(device, dtype) for crop in images.crops], torch.from_numpy(images.rows)
             here = len(rows) // parts
             for part, part_rows in zip(split_batch(crops, len(rows), parts), rows.split(here), strict=True):
-                memory.add(part_rows, engine(part, here, None)[0][assigning])
+                memory.add(part_rows, select_views(engine(part, here, None)[0], assigning))
             bar.update()
             if cluster.add_up([stop_signal.received is not None])[0]:
                 return False
