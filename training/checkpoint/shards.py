@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from model.segments import Layout
+from model.optimizer.segments import Layout
 
 
 def rank_file(rank: int) -> str:
