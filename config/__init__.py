@@ -1,1 +1,5 @@
-"""Recipes (*.yaml), every setting with its default (default.yaml), and how they are read and checked (recipe.py)."""
+"""The settings of a run: recipes (*.yaml), and how they become one checked configuration.
+
+`default.yaml` has every setting with its default; `recipe` merges defaults, recipe and `key=value` arguments and checks
+them. Loads without torch.
+"""

@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 from common.cli import Parser, exit_on_mistake
+from common.progress import progress_bar
 
 FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
 FOLDER_FILES = {"model.safetensors", "README.md"}  # of format safetensors
@@ -60,12 +61,16 @@ def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]
     from export.formats import WRITERS
     from training.checkpoint.weights import read_trained
 
-    trained = read_trained(path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        made = Path(folder) / out.name
-        code = WRITERS[format](trained, made)
-        _put(made, out)
+    with progress_bar(3, f"export to {format}", "part") as bar:
+        trained = read_trained(path)
+        bar.update()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            made = Path(folder) / out.name
+            code = WRITERS[format](trained, made)
+            bar.update()
+            _put(made, out)
+            bar.update()
     return code
 
 

@@ -137,7 +137,7 @@ def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str)
             lambda listing: scan_shards(shards, workers, progress, (root, listing)),
         )  # fmt: skip
     return _cached(
-        source, cache, setting, lambda: list_folder(source.resolve()),
+        source, cache, setting, lambda: list_folder(source.resolve(), progress=progress),
         lambda listing: scan_folder(source, workers, progress, listing),
     )  # fmt: skip
 
