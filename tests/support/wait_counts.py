@@ -45,7 +45,7 @@ def where():
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
-        if "torch" not in path and "sync_counts" not in path:
+        if "torch" not in path and "wait_counts" not in path:
             return f"{Path(path).parent.name}/{Path(path).name}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"
