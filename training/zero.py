@@ -104,11 +104,12 @@ def loss_scale(engine: Any) -> dict[str, float]:
 
 
 def load_loss_scale(engine: Any, state: dict[str, float]) -> None:
-    """Go on with a saved loss scale; nothing where this engine or the saved one has none."""
+    """Go on with a saved loss scale; nothing where this engine or the saved one has none. Raises KeyError or
+    TypeError for a malformed one."""
     scaler = _scaler(engine)
-    if scaler is not None:
-        for name, value in state.items():
-            setattr(scaler, name, value)
+    if scaler is not None and state:
+        for name in SCALING:
+            setattr(scaler, name, type(getattr(scaler, name))(state[name]))
 
 
 def _scaler(engine: Any) -> Any:

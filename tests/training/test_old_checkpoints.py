@@ -4,19 +4,17 @@ old_checkpoints/METHOD holds the recipe, the checkpoint, and the losses and epoc
 "swav" has a full queue and a teacher at ZeRO stage 1, "deepclusterv2" a half-filled memory and an online probe.
 """
 
-import hashlib
 import json
-import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from support.old_checkpoints import OLD, old_run
 from support.tiny_runs import train
 
-OLD = Path(__file__).parent / "old_checkpoints"
-SAVED_STEP, IMAGES = 6, 36
+SAVED_STEP = 6
 ELSEWHERE = 1e-3  # another processor or another torch rounds differently, and six steps make more of that
 SERIAL = {"OMP_NUM_THREADS": "1"}
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -25,27 +23,15 @@ TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 @pytest.fixture
 def resume(tmp_path):
     """A function from method and launcher to (losses, epoch figures) of the steps after the saved one."""
-    write_images(tmp_path / "images")
 
     def run(method, launcher=()):
-        shutil.copy(OLD / method / "recipe.yaml", tmp_path / "tiny.yaml")
-        checkpoints = tmp_path / method / "checkpoints"
-        shutil.copytree(OLD / method / "step-000000006", checkpoints / "step-000000006")
-        data = [f"data.path={tmp_path}/images", f"data.cache={tmp_path}/tables"]
-        output = train(tmp_path, method, *data, launcher=launcher, environment=SERIAL)
-        assert f"resuming from {checkpoints}/step-000000006 (step {SAVED_STEP})" in output
-        return following_values(tmp_path / method / "metrics.jsonl")
+        root = old_run(tmp_path, method)
+        data = [f"data.path={root}/images", f"data.cache={root}/tables"]
+        output = train(root, method, *data, launcher=launcher, environment=SERIAL)
+        assert f"resuming from {root}/{method}/checkpoints/step-000000006 (step {SAVED_STEP})" in output
+        return following_values(root / method / "metrics.jsonl")
 
     return run
-
-
-def write_images(folder):
-    """The images of the old runs: bytes of SHAKE-256 as uncompressed pixels, so that every machine writes the same."""
-    for index in range(IMAGES):
-        noise = hashlib.shake_256(str(index).encode()).digest(3 * 20 * 20)
-        path = folder / f"class{index % 2}" / f"{index:02d}.ppm"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"P6\n20 20\n255\n" + bytes(value // 2 + 100 * (index % 2) for value in noise))
 
 
 def following_values(path):
