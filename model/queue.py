@@ -1,4 +1,4 @@
-"""Recent embeddings that stand in for a larger batch when codes are computed (SwAV, section 3.1)."""
+"""Recent embeddings that enlarge the batch when codes are computed (SwAV, section 3.1)."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from model.state import RankTensors
 
 
 class EmbeddingQueue:
-    """The last `length` embeddings of each assigning crop, newest first; every rank keeps its share.
+    """The last `length` embeddings of each assigning crop, newest first; every rank holds its share.
 
     assigning: how many crops assign codes (2 in the paper).
     length: rows over all ranks (3840 in the paper); each rank holds length / world_size.
@@ -51,13 +51,13 @@ class EmbeddingQueue:
 
     @torch.no_grad()
     def push(self, embeddings: Float[Tensor, "assigning batch dim"]) -> None:
-        """Puts this rank's batch in front; the oldest rows fall off at the end. No gradient is kept."""
+        """Puts this rank's batch in front, without gradient, and drops as many of the oldest rows."""
         batch, length = embeddings.shape[1], self.embeddings.shape[1]
         if batch > length:
             raise ValueError(f"a batch of {batch} does not fit into a queue of {length} rows on this rank")
         # A new tensor, not a shift in place: source and target rows would overlap.
-        kept = self.embeddings[:, : length - batch]
-        self.embeddings = torch.cat([embeddings.detach().to(kept), kept], dim=1)
+        staying = self.embeddings[:, : length - batch]
+        self.embeddings = torch.cat([embeddings.detach().to(staying), staying], dim=1)
         self._filled = min(self._filled + batch, length)
 
     def state_tensors(self) -> dict[str, Tensor]:
