@@ -69,7 +69,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from training.epoch_targets import begin_epoch, build_clusters
     from training.profiling.profile import profile_steps
     from training.run_directory import Journal
-    from training.run_state import Kept
+    from training.run_state import RunState
 
     clock, device = Clock(), cluster.device()
     journal = Journal(Path(config.run.directory), cluster.main)
@@ -111,10 +111,10 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         with mistakes_end_the_run(cluster):
             teacher = build_teacher(config, network, cluster)
             engine = build_engine(config, network, optimizer, cluster, device)
-            kept = Kept(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
+            run_state = RunState(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
             if last_saved is not None:
-                step, last_epoch = kept.load(last_saved, cluster)
+                step, last_epoch = run_state.load(last_saved, cluster)
                 journal.say(f"resuming from {last_saved} (step {step})")
         journal.open(config, done_steps=step, total_steps=total_steps)
 
@@ -149,7 +149,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         def save(needed: bool) -> Path | None:
             observe(agreement.settle())  # never save weights that a bad loss has touched
             try:
-                return kept.save(checkpoints, config, cluster, step, last_epoch)
+                return run_state.save(checkpoints, config, cluster, step, last_epoch)
             except NotSaved as error:
                 if needed:
                     raise TrainingStopped(f"{error}; the last good checkpoint: {last_saved}") from None
@@ -159,7 +159,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
             # the other methods' targets of the epoch, from the embeddings of the one before (section 4.1, appendix)
-            if clusters is not None and not begin_epoch(clusters, kept, config, cluster, stop_signal):
+            if clusters is not None and not begin_epoch(clusters, run_state, config, cluster, stop_signal):
                 journal.say(STOPPED_EARLY)
                 return "not begun"
 
