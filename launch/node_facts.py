@@ -57,13 +57,17 @@ def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any
 
 
 def code_digest(root: Path) -> str:
-    """Of the program's files (*.py and config/**/*.yaml), whether committed or not."""
+    """Digest of all files that a run executes, committed or not: scripts and packages (*.py), and recipes."""
     digest = hashlib.sha256()
-    folders = ("common", "config", "evaluation", "export", "launch", "model", "perf", "pipeline", "training")
-    files = [*root.glob("*.py"), *(file for folder in folders for file in (root / folder).rglob("*.py"))]
+    files = [*root.glob("*.py"), *(file for package in packages(root) for file in package.rglob("*.py"))]
     for file in sorted([*files, *(root / "config").rglob("*.yaml")]):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def packages(root: Path) -> list[Path]:
+    """The folders in `root` that hold the program: Python packages, without the tests."""
+    return sorted(path.parent for path in root.glob("*/__init__.py") if path.parent.name != "tests")
 
 
 def commit(root: Path) -> str:
