@@ -21,7 +21,7 @@ from config.rules import check_rules
 if TYPE_CHECKING:
     from config.schema.setting import Setting
 
-__all__ = ["DEFAULTS", "ROOT", "ConfigError", "default_config", "load_config"]
+__all__ = ["DEFAULTS", "ROOT", "ConfigError", "default_config", "load_config", "settings_help"]
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, for people
@@ -70,6 +70,17 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         # other images than the recipe's own are another run
         config.run.directory += f"-{Path(config.data.path).resolve().stem}"
     return config
+
+
+def settings_help(arguments: Sequence[str]) -> str:
+    """Help for the settings and sections named after --help or -h; empty if there are no names. Raises ConfigError."""
+    flag = next(index for index, argument in enumerate(arguments) if argument in ("-h", "--help"))
+    names = [argument.partition("=")[0] for argument in arguments[flag + 1 :] if not argument.endswith(".yaml")]
+    if not names:
+        return ""
+    from config.schema.render import help_text
+
+    return help_text(names)
 
 
 def _read(recipe: str) -> DictConfig:

@@ -104,7 +104,7 @@ class Pipeline(Section):
     backend: Literal["dali", "ffcv", "torchvision"] = setting(
         "dali",
         "ffcv: fused CPU kernel, torchvision: slow reference",
-        resume="crops stay the same, up to rounding and the color that the backend can (crops.jitter.exact)",
+        resume="crops stay the same, up to rounding and crops.jitter.exact",
     )
     device: Literal["auto", "cpu", "gpu"] = setting(
         "auto",

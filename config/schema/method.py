@@ -41,7 +41,7 @@ class TeacherSettings(Section):
 class Swav(Section):
     """Codes and loss."""
 
-    epsilon: Annotated[float, Range(ge=0.002, unit="(below, codes leave the range of numbers)")] = setting(
+    epsilon: Annotated[float, Range(ge=0.002, why="below, codes leave the range of numbers")] = setting(
         0.05, "of Sinkhorn: lower is sharper"
     )
     iterations: AtLeastOne = setting(3, "of Sinkhorn")

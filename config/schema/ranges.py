@@ -15,10 +15,11 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True, slots=True)
 class Range(Interval):
-    """Bounds of a number. `what` and `unit` go into its words: "a share from 0 to 1", "4 to 4096 pixels"."""
+    """Bounds of a number. The texts go into its words: "a share from 0 to 1", "4 to 4096 pixels", "at least 2: why"."""
 
     what: str = ""
     unit: str = ""
+    why: str = ""
 
     def admits(self, value: Any) -> bool:
         return (
@@ -40,7 +41,8 @@ class Range(Interval):
         else:
             bounds = "0 or more" if self.ge == 0 else f"at least {self.ge}"
             bounds += f" and less than {self.lt}" if self.lt is not None else ""
-        return " ".join(word for word in (self.what, bounds, self.unit) if word)
+        words = " ".join(word for word in (self.what, bounds, self.unit) if word)
+        return f"{words}: {self.why}" if self.why else words
 
 
 @dataclass(frozen=True, slots=True)

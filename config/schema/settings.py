@@ -52,3 +52,9 @@ def setting_of(key: str) -> Setting | None:
     while key and key not in settings():
         key = key.rpartition(".")[0]
     return settings().get(key)
+
+
+def effect_on_resume(key: str) -> str:
+    """What happens where a run resumes with another value of `key`; empty: it may not."""
+    setting = setting_of(key)
+    return setting.resume if setting else ""
