@@ -3,8 +3,9 @@
     make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
     deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
 
-Settings and their defaults are in config/default.yaml. The same command again resumes the run. Exit codes: 0 done or
-saved on a signal, 1 training could not go on, 2 a mistake in the settings or the data.
+Settings and their defaults are in config/default.yaml; `train.py --help KEY` explains a setting or a section.
+The same command again resumes the run. Exit codes: 0 done or saved on a signal, 1 training could not go on, 2 a mistake
+in the settings or the data.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from omegaconf import DictConfig
 
 from common.cli import EXIT_FAILED, exit_on_mistake, print_error
 from common.versions import version
-from config.recipe import load_config
+from config.recipe import load_config, settings_help
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, watched
@@ -27,8 +28,12 @@ from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_fi
 
 
 def main(arguments: list[str]) -> int:
-    if {"-h", "--help", "--version"} & set(arguments):
-        print(f"swave {version()}" if "--version" in arguments else __doc__)
+    if "--version" in arguments:
+        print(f"swave {version()}")
+        return 0
+    if {"-h", "--help"} & set(arguments):
+        with exit_on_mistake():
+            print(settings_help(arguments) or __doc__)
         return 0
     cluster, stop_signal = Cluster(), StopSignal()
     with exit_on_mistake(cluster.main):
@@ -70,7 +75,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from training.epoch_targets import begin_epoch, build_clusters
     from training.profiling.profile import profile_steps
     from training.run_directory import Journal
-    from training.run_state import Kept
+    from training.run_state import RunState
 
     clock, device = Clock(), cluster.device()
     journal = Journal(Path(config.run.directory), cluster.main)
@@ -112,10 +117,10 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         with exit_on_mistake(cluster.main):
             teacher = build_teacher(config, network, cluster)
             engine = build_engine(config, network, optimizer, cluster, device)
-            kept = Kept(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
+            run_state = RunState(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
             if last_saved is not None:
-                step, last_epoch = kept.load(last_saved, cluster)
+                step, last_epoch = run_state.load(last_saved, cluster)
                 journal.say(f"resuming from {last_saved} (step {step})")
         journal.open(config, done_steps=step, total_steps=total_steps)
 
@@ -150,7 +155,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         def save(needed: bool) -> Path | None:
             observe(agreement.settle())  # never save weights that a bad loss has touched
             try:
-                return kept.save(checkpoints, config, cluster, step, last_epoch)
+                return run_state.save(checkpoints, config, cluster, step, last_epoch)
             except NotSaved as error:
                 if needed:
                     raise TrainingStopped(f"{error}; the last good checkpoint: {last_saved}") from None
@@ -160,7 +165,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
             # the other methods' targets of the epoch, from the embeddings of the one before (section 4.1, appendix)
-            if clusters is not None and not begin_epoch(clusters, kept, config, cluster, stop_signal):
+            if clusters is not None and not begin_epoch(clusters, run_state, config, cluster, stop_signal):
                 journal.say(STOPPED_EARLY)
                 return "not begun"
 

@@ -27,9 +27,9 @@ class UserError(ValueError):
 class Parser(argparse.ArgumentParser):
     """Reports a mistake in one line, without the usage; the description keeps its line breaks."""
 
-    def __init__(self, program: str, description: str | None, **settings: Any) -> None:
+    def __init__(self, prog: str, description: str | None = None, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(program, description=description, **settings)
+        super().__init__(prog, description=description, **settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{error_line(message)}\n")

@@ -1,8 +1,8 @@
-"""Is a run done, or does it only pause? For scripts that start it again.
+"""Tells scripts that restart a run whether it is done.
 
     python -m launch.done RECIPE.yaml [key=value ...]
 
-Exit code 0: done, its directory holds summary.json. 1: not yet. 2: a mistake in the settings.
+Exit code 0: done, the run's directory holds summary.json. 1: not done yet. 2: a mistake in the settings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def is_done(settings: Sequence[str]) -> bool:
-    """Whether the run of a recipe and its settings has come to its end. Raises ConfigError."""
+    """Whether the run with this recipe and settings has finished. Raises ConfigError."""
     return (ROOT / Path(load_config(settings).run.directory) / "summary.json").exists()
 
 

@@ -89,11 +89,16 @@ class CodeMonitor:
         return {name: part.tolist() for name, part in zip(self.sums, parts, strict=True)}
 
     def load_state_dict(self, state: dict[str, list[float]], rank: int = 0) -> None:
-        """Go on from saved sums: rank 0 takes them over, the others start from nothing."""
+        """Go on from saved sums: rank 0 takes them over, the others start from zero. A sum that an older checkpoint
+        lacks starts from zero. Raises KeyError, TypeError or ValueError, on all ranks, for malformed sums."""
+        saved = {name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()}
+        wrong = [name for name, values in saved.items() if values.shape != self.sums[name].shape]
+        if wrong:
+            raise ValueError(f"'{wrong[0]}' is of another length")
         self.reset()
         if rank == 0:
-            for name, values in state.items():
-                self.sums[name] += torch.tensor(values, dtype=torch.float64, device=self.sums[name].device)
+            for name, values in saved.items():
+                self.sums[name] += values.to(self.sums[name].device)
 
     def reset(self) -> None:
         for total in self.sums.values():

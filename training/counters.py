@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from config.recipe import parse_every
+from config.every import parse_every
 from training.step_agreement import Agreement
 from training.stopping import TrainingStopped
 
@@ -54,7 +54,7 @@ class Clock:
         return {name: self._earlier[name] + value for name, value in since_start.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._earlier = dict(state)
+        self._earlier = {name: float(state[name]) for name in self._earlier}
 
 
 class SkippedSteps:

@@ -20,6 +20,7 @@ from model.monitor import CodeMonitor
 from model.optimizer import build_optimizer, set_step
 from model.probe import Probe
 from model.queue import EmbeddingQueue
+from model.targets import EpochTargets
 from perf.roofline import work_of
 from pipeline.batch import Batch, split_batch
 from pipeline.crops import crops_from_config
@@ -27,7 +28,6 @@ from pipeline.dataset.table import SampleTable
 from training.build import build_loader, build_network, build_objective, build_queue, build_teacher
 from training.deepspeed_engine import build_engine, input_dtype
 from training.distributed import Cluster
-from training.epoch_targets import Clusters
 from training.step_agreement import Agreement
 
 CLASSES = 1000  # of labels drawn at random
@@ -145,12 +145,12 @@ def _full_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
     return queue
 
 
-def _drawn_clusters(config: DictConfig, rows: int, capacity: int, device: torch.device) -> Clusters | None:
+def _drawn_clusters(config: DictConfig, rows: int, capacity: int, device: torch.device) -> EpochTargets | None:
     """Random clusters of `rows` images, and room for the embeddings of this rank's `capacity`; None for SwAV."""
     if config.method == "swav":
         return None
     memory = Memory(len(config.swav.assigning), capacity, config.model.embedding_dim, device)
-    return Clusters(memory, torch.randint(config.model.prototypes, (config.model.heads, rows), device=device))
+    return EpochTargets(memory, torch.randint(config.model.prototypes, (config.model.heads, rows), device=device))
 
 
 def _labels(table: SampleTable | None, classes: int, rows: int) -> np.ndarray:

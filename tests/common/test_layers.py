@@ -32,7 +32,11 @@ def python_files():
     command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     names = done.stdout.split() if done.returncode == 0 else [str(p.relative_to(ROOT)) for p in ROOT.rglob("*.py")]
-    return [Path(name) for name in names if (ROOT / name).exists() and not name.startswith((".venv", "shared"))]
+    return [
+        Path(name)
+        for name in dict.fromkeys(names)
+        if (ROOT / name).exists() and not name.startswith((".venv", "shared"))
+    ]
 
 
 @cache
