@@ -1,12 +1,13 @@
-"""Work shared out over processes of this machine."""
+"""Work shared out over processes of this machine, and the environment that new processes get."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -37,6 +38,21 @@ def in_processes(work: Any, tasks: Iterator[Any], workers: int, setting: str = "
         raise UserError(f"{setting}={workers}: a worker process was killed (out of memory?); take fewer") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`os.environ` has `values` during the block, for the processes that start in it, and is as before afterwards."""
+    before = dict(os.environ)
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
 
 
 @contextmanager

@@ -28,13 +28,13 @@ bf16 is as fp32: the weights' copies in bfloat16, 2P, go in backward while gradi
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.processes import environment
 from common.progress import progress_bar
 from perf.memory_ranks import Case, run_rank
 from perf.ranks import run_ranks
@@ -132,9 +132,9 @@ def measured(models: list[str], precision: str) -> list[dict[str, Any]]:
 
 def run(case: Case) -> list[dict[str, float]]:
     """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that what is let go of goes back to the system
     with tempfile.TemporaryDirectory() as scratch:
-        run_ranks(run_rank, case.ranks, case, Path(scratch))
+        with environment({"MALLOC_MMAP_THRESHOLD_": "65536"}):  # so that freed memory goes back to the system
+            run_ranks(run_rank, case.ranks, case, Path(scratch))
         return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 
