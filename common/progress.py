@@ -15,6 +15,10 @@ LOG_INTERVAL = 10.0  # seconds between the lines of a bar in a log file
 
 Item = TypeVar("Item")
 
+# By default tqdm locks between processes, with a named semaphore. A rank that is killed leaves it behind, and
+# multiprocessing warns about it at the end of the run. Only one process shows bars, so a lock of threads is enough.
+tqdm.set_lock(threading.RLock())
+
 
 class Bar(tqdm):
     """A bar that first appears after DELAY seconds, even if no item is done by then."""

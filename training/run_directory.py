@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from common.files import lock, write_atomically
+from common.progress import tqdm
 from common.versions import versions
 from config.recipe import ConfigError, default_config
 from config.schema.settings import effect_on_resume
@@ -96,7 +97,6 @@ class Journal:
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter
-        from tqdm import tqdm
 
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
@@ -139,8 +139,6 @@ class Journal:
     def say(self, text: str) -> None:
         """A line to the terminal, above the bar."""
         if self.main:
-            from tqdm import tqdm
-
             tqdm.write(text, file=sys.stderr)
 
     def warn(self, step: int, text: str) -> None:

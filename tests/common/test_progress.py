@@ -1,5 +1,6 @@
 """A wait of over two seconds shows a bar with rate and ETA; a short one shows nothing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from common.progress import counted, progress_bar
+from config.recipe import ROOT
 from evaluation.classifiers import knn
 from pipeline.batch import Batch
 from pipeline.crops import Crops, View
@@ -80,3 +82,23 @@ def test_a_program_that_ends_early_is_not_held_by_its_bar():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     assert time.monotonic() - begun < 60
+
+
+def test_a_killed_process_leaves_no_semaphore_of_its_bar(tmp_path):
+    """multiprocessing warned of leaked semaphores at the end of every run with killed ranks."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import multiprocessing, os, signal\n"
+        "from common.progress import progress_bar\n"
+        "def show():\n"
+        "    bar = progress_bar(9, 'x', 'img')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if __name__ == '__main__':\n"
+        "    rank = multiprocessing.get_context('spawn').Process(target=show)\n"
+        "    rank.start()\n"
+        "    rank.join()\n"
+        "    print(rank.exitcode)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("-9\n", "")
