@@ -214,7 +214,10 @@ def parsed(monkeypatch, module, arguments):
 
 def check_settings(options):
     """Raises ConfigError for a recipe that is not there and for settings that a recipe does not know."""
-    words = [*([options.recipe] if getattr(options, "recipe", None) else []), *(getattr(options, "settings", None) or [])]
+    words = [
+        *([options.recipe] if getattr(options, "recipe", None) else []),
+        *(getattr(options, "settings", None) or []),
+    ]
     recipe = getattr(options, "config", None)
     words += [str(recipe)] if recipe and str(recipe).endswith(".yaml") else []
     if not words:

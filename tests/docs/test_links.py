@@ -116,7 +116,9 @@ def has_name(node, names):
     for item in node.body:
         if isinstance(item, ast.FunctionDef | ast.ClassDef) and item.name == names[0]:
             return len(names) == 1 or (isinstance(item, ast.ClassDef) and has_name(item, names[1:]))
-        assigned = item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+        assigned = (
+            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
+        )
         if any(isinstance(target, ast.Name) and target.id == names[0] for target in assigned):
             return len(names) == 1
     return False
