@@ -204,7 +204,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 step += 1
                 skipped.count(step, engine.was_step_applied())
 
-                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.wanted)
+                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.requested)
                 observe(agreed)
                 journal.progress(epoch, clock.rate((step - first_step) * batch))
                 if step % steps and (rhythm.due(step, agreement) or agreement.stop):  # else at the end of the epoch
