@@ -131,7 +131,7 @@ def test_no_entry_of_the_tables_is_left_over():
 
 # ---------------------------------------------------------------------------------------------- which programs run
 def programs(line):
-    """(name, arguments) of every program that a command line comes to; make's targets are followed to their programs."""
+    """(name, arguments) of every program that a command line runs, also by way of a make target."""
     return [program for part in line.split(" && ") for program in programs_of(part)]
 
 
@@ -166,10 +166,10 @@ def programs_of_make(words):
     command = ["make", "-n", words[1], *(f"{name}={value}" for name, value in variables.items())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    told = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), done.stdout.replace("\\\n", " "))
-    lines = [shlex.split(line) for line in told.splitlines() if line.startswith(".venv/bin/python -m ")]
-    found = [program_of_python(line[1:]) for line in lines]
-    ours = [program for program in found if module_of(program[0])]
+    printed = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), done.stdout.replace("\\\n", " "))
+    lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(".venv/bin/python -m ")]
+    started = [program_of_python(line[1:]) for line in lines]
+    ours = [program for program in started if module_of(program[0])]
     return ours or [(f"make {words[1]}", [])]
 
 
@@ -214,12 +214,10 @@ def parsed(monkeypatch, module, arguments):
 
 def check_settings(options):
     """Raises ConfigError for a recipe that is not there and for settings that a recipe does not know."""
-    words = [
-        *([options.recipe] if getattr(options, "recipe", None) else []),
-        *(getattr(options, "settings", None) or []),
-    ]
+    words = [options.recipe] if getattr(options, "recipe", None) else []
+    words += getattr(options, "settings", None) or []
     recipe = getattr(options, "config", None)
-    words += [str(recipe)] if recipe and str(recipe).endswith(".yaml") else []
+    words += [str(recipe)] if str(recipe).endswith(".yaml") else []
     if not words:
         return
     if not any(word.endswith(".yaml") for word in words):

@@ -116,9 +116,12 @@ def has_name(node, names):
     for item in node.body:
         if isinstance(item, ast.FunctionDef | ast.ClassDef) and item.name == names[0]:
             return len(names) == 1 or (isinstance(item, ast.ClassDef) and has_name(item, names[1:]))
-        assigned = (
-            item.targets if isinstance(item, ast.Assign) else [item.target] if isinstance(item, ast.AnnAssign) else []
-        )
-        if any(isinstance(target, ast.Name) and target.id == names[0] for target in assigned):
+        if names[0] in assigned_names(item):
             return len(names) == 1
     return False
+
+
+def assigned_names(item):
+    targets = item.targets if isinstance(item, ast.Assign) else []
+    targets = [item.target] if isinstance(item, ast.AnnAssign) else targets
+    return [target.id for target in targets if isinstance(target, ast.Name)]
