@@ -153,7 +153,7 @@ def program_of_python(words):
     if words[0] == "-m":
         return words[1], words[2:]
     script, *arguments = words
-    with_command = script == "evaluate.py" or arguments[0].startswith("--")
+    with_command = script == "evaluate.py" or (script == "train.py" and arguments[0].startswith("--"))
     return f"{script} {arguments[0]}" if with_command else script, arguments
 
 
