@@ -66,6 +66,7 @@ NOT_RUN = {
     "perf.virtual_cluster.throughput": BENCHMARK,
     "kubectl": CLUSTER,
     "docker": CLUSTER,
+    "ipykernel": OTHER,
     "tools/train_net.py": OTHER,
     "run_with_submitit.py": OTHER,
     "make setup": SETUP,
