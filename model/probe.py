@@ -13,6 +13,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.state import ALIKE, RankTensors
+
 LEARNING_RATE = 2.0  # for inputs of unit length
 MOMENTUM = 0.9
 SHARE = 0.01  # at least so much of a batch's mean and variance goes into the running ones
@@ -79,6 +81,17 @@ class Probe:
         _, images, right = self.state["seen"].tolist()
         self.state["seen"][1:] = 0
         return {"probe_train": right / images} if images else {}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All of `state`, the same on all ranks."""
+        return {f"{ALIKE}probe/{name}": tensor for name, tensor in self.state.items()}
+
+    def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
+        """Goes on from a saved probe. A tensor that was not saved, or for other classes, starts anew: the probe may be
+        switched on, and test images of other classes given, in the middle of a run."""
+        for name, tensor in self.state_tensors().items():
+            if name in saved[0] and saved[0][name].shape == tensor.shape:
+                tensor.copy_(saved[0][name])
 
     def _inputs(self, unit: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features_and_one"]:
         """Standardised, of about unit length whatever their number, and a column of ones for the bias."""

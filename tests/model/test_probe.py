@@ -110,8 +110,7 @@ def test_its_state_is_all_that_it_goes_on_from():
     for rows in batches[:4]:
         before.update(features[rows], rows)
     after = Probe(labels, CLASSES, FEATURES)
-    for name, value in before.state.items():
-        after.state[name].copy_(value)
+    after.load_state_tensors([before.state_tensors()])
     for rows in batches[4:]:
         after.update(features[rows], rows)
     for name, value in straight.state.items():
