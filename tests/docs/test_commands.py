@@ -42,7 +42,6 @@ RUN_BY = {
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",
     "perf.science": "test_the_whole_check_at_toy_size_and_nothing_is_run_twice",
     "perf.sinkhorn": "test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collectives",
-    "perf.sinkhorn.speed": "test_figures_of_one_rank_and_two",
     "perf.step": "test_all_phases_are_there_and_their_shares_add_up",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_as_they_are",
     "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
