@@ -3,8 +3,9 @@
     make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
     deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
 
-Settings and their defaults are in config/default.yaml. The same command again resumes the run. Exit codes: 0 done or
-saved on a signal, 1 training could not go on, 2 a mistake in the settings or the data.
+Settings and their defaults are in config/default.yaml; `train.py --help KEY` explains a setting or a section.
+The same command again resumes the run. Exit codes: 0 done or saved on a signal, 1 training could not go on, 2 a mistake
+in the settings or the data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from config.recipe import load_config
+from config.recipe import load_config, settings_help
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, watched
@@ -27,7 +28,8 @@ from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_fi
 
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        with mistakes_end_the_run(Cluster()):
+            print(settings_help(arguments) or __doc__)
         return 0
     cluster, stop_signal = Cluster(), StopSignal()
     with mistakes_end_the_run(cluster):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from config.recipe import ROOT
+from config.recipe import default_config
 from perf.loader.gpu_feed_memory import forget_peak, resident
 
 SIZE, IMAGES = 32, 2  # pixels of a crop; images a rank
@@ -78,7 +78,6 @@ def three_steps(case: Case, cluster: Any) -> Any:
 
 def config_of(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    defaults = OmegaConf.load(ROOT / "config" / "default.yaml")
     # a loss scale that does not overflow: a step that is skipped needs less
     low_scale = {"deepspeed": {"fp16": {"initial_scale_power": 4}}} if case.precision == "fp16" else {}
     changes: dict[str, Any] = {
@@ -87,4 +86,4 @@ def config_of(case: Case) -> Any:
         "optimizer": {"name": case.optimizer, "base_lr": 0.01},
         "engine": {"stage": case.stage, "precision": case.precision, "sync_batch_norm": 1} | low_scale,
     }
-    return OmegaConf.merge(defaults, changes)
+    return OmegaConf.merge(default_config(), changes)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from config.recipe import ROOT
+from config.recipe import default_config
 
 BATCH, PROTOTYPES, DIM = 32, 30, 16
 GOLDEN: dict[str, Any] = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
@@ -228,7 +228,6 @@ class Training:
 
 def _config(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    defaults = OmegaConf.load(ROOT / "config" / "default.yaml")
     engine = {
         "stage": case.stage,
         "precision": "fp32" if case.precision == "fp64" else case.precision,
@@ -241,4 +240,4 @@ def _config(case: Case) -> Any:
     if case.precision == "fp16":  # from 2**16 on stage 0 would skip the first step, and be a step behind
         engine["deepspeed"] = {"fp16": {"initial_scale_power": 10}}
     optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
-    return OmegaConf.merge(defaults, {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})
+    return OmegaConf.merge(default_config(), {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})
