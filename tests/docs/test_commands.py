@@ -48,6 +48,7 @@ RUN_BY = {
     "pipeline.preview": "test_the_preview_shows_each_crop_in_the_colors_of_its_window",
     "sbatch": "test_the_slurm_job_saves_is_queued_again_and_resumes_to_the_end",
     "make help": "test_make_help_lists_the_commands",
+    "config.schema": "test_help_is_printed",
     "train.py --help": "test_help_is_printed",
     "evaluate.py --help": "test_help_is_printed",
 }
@@ -111,11 +112,20 @@ def test_a_training_says_what_it_would_run(line, capsys):
     assert "train.py" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_help_is_printed(script):
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        ("train.py --help", "train.py"),
+        ("train.py --help swav.queue", "swav.queue.length"),
+        ("evaluate.py --help", "evaluate.py"),
+        ("-m config.schema", "swav.queue.length"),
+    ],
+)
+def test_help_is_printed(arguments, part):
+    command = [sys.executable, *arguments.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert script in done.stdout
+    assert part in done.stdout
 
 
 def test_make_help_lists_the_commands():
