@@ -8,14 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from model.optimizer.build.lars import LARS, parameter_groups
+from model.optimizer.build.schedule import warmup_cosine
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
 from model.loss import swapped_prediction
 from model.queue import EmbeddingQueue
-from model.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
 from model.swav import SwAV
 from model.weights import published_names
