@@ -90,9 +90,8 @@ class Training:
     """Network, optimizer, queue and engine of a case on this rank, all new."""
 
     def __init__(self, case: Case, cluster: Any) -> None:
-        from model.optimizer.build.build import build_optimizer
-
         from model.backbone import build_backbone
+        from model.optimizer.build import build_optimizer
         from model.queue import EmbeddingQueue
         from model.swav import SwAV
         from training.deepspeed_engine import build_engine, input_dtype
@@ -114,9 +113,8 @@ class Training:
 
     def step(self, step: int) -> tuple[float, list[float]]:
         """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
-        from model.optimizer.build.build import set_step
-
         from model.loss import swapped_prediction
+        from model.optimizer.build import set_step
         from model.sinkhorn import sinkhorn
         from pipeline.batch import split_batch
 

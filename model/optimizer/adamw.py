@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.optimizer.build.lars import parameter_groups
-from model.optimizer.build.segments import Layout
+from model.optimizer.lars import parameter_groups
+from model.optimizer.segments import Layout
 
 
 class AdamW(torch.optim.AdamW):

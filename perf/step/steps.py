@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from model.optimizer.build.build import build_optimizer, set_step
 from omegaconf import DictConfig
 
 from model.memory import Memory
 from model.monitor import CodeMonitor
+from model.optimizer.build import build_optimizer, set_step
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.targets import EpochTargets

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from model.optimizer.build.build import build_optimizer, set_step
-from model.optimizer.build.schedule import warmup_cosine
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT, load_config
 from model.deepcluster import assigned_prediction
 from model.loss import swapped_prediction
+from model.optimizer.build import build_optimizer, set_step
+from model.optimizer.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
 from model.teacher import momentum_at
 from training.auto import fit

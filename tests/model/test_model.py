@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from model.optimizer.build.lars import LARS, parameter_groups
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
+from model.optimizer.lars import LARS, parameter_groups
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.weights import load_weights, published_names

@@ -8,13 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from model.optimizer.build.lars import LARS, parameter_groups
-from model.optimizer.build.schedule import warmup_cosine
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.schedule import warmup_cosine
 from model.queue import EmbeddingQueue
 from model.sinkhorn import sinkhorn
 from model.swav import SwAV

@@ -1,8 +1,8 @@
 """What ranks do in tests of the methods that cluster: set the prototypes as k-means does, and train on from there."""
 
 import torch
-from model.optimizer.build.build import set_step
 
+from model.optimizer.build import set_step
 from perf.zero_ranks import BATCH, DIM, PROTOTYPES, Training
 from support.zero_moves import start
 from training.distributed import connected

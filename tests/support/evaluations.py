@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from model.optimizer.build.lars import LARS, parameter_groups
-from model.optimizer.build.segments import Layout
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from config.recipe import ROOT, load_config
 from model.backbone import build_backbone
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.segments import Layout
 from model.swav import SwAV
 from support.photos import write_folder
 from training.checkpoint.masters import network_shapes, network_tensors
