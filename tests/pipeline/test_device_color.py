@@ -10,7 +10,7 @@ from pipeline.backends.device_color import arguments_of, finish
 from pipeline.backends.device_hsv import HUE, NOTHING, Steps, stepwise
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.draw import draw
-from pipeline.kernel.hsv import _turn_hue
+from pipeline.kernel.hsv import _rotate_hue
 from pipeline.kernel.kernel import Kernel
 from support.photos import photographs
 
@@ -59,5 +59,5 @@ def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
         )
         found = torch.stack(stepwise(list(torch.from_numpy(colors[None, None]).unbind(-1)), steps), dim=-1)
         planes = np.ascontiguousarray(colors.transpose(0, 2, 1))
-        _turn_hue(planes.reshape(-1), 0, 48, 48, np.float32((shift + 0.5 * np.sign(shift)) / 255))
+        _rotate_hue(planes.reshape(-1), 0, 48, 48, np.float32((shift + 0.5 * np.sign(shift)) / 255))
         np.testing.assert_array_equal(found[0, 0].numpy(), planes.transpose(0, 2, 1))

@@ -182,4 +182,4 @@ def test_pixels_and_labels_are_the_published_ones(whole):
 def test_the_second_call_returns_at_once_and_says_so(whole, capsys, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "fetch", None)  # a second fetch would fail
     assert main(["--out", str(whole[0])]) == 0
-    assert "is there already (60,000 train, 10,000 test images)" in capsys.readouterr().out
+    assert "exists already (60,000 train, 10,000 test images)" in capsys.readouterr().out

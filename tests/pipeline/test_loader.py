@@ -68,7 +68,7 @@ def test_a_row_drawn_twice_is_noticed(table):
         last = batch.rows
     loader.ledger = Ledger()
     loader.ledger.enter(np.concatenate([table.usable()[:47], last[:1]]))  # the right number, the wrong rows
-    with pytest.raises(RuntimeError, match="epoch 0: 48 rows were drawn, 48 expected, or some of them were others"):
+    with pytest.raises(RuntimeError, match="epoch 0: 48 rows were drawn, 48 expected, or some rows were wrong"):
         loader.account(lambda values: values)
     loader.close()
 

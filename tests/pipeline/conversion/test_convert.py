@@ -106,7 +106,7 @@ def test_a_kill_while_the_parts_are_joined_costs_nothing(zoo, tmp_path):
     left = len(list((partial / "data").glob("*.blobs")))
     assert left < len(made)
     resumed = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert resumed.communicate(timeout=60)[1].startswith(f"going on: {len(made)} of {len(made)} parts are there")
+    assert resumed.communicate(timeout=60)[1].startswith(f"resuming: {len(made)} of {len(made)} parts exist")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
@@ -135,7 +135,7 @@ def test_other_options_or_another_source_start_over(tmp_path, capfd):
         return capfd.readouterr().err
 
     assert stopped() == ""
-    assert stopped().startswith("going on: 4 of 4 parts")
+    assert stopped().startswith("resuming: 4 of 4 parts")
     assert "of another conversion (quality)" in stopped(quality=80)
     (source / "class1" / "new.png").write_bytes((source / "class1" / "00001.png").read_bytes())
     assert "of another conversion (source)" in stopped(quality=80)
@@ -155,7 +155,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(zoo, tmp_pa
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on from here"
     assert "Traceback" not in errors and not out.exists()
     code, _, errors = run(zoo, out, "--format", "wds", "--shard-images", 1, "--workers", 1)
-    assert code == 0 and "going on: " in errors
+    assert code == 0 and "resuming: " in errors
 
 
 def test_workers_end_with_a_conversion_that_is_killed(zoo, tmp_path):
@@ -239,7 +239,7 @@ def test_too_many_bad_images_are_an_error_that_leaves_their_names(zoo, tmp_path)
     names = json.loads((tmp_path / ".x.beton.partial" / "report.json").read_text())["quarantined"]
     assert len(names) == len(BAD)
     code, _, errors = run(zoo, out, "--format", "beton", "--workers", 1)
-    assert code == 0 and "going on: 1 of 1" in errors
+    assert code == 0 and "resuming: 1 of 1" in errors
 
 
 def test_shards_have_no_gap_where_all_images_of_a_part_are_bad(tmp_path):
@@ -317,7 +317,7 @@ def test_what_is_there_is_never_overwritten(zoo, tmp_path, kind):
     else:
         out.write_bytes(b"mine")
     before = digests(tmp_path)
-    assert "is there already" in error_of(converted, zoo, out, kind)
+    assert "already exists" in error_of(converted, zoo, out, kind)
     assert digests(tmp_path) == before
 
 

@@ -205,7 +205,7 @@ def test_what_is_no_source_is_told_in_one_line(tmp_path):
     for name, told in {
         "gone": "no such file or folder", "gone-*.tar": "no such file or folder", "x.zip": "not a source of images",
         "empty": "no images found", "none.tar": "no images found", "two": "(a.beton, b.beton); name one",
-        "y.tar.gz": "no sound archive", "packed": "unpack them", "z.tgz": "unpack it", "x.zip/a": "x.zip",
+        "y.tar.gz": "damaged archive", "packed": "unpack them", "z.tgz": "unpack it", "x.zip/a": "x.zip",
     }.items():  # fmt: skip
         line = error_of(opened, tmp_path / name, tmp_path)
         assert line.startswith(f"{tmp_path / name}: ")

@@ -85,7 +85,7 @@ def test_what_spooling_takes_is_known_before(tmp_path, kind):
     else:
         write(root, cifar10()[0])
     told = []
-    open_source(root, tmp_path / "spool", progress=False, permit=lambda source: told.append(source.bytes))
+    open_source(root, tmp_path / "spool", progress=False, check=lambda source: told.append(source.bytes))
     taken = sum(path.stat().st_size for path in (tmp_path / "spool").glob("*.tar"))
     assert 0.8 * taken - (1 << 14) < told[0] < 1.5 * taken
 

@@ -132,9 +132,9 @@ def test_a_bad_columnar_file_is_one_clear_line(tmp_path):
     broken = good[:4] + b"\xff" * 2000 + good[2004:]
     write(tmp_path, {"cut.parquet": good[:-30], "broken.parquet": broken, "x.arrow": b"text" * 9})
     assert "no column of images" in error_of(opened, tmp_path / "paths.parquet", tmp_path)
-    assert "label 1099511627776 is no class number" in error_of(opened, tmp_path / "label.parquet", tmp_path)
+    assert "label 1099511627776 is not a class number" in error_of(opened, tmp_path / "label.parquet", tmp_path)
     for name in ("cut.parquet", "broken.parquet", "x.arrow"):
-        assert f"{name}: no sound" in error_of(opened, tmp_path / name, tmp_path)
+        assert f"{name}: damaged" in error_of(opened, tmp_path / name, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- spool
@@ -143,7 +143,7 @@ def test_a_bad_columnar_file_is_one_clear_line(tmp_path):
 SPOOLING = """
 import os, sys
 from pathlib import Path
-from pipeline.conversion.spool import Foreign, Sample, spool
+from pipeline.conversion.spool import SpoolSource, Sample, spool
 
 def samples(path):
     for number in range(3):
@@ -152,7 +152,8 @@ def samples(path):
         yield Sample(str(number), Path(path).read_bytes() * (number + 1), number)
 
 files = sorted(Path(sys.argv[1]).iterdir())
-for tar in spool(Foreign("test", [str(file) for file in files], files, samples, 0), Path(sys.argv[2]), progress=False):
+source = SpoolSource("test", [str(file) for file in files], files, samples, 0)
+for tar in spool(source, Path(sys.argv[2]), progress=False):
     print(tar)
 """
 
@@ -229,7 +230,7 @@ def test_a_bad_idx_file_is_one_clear_line(tmp_path):
     write(tmp_path, {name: idx(GRAY), "x-labels-idx1-ubyte": idx(GRAY[0, 0, :4])})
     assert "labels of (4,)" in error_of(opened, tmp_path / name, tmp_path)
     write(tmp_path, {f"{name}.gz": gzip.compress(idx(GRAY))[:-9]})
-    assert "no sound IDX file" in error_of(opened, tmp_path / f"{name}.gz", tmp_path)
+    assert "damaged IDX file" in error_of(opened, tmp_path / f"{name}.gz", tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (300, 400), (300, 400, 3), (1, 1)])
@@ -244,7 +245,7 @@ def test_a_stored_png_has_the_pixels_and_needs_no_help(shape):
 
 
 def cifar10(python2=False):
-    """Files of CIFAR-10's python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
+    """Files of CIFAR-10's Python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
     published ones, by Python 2 (whose text is bytes in Python 3)."""
 
     def pickled(value):
@@ -330,12 +331,12 @@ def test_a_bad_cifar_file_is_one_clear_line(tmp_path):
     files, _ = cifar10()
     good = pickle.loads(files["data_batch_1"])
     for data, told in (
-        (files["data_batch_1"][:-50], "no sound pickle"),
-        (b"", "no sound pickle"),
+        (files["data_batch_1"][:-50], "damaged pickle"),
+        (b"", "damaged pickle"),
         (pickle.dumps([1]), "holds no dictionary"),
         (pickle.dumps(good | {"data": [1]}, 2), "no 'data' of N x 3072 bytes"),
         (pickle.dumps(good | {"data": good["data"].astype("f4")}, 2), "no 'data' of N x 3072 bytes"),
-        (pickle.dumps(good | {"labels": [1]}, 2), "its labels are not one number an image"),
+        (pickle.dumps(good | {"labels": [1]}, 2), "its labels are not one number per image"),
     ):
         write(tmp_path / "c", {"data_batch_1": data})
         assert told in error_of(opened, tmp_path / "c", tmp_path)

@@ -176,7 +176,7 @@ def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path,
     replace(again, label=named.label[::-1]).save(moved.with_suffix(".npz"))
     with pytest.raises(TypeError):  # it would scan
         open_dataset(moved, tmp_path / "cache2", workers=1, progress=False)
-    assert "train.npz beside it is not its table" in capsys.readouterr().err
+    assert "train.npz is not the table of this file" in capsys.readouterr().err
 
 
 def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
@@ -212,12 +212,12 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
         (lambda data: data[:3000], "cut short"),
         (lambda data: data[:10], "cut short"),
         (lambda data: b"", "cut short"),
-        (lambda data: b"\1" + data[1:], "FFCV's format 2 (it says 1)"),
+        (lambda data: b"\1" + data[1:], "FFCV's format 2 (its version field is 1)"),
         (lambda data: b"PNG" * 1000, "FFCV's format 2"),
-        (lambda data: data[:16] + bytes(8) + data[24:], "its writer was killed before the end"),
+        (lambda data: data[:16] + bytes(8) + data[24:], "its writer stopped before the end"),
         (lambda data: data[:8] + b"\xff" * 8 + data[16:], "cut short"),
-        (lambda data: data[:24] + b"\1" + data[25:], "none of its fields (image, label) is an RGBImageField"),
-        (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "field 'label' is of a class"),
+        (lambda data: data[:24] + b"\1" + data[25:], "it has no RGBImageField (its fields: image, label)"),
+        (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "FFCV has no class for the field 'label'"),
         (lambda data: data[:2106] + b"\7" + data[2107:], "sample 0 has no bytes in the file"),
         (lambda data: data[:2111] + b"\7" + data[2112:], "sample 0 has no bytes in the file"),
         (lambda data: data[:-24] + b"\xff" * 24, "has no bytes in the file"),
@@ -244,7 +244,7 @@ def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
     )
     assert done.returncode == -9
-    assert "its writer was killed before the end" in error_of(open_source, tmp_path / "x.beton", tmp_path)
+    assert "its writer stopped before the end" in error_of(open_source, tmp_path / "x.beton", tmp_path)
 
 
 def test_a_row_of_no_pixels_is_quarantined(images, tmp_path):

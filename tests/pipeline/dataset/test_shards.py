@@ -123,7 +123,7 @@ def test_a_broken_shard_is_one_clear_line(tmp_path):
     cut = write(tmp_path, {"cut.tar": tar[:4000], "zip.tar": b"PK\3\4" * 400, "empty.tar": b""})
     for name in ("cut.tar", "zip.tar", "empty.tar"):
         line = error_of(open_dataset, cut / name, tmp_path / "cache", workers=1, progress=False)
-        assert line.startswith(f"data.path={tmp_path / name}: {name}: no sound uncompressed tar")
+        assert line.startswith(f"data.path={tmp_path / name}: {name}: not an uncompressed tar, or damaged")
     broken = tar.replace(b"2" + bytes(511), b"x" + bytes(511))
     write(tmp_path, {"label.tar": broken})
     assert "not a class number" in error_of(scan_shards, [tmp_path / "label.tar"], progress=False)
@@ -153,4 +153,4 @@ def test_a_kill_while_packing_leaves_nothing_half_done(tmp_path):
     packed(tmp_path / "p")
     assert sorted(os.listdir(tmp_path / "p")) == ["some-000000.idx", "some-000000.tar", "table.json", "table.npz"]
     assert not (tmp_path / ".p.partial").exists()
-    assert "is there already" in error_of(packed, tmp_path / "p")
+    assert "already exists" in error_of(packed, tmp_path / "p")

@@ -134,4 +134,4 @@ def test_training_takes_images_by_extension_and_never_opens_the_others(tmp_path)
     assert (table.state == [State.OK if name.endswith("jfif") else State.PIL for name in table.containers]).all()
     only = write(tmp_path / "only", {"x": JPEG})
     line = error_of(open_dataset, only, tmp_path / "cache", workers=1, progress=False)
-    assert "only `make convert` looks into others" in line
+    assert "only `make convert` reads other extensions" in line
