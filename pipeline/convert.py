@@ -33,12 +33,12 @@ from pipeline.conversion.assembly import finish_beton, finish_index, finish_shar
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
-from pipeline.conversion.report import Report, make_report, reasons, save_report, show
+from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
 from pipeline.conversion.spool import SpoolSource
 from pipeline.dataset.folder import in_processes, progress_bar
-from pipeline.dataset.table import DatasetError, replacing
+from pipeline.dataset.table import DatasetError, count_reasons, replacing
 
 VERSION = 2  # changes when the same rows and options give other bytes
 SEED = 31
@@ -111,8 +111,9 @@ def convert(
         report = make_report(source, out, entries, parts)
         if not report.written or len(report.quarantined) > max_bad_fraction * len(entries):
             save_report(report, folder / "report.json")
-            bad = f"{len(report.quarantined)} of {len(entries)} images cannot be read ({reasons(report.quarantined)})"
-            raise DatasetError(f"{source}: {bad}, their names are in {folder / 'report.json'}; repair the source")
+            bad = f"{len(report.quarantined)} of {len(entries)} images cannot be read"
+            names = f"({count_reasons(report.quarantined)}), their names are in {folder / 'report.json'}"
+            raise DatasetError(f"{source}: {bad} {names}; repair the source")
 
         # ------------------------------------------------------------------ OUT
         finish = {"beton": finish_beton, "wds": finish_shards, "index": finish_index}[options.format]

@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.backends.device_color import finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
-from pipeline.dataset.images import BadImage, decode, from_ppm
+from pipeline.dataset.images import BadImage, decode, from_ppm, is_decodable
 from pipeline.draw import Draw
 
 AHEAD = 2  # batches in work: one in the kernel, one in preparation
@@ -79,11 +79,7 @@ class FfcvBackend:
 
     def decodes(self, encoded: np.ndarray) -> bool:
         """Whether Pillow decodes these bytes: it decodes all that the kernel cannot."""
-        try:
-            decode(encoded.tobytes())
-        except BadImage:
-            return False
-        return True
+        return is_decodable(encoded.tobytes())
 
     def close(self) -> None:
         """End all threads."""

@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.crops import Crops
-from pipeline.dataset.images import BadImage, decode
+from pipeline.dataset.images import BadImage, decode, is_decodable
 from pipeline.draw import Draw
 
 
@@ -55,11 +55,7 @@ class TorchvisionBackend:
 
     def decodes(self, encoded: np.ndarray) -> bool:
         """Whether PIL decodes these bytes."""
-        try:
-            decode(encoded.tobytes())
-        except BadImage:
-            return False
-        return True
+        return is_decodable(encoded.tobytes())
 
     def _sample(self, request: Request, index: int) -> list[torch.Tensor]:
         image = Image.fromarray(decode(request.encoded[index].tobytes()))

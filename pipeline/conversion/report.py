@@ -61,11 +61,6 @@ def save_report(report: Report, path: Path) -> None:
         file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
 
 
-def reasons(quarantined: dict[str, str]) -> str:
-    """Summary of name -> reason: '2 truncated, 1 zero bytes'."""
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(quarantined.values()).most_common())
-
-
 def show(report: Report, path: str) -> None:
     """Print the report as a table on stdout; path: of the JSON report."""
     from rich.console import Console

@@ -9,14 +9,13 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.conversion.beton_writer import LONGEST_SIDE
-from pipeline.dataset.images import PLAIN, BadImage, upright
+from pipeline.dataset.images import BadImage, is_plain, upright
 from pipeline.dataset.table import State
 
 LONGEST_JPEG = 65_500  # pixels: libjpeg's limit for a written file
 LARGEST_BLOB = 1 << 31  # bytes: FFCV's pages are smaller than 4 GiB
 REDUCING_GAP = 3.0  # see `shrink`
 QUALITY = 95  # of a JPEG that has to be re-encoded
-PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,7 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
     shrunk or a quality is given) or else a PNG.
     """
     whole, kind, mode, orientation = _raw_pixels(data, shape) if any(shape) else upright(data)
-    structure = PLAIN.get(kind, lambda data: None)
-    plain = mode in PLAIN_MODES and structure(data) == orientation
+    plain = is_plain(data, kind, mode, orientation)
     if options.format == "index":
         state = State.RAW if kind == "raw" else State.OK if plain else State.PIL
         return Rewritten(data, "", whole.width, whole.height, state, ())

@@ -75,9 +75,17 @@ def probe(data: bytes) -> Probe:
         image, kind, mode, orientation = upright(data)
     except BadImage as error:
         return Probe(0, 0, State.QUARANTINED, error.reason)
-    structure = PLAIN.get(kind, lambda data: None)
-    plain = mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and structure(data) == orientation
+    plain = is_plain(data, kind, mode, orientation)
     return Probe(image.width, image.height, State.OK if plain else State.PIL)
+
+
+def is_decodable(data: bytes) -> bool:
+    """Whether `decode` gives pixels."""
+    try:
+        decode(data)
+    except BadImage:
+        return False
+    return True
 
 
 def to_ppm(rgb: NDArray[np.uint8]) -> bytes:
@@ -166,8 +174,14 @@ def _reason(data: bytes, error: Exception) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- structure
-# Each function checks the structure of a file. It returns the EXIF orientation (1..8) that DALI will find, or None if
-# the file is not plain. It reads headers and checksums only: Pillow has decoded the pixels.
+# Each `_plain_...` checks the structure of a file. It returns the EXIF orientation (1..8) that DALI will find, or None
+# if the file is not plain. It reads headers and checksums only: Pillow has decoded the pixels.
+
+
+def is_plain(data: bytes, kind: str, mode: str, orientation: int) -> bool:
+    """Whether backends may decode a file themselves; kind, mode and orientation as `upright` returns them."""
+    structure = PLAIN.get(kind, lambda data: None)
+    return mode in PLAIN_MODES and structure(data) == orientation
 
 
 def _plain_jpeg(data: bytes) -> int | None:
@@ -271,4 +285,5 @@ def _plain_exif(block: bytes) -> int | None:
     return orientations[0] if orientations else 1
 
 
+PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 PLAIN = {"JPEG": _plain_jpeg, "MPO": _plain_jpeg, "PNG": _plain_png, "WEBP": _plain_webp}

@@ -6,7 +6,6 @@ import hashlib
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.folder import list_folder, scan_folder
 from pipeline.dataset.shards import list_shards, scan_shards
 from pipeline.dataset.sniff import EXTENSIONS
-from pipeline.dataset.table import DatasetError, SampleTable, locked
+from pipeline.dataset.table import DatasetError, SampleTable, count_reasons, locked
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
 
@@ -47,7 +46,7 @@ def open_dataset(
         if not len(table):
             raise DatasetError(_no_images(source))
         if not len(table.usable()):
-            problem = f"none of the {len(table)} images can be read ({reasons(table)})"
+            problem = f"none of the {len(table)} images can be read ({count_reasons(table.quarantine)})"
             raise DatasetError(f"{problem}; give a folder whose images open in a viewer")
     except DatasetError as error:
         raise DatasetError(f"{setting}={path}: {error}") from None
@@ -102,12 +101,6 @@ def find_split(path: str | Path) -> tuple[Path, Path | None]:
         if [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."] == ["train"]:
             return path / "train", None
     return path, None
-
-
-def reasons(table: SampleTable) -> str:
-    """Summary of the quarantine: '2 truncated, 1 zero bytes'."""
-    counts = Counter(table.quarantine.values()).most_common()
-    return ", ".join(f"{count} {reason}" for reason, count in counts)
 
 
 def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
@@ -187,7 +180,9 @@ def _cached(
             table = scan(listing)
             table.save(file)
             if table.quarantine:
-                count = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons(table)})"
+                count = (
+                    f"{len(table.quarantine)} of {len(table)} images quarantined ({count_reasons(table.quarantine)})"
+                )
                 _say(f"{setting}={source}: {count}; their names are in {file.with_suffix('.json')}")
         stamp.truncate(0)
         stamp.write(str(time.time()))

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Listing, in_processes, probe_rows, progress_bar
 from pipeline.dataset.table import DatasetError, Names, SampleTable, locked, sync_folder
-from pipeline.dataset.tars import Range, list_tar, split_key
-
-BLOCK = 512  # bytes of a tar block
+from pipeline.dataset.tars import BLOCK, Range, list_tar, split_key
 
 
 class Record(NamedTuple):

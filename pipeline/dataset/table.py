@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -219,6 +220,11 @@ class SampleTable:
             raise DatasetError(f"{path}: no such file") from None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
             raise DatasetError(f"{path}: damaged sample table ({_one_line(error)}); {advice}") from None
+
+
+def count_reasons(quarantine: Mapping[Any, str]) -> str:
+    """Summary of a quarantine, row or name -> reason: '2 truncated, 1 zero bytes'."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(quarantine.values()).most_common())
 
 
 def _problem(table: SampleTable) -> str:

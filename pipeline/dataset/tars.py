@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError
 
-BLOCK = 512
+BLOCK = 512  # bytes of a tar block
 LABEL_BYTES = 1 << 20  # a larger file is not read as a label
 
 

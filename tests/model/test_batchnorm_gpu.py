@@ -1,4 +1,4 @@
-"""Batch norm by torch's fused CUDA functions is the CPU's, and nothing in it waits for the device."""
+"""Batch norm by torch's fused CUDA functions equals that on the CPU, and never waits for the device."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def group_of_one(tmp_path: Any) -> Any:
 def normalised(
     device: str, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, affine: bool, group: Any
 ) -> dict[str, Tensor]:
-    """`synchronised_batch_norm` itself: the module leaves a group of one rank to torch."""
+    """Calls `synchronised_batch_norm` directly, because the module uses torch for a group of one rank."""
     x, dy = (torch.from_numpy(values).to(dtype).to(device) for values in samples(shape, dtype))
     x = x.contiguous(memory_format=layout).requires_grad_()
     wide = torch.promote_types(dtype, torch.float32)
@@ -33,11 +33,11 @@ def normalised(
     out.backward(dy)
     assert x.grad is not None
     assert out.is_contiguous(memory_format=layout) and x.grad.is_contiguous(memory_format=layout)
-    found = {"output": out.detach(), "input gradient": x.grad}
+    actual = {"output": out.detach(), "input gradient": x.grad}
     if affine:
         assert weight.grad is not None and bias.grad is not None
-        found |= {"weight gradient": weight.grad, "bias gradient": bias.grad, "mean": mean, "var": var}
-    return found
+        actual |= {"weight gradient": weight.grad, "bias gradient": bias.grad, "mean": mean, "var": var}
+    return actual
 
 
 @pytest.mark.gpu
@@ -55,10 +55,10 @@ def test_on_a_gpu_it_computes_what_the_cpu_does(dtype: torch.dtype, affine: bool
     for shape, layout in cases:
         normalised("cuda", shape, dtype, layout, affine, group_of_one)  # makes the communicator
         expected = normalised("cpu", shape, dtype, layout, affine, group_of_one)
-        found = normalised("cuda", shape, dtype, layout, affine, group_of_one)
+        actual = normalised("cuda", shape, dtype, layout, affine, group_of_one)
         for name, value in expected.items():
-            assert found[name].dtype == value.dtype
-            error = (found[name].cpu().double() - value.double()).abs().max()
+            assert actual[name].dtype == value.dtype
+            error = (actual[name].cpu().double() - value.double()).abs().max()
             assert error < tolerance * value.double().abs().max(), (shape, layout, name)
 
 

@@ -1,4 +1,4 @@
-"""Codes are the published ones, whatever the number of ranks, the range of the scores, the precision."""
+"""Codes are the published ones, for any number of ranks, range of scores and precision."""
 
 from pathlib import Path
 
@@ -227,7 +227,7 @@ def test_unchecked_scores_that_are_nan_give_codes_that_are_nan(epsilon: float) -
 
 @pytest.mark.parametrize("check", [True, False])
 def test_opposite_samples_at_the_smallest_epsilon_of_products_stay_in_range(check: bool) -> None:
-    """The worst that cosines can do: one sample at -1 everywhere, the others at +1, and prototypes as far apart."""
+    """The worst case of cosines: one sample at -1 everywhere, the others at +1, and prototypes equally far apart."""
     scores = np.ones((64, 40), np.float32)
     scores[0], scores[1:, 0], scores[0, 1] = -1, -1, 1
     codes = sinkhorn(torch.from_numpy(scores), 1 / 34.9, 3, check=check).numpy()

@@ -1,4 +1,4 @@
-"""What becomes of one image in a conversion."""
+"""The conversion of one image."""
 
 import io
 
@@ -13,7 +13,7 @@ from support.odd_images import encode, scene
 from support.photos import photographs
 from support.small_datasets import ODD, PLAIN
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 
 def test_plain_images_of_any_kind_are_untouched_in_shards():
@@ -71,8 +71,8 @@ def test_a_quality_writes_every_jpeg_anew_and_none_leaves_them(kind):
 
 def test_without_a_quality_new_jpegs_have_95_and_in_shards_a_png_stays_one():
     png = PLAIN["rgb.png"]
-    ours = [rewrite(png, (0, 0), Options("beton", quality=quality)).data for quality in (None, 95, 50)]
-    assert ours[0] == ours[1] and len(ours[2]) < len(ours[1])
+    jpegs = [rewrite(png, (0, 0), Options("beton", quality=quality)).data for quality in (None, 95, 50)]
+    assert jpegs[0] == jpegs[1] and len(jpegs[2]) < len(jpegs[1])
     assert rewrite(png, (0, 0), Options("wds", quality=50)).data == png
 
 
@@ -92,8 +92,8 @@ def test_images_shrink_and_never_grow(options, size):
 def test_shrinking_is_lanczos():
     photo = Image.fromarray(photographs()[0])
     stored = rewrite(encode(photo, "PNG"), (0, 0), Options("wds", short=200))
-    wanted = photo.resize((round(photo.width * 200 / photo.height), 200), Image.Resampling.LANCZOS)
-    assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(wanted))
+    expected = photo.resize((round(photo.width * 200 / photo.height), 200), Image.Resampling.LANCZOS)
+    assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(expected))
 
 
 def test_pixels_of_a_raw_source_are_taken_as_they_are():

@@ -1,4 +1,4 @@
-"""Sources that are spooled first: Parquet, Arrow, IDX and CIFAR give the images in them, and run nothing."""
+"""Sources that are spooled first: Parquet, Arrow, IDX and CIFAR give their images and run no code."""
 
 import gzip
 import json
@@ -105,8 +105,8 @@ def test_an_image_of_which_there_is_but_a_name_is_read_from_beside(tmp_path):
     report = converted(tmp_path / "root" / "x.parquet", tmp_path / "out", "wds")
     assert report.written == 2
     absent = dict.fromkeys(("gone", "secret", "hosts"), "not in the file (path only)")
-    told = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
-    assert told == absent | {"x-00000005": "zero bytes"}
+    reasons = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
+    assert reasons == absent | {"x-00000005": "zero bytes"}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -221,12 +221,12 @@ def test_an_idx_pair(tmp_path, names):
 
 def test_a_bad_idx_file_is_one_clear_line(tmp_path):
     name = "x-images-idx3-ubyte"
-    for data, told in (
+    for data, message in (
         (idx(GRAY)[:-1], "IDX file has"),
         (b"text", "not an IDX file"),
         (idx(GRAY[0]), "of shape (28, 28)"),
     ):
-        assert told in error_of(opened, write(tmp_path, {name: data}) / name, tmp_path)
+        assert message in error_of(opened, write(tmp_path, {name: data}) / name, tmp_path)
     write(tmp_path, {name: idx(GRAY), "x-labels-idx1-ubyte": idx(GRAY[0, 0, :4])})
     assert "labels of (4,)" in error_of(opened, tmp_path / name, tmp_path)
     write(tmp_path, {f"{name}.gz": gzip.compress(idx(GRAY))[:-9]})
@@ -250,7 +250,7 @@ def cifar10(python2=False):
 
     def pickled(value):
         data = pickle.dumps(value, protocol=2)
-        # Protocol 2 has names in plain text, so the module that NumPy had then can be put in.
+        # Protocol 2 has names in plain text, so the old module name of NumPy can be inserted.
         return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if python2 else data
 
     text = str.encode if python2 else str
@@ -294,8 +294,8 @@ def test_cifar100_has_fine_labels(tmp_path):
     meta = {"fine_label_names": ["apple", "bear"], "coarse_label_names": list("abcdefg")}
     files = {"train": batch, "test": batch, "meta": meta}
     root = write(tmp_path / "c", {name: pickle.dumps(value, protocol=2) for name, value in files.items()})
-    found = images_of(opened(root, tmp_path))
-    assert {key: label for key, (_, label) in found.items()} == {"00000": "bear", "00001": "apple"}
+    images = images_of(opened(root, tmp_path))
+    assert {key: label for key, (_, label) in images.items()} == {"00000": "bear", "00001": "apple"}
 
 
 class Evil:
@@ -316,7 +316,7 @@ def test_a_malicious_pickle_does_nothing(tmp_path, protocol):
         assert "asks for posix.mkdir, which could run any program" in line
     assert not (tmp_path / "evil").exists()
     pickle.loads(evil)
-    assert (tmp_path / "evil").exists()  # it would have
+    assert (tmp_path / "evil").exists()  # plain pickle runs it
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_a_pickle_gets_nothing_but_arrays_and_text(tmp_path, call):
 def test_a_bad_cifar_file_is_one_clear_line(tmp_path):
     files, _ = cifar10()
     good = pickle.loads(files["data_batch_1"])
-    for data, told in (
+    for data, message in (
         (files["data_batch_1"][:-50], "damaged pickle"),
         (b"", "damaged pickle"),
         (pickle.dumps([1]), "holds no dictionary"),
@@ -339,4 +339,4 @@ def test_a_bad_cifar_file_is_one_clear_line(tmp_path):
         (pickle.dumps(good | {"labels": [1]}, 2), "its labels are not one number per image"),
     ):
         write(tmp_path / "c", {"data_batch_1": data})
-        assert told in error_of(opened, tmp_path / "c", tmp_path)
+        assert message in error_of(opened, tmp_path / "c", tmp_path)

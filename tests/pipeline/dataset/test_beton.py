@@ -1,4 +1,4 @@
-"""FFCV's .beton: what the real `ffcv` package wrote is read, opened and trained from; damage is one clear line."""
+"""FFCV's .beton: files of the real `ffcv` package are read, opened and trained from; damage is one clear line."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ LABELS = [3, 0, 2, 3, 1, 0]
 
 
 def ffcv_pixels(image, mode):
-    """What FFCV stores of an image: itself, or a JPEG of quality 90 by OpenCV."""
+    """The bytes that FFCV stores for an image: its pixels, or a JPEG of quality 90 by OpenCV."""
     if mode == "raw":
         return image
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -36,7 +36,7 @@ def ffcv_pixels(image, mode):
 
 
 class Indexed:
-    """A dataset as FFCV wants it: it pickles, and has a length."""
+    """A dataset for FFCV's writer: it pickles and has a length."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -49,7 +49,7 @@ class Indexed:
 
 
 def write_beton(path, samples, fields, workers=1):
-    """FFCV's writer leaves pipes and shared memory open, so it runs in a process of its own."""
+    """Runs FFCV's writer in a separate process, because it leaves pipes and shared memory open."""
     write = DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset
     process = get_context("fork").Process(target=write, args=(Indexed(samples),), kwargs={"chunksize": 2})
     process.start()
@@ -65,7 +65,7 @@ def images():
 
 @pytest.fixture(scope="module", params=["jpg", "raw"])
 def written(request, images, tmp_path_factory):
-    """A .beton by FFCV's own writer, and the mode of its images."""
+    """A .beton of FFCV's writer, and the mode of its images."""
     path = tmp_path_factory.mktemp(request.param) / "train.beton"
     fields = {"image": RGBImageField(write_mode=request.param), "label": IntField()}
     return write_beton(path, list(zip(images, LABELS, strict=True)), fields, workers=2), request.param
@@ -83,11 +83,11 @@ def test_the_format_is_ffcvs_own():
 
 def test_a_beton_of_ffcv_opens_with_the_same_bytes_labels_and_sizes(written, images, tmp_path):
     path, mode = written
-    found = read_beton(path)
-    assert found.fields == ("image", "label")
-    assert found.label.tolist() == LABELS
-    assert found.raw.tolist() == [mode == "raw"] * len(images)
-    assert list(zip(found.height, found.width, strict=True)) == [image.shape[:2] for image in images]
+    beton = read_beton(path)
+    assert beton.fields == ("image", "label")
+    assert beton.label.tolist() == LABELS
+    assert beton.raw.tolist() == [mode == "raw"] * len(images)
+    assert list(zip(beton.height, beton.width, strict=True)) == [image.shape[:2] for image in images]
     entries = open_source(path, tmp_path)
     assert (entries.kind, entries.classes, entries.label.tolist()) == ("beton", (), LABELS)
     for data, shape, image in zip(entries.read(range(len(images))), entries.shape, images, strict=True):
@@ -130,12 +130,12 @@ def test_a_beton_that_is_cut_emptied_or_gone_is_an_error_by_row(written, tmp_pat
     reader, rows = Reader(table), np.argsort(table.offset)
     assert all(isinstance(item, np.ndarray) for item in reader.try_read(rows))
     os.truncate(path, int(table.offset[rows[3]]) + 5)
-    found = reader.try_read(rows)
-    assert [isinstance(item, ReadError) for item in found] == [False] * 3 + [True] * 3
-    assert "changed since the table was made (5 bytes where" in str(found[3])
-    for damage, told in ((lambda: os.truncate(path, 0), "(0 bytes where"), (path.unlink, "No such file")):
+    items = reader.try_read(rows)
+    assert [isinstance(item, ReadError) for item in items] == [False] * 3 + [True] * 3
+    assert "changed since the table was made (5 bytes where" in str(items[3])
+    for damage, reason in ((lambda: os.truncate(path, 0), "(0 bytes where"), (path.unlink, "No such file")):
         damage()
-        assert all(told in str(item) for item in Reader(table).try_read(rows))
+        assert all(reason in str(item) for item in Reader(table).try_read(rows))
     assert all("changed since" in str(item) for item in reader.try_read(rows))
 
 
@@ -147,7 +147,7 @@ def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_ch
         return open_dataset(path, tmp_path / "cache", workers=1, progress=False)
 
     table = opened()
-    os.utime(path, ns=(0, 0))  # copied or touched: the same file still
+    os.utime(path, ns=(0, 0))  # copied or touched: still the same file
     with monkeypatch.context() as context:
         context.setattr("pipeline.dataset.open.scan_beton", None)
         assert same(opened(), table)
@@ -155,7 +155,7 @@ def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_ch
         at = data.index(np.int64(LABELS[0]).tobytes(), 24 + 2 * 1041 + 16)
         data[at] = 1
         path.write_bytes(data)
-        with pytest.raises(TypeError):  # now it would scan
+        with pytest.raises(TypeError):  # a scan fails
             opened()
     assert opened().label.tolist() == [1, *LABELS[1:]]
 
@@ -174,7 +174,7 @@ def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path,
     assert not (tmp_path / "cache2").exists()
     assert open_source(moved, tmp_path).classes == named.classes
     replace(again, label=named.label[::-1]).save(moved.with_suffix(".npz"))
-    with pytest.raises(TypeError):  # it would scan
+    with pytest.raises(TypeError):  # a scan fails
         open_dataset(moved, tmp_path / "cache2", workers=1, progress=False)
     assert "train.npz is not the table of this file" in capsys.readouterr().err
 
@@ -194,10 +194,10 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
     samples = [
         (0.5, image, {"a": 1}, 7 * 10**12, label, np.ones(2, "f4")) for image, label in zip(images, LABELS, strict=True)
     ]
-    found = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
-    assert found.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
-    assert found.label.tolist() == LABELS  # the field of that name, not the first
-    assert found.width.tolist() == [image.shape[1] for image in images]
+    beton = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
+    assert beton.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
+    assert beton.label.tolist() == LABELS  # the field of that name, not the first
+    assert beton.width.tolist() == [image.shape[1] for image in images]
     assert open_source(tmp_path / "x.beton", tmp_path).read([2]) == [images[2].tobytes()]
     only = write_beton(
         tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
@@ -206,7 +206,7 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda data: data[:-10], "cut short"),
         (lambda data: data[:3000], "cut short"),
@@ -223,13 +223,13 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
         (lambda data: data[:-24] + b"\xff" * 24, "has no bytes in the file"),
     ],
 )
-def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, told):
+def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, message):
     path = tmp_path / "bad.beton"
     path.write_bytes(damage(written[0].read_bytes()))
     line = error_of(open_dataset, path, tmp_path / "cache", workers=1, progress=False)
     assert line.startswith(f"data.path={path}: bad.beton: ")
-    assert told in line
-    assert told in error_of(open_source, path, tmp_path / "spool")
+    assert message in line
+    assert message in error_of(open_source, path, tmp_path / "spool")
 
 
 def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
@@ -288,5 +288,5 @@ def test_the_dali_backend_trains_from_a_beton_as_from_its_images(written, images
         batches.append(next(iter(loader)))
         loader.close()
     assert batches[0].rows.tolist() == batches[1].rows.tolist()
-    for ours, theirs in zip(batches[0].crops, batches[1].crops, strict=True):
-        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    for swave, ffcv in zip(batches[0].crops, batches[1].crops, strict=True):
+        np.testing.assert_array_equal(swave.numpy(), ffcv.numpy())
