@@ -180,10 +180,9 @@ def _cached(
             table = scan(listing)
             table.save(file)
             if table.quarantine:
-                count = (
-                    f"{len(table.quarantine)} of {len(table)} images quarantined ({count_reasons(table.quarantine)})"
-                )
-                _say(f"{setting}={source}: {count}; their names are in {file.with_suffix('.json')}")
+                reasons = count_reasons(table.quarantine)
+                summary = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons})"
+                _say(f"{setting}={source}: {summary}; their names are in {file.with_suffix('.json')}")
         stamp.truncate(0)
         stamp.write(str(time.time()))
         return table

@@ -83,8 +83,7 @@ def compiled_driver() -> Any:
     numba renews its disk cache when this file changes, but not when a module that it calls changes. So the function
     closes over a digest of this folder's sources, which makes the digest part of the cache key.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    digest = source_digest(Path(__file__).parent)
 
     def process(work, setting, scratch, stages):
         """Process rows of the batch until all are taken; returns the digest of the sources."""
@@ -99,6 +98,11 @@ def compiled_driver() -> Any:
         return njit(cache=True, **options)(process)
     except RuntimeError:  # numba finds no writable cache folder
         return njit(**options)(process)
+
+
+def source_digest(folder: Path) -> str:
+    """SHA-256 of all Python files in `folder`, in hexadecimal."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
 @njit(nogil=True, error_model="numpy")

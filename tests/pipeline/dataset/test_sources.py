@@ -155,8 +155,8 @@ def test_worker_processes_run_neither_the_main_script_nor_torch(tmp_path):
         import sys
         from pipeline.dataset.folder import in_processes
         print("main runs")
-        look = "__import__('pipeline.dataset.folder') and [m for m in ('torch', 'nvidia') if m in
-        __import__('sys').modules]"
+        loaded = "[m for m in ('torch', 'nvidia') if m in __import__('sys').modules]"
+        look = "__import__('pipeline.dataset.folder') and " + loaded
         print(list(in_processes(eval, iter([look, look]), 2)))
         """)
     )
