@@ -32,7 +32,7 @@ from jaxtyping import Int64
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
-from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
+from pipeline.conversion.packing import Task, load_part, make_part, record_path, select_rows
 from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
@@ -94,7 +94,7 @@ def convert(
             for number in range(count):
                 part = rows[number * per_part : (number + 1) * per_part]
                 name = f"{out.stem}-{number:06d}"
-                yield Task(folder, number, name, part, take(entries, part), options, joined.get(number))
+                yield Task(folder, number, name, part, select_rows(entries, part), options, joined.get(number))
 
         if ray is None:
             results = in_processes(make_part, tasks(), min(workers, count))

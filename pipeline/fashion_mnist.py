@@ -160,7 +160,7 @@ def records(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Re
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m pipeline.fashion_mnist", description="Fetch and pack it.")
+    parser = argparse.ArgumentParser("python -m pipeline.fashion_mnist", description="Fetch and pack Fashion-MNIST.")
     parser.add_argument("--out", type=Path, default=Path("data/fashion-mnist"), help="(default: %(default)s)")
     out = parser.parse_args(arguments).out
     complete = all((out / split / "table.npz").exists() for split in SPLITS)

@@ -88,7 +88,7 @@ def record_path(folder: Path, number: int) -> Path:
     return folder / "parts" / f"{number:06d}.npz"
 
 
-def take(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
+def select_rows(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
     """The entries of `rows` alone, small enough to send to another process."""
     used, file = np.unique(entries.file[rows], return_inverse=True)
     return replace(

@@ -304,7 +304,7 @@ def test_alone_it_is_torchs_to_the_bit(training: bool, affine: bool, tracks: boo
         assert torch.equal(converted.state_dict()[name], value), name
 
 
-def test_statistics_that_are_no_longer_tracked_stay_as_they_are() -> None:
+def test_statistics_that_are_no_longer_tracked_do_not_change() -> None:
     norm = BatchNorm(4)
     norm.track_running_stats = False
     norm(torch.from_numpy(samples((6, 4), torch.float32)[0]))

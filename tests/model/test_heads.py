@@ -102,7 +102,7 @@ def test_several_heads_have_the_published_names_there_and_back():
         assert torch.equal(again.state_dict()[key], value)
 
 
-def test_an_export_of_several_heads_is_read_back_and_its_first_head_tells_the_clusters(tmp_path):
+def test_an_export_of_several_heads_is_read_back_and_its_first_head_gives_the_clusters(tmp_path):
     torch.manual_seed(0)
     options = {"layers": [1, 1, 1, 1], "base_width": 8}
     three = SwAV(build_backbone("resnet", **options), 12, 6, 10, heads=3).eval()

@@ -296,7 +296,7 @@ def test_published_names_have_no_prefix() -> None:
     assert not any(name.startswith("backbone.") for name in names)
 
 
-def test_backbone_alone_leaves_the_heads_as_they_are(tmp_path: Path) -> None:
+def test_loading_the_backbone_alone_does_not_change_the_heads(tmp_path: Path) -> None:
     saved, loaded, untouched = small_network(0), small_network(1), small_network(1)
     save_file(published_names(saved.state_dict()), tmp_path / "weights.safetensors")
     load_weights(loaded, tmp_path / "weights.safetensors", backbone_only=True)

@@ -125,7 +125,7 @@ def test_extreme_scores_give_finite_codes_that_sum_to_one(shape: tuple[int, ...]
     np.testing.assert_allclose(codes.sum(axis=-1), 1, rtol=0, atol=1e-5)
 
 
-def test_crops_are_balanced_each_on_its_own() -> None:
+def test_crops_are_balanced_separately() -> None:
     scores = cosines(0, 2, 16, 30)
     apart = np.stack([codes_of((crop, 0.05, 3)) for crop in scores])
     np.testing.assert_allclose(codes_of((scores, 0.05, 3)), apart, rtol=0, atol=1e-6)
@@ -234,7 +234,7 @@ def test_opposite_samples_at_the_smallest_epsilon_of_products_stay_in_range(chec
     np.testing.assert_allclose(codes, textbook(scores, 1 / 34.9, 3), rtol=0, atol=1e-5)
 
 
-def test_the_scores_are_left_as_they_are() -> None:
+def test_the_scores_do_not_change() -> None:
     scores = torch.from_numpy(cosines(0, 2, 8, 30))
     before = scores.clone()
     sinkhorn(scores, 0.05, 3, check=False)

@@ -310,7 +310,7 @@ def test_a_source_that_is_missing_or_empty_is_one_line_and_leaves_nothing(tmp_pa
 
 
 @FORMATS
-def test_what_is_there_is_never_overwritten(zoo, tmp_path, kind):
+def test_existing_files_are_never_overwritten(zoo, tmp_path, kind):
     out = target(tmp_path, kind)
     if kind == "wds":
         write(out, {"mine": b"mine"})
@@ -321,7 +321,7 @@ def test_what_is_there_is_never_overwritten(zoo, tmp_path, kind):
     assert digests(tmp_path) == before
 
 
-def test_a_disk_without_room_is_told_before_the_start(tmp_path):
+def test_a_disk_without_room_is_reported_before_the_start(tmp_path):
     source = write(tmp_path / "source", {"a.png": PLAIN["rgb.png"]})
     with open(source / "b.png", "wb") as file:
         file.truncate(1 << 43)  # eight terabytes, sparse

@@ -20,7 +20,7 @@ def make(*settings):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_patterns_and_blanks_reach_the_program_as_they_are(tmp_path):
+def test_patterns_and_blanks_reach_the_program_unchanged(tmp_path):
     from pyarrow import parquet
 
     source = write(tmp_path / "my 'own' images", {"a b/1.jpg": PLAIN["rgb.jpg"]})

@@ -187,7 +187,7 @@ def test_a_table_by_itself_can_be_trained_from(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_is_no_source_is_told_in_one_line(tmp_path):
+def test_a_path_that_is_no_source_is_one_line(tmp_path):
     write(
         tmp_path,
         {

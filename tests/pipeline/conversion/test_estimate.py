@@ -48,7 +48,7 @@ def photos(tmp_path_factory):
         Options("wds", short=100), Options("beton", quality=30),
     ],
 )  # fmt: skip
-def test_what_is_expected_is_enough_and_not_much_more(photos, tmp_path, kind, options):
+def test_the_estimate_is_enough_and_not_much_more(photos, tmp_path, kind, options):
     expected = expect(open_source(photos / kind, tmp_path / "spool", progress=False), options, PART)
     out = target(tmp_path, options.format)
     converted(
@@ -90,7 +90,7 @@ def test_what_spooling_takes_is_known_before(tmp_path, kind):
     assert 0.8 * taken - (1 << 14) < estimates[0] < 1.5 * taken
 
 
-def test_a_source_is_not_spooled_where_there_is_no_room(tmp_path):
+def test_a_source_is_not_spooled_without_room(tmp_path):
     for name, header in (
         ("x-images-idx3-ubyte", struct.pack(">4B3I", 0, 0, 8, 3, 1 << 31, 60, 60)),
         ("data_batch_1", b""),

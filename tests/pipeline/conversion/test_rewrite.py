@@ -41,12 +41,12 @@ def test_odd_images_become_png_in_shards_without_loss(name):
         ("gray.png", "grayscale"), ("rgba.png", "RGBA"), ("lossy.webp", "re-encoded as JPEG"),
     ],
 )  # fmt: skip
-def test_what_is_changed_for_a_beton_is_counted_by_kind(name, kind):
+def test_changes_for_a_beton_are_counted_by_kind(name, kind):
     assert kind in rewrite((PLAIN | ODD)[name], (0, 0), Options("beton")).kinds
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN | ODD if name != "one_pixel.png"])
-def test_what_is_no_upright_jpeg_becomes_one_for_a_beton(name):
+def test_every_image_becomes_an_upright_jpeg_in_a_beton(name):
     data = (PLAIN | ODD)[name]
     stored = rewrite(data, (0, 0), Options("beton"))
     with Image.open(io.BytesIO(stored.data)) as image:
@@ -59,7 +59,7 @@ def test_what_is_no_upright_jpeg_becomes_one_for_a_beton(name):
 
 
 @pytest.mark.parametrize("kind", ["beton", "wds"])
-def test_a_quality_writes_every_jpeg_anew_and_none_leaves_them(kind):
+def test_a_quality_re_encodes_every_jpeg_and_without_one_they_stay(kind):
     for name in ("rgb.jpg", "gray.jpg", "exif6.jpg", "cmyk_adobe.jpg"):
         data = (PLAIN | ODD)[name]
         low, high = (rewrite(data, (0, 0), Options(kind, quality=quality)) for quality in (30, 95))
@@ -96,7 +96,7 @@ def test_shrinking_is_lanczos():
     assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(expected))
 
 
-def test_pixels_of_a_raw_source_are_taken_as_they_are():
+def test_pixels_of_a_raw_source_are_unchanged():
     pixels = scene(7, 9)
     for options in (Options("wds"), Options("beton", raw=True)):
         stored = rewrite(pixels.tobytes(), (7, 9), options)

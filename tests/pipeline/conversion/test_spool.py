@@ -90,7 +90,7 @@ def test_a_clone_from_the_hub_and_what_datasets_saves_are_searched_below(tmp_pat
     assert f"SRC='{clone}/data/train*.parquet'" in error_of(opened, clone, tmp_path)
 
 
-def test_an_image_of_which_there_is_but_a_name_is_read_from_beside(tmp_path):
+def test_an_image_given_by_path_alone_is_read_from_its_file(tmp_path):
     names = [
         "images/1.png",
         str(tmp_path / "root" / "images" / "1.png"),
@@ -116,7 +116,7 @@ def test_arrow_files_of_hugging_face(tmp_path, stream):
     check_hugging_face(opened(tmp_path / "data.arrow", tmp_path), "arrow")
 
 
-def test_undecodable_images_are_spooled_as_they_are(tmp_path):
+def test_undecodable_images_are_spooled_unchanged(tmp_path):
     rows = [{"bytes": data} for data, _ in BAD.values()] + [{"bytes": None}, None]
     parquet.write_table(pa.table({"image": pa.array(rows)}), tmp_path / "x.parquet")
     entries = opened(tmp_path / "x.parquet", tmp_path)
@@ -178,7 +178,7 @@ def test_a_killed_spooling_goes_on_where_it_was(tmp_path):
         assert images_of(opened(path, tmp_path)) == {str(i): (letter.encode() * (i + 1), i) for i in range(3)}
 
 
-def test_a_changed_source_is_spooled_anew(tmp_path):
+def test_a_changed_source_is_spooled_again(tmp_path):
     path = tmp_path / "x.parquet"
     for count in (2, 3):
         parquet.write_table(hugging_face()[:count], path)

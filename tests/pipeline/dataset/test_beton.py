@@ -83,11 +83,11 @@ def test_the_format_is_ffcvs_own():
 
 def test_a_beton_of_ffcv_opens_with_the_same_bytes_labels_and_sizes(written, images, tmp_path):
     path, mode = written
-    beton = read_beton(path)
-    assert beton.fields == ("image", "label")
-    assert beton.label.tolist() == LABELS
-    assert beton.raw.tolist() == [mode == "raw"] * len(images)
-    assert list(zip(beton.height, beton.width, strict=True)) == [image.shape[:2] for image in images]
+    content = read_beton(path)
+    assert content.fields == ("image", "label")
+    assert content.label.tolist() == LABELS
+    assert content.raw.tolist() == [mode == "raw"] * len(images)
+    assert list(zip(content.height, content.width, strict=True)) == [image.shape[:2] for image in images]
     entries = open_source(path, tmp_path)
     assert (entries.kind, entries.classes, entries.label.tolist()) == ("beton", (), LABELS)
     for data, shape, image in zip(entries.read(range(len(images))), entries.shape, images, strict=True):
@@ -139,7 +139,7 @@ def test_a_beton_that_is_cut_emptied_or_gone_is_an_error_by_row(written, tmp_pat
     assert all("changed since" in str(item) for item in reader.try_read(rows))
 
 
-def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_changes(written, tmp_path, monkeypatch):
+def test_a_cached_beton_is_decoded_again_only_when_it_changes(written, tmp_path, monkeypatch):
     path = tmp_path / "train.beton"
     path.write_bytes(written[0].read_bytes())
 
@@ -160,7 +160,7 @@ def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_ch
     assert opened().label.tolist() == [1, *LABELS[1:]]
 
 
-def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path, monkeypatch, capsys):
+def test_the_table_in_the_folder_of_a_beton_is_used_if_it_fits(written, tmp_path, monkeypatch, capsys):
     path = tmp_path / "data" / "train.beton"
     path.parent.mkdir()
     path.write_bytes(written[0].read_bytes())
@@ -186,7 +186,7 @@ def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
     np.testing.assert_array_equal(read_beton(path).length, read_beton(written[0]).length)
 
 
-def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
+def test_other_fields_than_the_image_are_skipped(images, tmp_path):
     fields = {
         "score": FloatField(), "image_of_a_long_name": RGBImageField(), "notes": JSONField(),
         "index": IntField(), "label": IntField(), "array": NDArrayField(np.dtype("f4"), (2,)),
@@ -194,10 +194,10 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
     samples = [
         (0.5, image, {"a": 1}, 7 * 10**12, label, np.ones(2, "f4")) for image, label in zip(images, LABELS, strict=True)
     ]
-    beton = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
-    assert beton.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
-    assert beton.label.tolist() == LABELS  # the field of that name, not the first
-    assert beton.width.tolist() == [image.shape[1] for image in images]
+    content = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
+    assert content.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
+    assert content.label.tolist() == LABELS  # the field of that name, not the first
+    assert content.width.tolist() == [image.shape[1] for image in images]
     assert open_source(tmp_path / "x.beton", tmp_path).read([2]) == [images[2].tobytes()]
     only = write_beton(
         tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
@@ -234,7 +234,8 @@ def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, message):
 
 def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
     code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']; from test_beton import *\n"
+        "import os, sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']\n"
+        "from test_beton import DatasetWriter, Indexed, IntField, RGBImageField\n"
         "class Dies(Indexed):\n    def __getitem__(self, index): os.kill(os.getppid(), 9); os._exit(1)\n"
         "fields = {'image': RGBImageField(), 'label': IntField()}\n"
         "DatasetWriter(sys.argv[1], fields, num_workers=1).from_indexed_dataset(Dies([0] * 9))\n"

@@ -65,7 +65,7 @@ def test_odd_images_reach_dali_through_our_decode_exactly(name, from_dali):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_images_are_told_by_reason(name):
+def test_bad_images_have_a_reason(name):
     data, reason = BAD[name]
     assert probe(data) == (0, 0, State.QUARANTINED, reason)
     with pytest.raises(BadImage) as caught:

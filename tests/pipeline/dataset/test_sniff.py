@@ -45,7 +45,7 @@ def test_every_image_that_is_decoded_is_known_by_its_first_bytes(name):
     assert looks_like_image("x", (PLAIN | ODD)[name][:HEAD])
 
 
-def test_what_is_no_image_is_not_taken_for_one():
+def test_other_files_are_not_taken_for_images():
     heads = [
         b"",
         b"\xff\xd8",
@@ -107,13 +107,13 @@ def test_members_of_a_tar_are_looked_into(tmp_path):
     assert (entries.left_out, entries.refused) == (LEFT_OUT | {".txt": 3}, {})
 
 
-def test_files_beside_packed_ones_are_counted(tmp_path):
+def test_other_files_in_the_folder_of_packed_ones_are_counted(tmp_path):
     folder = write(tmp_path / "w", {"0.idx": b"", "more/1.jpg": JPEG, "more/2.jpg": JPEG, "top.png": b"", ".x": b""})
     tar(folder / "0.tar", [("1.png", PLAIN["rgb.png"])])
     assert opened(folder, tmp_path).left_out == {".jpg": 2, ".png": 1}
 
 
-def test_the_report_tells_what_was_left_out(tmp_path):
+def test_the_report_counts_the_files_left_out(tmp_path):
     source = write(tmp_path / "source", {"a.jpg": JPEG} | OTHERS)
     code, output, errors = run(source, tmp_path / "out", "--format", "wds", "--workers", 1)
     assert code == 0, errors
@@ -121,7 +121,7 @@ def test_the_report_tells_what_was_left_out(tmp_path):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["left_out"] == LEFT_OUT
 
 
-def test_a_source_without_images_tells_what_is_there(tmp_path):
+def test_the_error_of_a_source_without_images_counts_its_files(tmp_path):
     line = error_of(opened, write(tmp_path / "source", OTHERS), tmp_path)
     assert "by their first bytes among 6 other files (.txt 2, no extension 2, .csv 1, .nef 1)" in line
 

@@ -172,7 +172,7 @@ def test_a_killed_worker_is_one_clear_line():
 # ---------------------------------------------------------------------------------------------- dataset
 
 
-def test_mistakes_are_told_in_one_line_with_the_mend(tmp_path):
+def test_mistakes_are_one_line_with_a_remedy(tmp_path):
     def error_line(path, **options):
         return error_of(open_dataset, path, tmp_path / "cache", workers=1, progress=False, **options)
 

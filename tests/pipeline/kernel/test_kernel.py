@@ -215,7 +215,7 @@ def test_a_broken_jpeg_is_reported_and_harms_no_other():
         assert not other[:, status != 0].any()
 
 
-def test_what_the_header_tells_is_heeded():
+def test_the_header_decides_the_status():
     image = photographs()[3]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -294,7 +294,7 @@ def test_scratch_grows_with_the_images():
     kernel.close()
 
 
-def test_stage_times_tell_of_every_stage():
+def test_stage_times_cover_every_stage():
     images, height, width = photos()
     drawn = draw(SWAV, 1, 0, np.arange(len(images)), height, width)
     kernel = Kernel(SWAV, 1)
