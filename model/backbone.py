@@ -12,7 +12,7 @@ from model.resnet import RESNETS, ResNet
 
 
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
-    """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialised.
+    """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialized.
 
     name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a
         model of timm (`options` go to `timm.create_model`). Vision transformers accept every resolution that

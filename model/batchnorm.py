@@ -1,4 +1,4 @@
-"""Batch norm in at least float32, with statistics synchronised over a group of ranks (Ioffe and Szegedy, arXiv
+"""Batch norm in at least float32, with statistics synchronized over a group of ranks (Ioffe and Szegedy, arXiv
 1502.03167).
 
 torch's BatchNorm refuses half-precision weights with float32 running statistics, which DeepSpeed's fp16 engine makes.
@@ -55,14 +55,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
         if self.training and self.group is not None and self.group.size() > 1:
-            out = self._normalise_synchronised(x, self.group)
+            out = self._normalize_synchronized(x, self.group)
         else:
-            out = self._normalise(x, None)
+            out = self._normalize(x, None)
         # Exists only on modules that were timm's BatchNormAct2d, whose forward does the same.
         act = getattr(self, "act", None)
         return out if act is None else act(self.drop(out))  # type: ignore[operator]
 
-    def _normalise(self, x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    def _normalize(self, x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -77,14 +77,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         if group is not None:
-            return synchronised_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
+            return synchronized_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
         # CUDA and CPU accept half inputs with float32 weights, but the CPU rounds between the steps of backward.
         wide = x if x.is_cuda else x.to(dtype)
         out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
         return out.to(x.dtype)
 
     # Outside compiled graphs, so that each call evaluates `_recomputing`.
-    _normalise_synchronised = torch.compiler.disable(_normalise)
+    _normalize_synchronized = torch.compiler.disable(_normalize)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of dimensions."""
@@ -94,9 +94,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, rank: int) -> None:
-    """Turn every batch norm of the network into a `BatchNorm`, in place, synchronised over groups of ranks.
+    """Turn every batch norm of the network into a `BatchNorm`, in place, synchronized over groups of ranks.
 
-    group_size: consecutive ranks that share statistics; 0 is all ranks, 1 does not synchronise. The last group may be
+    group_size: consecutive ranks that share statistics; 0 is all ranks, 1 does not synchronize. The last group may be
         smaller.
     world_size, rank: of torch.distributed's default group. All ranks call this together.
 
@@ -106,7 +106,7 @@ def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, ran
     """
     if group_size < 0:
         raise ValueError(
-            f"batch norm over groups of {group_size} ranks; give 0 (all ranks), 1 (not synchronised) or more"
+            f"batch norm over groups of {group_size} ranks; give 0 (all ranks), 1 (not synchronized) or more"
         )
     norms = {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     for name, module in norms.items():
@@ -134,7 +134,7 @@ def _group_of(rank: int, size: int, world_size: int) -> "dist.ProcessGroup | Non
     return own_group
 
 
-def synchronised_batch_norm(
+def synchronized_batch_norm(
     x: Float[Tensor, "batch channels *space"],
     weight: Float[Tensor, " channels"] | None,
     bias: Float[Tensor, " channels"] | None,
@@ -151,11 +151,11 @@ def synchronised_batch_norm(
     parameter gradients, which sum over the ranks to the whole. Raises ValueError for an empty x.
     """
     if x.numel() == 0:
-        raise ValueError(f"synchronised batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
-    return _SynchronisedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, group)
+        raise ValueError(f"synchronized batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
+    return _SynchronizedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, group)
 
 
-class _SynchronisedBatchNorm(torch.autograd.Function):
+class _SynchronizedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

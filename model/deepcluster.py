@@ -4,7 +4,7 @@ Both predict from every crop the cluster to which its sample was assigned at the
 heads of prototypes, each with its own assignment. The methods differ in the assignment:
 
     DeepCluster-v2   spherical k-means; the centroids become the head's prototypes, which get no gradient
-    SeLa-v2          Sinkhorn over all samples and the head's learnt prototypes; the strongest code is the target
+    SeLa-v2          Sinkhorn over all samples and the head's learned prototypes; the strongest code is the target
 
 The prototypes of all heads are one matrix, head after head: [heads * prototypes, dim].
 """

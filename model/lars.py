@@ -34,9 +34,9 @@ class LARS(torch.optim.Optimizer):
 
     Options of a group, which may change between steps:
     trust_ratio (True): False is plain SGD with momentum and the group's weight decay.
-    unit_rows (False): `step` L2-normalises the rows of its parameters after the update. This changes the float32
-        masters too, which would otherwise undo the normalisation.
-    frozen (False): `step` skips the group: no update, momentum, decay or normalisation.
+    unit_rows (False): `step` L2-normalizes the rows of its parameters after the update. This changes the float32
+        masters too, which would otherwise undo the normalization.
+    frozen (False): `step` skips the group: no update, momentum, decay or normalization.
     lr_scale (1): the training loop sets "lr" to the schedule's learning rate times this.
 
     layout: the parameters in the groups' tensors; None means that each tensor is a parameter.

@@ -1,7 +1,7 @@
 """The paper's ResNets (He et al., arXiv 1512.03385; stride on the 3x3) with the published parameter names.
 
 Differences from torchvision: no classifier; the width multiplies the channels of every convolution, including the stem;
-the last norm of a block is initialised to one, as in the published code.
+the last norm of a block is initialized to one, as in the published code.
 """
 
 from collections.abc import Sequence

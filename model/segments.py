@@ -104,7 +104,7 @@ class Layout:
 
     @torch.no_grad()
     def unit_rows_(self, tensors: Iterable[Tensor], parameters: Sequence[int]) -> None:
-        """L2-normalise the rows of matrices in place; a row of zeros stays zero.
+        """L2-normalize the rows of matrices in place; a row of zeros stays zero.
 
         parameters: numbers of 2-d parameters; tensors: the optimizer's tensors with this rank's segments of them. One
         all-reduce of the squared norms of all rows if parameters are partitioned.
@@ -141,7 +141,7 @@ class Layout:
 
 @torch.no_grad()
 def unit_rows_(weight: Float[Tensor, "rows dim"]) -> None:
-    """L2-normalise the rows in place, with norms summed in float64. A row of zeros stays zero."""
+    """L2-normalize the rows in place, with norms summed in float64. A row of zeros stays zero."""
     norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True, dtype=torch.float64)
     weight.div_(norms.clamp_min_(1e-12).to(weight.dtype))
 

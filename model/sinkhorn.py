@@ -8,7 +8,7 @@ same weight and all prototypes the same weight. It starts with v = 1, and an ite
 
 So exp is computed once, and the rest are products of a matrix and a vector. The constants of the textbook form (the
 global sum, the number of prototypes K, the number of samples B) are one factor for the whole matrix, which the next
-normalisation of the samples cancels, so they need no collective.
+normalization of the samples cancels, so they need no collective.
 
 Range. For |scores| / epsilon <= 35 everything stays inside float32: u and v are at most e^35 times a sum of samples,
 and v at worst e^70 times it, about 1e36 for a million samples. Without the constants the sums of the prototypes change
@@ -59,7 +59,7 @@ def sinkhorn(
         differ between ranks.
     epsilon: weight of the entropy term, > 0 (0.05 in the paper).
     iterations: at least 1 (3 in the paper). Each costs one all-reduce of crops x prototypes numbers.
-    group: the ranks that share the batch; None is all ranks if torch.distributed is initialised, else this process.
+    group: the ranks that share the batch; None is all ranks if torch.distributed is initialized, else this process.
     check: False promises that the scores are finite cosines (|scores| <= 1). Then they are not checked and the host
         never waits for the device; valid down to epsilon = 0.0016. NaN scores give NaN codes.
     heads: sets of prototypes, one after the other in the last axis, which are balanced separately.
@@ -184,7 +184,7 @@ def _softmaxes(
     iterations: int,
     group: "dist.ProcessGroup | None",
 ) -> Float[Tensor, "*crops batch prototypes"]:
-    """The codes from the first potential on. Float32 needs no shift here: after the normalisation of the prototypes no
+    """The codes from the first potential on. Float32 needs no shift here: after the normalization of the prototypes no
     sample's sum exceeds K, so after that of the samples the sums of the prototypes are between 1/K and B."""
     for _ in range(iterations - 1):
         sums = torch.softmax(logits - potential.unsqueeze(-2), dim=-1).sum(dim=-2)

@@ -1,7 +1,7 @@
 """Codes on a CUDA device by two Triton kernels: `model.sinkhorn` with fewer passes over memory.
 
 An iteration reads the scores once. A program takes a few samples of a crop, one after the other, and keeps the whole
-row of prototypes in registers: it computes exp and the row's sum weighted by the prototypes, and adds the normalised
+row of prototypes in registers: it computes exp and the row's sum weighted by the prototypes, and adds the normalized
 row to the sums of the prototypes. Partial sums are added in a fixed order without atomics, so that the same scores give
 the same codes. tests/model/test_sinkhorn_fused.py compares with `model.sinkhorn`, on a GPU if there is one and by
 Triton's interpreter on the CPU. The kernels have not yet run on a GPU; `perf.gpu_check` checks and times them there.

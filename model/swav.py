@@ -65,7 +65,7 @@ class SwAV(nn.Module):
         A single tensor of images, for evaluation, returns only the backbone's features [batch, feature_dim]. This is
         done here because stage 3 gathers weights around the forward of the whole network.
 
-        Embeddings are L2-normalised and detached (for the queue and the monitors). Scores have a gradient, the queue's
+        Embeddings are L2-normalized and detached (for the queue and the monitors). Scores have a gradient, the queue's
         scores have none. All are float32 (float64 in a float64 network), also in autocast. Features are detached (for
         the online probe) and have the backbone's dtype.
         """
@@ -102,7 +102,7 @@ class Prototypes(nn.Linear):
         self.normalize()
 
     def normalize(self) -> None:
-        """L2-normalise the rows in place (published files hold them as after an update, not normalised)."""
+        """L2-normalize the rows in place (published files hold them as after an update, not normalized)."""
         unit_rows_(self.weight)
 
     def forward(self, embeddings: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows prototypes"]:

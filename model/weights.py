@@ -30,7 +30,7 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
         under `state_dict`, with swave's key names or the published ones.
     backbone_only: do not change projection head and prototypes. A bare backbone implies it.
 
-    Values are not changed. Published prototypes were saved one update after their normalisation: call
+    Values are not changed. Published prototypes were saved one update after their normalization: call
     `network.prototypes.normalize()` before training continues from them.
 
     Raises ValueError, one line, if the file is missing or unreadable, or if keys are missing, unexpected or of another

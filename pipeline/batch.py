@@ -46,7 +46,7 @@ class Batch:
     """The crops of one training step on one rank.
 
     crops: a tensor per resolution, (views * B, 3, size, size), view-major: first all B crops of one view, then of
-    the next; normalised, channels-last in memory, by default float32 on a CPU and float16 on a GPU.
+    the next; normalized, channels-last in memory, by default float32 on a CPU and float16 on a GPU.
     rows: (B,) int64 sample rows.
     """
 

@@ -65,7 +65,7 @@ class Crops:
         return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
 
     def for_evaluation(self, size: int, share: float) -> Crops:
-        """One central view of `size` pixels from `share` of the shorter side; normalisation kept, no augmentation."""
+        """One central view of `size` pixels from `share` of the shorter side; normalization kept, no augmentation."""
         return replace(
             self,
             views=(View(size, (share, share)),),

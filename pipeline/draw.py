@@ -52,7 +52,7 @@ class Draw:
 
 
 def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draw:
-    """The draw of all crops of `rows` (B,), images of `height` x `width` (B,) pixels, in one vectorised pass."""
+    """The draw of all crops of `rows` (B,), images of `height` x `width` (B,) pixels, in one vectorized pass."""
     row = np.asarray(rows, dtype=np.uint64)[:, None]
     view = np.arange(len(crops.views), dtype=np.uint64)[None, :]
 

@@ -2,7 +2,7 @@
 
     python -m pipeline.preview RECIPE.yaml [key=value ...] [--rows 6] [--epoch 0] [--out preview.png]
 
-Each row shows the image with its windows, then its de-normalised crops, framed in the color of their window.
+Each row shows the image with its windows, then its de-normalized crops, framed in the color of their window.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
     backend = BACKENDS[config.pipeline.backend](crops, len(rows), 1, None)
     request = feed.request(epoch, 0, rows, partial(draw, crops, config.run.seed, epoch))
     _, groups = next(execute(backend, feed, iter([request])))
-    levels = [denormalised(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
+    levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
     tiles: dict[int, np.ndarray] = {}
     for (_, members), pixels in zip(crops.groups, levels, strict=True):
         tiles |= dict(zip(members, np.split(pixels, len(members)), strict=True))
@@ -70,8 +70,8 @@ def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
     return sheet(sources, request.draw, [tiles[view] for view in range(len(crops.views))])
 
 
-def denormalised(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:
-    """Normalised crops as pixels in [0, 255]."""
+def denormalized(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:
+    """Normalized crops as pixels in [0, 255]."""
     return np.clip(np.rint((pixels * np.array(crops.std) + np.array(crops.mean)) * 255), 0, 255).astype(np.uint8)
 
 

@@ -1,7 +1,7 @@
 """The DALI backend: executes a draw with one pipeline definition, on the CPU or on a GPU.
 
     encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> color
-    (x' = A x + B m) -> blur, for the crops that drew one -> normalise to HWC
+    (x' = A x + B m) -> blur, for the crops that drew one -> normalize to HWC
 
 The pipeline has no random operator: windows, matrices and sigmas come with the bytes through external_source. DALI is
 imported only when a pipeline is built, so that `--help` and error messages do not need it.

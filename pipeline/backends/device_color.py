@@ -1,7 +1,7 @@
 """The color part of a draw on a GPU: the fused kernel's steps after resampling, in compiled torch code.
 
 Takes the uint8 crops that the kernel makes for a GPU, and computes the same values up to rounding: color step by step
-(see device_hsv.py) or as one affine map about the crop's mean (see color.py), blur, normalisation.
+(see device_hsv.py) or as one affine map about the crop's mean (see color.py), blur, normalization.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def finish(
     std: Float[Tensor, " 3"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "views batch size size 3"]:
-    """Color, blur and normalisation of `pixels`.
+    """Color, blur and normalization of `pixels`.
 
     weights: of the blur along one axis, for each crop; a single tap of 1 changes nothing. Values are rounded to levels
     after each step, as in the kernel.

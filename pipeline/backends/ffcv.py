@@ -2,7 +2,7 @@
 
 The kernel decodes JPEGs. Other formats, EXIF-rotated JPEGs and JPEGs that libjpeg-turbo warns about are decoded by
 Pillow first. With a GPU the kernel stops after resampling and flip; the uint8 crops are copied to the GPU, which does
-color, blur and normalisation.
+color, blur and normalization.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class FfcvBackend:
         return buffers
 
     def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
-        """The crops as tensors; with a GPU, after color, blur and normalisation there."""
+        """The crops as tensors; with a GPU, after color, blur and normalization there."""
         tensors = []
         for buffer in buffers:
             view = buffer.view()  # lives as long as the tensors made of it; then the buffer is unused again

@@ -62,7 +62,7 @@ class TorchvisionBackend:
         return [self._view(image, request.draw, index, view) for view in range(len(self.crops.views))]
 
     def _view(self, image: Image.Image, draw: Draw, index: int, view: int) -> torch.Tensor:
-        """One crop, (size, size, 3) float32, normalised."""
+        """One crop, (size, size, 3) float32, normalized."""
         from torchvision.transforms import functional
 
         size = self.crops.views[view].size

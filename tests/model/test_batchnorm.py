@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.batchnorm import BatchNorm, replace_batch_norm, synchronised_batch_norm
+from model.batchnorm import BatchNorm, replace_batch_norm, synchronized_batch_norm
 from support.ranks import count_collectives, run_ranks
 
 Arrays = dict[str, np.ndarray]
@@ -374,4 +374,4 @@ def test_a_negative_group_size_is_refused() -> None:
 
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a sample on each rank, got shape \(0, 4\)"):
-        synchronised_batch_norm(torch.zeros(0, 4), None, None, None, None, 0.1, 1e-5, None)  # type: ignore[arg-type]
+        synchronized_batch_norm(torch.zeros(0, 4), None, None, None, None, 0.1, 1e-5, None)  # type: ignore[arg-type]

@@ -128,7 +128,7 @@ def test_training_in_float64_is_the_published_one_to_the_last_step(case: int, mo
     losses, network, queue = train(case, torch.float64)
     np.testing.assert_allclose(losses, LOOP[f"case{case}_loss_f64"], rtol=1e-6)
 
-    # The published loop normalises before a step, ours after: golden prototypes lack the last one.
+    # The published loop normalizes before a step, ours after: golden prototypes lack the last one.
     prototypes = LOOP[f"case{case}_prototypes_f64"]
     prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
     state = published_names(network.state_dict())

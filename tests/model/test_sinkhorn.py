@@ -36,7 +36,7 @@ def collectives_of(scores: np.ndarray) -> list[str]:
 
 
 def textbook(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
-    """Both normalisations in turn, float64 logarithms, one process: [samples, prototypes]."""
+    """Both normalizations in turn, float64 logarithms, one process: [samples, prototypes]."""
     log_plan = scores.astype(np.float64) / epsilon
     for _ in range(iterations):
         log_plan = log_plan - np.logaddexp.reduce(log_plan, axis=0, keepdims=True)

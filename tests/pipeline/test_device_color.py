@@ -18,7 +18,7 @@ SWAV = Crops(views=(View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 3)
 PLAIN = replace(SWAV, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))
 STEPS = replace(PLAIN, jitter=Jitter(probability=0.9), grayscale=0.3)
 CASES = {  # crops, and the limits of the largest and the mean difference from the kernel, in levels
-    "normalised": (PLAIN, 0.001, 0.001),
+    "normalized": (PLAIN, 0.001, 0.001),
     "steps": (STEPS, 0.001, 0.001),  # the same bytes
     "steps without hue": (replace(STEPS, jitter=Jitter(hue=0.0)), 0.001, 0.001),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), 1.01, 0.13),  # 0.10: the kernel computes in fixed point

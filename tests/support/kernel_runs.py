@@ -45,7 +45,7 @@ def execute(crops, images, drawn, size=None, threads=2, **options):
 
 
 def levels(crops, output):
-    """Normalised crops as levels in [0, 255]."""
+    """Normalized crops as levels in [0, 255]."""
     return (np.asarray(output, np.float32) * crops.std + crops.mean) * 255
 
 

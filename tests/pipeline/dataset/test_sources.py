@@ -222,7 +222,7 @@ def test_a_scan_is_cached_and_done_again_when_files_change(tmp_path, capsys, mon
         assert len(messages.splitlines()) == 1 + len(quarantined)
 
 
-def test_shards_and_packed_folders_are_recognised(tmp_path):
+def test_shards_and_packed_folders_are_recognized(tmp_path):
     cache = tmp_path / "cache"
     table = packed(tmp_path / "p", max_count=4)
     assert same(open_dataset(tmp_path / "p", cache, 1, False), table)

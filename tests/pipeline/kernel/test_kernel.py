@@ -189,7 +189,7 @@ def test_all_dtypes_hold_the_same_values(size):
     }
     full = outputs["float32"]
     assert torch.isfinite(full).all()
-    exact = torch.arange(256)[:, None] / 255  # the 256 normalised values of each channel
+    exact = torch.arange(256)[:, None] / 255  # the 256 normalized values of each channel
     table = (exact - torch.tensor(crops.mean)) / torch.tensor(crops.std)
     nearest = torch.from_numpy(np.rint(levels(crops, full)).astype(np.int64))
     assert (full - table[nearest, torch.arange(3)]).abs().max() < 1e-6
