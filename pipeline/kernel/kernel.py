@@ -1,6 +1,6 @@
 """The fused multi-crop kernel: decodes each image once, then makes all of its crops while it is in the cache.
 
-    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalise and store
+    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalize and store
 
 Compiled by numba on first use and cached on disk. Threads take rows from a shared counter, without the GIL.
 """
@@ -43,7 +43,7 @@ class Kernel:
     """Decodes and crops batches in its own `threads` threads.
 
     dtype: of the crops; "bfloat16" returns the bits as uint16; "uint8" stops after resampling and flip (no color, blur
-    or normalisation). crops.jitter.exact: torchvision's color steps one by one, else composed to one affine map (see
+    or normalization). crops.jitter.exact: torchvision's color steps one by one, else composed to one affine map (see
     color.py). dct: "accurate" gives exactly PIL's pixels; "fast" is ffcv's own decoder, on average one level off PIL
     and about 4 % faster. Raises ValueError for other values, ImportError if ffcv is not installed.
     """
@@ -75,7 +75,7 @@ class Kernel:
         self.run([], empty.astype(bool), empty, empty, _empty_draw(len(crops.views)), self.buffers(0))  # compiles
 
     def buffers(self, batch: int) -> list[np.ndarray]:
-        """Uninitialised outputs for `run`, (views of the group, batch, size, size, 3) for each resolution group.
+        """Uninitialized outputs for `run`, (views of the group, batch, size, size, 3) for each resolution group.
 
         They start at multiples of 64 bytes. `run` accepts other addresses too, but takes longer to fill them.
         """
@@ -249,7 +249,7 @@ def stage_times(
     draw: Draw,
     rounds: int = 5,
 ) -> dict[str, float]:
-    """CPU milliseconds per image of decode, resample, color, blur and store (which normalises), and `total`.
+    """CPU milliseconds per image of decode, resample, color, blur and store (which normalizes), and `total`.
 
     Each round runs the batch several times, with one more stage switched on each time; a stage's time is the median
     over rounds of the difference. CPU time is measured because other processes disturb it less; other threads of this

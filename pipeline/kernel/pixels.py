@@ -1,4 +1,4 @@
-"""The steps after resampling: color as one affine map, Gaussian blur, normalisation and store.
+"""The steps after resampling: color as one affine map, Gaussian blur, normalization and store.
 
 All work on the planes that resample.py describes: bytes, where row 3 * column + channel holds a column of the crop.
 """
