@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.segments import Layout
+from model.optimizer.segments import Layout
 
 ROW = 1024  # a CPU adds up the squares of this many elements in float32
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.lars import parameter_groups
-from model.segments import Layout
+from model.optimizer.lars import parameter_groups
+from model.optimizer.segments import Layout
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW with the group options `frozen`, `unit_rows` and `lr_scale` of LARS (model/lars.py).
+    """torch's AdamW with the group options `frozen`, `unit_rows` and `lr_scale` of LARS (model/optimizer/lars.py).
 
     AdamW works element by element, so it needs no whole parameters; only `unit_rows` uses `layout`.
     """
