@@ -47,7 +47,6 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     import torch
 
     from evaluation.classifiers.knn import backbone_knn, pixel_knn
-    from evaluation.features import labelled_data
     from model.deepcluster import assigned_prediction, one_hot
     from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
@@ -57,6 +56,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.teacher import momentum_at
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
+    from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_splits
     from training.auto import fit
     from training.build import build_loader, build_probe, build_queue, build_teacher, starting_network
@@ -204,7 +204,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 step += 1
                 skipped.count(step, engine.was_step_applied())
 
-                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.wanted)
+                agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.requested)
                 observe(agreed)
                 journal.progress(epoch, clock.rate((step - first_step) * batch))
                 if step % steps and (rhythm.due(step, agreement) or agreement.stop):  # else at the end of the epoch

@@ -16,6 +16,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from common.cli import UserError
+
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 DEFAULTS = ROOT / "config" / "default.yaml"
 
@@ -44,7 +46,7 @@ METHODS = ("swav", "deepclusterv2", "selav2")
 FREE = ("model.options", "engine.deepspeed")  # any keys below these: the backbone and DeepSpeed check them
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A user's mistake in one line."""
 
 

@@ -30,7 +30,7 @@ from typing import Any
 from common.machine import interface_to, launch_environment
 from config.recipe import ROOT
 from launch.nodes import Node, hostfile_text
-from training.rank_status import LIFELINE, STACKS, WORDS, stacks_of, step_of, word_of
+from training.rank_status import LIFELINE, STACKS, WORDS, stacks_of, status_of, step_of
 from training.stopping import stop_signals
 
 GRACE = 10.0  # seconds that the others have once a process has died
@@ -129,7 +129,7 @@ class Watch:
         finally:
             self._kill_all()
         code = self.launcher.returncode
-        well = sum(word_of(self.words, pid) is not None for pid in self.ranks)
+        well = sum(status_of(self.words, pid) is not None for pid in self.ranks)
         if code <= 0 and well < self.processes and wanted not in (signal.SIGKILL, signal.SIGABRT) and not self.ends:
             error = f"the launcher ended before its processes: {well} of {self.processes} came to their end"
             self.ends[-1] = {"error": error, "time": noticed}
@@ -137,7 +137,7 @@ class Watch:
             {"rank": rank, "host": socket.gethostname(), "error": word["error"], "time": word["time"]}
             for rank, word in self.ends.items()
         ]
-        first = [word for pid, rank in self.ranks.items() if rank == 0 and (word := word_of(self.words, pid))]
+        first = [word for pid, rank in self.ranks.items() if rank == 0 and (word := status_of(self.words, pid))]
         report = {
             "node": self.node,
             "died": died,
@@ -201,7 +201,7 @@ class Watch:
         living = {process.pid for process in found}
         for pid, rank in self.ranks.items():
             if pid not in living and rank not in self.ends:
-                word = word_of(self.words, pid) or {
+                word = status_of(self.words, pid) or {
                     "code": 1,
                     "error": "killed, or crashed without a word",
                     "time": 0.0,

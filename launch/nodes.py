@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.slurm import expand_counts
 from config.recipe import ConfigError
 
 
@@ -95,17 +96,6 @@ def _range(piece: str, text: str) -> list[str]:
         raise ConfigError(f"{text!r} is no list of nodes as SLURM writes it")
     first, last = found[1], found[2] or found[1]
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-
-
-def expand_counts(text: str) -> list[int]:
-    """SLURM's short form of a number a node: `4(x2),3` -> 4, 4, 3. Raises ConfigError for what is no such list."""
-    counts: list[int] = []
-    for piece in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", piece)
-        if found is None:
-            raise ConfigError(f"{text!r} is no list of numbers as SLURM writes it")
-        counts += [int(found[1])] * int(found[2] or 1)
-    return counts
 
 
 def _count(environment: Mapping[str, str], name: str) -> int:

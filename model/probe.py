@@ -13,9 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evaluation.features import Labelled
 from model.state import ALIKE, RankTensors
-from pipeline.dataset.table import SampleTable
 
 LEARNING_RATE = 2.0  # for inputs of unit length
 MOMENTUM = 0.9
@@ -99,16 +97,3 @@ class Probe:
         """Standardised, of about unit length whatever their number, and a column of ones for the bias."""
         scale = self.features * (self.state["variance"] + 1e-5 / self.features)
         return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)
-
-
-def probe_of(labelled: Labelled | None, table: SampleTable, features: int, device: torch.device | str = "cpu") -> Probe:
-    """A probe for the labels of the training table, without those held out as a test.
-
-    Raises ValueError where there are none.
-    """
-    if labelled is None:
-        raise ValueError("evaluation.probe=true needs labels, and data.path has none; give a folder a class, or false")
-    labels = table.label.astype(np.int64)
-    if labelled.test is table:
-        labels[labelled.test_rows] = -1
-    return Probe(labels, int(max(labels.max(), labelled.test.label[labelled.test_rows].max())) + 1, features, device)

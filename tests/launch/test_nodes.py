@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.cli import UserError
 from common.machine import interface_of, interface_to
+from common.slurm import expand_counts
 from config.recipe import ConfigError
-from launch.nodes import Node, expand_counts, expand_hosts, first_nodes, hostfile_text, read_hostfile, slurm_nodes
+from launch.nodes import Node, expand_hosts, first_nodes, hostfile_text, read_hostfile, slurm_nodes
 
 
 def test_the_interface_is_the_one_that_has_the_address():
@@ -80,7 +82,7 @@ def test_slurms_counts(parts):
 
 @pytest.mark.parametrize("text", ["", "4(x)", "four", "4,(x2)", "4x2"])
 def test_what_are_no_counts(text):
-    with pytest.raises(ConfigError, match="no list of numbers"):
+    with pytest.raises(UserError, match="no list of numbers"):
         expand_counts(text)
 
 

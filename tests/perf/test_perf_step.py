@@ -198,7 +198,7 @@ def found_with(step_ms=100.0, collectives=(), **shares):
          "pipeline.backend=ffcv would hide it"),
         (found_with(data_wait=0.38), {"backend": "ffcv"}, "pipeline.threads=13 would hide it"),
         (found_with(data_wait=0.6), {"cores": 80, "backend": "ffcv"}, "pipeline.threads=10 would hide some of it"),
-        (found_with(data_wait=0.6), {"cores": 64, "backend": "ffcv"}, "all cores are at work"),
+        (found_with(data_wait=0.6), {"cores": 64, "backend": "ffcv"}, "all cores are busy"),
         (found_with(gradient_communication=0.3), {"stage": 0}, "engine.stage=1 hides it"),
         (found_with(gradient_communication=0.3), {"stage": 3}, "engine.stage=1 gathers no weights"),
         (found_with(gradient_communication=0.3), {}, "run.batch_size=2048 with engine.accumulation=2 halves it"),

@@ -44,7 +44,7 @@ def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
 def test_a_run_too_short_to_profile_says_so(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     said = train(recipe, run, "perf.profile=true", "perf.skip=18")
-    assert "perf.profile: nothing to profile, for of this run's 18 steps perf.skip leaves none" in said
+    assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 18 steps" in said
     assert not (run / "profile.json").exists()
 
 
