@@ -3,7 +3,7 @@
     make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
     deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
 
-Settings and their defaults are in config/default.yaml; `train.py --help KEY` explains a setting or a section of them. The
+Settings and their defaults are in config/default.yaml; `train.py --help KEY` explains one, or a section. The
 same command again resumes the run. Exit codes: 0 done or saved on a signal, 1 training could not go on, 2 a mistake in
 the settings or the data.
 """
