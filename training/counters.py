@@ -54,7 +54,7 @@ class Clock:
         return {name: self._earlier[name] + value for name, value in since_start.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._earlier = dict(state)
+        self._earlier = {name: float(state[name]) for name in self._earlier}
 
 
 class SkippedSteps:

@@ -79,9 +79,11 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": engine.wall_clock_breakdown,
-        "comms_logger": {"enabled": engine.comms_logger, "prof_all": True},
+        "timers": {"throughput": {"enabled": False}},  # on by default, and then it synchronizes twice a step
         "steps_per_print": 2**31 - 1,
     }
+    if engine.comms_logger:  # DeepSpeed turns it on wherever the section stands, "enabled": false or not
+        ours["comms_logger"] = {"enabled": True, "prof_all": True}
     if engine.precision == "bf16":
         # Parameters and batch norm stay float32, at every stage; convolutions and linear layers run in bfloat16.
         ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -117,7 +119,7 @@ def _tunable(path: str) -> bool:
     """Whether the user may change a key that the recipe sets: it affects only speed or loss scaling."""
     section, _, name = path.partition(".")
     fixed = ("stage", "offload_optimizer", "compute_grad_norm", "enabled")
-    return section in ("fp16", "zero_optimization", "comms_logger", "steps_per_print") and name not in fixed
+    return section in ("fp16", "zero_optimization", "comms_logger", "timers", "steps_per_print") and name not in fixed
 
 
 def build_engine(

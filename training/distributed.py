@@ -17,8 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from common.slurm import expand_counts
 from config.recipe import ConfigError
-from launch.nodes import expand_counts
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def tasks_here(environment: dict[str, str]) -> int:
     try:
         counts = expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
         return counts[int(environment["SLURM_NODEID"])]
-    except (KeyError, ValueError, IndexError, ConfigError):
+    except (KeyError, ValueError, IndexError):
         return 0
 
 

@@ -13,8 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
 from evaluation.classifiers.knn import predict
-from evaluation.features import gather, labelled_data
+from evaluation.features import gather
 from model.monitor import CodeMonitor, advice
+from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.table import DatasetError
 from support.photos import flat_colors, photographs, write_folder

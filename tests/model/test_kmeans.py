@@ -137,10 +137,10 @@ def test_a_memory_is_dealt_out_anew_to_another_number_of_ranks():
     whole = filled(0, 1)
     halves = [Memory(2, 200, DIM) for _ in range(2)]
     for rank, half in enumerate(halves):
-        half.load_state_dicts([whole.state_dict()], rank, 2)
+        half.load_state_tensors([whole.state_tensors()], rank, 2)
     assert sorted([*halves[0].rows.tolist(), *halves[1].rows.tolist()]) == sorted(whole.rows.tolist())
     again = Memory(2, IMAGES, DIM)
-    again.load_state_dicts([half.state_dict() for half in halves])
+    again.load_state_tensors([half.state_tensors() for half in halves])
     order, expected = again.rows.argsort(), whole.rows.argsort()
     assert torch.equal(again.embeddings[:, order], whole.embeddings[:, expected])
     with pytest.raises(ValueError, match="226 samples do not fit into a memory of 225"):

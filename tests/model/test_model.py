@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
 from model.loss import swapped_prediction
+from model.optimizer.lars import LARS, parameter_groups
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.weights import load_weights, published_names
@@ -106,7 +106,7 @@ def test_queue_goes_on_where_a_saved_one_stopped(pushes: int) -> None:
     saved, restored = (EmbeddingQueue(2, 8, 3, global_batch=4) for _ in range(2))
     for _ in range(pushes):
         saved.push(torch.rand(2, 4, 3))
-    restored.load_state_dict(saved.state_dict())
+    restored.load_state_tensors([saved.state_tensors()])
     last = torch.rand(2, 4, 3)
     for queue in (saved, restored):
         queue.push(last)
@@ -116,7 +116,7 @@ def test_queue_goes_on_where_a_saved_one_stopped(pushes: int) -> None:
 
 def test_queue_of_another_shape_is_not_loaded() -> None:
     with pytest.raises(ValueError, match="saved queue has shape"):
-        EmbeddingQueue(2, 8, 3, global_batch=4).load_state_dict({"embeddings": torch.zeros(2, 4, 3)})
+        EmbeddingQueue(2, 8, 3, global_batch=4).load_state_tensors([{"own/queue": torch.zeros(2, 4, 3)}])
 
 
 # ---- LARS ------------------------------------------------------------------------------------------------
