@@ -1,5 +1,4 @@
-"""The settings of a run: recipes (*.yaml), and how they become one checked configuration.
+"""Recipes (*.yaml), and how they are read and checked (recipe.py).
 
-`default.yaml` has every setting with its default; `recipe` merges defaults, recipe and `key=value` arguments and checks
-them. Loads without torch.
+schema/ declares every setting once; rules.py has what settings demand of each other; default.yaml lists all defaults.
 """

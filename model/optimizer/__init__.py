@@ -1,8 +1,4 @@
-"""LARS and AdamW, their learning rates, and the layout of parameters in a flat tensor that ZeRO cuts up.
+"""Optimizers that take the same step at every ZeRO stage: LARS and AdamW, and the learning rate of each step.
 
-`build` chooses by the recipe, `lars` and `adamw` take steps, `schedule` gives rates, `segments` holds the layout.
+`segments` says which part of which parameter an optimizer's tensors hold; `build` makes what a recipe names.
 """
-
-from model.optimizer.build import build_optimizer, set_step
-
-__all__ = ["build_optimizer", "set_step"]

@@ -1,4 +1,4 @@
-"""The parts of `python -m pipeline.convert`: any source of images becomes a .beton, shards or a table.
+"""The steps of `pipeline.convert`: list any source of images as byte ranges, pack parts, assemble the parts.
 
-`sources` lists images as byte ranges, `packing` makes parts of the output, `assembly` joins the parts.
+`sources` lists (with `spool` for sources without byte ranges), `packing` and `rewrite` make a part, `assembly` joins.
 """
