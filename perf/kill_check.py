@@ -46,8 +46,8 @@ RANK_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIB
 # kills would hit it there. Nothing here may start a thread or open a connection.
 PRELOADED = (
     "deepspeed nvidia.dali.fn torch.utils.tensorboard tqdm evaluation.classifiers.knn model.monitor "
-    "model.optimizer.build pipeline.backends.dali pipeline.dataset.open training.auto training.build training.run_directory "
-    "training.checkpoint.save_load"
+    "model.optimizer.build pipeline.backends.dali pipeline.dataset.open training.auto training.build "
+    "training.run_directory training.checkpoint.save_load"
 ).split()
 LONGEST = 120  # seconds that a run may take, once it is left alone
 RECIPE = f"""

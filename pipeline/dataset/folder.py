@@ -60,7 +60,7 @@ def list_folder(root: Path, sniff: bool = False, progress: bool = False) -> List
 
     sniff: also read the first bytes of files that have no image extension. A million such files take 19 s instead of
     9 s from the page cache, and a round trip each over a network: conversion pays that once, training would pay it at
-    each start. Raises DatasetError if a folder cannot be listed.
+    each start. progress: count the files on stderr. Raises DatasetError if a folder cannot be listed.
     """
     with progress_bar(None, f"listing {root}", "file", progress) as bar:
         return _listed(root, sniff, bar)
