@@ -16,10 +16,11 @@ from training.distributed import free_port
 def run_ranks(function: Callable[..., None], ranks: int, *arguments: Any, on_gpu: bool = False) -> None:
     """`function(rank, *arguments)` on all ranks at once, who find their place in the environment.
 
-    on_gpu: a GPU for each; otherwise none sees one, and each has a single thread. Raises RuntimeError, with the exit
-    codes, if one fails.
+    The processes are forked from a server that has imported torch. on_gpu: a GPU for each; otherwise none sees one, and
+    each has a single thread. Raises RuntimeError, with the exit codes, if one fails.
     """
-    context, port = multiprocessing.get_context("spawn"), free_port()
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    context.set_forkserver_preload(["torch", "torch._dynamo"])  # neither starts threads or touches a GPU
     processes = [
         context.Process(target=_rank, args=(rank, ranks, port, on_gpu, function, arguments)) for rank in range(ranks)
     ]

@@ -4,7 +4,6 @@
 """
 
 import json
-import multiprocessing
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch
 from perf.zero_check import LIMITS, LOSS_LIMITS, row_of, run_case
 from perf.zero_ranks import FROZEN, Case
 from support import zero_moves
+from support.forks import run_processes, start_server
 from training.checkpoint.save_load import full_weights, latest_checkpoint
 from training.checkpoint.shards import Pieces
 from training.distributed import free_port
@@ -20,13 +20,14 @@ STATES = 20
 
 
 def in_ranks(function, case, *arguments):
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [context.Process(target=function, args=(rank, case, port, *arguments)) for rank in range(case.ranks)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    assert [process.exitcode for process in ranks] == [0] * case.ranks
+    port = free_port()
+    run_processes(function, [(rank, case, port, *arguments) for rank in range(case.ranks)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forks():
+    """perf.ranks forks from the server that is there."""
+    start_server()
 
 
 @pytest.fixture(scope="module")
