@@ -136,7 +136,7 @@ def run(case: Case) -> list[dict[str, float]]:
     """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that what is let go of goes back to the system
     with tempfile.TemporaryDirectory() as scratch:
-        run_ranks(run_rank, case.ranks, case, Path(scratch))
+        run_ranks(run_rank, case.ranks, case, Path(scratch), method="spawn")
         return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 

@@ -22,6 +22,7 @@ from launch.start import choose_nodes
 from launch.supervise import Outcome
 from perf.kill_check import make_recipe
 from support.processes import words_of
+from support.programs import run_module
 from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
@@ -109,15 +110,14 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, places):
 def test_what_deepspeeds_runners_cannot_do_is_one_line(tmp_path, flags, settings, message):
     (tmp_path / "hosts").write_text("10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
     flags = [str(tmp_path / "hosts") if flag == "HOSTS" else flag for flag in flags]
-    command = [sys.executable, "-m", "launch.start", "--nodes", "2", *flags, str(make_recipe(tmp_path)), *settings]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_module("launch.start", "--nodes", "2", *flags, make_recipe(tmp_path), *settings)
     assert (done.returncode, done.stderr) == (2, f"swave: {message}\n")
 
 
 def test_deepspeeds_runner_is_told_where_the_processes_meet(tmp_path):
     (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n10.0.0.2 slots=2\n")
-    command = [sys.executable, "-m", "launch.start", "--hostfile", str(tmp_path / "hosts"), "--launcher", "pdsh"]
-    done = subprocess.run([*command, "--dry", str(make_recipe(tmp_path))], cwd=ROOT, capture_output=True, text=True)
+    places = ["--hostfile", tmp_path / "hosts", "--launcher", "pdsh"]
+    done = run_module("launch.start", *places, "--dry", make_recipe(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "--launcher pdsh --master_addr 127.0.0.1 --master_port " in done.stdout
 

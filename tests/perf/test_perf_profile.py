@@ -13,6 +13,7 @@ import pytest
 from config.recipe import ROOT
 from perf.profile import command, on_gpu, part, rate_of, write
 from support.photos import photographs, write_folder
+from support.programs import run_module
 from support.sample_report import sample, step
 
 TINY = """
@@ -47,7 +48,7 @@ def profile(*arguments):
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(arguments, message):
-    done = profile(*arguments)
+    done = run_module("perf.profile", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 

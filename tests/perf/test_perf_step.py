@@ -12,6 +12,7 @@ from config.recipe import ROOT
 from perf.roofline import Ceilings, Work, roofline
 from perf.step.ranks import turns_in
 from support.photos import write_folder
+from support.programs import run_module
 from training.profiling.bottleneck import verdict
 from training.profiling.profile import summary
 from training.profiling.timeline import PHASES
@@ -150,7 +151,7 @@ def test_variants_are_measured_or_say_why_not(images, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments, told):
-    done = step(*arguments)
+    done = run_module("perf.step", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("swave: ") and done.stderr.count("\n") == 1
     assert told in done.stderr

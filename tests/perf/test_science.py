@@ -15,6 +15,7 @@ from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
 from support.evaluations import small_dataset
+from support.programs import run_module
 
 TOY = {
     "run": {"batch_size": 16},
@@ -90,7 +91,7 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(arguments, told):
-    done = science(*arguments)
+    done = run_module("perf.science", *arguments, folder=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("swave: ") and told in line
