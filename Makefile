@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test lint lock clean
+.PHONY: help setup train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test test-fast lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +74,10 @@ wheels: setup ## the lock file's packages as wheels in wheels/, for launch/Docke
 
 test: setup ## all tests that this machine can run
 	@tests/tools.sh
-	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(RUN) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder --durations=25
+
+test-fast: setup ## the tests that take seconds at most, in three minutes
+	@$(RUN) -m pytest -q -n 2 --dist loadscope --no-loadscope-reorder -m "not slow"
 
 lint: setup ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

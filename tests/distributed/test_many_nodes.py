@@ -21,8 +21,7 @@ from launch.restart import fewer, same_failure, wait_before
 from launch.start import choose_nodes
 from launch.supervise import Outcome
 from perf.kill_check import make_recipe
-from support.processes import words_of
-from support.programs import run_module
+from support.programs import run_module, wait_for_steps, words_of
 from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
@@ -257,13 +256,6 @@ def ranks_of(tmp_path):
     return [p for p in left_behind(tmp_path) if str(ROOT / "train.py") in words_of(p) and "RANK" in p.environ()]
 
 
-def wait_for_steps(tmp_path, process):
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "output").read_text()
-        time.sleep(0.05)
-
-
 def ended(tmp_path, process, longest=60):
     """Exit code, seconds and what was said; nothing is left."""
     begun = time.monotonic()
@@ -292,7 +284,7 @@ def test_two_nodes_train_to_the_end_under_a_loud_banner(tmp_path, start):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path, start, victim):
     process = start("run.epochs=2000")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == str(victim)).kill()
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
@@ -308,7 +300,7 @@ def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path
 def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start, nodes):
     """DeepSpeed's own runner returns 0 then, and leaves the processes behind."""
     process = start("run.epochs=2000", nodes=nodes)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     launchers = [p for p in left_behind(tmp_path) if "deepspeed.launcher.launch" in words_of(p)]
     assert len(launchers) == nodes
     launchers[-1].kill()
@@ -321,7 +313,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
 @pytest.mark.slow
 def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, start):
     process = start("run.epochs=2000", nodes=1)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     next(p for p in left_behind(tmp_path) if "launch.node" in words_of(p)).kill()
     code = process.wait(timeout=30)
     deadline = time.monotonic() + 20
@@ -333,7 +325,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, sta
 @pytest.mark.slow
 def test_a_signal_to_the_top_saves_on_all_nodes_and_ends_with_0(tmp_path, start):
     process = start("run.epochs=2000", "checkpoint.every=never")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     process.send_signal(signal.SIGUSR1)
     code, seconds, output = ended(tmp_path, process)
     assert code == 0 and seconds < 30, output
@@ -344,7 +336,7 @@ def test_a_signal_to_the_top_saves_on_all_nodes_and_ends_with_0(tmp_path, start)
 @pytest.mark.slow
 def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
     process = start("run.epochs=2000", "launch.timeout=5")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     stopped = next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == "1")
     stopped.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + 30
@@ -363,7 +355,7 @@ def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
 @pytest.mark.slow
 def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_path, start):
     process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", nodes=1)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     ranks_of(tmp_path)[0].kill()
     code, _, output = ended(tmp_path, process, 120)
     assert code == 0, output
@@ -383,7 +375,7 @@ def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path,
 @pytest.mark.slow
 def test_when_the_top_is_killed_everything_goes(tmp_path, start):
     process = start("run.epochs=2000")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30

@@ -15,7 +15,7 @@ import pytest
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
 from support.forks import Script
-from support.host_runs import Run, loader_state, losses
+from support.nodes.host_runs import Run, loader_state, losses
 
 pytestmark = pytest.mark.slow
 THREE = ("run.batch_size=12", "swav.queue.length=0")  # for three processes: 8 images do not split over them

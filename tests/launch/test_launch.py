@@ -18,7 +18,7 @@ from config.recipe import ROOT, ConfigError
 from launch.node import launch_command
 from support.forks import context, run_processes
 from support.photos import flat_colors, write_folder
-from support.processes import words_of
+from support.programs import words_of
 from support.ranks import run_ranks
 from training.distributed import Cluster, cluster_from_environment, connected, free_port
 from training.step_agreement import Agreement

@@ -1,4 +1,4 @@
-"""`python -m MODULE` without a process of its own: what it prints, and its exit code."""
+"""Programs in tests: run in this process, looked at, and waited for."""
 
 import contextlib
 import io
@@ -7,7 +7,10 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 import warnings
+
+import psutil
 
 
 def run_module(module, *arguments, folder=None):
@@ -40,3 +43,25 @@ def run_module(module, *arguments, folder=None):
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def words_of(process):
+    """The words of its command; none of one that has ended, or is about to."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_for_steps(directory, count, process, output=None, longest=120):
+    """Until the run in `directory` has logged `count` lines. Fails, with its output, if it ends before or takes longer.
+
+    output: the file that the process writes to; None if it is asked by communicate().
+    """
+    metrics, deadline = directory / "metrics.jsonl", time.monotonic() + longest
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
+        ended = process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            said = output.read_text() if output else process.communicate()[0] if ended else "still running"
+            raise AssertionError(f"no step {count}: {said}")
+        time.sleep(0.005)

@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import numpy as np
 
 from config.recipe import ROOT
 from support.forks import Script
 from support.photos import write_folder
+from support.programs import wait_for_steps
 
 RECIPE = """
 run: {epochs: 3, batch_size: 8, log_every: 1, seed: 5}
@@ -79,10 +79,4 @@ def kill(process):
 
 
 def wait_for_step(workplace, name, step, process):
-    path = workplace / name / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"no step {step}: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
+    wait_for_steps(workplace / name, step, process)

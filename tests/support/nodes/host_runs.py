@@ -8,7 +8,7 @@ import psutil
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
-from support.processes import words_of
+from support.programs import words_of
 
 
 class Run:
