@@ -17,7 +17,7 @@ from perf.kill_check import make_recipe
 from support.forks import Script
 from support.nodes.host_runs import Run, loader_state, losses
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=15)
 THREE = ("run.batch_size=12", "swav.queue.length=0")  # for three processes: 8 images do not split over them
 ALL_SYNCHRONISED = "engine.sync_batch_norm=0"
 

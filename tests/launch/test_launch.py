@@ -109,6 +109,7 @@ def start(tmp_path, *settings):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_images_are_scanned_ends_with_one_line_and_0(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     (tmp_path / "images").mkdir()

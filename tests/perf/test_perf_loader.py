@@ -208,6 +208,7 @@ def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
     assert done.stderr.count("\n") == 1
 
 
+@SLOW
 def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
     flags = "--backends ffcv,torchvision --images 24 --batch 8 --rounds 9999".split()
     command = [sys.executable, "-m", "perf.loader", "--data", str(images), *flags]
@@ -268,6 +269,7 @@ def test_parity_is_told_for_every_operation_and_keeps_its_limits(tmp_path):
         assert levels["ffcv"] <= levels["ffcv-affine"]
 
 
+@SLOW
 def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):
     done = benchmark(tmp_path, "--data", str(images), "--batch", "25", "--images", "25")
     assert done.returncode == 2

@@ -102,7 +102,7 @@ def test_the_three_files_have_the_same_figures(tmp_path):
         assert "1,280" in (tmp_path / name).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_the_whole_report_of_a_tiny_recipe(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     write_folder(tmp_path / "images", [np.ascontiguousarray(p[::2, ::2]) for p in photographs()] * 16, suffix=".jpg")

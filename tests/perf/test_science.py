@@ -41,6 +41,7 @@ def toy_recipes(folder: Path, *names: str) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=60)
 def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     data, out = small_dataset(tmp_path / "data", 240, 60), tmp_path / "docs"
     out.mkdir()
@@ -72,7 +73,7 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     assert [path.name for path in times if again[path] != times[path]] == ["pixels.json"]
     assert json.loads((out / "science.json").read_text())["rows"][0] == report["rows"][0]
 
-    other = science(*words, "--minutes", 3)
+    other = run_module("perf.science", *words, "--minutes", 3, folder=ROOT)
     assert other.returncode == 2
     (line,) = other.stderr.splitlines()
     assert line.startswith("swave: --work=") and "other settings" in line
