@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from export.__main__ import Parser
+from common.cli import Parser
 
 BACKENDS = ("dali", "ffcv", "torchvision")
 

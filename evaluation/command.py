@@ -14,8 +14,8 @@ from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
     from evaluation.backbones import Backbone
-    from evaluation.features import Labelled
     from evaluation.session import Place
+    from pipeline.dataset.labelled import Labelled
 
 Figures = dict[str, Any]
 Evaluate = Callable[["Backbone", "Labelled", "Place"], Figures]

@@ -14,9 +14,9 @@ from torch import Tensor
 from evaluation.backbones import Backbone, feature_function
 from evaluation.command import AskedTooMuch
 from evaluation.feature_cache import features
-from evaluation.features import Labelled
 from evaluation.session import Place, central_crops
 from pipeline.crops import Crops
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 
 

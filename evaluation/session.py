@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 
 from evaluation.backbones import Backbone
-from evaluation.features import Labelled, labelled_data
 from evaluation.subsets import listed_rows
 from pipeline.crops import Blur, Crops, Jitter, View
+from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.loader import Loader

@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from evaluation.features import Labelled
 from evaluation.subsets import listed_rows
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.table import DatasetError, SampleTable
 

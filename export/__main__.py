@@ -20,20 +20,13 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
 
+from common.cli import Parser
 from training.distributed import Cluster
-from training.report import EXIT_MISTAKE, mistakes_end_the_run
+from training.report import mistakes_end_the_run
 
 FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
 FOLDER_FILES = {"model.safetensors", "README.md"}  # of format safetensors
-
-
-class Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_MISTAKE, f"swave: {message}\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""What the clustering methods keep of an epoch: each sample's row and its assigning crops' embeddings."""
+"""The embeddings of an epoch, which DeepCluster-v2 and SeLa-v2 cluster before the next one (SwAV, section 4.1)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.state import RankTensors
+
 
 class Memory:
-    """This rank's samples of the present epoch; at its end they are clustered and the memory starts anew.
+    """Sample rows and embeddings of the current epoch on this rank; the next epoch starts with an empty memory.
 
-    crops: assigning crops, whose embeddings are kept. capacity: samples of an epoch on this rank. dim: size of an
-    embedding. On which rank a row lies changes from epoch to epoch, and nothing depends on it.
+    crops: how many crops of a sample assign codes; their embeddings are stored.
+    capacity: samples of an epoch on this rank.
+    dim: size of an embedding.
+
+    A row may lie on another rank in each epoch; nothing depends on which.
     """
 
     def __init__(self, crops: int, capacity: int, dim: int, device: torch.device | str = "cpu") -> None:
@@ -21,17 +26,22 @@ class Memory:
 
     @property
     def rows(self) -> Int[Tensor, " samples"]:
-        """Sample rows kept so far."""
+        """Sample rows stored so far, int64."""
         return self._rows[: self.filled]
 
     @property
     def embeddings(self) -> Float[Tensor, "crops samples dim"]:
-        """Their embeddings, float32, L2-normalised as they came."""
+        """Their embeddings, float32, of unit length."""
         return self._embeddings[:, : self.filled]
+
+    @property
+    def room(self) -> int:
+        """How many more samples fit."""
+        return len(self._rows) - self.filled
 
     @torch.no_grad()
     def add(self, rows: Int[Tensor, " batch"], embeddings: Float[Tensor, "crops batch dim"]) -> None:
-        """Takes in a step's samples. Raises ValueError where they do not fit."""
+        """Stores the samples of a step. Raises ValueError if they do not fit."""
         end = self.filled + len(rows)
         if end > len(self._rows):
             raise ValueError(f"{end} samples do not fit into a memory of {len(self._rows)}")
@@ -42,16 +52,20 @@ class Memory:
     def clear(self) -> None:
         self.filled = 0
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """This rank's samples: {"rows": [samples], "embeddings": [crops, samples, dim]}."""
-        return {"rows": self.rows, "embeddings": self.embeddings}
+    def state_tensors(self) -> dict[str, Tensor]:
+        """This rank's samples: {"own/memory.rows": [samples], "own/memory.embeddings": [crops, samples, dim]}."""
+        return {"own/memory.rows": self.rows, "own/memory.embeddings": self.embeddings}
 
-    def load_state_dicts(self, saved: list[dict[str, Tensor]], rank: int = 0, world_size: int = 1) -> None:
-        """Goes on from what all ranks of a run saved; another number of ranks shares the samples out anew."""
+    def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
+        """Goes on from saved samples; another number of ranks deals all samples out anew, one after the other.
+
+        Raises KeyError where no memory was saved, ValueError if the samples do not fit.
+        """
+        same_ranks = len(saved) == world_size
+        sources = [saved[rank]] if same_ranks else saved
+        rows = torch.cat([tensors["own/memory.rows"] for tensors in sources])
+        embeddings = torch.cat([tensors["own/memory.embeddings"] for tensors in sources], dim=1)
+        if not same_ranks:
+            rows, embeddings = rows[rank::world_size], embeddings[:, rank::world_size]
         self.clear()
-        if len(saved) == world_size:
-            self.add(saved[rank]["rows"], saved[rank]["embeddings"].to(self._embeddings))
-            return
-        rows = torch.cat([part["rows"] for part in saved])
-        embeddings = torch.cat([part["embeddings"] for part in saved], dim=1)
-        self.add(rows[rank::world_size], embeddings[:, rank::world_size].to(self._embeddings))
+        self.add(rows, embeddings.to(self._embeddings))

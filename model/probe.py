@@ -13,8 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evaluation.features import Labelled
-from pipeline.dataset.table import SampleTable
+from model.state import ALIKE, RankTensors
 
 LEARNING_RATE = 2.0  # for inputs of unit length
 MOMENTUM = 0.9
@@ -83,20 +82,18 @@ class Probe:
         self.state["seen"][1:] = 0
         return {"probe_train": right / images} if images else {}
 
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All of `state`, the same on all ranks."""
+        return {f"{ALIKE}probe/{name}": tensor for name, tensor in self.state.items()}
+
+    def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
+        """Goes on from a saved probe. A tensor that was not saved, or for other classes, starts anew: the probe may be
+        switched on, and test images of other classes given, in the middle of a run."""
+        for name, tensor in self.state_tensors().items():
+            if name in saved[0] and saved[0][name].shape == tensor.shape:
+                tensor.copy_(saved[0][name])
+
     def _inputs(self, unit: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features_and_one"]:
         """Standardised, of about unit length whatever their number, and a column of ones for the bias."""
         scale = self.features * (self.state["variance"] + 1e-5 / self.features)
         return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)
-
-
-def probe_of(labelled: Labelled | None, table: SampleTable, features: int, device: torch.device | str = "cpu") -> Probe:
-    """A probe for the labels of the training table, without those held out as a test.
-
-    Raises ValueError where there are none.
-    """
-    if labelled is None:
-        raise ValueError("evaluation.probe=true needs labels, and data.path has none; give a folder a class, or false")
-    labels = table.label.astype(np.int64)
-    if labelled.test is table:
-        labels[labelled.test_rows] = -1
-    return Probe(labels, int(max(labels.max(), labelled.test.label[labelled.test_rows].max())) + 1, features, device)

@@ -63,10 +63,11 @@ def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
 
 def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
     """As a rank: one step's worth of state, saved and loaded; rank 0 writes `folder`/found.json."""
-    from model.lars import LARS, parameter_groups
+    from model.optimizer.lars import LARS, parameter_groups
+    from model.optimizer.segments import Layout
     from model.queue import EmbeddingQueue
-    from model.segments import Layout
     from training.build import build_network
+    from training.checkpoint.masters import load_network, network_shapes, network_tensors
     from training.checkpoint.save_load import load_checkpoint, save_checkpoint
 
     with connected(Cluster(rank, ranks, rank, ranks)):
@@ -83,11 +84,15 @@ def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
         for step in range(SAVES):
             torch.distributed.barrier()
             begun = time.perf_counter()
-            path = save_checkpoint(folder / "checkpoints", {"step": step}, network, optimizer, queue, keep=2)
+            state = {"step": step, **network_shapes(network, optimizer)}
+            tensors = network_tensors(network, optimizer, rank, ranks) | queue.state_tensors()
+            path = save_checkpoint(folder / "checkpoints", state, tensors, keep=2)
             seconds.append(time.perf_counter() - begun)
         size = sum(file.stat().st_size for file in path.iterdir())
         begun = time.perf_counter()
-        load_checkpoint(path, network, optimizer, queue)
+        state, saved = load_checkpoint(path)
+        load_network(state, saved, network, optimizer, rank, ranks)
+        queue.load_state_tensors(saved.ranks, rank, ranks)
         found = {"seconds": seconds, "load_seconds": time.perf_counter() - begun, "bytes": size}
         if rank == 0:
             (folder / "found.json").write_text(json.dumps(found))

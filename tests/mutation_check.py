@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "model/sinkhorn.py": ["tests/model/test_sinkhorn.py"],
-    "model/lars.py": ["tests/model/test_model.py"],
-    "model/segments.py": ["tests/model/test_segments.py"],
+    "model/optimizer/lars.py": ["tests/model/test_model.py"],
+    "model/optimizer/segments.py": ["tests/model/optimizer/test_segments.py"],
     "pipeline/order.py": ["tests/pipeline/test_order.py", "tests/pipeline/test_loader.py"],
     "pipeline/draw.py": ["tests/pipeline/test_draw.py"],
 }

@@ -1,6 +1,6 @@
-"""`auto` settings: what a recipe leaves open is chosen from the dataset and the batch, and said.
+"""`auto` settings: chosen from the dataset and the batch, and printed with the reason.
 
-The anchors are the paper's: learning rate 0.6 at 256 images a step and 4.8 at 4096 (not linear in between),
+The anchors come from the paper: learning rate 0.6 at 256 images a step and 4.8 at 4096 (not linear in between),
 3,000 prototypes for ImageNet's 1.28 million images, a queue of 3,840 only for small batches.
 """
 
@@ -17,15 +17,15 @@ from pipeline.crops import exact_color
 from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
-QUEUE_BELOW = 1024  # images a step from which the paper trains without a queue (RN50w4's 2560 had one, 4096 none)
+QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
 def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
-    """Replace every `auto` that depends on data or batch, in place; one line for each choice.
+    """Replace every `auto` that depends on data or batch, in place. Returns one line for each choice.
 
     images: usable images of the training set. Raises ConfigError where dataset, batch and processes do not fit.
     """
-    said: list[str] = []
+    choices: list[str] = []
     batch, epochs, world_size = config.run.batch_size, config.run.epochs, cluster.world_size
     if batch % world_size:
         raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
@@ -51,7 +51,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
         if node[name] == "auto":
             node[name] = value
             shown = str(value).lower() if isinstance(value, str | bool) else f"{value:g}"
-            said.append(f"{key}={shown}  ({why}; override with {key}=...)")
+            choices.append(f"{key}={shown}  ({why}; override with {key}=...)")
 
     _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
@@ -59,14 +59,14 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
-    told = "SwAV has one" if config.method == "swav" else f"{config.method} as published"
-    choose("model.heads", heads_of(config.method), told)
+    reason = "SwAV has one" if config.method == "swav" else f"{config.method} as published"
+    choose("model.heads", heads_of(config.method), reason)
     _fit_method(config, choose, steps * batch)
     if config.optimizer.name == "adamw":
         choose(
             "optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs"
         )
-    _scale_learning_rates(config.optimizer, batch, said)
+    _scale_learning_rates(config.optimizer, batch, choices)
     rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
     choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
     choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
@@ -78,11 +78,11 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     )
     _fit_queue(config, choose, batch, epochs, images, world_size)
     choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
-    return said
+    return choices
 
 
-def _scale_learning_rates(optimizer: DictConfig, batch: int, said: list[str]) -> None:
-    """The recipe's learning rates, given for `scale_lr_from` images a step, for `batch` images (linear), in place."""
+def _scale_learning_rates(optimizer: DictConfig, batch: int, choices: list[str]) -> None:
+    """Scale the recipe's learning rates in proportion from `scale_lr_from` to `batch` images per step, in place."""
     given = optimizer.scale_lr_from
     if given in (None, batch):
         return
@@ -90,16 +90,18 @@ def _scale_learning_rates(optimizer: DictConfig, batch: int, said: list[str]) ->
         if optimizer[name] != "auto":
             optimizer[name] = float(optimizer[name] * batch / given)
     optimizer.scale_lr_from = batch  # so that fitting these settings again changes nothing
-    said.append(f"optimizer.base_lr={optimizer.base_lr:g}  ({batch} images a step, scaled in proportion from {given})")
+    choices.append(
+        f"optimizer.base_lr={optimizer.base_lr:g}  ({batch} images a step, scaled in proportion from {given})"
+    )
 
 
 def heads_of(method: str) -> int:
-    """Sets of prototypes where the recipe does not say how many."""
+    """Sets of prototypes if the recipe does not set model.heads."""
     return 1 if method == "swav" else 3
 
 
 def _fit_method(config: DictConfig, choose: Callable[..., None], samples: int) -> None:
-    """What the methods that cluster before each epoch cannot take; samples: of an epoch."""
+    """Check and choose for the methods that cluster before each epoch. samples: images of an epoch."""
     method, swav = config.method, config.swav
     if method == "swav":
         return
@@ -133,9 +135,9 @@ def _fit_queue(
     if batch >= QUEUE_BELOW:
         choose("swav.queue.length", 0, f"{batch} images a step need none")
     else:
-        wanted = min(3840, images // 4) // batch * batch
+        length = min(3840, images // 4) // batch * batch
         few = f"{batch} images a step are few for {config.model.prototypes} prototypes"
-        choose("swav.queue.length", wanted, few if wanted else f"{images} images are too few for one")
+        choose("swav.queue.length", length, few if length else f"{images} images are too few for one")
     if not queue.length:
         queue.start_epoch = 0
         return
@@ -175,7 +177,7 @@ def _has_bf16() -> bool:
 
 
 def _fit_machine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
-    """How color is computed, where crops are made, and with how many threads."""
+    """Choose how color is computed, where crops are made, and the number of threads."""
     backend, on_gpu = config.pipeline.backend, cluster.device().type == "cuda"
     if config.pipeline.device == "gpu" and not on_gpu:
         raise ConfigError("pipeline.device=gpu, but no GPU is visible; use pipeline.device=cpu or auto")

@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from evaluation.features import Labelled
 from model.backbone import build_backbone
 from model.batchnorm import replace_batch_norm
-from model.probe import Probe, probe_of
+from model.objective import Objective
+from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.teacher import Teacher
 from model.weights import load_weights
 from pipeline.crops import Crops
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
 from training.deepspeed_engine import input_dtype
@@ -62,6 +64,20 @@ def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwA
     return network
 
 
+def build_objective(config: DictConfig) -> Objective:
+    """What the run's codes and loss are computed with, of a fitted recipe."""
+    swav, model = config.swav, config.model
+    return Objective(
+        assigning=tuple(swav.assigning),
+        epsilon=swav.epsilon,
+        iterations=swav.iterations,
+        temperature=swav.temperature,
+        prototypes=model.prototypes,
+        heads=model.heads,
+        hard=swav.hard,
+    )
+
+
 def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
     """This rank's share of the queue, None where the recipe has none. Raises ValueError where it does not fit."""
     if not config.swav.queue.length:
@@ -97,3 +113,16 @@ def build_probe(config: DictConfig, network: SwAV, table: SampleTable, labelled:
         return None
     features = int(network.backbone.feature_dim)  # type: ignore[arg-type]
     return probe_of(labelled, table, features, next(network.parameters()).device)
+
+
+def probe_of(labelled: Labelled | None, table: SampleTable, features: int, device: torch.device | str = "cpu") -> Probe:
+    """A probe for the labels of the training table, without those held out as a test.
+
+    Raises ValueError where there are none.
+    """
+    if labelled is None:
+        raise ValueError("evaluation.probe=true needs labels, and data.path has none; give a folder a class, or false")
+    labels = table.label.astype(np.int64)
+    if labelled.test is table:
+        labels[labelled.test_rows] = -1
+    return Probe(labels, int(max(labels.max(), labelled.test.label[labelled.test_rows].max())) + 1, features, device)

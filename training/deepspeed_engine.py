@@ -1,4 +1,4 @@
-"""DeepSpeed, configured from the recipe's `engine:` section, behind the few calls that train.py shows."""
+"""The DeepSpeed engine, configured from the recipe's `engine:` section."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from training.distributed import Cluster
 from training.gradient_averaging import Averaging
 from training.zero import bind
 
-BROKEN = {  # keys of DeepSpeed that are known to break this trainer, and why
-    "zero_optimization.round_robin_gradients": "its own map of the partitions is wrong then, so LARS would be too",
-    "bf16": "its masters and batch norm differ from ours, which engine.precision=bf16 has",
-    "amp": "it is gone from DeepSpeed; engine.precision=bf16 or fp16 does the same",
-    "optimizer": "the optimizer is ours; see the section optimizer",
-    "scheduler": "the learning rate is ours; see the section optimizer",
+BROKEN = {  # keys of DeepSpeed that break this trainer, and why
+    "zero_optimization.round_robin_gradients": "it makes DeepSpeed's map of the partitions wrong, and so LARS",
+    "bf16": "its masters and batch norm differ from those of engine.precision=bf16; use that",
+    "amp": "DeepSpeed has removed it; engine.precision=bf16 or fp16 does the same",
+    "optimizer": "swave brings its own optimizer; see the section optimizer",
+    "scheduler": "swave sets the learning rate; see the section optimizer",
 }
 
-PERSISTENT = 400_000  # elements from which on stage 3 cuts a parameter: small ones are not gathered one by one
+PERSISTENT = 400_000  # elements: stage 3 keeps smaller parameters whole, so it need not gather them one by one
 
 
 def quiet_deepspeed() -> Any:
-    """The deepspeed module, with its running commentary turned down, and nothing compiled at start.
+    """The deepspeed module, with less logging, and without compiling an extension at start.
 
-    On CPUs DeepSpeed compiles a shared-memory all-reduce of its own, under a lock file that a killed start leaves
-    behind: every later start then waits for ever. gloo does the same work, so the extension counts as incompatible.
+    On CPUs DeepSpeed compiles a shared-memory all-reduce under a lock file. A killed start leaves that file behind, and
+    every later start then waits for ever. gloo does the same work, so the extension is marked as incompatible.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
     os.environ.setdefault("DS_LOG_LEVEL", "error")
@@ -44,45 +44,46 @@ def quiet_deepspeed() -> Any:
 
 
 def deepspeed_config(config: DictConfig, world_size: int, device: str, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. `config.engine` has been through `training.auto`; device: "cpu" or "cuda";
-    parameters: elements of the network, of which an automatic bucket is an eighth.
+    """The configuration that DeepSpeed gets, including everything under engine.deepspeed.
 
-    What stands under engine.deepspeed is added. Raises ConfigError for keys that the recipe sets elsewhere, or that
-    are known to break us.
+    config: after `training.auto`. device: "cpu" or "cuda". parameters: elements of the network; an automatic bucket
+    holds an eighth of them. Raises ConfigError for keys that the recipe sets elsewhere or that break this trainer.
     """
     engine = config.engine
     bucket = engine.bucket_size
-    if bucket == "auto":  # DeepSpeed's 5e8 would overlap nothing: a ResNet-50 has 2.8e7
-        bucket = min(max(parameters // 8, 1_000_000), 200_000_000) // 2 * 2  # it wants an even number
+    if bucket == "auto":  # DeepSpeed's default of 5e8 overlaps nothing: a ResNet-50 has 2.8e7
+        bucket = min(max(parameters // 8, 1_000_000), 200_000_000) // 2 * 2  # DeepSpeed needs an even number
     zero: dict[str, Any] = {"stage": engine.stage}
     if engine.stage > 0:
         zero |= {
             "overlap_comm": bool(device == "cuda" and world_size > 1),
             "contiguous_gradients": True,
-            "parameter_alignment": True,  # of weights in the flat buffer, which kernels would else meet unaligned
+            "parameter_alignment": True,  # aligns weights in the flat buffer for the kernels
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
         }
     if engine.stage == 3:
         zero |= {"stage3_param_persistence_threshold": PERSISTENT, "stage3_prefetch_bucket_size": bucket}
-        # DeepSpeed's 1e9 would keep everything gathered from forward to backward, and most networks for ever
+        # DeepSpeed's default of 1e9 would keep gathered parameters from forward to backward, most networks for ever
         zero |= {"stage3_max_live_parameters": 2 * bucket, "stage3_max_reuse_distance": 0}
     if engine.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
     elif engine.stage in (1, 2) and engine.precision != "fp16" and not engine.clipping:
-        zero["compute_grad_norm"] = False  # nobody asks for it, and the host would wait for the device each step
+        zero["compute_grad_norm"] = False  # unused, and it makes the host wait for the device each step
     ours: dict[str, Any] = {
         "train_batch_size": config.run.batch_size,
         "train_micro_batch_size_per_gpu": config.run.batch_size // world_size // engine.accumulation,
         "gradient_accumulation_steps": engine.accumulation,
-        "gradient_clipping": float(engine.clipping),  # DeepSpeed's default is 1.0 by now; SwAV does not clip
+        "gradient_clipping": float(engine.clipping),  # DeepSpeed's default is 1.0; SwAV does not clip
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "wall_clock_breakdown": engine.wall_clock_breakdown,
-        "comms_logger": {"enabled": engine.comms_logger, "prof_all": True},
+        "timers": {"throughput": {"enabled": False}},  # on by default, and then it synchronizes twice a step
         "steps_per_print": 2**31 - 1,
     }
+    if engine.comms_logger:  # DeepSpeed turns it on wherever the section stands, "enabled": false or not
+        ours["comms_logger"] = {"enabled": True, "prof_all": True}
     if engine.precision == "bf16":
         # Parameters and batch norm stay float32, at every stage; convolutions and linear layers run in bfloat16.
         ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
@@ -94,15 +95,15 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
 
 
 def _merged(ours: dict[str, Any], extra: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """`extra` added to `ours`, section by section."""
+    """`ours` with `extra` merged in, section by section. Raises ConfigError for keys that may not be set."""
     merged = dict(ours)
     for key, value in extra.items():
         path = f"{above}{key}"
         if path in BROKEN and value not in (False, None):
             raise ConfigError(f"engine.deepspeed.{path}={value}: {BROKEN[path]}; leave it out")
         if path == "torch_autocast" or (path == "fp16" and "fp16" not in ours):
-            told = " (float16 by torch_autocast is broken under ZeRO)" if path == "torch_autocast" else ""
-            raise ConfigError(f"engine.deepspeed.{path}: set engine.precision=bf16 or fp16 instead{told}")
+            reason = " (float16 by torch_autocast is broken under ZeRO)" if path == "torch_autocast" else ""
+            raise ConfigError(f"engine.deepspeed.{path}: set engine.precision=bf16 or fp16 instead{reason}")
         if isinstance(ours.get(key), dict) and not isinstance(value, dict):
             raise ConfigError(f"engine.deepspeed.{path}={value}: expected a section, as DeepSpeed has it")
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
@@ -115,19 +116,19 @@ def _merged(ours: dict[str, Any], extra: dict[str, Any], above: str = "") -> dic
 
 
 def _tunable(path: str) -> bool:
-    """Whether a key that the recipe gives a value is a matter of speed or of loss scaling alone."""
+    """Whether the user may change a key that the recipe sets: it affects only speed or loss scaling."""
     section, _, name = path.partition(".")
     fixed = ("stage", "offload_optimizer", "compute_grad_norm", "enabled")
-    return section in ("fp16", "zero_optimization", "comms_logger", "steps_per_print") and name not in fixed
+    return section in ("fp16", "zero_optimization", "comms_logger", "timers", "steps_per_print") and name not in fixed
 
 
 def build_engine(
     config: DictConfig, network: torch.nn.Module, optimizer: Any, cluster: Cluster, device: torch.device
 ) -> Any:
-    """The DeepSpeed engine around `network`: call it for a forward, then `.backward(loss)` and `.step()`.
+    """The DeepSpeed engine around `network`: call it for a forward pass, then `.backward(loss)` and `.step()`.
 
-    Parameters are rank 0's from here on. Batch norm is replaced by the synchronised one. Our optimizer is used as it
-    is, told which parameters its tensors hold; the loader is ours too. To be called on all ranks. Raises ConfigError,
+    All ranks call it; all parameters become those of rank 0. Batch norm is replaced by the synchronized one. DeepSpeed
+    uses the given optimizer, which learns which parameters its tensors hold (`training.zero.bind`). Raises ConfigError,
     or ValueError if DeepSpeed is not as `training.zero` expects.
     """
     replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
@@ -140,10 +141,10 @@ def build_engine(
     parameters = sum(p.numel() for group in groups for p in group)
     settings = deepspeed_config(config, cluster.world_size, device.type, parameters)
     deepspeed = quiet_deepspeed()
-    deepspeed.utils.logger.setLevel(logging.ERROR)  # "untested optimizer": it is tested by tests/training/test_zero.py
+    deepspeed.utils.logger.setLevel(logging.ERROR)  # "untested optimizer": tests/training/test_zero.py tests it
     flags = [group["frozen"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
-        group["frozen"] = True  # at stage 0 in fp16 DeepSpeed takes a step to see what state there will be
+        group["frozen"] = True  # at stage 0 in fp16 DeepSpeed takes a step to create the optimizer state
     engine, *_ = deepspeed.initialize(model=network, optimizer=optimizer, config=settings)
     for group, frozen in zip(optimizer.param_groups, flags, strict=True):
         group["frozen"] = frozen
@@ -155,5 +156,5 @@ def build_engine(
 
 
 def input_dtype(config: DictConfig) -> torch.dtype:
-    """What crops are converted to: the dtype of the network's first convolution."""
+    """The dtype of crops: that of the network's first convolution."""
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.engine.precision]

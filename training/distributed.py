@@ -1,8 +1,8 @@
-"""The processes of a run: who we are among them, how they meet, and what they agree on at the end of a step.
+"""The processes of a run: rank and world size from the environment, and the process group.
 
-Only the usual environment is read: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (DeepSpeed calls it LOCAL_SIZE),
-MASTER_ADDR, MASTER_PORT; where those are not set OpenMPI's OMPI_COMM_WORLD_RANK and its like, else srun's SLURM_PROCID
-and its like. So the same script runs under deepspeed, torchrun, mpirun, srun and alone.
+It reads only the usual variables: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE (DeepSpeed's name is LOCAL_SIZE),
+MASTER_ADDR and MASTER_PORT. Where they are not set it reads OpenMPI's (OMPI_COMM_WORLD_RANK, ...), then srun's
+(SLURM_PROCID, ...). So the same script runs under deepspeed, torchrun, mpirun, srun and alone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from common.slurm import expand_counts
 from config.recipe import ConfigError
-from launch.nodes import expand_counts
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """This process among all: `rank` of `world_size`, `local_rank` of `local_world_size` on this machine."""
+    """This process: `rank` of `world_size` in all, `local_rank` of `local_world_size` on this machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -32,7 +32,7 @@ class Cluster:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that speaks and writes."""
+        """Whether this process prints and writes files: rank 0."""
         return self.rank == 0
 
     def device(self) -> Any:
@@ -42,7 +42,7 @@ class Cluster:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
     def add_up(self, values: list[int]) -> list[int]:
-        """Sums of integers (below 2**53) over all ranks, which must all call it."""
+        """Sums of integers below 2**53 over all ranks. All ranks must call it."""
         import torch
         import torch.distributed as dist
 
@@ -53,7 +53,7 @@ class Cluster:
         return total.tolist()
 
     def merge(self, part: dict[str, str]) -> dict[str, str]:
-        """All ranks' entries in one; all must call it."""
+        """The entries of all ranks in one mapping. All ranks must call it."""
         import torch.distributed as dist
 
         parts: list[dict[str, str]] = [part] * self.world_size
@@ -63,7 +63,7 @@ class Cluster:
 
 
 def cluster_from_environment(environment: dict[str, str] | None = None) -> Cluster:
-    """Our place among the processes, from the environment. Raises ConfigError when it contradicts itself."""
+    """This process's rank and world size, from the environment. Raises ConfigError where variables contradict."""
     env = dict(os.environ) if environment is None else environment
 
     def number(names: tuple[str, ...], default: int) -> int:
@@ -78,7 +78,7 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
     world_size = number(("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"), 1)
     rank = number(("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"), 0)
     if not {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"} & set(env):
-        world_size = 1  # a batch script's own shell has SLURM_NTASKS but is no task
+        world_size = 1  # the shell of a batch script has SLURM_NTASKS but is not a task
     if not 0 <= rank < world_size:
         raise ConfigError(f"RANK={rank} does not fit WORLD_SIZE={world_size} in the environment")
     local_rank = number(("LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"), 0)
@@ -93,18 +93,20 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
 
 
 def tasks_here(environment: dict[str, str]) -> int:
-    """Tasks of srun's step on this node, 0 where it does not say."""
+    """Tasks of srun's step on this node, 0 if unknown."""
     try:
         counts = expand_counts(environment["SLURM_STEP_TASKS_PER_NODE"])
         return counts[int(environment["SLURM_NODEID"])]
-    except (KeyError, ValueError, IndexError, ConfigError):
+    except (KeyError, ValueError, IndexError):
         return 0
 
 
 @contextmanager
 def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
-    """The process group (NCCL on GPUs, gloo on CPUs) for the time of the block. timeout: seconds after which a process
-    that waits for the others fails (launch.timeout)."""
+    """The process group (NCCL on GPUs, gloo on CPUs) within the block.
+
+    timeout: seconds after which a process that waits for the others fails (launch.timeout).
+    """
     import torch
     from torch.distributed import distributed_c10d
 
@@ -124,7 +126,7 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     }
     if cluster.world_size == 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    # Groups that are made later, DeepSpeed's among them, take these and not the first group's.
+    # Later groups, such as DeepSpeed's, take these defaults and not the timeout of the first group.
     distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = limit
     backend = "nccl" if device.type == "cuda" else "gloo"
     quiet_deepspeed().init_distributed(backend, timeout=limit, verbose=False)
@@ -137,31 +139,31 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
 
 
 def wait_for_gloo(longest: float = 2.0) -> None:
-    """Until gloo's threads rest, `longest` seconds at most.
+    """Wait until gloo's threads rest, `longest` seconds at most.
 
-    One that still holds a tensor of the last collective would ask for the interpreter while that ends, and the process
-    would abort with code -6 ("terminate called without an active exception"). Ending the process group is not enough:
-    DeepSpeed keeps it.
+    A thread that still holds a tensor of the last collective asks for the interpreter while the process ends. The
+    process then aborts with code -6 ("terminate called without an active exception"). Destroying the process group is
+    not enough, because DeepSpeed keeps a reference to it.
     """
     end, resting = time.monotonic() + longest, 0
-    while time.monotonic() < end and resting < 2:  # twice: one that waits for the interpreter sleeps too
+    while time.monotonic() < end and resting < 2:  # twice: a thread that waits for the interpreter sleeps too
         time.sleep(0.005)
         resting = resting + 1 if set(gloo_states()) <= {"S"} else 0
 
 
 def gloo_states() -> list[str]:
-    """What the threads that run gloo's collectives do: S sleeps, R runs, D waits for the disk."""
-    found = []
+    """The states of the threads that run gloo's collectives: S sleeps, R runs, D waits for the disk."""
+    states = []
     for task in Path("/proc/self/task").glob("*/stat"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the thread has ended
             name, _, rest = task.read_text().rpartition(")")
             if name.endswith("(pt_gloo_runloop"):
-                found.append(rest.split()[0])
-    return found
+                states.append(rest.split()[0])
+    return states
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on right now."""
+    """A TCP port of this machine that is free now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])

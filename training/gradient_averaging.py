@@ -1,4 +1,4 @@
-"""The all-reduce of gradients at ZeRO stage 0, in parts: the large ones as they lie, the small ones together."""
+"""The all-reduce of gradients at ZeRO stage 0: large gradients in place, small ones together in buffers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PART = 1 << 20  # elements of small gradients that go at once
-UNDER_WAY = 2  # parts
+PART = 1 << 20  # elements; small gradients are sent in parts of this size
+IN_FLIGHT = 2  # parts that are reduced at the same time
 
 
 class Averaging:
-    """In place of DeepSpeed's `allreduce_and_copy`, with the same sums: it copies all gradients into a new buffer,
-    sends that as one, and copies it back. Here a gradient of PART elements or more goes as it lies, without a copy,
-    smaller ones together in buffers that stay from step to step, and a part is on its way while the next is copied.
+    """Replaces DeepSpeed's `allreduce_and_copy`, with the same sums.
+
+    DeepSpeed copies all gradients into a new buffer, reduces it as one, and copies it back. This class reduces a
+    gradient of PART elements or more in place, without a copy. It gathers smaller ones in buffers that it reuses from
+    step to step, and reduces one part while it copies the next.
     """
 
     def __init__(self) -> None:
-        self._buffers: list[Tensor] = []  # those that are not on their way
+        self._buffers: list[Tensor] = []  # buffers that are not in flight
 
     def __call__(self, gradients: Sequence[Tensor], group: Any, world_size: int | None = None) -> None:
-        """Their mean over the ranks of `group`, in place. All of one dtype."""
+        """Replace the gradients, all of one dtype, by their mean over the ranks of `group`, in place."""
         factor = 1.0 / (world_size or dist.get_world_size(group))
-        under_way: deque[tuple[Any, Tensor | None, list[Tensor]]] = deque()
+        in_flight: deque[tuple[Any, Tensor | None, list[Tensor]]] = deque()
 
-        def end_one() -> None:
-            work, buffer, part = under_way.popleft()
+        def finish_oldest() -> None:
+            work, buffer, part = in_flight.popleft()
             work.wait()
             if buffer is None:
                 part[0].mul_(factor)
@@ -39,45 +41,45 @@ class Averaging:
             self._buffers.append(buffer)
 
         for part in _parts(gradients):
-            if len(under_way) == UNDER_WAY:
-                end_one()
-            if _as_it_lies(part[0]):
-                under_way.append((dist.all_reduce(part[0], group=group, async_op=True), None, part))
+            if len(in_flight) == IN_FLIGHT:
+                finish_oldest()
+            if _in_place(part[0]):
+                in_flight.append((dist.all_reduce(part[0], group=group, async_op=True), None, part))
                 continue
             size = sum(gradient.numel() for gradient in part)
             buffer = self._buffer(size, part[0])
             for gradient, place in zip(part, _places(buffer, part), strict=True):
                 place.copy_(gradient)
-            under_way.append((dist.all_reduce(buffer[:size], group=group, async_op=True), buffer, part))
-        while under_way:
-            end_one()
+            in_flight.append((dist.all_reduce(buffer[:size], group=group, async_op=True), buffer, part))
+        while in_flight:
+            finish_oldest()
 
     def _buffer(self, size: int, like: Tensor) -> Tensor:
-        """One that is free and has `size` elements, or more; what is too small goes."""
+        """A free buffer of at least `size` elements, of the dtype of `like`. A smaller one is replaced."""
         buffer = self._buffers.pop() if self._buffers else like.new_empty(0)
         fits = buffer.numel() >= size and buffer.dtype == like.dtype
         return buffer if fits else like.new_empty(max(size, 2 * PART))
 
 
-def _as_it_lies(gradient: Tensor) -> bool:
+def _in_place(gradient: Tensor) -> bool:
     return gradient.numel() >= PART and gradient.is_contiguous()
 
 
 def _parts(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The large ones each by itself, and of the others, in their order, PART elements or more together."""
-    parts = [[gradient] for gradient in gradients if _as_it_lies(gradient)]
-    together: list[Tensor] = []
+    """Each large gradient by itself; the others, in their order, in parts of PART elements or more."""
+    parts = [[gradient] for gradient in gradients if _in_place(gradient)]
+    small: list[Tensor] = []
     for gradient in gradients:
-        if not _as_it_lies(gradient):
-            together.append(gradient)
-            if sum(one.numel() for one in together) >= PART:
-                parts.append(together)
-                together = []
-    return [*parts, together] if together else parts
+        if not _in_place(gradient):
+            small.append(gradient)
+            if sum(one.numel() for one in small) >= PART:
+                parts.append(small)
+                small = []
+    return [*parts, small] if small else parts
 
 
 def _places(buffer: Tensor, part: Sequence[Tensor]) -> list[Tensor]:
-    """Of the gradients of a part, one behind the other in its buffer."""
+    """Views of the buffer, one for each gradient of the part, one behind the other."""
     sizes = [gradient.numel() for gradient in part]
     flat = buffer[: sum(sizes)].split(sizes)
     return [place.view(gradient.shape) for place, gradient in zip(flat, part, strict=True)]

@@ -1,4 +1,4 @@
-"""What ends a run early: a signal, on which it saves and leaves, or trouble that it cannot go on with."""
+"""What ends a run early: a stop signal, after which it saves and exits, or an error that training cannot survive."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ STOPPED_EARLY = "stopped by a signal before the first step; the same command goe
 
 
 class StopSignal:
-    """Set by SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP or Ctrl-C: the run saves after its step and leaves.
+    """Set by SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP or Ctrl-C: the run saves after its step and exits.
 
-    at_once: leave on the spot, by SystemExit(0), for as long as it is true: a single process that has not begun has
-    nothing to save and nobody to tell. A second Ctrl-C never waits.
+    at_once: while true, a signal exits immediately by SystemExit(0). A single process that has not begun to train has
+    nothing to save. A second Ctrl-C always exits immediately.
     """
 
     def __init__(self, at_once: bool = False) -> None:
@@ -24,7 +24,7 @@ class StopSignal:
         self.at_once = at_once
         for number in stop_signals():
             signal.signal(number, self._receive)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())  # launch.start holds them back until here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())  # launch.start blocks them until here
 
     def _receive(self, number: int, _frame: Any) -> None:
         if number == signal.SIGINT and self.received == "SIGINT":
@@ -36,15 +36,15 @@ class StopSignal:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a run to stop; under nohup SIGHUP is none of them."""
+    """The signals that ask a run to stop. Under nohup, SIGHUP is not one of them."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on; the message says why and what to do.
+    """Training cannot go on. The message says why and what to do.
 
-    on_all_ranks: whether the others stop for the same reason, so that rank 0 alone need speak.
+    on_all_ranks: whether all ranks stop for the same reason. Then only rank 0 prints the message.
     """
 
     def __init__(self, message: str, on_all_ranks: bool = True):
@@ -53,7 +53,7 @@ class TrainingStopped(RuntimeError):
 
 
 def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches; too many unreadable images on this rank become TrainingStopped."""
+    """The loader's batches. Too many unreadable images on this rank raise TrainingStopped."""
     try:
         yield from loader
     except DatasetError as error:
@@ -61,6 +61,7 @@ def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 def not_finite(step: int, what: object, last_saved: object) -> TrainingStopped:
-    good = last_saved or "there is none yet"
-    mend = "start anew, in another run.directory, with a lower optimizer.base_lr"
-    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {good}; {mend}")
+    """The error of a loss that is not finite. what: the fault in words. last_saved: the last checkpoint, if any."""
+    checkpoint = last_saved or "there is none yet"
+    advice = "start anew, in another run.directory, with a lower optimizer.base_lr"
+    return TrainingStopped(f"step {step}: {what}; last good checkpoint: {checkpoint}; {advice}")

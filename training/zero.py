@@ -1,11 +1,10 @@
-"""Where DeepSpeed 0.19.8 keeps the float32 masters of a network's parameters, and what it does with them in a step.
+"""Where DeepSpeed 0.19.8 keeps the float32 masters of a network's parameters, and how it steps them.
 
-All that binds to DeepSpeed's internals is in this file, and `bind` checks it against the network's own parameters
-before training starts.
+Only this file uses DeepSpeed's internals. `bind` checks them against the network's own parameters before training.
 
     stage 0        fp32: the parameters themselves; fp16: a float32 copy of each
-    stages 1, 2    a flat partition per group and rank, the slices of parameters that it holds by `_hp_mapping`
-    stage 3        a flat partition per sub-group and rank: each parameter's share, padded to equal size, one by one
+    stages 1, 2    a flat partition per group and rank; `_hp_mapping` says which slices of parameters it holds
+    stage 3        a flat partition per sub-group and rank: a share of each parameter, padded to equal size
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.segments import Layout, Segment
+from model.optimizer.segments import Layout, Segment
 
 
 class UnexpectedDeepSpeed(ValueError):
-    """DeepSpeed's internals are not what this file binds to, in one line."""
+    """DeepSpeed's internals differ from what this file expects; one line."""
 
     def __init__(self, what: str) -> None:
         import deepspeed
@@ -30,10 +29,10 @@ class UnexpectedDeepSpeed(ValueError):
 
 
 def bind(engine: Any, network: nn.Module, optimizer: Any, groups: Sequence[Sequence[Tensor]]) -> Layout:
-    """Tell `optimizer` which parameters its tensors are made of, and let DeepSpeed step all groups in one call.
+    """Give `optimizer` the layout of its tensors, and make DeepSpeed step all groups in one call.
 
-    groups: the network's parameters in the optimizer's groups, as they were before DeepSpeed took them.
-    Raises UnexpectedDeepSpeed, on all ranks alike, if the masters found are not the network's parameters.
+    groups: the network's parameters in the optimizer's groups, before DeepSpeed replaced them. Returns the layout.
+    Raises UnexpectedDeepSpeed, on all ranks, if the masters do not hold the network's parameters.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     number = {p: index for index, p in enumerate(p for group in groups for p in group)}
@@ -57,16 +56,14 @@ def bind(engine: Any, network: nn.Module, optimizer: Any, groups: Sequence[Seque
     elif engine.fp16_enabled():
         _scale_the_loss(engine)
     scaler = _scaler(engine)
-    if hasattr(
-        scaler, "raise_error_at_min_scale"
-    ):  # at some stages alone; SkippedSteps in steps.py is the rule for all
+    if hasattr(scaler, "raise_error_at_min_scale"):  # only at some stages; SkippedSteps holds at all of them
         scaler.raise_error_at_min_scale = False
     optimizer.layout = layout
     return layout
 
 
 def publish(engine: Any) -> None:
-    """The network's parameters from the masters, after these were written to; to be called on all ranks."""
+    """Copy the masters to the network's parameters, after a change of the masters. All ranks call it."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     with torch.no_grad():
         if stage == 3:
@@ -84,7 +81,7 @@ def publish(engine: Any) -> None:
 
 
 def write_parameter(engine: Any, optimizer: Any, name: str, values: Tensor) -> None:
-    """Set a parameter to `values`, of its shape and alike on all ranks, in its masters and in the network."""
+    """Set a parameter, in its masters and in the network. values: of its shape, the same on all ranks."""
     layout: Layout = optimizer.layout
     number, flat = layout.names.index(name), values.detach().reshape(-1)
     for tensor, segments in layout.tensors.items():
@@ -104,11 +101,14 @@ def loss_scale(engine: Any) -> dict[str, float]:
 
 
 def load_loss_scale(engine: Any, state: dict[str, float]) -> None:
-    """Go on with a saved loss scale; nothing where this engine or the saved one has none."""
+    """Restore a saved loss scale. Does nothing where this engine or the saved state has none.
+
+    Raises KeyError or TypeError for a malformed state.
+    """
     scaler = _scaler(engine)
-    if scaler is not None:
-        for name, value in state.items():
-            setattr(scaler, name, value)
+    if scaler is not None and state:
+        for name in SCALING:
+            setattr(scaler, name, type(getattr(scaler, name))(state[name]))
 
 
 def _scaler(engine: Any) -> Any:
@@ -118,7 +118,7 @@ def _scaler(engine: Any) -> Any:
 
 
 def full(parameters: Sequence[Tensor]) -> Any:
-    """A context in which the parameters are whole on every rank (they are partitioned at stage 3), for reading."""
+    """A context in which every rank can read the whole parameters, which stage 3 partitions."""
     import deepspeed
 
     partitioned = [p for p in parameters if hasattr(p, "ds_id")]
@@ -141,15 +141,15 @@ def _tensors(engine: Any, number: dict[Tensor, int], groups: Sequence[Sequence[T
 
 def _slices(group: Sequence[Tensor], number: dict[Tensor, int]) -> list[Segment]:
     """Stages 1 and 2: the segments of one group in this rank's flat partition."""
-    found = []
+    segments = []
     for parameter in group:
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # None: this rank has nothing of it
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # None: this rank holds no part of it
         if mapping is not None:
             low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
             if low.numel != high.numel:
                 raise KeyError("a fragment of two sizes")
-            found.append(Segment(number[parameter], low.start, high.start, low.numel))
-    return sorted(found, key=lambda segment: segment.offset)
+            segments.append(Segment(number[parameter], low.start, high.start, low.numel))
+    return sorted(segments, key=lambda segment: segment.offset)
 
 
 def _stage_3(zero: Any, number: dict[Tensor, int]) -> dict[Tensor, list[Segment]]:
@@ -160,7 +160,7 @@ def _stage_3(zero: Any, number: dict[Tensor, int]) -> dict[Tensor, list[Segment]
         for parameter in parameters:
             share = parameter.partition_numel()
             start = share * rank
-            length = min(share, parameter.ds_numel - start)  # the tail behind it is uninitialised memory
+            length = min(share, parameter.ds_numel - start)  # the tail behind it is uninitialized memory
             if length > 0:
                 segments.append(Segment(number[parameter], start, offset, length))
             offset += share
@@ -176,8 +176,7 @@ def _shape(parameter: Tensor) -> torch.Size:
 
 # ---------------------------------------------------------------------------------------------- the check at the start
 def _verify(layout: Layout, parameters: list[Tensor]) -> None:
-    """Every element has its master on exactly one rank, at the place that the layout says, with the value of the
-    network's own parameter."""
+    """Check that each element has its master on exactly one rank, where the layout says, with the parameter's value."""
     faults = torch.zeros(len(parameters), dtype=torch.int64)
     covered = torch.zeros(len(parameters), dtype=torch.int64)
     pieces: dict[int, list[tuple[Segment, Tensor]]] = {}
@@ -190,8 +189,8 @@ def _verify(layout: Layout, parameters: list[Tensor]) -> None:
             for segment, piece in pieces.get(number, []):
                 expected = values[segment.start : segment.start + segment.length]
                 covered[number] += segment.length
-                found = piece.reshape(-1).to(expected.device, expected.dtype)
-                faults[number] += not torch.equal(found, expected)
+                master = piece.reshape(-1).to(expected.device, expected.dtype)
+                faults[number] += not torch.equal(master, expected)
     checked = layout.add_up(torch.stack([faults, covered]).to(layout.device)).cpu()
     for number, name in enumerate(layout.names):
         if checked[0, number] or checked[1, number] != layout.shapes[number].numel():
@@ -200,8 +199,11 @@ def _verify(layout: Layout, parameters: list[Tensor]) -> None:
 
 # ---------------------------------------------------------------------------------------------- the step
 def _step_all_groups_in_one_call(zero: Any, optimizer: Any, stage: int) -> None:
-    """DeepSpeed steps one group after the other, with the others out of the optimizer's sight. Here the gradients of
-    all but the last are held back, and the last call steps all: so that all norms can go in one all-reduce."""
+    """Make one optimizer step move all groups, so that one all-reduce serves all norms.
+
+    DeepSpeed steps one group after another and hides the others from the optimizer. This function holds back the
+    gradients of all groups but the last; the call for the last group steps all of them.
+    """
     masters = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
     group_of = zero.sub_group_to_group_id if stage == 3 else {index: index for index in range(len(masters))}
     held: dict[int, Tensor] = {}
@@ -215,7 +217,7 @@ def _step_all_groups_in_one_call(zero: Any, optimizer: Any, stage: int) -> None:
         for number, group in enumerate(optimizer.param_groups):
             group["params"] = [m for m, g in zip(masters, group_of.values(), strict=True) if g == number]
         optimizer.step()
-        for number in range(index):  # DeepSpeed copied these before they were stepped; it copies the last one itself
+        for number in range(index):  # DeepSpeed copied these too early; it copies the last one itself
             if not zero_offloads:
                 masters[number].grad = None
             copy_to_network(number)
@@ -236,14 +238,14 @@ def _step_all_groups_in_one_call(zero: Any, optimizer: Any, stage: int) -> None:
 
 
 def _no_gradient_norm(zero: Any) -> None:
-    """Stage 3 takes the gradient's norm in every step and the host waits for it, though nobody asks."""
+    """Skip the gradient norm, which stage 3 computes in every step: it is unused, and the host waits for it."""
     if not callable(getattr(zero, "_get_norm_groups", None)):
         raise UnexpectedDeepSpeed("no _get_norm_groups")
     zero._get_norm_groups = lambda: [0.0]
 
 
 def _scale_the_loss(engine: Any) -> None:
-    """At stage 0 in fp16 DeepSpeed divides gradients by the loss scale, but its `backward` does not multiply by it."""
+    """Multiply the loss by the loss scale. At stage 0 in fp16 DeepSpeed only divides the gradients by it."""
     backward = engine.backward
     engine.backward = lambda loss: backward(loss * engine.optimizer.loss_scale_config.cur_scale)
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.backbones import Backbone
-from evaluation.features import Labelled
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.session import MAX_BAD, Place, training_loader
 from evaluation.subsets import take
 from model.batchnorm import replace_batch_norm
 from pipeline.crops import Crops
 from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.labelled import Labelled
 from pipeline.loader import evaluation_batches
 
 

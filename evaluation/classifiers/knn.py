@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
-from evaluation.features import Labelled, evaluation_mode, extract, gather, labels
+from evaluation.features import evaluation_mode, extract, gather, labels
 from model.probe import Probe
 from model.teacher import Teacher
 from pipeline.crops import Crops
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
 

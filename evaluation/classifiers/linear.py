@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evaluation.features import Labelled
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.session import Place, training_loader
 from evaluation.subsets import take
 from pipeline.crops import Crops
 from pipeline.dataset.folder import progress_bar
+from pipeline.dataset.labelled import Labelled
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.clusters import GAP, TILE, thumbnail, top_images
 from evaluation.curve import draw_curve
-from evaluation.features import Labelled
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 

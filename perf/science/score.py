@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evaluation.backbones import Backbone
-    from evaluation.features import Labelled
     from evaluation.session import Place
     from pipeline.crops import Crops
+    from pipeline.dataset.labelled import Labelled
 
 CURVE_IMAGES = 10_000  # of the training set that a learning curve's k-NN compares with
 PENALTIES = [1e-5, 1e-4, 1e-3]
@@ -170,7 +170,7 @@ def labelled_at(path: Path, tables: str) -> Labelled:
     """The labelled images of a dataset. Raises DatasetError."""
     from omegaconf import OmegaConf
 
-    from evaluation.features import labelled_data
+    from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_splits
     from pipeline.dataset.table import DatasetError
 

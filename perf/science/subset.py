@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.features import Labelled
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.shards import Record, pack
 from pipeline.dataset.table import SampleTable

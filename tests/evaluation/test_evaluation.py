@@ -13,8 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
 from evaluation.classifiers.knn import predict
-from evaluation.features import gather, labelled_data
+from evaluation.features import gather
 from model.monitor import CodeMonitor, advice
+from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.table import DatasetError
 from support.photos import flat_colors, photographs, write_folder
@@ -103,7 +104,7 @@ def test_classes_of_the_test_folder_are_the_training_sets_by_name(tmp_path):
     train, test = open_splits(data, progress=False)
     assert [train.classes[label] for label in sorted(set(test.label))] == ["b", "c"]
     write_folder(tmp_path / "val" / "d", photos[:2])
-    with pytest.raises(DatasetError, match="no training image is of its class 'd'"):
+    with pytest.raises(DatasetError, match="its class 'd' is not in the training set"):
         open_splits(data, progress=False)
 
 

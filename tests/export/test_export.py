@@ -27,11 +27,10 @@ from support.exports import (
     built_by,
     difference,
     make_run,
-    optimizer_of,
     refused,
+    save_network,
 )
 from support.golden import SHAPES
-from training.checkpoint.save_load import save_checkpoint
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm"])
@@ -214,9 +213,8 @@ def test_damaged_checkpoint_is_one_line(trained, tmp_path, capsys):
 def test_checkpoint_without_a_network_is_one_line(tmp_path, capsys, trained, change):
     trained(*TINY_RESNET)  # for its process group
     network = SwAV(build_backbone(TINY_RESNET[0], **TINY_RESNET[1]), 16, 8, 12)
-    optimizer = optimizer_of(network)
-    path = save_checkpoint(tmp_path / "checkpoints", {"step": 1, **change}, network, optimizer, None, keep=2)
-    assert "tells of no network" in refused(capsys, path, tmp_path / "x", "--format", "swav")
+    path = save_network(tmp_path / "checkpoints", {"step": 1, **change}, network)
+    assert "describes no network" in refused(capsys, path, tmp_path / "x", "--format", "swav")
 
 
 def test_unknown_format_is_one_line_with_the_known_ones(trained, tmp_path, capsys):

@@ -1,15 +1,10 @@
 """The linear probe that learns while the network does."""
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional
 
-from evaluation.features import labelled_data
-from model.probe import LEARNING_RATE, MOMENTUM, Probe, probe_of
-from pipeline.dataset.table import SampleTable
+from model.probe import LEARNING_RATE, MOMENTUM, Probe
 from support.ranks import run_ranks
 
 CLASSES, FEATURES, IMAGES = 3, 12, 240
@@ -115,35 +110,8 @@ def test_its_state_is_all_that_it_goes_on_from():
     for rows in batches[:4]:
         before.update(features[rows], rows)
     after = Probe(labels, CLASSES, FEATURES)
-    for name, value in before.state.items():
-        after.state[name].copy_(value)
+    after.load_state_tensors([before.state_tensors()])
     for rows in batches[4:]:
         after.update(features[rows], rows)
     for name, value in straight.state.items():
         assert torch.equal(value, after.state[name])
-
-
-def table(labels):
-    """A table of so many images, of which only the labels matter here."""
-    rows, zeros = len(labels), np.zeros(len(labels))
-    size = np.full(rows, 8)
-    return SampleTable(Path("."), ["a"], zeros, zeros, size, size, size, labels, zeros)
-
-
-def test_it_does_not_learn_from_what_is_held_out_as_a_test():
-    images = table(np.arange(100) % 4)
-    labelled = labelled_data(images, None)
-    probe = probe_of(labelled, images, 5)
-    assert (probe.labels[labelled.test_rows] == -1).all()
-    assert (probe.labels[labelled.train_rows] >= 0).all()
-    assert probe.state["weight"].shape == (4, 6)
-    whole = labelled_data(images, table(np.full(10, 6)), max_train=20)
-    probe = probe_of(whole, images, 5)
-    assert (probe.labels >= 0).all()  # max_train is k-NN's alone
-    assert probe.state["weight"].shape == (7, 6)  # a class that only the test has is one
-
-
-def test_data_without_labels_is_a_mistake_told_in_one_line():
-    images = table(np.full(10, -1))
-    with pytest.raises(ValueError, match=r"^evaluation.probe=true needs labels, .*$"):
-        probe_of(labelled_data(images, None), images, 5)

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 
 from config.recipe import ROOT, load_config
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
-from model.segments import Layout
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.segments import Layout
 from model.swav import SwAV
 from support.photos import write_folder
+from training.checkpoint.masters import network_shapes, network_tensors
 from training.checkpoint.save_load import save_checkpoint
 
 RESNET = {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small", "stem_stride": 2}
@@ -54,7 +55,8 @@ def small_run(directory: Path, data: Path) -> Path:
     state = {"step": 7, "images": 90, "loader": {"epoch": 3, "samples": 0}, "config": OmegaConf.to_container(config)}
     torch.distributed.init_process_group("gloo", init_method=f"file://{directory}.store", rank=0, world_size=1)
     try:
-        save_checkpoint(directory / "checkpoints", state, network, optimizer, None, keep=1)
+        state |= network_shapes(network, optimizer)
+        save_checkpoint(directory / "checkpoints", state, network_tensors(network, optimizer, 0, 1), keep=1)
     finally:
         torch.distributed.destroy_process_group()
     return directory

@@ -10,10 +10,11 @@ from omegaconf import OmegaConf
 from config.recipe import load_config
 from export.__main__ import main
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
-from model.segments import Layout
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.segments import Layout
 from model.swav import SwAV
 from support.golden import fill
+from training.checkpoint.masters import network_shapes, network_tensors
 from training.checkpoint.save_load import save_checkpoint
 
 TINY_RESNET = ("resnet", {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small"}, 16)
@@ -28,6 +29,13 @@ def optimizer_of(network):
     names = {parameter: name for name, parameter in network.named_parameters()}
     optimizer.layout = Layout.of_whole(optimizer.param_groups, names)
     return optimizer
+
+
+def save_network(directory, state, network):
+    """A checkpoint of a network alone; its path."""
+    optimizer = optimizer_of(network)
+    state = state | network_shapes(network, optimizer)
+    return save_checkpoint(directory, state, network_tensors(network, optimizer, 0, 1), keep=2)
 
 
 def make_run(directory, backbone, options, size):
@@ -49,8 +57,7 @@ def make_run(directory, backbone, options, size):
         "loader": {"epoch": 3, "samples": 0},
         "config": OmegaConf.to_container(config),
     }
-    optimizer = optimizer_of(network)
-    save_checkpoint(directory / "checkpoints", state, network, optimizer, None, keep=2)
+    save_network(directory / "checkpoints", state, network)
     (directory / "summary.json").write_text(json.dumps({"steps": 7, "knn": KNN}))
     return directory, network.eval()
 

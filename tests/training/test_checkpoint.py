@@ -9,22 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.segments import Layout
 from model.queue import EmbeddingQueue
-from model.segments import Layout
 from model.swav import SwAV
 from support.forks import context
 from support.ranks import run_ranks
 from training.checkpoint import save_load as checkpoint
-from training.checkpoint.save_load import (
-    CheckpointError,
-    full_weights,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from training.checkpoint.masters import load_network, network_shapes, network_tensors
+from training.checkpoint.save_load import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint.weights import full_weights
 
 LENGTH = 12
 
@@ -51,11 +48,25 @@ def stepped(rank, world_size):
     return network, optimizer, queue
 
 
+def save_state(directory, step, network, optimizer, queue, rank=0, world_size=1, **options):
+    state = {"step": step, "config": {}, **network_shapes(network, optimizer)}
+    tensors = network_tensors(network, optimizer, rank, world_size) | queue.state_tensors()
+    return save_checkpoint(directory, state, tensors, **options)
+
+
+def load_state(path, network, optimizer, queue, rank=0, world_size=1):
+    """The step of the checkpoint, after all of it was loaded."""
+    state, saved = load_checkpoint(path, {"shapes": dict, "buffers": list})
+    load_network(state, saved, network, optimizer, rank, world_size)
+    queue.load_state_tensors(saved.ranks, rank, world_size)
+    return state["step"]
+
+
 def save(task):
     rank, world_size, directory = task
-    network, optimizer, queue = stepped(rank, world_size)
-    save_checkpoint(directory, {"step": 7, "config": {}}, network, optimizer, queue, keep=2)
-    return contents(network, optimizer, queue)
+    trained = stepped(rank, world_size)
+    save_state(directory, 7, *trained, rank, world_size, keep=2)
+    return contents(*trained)
 
 
 def contents(network, optimizer, queue):
@@ -64,10 +75,10 @@ def contents(network, optimizer, queue):
 
 
 def restored(task):
-    _, world_size, directory = task
-    network, optimizer, queue = parts(1, world_size)
-    load_checkpoint(latest_checkpoint(directory), network, optimizer, queue)
-    return contents(network, optimizer, queue)
+    rank, world_size, directory = task
+    new = parts(1, world_size)
+    load_state(latest_checkpoint(directory), *new, rank, world_size)
+    return contents(*new)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -103,9 +114,9 @@ def test_full_weights_are_the_networks(tmp_path):
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, one_rank):
-    network, optimizer, queue = stepped(0, 1)
+    trained = stepped(0, 1)
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, {"step": step, "config": {}}, network, optimizer, queue, keep=3)
+        save_state(tmp_path, step, *trained, keep=3)
     assert latest_checkpoint(tmp_path).name == "step-000000003"
     weights = tmp_path / "step-000000003" / "rank-00000.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -118,40 +129,91 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, one_rank):
 
 
 def test_what_a_kill_leaves_behind_is_ignored_and_cleared(tmp_path, one_rank):
-    network, optimizer, queue = stepped(0, 1)
-    save_checkpoint(tmp_path, {"step": 1, "config": {}}, network, optimizer, queue, keep=2)
+    trained = stepped(0, 1)
+    save_state(tmp_path, 1, *trained, keep=2)
     (tmp_path / ".writing-step-000000002").mkdir()
     (tmp_path / ".writing-step-000000002" / "rank-00000.safetensors").write_bytes(b"half")
     assert latest_checkpoint(tmp_path).name == "step-000000001"
-    save_checkpoint(tmp_path, {"step": 2, "config": {}}, network, optimizer, queue, keep=2)
+    save_state(tmp_path, 2, *trained, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-000000001", "step-000000002"]
 
 
 def test_only_the_newest_are_kept(tmp_path, one_rank):
-    network, optimizer, queue = stepped(0, 1)
+    trained = stepped(0, 1)
     for step in range(5):
-        save_checkpoint(tmp_path, {"step": step, "config": {}}, network, optimizer, queue, keep=2)
+        save_state(tmp_path, step, *trained, keep=2)
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000003", "step-000000004"]
 
 
 def test_another_network_is_an_error_that_lists_the_keys(tmp_path, one_rank):
-    save_checkpoint(tmp_path, {"step": 1, "config": {}}, *stepped(0, 1), keep=2)
-    network, optimizer, queue = parts(0, width=8)
+    save_state(tmp_path, 1, *stepped(0, 1), keep=2)
+    wider = parts(0, width=8)
     with pytest.raises(
         CheckpointError, match=r"does not fit this recipe's network: backbone\.bn1\.bias, .*projection_head\.0\.weight"
     ):
-        load_checkpoint(latest_checkpoint(tmp_path), network, optimizer, queue)
+        load_state(latest_checkpoint(tmp_path), *wider)
 
 
 def test_nothing_is_pickled(tmp_path, one_rank):
-    path = save_checkpoint(tmp_path, {"step": 1, "config": {}}, *stepped(0, 1), keep=2)
+    path = save_state(tmp_path, 1, *stepped(0, 1), keep=2)
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
     assert json.loads((path / "state.json").read_text())["world_size"] == 1
 
 
+def save_alike(task):
+    rank, _, directory = task
+    alike = {f"alike/{name}": torch.full((2,), float(number)) for number, name in enumerate("abcde")}
+    save_checkpoint(directory, {"step": 1}, alike | {"own/rank": torch.full((2,), float(rank))}, keep=1)
+
+
+def test_a_tensor_that_is_alike_on_all_ranks_is_written_once_and_read_on_every_rank(tmp_path):
+    run_ranks([(rank, 2, tmp_path) for rank in range(2)], save_alike)
+    path = latest_checkpoint(tmp_path)
+    _, saved = load_checkpoint(path)
+    in_files = [set(load_file(file)) for file in sorted(path.glob("rank-*.safetensors"))]
+    assert in_files == [{"alike/a", "alike/c", "alike/e", "own/rank"}, {"alike/b", "alike/d", "own/rank"}]
+    for rank, tensors in enumerate(saved.ranks):
+        assert [float(tensors[f"alike/{name}"][0]) for name in "abcde"] == [0, 1, 2, 3, 4]
+        assert float(tensors["own/rank"][0]) == rank and len(tensors) == 6 and "own/queue" not in tensors
+
+
+def save_not_finite(task):
+    rank, _, directory = task
+    values = torch.full((2,), float("nan") if rank else 0.0)
+    try:
+        save_checkpoint(directory, {"step": 1}, {"own/values": values}, keep=1)
+    except checkpoint.NotSaved as error:
+        return str(error)
+
+
+def test_a_value_that_is_not_finite_is_saved_by_no_rank(tmp_path):
+    errors = run_ranks([(rank, 2, tmp_path) for rank in range(2)], save_not_finite)
+    line = "no checkpoint could be written (rank 1: 1 tensors are not finite, own/values first)"
+    assert errors == [line, line]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_file_or_tensor_is_one_line(tmp_path, one_rank):
+    path = save_state(tmp_path, 1, *stepped(0, 1), keep=1)
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"world_size": 2}))
+    with pytest.raises(CheckpointError, match=r"step-000000001: rank-00001.safetensors cannot be read"):
+        load_checkpoint(path)
+    (path / "state.json").write_text(json.dumps(state | {"buffers": ["elsewhere"]}))
+    with pytest.raises(CheckpointError, match=r"lacks 'own/elsewhere'"):
+        full_weights(path)
+    (path / "state.json").write_text(json.dumps(state | {"shapes": {"backbone.conv1.weight": "wide"}}))
+    with pytest.raises(CheckpointError, match=r"shapes or buffers are malformed"):
+        full_weights(path)
+    for text, line in (("{", "is not JSON"), ("[]", "is not a JSON object")):
+        (path / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=line):
+            load_checkpoint(path)
+
+
 def test_every_nth_epochs_checkpoint_stays(tmp_path, one_rank):
     for step in range(1, 8):
-        save_checkpoint(tmp_path, {"step": step, "config": {}}, *stepped(0, 1), keep=1, keep_steps=3)
+        save_state(tmp_path, step, *stepped(0, 1), keep=1, keep_steps=3)
     assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["3", "6", "7"]
 
 
@@ -176,13 +238,13 @@ def save_twice(rank, world_size, directory, victim, point, error, passed):
         store = f"file://{directory}.store"
         torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
     trained = stepped(rank, world_size)
-    save_checkpoint(directory, {"step": 1, "config": {}}, *trained, keep=1)
+    save_state(directory, 1, *trained, rank, world_size, keep=1)
     if rank == victim:
         checkpoint.save_file, os.fsync = map(crashing, (checkpoint.save_file, os.fsync))
         Path.write_text, Path.rename, Path.replace = map(crashing, (Path.write_text, Path.rename, Path.replace))
         Path.mkdir, shutil.rmtree = map(crashing, (Path.mkdir, shutil.rmtree))
     try:
-        save_checkpoint(directory, {"step": 2, "config": {}}, *trained, keep=1)
+        save_state(directory, 2, *trained, rank, world_size, keep=1)
     except checkpoint.NotSaved:
         os._exit(3)
     except RuntimeError:  # gloo: the connection to the victim is closed
@@ -207,8 +269,7 @@ def written(tmp_path, point, error=0, victim=0, world_size=1):
 
 def usable(directory):
     """The step of the newest whole checkpoint, loaded."""
-    network, optimizer, queue = parts(1)
-    return load_checkpoint(latest_checkpoint(directory), network, optimizer, queue)["step"]
+    return load_state(latest_checkpoint(directory), *parts(1))
 
 
 @pytest.mark.parametrize(("world_size", "victim"), [(1, 0), (2, 0), (2, 1)])
@@ -239,7 +300,7 @@ def test_random_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, one_
     chance = random.Random(3)
     trained = stepped(0, 1)
     for step in (1, 2):
-        save_checkpoint(tmp_path / "sound", {"step": step, "config": {}}, *trained, keep=2)
+        save_state(tmp_path / "sound", step, *trained, keep=2)
     for round in range(200):
         directory = tmp_path / f"damaged{round}"
         shutil.copytree(tmp_path / "sound", directory)
@@ -258,11 +319,10 @@ def test_random_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, one_
             path.write_bytes(chance.randbytes(chance.randrange(2000)))
         else:
             (newest / "extra.pt").write_bytes(b"\x80\x04K\x01.")
-        told = []
-        network, optimizer, queue = parts(1)
-        found = latest_checkpoint(directory, told.append)
-        assert load_checkpoint(found, network, optimizer, queue)["step"] == 1, kind
-        assert len(told) == 1 and "step-000000002 is damaged" in told[0]
+        lines = []
+        found = latest_checkpoint(directory, lines.append)
+        assert load_state(found, *parts(1)) == 1, kind
+        assert len(lines) == 1 and "step-000000002 is damaged" in lines[0]
         shutil.rmtree(directory)
 
 

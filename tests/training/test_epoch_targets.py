@@ -2,19 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from model.deepcluster import IGNORED, one_hot
 from model.memory import Memory
+from model.targets import EpochTargets
 from perf.zero_ranks import Case
 from support.cluster_moves import set_prototypes
 from support.forks import context, run_processes
 from support.ranks import run_ranks
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
+from training.checkpoint.shards import tensors_to_write
 from training.checkpoint.weights import read_trained
 from training.distributed import free_port
-from training.epoch_targets import Clusters
 
 # Batch norm over all processes, so that their number changes nothing but rounding.
 SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")
@@ -87,24 +89,41 @@ def test_set_prototypes_reach_network_and_masters_at_every_stage_and_stay(stage)
         assert network == 0 and masters == 0 and scores < 1e-5 and moved
 
 
-# ---- what a checkpoint keeps ---------------------------------------------------------------------------------------
+# ---- what a checkpoint holds ---------------------------------------------------------------------------------------
 def test_a_row_without_a_target_is_a_code_of_zeros():
     codes = one_hot(torch.tensor([[1, IGNORED], [0, 2]]), 3)
     assert codes.tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 0, 0, 0, 1]]
 
 
 def exchanged(rows):
-    clusters = Clusters(Memory(1, 8, 2), torch.tensor([[3, 1, IGNORED, 2]]))
+    clusters = EpochTargets(Memory(1, 8, 2), torch.tensor([[3, 1, IGNORED, 2]]))
     found = clusters.targets_of(rows.numpy(), torch.ones(1, len(rows), 2))
-    return found.tolist(), clusters.memory.rows.tolist(), sorted(clusters.own(0)), sorted(clusters.own(1))
+    rank, tensors = torch.distributed.get_rank(), clusters.state_tensors()
+    return found.tolist(), clusters.memory.rows.tolist(), sorted(tensors_to_write(tensors, rank, 2))
 
 
 def test_a_step_gets_its_rows_targets_and_leaves_their_embeddings():
-    for rows, (targets, kept, first, other) in zip(
-        (torch.tensor([3, 0]), torch.tensor([1, 2])),
-        run_ranks([torch.tensor([3, 0]), torch.tensor([1, 2])], exchanged),
-        strict=True,
-    ):
-        assert targets == [[[3, 1, IGNORED, 2][row] for row in rows]] and kept == rows.tolist()
-        assert first == ["own/memory.embeddings", "own/memory.rows", "own/targets"]
-        assert other == first[:2]  # what is alike on all ranks is kept once
+    inputs = (torch.tensor([3, 0]), torch.tensor([1, 2]))
+    results = run_ranks(list(inputs), exchanged)
+    for rows, (targets, stored, _) in zip(inputs, results, strict=True):
+        assert targets == [[[3, 1, IGNORED, 2][row] for row in rows]] and stored == rows.tolist()
+    own = ["own/memory.embeddings", "own/memory.rows"]
+    assert [names for *_, names in results] == [["alike/targets", *own], own]  # what is alike is written once
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_targets_of_two_ranks_go_on_with_any_number_of_ranks(ranks):
+    targets = torch.tensor([[3, 1, IGNORED, 2, 0, 1]])
+    saved = []
+    for rows in (np.array([3, 0]), np.array([1, 2])):
+        clusters = EpochTargets(Memory(1, 2, 2), targets)
+        clusters.targets_of(rows, torch.from_numpy(rows)[None, :, None] * torch.ones(1, 2, 2))
+        saved.append(clusters.state_tensors())
+    stored = []
+    for rank in range(ranks):
+        resumed = EpochTargets(Memory(1, 4, 2), torch.zeros_like(targets))
+        resumed.load_state_tensors(saved, rank, ranks)
+        assert torch.equal(resumed.targets, targets)
+        assert torch.equal(resumed.memory.embeddings[0, :, 0], resumed.memory.rows.float())
+        stored += resumed.memory.rows.tolist()
+    assert sorted(stored) == [0, 1, 2, 3]

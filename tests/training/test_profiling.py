@@ -47,7 +47,7 @@ def test_a_run_too_short_to_profile_says_so(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     settings = [str(recipe), f"run.directory={run}", *SETTINGS, "perf.profile=true", "perf.skip=18"]
     said, _ = Script(ROOT / "train.py", settings, tmp_path / "output", ranks=2).communicate(timeout=120)
-    assert "perf.profile: nothing to profile, for of this run's 18 steps perf.skip leaves none" in said
+    assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 18 steps" in said
     assert not (run / "profile.json").exists()
 
 

@@ -10,7 +10,8 @@ import torch
 from evaluation.backbones import open_backbone
 from support.tiny_runs import losses, make_workplace
 from support.tiny_runs import train as run_train
-from training.checkpoint.save_load import CheckpointError, full_weights, latest_checkpoint
+from training.checkpoint.save_load import CheckpointError, latest_checkpoint
+from training.checkpoint.weights import full_weights
 
 SETTINGS = (
     *("swav.teacher.momentum=0.7", "evaluation.probe=true", "evaluation.every=1", "engine.sync_batch_norm=0"),

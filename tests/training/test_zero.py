@@ -12,8 +12,9 @@ from perf.zero_check import LIMITS, LOSS_LIMITS, row_of, run_case
 from perf.zero_ranks import FROZEN, Case
 from support import zero_moves
 from support.forks import run_processes, start_server
-from training.checkpoint.save_load import full_weights, latest_checkpoint
-from training.checkpoint.shards import Pieces
+from training.checkpoint.save_load import latest_checkpoint, load_checkpoint
+from training.checkpoint.shards import SavedTensors
+from training.checkpoint.weights import full_weights
 from training.distributed import free_port
 
 STATES = 8
@@ -85,14 +86,14 @@ def test_frozen_prototypes_do_not_move_and_have_no_momentum_and_then_keep_unit_r
     for moved in weights[FROZEN + 1 :]:
         assert not torch.equal(moved, weights[0])
         assert (moved.norm(dim=1) - 1).abs().max() < 1e-6
-    pieces = Pieces(tmp_path / "states" / f"step-{FROZEN:09d}", 2)
-    momentum = pieces.read("momentum_buffer", "prototypes.weight", 0, 480) if has_momentum(pieces) else torch.zeros(1)
+    frozen = SavedTensors(tmp_path / "states" / f"step-{FROZEN:09d}", 2)
+    momentum = frozen.read("momentum_buffer", "prototypes.weight", 0, 480) if has_momentum(frozen) else torch.zeros(1)
     assert not momentum.any()
-    assert Pieces(tmp_path / "states" / f"step-{FROZEN + 1:09d}", 2).has("momentum_buffer", "prototypes.weight")
+    assert has_momentum(SavedTensors(tmp_path / "states" / f"step-{FROZEN + 1:09d}", 2))
 
 
-def has_momentum(pieces):
-    return pieces.has("momentum_buffer", "prototypes.weight")
+def has_momentum(saved):
+    return saved.has("momentum_buffer", "prototypes.weight")
 
 
 @pytest.mark.slow
@@ -139,12 +140,14 @@ def make(folder):
 
 def same_state(one, other):
     """Masters, momentum and queue of two checkpoints are the same bits once gathered."""
-    states = [json.loads((path / "state.json").read_text()) for path in (one, other)]
-    pieces = [Pieces(path, state["world_size"]) for path, state in zip((one, other), states, strict=True)]
-    for name, shape in states[0]["shapes"].items():
+    (state, first), (_, second) = load_checkpoint(one), load_checkpoint(other)
+    for name, shape in state["shapes"].items():
         for kind in ("master", "momentum_buffer"):
-            if pieces[0].has(kind, name):
-                whole = [p.read(kind, name, 0, torch.Size(shape).numel()) for p in pieces]
+            if first.has(kind, name):
+                whole = [saved.read(kind, name, 0, torch.Size(shape).numel()) for saved in (first, second)]
                 assert torch.equal(*whole), (kind, name)
-    rows = [sorted(row.numpy().tobytes() for part in p.own("queue") for row in part[0]) for p in pieces]
+    rows = [
+        sorted(row.numpy().tobytes() for tensors in saved.ranks for row in tensors["own/queue"][0])
+        for saved in (first, second)
+    ]
     assert rows[0] == rows[1]

@@ -1,4 +1,5 @@
-"""Checkpoints: named tensors and JSON, whole or not there at all, for any number of ranks and any ZeRO stage.
+"""Checkpoints: tensors by name and JSON, whole or not there at all, for any number of ranks and any ZeRO stage.
 
-`save_load` writes and reads them, `shards` holds one rank's tensors, `weights` reads a network out of one.
+`save_load` writes and reads them and `shards` names the tensors: both know no part of a run. `masters` holds a network
+and its optimizer in one, `weights` reads a trained network out of one, `size` estimates the disk that they take.
 """

@@ -1,14 +1,14 @@
-"""Checkpoints: safetensors and JSON, whole or not there at all, for any number of ranks and any ZeRO stage.
+"""Checkpoints: tensors by name and JSON, whole or not there at all, written by any number of ranks.
 
 A checkpoint is the folder `checkpoints/step-000001234` with
 
-    rank-00000.safetensors, ...   each rank's share of masters and optimizer state, and what is its own (pieces.py)
-    state.json                    step, position, ledger, world size, shapes, configuration
-    manifest.json                 size and SHA-256 of all the others; written last
+    rank-00000.safetensors, ...   each rank's tensors (shards.py says how they are named)
+    state.json                    step, world_size, and the JSON values that the caller adds
+    manifest.json                 size and SHA-256 of all other files; written last
 
 All ranks write into one folder under a temporary name (so it must be on a file system that they share) and sync their
-files; rank 0 writes the manifest, syncs, renames the folder, and replaces `latest` after that. A kill at any point, or
-a full disk, leaves the previous checkpoint in charge.
+files; rank 0 writes the manifest, syncs, renames the folder, and then replaces `latest`. A kill at any point, or a
+full disk, leaves the previous checkpoint the newest whole one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,53 +25,28 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common.files import fingerprint, sync, write_atomically
-from model.queue import EmbeddingQueue
-from training.checkpoint.shards import (
-    Pieces,
-    beside_of,
-    own_of,
-    pieces_of,
-    rank_file,
-    restore,
-    restore_beside,
-    restore_own,
-    whole,
-    whole_teacher,
-)
-
-if TYPE_CHECKING:
-    from training.epoch_targets import Clusters
+from training.checkpoint.shards import CheckpointError, SavedTensors, rank_file, tensors_to_write
 
 STEP = "step-{:09d}"
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError)  # what damaged files raise
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used, in one line."""
+JSON_TYPES = {int: "an integer", str: "a string", dict: "an object", list: "a list"}
 
 
 class NotSaved(OSError):
-    """A checkpoint could not be written, on all ranks alike; the one before it is whole. In one line."""
+    """A checkpoint could not be written, on any rank; the one before it is whole. In one line."""
 
 
 # ---------------------------------------------------------------------------------------------- save
 def save_checkpoint(
-    directory: Path,
-    state: dict[str, Any],
-    network: torch.nn.Module,
-    optimizer: Any,
-    queue: EmbeddingQueue | None,
-    keep: int,
-    keep_steps: int = 0,
-    clusters: Clusters | None = None,
-    beside: Mapping[str, torch.Tensor] | None = None,
+    directory: Path, state: dict[str, Any], tensors: Mapping[str, torch.Tensor], keep: int, keep_steps: int = 0
 ) -> Path:
-    """Save everything as `directory/step-...`; to be called on all ranks at once.
+    """Save `directory/step-...`; to be called on all ranks at once.
 
-    state: JSON values, with "step". optimizer: its `layout` says which parameters its tensors hold.
-    keep: how many of the newest stay; keep_steps: those whose step is a multiple of it stay for ever (0: none).
-    beside: more tensors to save, by what each rank's file calls them (pieces.py).
-    Returns the checkpoint's path once it is on disk and `latest` names it. Raises NotSaved, on all ranks.
+    state: JSON values, with "step"; rank 0's are saved. tensors: this rank's, by name (shards.py).
+    keep: how many of the newest stay; keep_steps: every checkpoint whose step is a multiple of it stays too (0: off).
+
+    Returns the checkpoint's path once it is on disk and `latest` names it; a whole checkpoint of the step is left as
+    it is. Raises NotSaved, on all ranks, if any rank cannot write or has a value that is not finite.
     """
     rank, world_size = _rank(), _world_size()
     final = directory / STEP.format(state["step"])
@@ -79,28 +54,20 @@ def save_checkpoint(
     if _from_rank_0(lambda: not damage_of(final)):
         return final
     _together(rank == 0, lambda: _fresh(temporary), "")
-    layout = optimizer.layout
-    if rank == 0:
-        state = state | {
-            "world_size": world_size,
-            "shapes": {name: list(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)},
-            "buffers": [name for name, _ in network.named_buffers()],
-        }
 
     def write() -> dict[str, Any]:
-        tensors = pieces_of(optimizer, rank, world_size) | own_of(network, None if queue is None else queue.embeddings)
-        tensors |= beside_of(beside or {}, rank, world_size)
-        tensors |= {} if clusters is None else clusters.own(rank)
-        bad = [name for name, values in tensors.items() if not torch.isfinite(values).all()]
-        if bad:  # the last good checkpoint must be one
+        files = [rank_file(rank)]
+        mine = tensors_to_write(tensors, rank, world_size)
+        bad = [name for name, values in mine.items() if not torch.isfinite(values).all()]
+        if bad:  # a run must never resume from it
             raise OSError(f"{len(bad)} tensors are not finite, {bad[0]} first")
-        names = [rank_file(rank)] + (["state.json"] if rank == 0 else [])
-        save_file(tensors, temporary / names[0])
+        save_file(mine, temporary / files[0])
         if rank == 0:
-            (temporary / "state.json").write_text(json.dumps(state, indent=1))
-        for name in names:
+            files.append("state.json")
+            (temporary / "state.json").write_text(json.dumps(state | {"world_size": world_size}, indent=1))
+        for name in files:
             sync(temporary / name)
-        return {name: fingerprint(temporary / name) for name in names}
+        return {name: fingerprint(temporary / name) for name in files}
 
     written = _together(True, write, temporary)
 
@@ -124,7 +91,7 @@ def save_checkpoint(
 
 
 def _fresh(temporary: Path) -> None:
-    """An empty folder; what killed runs left beside it goes."""
+    """Make the folder, empty; unfinished folders that killed runs left are deleted."""
     temporary.parent.mkdir(parents=True, exist_ok=True)
     for leftover in temporary.parent.glob(".writing-*"):
         shutil.rmtree(leftover)
@@ -147,12 +114,11 @@ def _size(path: Path) -> int:
 
 # ---------------------------------------------------------------------------------------------- find
 def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
-    """The newest whole checkpoint, the same on all ranks; None if there is none at all.
+    """The newest whole checkpoint, the same on all ranks; None if the folder holds no checkpoint.
 
-    say: is told of each newer one that is damaged. Raises CheckpointError if all are. `latest` is for people: a kill
-    right before it is replaced must not cost the checkpoint that it would have named.
+    say: called with a line for each newer checkpoint that is damaged. Raises CheckpointError if all are damaged.
+    The file `latest` is for people and is not read: a kill right before it is replaced must not cost a checkpoint.
     """
-
     names = _from_rank_0(lambda: sorted((path.name for path in directory.glob("step-*")), reverse=True))
     for name in names:
         damage = _from_rank_0(lambda name=name: damage_of(directory / name))
@@ -166,12 +132,12 @@ def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
 
 
 def damage_of(checkpoint: Path) -> str:
-    """Why a checkpoint is not whole: every file of its manifest, and no other, with its size and SHA-256; '' if it
-    is."""
+    """Why a checkpoint is not whole, '' if it is: the files must be those of the manifest, each with its size and
+    SHA-256."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-        there = {path.name for path in checkpoint.iterdir()}
-        if "state.json" not in manifest or there != {*manifest, "manifest.json"}:
+        files = {path.name for path in checkpoint.iterdir()}
+        if "state.json" not in manifest or files != {*manifest, "manifest.json"}:
             return "its files are not those of its manifest"
         for name, entry in manifest.items():
             if fingerprint(checkpoint / name) != entry:
@@ -183,71 +149,32 @@ def damage_of(checkpoint: Path) -> str:
     return ""
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """state.json of a checkpoint."""
-    return json.loads((checkpoint / "state.json").read_text())
-
-
 # ---------------------------------------------------------------------------------------------- load
-def load_checkpoint(
-    checkpoint: Path,
-    network: torch.nn.Module,
-    optimizer: Any,
-    queue: EmbeddingQueue | None,
-    clusters: Clusters | None = None,
-    beside: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, Any]:
-    """Restore masters, optimizer state, buffers, queue, clusters and what is beside them in place on this rank; returns
-    state.json.
+def load_checkpoint(checkpoint: Path, keys: Mapping[str, type] | None = None) -> tuple[dict[str, Any], SavedTensors]:
+    """state.json and the tensors of a whole checkpoint, the same on all ranks.
 
-    The network's own copy of the parameters follows by `training.zero.publish`. With the saved world size every rank
-    gets
-    its own batch-norm statistics and queue back, bit for bit; with another one all get the average, and the queue is
-    dealt out anew. Raises CheckpointError, with the names, if the network is another one.
+    keys: values that state.json must hold besides step and world_size, with their types. Raises CheckpointError.
     """
-    state = read_state(checkpoint)
-    layout = optimizer.layout
-    own = {name: list(shape) for name, shape in zip(layout.names, layout.shapes, strict=True)}
-    buffers = [name for name, _ in network.named_buffers()]
-    wrong = sorted(name for name in {*own, *state["shapes"]} if own.get(name) != state["shapes"].get(name))
-    wrong += sorted(set(buffers) ^ set(state["buffers"]))
-    if wrong:
-        names = ", ".join(wrong)
-        raise CheckpointError(f"{checkpoint} does not fit this recipe's network: {names}; use another run.directory")
-    rank, world_size = _rank(), _world_size()
+    state = read_state(checkpoint, {"step": int, "world_size": int, **(keys or {})})
+    return state, SavedTensors(checkpoint, state["world_size"])
+
+
+def read_state(checkpoint: Path, keys: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """state.json of a checkpoint. Raises CheckpointError if it is no JSON object, or one of `keys` is missing or of
+    another type; OSError if it cannot be read."""
     try:
-        pieces = Pieces(checkpoint, state["world_size"])
-        restore(pieces, optimizer)
-        restore_own(pieces, network, rank, world_size)
-        restore_beside(pieces, beside or {}, rank, world_size)
-        if queue is not None:
-            queue.load_state_dict({"embeddings": _queue_rows(pieces.own("queue"), rank, world_size)})
-        if clusters is not None:
-            clusters.restore(pieces, rank, world_size)
-    except (KeyError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint} lacks {error}; it was made by another program") from None
+        state = json.loads((checkpoint / "state.json").read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint}: state.json is not JSON ({error})") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{checkpoint}: state.json is not a JSON object")
+    for key, type_ in (keys or {}).items():
+        if key not in state:
+            raise CheckpointError(f"{checkpoint}: state.json lacks '{key}'; another program wrote it")
+        if not isinstance(state[key], type_):
+            value = json.dumps(state[key])[:60]
+            raise CheckpointError(f"{checkpoint}: state.json: '{key}' is {value}, expected {JSON_TYPES[type_]}")
     return state
-
-
-def _queue_rows(saved: list[torch.Tensor], rank: int, world_size: int) -> torch.Tensor:
-    """This rank's rows [assigning, local, dim] of a queue saved by any number of ranks."""
-    if len(saved) == world_size:
-        return saved[rank]
-    # newest first within each rank, so the ranks' rows are interleaved before they are dealt out again
-    return torch.stack(saved, dim=2).flatten(1, 2)[:, rank::world_size].contiguous()
-
-
-def full_weights(checkpoint: Path, teacher: bool = False) -> dict[str, torch.Tensor]:
-    """The network's state dict on the CPU: float32 master parameters, and buffers averaged over the ranks. Of a whole
-    checkpoint (`damage_of`). teacher: that of the moving average; CheckpointError where there is none."""
-    state = read_state(checkpoint)
-    pieces = Pieces(checkpoint, state["world_size"])
-    if not teacher:
-        return dict(whole(pieces, state["shapes"], state["buffers"]))
-    try:
-        return dict(whole_teacher(pieces, state["shapes"], state["buffers"]))
-    except KeyError:
-        raise CheckpointError(f"{checkpoint}: its run had no teacher (swav.teacher.momentum)") from None
 
 
 # ---------------------------------------------------------------------------------------------- ranks
@@ -260,7 +187,7 @@ def _world_size() -> int:
 
 
 def _from_rank_0(ask: Any) -> Any:
-    """What rank 0 finds, on all ranks."""
+    """Rank 0's result of `ask`, on all ranks."""
     answer = [ask() if _rank() == 0 else None]
     if _world_size() > 1:
         dist.broadcast_object_list(answer, src=0)
@@ -268,8 +195,8 @@ def _from_rank_0(ask: Any) -> Any:
 
 
 def _together(mine: bool, act: Any, temporary: Path | str) -> list[Any]:
-    """Every rank's result of `act` (None where not `mine`), on all ranks. If one fails all raise NotSaved, and the
-    unfinished folder goes."""
+    """Every rank's result of `act` (None where not `mine`), on all ranks. If one rank fails, all raise NotSaved and
+    rank 0 deletes the unfinished folder."""
     result, problem = None, ""
     try:
         result = act() if mine else None

@@ -1,4 +1,4 @@
-"""The disk that a run's checkpoints will want."""
+"""The disk space that the checkpoints of a run take."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from omegaconf import DictConfig
 
 from training.auto import heads_of
 
-STATE_BYTES = {"lars": 4, "adamw": 8}  # the optimizer's, a parameter
-MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # that `auto` chooses (training.auto)
-LEAST_GB = 1.0  # for anything else that a run writes
+STATE_BYTES = {"lars": 4, "adamw": 8}  # of optimizer state for each parameter
+MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the most that `auto` chooses (training/auto.py)
+LEAST_GB = 1.0  # covers all other files of a run
 
 
 def checkpoint_gb(config: DictConfig) -> float:
-    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, the optimizer's state, the teacher, the queue. Not
-    the memory of `memory_gb`.
+    """Gigabytes (1e9 bytes) of one checkpoint: float32 parameters, optimizer state, teacher and queue, without the
+    memory (`memory_gb`).
 
-    `auto` counts as the most that it may come to. Raises ValueError for a network that cannot be built.
+    `auto` counts as the most that it can choose. Raises ValueError for a network that cannot be built.
     """
     import torch
 
@@ -32,8 +32,8 @@ def checkpoint_gb(config: DictConfig) -> float:
 
 
 def memory_gb(config: DictConfig, images: int) -> float:
-    """Gigabytes of a checkpoint that DeepCluster-v2's and SeLa-v2's memory of `images` takes: embeddings (float32) and
-    row (int64) of each, and its target (int32) of each head. 0 for SwAV, or where images, unknown, are 0."""
+    """Gigabytes that the memory of DeepCluster-v2 and SeLa-v2 takes in a checkpoint: of each image its embeddings
+    (float32), its row (int64) and its target (int32) for each head. 0 for SwAV, and for 0 images (not yet counted)."""
     if config.method == "swav":
         return 0.0
     return images * (4 * len(config.swav.assigning) * config.model.embedding_dim + 8 + 4 * _heads(config)) / 1e9
@@ -44,10 +44,11 @@ def _heads(config: DictConfig) -> int:
 
 
 def disk_gb(config: DictConfig, held: int, one: float) -> float:
-    """Gigabytes that must be free for the run to go to its end.
+    """Gigabytes that must be free so that the run can finish.
 
-    held: checkpoints that are there already; one: what each takes (`checkpoint_gb`, `memory_gb`). checkpoint.keep of
-    them stay, as do those of every checkpoint.keep_epochs-th epoch, and one is written before an old one goes.
+    held: checkpoints already on the disk. one: size of each (`checkpoint_gb` + `memory_gb`). The newest
+    checkpoint.keep and those of every checkpoint.keep_epochs-th epoch stay, and a new one is written before an old one
+    is deleted.
     """
-    kept_for_ever = config.run.epochs // config.checkpoint.keep_epochs if config.checkpoint.keep_epochs else 0
-    return max(LEAST_GB, one * max(1, config.checkpoint.keep + 1 + kept_for_ever - held))
+    permanent = config.run.epochs // config.checkpoint.keep_epochs if config.checkpoint.keep_epochs else 0
+    return max(LEAST_GB, one * max(1, config.checkpoint.keep + 1 + permanent - held))

@@ -1,4 +1,4 @@
-"""A trained network out of a checkpoint, for whoever does not go on training it."""
+"""A trained network out of a checkpoint, for evaluation and export."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.swav import SwAV
-from training.build import build_network
-from training.checkpoint.save_load import CheckpointError, damage_of, full_weights, latest_checkpoint, read_state
+from torch import Tensor
 
-TEACHER = "@teacher"  # behind the path of a run or checkpoint: the moving average in place of the network
+from model.state import rank_mean
+from model.swav import SwAV
+from model.teacher import teacher_weights
+from training.build import build_network
+from training.checkpoint.masters import whole_masters
+from training.checkpoint.save_load import CheckpointError, damage_of, latest_checkpoint, load_checkpoint, read_state
+
+TEACHER = "@teacher"  # after the path of a run or checkpoint: its teacher in place of the network
 
 
 @dataclass(frozen=True)
 class Trained:
-    """network: with the checkpoint's weights, on the CPU, in eval mode. state: its state.json."""
+    """network: with the checkpoint's weights, on the CPU, in eval mode. state: the checkpoint's state.json."""
 
     checkpoint: Path
     state: dict[str, Any]
@@ -42,7 +47,7 @@ class Trained:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the latest one of a run's directory. Raises CheckpointError."""
+    """The checkpoint at `path`, or the newest whole one of a run's directory. Raises CheckpointError."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give a run's directory or a folder checkpoints/step-...")
     if path.name.startswith("step-") or (path / "manifest.json").is_file():
@@ -55,18 +60,41 @@ def find_checkpoint(path: Path) -> Path:
     return found
 
 
+def full_weights(checkpoint: Path, teacher: bool = False) -> dict[str, Tensor]:
+    """The network's state dict on the CPU: float32 master parameters, and buffers averaged over the ranks.
+
+    checkpoint: a whole one (`damage_of`). teacher: its teacher's in place of the network's. Raises CheckpointError
+    where they are missing.
+    """
+    state, saved = load_checkpoint(checkpoint, {"shapes": dict, "buffers": list})
+    try:
+        if teacher:
+            return teacher_weights(saved.ranks, state["shapes"], state["buffers"])
+        buffers = {name: rank_mean(saved.ranks, f"own/{name}") for name in state["buffers"]}
+        return whole_masters(saved, state["shapes"]) | buffers
+    except KeyError as error:
+        if teacher:
+            raise CheckpointError(f"{checkpoint}: its run had no teacher (swav.teacher.momentum)") from None
+        raise CheckpointError(f"{checkpoint} lacks {error}; another program wrote it") from None
+    except (TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{checkpoint}: state.json: shapes or buffers are malformed ({reason})") from None
+
+
 def read_trained(path: Path) -> Trained:
-    """The network of a run's directory or of a checkpoint, or with `TEACHER` behind it the teacher. Raises ValueError,
-    one line, if there is none to be had."""
+    """The network of a run's directory or of a checkpoint; with `TEACHER` after the path its teacher. Raises
+    ValueError, in one line, if the path holds no network."""
     teacher = path.name.endswith(TEACHER)
     checkpoint = find_checkpoint(path.with_name(path.name.removesuffix(TEACHER)))
-    state = read_state(checkpoint)
+    state = read_state(checkpoint, {"config": dict})
     try:
         network = build_network(state["config"]["model"])
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint}: its state.json tells of no network ({error!r})") from None
+        raise CheckpointError(f"{checkpoint}: its state.json describes no network ({error!r})") from None
+    state = read_state(checkpoint, {"step": int, "images": int, "loader": dict})  # an export names them
+    weights = full_weights(checkpoint, teacher)
     try:
-        network.load_state_dict(full_weights(checkpoint, teacher))
+        network.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint}: its weights are not those of its configuration: {reason}") from None

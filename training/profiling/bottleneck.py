@@ -1,4 +1,4 @@
-"""What bounds a step, in one sentence, with the settings that would move it."""
+"""The verdict on a step: what bounds it, in one sentence, and the settings that would change it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-LOADER, GRADIENTS, CODES, OPTIMIZER, BATCH_NORM = 0.10, 0.15, 0.05, 0.15, 0.15  # shares of a step that are worth a word
+LOADER, GRADIENTS, CODES, OPTIMIZER, BATCH_NORM = (
+    0.10,
+    0.15,
+    0.05,
+    0.15,
+    0.15,
+)  # shares of a step above which each is reported
 
 
-def verdict(found: Mapping[str, Any], settings: Mapping[str, Any], roofline: Mapping[str, Any] | None = None) -> str:
-    """The sentence about a step.
+def verdict(profile: Mapping[str, Any], settings: Mapping[str, Any], roofline: Mapping[str, Any] | None = None) -> str:
+    """What bounds a step, in one sentence.
 
-    found: `training.profiling.profile.summary`: shares, slow, collectives, step_ms. settings:
-    `training.profiling.profile.settings_of`.
-    roofline: with `bound` ("memory bandwidth" or "matrix products") and `share_of_roofline`, where it was measured.
+    profile: shares, slow, collectives, step_ms of `training.profiling.profile.summary`. settings: of
+    `training.profiling.profile.settings_of`. roofline: `bound` ("memory bandwidth" or "matrix products") and
+    `share_of_roofline`, where they were measured.
     """
-    shares, slow = found["shares"], found.get("slow")
+    shares, slow = profile["shares"], profile.get("slow")
     if slow is not None and slow["own_ms"] > 1.2 * slow["others_ms"]:
         return (
             f"bound by a slow rank: rank {slow['rank']} on {slow['host']} takes {slow['own_ms']:.1f} ms of its own a "
             f"step where the others take {slow['others_ms']:.1f}, most of it in {slow['phase']}; look at that "
             "machine's load, or leave it out"
         )
-    batch_norm = sum(row["ms"] for row in found["collectives"] if row["kind"] == "batch_norm") / found["step_ms"]
+    batch_norm = sum(row["ms"] for row in profile["collectives"] if row["kind"] == "batch_norm") / profile["step_ms"]
     candidates = {
         "data_wait": shares["data_wait"] / LOADER,
         "gradient_communication": shares["gradient_communication"] / GRADIENTS,
@@ -55,44 +61,45 @@ def verdict(found: Mapping[str, Any], settings: Mapping[str, Any], roofline: Map
 
 
 def _loader(share: float, settings: Mapping[str, Any]) -> str:
-    """More threads where there are cores for them: as many times more as the loader is too slow."""
+    """Advice for a slow loader: more threads, as far as there are cores, or another backend."""
     waits = "the GPU waits" if settings["device"] == "cuda" else "the network waits"
     threads = settings["threads"]
-    wanted, ours = math.ceil(threads / max(1 - share, 0.01)), settings["cores"] // settings["local_ranks"]
-    mends = [f"pipeline.threads={wanted}"] if threads < wanted <= ours else []
+    needed, available = math.ceil(threads / max(1 - share, 0.01)), settings["cores"] // settings["local_ranks"]
+    remedies = [f"pipeline.threads={needed}"] if threads < needed <= available else []
     if settings["backend"] != "ffcv":
-        mends.append("pipeline.backend=ffcv")
-    told = f"loader-bound: {waits} {share:.0%} of each step"
-    if mends:
-        return f"{told}; {' or '.join(mends)} would hide it"
-    if threads < ours:
-        return f"{told}; pipeline.threads={ours} would hide some of it"
+        remedies.append("pipeline.backend=ffcv")
+    sentence = f"loader-bound: {waits} {share:.0%} of each step"
+    if remedies:
+        return f"{sentence}; {' or '.join(remedies)} would hide it"
+    if threads < available:
+        return f"{sentence}; pipeline.threads={available} would hide some of it"
     return (
-        f"{told}, and all cores are at work; packed images (make convert), fewer crops.local.count or more cores help"
+        f"{sentence}, and all cores are busy; packed images (make convert), fewer crops.local.count or more cores help"
     )
 
 
 def _gradients(share: float, settings: Mapping[str, Any]) -> str:
-    told = f"bound by gradient communication: {share:.0%} of each step is waiting for it"
+    sentence = f"bound by gradient communication: {share:.0%} of each step is waiting for it"
     if settings["device"] == "cuda" and settings["stage"] == 0:
-        return f"{told}; engine.stage=1 hides it behind backward"
+        return f"{sentence}; engine.stage=1 hides it behind backward"
     if settings["stage"] == 3:
-        return f"{told}; engine.stage=1 gathers no weights, where memory allows it"
+        return f"{sentence}; engine.stage=1 gathers no weights, where memory allows it"
     batch = settings["batch"]
-    return f"{told}; run.batch_size={2 * batch} with engine.accumulation={2 * settings['accumulation']} halves it"
+    return f"{sentence}; run.batch_size={2 * batch} with engine.accumulation={2 * settings['accumulation']} halves it"
 
 
 def _compute(shares: Mapping[str, float], settings: Mapping[str, Any], roofline: Mapping[str, Any] | None) -> str:
-    network = shares["forward_global"] + shares["forward_local"] + shares["backward"]
-    told = f"bound by the network: forward and backward are {network:.0%} of each step"
+    network, teacher = shares["forward_global"] + shares["forward_local"] + shares["backward"], shares["teacher"]
+    share = f"{network:.0%} of each step" + f", the teacher {teacher:.0%}" * (teacher > 0)
+    sentence = f"bound by the network: forward and backward are {share}"
     if roofline is None:
-        return f"{told}, and the loader keeps up"
+        return f"{sentence}, and the loader keeps up"
     reached = roofline["share_of_roofline"]
-    told = f"bound by {roofline['bound']}: the network's forward and backward are {network:.0%} of each step, and it "
-    told += f"runs at {reached:.0%} of what the device's {roofline['bound']} would allow"
+    sentence = f"bound by {roofline['bound']}: the network's forward and backward are {share}, and it "
+    sentence += f"runs at {reached:.0%} of what the device's {roofline['bound']} would allow"
     on_gpu = settings["device"] == "cuda"
     if on_gpu and settings["precision"] == "fp32":
-        return f"{told}; engine.precision=bf16 moves half the bytes"
+        return f"{sentence}; engine.precision=bf16 moves half the bytes"
     if on_gpu and not settings["compile"] and reached < 0.7:
-        return f"{told}; engine.compile=true fuses what moves them"
-    return told
+        return f"{sentence}; engine.compile=true fuses what moves them"
+    return sentence

@@ -1,9 +1,8 @@
-"""What a step communicates: each collective with who asked for it, its bytes and how long it held the step up.
+"""What a step communicates: each collective with its purpose, its bytes and how long it delayed the step.
 
-torch.distributed's functions are replaced for a while; nothing is synchronised for it. On a CPU (gloo) a collective
-takes as long as its call, an asynchronous one as long as its call and the wait for it, on a GPU as long as the device
-needed between two events around them: its waiting for the other ranks is part of it. Those in a stream beside the
-step's have no time: they are hidden behind it.
+`counting` replaces torch.distributed's functions for a while and synchronizes nothing. On a CPU (gloo) the time of a
+collective is that of its call, and of the wait for it if it is asynchronous. On a GPU it is the time between two events
+around them, including the wait for other ranks. A collective in another stream has no time: the step hides it.
 """
 
 from __future__ import annotations
@@ -30,22 +29,24 @@ NAMES = (
     "reduce_scatter",
     "reduce_scatter_tensor",
 )
-KINDS = ("gradients", "batch_norm", "codes", "weights", "other")  # weights: gathered from their partitions (ZeRO)
-CALLERS = (
+# weights: all-gathers of partitioned parameters (ZeRO)
+KINDS = ("gradients", "batch_norm", "codes", "weights", "other")
+CALLERS = (  # file or folder -> kind; the first entry that fits counts
     (f"{ROOT}/model/batchnorm.py", "batch_norm"),
-    (f"{ROOT}/model/sinkhorn", "codes"),
+    (f"{ROOT}/model/sinkhorn.py", "codes"),
+    (f"{ROOT}/model/sinkhorn_fused.py", "codes"),
     (f"{ROOT}/model/", "other"),
     (f"{ROOT}/training/gradient_averaging.py", "gradients"),
     (f"{ROOT}/training/", "other"),
     ("/deepspeed/runtime/", "gradients"),
 )
 WAIT = "wait"
-Call = tuple[str, str, int, Any, Any]  # kind, name, bytes, begin and end as the timeline tells them
+Call = tuple[str, str, int, Any, Any]  # kind, name, bytes, begin and end as times of the timeline
 
 
 @contextmanager
 def counting(timeline: Timeline) -> Iterator[list[Call]]:
-    """A list that grows with each collective of this process within the block."""
+    """Within the block, the list gets an entry for each collective of this process."""
     import torch.distributed as dist
 
     calls: list[Call] = []
@@ -53,7 +54,7 @@ def counting(timeline: Timeline) -> Iterator[list[Call]]:
         for name in NAMES:
             original = getattr(dist, name)
             counted = _counted(name, original, timeline, calls)
-            for owner, attribute in ((dist, name), *_kept_by_deepspeed(original)):
+            for owner, attribute in ((dist, name), *_references_in_deepspeed(original)):
                 setattr(owner, attribute, counted)
                 stack.callback(setattr, owner, attribute, original)
         yield calls
@@ -76,7 +77,7 @@ def _counted(name: str, original: Any, timeline: Timeline, calls: list[Call]) ->
 
 
 class _Awaited:
-    """The handle of an asynchronous collective; waiting for it is a call of its own, of no bytes."""
+    """The handle of an asynchronous collective. Its `wait` is recorded as a separate call of 0 bytes."""
 
     def __init__(self, work: Any, kind: str, timeline: Timeline, calls: list[Call]) -> None:
         self._work, self._kind, self._timeline, self._calls = work, kind, timeline, calls
@@ -91,7 +92,7 @@ class _Awaited:
 
 
 def kind_of(name: str, frame: Any) -> str:
-    """One of KINDS, by the innermost file of ours or of DeepSpeed's engine among the callers."""
+    """One of KINDS, by the innermost caller in swave or in DeepSpeed's engine."""
     while frame is not None:
         path = frame.f_code.co_filename
         for part, kind in CALLERS:
@@ -102,14 +103,14 @@ def kind_of(name: str, frame: Any) -> str:
 
 
 def _bytes(value: Any) -> int:
-    """Of a tensor, or of a list of them; 0 for anything else."""
+    """Bytes of a tensor or of a list of tensors; 0 for anything else."""
     if isinstance(value, list | tuple):
         return sum(map(_bytes, value))
     return value.numel() * value.element_size() if hasattr(value, "element_size") else 0
 
 
-def _kept_by_deepspeed(function: Any) -> list[tuple[Any, str]]:
-    """Where DeepSpeed's backend keeps this very function for later."""
+def _references_in_deepspeed(function: Any) -> list[tuple[Any, str]]:
+    """The attributes in which DeepSpeed's backend stores this function."""
     from deepspeed import comm
 
     backend = getattr(comm.comm, "cdb", None)
@@ -117,25 +118,25 @@ def _kept_by_deepspeed(function: Any) -> list[tuple[Any, str]]:
 
 
 def timed(timeline: Timeline, calls: Sequence[Call]) -> list[tuple[str, str, int, float, float | None]]:
-    """Kind, name, bytes, begin and length in milliseconds from the timeline's origin; None where there is no time."""
-    found: list[tuple[str, str, int, float, float | None]] = []
+    """Kind, name, bytes, begin (from the timeline's origin) and length of each call; ms, None where it has no time."""
+    rows: list[tuple[str, str, int, float, float | None]] = []
     for kind, name, size, begin, end in calls:
         if begin is None or end is None:
-            found.append((kind, name, size, 0.0, None))
+            rows.append((kind, name, size, 0.0, None))
         else:
             at = timeline.milliseconds(timeline.origin, begin)
-            found.append((kind, name, size, at, timeline.milliseconds(begin, end)))
-    return found
+            rows.append((kind, name, size, at, timeline.milliseconds(begin, end)))
+    return rows
 
 
 def by_kind(calls: Sequence[tuple[str, str, int, float, float | None]], steps: int) -> list[dict[str, Any]]:
-    """Of each kind there is: how many a step, their bytes and milliseconds a step."""
-    found = []
+    """A row for each kind that occurs: its collectives, bytes and milliseconds per step."""
+    rows = []
     for kind in KINDS:
         own = [call for call in calls if call[0] == kind]
         if own:
             lengths = [call[4] for call in own if call[4] is not None]
-            found.append(
+            rows.append(
                 {
                     "kind": kind,
                     "count": round(sum(call[1] != WAIT for call in own) / steps, 2),
@@ -144,4 +145,4 @@ def by_kind(calls: Sequence[tuple[str, str, int, float, float | None]], steps: i
                     "hidden": len(own) - len(lengths),
                 }
             )
-    return found
+    return rows

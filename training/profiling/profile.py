@@ -1,4 +1,4 @@
-"""What a profile of some steps says, over all ranks; and how train.py's own steps are profiled (perf.profile)."""
+"""The profile of some steps over all ranks, and the profiler of train.py's own steps (perf.profile=true)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.profiling.collectives import by_kind, counting, timed
 from training.profiling.timeline import PHASES, Timeline, phase_sums, watching
 from training.profiling.trace import trace
 
-SLOW = 1.05  # a rank whose own time is so many times the ranks' median is said to be slow
+SLOW = 1.05  # a rank is slow if its own time is more than this many times the median of the others
 
 
 def of_rank(rank: int, timeline: Timeline, calls: Sequence[Any]) -> dict[str, Any]:
@@ -27,14 +27,14 @@ def of_rank(rank: int, timeline: Timeline, calls: Sequence[Any]) -> dict[str, An
 
 
 def summary(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of the ranks' steps (`of_rank`), which are as many on each, at least one:
+    """Figures over all ranks. ranks: from `of_rank`, the same number of steps on each, at least one.
 
     step_ms       median over steps of the ranks' mean
     shares        of the time of all steps and ranks, for each phase; they add up to 1
     phases_ms     median, min and max over steps and ranks
     per_rank      rank, host, step_ms, phases_ms (means), own_ms (a step without its collectives, where it waits for
                   the others), communication_ms
-    slowest_rank  the one with the longest own time; `slow` tells how far it is behind, and in which phase most
+    slowest_rank  the one with the longest own time; `slow` says how far it is behind, and in which phase most
     collectives   a step of rank 0, by kind
     """
     sums = [[phase_sums(step) for step in rank["spans"]] for rank in ranks]
@@ -76,7 +76,7 @@ def _one_rank(rank: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -> 
 
 
 def _slow(per_rank: Sequence[Mapping[str, Any]], slowest: int) -> dict[str, Any] | None:
-    """How the slowest rank compares with the median of the others; None where it is hardly behind, or alone."""
+    """How the slowest rank compares with the median of the others. None if it is not slow, or the only one."""
     others = [row for index, row in enumerate(per_rank) if index != slowest]
     if not others:
         return None
@@ -96,41 +96,42 @@ def _slow(per_rank: Sequence[Mapping[str, Any]], slowest: int) -> dict[str, Any]
     }
 
 
-def told(found: Mapping[str, Any]) -> list[str]:
-    """The lines that a run says of its profile."""
-    parts = sorted(found["shares"].items(), key=lambda item: -item[1])
+def summary_lines(profile: Mapping[str, Any]) -> list[str]:
+    """The lines that a run prints about its profile."""
+    parts = sorted(profile["shares"].items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {share:.1%}" for name, share in parts if share >= 0.001)
-    lines = [f"profile of {found['steps']} steps: {found['step_ms']:.1f} ms a step, of which {shown}"]
-    slow = found["slow"]
+    lines = [f"profile of {profile['steps']} steps: {profile['step_ms']:.1f} ms a step, of which {shown}"]
+    slow = profile["slow"]
     if slow is not None:
         lines.append(
             f"rank {slow['rank']} on {slow['host']} is slow: {slow['own_ms']:.1f} ms of its own a step, the others "
             f"{slow['others_ms']:.1f}; most of it in {slow['phase']}"
         )
-    elif found["ranks"] > 1:
-        lines.append(f"no rank is slow: rank {found['slowest_rank']} takes longest, and hardly longer than the others")
+    elif profile["ranks"] > 1:
+        lines.append(f"no rank is slow: rank {profile['slowest_rank']} takes hardly longer than the others")
     return lines
 
 
 # ---------------------------------------------------------------------------------------------- within train.py
-def profile_steps(config: DictConfig, left: int, times: Any, engine: Any, monitor: Any, journal: Any) -> None:
-    """Profile perf.steps steps of this run after its first perf.skip, where perf.profile is set: then rank 0 writes
-    profile.json and profile-trace.json of all ranks to the run's directory, and says what they hold.
+def profile_steps(config: DictConfig, left: int, times: Any, journal: Any, *parts: Any) -> None:
+    """If perf.profile is set, profile perf.steps steps of this run after its first perf.skip steps.
 
-    left: steps that the run still takes. times: training.profiling.step_times.StepTimes, which tells where the loop is.
+    Rank 0 then writes profile.json and profile-trace.json of all ranks to the run's directory and prints a summary.
+    left: steps that the run still takes. times: the loop's `StepTimes`. parts: engine, monitor, teacher and probe,
+    whose calls are marked; None for a teacher or probe that the run does not have.
     """
     if config.perf.profile and left <= config.perf.skip:
-        journal.say(f"perf.profile: nothing to profile, for of this run's {left} steps perf.skip leaves none")
+        journal.say(f"perf.profile: nothing to profile: perf.skip leaves none of this run's {left} steps")
     elif config.perf.profile:
         last = min(config.perf.skip + config.perf.steps, left)
-        times.listener = _Profiler(config, last, times, engine, monitor, journal)
+        times.listener = _Profiler(config, last, times, journal, parts)
 
 
 class _Profiler:
-    """Hears the loop's marks. Watches from one step on, for some steps, and then lets go of everything."""
+    """Receives the loop's marks. It profiles the chosen steps, then removes all its hooks."""
 
-    def __init__(self, config: DictConfig, last: int, times: Any, engine: Any, monitor: Any, journal: Any) -> None:
-        self.config, self.times, self.engine, self.monitor, self.journal = config, times, engine, monitor, journal
+    def __init__(self, config: DictConfig, last: int, times: Any, journal: Any, parts: Sequence[Any]) -> None:
+        self.config, self.times, self.journal, self.parts, self.engine = config, times, journal, parts, parts[0]
         self.last, self.ended = last, 0
         self.watched = ExitStack()
         self.timeline: Any = None
@@ -151,7 +152,7 @@ class _Profiler:
 
         dist.barrier()  # so that the ranks' clocks begin together
         self.timeline = Timeline(self.engine.device)
-        self.watched.enter_context(watching(self.timeline, self.engine, self.monitor))
+        self.watched.enter_context(watching(self.timeline, *self.parts))
         self.calls = self.watched.enter_context(counting(self.timeline))
 
     def _finish(self) -> None:
@@ -162,18 +163,27 @@ class _Profiler:
         own = of_rank(dist.get_rank(), self.timeline, self.calls)
         ranks: list[Any] = [own] * dist.get_world_size()
         dist.all_gather_object(ranks, own)
-        found = summary(ranks)
-        found["verdict"] = verdict(found, settings_of(self.config, self.engine.device.type, cluster_from_environment()))
-        self.journal.record("profile.json", found)
+        profile = summary(ranks)
+        profile["verdict"] = verdict(
+            profile, settings_of(self.config, self.engine.device.type, cluster_from_environment())
+        )
+        self.journal.record("profile.json", profile)
         self.journal.record("profile-trace.json", trace(ranks))
-        for line in (*told(found), found["verdict"]):
+        for line in (*summary_lines(profile), profile["verdict"]):
             self.journal.say(line)
         self.journal.say(f"{self.journal.directory / 'profile.json'}; profile-trace.json for ui.perfetto.dev")
 
 
 def settings_of(config: DictConfig, device: str, cluster: Any) -> dict[str, Any]:
-    """What of a fitted recipe the verdict's advice depends on."""
+    """The values of a fitted recipe on which a step's time, and so the verdict, depends. teacher: its first momentum,
+    0 without a teacher."""
     return {
+        "method": config.method,
+        "heads": config.model.heads,
+        "hard_codes": config.swav.hard,
+        "queue": config.swav.queue.length,
+        "teacher": config.swav.teacher.momentum,
+        "probe": config.evaluation.probe,
         "device": device,
         "ranks": cluster.world_size,
         "local_ranks": cluster.local_world_size,

@@ -1,4 +1,4 @@
-"""Where a rank's step goes before it meets the others: waiting for data, and the forward pass."""
+"""Times of a rank before it meets the others in a step: waiting for data, and the forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class StepTimes:
-    """Seconds a step of this rank until its scores are there: no collective but batch norm's has evened them out."""
+    """Seconds per step of this rank until its scores are ready. Before that, only batch norm's collectives wait."""
 
     def __init__(self, device: Any) -> None:
         import torch
@@ -18,10 +18,10 @@ class StepTimes:
         self._steps = 0
         self._marks: list[tuple[Any, Any]] = []  # events before and after the forward passes, on a GPU
         self._before: Any = None
-        self.listener: Callable[[str], None] | None = None  # hears where a step is, while it is profiled
+        self.listener: Callable[[str], None] | None = None  # gets the marks of a step while it is profiled
 
     def waits(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """The batches, and how long each was waited for."""
+        """Iterate over the batches and time the wait for each."""
         iterator = iter(batches)
         while True:
             self.mark("data_wait")
@@ -39,14 +39,14 @@ class StepTimes:
             self.mark("end")
 
     def mark(self, place: str) -> None:
-        """Where the step is: data_wait, copy, codes, loss, end."""
+        """Mark where the step is: data_wait, copy, codes, loss, end."""
         if place == "codes":
             self._forward_ended()
         if self.listener is not None:
             self.listener(place)
 
     def _forward_ended(self) -> None:
-        """The scores are there, or are on their way on a GPU. Of several parts of a batch only the first one counts."""
+        """End the time of the forward pass. Of several parts of a batch only the first one counts."""
         if self._begun:
             self._forward += perf_counter() - self._begun
             self._begun = 0.0
@@ -54,15 +54,15 @@ class StepTimes:
                 self._marks.append((self._before, self._mark()))
 
     def take(self) -> tuple[float, float]:
-        """Mean seconds a step since the last call: waiting for data, and forward. Never waits for a GPU: steps that it
-        has not finished are left out."""
+        """Mean seconds per step since the last call: waiting for data, forward pass. Leaves out steps that a
+        GPU has not finished, so it never waits."""
         steps = max(self._steps, 1)
-        found = self._waited / steps, self._forward / steps
+        seconds = self._waited / steps, self._forward / steps
         if self._event is not None:
             done = [before.elapsed_time(after) / 1e3 for before, after in self._marks if after.query()]
-            found = found[0], sum(done) / max(len(done), 1)
+            seconds = seconds[0], sum(done) / max(len(done), 1)
         self._waited, self._forward, self._steps, self._marks = 0.0, 0.0, 0, []
-        return found
+        return seconds
 
     def _mark(self) -> Any:
         if self._event is None:
@@ -73,9 +73,9 @@ class StepTimes:
 
 
 def compared(times: Sequence[Sequence[float]], names: Sequence[str]) -> dict[str, Any]:
-    """What metrics.jsonl gets of all ranks' times (`StepTimes.take`): seconds of each, and who was the slowest.
+    """The entry of metrics.jsonl: each rank's seconds, their spread, and the slowest rank.
 
-    names: of the ranks' hosts.
+    times: a pair of `StepTimes.take` for each rank. names: each rank's host.
     """
     own = [waited + forward for waited, forward in times]
     slowest = own.index(max(own))

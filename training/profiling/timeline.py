@@ -1,20 +1,22 @@
-"""Where the time of a training step goes: marks at the borders of its phases, read when all is over.
+"""Where the time of a training step goes: marks at the borders of its phases, read at the end.
 
-A mark is a time of the host, on a GPU an event that the device passes: nothing waits for anything while steps run.
+A mark is a host time, or a CUDA event on a GPU. Nothing waits while the steps run.
 
-    data_wait               for the loader
-    copy                    of the crops to the device, and their parts
-    forward_global          the backbone on the global crops; head and prototypes, which see all crops together
+    data_wait               waiting for the loader
+    copy                    crops to the device, and cutting them into parts
+    forward_global          the backbone on the global crops, and head and prototypes on all crops
     forward_local           the backbone on the local crops
-    codes                   Sinkhorn and the queue
+    teacher                 its forward pass, and its average after the step; zero without one
+    codes                   Sinkhorn and the queue, or the clusters of the rows
     loss
     backward
-    gradient_communication  what backward and step wait for it: what is hidden behind them does not count
-    optimizer               engine.step without what it communicates
+    gradient_communication  waits of backward and step for it; communication hidden behind them does not count
+    optimizer               engine.step without its communication
+    probe                   the online classifier; zero without one
     other                   monitors, agreement, saving
 
-Collectives of batch norm, codes and monitors stay in the phase in which they fall; `training.profiling.collectives`
-tells them.
+Collectives of batch norm, codes and monitors belong to the phase that calls them; `training.profiling.collectives`
+lists them.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ PHASES = (
     "copy",
     "forward_global",
     "forward_local",
+    "teacher",
     "codes",
     "loss",
     "backward",
     "gradient_communication",
     "optimizer",
+    "probe",
     "other",
 )
 HELD_BACK = ("overlapping_partition_gradients_reduce_epilogue", "independent_gradient_partition_epilogue")
@@ -43,7 +47,7 @@ Span = tuple[str, float, float]  # name, begin and length in milliseconds
 
 
 class Timeline:
-    """Marks of this rank's steps. `mark` begins a phase, and ends the one before."""
+    """The marks of this rank's steps. `mark` begins a phase and ends the one before."""
 
     def __init__(self, device: Any) -> None:
         self._stream: Any = None
@@ -57,7 +61,7 @@ class Timeline:
         self.origin = self.now()
 
     def now(self) -> Any:
-        """A time, or an event on a GPU; None in another stream than the steps', where work is hidden behind theirs."""
+        """A host time in seconds, or a CUDA event. None in another stream than the steps', which hide its work."""
         if self._stream is None:
             return perf_counter()
         if self._torch.cuda.current_stream(self._stream.device) != self._stream:
@@ -67,14 +71,14 @@ class Timeline:
         return event
 
     def mark(self, phase: str) -> None:
-        """From now on it is `phase`."""
+        """Begin `phase`."""
         time = self.now()
         if time is not None:
             self.phase = phase
             self._marks.append((phase, time))
 
     def begin_step(self) -> None:
-        """A step begins with waiting for its data; one that was not ended is forgotten."""
+        """Begin a step, with the wait for its data. Drops a step that did not end."""
         self._marks = []
         self.mark("data_wait")
 
@@ -84,7 +88,7 @@ class Timeline:
         self._marks = []
 
     def hear(self, place: str) -> None:
-        """A mark of the loop's own: a phase, or "end"."""
+        """Take a mark of the training loop: a phase, or "end"."""
         if place == "data_wait":
             self.begin_step()
         elif place == "end":
@@ -94,7 +98,7 @@ class Timeline:
 
     @contextmanager
     def inside(self, phase: str) -> Iterator[None]:
-        """It is `phase` within the block, and afterwards what it was before."""
+        """`phase` within the block, and the earlier phase after it."""
         before = self.phase
         self.mark(phase)
         try:
@@ -103,11 +107,11 @@ class Timeline:
             self.mark(before)
 
     def milliseconds(self, begin: Any, end: Any) -> float:
-        """Between two of `now`'s, once both have passed."""
+        """Milliseconds between two results of `now` that have both passed."""
         return (end - begin) * 1e3 if self._stream is None else begin.elapsed_time(end)
 
     def spans(self) -> list[list[Span]]:
-        """A list of spans a step, from the origin on. On a GPU this waits for the device."""
+        """The spans of each step, from the origin on. On a GPU this waits for the device."""
         if self._stream is not None:
             self._stream.synchronize()
         return [
@@ -120,17 +124,20 @@ class Timeline:
 
 
 def phase_sums(spans: Sequence[Span]) -> dict[str, float]:
-    """Milliseconds of each phase in a step, all of PHASES."""
-    found = dict.fromkeys(PHASES, 0.0)
+    """Milliseconds of each of PHASES in a step."""
+    sums = dict.fromkeys(PHASES, 0.0)
     for phase, _, length in spans:
-        found[phase] += length
-    return found
+        sums[phase] += length
+    return sums
 
 
 @contextmanager
-def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
-    """Within the block the engine's and the monitor's calls make their marks: forward, backward, communication of
-    gradients, step. The loop itself says when it waits for data, copies, makes codes and the loss."""
+def watching(timeline: Timeline, engine: Any, monitor: Any, teacher: Any = None, probe: Any = None) -> Iterator[None]:
+    """Within the block, calls of engine, monitor, teacher and probe make marks: forward, backward, gradient
+    communication, step.
+
+    The training loop itself marks the wait for data, the copy, the codes and the loss.
+    """
     with ExitStack() as stack:
 
         def around(owner: Any, name: str, phase: str) -> None:
@@ -153,6 +160,8 @@ def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
         for name in HELD_BACK:
             around(engine.optimizer, name, "gradient_communication")
         around(monitor, "update", "other")
+        around(probe, "update", "probe")
+        around(teacher, "follow", "teacher")
 
         def begins(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
             return (_Crops(values[0], timeline), *values[1:]) if isinstance(values[0], list) else values
@@ -160,13 +169,19 @@ def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
         def ends(_module: Any, _values: Any, _result: Any) -> None:
             timeline.mark("other")
 
-        for handle in (engine.module.register_forward_pre_hook(begins), engine.module.register_forward_hook(ends)):
+        handles = [engine.module.register_forward_pre_hook(begins), engine.module.register_forward_hook(ends)]
+        if teacher is not None:
+            handles += [
+                teacher.network.register_forward_pre_hook(lambda *_: timeline.mark("teacher")),
+                teacher.network.register_forward_hook(lambda *_: timeline.mark("codes")),
+            ]
+        for handle in handles:
             stack.callback(handle.remove)
         yield
 
 
 class _Crops(list):
-    """The crops of a step, a tensor per resolution, the global ones first. Whoever goes through them makes marks."""
+    """The crops of a step, one tensor per resolution, the global ones first. Iterating over them makes marks."""
 
     def __init__(self, crops: Sequence[Any], timeline: Timeline) -> None:
         super().__init__(crops)

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def trace(ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The trace's JSON: a process for each rank, with a track of its phases and one of its collectives.
+    """The trace as JSON: a process for each rank, with a track of phases and a track of collectives.
 
-    ranks: as `training.profiling.profile.of_rank` gives them.
+    ranks: results of `training.profiling.profile.of_rank`.
     """
     return {"displayTimeUnit": "ms", "traceEvents": [event for rank in ranks for event in _events(rank)]}
 
@@ -31,7 +31,9 @@ def _name(what: str, rank: int, track: int, name: str) -> dict[str, Any]:
     return {"ph": "M", "name": what, "pid": rank, "tid": track, "args": {"name": name}}
 
 
-def _span(name: str, rank: int, track: int, begin: float, length: float, told: Mapping[str, Any]) -> dict[str, Any]:
+def _span(
+    name: str, rank: int, track: int, begin: float, length: float, arguments: Mapping[str, Any]
+) -> dict[str, Any]:
     """A complete event; times are in microseconds."""
     times = {"ts": round(1e3 * begin, 1), "dur": round(1e3 * length, 1)}
-    return {"ph": "X", "name": name, "pid": rank, "tid": track, **times, "args": dict(told)}
+    return {"ph": "X", "name": name, "pid": rank, "tid": track, **times, "args": dict(arguments)}

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 
-from model.segments import Layout, Segment, unit_rows_
+from model.optimizer.segments import Layout, Segment, unit_rows_
 
 
 def layout_of(segments, size, shapes=((3, 4), (5,)), groups=((0,), (1,)), **options):

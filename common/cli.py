@@ -1,0 +1,54 @@
+"""The command line: one argument parser, one form of error message, and the exit codes of every program.
+
+A mistake in arguments, settings or data is one line on stderr, `swave: ...`, and exit code 2; a failure while the
+program works is one line and exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+EXIT_DONE = 0  # also: saved on a signal
+EXIT_FAILED = 1  # the work could not go on
+EXIT_MISTAKE = 2  # a mistake in arguments, settings or data
+EXIT_SIGNAL = 128  # plus the signal's number
+
+
+class UserError(ValueError):
+    """A user's mistake; the message is one line that names the setting, its value and the remedy."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_MISTAKE, f"{error_line(message)}\n")
+
+
+def error_line(error: BaseException | str) -> str:
+    """`swave: ` and the message, its line breaks replaced by blanks."""
+    return f"swave: {' '.join(str(error).split())}"
+
+
+def print_error(error: BaseException | str, speaks: bool = True) -> None:
+    """One line on stderr. speaks: false on the ranks that leave this to rank 0."""
+    if speaks:
+        print(error_line(error), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exit_on_mistake(speaks: bool = True) -> Iterator[None]:
+    """Inside the block a ValueError is a user's mistake: one line, exit code 2, no stack trace.
+
+    ConfigError, DatasetError, CheckpointError and the model's refusals are all ValueErrors. speaks: false on the ranks
+    that leave the message to rank 0.
+    """
+    try:
+        yield
+    except ValueError as error:
+        print_error(error, speaks)
+        raise SystemExit(EXIT_MISTAKE) from None
