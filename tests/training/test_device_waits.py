@@ -7,7 +7,7 @@ import pytest
 
 from perf.kill_check import make_recipe
 from support.forks import run_processes
-from support.wait_counts import count
+from support.on_ranks.wait_counts import count
 from training.distributed import free_port
 
 
@@ -35,7 +35,7 @@ def test_the_counting_counts(tmp_path):
     """What it is there to find is found: item, a condition on a tensor, nonzero."""
     import torch
 
-    from support.wait_counts import Calls, Operations
+    from support.on_ranks.wait_counts import Calls, Operations
 
     found = []
     with Calls(found), Operations(found):

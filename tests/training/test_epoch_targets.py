@@ -10,8 +10,8 @@ from model.deepcluster import IGNORED, one_hot
 from model.memory import Memory
 from model.targets import EpochTargets
 from perf.zero_ranks import Case
-from support.cluster_moves import set_prototypes
 from support.forks import context, run_processes
+from support.on_ranks.cluster_moves import set_prototypes
 from support.ranks import run_ranks
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 from training.checkpoint.shards import tensors_to_write

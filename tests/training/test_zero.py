@@ -10,8 +10,8 @@ import torch
 
 from perf.zero_check import LIMITS, LOSS_LIMITS, row_of, run_case
 from perf.zero_ranks import FROZEN, Case
-from support import zero_moves
 from support.forks import run_processes, start_server
+from support.on_ranks import zero_moves
 from training.checkpoint.save_load import latest_checkpoint, load_checkpoint
 from training.checkpoint.shards import SavedTensors
 from training.checkpoint.weights import full_weights
