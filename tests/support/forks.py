@@ -12,6 +12,7 @@ import sys
 import time
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from unittest import mock
 
 from config.recipe import ROOT
 
@@ -23,9 +24,10 @@ PRELOADED = (
 
 
 def start_server():
-    """Start the server of this pytest process, if there is none yet."""
+    """Start the server of this pytest process, if there is none yet. It sees no GPU."""
     multiprocessing.set_forkserver_preload(list(PRELOADED))
-    forkserver.ensure_running()
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        forkserver.ensure_running()
 
 
 def context():
