@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from config.recipe import ROOT
 from perf.memory import MODELS, parameters_of, peak_bytes, run
 from perf.memory_ranks import Case
+from support.programs import run_module
 
 
 @pytest.mark.slow
@@ -57,6 +56,5 @@ def test_stages_need_less_the_more_they_cut():
 
 
 def test_a_mistake_is_one_line_and_code_2():
-    command = [sys.executable, "-m", "perf.memory", "--ranks", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_module("perf.memory", "--ranks", "0")
     assert (done.returncode, done.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")
