@@ -24,7 +24,7 @@ def test_the_formula_is_within_10_percent_of_what_two_ranks_take(stage):
 def test_the_environment_of_the_ranks_ends_with_them(monkeypatch):
     seen = []
 
-    def note_environment(function, ranks, case, folder):
+    def note_environment(function, ranks, case, folder, method):
         seen.append(os.environ.get("MALLOC_MMAP_THRESHOLD_"))
         (folder / "0.json").write_text("{}")
 
