@@ -50,8 +50,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     from evaluation.classifiers.knn import backbone_knn, pixel_knn
     from model.monitor import CodeMonitor, advice
-    from model.optimizer import build_optimizer, set_step
-    from model.schedule import learning_rates_of
+    from model.optimizer.build import build_optimizer, set_step
+    from model.optimizer.schedule import learning_rates_of
     from model.teacher import momentum_at
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config

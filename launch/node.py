@@ -3,11 +3,11 @@
     python -m launch.node --rank I --processes 8,8,8,8 --master ADDRESS --port P RECIPE.yaml [key=value ...]
 
 Orders arrive on standard input. SIGTERM or SIGUSR1 is passed on to all training processes here. SIGKILL, or the end of
-standard input (the program that started this one is gone), kills them, and so does silence after a first order. When a
+standard input (the program that started this one is gone), kills them, and so does silence after a first PING. When a
 process dies, the others have ten seconds; then, as on SIGABRT, they write their stacks and are killed. No process is
 left behind, even if the launcher itself is killed. Exit code: the launcher's, or 1 if a process died.
 
-Lines on standard output are JSON: {"here": I} answers an order; the last line reports which ranks died and why, the
+Lines on standard output are JSON: {"here": I} answers a PING; the last line reports which ranks died and why, the
 last step, how process 0 ended, and the files with stacks.
 """
 
@@ -35,7 +35,7 @@ from training.rank_status import LIFELINE, STACKS, WORDS, stacks_of, status_of, 
 from training.stopping import stop_signals
 
 GRACE = 10.0  # seconds that the other processes have once one has died
-SILENCE = 20.0  # seconds without an order (launch.supervise sends one every four) after which the run is abandoned
+SILENCE = 20.0  # seconds without a PING (launch.supervise sends one every four) after which this node gives up
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -152,7 +152,7 @@ class Supervisor:
         words = read_words(0)
         if words is None:
             return signal.SIGKILL
-        if words:
+        if "PING" in words:  # more will come; without remote nodes none ever do
             self.silent_at = time.monotonic() + SILENCE
             send({"here": self.node})
         orders = [word for word in words if word != "PING"]

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Set up the virtual environment .venv from a lock file; does nothing when that is already done.
+# Sets up the virtual environment .venv from a lock file; does nothing if .venv is up to date.
 # usage: launch/setup.sh requirements-cuda120.lock [python3]
 set -eu
 lock=$1
@@ -9,15 +9,15 @@ cd "$(dirname "$0")/.."
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
-[ -f "$lock" ] || fail "no lock file $lock; DALI is cuda120 or cuda130"
-command -v "$python" >/dev/null || fail "$python is not there; install Python 3.11 or newer, or give PYTHON=/path/to/python3"
+[ -f "$lock" ] || fail "no lock file $lock; give DALI=cuda120 or DALI=cuda130"
+command -v "$python" >/dev/null || fail "$python is not installed; install Python 3.11, 3.12 or 3.13, or give PYTHON=/path/to/python3"
 "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' ||
-    fail "$("$python" --version) will not do; give a Python 3.11, 3.12 or 3.13 as PYTHON=..."
+    fail "$("$python" --version) is not supported; give Python 3.11, 3.12 or 3.13 as PYTHON=..."
 
-# The stamp holds the lock's checksum, so that a changed lock or a cut-off installation is set up again.
+# The stamp holds the lock's checksum, so that a changed lock or an interrupted installation is set up again.
 stamp=.venv/.swave-ready
-want=$(sha256sum "$lock" | cut -d' ' -f1)
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
+checksum=$(sha256sum "$lock" | cut -d' ' -f1)
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$checksum" ] && exit 0
 
 # as_root COMMAND...: run as root or through sudo
 as_root() {
@@ -27,8 +27,8 @@ as_root() {
     fi
 }
 
-# What the environment is built with: Debian ships venv apart from python3; ffcv has no wheel, and is compiled against
-# OpenCV and TurboJPEG.
+# Build requirements: Debian packages venv separately from python3; ffcv has no wheel and is compiled against OpenCV and
+# TurboJPEG.
 missing=
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 "$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing="$missing python3-dev"
@@ -40,21 +40,21 @@ else
 fi
 if [ -n "$missing" ]; then
     by_hand="missing:$missing; as root: apt-get install --no-install-recommends$missing"
-    command -v apt-get >/dev/null || fail "there is no apt-get here; install what these Debian packages hold:$missing"
+    command -v apt-get >/dev/null || fail "apt-get is not available; install the equivalents of these Debian packages:$missing"
     say "installing system packages:$missing"
     { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends $missing; } >&2 || fail "$by_hand"
 fi
 
-say "installing into .venv from $lock (some 5 GB with torch's CUDA libraries; a few minutes)"
+say "installing into .venv from $lock (about 5 GB with torch's CUDA libraries; takes a few minutes)"
 rm -f "$stamp"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-# Packages of the other lock that this one does not name must go: two DALI wheels cannot live side by side.
+# Remove the DALI of the other lock: two DALI wheels cannot be installed together.
 for other in requirements-cuda120.lock requirements-cuda130.lock; do
     [ "$other" = "$lock" ] && continue
     sed -n 's/^\(nvidia-dali-[a-z0-9]*\)==.*/\1/p' "$other" | xargs -r .venv/bin/python -m pip uninstall -q -y 2>/dev/null || true
 done
 .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r "$lock" ||
-    fail "pip could not install everything (its reason is above); run the same command again once that is mended"
-echo "$want" > "$stamp"
+    fail "pip could not install everything (its reason is above); fix that and run the same command again"
+echo "$checksum" > "$stamp"
 say "done"

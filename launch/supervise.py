@@ -15,7 +15,7 @@ from config.recipe import ROOT
 from training.stopping import stop_signals
 
 GRACE = 5.0  # seconds between the first failure and SIGABRT to all nodes, beyond launch.node's own grace period
-PING = 4.0  # seconds between orders to the nodes; a node ends itself after launch.node.SILENCE without one
+PING = 4.0  # seconds between PINGs to remote nodes; a node ends itself after launch.node.SILENCE without one
 SILENCE = 14.0  # seconds without an answer after which a node counts as lost
 LAST = 8.0  # seconds from SIGABRT until the command of a node that still runs is killed
 
@@ -76,7 +76,7 @@ def supervise(
         for node in nodes:
             if node.poll() and not outcome.code:
                 outcome.code = node.returncode if node.returncode > 0 else 1
-        lost = lost or silent_nodes(answered_at, reports)
+        lost = lost or (silent_nodes(answered_at, reports) if remote else [])
         # The single command of srun lives as long as any of its nodes and does not notice the loss of one.
         failed = outcome.code or lost or any(report["died"] for report in reports)
         if failed and abort_at == float("inf"):
@@ -151,7 +151,7 @@ def silent_nodes(answered_at: Mapping[int, float], reports: Sequence[Mapping[str
 
 
 def read_reports(node: subprocess.Popen[str], reports: list[dict[str, Any]], answered_at: dict[int, float]) -> None:
-    """Read what a node (with srun: all nodes) prints until it ends: its report, and its answers to orders."""
+    """Read what a node (with srun: all nodes) prints until it ends: its report, and its answers to PINGs."""
     assert node.stdout is not None
     for line in node.stdout:
         try:

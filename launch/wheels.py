@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     with exit_on_mistake():
         if not options.lock.is_file():
-            raise ConfigError(f"no lock file {options.lock}; DALI is cuda120 or cuda130")
+            raise ConfigError(f"no lock file {options.lock}; give DALI=cuda120 or DALI=cuda130")
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--require-hashes"]
         if subprocess.run([*pip, "-r", str(options.lock), "-w", str(options.folder)]).returncode:
             raise ConfigError("pip could not fetch or build everything; its reason is above")

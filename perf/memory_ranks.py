@@ -55,7 +55,7 @@ def run_rank(rank: int, case: Case, folder: Path) -> None:
 
 def three_steps(case: Case, cluster: Any) -> Any:
     """Train for three steps, the peak of memory beginning anew before the last; returns the engine."""
-    from model.optimizer import build_optimizer, set_step
+    from model.optimizer.build import build_optimizer, set_step
     from training.build import build_network, build_objective
     from training.deepspeed_engine import build_engine, input_dtype
 

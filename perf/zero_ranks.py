@@ -91,7 +91,7 @@ class Training:
 
     def __init__(self, case: Case, cluster: Any) -> None:
         from model.backbone import build_backbone
-        from model.optimizer import build_optimizer
+        from model.optimizer.build import build_optimizer
         from model.queue import EmbeddingQueue
         from model.swav import SwAV
         from training.deepspeed_engine import build_engine, input_dtype
@@ -114,7 +114,7 @@ class Training:
     def step(self, step: int) -> tuple[float, list[float]]:
         """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
         from model.loss import swapped_prediction
-        from model.optimizer import set_step
+        from model.optimizer.build import set_step
         from model.sinkhorn import sinkhorn
         from pipeline.batch import split_batch
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Programs that some tests want: hosts in network namespaces, sshd, pdsh, mpirun, rsync, SLURM, a browser. Without them those tests are skipped.
-# Installed by themselves only in a container: a machine that runs services would start an sshd with the package.
+# Installs programs that some tests need: ip, ssh, pdsh, mpirun, rsync, SLURM, a browser. Tests without theirs are skipped.
+# Installs only in a container: elsewhere the package openssh-server would start an sshd.
 set -eu
 missing=
 for tool in ip:iproute2 ssh:openssh-client sshd:openssh-server nsenter:util-linux pdsh:pdsh rsync:rsync \
@@ -14,4 +14,4 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && [ ! -d /run/systemd/sy
     printf 'test: installing system packages:%s\n' "$missing" >&2
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } >&2 && exit 0
 fi
-printf 'test: some tests will be skipped; they want, as root: apt-get install --no-install-recommends%s\n' "$missing" >&2
+printf 'test: some tests will be skipped; to run them, as root: apt-get install --no-install-recommends%s\n' "$missing" >&2

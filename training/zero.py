@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.segments import Layout, Segment
+from model.optimizer.segments import Layout, Segment
 
 
 class UnexpectedDeepSpeed(ValueError):

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from model.memory import Memory
 from model.monitor import CodeMonitor
-from model.optimizer import build_optimizer, set_step
+from model.optimizer.build import build_optimizer, set_step
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.targets import EpochTargets

@@ -1,0 +1,59 @@
+"""A node counts as lost after a silence only where it is pinged; a slow save after a signal is no silence."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from config.recipe import ROOT
+
+REPORT = json.dumps({"node": 0, "died": [], "step": 3, "ended": "saved", "stacks": []})
+
+# A node that takes two seconds to save after the signal that it sends to the program watching it.
+SLOW_TO_SAVE = f"""
+import os, signal, sys, time
+os.kill(os.getppid(), signal.SIGTERM)
+sys.stdin.readline()
+print('{{"here": 0}}', flush=True)
+time.sleep(2)
+print({REPORT!r}, flush=True)
+"""
+
+
+def python(*lines):
+    """A process of Python in the checkout, with pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize(("remote", "code", "died"), [(False, 0, ""), (True, 1, "host1: no answer for 0.5 seconds")])
+def test_only_a_remote_node_is_lost_when_it_falls_silent(remote, code, died):
+    process = python(
+        "import os, sys",
+        "import launch.supervise as module",
+        "module.SILENCE, module.GRACE, module.LAST, module.PING = 0.5, 0.1, 0.1, 0.2",
+        f"outcome = module.supervise([[sys.executable, '-c', {SLOW_TO_SAVE!r}]], ['host1'], os.environ, {remote})",
+        "print(outcome.code, outcome.died, sep='|')",
+    )
+    output, _ = process.communicate(timeout=60)
+    assert output.strip() == f"{code}|{died}"
+
+
+@pytest.mark.parametrize(("word", "ends_early"), [("SIGTERM", False), ("PING", True)])
+def test_a_node_ends_itself_after_a_silence_only_if_it_was_pinged(tmp_path, word, ends_early):
+    process = python(
+        "import sys",
+        "from pathlib import Path",
+        "import launch.node as module",
+        "module.SILENCE = 0.5",
+        "command = ['sh', '-c', 'sleep 3; exit 7']",
+        f"sys.exit(module.Supervisor(command, Path({str(tmp_path)!r}), 0, 1, 'no-such-program').run())",
+    )
+    begun = time.monotonic()
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+    assert process.wait(timeout=60) == (1 if ends_early else 7)
+    assert ends_early or time.monotonic() - begun > 3
