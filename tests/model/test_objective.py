@@ -60,7 +60,7 @@ def test_the_loss_is_the_mean_of_equation_2_over_equation_6s_pairs():
         if crop != source
     ]
     loss = ours.loss(codes, scores)
-    assert float(loss.detach()) == pytest.approx(float(sum(pairs)) / len(pairs), rel=1e-5)
+    assert float(loss.detach()) == pytest.approx(float(sum(pairs).detach()) / len(pairs), rel=1e-5)
     loss.backward()
     assert scores.grad is not None and scores.grad.abs().sum() > 0
 
