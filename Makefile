@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test lint lock clean
+.PHONY: help setup help-settings default-yaml train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test lint lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ help: ## this list
 
 setup: ## virtual environment .venv from the lock file (done by every other target)
 	@launch/setup.sh $(LOCK) $(PYTHON)
+
+help-settings: setup ## every setting: default, range, help, may a run change it? KEY=optimizer: those alone
+	@$(RUN) -m config.schema $(KEY)
 
 PLACES = $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
 	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(SSH),--ssh "$(SSH)")
@@ -78,6 +81,9 @@ test: setup ## all tests that this machine can run
 
 lint: setup ## ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
+
+default-yaml: setup ## write config/default.yaml and docs/settings.md from config/schema
+	@$(RUN) -m config.schema --write
 
 lock: setup ## resolve the lock files anew from pyproject.toml (needs uv)
 	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra dali-$$dali --universal \

@@ -3,8 +3,9 @@
     make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
     deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
 
-Settings and their defaults are in config/default.yaml. The same command again resumes the run. Exit codes: 0 done or
-saved on a signal, 1 training could not go on, 2 a mistake in the settings or the data.
+Settings and their defaults are in config/default.yaml; `train.py --help KEY` explains a setting or a section.
+The same command again resumes the run. Exit codes: 0 done or saved on a signal, 1 training could not go on, 2 a mistake
+in the settings or the data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from config.recipe import load_config
+from config.recipe import load_config, settings_help
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, watched
@@ -27,7 +28,8 @@ from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_fi
 
 def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        with mistakes_end_the_run(Cluster()):
+            print(settings_help(arguments) or __doc__)
         return 0
     cluster, stop_signal = Cluster(), StopSignal()
     with mistakes_end_the_run(cluster):
@@ -47,19 +49,23 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     import torch
 
     from evaluation.classifiers.knn import backbone_knn, pixel_knn
-    from model.deepcluster import assigned_prediction, one_hot
-    from model.loss import swapped_prediction
     from model.monitor import CodeMonitor, advice
-    from model.optimizer import build_optimizer, set_step
-    from model.schedule import learning_rates_of
-    from model.sinkhorn import hard_codes, sinkhorn
+    from model.optimizer.build import build_optimizer, set_step
+    from model.optimizer.schedule import learning_rates_of
     from model.teacher import momentum_at
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
     from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_splits
     from training.auto import fit
-    from training.build import build_loader, build_probe, build_queue, build_teacher, starting_network
+    from training.build import (
+        build_loader,
+        build_objective,
+        build_probe,
+        build_queue,
+        build_teacher,
+        starting_network,
+    )
     from training.checkpoint.save_load import NotSaved, latest_checkpoint
     from training.deepspeed_engine import build_engine, input_dtype
     from training.epoch_targets import begin_epoch, build_clusters
@@ -86,7 +92,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
         network = starting_network(config.model, sizes).to(device)
         swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
-        assigning, queue, dtype = list(swav.assigning), build_queue(config, cluster), input_dtype(config)
+        objective, queue, dtype = build_objective(config), build_queue(config, cluster), input_dtype(config)
         clusters = build_clusters(config, loader, len(table), device)
         frozen_steps = math.inf if config.method == "deepclusterv2" else swav.freeze_prototypes
         probe = build_probe(config, network, table, labelled)
@@ -128,7 +134,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             journal.record("untrained.json", {"knn_random_init": accuracies()["knn"], "knn_raw_pixels": pixels})
         clock.start_training()
         first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
-        profile_steps(config, total_steps - step, agreement.times, engine, monitor, journal)
+        profile_steps(config, total_steps - step, agreement.times, journal, engine, monitor, teacher, probe)
 
         def observe(agreed: Agreed | None) -> None:
             """Log the step that all ranks have agreed on, or end the run if a loss was not finite."""
@@ -170,31 +176,21 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     embeddings, scores, queue_scores, features = engine(part, batch_here, queued)
                     agreement.times.mark("codes")
 
-                    # codes of the assigning crops, over the global batch and the queue (equations 3 to 5)
-                    with torch.no_grad():
-                        assigned, inputs = embeddings[assigning], scores[assigning]
-                        if teacher is not None:  # then it is the network's moving average that gives the codes
-                            assigned, inputs, queue_scores = teacher(part, batch_here, queued)
-                        if clusters is None:
-                            if queue_scores is not None:
-                                inputs = torch.cat([queue_scores, inputs], dim=1)
-                            codes = sinkhorn(inputs, swav.epsilon, swav.iterations, check=False, heads=heads)
-                            codes = codes[:, -batch_here:]
-                            if swav.hard:
-                                codes = hard_codes(codes, heads)
-                            if active is not None:
-                                active.push(assigned)
-                        else:  # the clusters that the rows have in this epoch
-                            targets = clusters.targets_of(rows, assigned)
-                            codes = one_hot(targets, prototypes).expand(len(assigning), -1, -1)
+                    # codes of the assigning crops, over the global batch and the queue (equations 3 to 5), or the
+                    # clusters of their rows in this epoch; a teacher, the network's moving average, may give them
+                    own = assigned = objective.of_assigning(embeddings)
+                    assigned_scores = objective.of_assigning(scores)
+                    if teacher is not None:
+                        assigned, assigned_scores, queue_scores = teacher(part, batch_here, queued)
+                    targets = None if clusters is None else clusters.targets_of(rows, assigned)
+                    codes = objective.codes(assigned_scores, queue_scores, targets)
+                    if active is not None:
+                        active.push(assigned)
+                    agreement.times.mark("loss")
 
                     # every other crop predicts the codes (equations 1, 2 and 6), or every crop the clusters
-                    agreement.times.mark("loss")
-                    if clusters is None:
-                        loss = swapped_prediction(codes, scores, assigning, swav.temperature, heads)
-                    else:
-                        loss = assigned_prediction(targets, scores, swav.temperature)
-                    monitor.update(codes, embeddings[assigning], loss)
+                    loss = objective.loss(codes, scores, targets)
+                    monitor.update(codes, own, loss)
                     engine.backward(loss)
                     engine.step()  # moves the network after the last part
                     if probe is not None:
@@ -219,7 +215,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             last_epoch = monitor.summary() | ({} if probe is None else probe.summary())
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
-            for trouble in advice(last_epoch, prototypes, config.method):
+            for trouble in advice(last_epoch, prototypes, config.method, config.model.embedding_dim, swav.temperature):
                 journal.warn(step, f"epoch {epoch + 1}: {trouble}")
             if rhythm.due(step, agreement) or agreement.stop:
                 last_saved = save(needed=agreement.stop)

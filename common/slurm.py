@@ -8,11 +8,11 @@ from common.cli import UserError
 
 
 def expand_counts(text: str) -> list[int]:
-    """SLURM's short form of a number a node: `4(x2),3` -> 4, 4, 3. Raises UserError if the text is malformed."""
+    """Expands SLURM's short form of one number per node: `4(x2),3` -> 4, 4, 3. Raises UserError if malformed."""
     counts: list[int] = []
     for piece in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", piece)
-        if found is None:
-            raise UserError(f"{text!r} is no list of numbers as SLURM writes it")
-        counts += [int(found[1])] * int(found[2] or 1)
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", piece)
+        if match is None:
+            raise UserError(f"{text!r} is not a SLURM list of numbers")
+        counts += [int(match[1])] * int(match[2] or 1)
     return counts

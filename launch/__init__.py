@@ -1,4 +1,5 @@
-"""Around the model: how a run starts, fits itself to data and machine, meets other processes, logs, saves and ends.
+"""Starts a run on one machine or many nodes, watches its processes and ends them; it does nothing else.
 
-`start` hands over to the deepspeed launcher, `cluster` reads who we are, `checkpoint` and `journal` are what stays.
+`start` chooses and checks the nodes, `node` runs the deepspeed launcher on each, `supervise` watches them all. `sync`,
+`wheels`, the SLURM script, the Dockerfile and the Kubernetes manifests bring the program to the nodes.
 """

@@ -1,8 +1,8 @@
-"""Is a run done, or does it only pause? For scripts that start it again.
+"""Tells scripts that restart a run whether it is done.
 
     python -m launch.done RECIPE.yaml [key=value ...]
 
-Exit code 0: done, its directory holds summary.json. 1: not yet. 2: a mistake in the settings.
+Exit code 0: done, the run's directory holds summary.json. 1: not done yet. 2: a mistake in the settings.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import exit_on_mistake
 from config.recipe import ROOT, load_config
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 
 def main(arguments: Sequence[str]) -> int:
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         return 0 if is_done(arguments) else 1
 
 
 def is_done(settings: Sequence[str]) -> bool:
-    """Whether the run of a recipe and its settings has come to its end. Raises ConfigError."""
+    """Whether the run with this recipe and settings has finished. Raises ConfigError."""
     return (ROOT / Path(load_config(settings).run.directory) / "summary.json").exists()
 
 

@@ -1,7 +1,7 @@
-"""An all-reduce over all processes, timed: does the network carry a run? A part of `launch.cluster_check`.
+"""Times an all-reduce over all processes. `launch.cluster_check` runs it on all nodes.
 
-Rank 0 says the latency (8 bytes) and the bandwidth (32 MiB) of a ring: each process sends and receives
-2 (W - 1) / W of the bytes.
+Rank 0 prints the latency (8 bytes) and the bandwidth (32 MiB) per process of a ring all-reduce, in which each of W
+processes sends and receives 2 (W - 1) / W times the bytes.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ def main(_arguments: list[str]) -> int:
     with connected(cluster, timeout=60.0):
 
         def seconds(size: int, times: int) -> float:
-            """Median over `times` all-reduces of `size` bytes, one of them before that does not count."""
-            taken = []
+            """Median time of `times` all-reduces of `size` bytes, after one that does not count."""
+            durations = []
             for _ in range(times + 1):
                 values = torch.full((size // 4,), float(cluster.rank), device=device)
                 begun = time.perf_counter()
                 dist.all_reduce(values)
                 if abs(values[0].item() - cluster.world_size * (cluster.world_size - 1) / 2) > 1e-3:
                     raise RuntimeError("an all-reduce gave a wrong sum")
-                taken.append(time.perf_counter() - begun)
-            return median(taken[1:])
+                durations.append(time.perf_counter() - begun)
+            return median(durations[1:])
 
-        latency, long = seconds(SMALL, 20), seconds(LARGE, 3)
-        moved = 2 * (cluster.world_size - 1) / cluster.world_size * LARGE
+        latency, duration = seconds(SMALL, 20), seconds(LARGE, 3)
+        bandwidth = 2 * (cluster.world_size - 1) / cluster.world_size * LARGE / duration
         if cluster.main:
-            told = f"all-reduce over {cluster.world_size} processes: {latency * 1e3:.2f} ms for {SMALL} bytes, "
-            print(f"{told}{moved / long / 1e9:.2f} GB/s for {LARGE >> 20} MiB", file=sys.stderr, flush=True)
+            line = f"all-reduce over {cluster.world_size} processes: {latency * 1e3:.2f} ms for {SMALL} bytes, "
+            line += f"{bandwidth / 1e9:.2f} GB/s for {LARGE >> 20} MiB"
+            print(line, file=sys.stderr, flush=True)
     mark_ending("all-reduce")
     return 0
 

@@ -1,13 +1,13 @@
-"""What a node says of itself before a run, as one line of JSON: asked by `launch.preflight` on every node.
+"""Prints the facts of a node before a run as one line of JSON. `launch.preflight` runs it on every node.
 
     python -m launch.node_facts DATA_PATH RUN_DIRECTORY [--dataset CACHE]
+    python -m launch.node_facts --port
 
-No heavy import, so that it answers within a second.
+It imports nothing heavy, so that it answers within a second.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,25 +20,36 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.cli import Parser
 from common.machine import gpu_names
 from config.recipe import ROOT
 from training.distributed import free_port
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.node_facts", description=__doc__.splitlines()[0])
-    parser.add_argument("data", help="data.path")
-    parser.add_argument("directory", type=Path, help="run.directory")
-    parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too, with its table in this folder")
+    parser = Parser(prog="python -m launch.node_facts", description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", default=".", help="data.path")
+    parser.add_argument("directory", nargs="?", default=".", type=Path, help="run.directory")
+    parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too; its table is kept in this folder")
+    parser.add_argument("--port", action="store_true", help="print only the node's number and a free port")
     options = parser.parse_args(arguments)
-    print(json.dumps(facts(options.data, options.directory, options.dataset)), flush=True)
+    facts = gather_port() if options.port else gather_facts(options.data, options.directory, options.dataset)
+    print(json.dumps(facts), flush=True)
     return 0
 
 
-def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any]:
-    """host, node (its number in srun's step), time (seconds since 1970), code and lock (hashes), python, data (whether
-    it is there), free_gb at the run's directory, checkpoints (how many that holds), gpus (their names), cores, port (a
-    free one); with `cache` dataset (its training table's digest) and images (how many it has)."""
+def gather_port() -> dict[str, Any]:
+    """node: its number in srun's step. time: seconds since 1970. port: a free TCP port."""
+    return {"node": int(os.environ.get("SLURM_NODEID", "0")), "time": time.time(), "port": free_port()}
+
+
+def gather_facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any]:
+    """This machine's facts.
+
+    host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
+    exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: their names; cores. With `cache`
+    also dataset: the digest of the training table, and images: how many rows it has.
+    """
     return {
         "host": socket.gethostname(),
         "node": int(os.environ.get("SLURM_NODEID", "0")),
@@ -52,22 +63,25 @@ def facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any
         "checkpoints": len(list((directory / "checkpoints").glob("step-*"))),
         "gpus": gpu_names(),
         "cores": len(os.sched_getaffinity(0)),
-        "port": free_port(),
     } | (dataset_facts(data, cache) if cache is not None else {})
 
 
 def code_digest(root: Path) -> str:
-    """Of the program's files (*.py and config/**/*.yaml), whether committed or not."""
+    """Digest of all files that a run executes, committed or not: scripts and packages (*.py), and recipes."""
     digest = hashlib.sha256()
-    folders = ("common", "config", "evaluation", "export", "launch", "model", "perf", "pipeline", "training")
-    files = [*root.glob("*.py"), *(file for folder in folders for file in (root / folder).rglob("*.py"))]
+    files = [*root.glob("*.py"), *(file for package in packages(root) for file in package.rglob("*.py"))]
     for file in sorted([*files, *(root / "config").rglob("*.yaml")]):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
 
+def packages(root: Path) -> list[Path]:
+    """The folders in `root` that hold the program: Python packages, without the tests."""
+    return sorted(path.parent for path in root.glob("*/__init__.py") if path.parent.name != "tests")
+
+
 def commit(root: Path) -> str:
-    """What git calls the commit of this checkout, "" where there is no git."""
+    """Short hash of the checkout's commit, "" without git."""
     command = ["git", "-c", f"safe.directory={root}", "-C", str(root), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -76,7 +90,7 @@ def commit(root: Path) -> str:
 
 
 def ready_stamp(root: Path) -> str:
-    """The hash of the lock file that .venv was made from, "" if it is not ready."""
+    """Digest of the lock file from which .venv was made, "" if .venv is not ready."""
     try:
         return (root / ".venv" / ".swave-ready").read_text().strip()[:12]
     except OSError:
@@ -84,15 +98,15 @@ def ready_stamp(root: Path) -> str:
 
 
 def free_gb(directory: Path) -> float:
-    """Free disk space where the run's directory is or will be."""
-    place = directory.absolute()
-    while not place.exists():
-        place = place.parent
-    return round(shutil.disk_usage(place).free / 1e9, 1)
+    """Free disk space in GB where `directory` is or will be."""
+    existing = directory.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return round(shutil.disk_usage(existing).free / 1e9, 1)
 
 
 def dataset_facts(data: str, cache: str) -> dict[str, Any]:
-    """dataset: the digest of the training table, or what is wrong with it; images: its rows, or 0."""
+    """dataset: digest of the training table, or "unreadable: " and the reason. images: its rows, 0 if unreadable."""
     from pipeline.dataset.open import find_split, open_dataset
 
     try:

@@ -1,54 +1,52 @@
-"""A pod of a Kubernetes Indexed Job: this node's part of a run, and an exit code that the Job understands.
+"""Runs one node of a run in a pod of a Kubernetes Indexed Job, with exit codes that the Job understands.
 
     python -m launch.pod --nodes N --processes P --master HOST [--port 29500] RECIPE.yaml [key=value ...]
 
-The node's number is the pod's index (JOB_COMPLETION_INDEX). Below runs `launch.node`, as under `launch.start`. A pod
-that is evicted gets SIGTERM, and the run saves; but a Job takes exit code 0 for done and would never start that pod
-again. So a run that was saved before its end is exit code 75 here. Others: 0 done, 1 a process died, 2 a mistake.
+The node's number is the pod's index (JOB_COMPLETION_INDEX). The pod runs `launch.node`, as `launch.start` does on other
+clusters. An evicted pod receives SIGTERM and the run saves; but exit code 0 would mean "done" to the Job, which would
+never start the pod again. Exit code 75 therefore means saved before the end. 0: done, 1: a process died, 2: a mistake.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
+from common.cli import Parser, exit_on_mistake, print_error
 from config.recipe import ConfigError, load_config
 from launch.done import is_done
-from launch.supervise import conduct
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
+from launch.supervise import supervise
 
 SAVED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.pod", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m launch.pod", description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, required=True, help="pods of the Job")
-    parser.add_argument("--processes", type=int, required=True, help="on each: its GPUs")
-    parser.add_argument("--master", required=True, help="name of the pod with index 0")
-    parser.add_argument("--port", type=int, default=29500, help="where its process 0 listens (default 29500)")
+    parser.add_argument("--processes", type=int, required=True, help="on each pod, one per GPU")
+    parser.add_argument("--master", required=True, help="host name of the pod with index 0")
+    parser.add_argument("--port", type=int, default=29500, help="on which process 0 listens (default 29500)")
     parser.add_argument("settings", nargs="+", help="a recipe and key=value settings")
     options = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         index = pod_index(os.environ.get("JOB_COMPLETION_INDEX"), options.nodes)
-        if is_done(options.settings):  # a pod that is started again after the others have come to their end
+        if is_done(options.settings):  # the Job started this pod again after the others had finished
             print("swave: the run is done", file=sys.stderr)
             return 0
     counts = ",".join([str(options.processes)] * options.nodes)
-    place = ["--rank", str(index), "--processes", counts, "--master", options.master, "--port", str(options.port)]
-    place += ["--directory", load_config(options.settings).run.directory]
-    command = [sys.executable, "-m", "launch.node", *place, *options.settings]
-    outcome = conduct([command], [socket.gethostname()], os.environ, far=False)
+    node = ["--rank", str(index), "--processes", counts, "--master", options.master, "--port", str(options.port)]
+    node += ["--directory", load_config(options.settings).run.directory]
+    command = [sys.executable, "-m", "launch.node", *node, *options.settings]
+    outcome = supervise([command], [socket.gethostname()], os.environ, remote=False)
     if outcome.died:
-        print(f"swave: {outcome.died}", file=sys.stderr, flush=True)
+        print_error(outcome.died)
     return SAVED if outcome.code == 0 and not is_done(options.settings) else outcome.code
 
 
 def pod_index(text: str | None, nodes: int) -> int:
-    """This pod's number among them. Raises ConfigError where it is missing, or not below `nodes`."""
+    """This pod's number, from 0 to nodes - 1. Raises ConfigError if `text` is something else."""
     if text is None or not text.isdecimal():
         raise ConfigError(f"JOB_COMPLETION_INDEX={text or ''} in the environment: is this a pod of an Indexed Job?")
     if int(text) >= nodes:

@@ -1,12 +1,14 @@
-"""What nodes say of themselves before a run, and what is wrong with it. `launch.start` asks before every run on several
-nodes, `launch.cluster_check` for all."""
+"""Checks nodes before a run: asks each for its facts, and compares them with this machine's.
+
+`launch.start` does this before every run on several nodes, `launch.cluster_check` with the dataset as well.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,107 +16,147 @@ from typing import Any
 from omegaconf import DictConfig
 
 from config.recipe import ROOT
-from launch.node_facts import facts
+from launch.node_facts import gather_facts
 from launch.nodes import Node
-from launch.remote_commands import on_each_node
+from launch.remote_commands import node_commands
 from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
 
-PATIENCE = 60.0  # seconds for a node's answer; for the dataset's table an hour
-CLOCKS = 5.0  # seconds that a node's clock may be off ours
+ANSWER_TIMEOUT = 60.0  # seconds
+DATASET_TIMEOUT = 3600.0  # seconds; a node may have to scan the dataset first
+CLOCK_TOLERANCE = 5.0  # seconds by which a node's clock may differ from this machine's
 
 
 def ask_nodes(
     how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig, dataset: bool = False
 ) -> list[dict[str, Any]]:
-    """`launch.node_facts` of each node, all asked at once; {"error": a line} of one that does not answer. dataset: its
-    table's digest too. To time is added how far (seconds) the clock is off ours, as clock_off."""
+    """The facts of each node (`launch.node_facts`), all asked at once, or {"error": line} for a node without an answer.
+
+    dataset: also the digest of its table. `clock_off` is added: seconds by which the node's clock differs.
+    """
     program = ["launch.node_facts", config.data.path, config.run.directory]
     program += ["--dataset", config.data.cache] if dataset else []
+    return _answers(how, nodes, ssh, program, DATASET_TIMEOUT if dataset else ANSWER_TIMEOUT)
 
-    def ask(command: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
-        begun = time.time()
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True,
-                timeout=3600 if dataset else PATIENCE,
-            )  # fmt: skip
-            told, lines = done.stdout, done.stderr.decode(errors="replace").strip().splitlines()
-            error = " ".join(lines[-1].split()) if lines else f"exit code {done.returncode}"
-        except subprocess.TimeoutExpired as late:  # of srun's nodes the others may have answered
-            told, error = late.stdout or b"", "no answer within a minute"
-        except OSError as failed:
-            told, error = b"", f"{command[0]}: {failed.strerror}"
-        found = [json.loads(line) for line in told.decode(errors="replace").splitlines() if line.startswith("{")]
-        for one in found:
-            one["clock_off"] = round(off(one["time"], begun, time.time()), 2)
-        return found, error
 
-    commands = on_each_node(how, nodes, program, ssh)
+def ask_port(how: str, nodes: Sequence[Node], ssh: Sequence[str]) -> int | None:
+    """A TCP port that is free on the first node; None without an answer."""
+    (answer,) = _answers(how, nodes[:1], ssh, ["launch.node_facts", "--port"], ANSWER_TIMEOUT)
+    return answer.get("port")
+
+
+def _answers(
+    how: str, nodes: Sequence[Node], ssh: Sequence[str], program: Sequence[str], timeout: float
+) -> list[dict[str, Any]]:
+    """What `program` prints on each node, or {"error": line}."""
+    commands = node_commands(how, nodes, program, ssh)
     with ThreadPoolExecutor(len(commands)) as pool:
-        answers = list(pool.map(ask, commands))
-    if how == "srun":  # one command for all, whose answers come in any order
-        (found, error), *_ = answers
-        return [next((one for one in found if one.get("node") == rank), {"error": error}) for rank in range(len(nodes))]
-    return [found[0] if found else {"error": error} for found, error in answers]
+        answers = list(pool.map(lambda command: _ask(command, timeout), commands))
+    if how == "srun":  # one command for all nodes, whose answers come in any order
+        (facts, error), *_ = answers
+        return [next((one for one in facts if one.get("node") == rank), {"error": error}) for rank in range(len(nodes))]
+    return [facts[0] if facts else {"error": error} for facts, error in answers]
 
 
-def off(there: float, begun: float, ended: float) -> float:
-    """How far a clock that showed `there` some time between two readings of ours is off at least, in seconds."""
-    return there - ended if there > ended else there - begun if there < begun else 0.0
+def _ask(command: Sequence[str], timeout: float) -> tuple[list[dict[str, Any]], str]:
+    """Run a command that prints facts as lines of JSON; the facts, and the reason if there are none."""
+    begun = time.time()
+    try:
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout)
+        output, lines = done.stdout, done.stderr.decode(errors="replace").strip().splitlines()
+        error = " ".join(lines[-1].split()) if lines else f"exit code {done.returncode}"
+    except subprocess.TimeoutExpired as late:  # srun: some nodes may have answered
+        output, error = late.stdout or b"", f"no answer within {timeout:g} seconds"
+    except OSError as failed:
+        output, error = b"", f"{command[0]}: {failed.strerror}"
+    facts = [json.loads(line) for line in output.decode(errors="replace").splitlines() if line.startswith("{")]
+    for one in facts:
+        one["clock_off"] = round(clock_offset(one["time"], begun, time.time()), 2)
+    return facts, error
 
 
-def mistakes(
+def clock_offset(remote: float, begun: float, ended: float) -> float:
+    """The least offset in seconds of a clock that showed `remote` at some time between `begun` and `ended` here."""
+    return remote - ended if remote > ended else remote - begun if remote < begun else 0.0
+
+
+def find_problems(
     answers: Sequence[Mapping[str, Any]],
     nodes: Sequence[Node],
     config: DictConfig,
-    ours: Mapping[str, Any] | None = None,
+    local: Mapping[str, Any] | None = None,
     how: str = "ssh",
 ) -> list[str]:
-    """What is wrong with the nodes, a line each with its mend; compared with `ours` (default: this machine's facts).
-    config: of the run, for the disk that it will want. how: the nodes are reached, as for `on_each_node`. Raises
-    ValueError for a network that cannot be built."""
-    ours, network = ours or facts(".", Path(".")), checkpoint_gb(config)
-    wrong = []
-    for node, told in zip(nodes, answers, strict=True):
+    """What is wrong with the nodes: one line for each problem, with its remedy.
 
-        def say(what: str, mend: str, host: str = node.host) -> None:
-            wrong.append(f"{host}: {what}; {mend}")
-
-        if "error" in told:
-            say(
-                f"does not answer as it should ({told['error']})",
-                f"does `srun -w {node.host} true` work?"
-                if how == "srun"
-                else f"does `ssh {node.host} true` work, without a password?",
-            )
+    local: facts that code and lock file must equal; default: this machine's. config: the run's, for the disk space that
+    checkpoints need. how: how nodes are reached, as in `node_commands`. Raises ValueError if the network cannot be
+    built.
+    """
+    local, network = local or gather_facts(".", Path(".")), checkpoint_gb(config)
+    problems = []
+    for node, facts in zip(nodes, answers, strict=True):
+        if "error" in facts:
+            test = f"srun -w {node.host} true" if how == "srun" else f"ssh {node.host} true"
+            password = "" if how == "srun" else ", without a password"
+            problems.append(f"{node.host}: no proper answer ({facts['error']}); does `{test}` work{password}?")
             continue
-        if told["code"] != ours["code"]:
-            say(f"other code (commit {told['commit'] or '?'}, here {ours['commit'] or '?'})", "make sync HOSTFILE=...")
-        if not told["lock"]:
-            say(".venv is not set up", "make setup there, or make sync HOSTFILE=...")
-        elif told["lock"] != ours["lock"]:
-            say(".venv is of another lock file", "make setup there, or make sync HOSTFILE=...")
-        if not told["data"]:
-            say("data.path is not there", "a shared file system, or make sync HOSTFILE=... DATA=...")
-        if str(told.get("dataset", "")).startswith("unreadable"):
-            say(f"dataset {told['dataset']}", "make sync HOSTFILE=... DATA=...")
-        one = network + memory_gb(config, told.get("images", 0))
-        wanted = disk_gb(config, told["checkpoints"], one)
-        if told["free_gb"] < wanted:
-            say(
-                f"{told['free_gb']} GB free at run.directory, and checkpoints of {one:.2g} GB will want {wanted:.2g}",
-                "make room, or lower checkpoint.keep",
+        found = [
+            *_code_problems(facts, local),
+            *_space_problems(facts, config, network),
+            *_machine_problems(facts, node),
+        ]
+        problems += [f"{node.host}: {problem}" for problem in found]
+    return problems + _differences(answers, nodes)
+
+
+def _code_problems(facts: Mapping[str, Any], local: Mapping[str, Any]) -> Iterator[str]:
+    if facts["code"] != local["code"]:
+        yield (
+            f"its code differs (commit {facts['commit'] or '?'}, here {local['commit'] or '?'}); make sync HOSTFILE=..."
+        )
+    if not facts["lock"]:
+        yield ".venv is not set up; make setup there, or make sync HOSTFILE=..."
+    elif facts["lock"] != local["lock"]:
+        yield ".venv was made from another lock file; make setup there, or make sync HOSTFILE=..."
+
+
+def _space_problems(facts: Mapping[str, Any], config: DictConfig, network: float) -> Iterator[str]:
+    """Missing data, and too little room for checkpoints. network: GB of a checkpoint without a memory of images."""
+    if not facts["data"]:
+        yield "data.path does not exist; use a shared file system, or make sync HOSTFILE=... DATA=..."
+    if str(facts.get("dataset", "")).startswith("unreadable"):
+        yield f"dataset {facts['dataset']}; make sync HOSTFILE=... DATA=..."
+    checkpoint = network + memory_gb(config, facts.get("images", 0))
+    needed = disk_gb(config, facts["checkpoints"], checkpoint)
+    if facts["free_gb"] < needed:
+        yield (
+            f"{facts['free_gb']} GB free at run.directory, but checkpoints of {checkpoint:.2g} GB need {needed:.2g}; "
+            "make room, or lower checkpoint.keep"
+        )
+
+
+def _machine_problems(facts: Mapping[str, Any], node: Node) -> Iterator[str]:
+    if abs(facts["clock_off"]) > CLOCK_TOLERANCE:
+        yield f"its clock is {facts['clock_off']:g} s off; set it, e.g. by NTP"
+    if facts["gpus"] and len(facts["gpus"]) < node.processes:
+        yield f"{len(facts['gpus'])} GPUs for {node.processes} processes; give fewer slots in the hostfile, or GPUS="
+
+
+def _differences(answers: Sequence[Mapping[str, Any]], nodes: Sequence[Node]) -> list[str]:
+    """Lines about nodes whose kinds of GPUs or whose dataset differ from the first node's."""
+    good = [(node, facts) for node, facts in zip(nodes, answers, strict=True) if "error" not in facts]
+    problems = []
+    for node, facts in good[1:]:
+        first, reference = good[0]
+        if set(facts["gpus"]) != set(reference["gpus"]):  # kinds of GPUs; their numbers may differ
+            gpus = ", ".join(sorted(set(facts["gpus"]))) or "none"
+            problems.append(
+                f"{node.host}: its GPUs ({gpus}) differ from those of {first.host}; take nodes of one kind: the "
+                "slowest sets the pace"
             )
-        if abs(told["clock_off"]) > CLOCKS:
-            say(f"its clock is {told['clock_off']:g} s off", "set it, by NTP")
-        if told["gpus"] and len(told["gpus"]) < node.processes:
-            say(f"{len(told['gpus'])} GPUs for {node.processes} processes", "fewer slots in the hostfile, or GPUS=")
-    good = [(node, told) for node, told in zip(nodes, answers, strict=True) if "error" not in told]
-    for key, what, mend in (
-        ("gpus", "other GPUs", "nodes of one kind: the slowest sets the pace"),
-        ("dataset", "another dataset", "make sync HOSTFILE=... DATA=..., or delete data.cache there"),
-    ):
-        for node, told in good[1:]:
-            if key in told and set(told[key]) != set(good[0][1][key]):
-                wrong.append(f"{node.host}: {what} than {good[0][0].host} ({told[key] or 'none'}); {mend}")
-    return wrong
+        if "dataset" in facts and facts["dataset"] != reference["dataset"]:
+            problems.append(
+                f"{node.host}: its dataset ({facts['dataset']}) differs from that of {first.host}; make sync "
+                "HOSTFILE=... DATA=..., or delete data.cache there"
+            )
+    return problems

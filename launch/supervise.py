@@ -1,5 +1,4 @@
-"""All nodes of a run from its start to its end, seen from where it was started: signals go to each, and the end of one
-is the end of all."""
+"""Watches all nodes of a run from the machine that started it: forwards signals, and ends all nodes once one fails."""
 
 from __future__ import annotations
 
@@ -15,17 +14,20 @@ from typing import Any
 from config.recipe import ROOT
 from training.stopping import stop_signals
 
-GRACE = 5.0  # seconds that the other nodes have, beyond those that each gives its own processes, once one has failed
-PING = 4.0  # seconds between words to the nodes, which end themselves after launch.node.SILENCE without any
-SILENCE = 14.0  # seconds without an answer after which a node is given up
-LAST = 8.0  # seconds after which the command of a node that does not end is killed
+GRACE = 5.0  # seconds between the first failure and SIGABRT to all nodes, beyond launch.node's own grace period
+PING = 4.0  # seconds between orders to the nodes; a node ends itself after launch.node.SILENCE without one
+SILENCE = 14.0  # seconds without an answer after which a node counts as lost
+LAST = 8.0  # seconds from SIGABRT until the command of a node that still runs is killed
 
 
 @dataclass
 class Outcome:
-    """How a run ended. code: 0, or the first exit code of a node that was not. died: a line for who died first and why.
-    step: the last one that a process is known to have ended (0: none). ended: what process 0 says that it came to
-    ("done", "saved", ...; "" if it did not say). asked: whether a signal asked for the end."""
+    """How a run ended.
+
+    code: 0, or the first nonzero exit code of a node. died: a line that says who died first and why, or "". step: the
+    last step that a process is known to have finished, 0 for none. ended: how process 0 says that it ended ("done",
+    "saved", ...; "" if it did not say). asked: whether a signal asked the run to end. stacks: files with stacks.
+    """
 
     code: int = 0
     died: str = ""
@@ -35,13 +37,13 @@ class Outcome:
     stacks: list[str] = field(default_factory=list)
 
 
-def conduct(
-    commands: Sequence[Sequence[str]], hosts: Sequence[str], environment: Mapping[str, str], far: bool = True
+def supervise(
+    commands: Sequence[Sequence[str]], hosts: Sequence[str], environment: Mapping[str, str], remote: bool = True
 ) -> Outcome:
-    """Run every node's command until all have ended. hosts: their names, for messages. far: whether they may lose us
-    without noticing, and so want to hear something all the time.
+    """Run every node's command until all have ended. hosts: their names, for messages. remote: whether a connection can
+    break unnoticed, so that nodes and this program must hear of each other all the time.
 
-    Each node listens on its standard input: signals are passed on by it, and its end, when we are gone, ends the node.
+    Each node reads orders from its standard input and ends when that closes, as it does when this program ends.
     """
     signals = stop_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, [*signals, signal.SIGCHLD])
@@ -53,37 +55,38 @@ def conduct(
         for command in commands
     ]  # fmt: skip
     reports: list[dict[str, Any]] = []
-    heard: dict[int, float] = {}  # number of a node -> when it last answered
-    readers = [threading.Thread(target=collect, args=(node, reports, heard)) for node in nodes]
+    answered_at: dict[int, float] = {}  # node number -> time of its last answer
+    readers = [threading.Thread(target=read_reports, args=(node, reports, answered_at)) for node in nodes]
     for reader in readers:
         reader.start()
-    outcome, kill_at, ping_at, interrupted, failed = Outcome(), float("inf"), 0.0, False, False
-    lost: list[int] = []
-    given_up: list[int] = []
+    outcome, abort_at, ping_at, interrupted = Outcome(), float("inf"), 0.0, False
+    lost: list[int] = []  # numbers of nodes that do not answer
+    killed: list[int] = []  # indices of commands that had to be killed
     while any(node.poll() is None for node in nodes):
-        wait = min(PING, max(0.1, kill_at - time.monotonic()))
+        wait = min(PING, max(0.1, abort_at - time.monotonic()))
         received = signal.sigtimedwait([*signals, signal.SIGCHLD], wait)
         if received is not None and received.si_signo in signals:
             again = interrupted and received.si_signo == signal.SIGINT
-            tell(nodes, "SIGKILL" if again else "SIGUSR1" if received.si_signo == signal.SIGUSR1 else "SIGTERM")
+            send_order(nodes, "SIGKILL" if again else "SIGUSR1" if received.si_signo == signal.SIGUSR1 else "SIGTERM")
             interrupted = interrupted or received.si_signo == signal.SIGINT
             outcome.asked = True
-        elif far and time.monotonic() >= ping_at:
-            tell(nodes, "PING")
+        elif remote and time.monotonic() >= ping_at:
+            send_order(nodes, "PING")
             ping_at = time.monotonic() + PING
         for node in nodes:
             if node.poll() and not outcome.code:
                 outcome.code = node.returncode if node.returncode > 0 else 1
-        lost = lost or silent(heard, reports)
-        # srun's one command lives as long as any of its nodes, and does not notice that one is gone.
-        if not failed and (outcome.code or lost or any(report["died"] for report in reports)):
-            failed, kill_at = True, time.monotonic() + GRACE
-        if time.monotonic() > kill_at + LAST:
-            given_up = given_up or [index for index, node in enumerate(nodes) if node.poll() is None]
+        lost = lost or silent_nodes(answered_at, reports)
+        # The single command of srun lives as long as any of its nodes and does not notice the loss of one.
+        failed = outcome.code or lost or any(report["died"] for report in reports)
+        if failed and abort_at == float("inf"):
+            abort_at = time.monotonic() + GRACE
+        if time.monotonic() > abort_at + LAST:
+            killed = killed or [index for index, node in enumerate(nodes) if node.poll() is None]
             for node in nodes:
                 node.kill()
-        elif time.monotonic() > kill_at:
-            tell(nodes, "SIGABRT")
+        elif time.monotonic() > abort_at:
+            send_order(nodes, "SIGABRT")
     for reader in readers:
         reader.join()
     for report in reports:
@@ -93,21 +96,34 @@ def conduct(
     outcome.died = first_death([death for report in reports for death in report["died"]])
     if lost:
         outcome.code = outcome.code or 1
-        outcome.died = f"{hosts[lost[0]]}: nothing was heard of it for {SILENCE:g} seconds"
-    # One that ended by the loss of its connection or supervisor, without a word: others' errors are of its going. Of
-    # srun's one command there is one name only; it says itself which node it lost.
-    reported = {report["node"] for report in reports}
-    for index, node in enumerate(nodes):
-        unheard = index not in reported and index not in given_up
-        if not lost and unheard and node.returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
-            outcome.died = f"{hosts[index]}: the connection to it ended (exit code {node.returncode})"
-            break
+        outcome.died = f"{hosts[lost[0]]}: no answer for {SILENCE:g} seconds"
+    else:
+        outcome.died = lost_connection(nodes, hosts, reports, killed) or outcome.died
     return outcome
 
 
+def lost_connection(
+    nodes: Sequence[subprocess.Popen[str]], hosts: Sequence[str], reports: Sequence[Mapping[str, Any]],
+    killed: Sequence[int],
+) -> str:  # fmt: skip
+    """A line about the first node that ended without a report because its connection broke or its supervisor was
+    killed; "" if there is none. It caused the errors that the other nodes report.
+
+    srun's single command is node 0 here; srun itself prints which node it lost.
+    """
+    reported = {report["node"] for report in reports}
+    for index, node in enumerate(nodes):
+        silent = index not in reported and index not in killed
+        if silent and node.returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
+            return f"{hosts[index]}: the connection to it ended (exit code {node.returncode})"
+    return ""
+
+
 def first_death(died: Sequence[Mapping[str, Any]]) -> str:
-    """Who died first, and of what. One that was killed without a word goes before all (its time is 0): the others'
-    errors are of its going."""
+    """A line that says which rank died first and why; "" if none died.
+
+    A rank that left no word (time 0) comes first: its death caused the errors of the others.
+    """
     if not died:
         return ""
     first = min(died, key=lambda report: report["time"])
@@ -115,8 +131,8 @@ def first_death(died: Sequence[Mapping[str, Any]]) -> str:
     return f"{who}: {first['error']}"
 
 
-def tell(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
-    """Send an order to every node that lives."""
+def send_order(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
+    """Write an order (a signal's name or PING) to every node that still runs."""
     for node in nodes:
         assert node.stdin is not None
         if node.poll() is None:
@@ -127,22 +143,22 @@ def tell(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
                 continue
 
 
-def silent(heard: Mapping[int, float], reports: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Numbers of the nodes that have answered once, have not reported their end, and have been silent for too long."""
+def silent_nodes(answered_at: Mapping[int, float], reports: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Numbers of the nodes that answered before, have not reported their end, and are silent for SILENCE seconds."""
     ended = {report["node"] for report in reports}
-    return [n for n, at in sorted(heard.items()) if n not in ended and time.monotonic() - at > SILENCE]
+    now = time.monotonic()
+    return [node for node, at in sorted(answered_at.items()) if node not in ended and now - at > SILENCE]
 
 
-def collect(node: subprocess.Popen[str], reports: list[dict[str, Any]], heard: dict[int, float]) -> None:
-    """Take in what a node (srun: all of them) says of itself, as it comes, until it has ended: its report, and when it
-    answers that it is there."""
+def read_reports(node: subprocess.Popen[str], reports: list[dict[str, Any]], answered_at: dict[int, float]) -> None:
+    """Read what a node (with srun: all nodes) prints until it ends: its report, and its answers to orders."""
     assert node.stdout is not None
     for line in node.stdout:
         try:
-            said = json.loads(line)
-            if {"died", "step", "ended", "stacks", "node"} <= said.keys():
-                reports.append(said)
-            elif "here" in said:
-                heard[int(said["here"])] = time.monotonic()
-        except (ValueError, TypeError, AttributeError):  # something else that was printed
+            message = json.loads(line)
+            if {"died", "step", "ended", "stacks", "node"} <= message.keys():
+                reports.append(message)
+            elif "here" in message:
+                answered_at[int(message["here"])] = time.monotonic()
+        except (ValueError, TypeError, AttributeError):  # other output of the node
             continue

@@ -1,15 +1,14 @@
-"""Bring this checkout, .venv and all, to the same place on every node of a hostfile, with rsync over ssh.
+"""Copies this checkout with its .venv to the same path on every node of a hostfile, by rsync over ssh.
 
     python -m launch.sync HOSTFILE [--ssh "ssh -p 2222"] [--data PATH]        make sync HOSTFILE=hosts [DATA=/my/images]
 
-What is gone here goes there too. runs/, data/, wheels/ and caches are neither sent nor touched. The Python that .venv
-was made from must be on the nodes, at the same place. --data brings a file or folder of images as well, to the same
-path; there nothing is deleted.
+Files that no longer exist here are deleted there; runs/, data/, wheels/ and caches are neither sent nor touched. The
+Python from which .venv was made must exist on the nodes at the same path. --data also copies a file or folder of images
+to the same path, and deletes nothing there.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shlex
@@ -22,37 +21,36 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cli import Parser, exit_on_mistake
 from config.recipe import ROOT, ConfigError
 from launch.nodes import read_hostfile
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
-KEPT = ("/runs/", "/data/", "/wheels/")  # of each machine's own
+LOCAL_FOLDERS = ("/runs/", "/data/", "/wheels/")  # each machine has its own
 CACHES = ("__pycache__/", "/.mypy_cache/", "/.ruff_cache/", "/.pytest_cache/", "/.hypothesis/")
-VANISHED = 24  # rsync: a file went while it was at it
+VANISHED = 24  # rsync's exit code if a file disappeared while it was copying
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__.splitlines()[0])
-    parser.add_argument("hostfile", type=Path, help="nodes, a line each: `node1 slots=8`")
-    parser.add_argument("--ssh", default="ssh", help="how to reach them, with options: 'ssh -p 2222' (default: ssh)")
-    parser.add_argument("--data", type=Path, help="images to bring too: a file or a folder")
+    parser = Parser(prog="python -m launch.sync", description=__doc__.splitlines()[0])
+    parser.add_argument("hostfile", type=Path, help="nodes, one per line: `node1 slots=8`")
+    parser.add_argument("--ssh", default="ssh", help="command that reaches them, e.g. 'ssh -p 2222' (default: ssh)")
+    parser.add_argument("--data", type=Path, help="images to copy too: a file or a folder")
     options = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         hosts = [node.host for node in read_hostfile(options.hostfile, 1)]
         sources = [Source(ROOT, ROOT)]
         if options.data is not None:
             sources.append(data_source(options.data))
         for program in ("rsync", shlex.split(options.ssh)[0] if options.ssh.strip() else "ssh"):
             if shutil.which(program) is None:
-                raise ConfigError(f"{program} is not there; as root: apt-get install rsync openssh-client")
+                raise ConfigError(f"{program} is not installed; as root: apt-get install rsync openssh-client")
         sync(hosts, sources, options.ssh or "ssh")
     return 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Something of this machine, and where it goes on the nodes; `mirror`: as a checkout, with what is gone deleted."""
+    """A file or folder of this machine. target: its path on the nodes. mirror: delete there what is missing here."""
 
     path: Path
     target: Path
@@ -60,19 +58,23 @@ class Source:
 
 
 def data_source(path: Path) -> Source:
-    """Images, at the same place on the nodes. Raises ConfigError if there are none."""
+    """Images, copied to the same path on the nodes. Raises ConfigError if the path does not exist."""
     if not path.exists():
         raise ConfigError(f"DATA={path}: there is no such file or folder")
-    place = Path(os.path.abspath(path))  # not resolved: by this name the recipe knows it
-    return Source(place, place, mirror=False)
+    absolute = Path(os.path.abspath(path))  # links are not resolved: the recipe names the path as it is
+    return Source(absolute, absolute, mirror=False)
 
 
 def rsync_command(source: Source, host: str, ssh: str) -> list[str]:
-    """The rsync that brings `source` to a host."""
+    """The rsync command that copies `source` to a host."""
     command = ["rsync", "-a", "--mkpath", "--stats", "-e", f"{ssh} -o BatchMode=yes"]
     if source.mirror:
-        # Perishable (p): a folder that has to go may hold caches.
-        command += ["--delete", *(f"--exclude={name}" for name in KEPT), *(f"--filter=-p {name}" for name in CACHES)]
+        # Perishable (p): caches do not keep a folder from being deleted.
+        command += [
+            "--delete",
+            *(f"--exclude={name}" for name in LOCAL_FOLDERS),
+            *(f"--filter=-p {name}" for name in CACHES),
+        ]
     end = "/" if source.path.is_dir() else ""
     machine, _, name = host.rpartition("@")
     name = f"[{name}]" if ":" in name else name
@@ -80,7 +82,7 @@ def rsync_command(source: Source, host: str, ssh: str) -> list[str]:
 
 
 def sync(hosts: Sequence[str], sources: Sequence[Source], ssh: str = "ssh") -> None:
-    """Bring all sources to all hosts at once; a line a host. Raises ConfigError with those that failed."""
+    """Copy all sources to all hosts at once; prints one line per host. Raises ConfigError that names failed hosts."""
     failed = []
     with ThreadPoolExecutor(max_workers=min(32, len(hosts))) as pool:
         for done in as_completed([pool.submit(sync_host, host, sources, ssh) for host in hosts]):
@@ -93,7 +95,7 @@ def sync(hosts: Sequence[str], sources: Sequence[Source], ssh: str = "ssh") -> N
 
 
 def sync_host(host: str, sources: Sequence[Source], ssh: str) -> str:
-    """Bring all sources to a host; what was done, in a line. Raises ConfigError with rsync's or ssh's reason."""
+    """Copy all sources to a host; returns a line with counts. Raises ConfigError with rsync's or ssh's reason."""
     files = sent = 0
     begun = time.monotonic()
     for source in sources:
@@ -111,9 +113,9 @@ def sync_host(host: str, sources: Sequence[Source], ssh: str) -> str:
 
 
 def statistic(text: str, name: str) -> int:
-    """A number of rsync's --stats."""
-    found = re.search(rf"^{name}: ([\d,.]+)", text, re.MULTILINE)
-    return int(re.sub(r"\D", "", found[1])) if found else 0
+    """A number from rsync's --stats, 0 if it is missing."""
+    match = re.search(rf"^{name}: ([\d,.]+)", text, re.MULTILINE)
+    return int(re.sub(r"\D", "", match[1])) if match else 0
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""All packages of a lock file as wheels in a folder, to install from without a network: launch/Dockerfile does.
+"""Collects all packages of a lock file as wheels in a folder, so that launch/Dockerfile installs without a network.
 
     python -m launch.wheels requirements-cuda120.lock wheels        make wheels [DALI=cuda130]
 
-pip fetches them and holds each against its hash in the lock. What has no wheel (ffcv, deepspeed) is built into one
-here, and that has another hash than the lock's; so wheels/requirements.txt is written, a lock file of the wheels as
-they lie there, which says which were built. They are for this machine's Python, and ffcv's for its release of Debian.
+pip fetches the packages and checks their hashes against the lock. Packages without a wheel (ffcv, deepspeed) are built
+here, which gives other hashes than the lock's. wheels/requirements.txt is therefore the folder's lock file, and
+marks the wheels that were built. The wheels fit this machine's Python, and ffcv's its release of Debian.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import subprocess
@@ -17,19 +16,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.cli import Parser, exit_on_mistake
 from config.recipe import ConfigError
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
 
 BUILT = "  # built here"
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.wheels", description=__doc__.splitlines()[0])
-    parser.add_argument("lock", type=Path, help="requirements-cuda120.lock, requirements-cuda130.lock")
+    parser = Parser(prog="python -m launch.wheels", description=__doc__.splitlines()[0])
+    parser.add_argument("lock", type=Path, help="requirements-cuda120.lock or requirements-cuda130.lock")
     parser.add_argument("folder", type=Path, help="where the wheels go")
     options = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         if not options.lock.is_file():
             raise ConfigError(f"no lock file {options.lock}; DALI is cuda120 or cuda130")
         pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check", "--require-hashes"]
@@ -38,12 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         lines = lock_of(options.folder, options.lock.read_text())
     (options.folder / "requirements.txt").write_text("".join(f"{line}\n" for line in lines))
     built = [line.partition("==")[0] for line in lines if line.endswith(BUILT)]
-    print(f"{options.folder}: {len(lines)} wheels, as in {options.lock}; built here: {', '.join(built) or 'none'}")
+    print(f"{options.folder}: {len(lines)} wheels of {options.lock}; built here: {', '.join(built) or 'none'}")
     return 0
 
 
 def lock_of(folder: Path, lock: str) -> list[str]:
-    """A requirement with its hash for every wheel in a folder. Wheels that the lock does not name are removed."""
+    """A requirement with a hash for each wheel in a folder. Deletes wheels that `lock` (a lock file's text) lacks."""
     named = set(re.findall(r"^([a-z0-9-]+==[^\s;\\]+)", lock, re.MULTILINE))
     lines = []
     for wheel in sorted(folder.glob("*.whl")):

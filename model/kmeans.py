@@ -10,7 +10,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.segments import unit_rows_
+from model.optimizer.segments import unit_rows_
 
 CHUNK = 16_384  # samples whose similarities with all centroids are held at a time: 197 MB for 3,000 centroids
 

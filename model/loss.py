@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.views import select_views
+
 
 def swapped_prediction(
     codes: Float[Tensor, "assigning batch heads_prototypes"],
@@ -40,5 +42,5 @@ def swapped_prediction(
         log_predictions = torch.log_softmax(by_head, dim=-1)
         # A crop does not predict its own code. Summing the others first takes one product per assigning crop
         # instead of one per pair, and no matrix product, which TF32 would round.
-        others = log_predictions.sum(dim=0) - log_predictions[list(assigning)]
+        others = log_predictions.sum(dim=0) - select_views(log_predictions, assigning)
         return -(codes.unflatten(-1, (heads, -1)) * others).sum(dim=-1).mean() / (crops - 1)

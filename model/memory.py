@@ -34,6 +34,11 @@ class Memory:
         """Their embeddings, float32, of unit length."""
         return self._embeddings[:, : self.filled]
 
+    @property
+    def room(self) -> int:
+        """How many more samples fit."""
+        return len(self._rows) - self.filled
+
     @torch.no_grad()
     def add(self, rows: Int[Tensor, " batch"], embeddings: Float[Tensor, "crops batch dim"]) -> None:
         """Stores the samples of a step. Raises ValueError if they do not fit."""

@@ -114,18 +114,40 @@ def _squared_cosine(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]
     return pairs / max(len(embeddings) * (len(embeddings) - 1), 1)
 
 
-def advice(summary: dict[str, float], num_prototypes: int, method: str = "swav") -> list[str]:
-    """What to try when an epoch's summary shows trouble, a line for each; none if it looks healthy."""
+def loss_of_a_guess(num_prototypes: int, embedding_dim: int, temperature: float) -> float:
+    """The mean loss of embeddings that know nothing of their codes, at most, in nats.
+
+    Guessing is not uniform: scores s of random unit vectors in d dimensions have mean 0 and variance 1/d, so that
+
+        E[ln sum_k exp(s_k / T) - s_code / T]  <=  ln K + ln E[exp(s / T)]  <=  ln K + min(1 / T, 1 / (2 d T^2))
+
+    by Jensen's inequality: 0.4 nats above ln K for 128 dimensions and T = 0.1, but 6 for 8 dimensions.
+    """
+    return math.log(num_prototypes) + min(1 / temperature, 1 / (2 * embedding_dim * temperature**2))
+
+
+def advice(
+    summary: dict[str, float],
+    num_prototypes: int,
+    method: str = "swav",
+    embedding_dim: int = 128,
+    temperature: float = 0.1,
+) -> list[str]:
+    """What to try when an epoch's summary (`CodeMonitor.summary`) shows trouble, a line for each; empty if it is fine.
+
+    num_prototypes: of a head. The others as in the recipe; they decide how high a loss is normal (`loss_of_a_guess`).
+    """
     found, limit, swav = [], math.log(num_prototypes), method == "swav"
+    guess = loss_of_a_guess(num_prototypes, embedding_dim, temperature)
     if abs(summary["mean_loss"] - limit) <= 0.005 * limit:
         found.append(
             f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try "
             f"{'a lower swav.epsilon, a longer swav.freeze_prototypes, or ' if swav else ''}fewer model.prototypes"
         )
-    elif summary["mean_loss"] > max(1.5 * limit, limit + 2):  # a first epoch at a high rate may well be above
+    elif summary["mean_loss"] > max(1.5 * limit, limit + 2, guess + 1):  # a first epoch at a high rate may be above
         found.append(
-            f"the loss is far above ln(prototypes) = {limit:.3f}, worse than a guess: where it does not fall in the "
-            "next epochs, try a lower optimizer.base_lr or a longer optimizer.warmup_epochs"
+            f"the loss is far above ln(prototypes) = {limit:.3f}, worse than a guess (at most {guess:.3f}): where it "
+            "does not fall in the next epochs, try a lower optimizer.base_lr or a longer optimizer.warmup_epochs"
         )
     if summary["embedding_std"] < 1e-3:
         found.append("all embeddings are the same (collapse): try a lower optimizer.base_lr or a longer warm-up")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.segments import unit_rows_
+from model.optimizer.segments import unit_rows_
 
 
 class SwAV(nn.Module):

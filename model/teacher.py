@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from model.state import ALIKE, OWN, RankTensors, buffer_tensors, load_buffers, rank_mean
 from model.swav import SwAV
+from model.views import select_views
 
 PREFIX = "teacher/"  # of its tensors' names in a checkpoint
 
@@ -55,7 +56,7 @@ class Teacher:
             embeddings, scores, queue_scores, _ = self.network(chosen, batch_size, queued)
         if order != self.assigning:
             places = [order.index(view) for view in self.assigning]
-            embeddings, scores = embeddings[places], scores[places]
+            embeddings, scores = select_views(embeddings, places), select_views(scores, places)
         return embeddings, scores, queue_scores
 
     @torch.no_grad()

@@ -109,9 +109,7 @@ def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[
 
 def decode() -> dict[str, Any]:
     """Mean absolute difference, in levels of 255, of crops made on the GPU from those made on the CPU."""
-    from omegaconf import OmegaConf
-
-    from config.recipe import DEFAULTS
+    from config.recipe import default_config
     from perf.images import make_jpegs
     from pipeline.crops import crops_from_config
     from pipeline.dataset.open import open_dataset
@@ -120,7 +118,7 @@ def decode() -> dict[str, Any]:
     table = open_dataset(make_jpegs(Path("data/bench/photographs"), 200, 2), "data/bench/tables")
     rows = []
     for backend in ("dali", "ffcv"):
-        crops = crops_from_config(OmegaConf.load(DEFAULTS).crops, backend)
+        crops = crops_from_config(default_config().crops, backend)
         batches = []
         for device in (None, 0):
             loader = Loader(table, crops, backend=backend, seed=1, global_batch=64, threads=2, device_id=device)

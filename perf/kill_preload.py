@@ -11,7 +11,8 @@ import tqdm
 
 from evaluation import features
 from evaluation.classifiers import knn
-from model import monitor, optimizer
+from model import monitor
+from model.optimizer import build as optimizer
 from pipeline.backends import dali
 from pipeline.dataset import open
 from training import auto, build, deepspeed_engine, run_directory

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from config.recipe import ROOT
+from config.recipe import default_config
 from perf.loader.gpu_feed_memory import forget_peak, resident
 
 SIZE, IMAGES = 32, 2  # pixels of a crop; images a rank
@@ -55,13 +55,12 @@ def run_rank(rank: int, case: Case, folder: Path) -> None:
 
 def three_steps(case: Case, cluster: Any) -> Any:
     """Train for three steps, the peak of memory beginning anew before the last; returns the engine."""
-    from model.loss import swapped_prediction
-    from model.optimizer import build_optimizer, set_step
-    from model.sinkhorn import sinkhorn
-    from training.build import build_network
+    from model.optimizer.build import build_optimizer, set_step
+    from training.build import build_network, build_objective
     from training.deepspeed_engine import build_engine, input_dtype
 
     config = config_of(case)
+    objective = build_objective(config)
     network = build_network(config.model)
     optimizer = build_optimizer(config.optimizer, network)
     engine = build_engine(config, network, optimizer, cluster, torch.device("cpu"))
@@ -70,8 +69,8 @@ def three_steps(case: Case, cluster: Any) -> Any:
         forget_peak()
         crops = torch.randn(2 * IMAGES, 3, SIZE, SIZE).to(input_dtype(config))
         _, scores, _, _ = engine([crops], IMAGES, None)
-        codes = sinkhorn(scores.detach(), 0.05, 3)
-        engine.backward(swapped_prediction(codes, scores, (0, 1), 0.1))
+        codes = objective.codes(objective.of_assigning(scores))
+        engine.backward(objective.loss(codes, scores))
         engine.step()
         del crops, scores, codes
     return engine
@@ -79,7 +78,6 @@ def three_steps(case: Case, cluster: Any) -> Any:
 
 def config_of(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    defaults = OmegaConf.load(ROOT / "config" / "default.yaml")
     # a loss scale that does not overflow: a step that is skipped needs less
     low_scale = {"deepspeed": {"fp16": {"initial_scale_power": 4}}} if case.precision == "fp16" else {}
     changes: dict[str, Any] = {
@@ -88,4 +86,4 @@ def config_of(case: Case) -> Any:
         "optimizer": {"name": case.optimizer, "base_lr": 0.01},
         "engine": {"stage": case.stage, "precision": case.precision, "sync_batch_norm": 1} | low_scale,
     }
-    return OmegaConf.merge(defaults, changes)
+    return OmegaConf.merge(default_config(), changes)

@@ -128,9 +128,7 @@ def main(arguments: list[str]) -> int:
 
 def run(images: int) -> dict[str, Any]:
     """Make the images, compare, put the report together."""
-    from omegaconf import OmegaConf
-
-    from config.recipe import DEFAULTS
+    from config.recipe import default_config
     from perf.images import make_jpegs
     from perf.loader.__main__ import FOLDER
     from perf.machine import machine
@@ -140,7 +138,7 @@ def run(images: int) -> dict[str, Any]:
     cores = sorted(os.sched_getaffinity(0))
     table = open_dataset(make_jpegs(FOLDER / "photographs", images, len(cores)), FOLDER / "tables", setting="--images")
     rows = table.usable()[:images]  # the folder may hold more: those of a longer benchmark
-    crops = crops_from_config(OmegaConf.load(DEFAULTS).crops)
+    crops = crops_from_config(default_config().crops)
     results: dict[str, Any] = {}
     with progress_bar(len(operations(crops)), "operations", "op", True) as bar:
         for name, operation in operations(crops).items():

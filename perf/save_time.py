@@ -63,9 +63,9 @@ def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
 
 def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
     """As a rank: one step's worth of state, saved and loaded; rank 0 writes `folder`/found.json."""
-    from model.lars import LARS, parameter_groups
+    from model.optimizer.lars import LARS, parameter_groups
+    from model.optimizer.segments import Layout
     from model.queue import EmbeddingQueue
-    from model.segments import Layout
     from training.build import build_network
     from training.checkpoint.masters import load_network, network_shapes, network_tensors
     from training.checkpoint.save_load import load_checkpoint, save_checkpoint

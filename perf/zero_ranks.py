@@ -1,5 +1,8 @@
 """One rank of perf.zero_check: SwAV's steps on the golden network, with queue, frozen prototypes and LARS.
 
+Codes and loss are written out here once more, without model/objective.py: what this check compares is an independent
+witness of the step, which a mistake there does not change as well.
+
 The network is that of the golden training loop (bottleneck ResNet, a block a stage); images are noise that depends on
 the step alone, so that any number of ranks sees the same global batch. Small crops are of 24 pixels, not 16: torch 2.11
 on a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stride 2 on one pixel, and 16 come to that.
@@ -17,7 +20,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from config.recipe import ROOT
+from config.recipe import default_config
 
 BATCH, PROTOTYPES, DIM = 32, 30, 16
 GOLDEN: dict[str, Any] = {"options": {"layers": (1, 1, 1, 1)}, "sizes": ((2, 32), (3, 24))}
@@ -88,7 +91,7 @@ class Training:
 
     def __init__(self, case: Case, cluster: Any) -> None:
         from model.backbone import build_backbone
-        from model.optimizer import build_optimizer
+        from model.optimizer.build import build_optimizer
         from model.queue import EmbeddingQueue
         from model.swav import SwAV
         from training.deepspeed_engine import build_engine, input_dtype
@@ -111,7 +114,7 @@ class Training:
     def step(self, step: int) -> tuple[float, list[float]]:
         """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
         from model.loss import swapped_prediction
-        from model.optimizer import set_step
+        from model.optimizer.build import set_step
         from model.sinkhorn import sinkhorn
         from pipeline.batch import split_batch
 
@@ -225,7 +228,6 @@ class Training:
 
 def _config(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    defaults = OmegaConf.load(ROOT / "config" / "default.yaml")
     engine = {
         "stage": case.stage,
         "precision": "fp32" if case.precision == "fp64" else case.precision,
@@ -238,4 +240,4 @@ def _config(case: Case) -> Any:
     if case.precision == "fp16":  # from 2**16 on stage 0 would skip the first step, and be a step behind
         engine["deepspeed"] = {"fp16": {"initial_scale_power": 10}}
     optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
-    return OmegaConf.merge(defaults, {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})
+    return OmegaConf.merge(default_config(), {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from model.backbone import build_backbone
 from model.batchnorm import replace_batch_norm
+from model.objective import Objective
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
@@ -61,6 +62,20 @@ def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwA
         load_weights(network, Path(model["weights"]))
         network.prototypes.normalize()  # published files hold them one update after that
     return network
+
+
+def build_objective(config: DictConfig) -> Objective:
+    """What the run's codes and loss are computed with, of a fitted recipe."""
+    swav, model = config.swav, config.model
+    return Objective(
+        assigning=tuple(swav.assigning),
+        epsilon=swav.epsilon,
+        iterations=swav.iterations,
+        temperature=swav.temperature,
+        prototypes=model.prototypes,
+        heads=model.heads,
+        hard=swav.hard,
+    )
 
 
 def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from config.recipe import parse_every
+from config.every import parse_every
 from training.step_agreement import Agreement
 from training.stopping import TrainingStopped
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from model.deepcluster import IGNORED, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
 from model.targets import EpochTargets
+from model.views import select_views
 from pipeline.batch import split_batch
 from pipeline.dataset.folder import progress_bar
 from pipeline.loader import Loader
@@ -69,14 +70,14 @@ def fill_memory(
     Batch norm uses the batch's statistics, as in training. The loader returns to the position that it had. Returns
     False if a signal has ended the pass.
     """
-    parts, assigning = config.engine.accumulation, list(config.swav.assigning)
+    parts, assigning = config.engine.accumulation, tuple(config.swav.assigning)
     device, dtype, start = cluster.device(), input_dtype(config), loader.state_dict(cluster.add_up)
     with progress_bar(len(loader), "first embeddings", "step", cluster.main) as bar:
         for images in stopping_on_bad_data(loader):
             crops, rows = [crop.to(device, dtype) for crop in images.crops], torch.from_numpy(images.rows)
             here = len(rows) // parts
             for part, part_rows in zip(split_batch(crops, len(rows), parts), rows.split(here), strict=True):
-                memory.add(part_rows, engine(part, here, None)[0][assigning])
+                memory.add(part_rows, select_views(engine(part, here, None)[0], assigning))
             bar.update()
             if cluster.add_up([stop_signal.received is not None])[0]:
                 return False

@@ -14,17 +14,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from common.files import write_atomically
-from config.recipe import DEFAULTS, ConfigError
+from config.recipe import ConfigError, default_config
+from config.schema.settings import effect_on_resume
 from training.checkpoint.save_load import read_state
 from training.report import closing_table
 
 PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
-
-# Settings that may differ when a run is resumed; any other difference makes it another run.
-CHANGEABLE = (
-    "run.directory run.epochs run.log_every checkpoint data.cache data.path data.test data.workers "
-    "data.max_bad_fraction pipeline evaluation engine launch perf"
-).split()
 
 QUIET = ("run.", "checkpoint.", "pipeline.", "launch.", "perf.", "data.workers", "data.cache")  # not worth a line then
 
@@ -99,7 +94,7 @@ class Journal:
             )
         for key, change in changes.items():
             if not key.startswith(QUIET) or key == "run.epochs":
-                self.say(f"changed since the last checkpoint: {key}: {change}")
+                self.say(f"changed since the last checkpoint: {key}: {change} ({effect_on_resume(key)})")
 
     def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
         """Start or continue the records after `done_steps`; what an interrupted run wrote beyond them is dropped."""
@@ -198,13 +193,13 @@ def versions() -> dict[str, str]:
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
     """`key: old -> new` of every setting that differs from a saved configuration. ConfigError for one that may not."""
     new = _flat(OmegaConf.to_container(config))
-    defaults = _flat(OmegaConf.to_container(OmegaConf.load(DEFAULTS)))
+    defaults = _flat(OmegaConf.to_container(default_config()))
     # Settings that there were not when it was saved: it was trained at their defaults.
     unsaid = {key: new.get(key) if value == "auto" else value for key, value in defaults.items()}
     old = unsaid | _flat(saved)
     changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)}
     for key, change in changed.items():
-        if not any(key == allowed or key.startswith(allowed + ".") for allowed in CHANGEABLE):
+        if not effect_on_resume(key):
             raise ConfigError(
                 f"run.directory={config.run.directory} holds a run with other settings ({key}: {change}); "
                 "choose another run.directory"

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.segments import Layout, Segment
+from model.optimizer.segments import Layout, Segment
 
 
 class UnexpectedDeepSpeed(ValueError):
@@ -101,8 +101,10 @@ def loss_scale(engine: Any) -> dict[str, float]:
 
 
 def load_loss_scale(engine: Any, state: dict[str, float]) -> None:
-    """Restore a saved loss scale. Does nothing where this engine or the saved state has none. Raises KeyError or
-    TypeError for a malformed one."""
+    """Restore a saved loss scale. Does nothing where this engine or the saved state has none.
+
+    Raises KeyError or TypeError for a malformed state.
+    """
     scaler = _scaler(engine)
     if scaler is not None and state:
         for name in SCALING:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perf.sinkhorn import tables as codes_tables
+from perf.step.tables import step_parts
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def step(found: Mapping[str, Any]) -> Section:
     lead = [
         f"{found['ranks']} ranks, {settings['batch']} images a step, {settings['precision']}, ZeRO stage "
         f"{settings['stage']}. Marks that wait for nothing cut the step; they add {found['overhead']:+.1%} to it.",
+        f"In the step: {step_parts(settings)}.",
         f"The network does {rate(line['flops_per_second'])}FLOP/s: {line['mfu']:.0%} of the matrix products measured "
         f"here, {line['share_of_roofline']:.0%} of the roofline, whose ceiling here is {line['bound']}.",
     ]
@@ -87,6 +89,8 @@ def step(found: Mapping[str, Any]) -> Section:
             f"{peer['step_ms']:,.1f} ms a step, ours {peer['ours_ms']:,.1f}: ratio {found['peer_ratio']:.3f} "
             f"({peer['ratio_min']:.3f} to {peer['ratio_max']:.3f})."
         )
+    elif found["peer_left_out"]:
+        lead.append(f"No plain PyTorch loop is compared: it does not have {found['peer_left_out']}.")
     phases = [
         [name.replace("_", " "), f"{share:.1%}", *(f"{found['phases_ms'][name][key]:.2f}" for key in MMM)]
         for name, share in found["shares"].items()

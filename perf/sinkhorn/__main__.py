@@ -11,11 +11,14 @@ Three variants give the same codes (perf/sinkhorn/variants.py):
 They are timed in groups of 1, 2 and 4 ranks in turn: on GPUs (NCCL) where there are some, on processes of this machine
 (gloo), and, as root on Linux, on four hosts of their own in network namespaces with 1 and 5 ms of delay each way. An
 alpha-beta model (perf/sinkhorn/alpha_beta.py) is fitted to the all-reduces of one and two ranks (on one core, where
-four
-would have to share) and must then predict those of four, and the codes: its error is part of the report. Nodes are
-predicted
-for links of given latency and bandwidth between nodes (NCCL: ring or tree, whichever is faster), and for the measured
-ones (gloo: a ring, one rank a node).
+four would have to share) and must then predict those of four, and the codes: its error is part of the report. Nodes are
+predicted for links of given latency and bandwidth between nodes (NCCL: ring or tree, whichever is faster), and for the
+measured ones (gloo: a ring, one rank a node).
+
+    python -m perf.sinkhorn --against-textbook [...]
+
+times model/sinkhorn.py against Algorithm 1 of the paper on this machine's CPU instead, by ranks and threads; it has
+options of its own (--against-textbook --help).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from perf.program import program
 DELAYS = (0.001, 0.005)  # seconds one way, between hosts
 # All-reduces by themselves: one number, and two crops' sums of 300, 3,000 and 30,000 prototypes.
 BYTES = (4, 2_400, 24_000, 240_000)
+TEXTBOOK = "--against-textbook"
 CARRIED = 400_000  # bytes a step that a host sends
 STEP_MS = 46.0
 STEP = (
@@ -43,6 +47,10 @@ H100 = 3.35e12  # bytes a second from its memory
 
 
 def main(arguments: list[str]) -> int:
+    if TEXTBOOK in arguments:
+        from perf.sinkhorn import textbook
+
+        return textbook.main([argument for argument in arguments if argument != TEXTBOOK])
     options = parsed(arguments)
 
     def measure(_stopped: Sequence[BaseException]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.sinkhorn import sinkhorn
+from perf.sinkhorn.textbook import textbook_codes
 
 Kind = Literal["all_reduce", "all_gather"]
 Group = "dist.ProcessGroup"
@@ -60,22 +60,7 @@ def worked_on(point: Point, ranks: int) -> int:
 
 def published(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
     """Codes [crops, batch, prototypes] of scores of the same shape, float32; `group` shares the batch."""
-    return torch.stack([_of_one_crop(crop, iterations, group) for crop in scores])
-
-
-def _of_one_crop(scores: Tensor, iterations: int, group: dist.ProcessGroup) -> Tensor:
-    plan = torch.exp(scores / EPSILON).t()  # [prototypes, samples]
-    prototypes, samples = plan.shape[0], plan.shape[1] * dist.get_world_size(group)
-    plan = plan / _summed(plan.sum(), group)
-    for _ in range(iterations):
-        plan = plan / (_summed(plan.sum(dim=1, keepdim=True), group) * prototypes)
-        plan = plan / (plan.sum(dim=0, keepdim=True) * samples)
-    return (plan * samples).t()
-
-
-def _summed(values: Tensor, group: dist.ProcessGroup) -> Tensor:
-    dist.all_reduce(values, group=group)
-    return values
+    return textbook_codes(scores, EPSILON, iterations, group)
 
 
 def ours(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:

@@ -3,10 +3,13 @@
     python -m perf.step [--json FILE] [--config RECIPE] [--data PATH] [--peer] [--trace FILE] [key=value ...]
 
 The steps are train.py's, with the real loader, on all ranks, with marks that wait for nothing: turns with and without
-them alternate, and their difference is the overhead. Settings are those of train.py.
+them alternate, and their difference is the overhead. Settings are those of train.py, and what they ask for is in the
+step: method, heads, hard codes, queue, teacher, online probe (its labels are drawn at random where the images have
+none). What one of them adds: measure with it and without (swav.teacher.momentum=0), and `python -m perf.compare`.
 
     --peer   also a plain PyTorch loop of the published algorithm, in turn with ours on the same batches in memory:
-             peer_ratio is our step's time over the peer's
+             peer_ratio is our step's time over the peer's. Left out, with the reason, where a recipe has more than
+             that loop: another method, several heads, hard codes, a teacher, the probe
     --trace  phases and collectives of all ranks, for https://ui.perfetto.dev
 
 Other precisions, ZeRO stages, compile and memory formats follow, each in fresh processes on crops of noise, as long as
@@ -103,6 +106,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     table = open_dataset(find_split(source)[0], config.data.cache, config.data.workers or None)
     table = table if where else choose(table, PHOTOGRAPHS)
     images = len(table.usable()) if where else IMAGENET
+    from perf.step.peer_loop import beyond_it
     from perf.step.ranks import Case
     from training.auto import fit
     from training.profiling.profile import summary
@@ -117,7 +121,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         table.save(Path(folder) / "table.npz", digests={name: "" for name in table.containers})
         path = Path(folder) / "table.npz"
         given = (*arguments, f"data.path={source}")
-        case = Case(given, ranks, images, options.budget * SHARE, path, options.peer, on_gpu=gpus > 0)
+        classes = max(int(table.label.max()), -1) + 1
+        case = Case(given, ranks, images, options.budget * SHARE, path, options.peer, on_gpu=gpus > 0, classes=classes)
         with progress_bar(1 + (len(VARIANTS) if options.variants else 0), "settings", "set", True) as bar:
             found = measured(case)
             bar.update()
@@ -128,7 +133,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 variants += variant(case, config, changes, left, taken - options.budget * SHARE)
                 bar.update()
     profile = summary([rank["profile"] for rank in found])
-    report = figures(found, profile) | {"variants": variants, "trace": None}
+    left_out = beyond_it(config) if options.peer else ""
+    report = figures(found, profile) | {"variants": variants, "trace": None, "peer_left_out": left_out or None}
     if options.trace:
         from training.profiling.trace import trace
 
@@ -238,6 +244,10 @@ def variant(case: Case, config: Any, changes: Mapping[str, Any], left: float, st
         return [row | _skipped("engine.precision=fp16 needs a GPU")]
     settings = [f"engine.{name}={str(value).lower()}" for name, value in changes.items() if name != "channels_last"]
     arguments = (*case.arguments, *settings)
+    try:
+        load_config(list(arguments))
+    except ValueError as error:  # a teacher needs the whole network, which stage 3 does not keep
+        return [row | _skipped(str(error))]
     seconds = min(10.0, max(left - start, 1.0) / 2)
     other = replace(case, arguments=arguments, seconds=seconds, table=None, peer=False)
     try:

@@ -21,6 +21,19 @@ from torch.nn.parallel import DistributedDataParallel
 EPS = 1e-8
 
 
+def beyond_it(config: DictConfig) -> str:
+    """What of a recipe this loop does not do, with commas between; empty where it is plain SwAV. A step with less in it
+    is no measure of ours."""
+    named = {
+        f"method={config.method}": config.method != "swav",
+        f"model.heads={config.model.heads}": config.model.heads > 1,
+        "swav.hard=true": config.swav.hard,
+        f"swav.teacher.momentum={config.swav.teacher.momentum}": config.swav.teacher.momentum,
+        "evaluation.probe=true": config.evaluation.probe,
+    }
+    return ", ".join(name for name, it_is in named.items() if it_is)
+
+
 def plain_step(
     config: DictConfig, network: nn.Module, cluster: Any, device: torch.device, learning_rate: float
 ) -> Callable[[Sequence[Tensor]], None]:

@@ -6,6 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def step_parts(settings: Mapping[str, Any]) -> str:
+    """What is in the measured step, in words."""
+    heads, prototypes = settings["heads"], settings["prototypes"]
+    parts = [f"method={settings['method']}", f"{heads} head{'s' * (heads > 1)} of {prototypes:,} prototypes"]
+    parts += ["hard codes"] if settings["hard_codes"] else []
+    parts += [f"a queue of {settings['queue']:,}"] if settings["queue"] else []
+    parts += ["a teacher"] if settings["teacher"] else []
+    if settings["probe"]:
+        drawn = settings["probe_labels"] != "images"
+        parts.append("the online probe" + ", whose labels are drawn at random: the images have none" * drawn)
+    return "; ".join(parts)
+
+
 def show(report: Mapping[str, Any]) -> None:
     """Print the report of perf.step."""
     from rich.console import Console
@@ -23,6 +36,7 @@ def show(report: Mapping[str, Any]) -> None:
         f"{report['step_ms']:,.1f} ms a step, at most {report['peak_gb']:.2f} GB a rank; marks add "
         f"{report['overhead']:+.1%}"
     )
+    console.print(f"in the step: {step_parts(settings)}", highlight=False)
     phases = Table("phase", *right("share", "ms", "lowest", "highest"), title="A step, over ranks and steps")
     for name, share in report["shares"].items():
         times = report["phases_ms"][name]
@@ -50,6 +64,8 @@ def show(report: Mapping[str, Any]) -> None:
             f"plain PyTorch: {peer['step_ms']:,.1f} ms a step, ours {peer['ours_ms']:,.1f}: ratio "
             f"{report['peer_ratio']:.3f} ({peer['ratio_min']:.3f} to {peer['ratio_max']:.3f}), at most 0.9 is the aim"
         )
+    if report["peer_left_out"]:
+        console.print(f"--peer: left out, the plain loop does not have {report['peer_left_out']}", markup=False)
     variants = Table("precision", *right("stage"), "compile", "channels-last", *right("images/s", "GB"), "")
     for row in report["variants"]:
         speed = ("", "") if row["skipped"] else (f"{row['images_per_second']:,.1f}", f"{row['peak_gb']:.2f}")

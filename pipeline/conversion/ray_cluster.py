@@ -13,11 +13,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from config.recipe import ROOT
 from pipeline.dataset.table import DatasetError
 
 RETRIES = 5  # times that Ray runs a task again after its worker or node died, and that we hand it in anew after that
@@ -45,7 +45,7 @@ def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, worke
         tqdm.write(f"joining the Ray cluster at {found}", file=sys.stderr)  # the progress bar is there already
     handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
     try:
-        environment = {"env_vars": {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}}
+        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         ray.init(**where, runtime_env=environment, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         told = " ".join(str(error).split())

@@ -80,11 +80,10 @@ class Setting(NamedTuple):
 def compiled_driver() -> Any:
     """The compiled driver, process(work, setting, scratch, stages).
 
-    numba renews its disk cache when this file changes, but not when those that it calls do: hence the digest of their
-    sources, which is part of the key because the function closes over it.
+    numba renews its disk cache when this file changes, but not when a file that it calls changes. The function
+    therefore closes over the digest of all sources, which makes it part of the cache key.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    digest = source_digest(Path(__file__).parent)
 
     def process(work, setting, scratch, stages):
         """Take rows until none is left; returns the digest of the sources."""
@@ -99,6 +98,11 @@ def compiled_driver() -> Any:
         return njit(cache=True, **options)(process)
     except RuntimeError:  # nowhere to write a cache
         return njit(**options)(process)
+
+
+def source_digest(folder: Path) -> str:
+    """SHA-256 of all Python files in `folder`, in hexadecimal."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
 @njit(nogil=True, error_model="numpy")

@@ -228,7 +228,10 @@ def test_other_images_than_the_recipes_own_are_another_run():
 @pytest.mark.parametrize(
     ("extra", "told"),
     [
-        ({"zero_optimization": {"round_robin_gradients": True}}, "round_robin_gradients=True: its own map"),
+        (
+            {"zero_optimization": {"round_robin_gradients": True}},
+            "round_robin_gradients=True: it makes Deep",
+        ),
         ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, "torch_autocast: set engine.precision"),
         ({"fp16": {"enabled": True}}, "fp16: set engine.precision"),
         ({"zero_optimization": {"stage": 2}}, "zero_optimization.stage=2 is set by the recipe"),

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from config.recipe import ROOT, load_config
 from model.deepcluster import assigned_prediction
 from model.loss import swapped_prediction
-from model.optimizer import build_optimizer, set_step
-from model.schedule import warmup_cosine
+from model.optimizer.build import build_optimizer, set_step
+from model.optimizer.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
 from model.teacher import momentum_at
 from training.auto import fit

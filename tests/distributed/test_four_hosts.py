@@ -205,7 +205,7 @@ def test_other_code_on_one_host_is_refused_before_the_start(make_hosts, tmp_path
     with make_hosts(4, binds={3: {changed: ROOT / "train.py"}}) as hosts:
         run = Run(hosts, tmp_path, "other")
         assert run.end() == 2
-        assert re.search(r"swave: host4: other code \(commit .*make sync", run.output), run.output
+        assert re.search(r"swave: host4: its code differs \(commit .*make sync", run.output), run.output
         assert not run.directory.exists()
 
 
@@ -281,13 +281,13 @@ def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts,
             return {host: int(files.replace(",", "")) for host, files in found}
 
         before = train("before")
-        assert before.end() == 2 and re.search("swave: host2: does not answer as it should", before.output)
+        assert before.end() == 2 and re.search("swave: host2: no proper answer", before.output)
         files = sync()
         assert set(files) == {"host2", "host3", "host4"} and min(files.values()) > 150
         with (checkout / "train.py").open("a") as program:
             program.write("# another version\n")
         other = train("other")
-        assert other.end() == 2 and re.search("swave: host2: other code .*make sync HOSTFILE", other.output)
+        assert other.end() == 2 and re.search("swave: host2: its code differs .*make sync HOSTFILE", other.output)
         assert sync() == dict.fromkeys(files, 1)
         after = train("after")
         assert after.end() == 0, after.output
@@ -305,5 +305,5 @@ def test_the_check_of_a_cluster_says_what_it_found(make_hosts, tmp_path):
             done = hosts.run(0, command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             output = done.communicate(timeout=120)[0]
             assert (done.returncode == 0) is not cut, output
-            told = r"wrong: host2: does not answer" if cut else r"all-reduce over 2 processes: [\d.]+ ms for 8 bytes"
+            told = r"wrong: host2: no proper answer" if cut else r"all-reduce over 2 processes: [\d.]+ ms for 8 bytes"
             assert re.search(told, output), output

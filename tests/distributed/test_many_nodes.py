@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 import launch.start as start_module
 from config.recipe import ROOT, ConfigError, load_config
 from launch.nodes import Node
-from launch.preflight import ask_nodes, mistakes
-from launch.remote_commands import node_program, on_each_node
-from launch.restart import fewer, same_failure, wait_before
+from launch.preflight import ask_nodes, find_problems
+from launch.remote_commands import node_commands, node_program
+from launch.restart import keep_batch, no_progress, restart_delay
 from launch.start import choose_nodes
 from launch.supervise import Outcome
 from perf.kill_check import make_recipe
@@ -48,7 +48,7 @@ def test_nodes_are_not_emulated_where_there_are_gpus():
 def test_what_each_node_runs():
     nodes = [Node("me@a", 2), Node("b", 1)]
     program = node_program(nodes, "a", 29500, "a b", ["r.yaml", "run.directory=a b"])
-    first, second = on_each_node("ssh", nodes, program, ["ssh", "-p", "22"])
+    first, second = node_commands("ssh", nodes, program, ["ssh", "-p", "22"])
     assert first[:3] == ["ssh", "-p", "22"] and first[-2] == "me@a" and "BatchMode=yes" in first
     assert first[-1].startswith(f"cd {ROOT} && exec env ")
     there = (
@@ -57,7 +57,7 @@ def test_what_each_node_runs():
     assert f"{there} 'run.directory=a b'" in first[-1]
     assert "--rank 1 --processes 2,1 --master a " in second[-1]
     nodes = [Node("n1", 8), Node("n2", 8)]
-    (command,) = on_each_node("srun", nodes, node_program(nodes, "n1", 29500, "d", ["r.yaml"]))
+    (command,) = node_commands("srun", nodes, node_program(nodes, "n1", 29500, "d", ["r.yaml"]))
     assert command[0] == "env" and "srun --overlap --cpu-bind none --nodes 2" in " ".join(command)
     assert "n1,n2" in command and "--cpus-per-task" not in command
     assert "--rank slurm --processes 8,8 --master n1" in " ".join(command)
@@ -74,7 +74,7 @@ def test_a_run_that_does_not_say_what_it_came_to_is_no_success(tmp_path, monkeyp
     for ended, code in (("", 1), ("saved", 0), ("done", 0)):
         monkeypatch.setattr(start_module, "start_once", lambda *_, ended=ended: Outcome(ended=ended))
         assert start_module.run("local", [Node("localhost", 1)], [], config, []) == code
-        assert ("none has said that the run is done or saved" in capsys.readouterr().err) is bool(code)
+        assert ("process 0 did not report that the run is done or saved" in capsys.readouterr().err) is bool(code)
 
 
 @pytest.mark.parametrize("places", [["HOSTFILE"], ["SLURM"]])
@@ -97,12 +97,13 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, places):
 @pytest.mark.parametrize(
     ("flags", "settings", "message"),
     [
+        (["--launcher", "impi"], [], "LAUNCHER=impi is unknown; give pdsh, openmpi, mpich, slurm, or leave it out"),
         (["--launcher", "openmpi"], [], "LAUNCHER=openmpi needs HOSTFILE=hosts"),
         (["--launcher", "slurm", "--hostfile", "HOSTS"], [], "LAUNCHER=slurm runs inside a SLURM allocation"),
         (
             ["--launcher", "pdsh", "--hostfile", "HOSTS"],
             ["launch.restarts=2"],
-            "LAUNCHER=pdsh knows no launch.restarts and launch.elastic; leave one out",
+            "LAUNCHER=pdsh does not support launch.restarts and launch.elastic; leave one out",
         ),
     ],
 )
@@ -124,45 +125,49 @@ def test_deepspeeds_runner_is_told_where_the_processes_meet(tmp_path):
 
 def test_the_batch_is_kept_on_fewer_nodes():
     four = [Node(f"n{i}", 8) for i in range(4)]
-    assert fewer(four, 256, 8) == (four, 1)
-    assert fewer(four[:3], 256, 8) == (four[:2], 2)  # 24 processes would not share 256 images
-    assert fewer(four[:1], 256, 8) == (four[:1], 4)
-    assert fewer([Node("a", 1), Node("b", 1), Node("c", 1)], 24, 6)[1] == 2  # 8 images, 4 at once
-    with pytest.raises(ConfigError, match="splits over none of the 1 nodes that answer"):
-        fewer([Node("a", 7)], 256, 8)
+    assert keep_batch(four, 256, 8) == (four, 1)
+    assert keep_batch(four[:3], 256, 8) == (four[:2], 2)  # 24 processes would not share 256 images
+    assert keep_batch(four[:1], 256, 8) == (four[:1], 4)
+    assert keep_batch([Node("a", 1), Node("b", 1), Node("c", 1)], 24, 6)[1] == 2  # 8 images, 4 at once
+    with pytest.raises(ConfigError, match="does not split evenly over any of the 1 nodes that answer"):
+        keep_batch([Node("a", 7)], 256, 8)
 
 
 def test_a_restart_that_comes_no_further_is_the_last():
-    assert not same_failure(None, 0) and not same_failure(5, 6)
-    assert same_failure(5, 5) and same_failure(0, 0)
-    assert [wait_before(attempt, 5) for attempt in (1, 2, 3, 99)] == [5, 10, 20, 300]
+    assert not no_progress(None, 0) and not no_progress(5, 6)
+    assert no_progress(5, 5) and no_progress(0, 0)
+    assert [restart_delay(attempt, 5) for attempt in (1, 2, 3, 99)] == [5, 10, 20, 300]
 
 
 FACTS = {
     "host": "a", "code": "c", "commit": "1", "lock": "l", "data": True, "free_gb": 9.0, "checkpoints": 0,
-    "clock_off": 0.1, "gpus": ["H100"] * 8, "dataset": "d",
+    "clock_off": 0.1, "gpus": ["H100"] * 8, "dataset": "ab",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"code": "x", "commit": "2"}, r"b: other code \(commit 2, here 1\); make sync"),
-        ({"lock": "x"}, "b: .venv is of another lock file; make setup there"),
+        ({"code": "x", "commit": "2"}, r"b: its code differs \(commit 2, here 1\); make sync"),
+        ({"lock": "x"}, "b: .venv was made from another lock file; make setup there"),
         ({"lock": ""}, "b: .venv is not set up"),
-        ({"data": False}, "b: data.path is not there; a shared file system, or make sync"),
-        ({"free_gb": 0.5}, "b: 0.5 GB free at run.directory, and checkpoints of .* GB will want 1; make room"),
+        ({"data": False}, "b: data.path does not exist; use a shared file system, or make sync"),
+        ({"free_gb": 0.5}, "b: 0.5 GB free at run.directory, but checkpoints of .* GB need 1; make room"),
         ({"clock_off": -60.0}, "b: its clock is -60 s off; set it"),
         ({"gpus": ["H100"] * 4}, "b: 4 GPUs for 8 processes"),
-        ({"gpus": ["A100"] * 8}, "b: other GPUs than a"),
-        ({"dataset": "e"}, r"b: another dataset than a \(e\)"),
-        ({"error": "Connection refused"}, r"b: does not answer as it should \(Connection refused\); does `ssh b true`"),
+        ({"gpus": ["A100"] * 8}, r"b: its GPUs \(A100\) differ from those of a; take nodes of one kind"),
+        ({"dataset": "e"}, r"b: its dataset \(e\) differs from that of a; make sync"),
+        ({"dataset": "ba"}, r"b: its dataset \(ba\) differs from that of a; make sync"),  # the same characters as ab
+        (
+            {"error": "Connection refused"},
+            r"b: no proper answer \(Connection refused\); does `ssh b true` work, without",
+        ),
     ],
 )
-def test_what_is_wrong_with_a_node_is_one_line_with_its_mend(tmp_path, change, told):
+def test_a_problem_of_a_node_is_one_line_with_its_remedy(tmp_path, change, told):
     nodes, config = [Node("a", 8), Node("b", 8)], load_config([str(make_recipe(tmp_path))])
-    assert mistakes([FACTS, FACTS], nodes, config, FACTS) == []
-    (line,) = mistakes([FACTS, FACTS | change], nodes, config, FACTS)
+    assert find_problems([FACTS, FACTS], nodes, config, FACTS) == []
+    (line,) = find_problems([FACTS, FACTS | change], nodes, config, FACTS)
     assert re.match(told, line), line
 
 
@@ -177,8 +182,8 @@ def test_the_disk_that_checkpoints_will_want_goes_with_the_network_and_how_many_
     config.optimizer.name = "adamw"
     assert checkpoint_gb(config) == pytest.approx(1.5 * one)
     told = FACTS | {"free_gb": 9.0}
-    (line,) = mistakes([told], [Node("a", 8)], config, FACTS)
-    assert re.match(r"a: 9.0 GB free at run.directory, and checkpoints of 5.3 GB will want 42; make room", line), line
+    (line,) = find_problems([told], [Node("a", 8)], config, FACTS)
+    assert re.match(r"a: 9.0 GB free at run.directory, but checkpoints of 5.3 GB need 42; make room", line), line
 
 
 def test_the_memory_of_a_method_is_part_of_each_checkpoint(tmp_path):
@@ -188,9 +193,9 @@ def test_the_memory_of_a_method_is_part_of_each_checkpoint(tmp_path):
     assert memory_gb(config, images) == pytest.approx(images * (2 * 128 * 4 + 8 + 3 * 4) / 1e9)  # 1.3 GB
     config.checkpoint.keep, node = 3, Node("a", 8)
     told = FACTS | {"free_gb": 4.0}
-    assert mistakes([told], [node], config, FACTS) == []
-    (line,) = mistakes([told | {"images": images}], [node], config, FACTS)
-    assert re.match(r"a: 4.0 GB free at run.directory, and checkpoints of 1.3 GB will want 5.4; make room", line), line
+    assert find_problems([told], [node], config, FACTS) == []
+    (line,) = find_problems([told | {"images": images}], [node], config, FACTS)
+    assert re.match(r"a: 4.0 GB free at run.directory, but checkpoints of 1.3 GB need 5.4; make room", line), line
     config.method = "swav"
     assert memory_gb(config, images) == 0
 
@@ -199,7 +204,7 @@ def test_facts_of_this_machine(tmp_path):
     config = load_config([str(make_recipe(tmp_path)), f"data.path={tmp_path}", f"run.directory={tmp_path / 'a' / 'b'}"])
     (told,) = ask_nodes("local", [Node("here", 1)], [], config)
     assert told["data"] and told["free_gb"] > 0 and abs(told["clock_off"]) < 1 and len(told["code"]) == 12
-    assert mistakes([told], [Node("here", 1)], config) == []
+    assert find_problems([told], [Node("here", 1)], config) == []
 
 
 def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
@@ -215,8 +220,8 @@ def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
     config = OmegaConf.create({"data": {"path": "d"}, "run": {"directory": "r"}})
     told = ask_nodes("srun", nodes, [], config)
     assert [one.get("node", one.get("error")) for one in told] == [0, "task 1: no such file", 2]
-    (line,) = mistakes([FACTS, told[1]], nodes[:2], load_config([str(make_recipe(tmp_path))]), FACTS, "srun")
-    assert "b: does not answer" in line and "`srun -w b true`" in line
+    (line,) = find_problems([FACTS, told[1]], nodes[:2], load_config([str(make_recipe(tmp_path))]), FACTS, "srun")
+    assert "b: no proper answer" in line and "`srun -w b true`" in line
 
 
 # ---------------------------------------------------------------------------------------------- started and lost

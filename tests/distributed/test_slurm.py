@@ -116,7 +116,7 @@ def test_a_node_that_is_gone_is_noticed_though_srun_does_not(slurm, tmp_path):
     begun = time.monotonic()
     assert job.process.wait(timeout=60) != 0
     assert time.monotonic() - begun < 30
-    assert "swave: host2: nothing was heard of it for 14 seconds" in job.output
+    assert "swave: host2: no answer for 14 seconds" in job.output
     job.gone([0])
 
 

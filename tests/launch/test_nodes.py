@@ -30,10 +30,10 @@ def test_a_hostfile_is_a_line_a_node(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "it names no host"),
-        ("# nothing\n\n", "it names no host"),
-        ("a slots=8\na slots=4\n", "line 2: a is there twice"),
-        ("a slots=0\n", "line 1: 'a slots=0': expected such as `node1 slots=8`"),
+        ("", "the file lists no host"),
+        ("# nothing\n\n", "the file lists no host"),
+        ("a slots=8\na slots=4\n", "line 2: a is listed twice"),
+        ("a slots=0\n", "line 1: 'a slots=0': expected a line like `node1 slots=8`"),
         ("a slots=eight\n", "line 1: 'a slots=eight'"),
         ("a max-slots=8\n", "line 1: 'a max-slots=8'"),
         ("a slots=1 slots=2\n", "line 1: 'a slots=1 slots=2'"),
@@ -70,7 +70,7 @@ def test_slurms_node_lists(text, hosts):
 
 @pytest.mark.parametrize("text", ["", ",", "a,,b", "a[", "a[1-2", "a[2-1]", "a[x]", "a[]", "a b", "a]"])
 def test_what_is_no_node_list(text):
-    with pytest.raises(ConfigError, match="no list of nodes"):
+    with pytest.raises(ConfigError, match="not a SLURM node list"):
         expand_hosts(text)
 
 
@@ -82,7 +82,7 @@ def test_slurms_counts(parts):
 
 @pytest.mark.parametrize("text", ["", "4(x)", "four", "4,(x2)", "4x2"])
 def test_what_are_no_counts(text):
-    with pytest.raises(UserError, match="no list of numbers"):
+    with pytest.raises(UserError, match="not a SLURM list of numbers"):
         expand_counts(text)
 
 

@@ -237,13 +237,9 @@ def test_the_pods_index():
 
 
 # ---------------------------------------------------------------------------------------------- image, hostfile
-def test_the_dockerfile_takes_what_is_there_and_all_that_runs_imports():
+def test_the_dockerfile_copies_nothing_that_dockerignore_excludes():
     text = re.sub(r"^#.*\n", "", (ROOT / "launch" / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     taken = [word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]]
-    assert all((ROOT / name).exists() for name in taken)
-    left_out = {"tests", "docs"}
-    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - left_out
-    assert packages <= set(taken)
     ignored = set((ROOT / ".dockerignore").read_text().split())
     assert not ignored & {*taken, "wheels"} and {".git", ".venv", "runs", "data"} <= ignored
     assert re.search(r'^ENTRYPOINT \["/swave/.venv/bin/python", "-m", "launch.start"\]$', text, re.MULTILINE)

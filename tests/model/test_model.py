@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
 from model.loss import swapped_prediction
+from model.optimizer.lars import LARS, parameter_groups
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.weights import load_weights, published_names

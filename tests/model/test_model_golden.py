@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
 from model.loss import swapped_prediction
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.schedule import warmup_cosine
 from model.queue import EmbeddingQueue
-from model.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
 from model.swav import SwAV
 from model.weights import published_names

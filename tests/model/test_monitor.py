@@ -1,10 +1,12 @@
 """How many dimensions the embeddings lie in: the kind of collapse that neither codes nor spread show."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
-from model.monitor import CodeMonitor
+from model.monitor import CodeMonitor, advice, loss_of_a_guess
 
 DIM, BATCH = 16, 64
 
@@ -41,3 +43,26 @@ def test_dimensional_collapse_shows_where_codes_and_spread_do_not():
     monitor.update(torch.full((2, BATCH, 4), 0.25), embeddings, torch.tensor(1.0))
     assert monitor.summary()["embedding_std"] == pytest.approx(DIM**-0.5)
     assert monitor.summary()["embedding_rank"] == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(("prototypes", "dim"), [(12, 8), (30, 16), (3000, 128)])
+def test_embeddings_that_know_nothing_are_no_better_than_the_bound_says(prototypes, dim):
+    """Random embeddings and codes: their loss is the one that the advice measures trouble by."""
+    random = torch.Generator().manual_seed(2)
+    embeddings = functional.normalize(torch.randn(4000, dim, generator=random), dim=1)
+    weights = functional.normalize(torch.randn(prototypes, dim, generator=random), dim=1)
+    targets = torch.randint(prototypes, (4000,), generator=random)
+    loss = float(functional.cross_entropy(embeddings @ weights.T / 0.1, targets))
+    bound = loss_of_a_guess(prototypes, dim, 0.1)
+    assert math.log(prototypes) < loss < bound < math.log(prototypes) + 1 / 0.1
+    healthy = {"mean_loss": loss, "prototypes_in_use": 1.0, "embedding_std": 0.2}
+    assert advice(healthy, prototypes, "swav", dim, 0.1) == []
+    (line,) = advice(healthy | {"mean_loss": 1.6 * bound}, prototypes, "swav", dim, 0.1)
+    assert "worse than a guess" in line and "lower optimizer.base_lr" in line
+
+
+def test_the_tiny_recipe_s_losses_are_not_called_trouble():
+    """Twelve prototypes in eight dimensions: its first epochs' losses are 4.2 to 4.9, and fall."""
+    healthy = {"prototypes_in_use": 1.0, "embedding_std": 0.2}
+    for loss in (4.23, 4.87, 4.88):
+        assert advice(healthy | {"mean_loss": loss}, 12, "swav", 8, 0.1) == []

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.sinkhorn import sinkhorn
-from perf.sinkhorn.speed import plain
+from perf.sinkhorn.textbook import textbook_codes
 from support.ranks import count_collectives, run_ranks
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "sinkhorn.npz")
@@ -203,7 +203,7 @@ def test_many_iterations_stay_in_range_and_balance_the_prototypes(shape: tuple[i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_codes_are_those_of_algorithm_1_of_the_paper(epsilon: float, dtype: torch.dtype) -> None:
     scores = torch.from_numpy(cosines(0, 2, 64, 300)).to(dtype)
-    expected = plain(scores.double(), epsilon, 3)
+    expected = textbook_codes(scores.double(), epsilon, 3)
     torch.testing.assert_close(sinkhorn(scores, epsilon, 3).double(), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(sinkhorn(scores, epsilon, 3, check=False).double(), expected, rtol=0, atol=1e-5)
 

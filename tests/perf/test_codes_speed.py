@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from perf.sinkhorn.__main__ import main
 from perf.sinkhorn.device import compare, eagerly
-from perf.sinkhorn.speed import main, plain
+from perf.sinkhorn.textbook import textbook_codes
 
-SMALL = ["--prototypes", "40", "--batch", "8", "--rounds", "2", "--calls", "2"]
+SMALL = ["--against-textbook", "--prototypes", "40", "--batch", "8", "--rounds", "2", "--calls", "2"]
 
 
 def test_figures_of_one_rank_and_two(tmp_path: Path) -> None:
@@ -35,12 +36,12 @@ def test_figures_of_one_rank_and_two(tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
+    assert main(["--against-textbook", *arguments]) == 2
     assert capsys.readouterr().err == f"swave: {told}\n"
 
 
-def test_plain_balances_prototypes_and_samples() -> None:
-    codes = plain(torch.rand(2, 12, 5, dtype=torch.float64), 0.5, 60)
+def test_the_textbook_s_codes_balance_prototypes_and_samples() -> None:
+    codes = textbook_codes(torch.rand(2, 12, 5, dtype=torch.float64), 0.5, 60)
     torch.testing.assert_close(codes.sum(dim=-1), torch.ones(2, 12, dtype=torch.float64))
     torch.testing.assert_close(codes.sum(dim=-2), torch.full((2, 5), 12 / 5, dtype=torch.float64))
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from config.recipe import ROOT
+from perf.ranks import run_ranks
 from perf.roofline import Ceilings, Work, roofline
 from perf.step.ranks import turns_in
 from support.photos import write_folder
+from support.tiny_runs import losses, make_workplace, train
 from training.profiling.bottleneck import verdict
 from training.profiling.profile import summary
 from training.profiling.timeline import PHASES
@@ -46,11 +48,15 @@ def step(*arguments):
     )
 
 
+def noise():
+    """64 images."""
+    generator = np.random.default_rng(1)
+    return [generator.integers(0, 255, (20, 20, 3)).astype(np.uint8) for _ in range(64)]
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(1)
-    return write_folder(root / "train", [noise.integers(0, 255, (20, 20, 3)).astype(np.uint8) for _ in range(64)])
+    return write_folder(tmp_path_factory.mktemp("images") / "train", noise())
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,89 @@ def test_variants_are_measured_or_say_why_not(images, tmp_path):
     assert {row["stage"] for row in rows} == {0, 1, 2, 3}
     assert any(row["images_per_second"] for row in rows[1:])
     assert [row["skipped"] for row in rows if row["precision"] == "fp16"] != [None]
+
+
+# ---------------------------------------------------------------------------------------------- what the recipe says
+VIT = (
+    "run.batch_size=8 crops.global.size=32 crops.local.count=2 crops.local.size=16 model.hidden_dim=16 "
+    "model.options={embed_dim:24,depth:1,num_heads:2,patch_size:8} model.embedding_dim=8 model.prototypes=12 "
+    "pipeline.backend=torchvision"
+).split()
+
+
+def measured(out, *arguments):
+    """The report of one rank, without variants."""
+    done = step("--budget", 10, "--ranks", 1, "--no-variants", "--json", out, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), " ".join(done.stdout.split())
+
+
+def test_a_vision_transformer_s_step_has_its_teacher(images, tmp_path):
+    recipe = "--config", ROOT / "config" / "imagenet" / "vit_s16.yaml"
+    found, said = measured(tmp_path / "step.json", *recipe, "--data", images, "--peer", f"data.cache={tmp_path}", *VIT)
+    assert found["settings"]["teacher"] == 0.996 and "a teacher" in said
+    assert found["shares"]["teacher"] > 0.02 and found["shares"]["probe"] == 0
+    assert found["shares"]["codes"] < found["shares"]["teacher"]  # its forward pass does not count as codes
+    assert found["images_per_second"] > 0 and found["codes_collectives"] == 3
+    assert found["peer_ratio"] is None and found["peer_left_out"] == "swav.teacher.momentum=0.996"
+
+
+@pytest.mark.parametrize("labels", ["drawn at random", pytest.param("images", marks=pytest.mark.slow)])
+def test_deepcluster_has_its_three_heads_and_the_probe_its_labels(images, tmp_path, labels):
+    settings = "method=deepclusterv2", "evaluation.probe=true", "engine.accumulation=2", "swav.queue.length=0"
+    data = images if labels == "images" else write_flat(tmp_path / "flat")
+    found, said = measured(tmp_path / "step.json", "--data", data, f"data.cache={tmp_path}", *TINY, *settings)
+    expected = {"method": "deepclusterv2", "heads": 3, "queue": 0, "probe": True, "probe_labels": labels}
+    assert {key: found["settings"][key] for key in expected} == expected
+    assert found["shares"]["probe"] > 0 and found["shares"]["teacher"] == 0
+    assert found["codes_collectives"] == 0 and found["images_per_second"] > 0  # the clusters are there: no Sinkhorn
+    assert "method=deepclusterv2; 3 heads of 12 prototypes; the online probe" in said
+    assert ("drawn at random" in said) == (labels == "drawn at random")
+
+
+def write_flat(root):
+    """Images without labels: all in one folder."""
+    root.mkdir()
+    for path in write_folder(root.parent / "classes", noise(), classes=1).glob("*/*.png"):
+        path.rename(root / path.name)
+    return root
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("swav.hard=true", "model.heads=2", "swav.teacher.momentum=0.9", "evaluation.probe=true"),
+        ("engine.accumulation=2", "swav.assigning=[1,0]"),
+    ],
+)
+def test_the_measured_step_is_train_py_s(tmp_path, settings):
+    """Its first loss, on the same images: network, codes and loss are the same."""
+    settings = *settings, "swav.queue.length=0", "pipeline.backend=torchvision", "run.epochs=1"
+    make_workplace(tmp_path)
+    train(tmp_path, "run", *settings)
+    run_ranks(first_loss, 1, str(tmp_path), *settings)
+    (loss,) = json.loads((tmp_path / "loss.json").read_text())
+    assert losses(tmp_path, "run")[1] == loss
+
+
+def first_loss(rank, folder, *settings):
+    """As the only rank: the loss of the first of perf.step's steps, into FOLDER/loss.json."""
+    from pathlib import Path
+
+    from config.recipe import load_config
+    from perf.step.steps import Steps
+    from pipeline.dataset.open import open_splits
+    from training.auto import fit
+    from training.distributed import Cluster, connected
+
+    config, cluster = load_config([f"{folder}/tiny.yaml", *settings]), Cluster()
+    table, _ = open_splits(config.data, progress=False)
+    fit(config, len(table.usable()), cluster)
+    with connected(cluster):
+        steps = Steps(config, cluster, len(table.usable()), table, classes=2)
+        loss = float(steps.step(steps.batches()))
+        steps.loader.close()
+    (Path(folder) / "loss.json").write_text(json.dumps([loss]))
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
@@ -257,7 +346,6 @@ def slow_loader(rank, folder, slow_rank):
 
 @pytest.mark.parametrize("slow_rank", [-1, 1])
 def test_a_slow_loader_is_the_verdict_on_all_ranks_and_on_one(images, tmp_path, slow_rank):
-    from perf.ranks import run_ranks
     from pipeline.dataset.open import open_dataset
 
     table = open_dataset(images, tmp_path / "tables", progress=False)

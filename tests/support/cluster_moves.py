@@ -2,7 +2,7 @@
 
 import torch
 
-from model.optimizer import set_step
+from model.optimizer.build import set_step
 from perf.zero_ranks import BATCH, DIM, PROTOTYPES, Training
 from support.zero_moves import start
 from training.distributed import connected

@@ -5,8 +5,12 @@ from perf.report.verdict import verdict
 from perf.sinkhorn.variants import Point
 
 PHASES = {
-    "data_wait": 0.38, "copy": 0.01, "forward_global": 0.16, "forward_local": 0.09, "codes": 0.02, "loss": 0.01,
-    "backward": 0.25, "gradient_communication": 0.03, "optimizer": 0.04, "other": 0.01,
+    "data_wait": 0.38, "copy": 0.01, "forward_global": 0.16, "forward_local": 0.09, "teacher": 0.0, "codes": 0.02,
+    "loss": 0.01, "backward": 0.25, "gradient_communication": 0.03, "optimizer": 0.04, "probe": 0.0, "other": 0.01,
+}  # fmt: skip
+SETTINGS = {
+    "batch": 128, "precision": "bf16", "stage": 1, "method": "swav", "heads": 1, "prototypes": 3000,
+    "hard_codes": False, "queue": 3840, "teacher": 0.0, "probe": False, "probe_labels": None,
 }  # fmt: skip
 
 
@@ -58,7 +62,7 @@ def step(milliseconds):
     return {
         "images_per_second": 128e3 / middle, "step_ms": middle, "rounds_ms": milliseconds, "ranks": 2, "device": "cpu",
         "shares": PHASES, "phases_ms": times, "per_rank": ranks, "slowest_rank": 1, "slow": None, "overhead": 0.004,
-        "peer_ratio": 0.87,
+        "peer_ratio": 0.87, "peer_left_out": None,
         "peer": {"step_ms": middle / 0.87, "ours_ms": middle, "ratio_min": 0.86, "ratio_max": 0.88,
                  "rounds": [0.86, 0.87, 0.88]},
         "codes_share": 0.02, "codes_collectives": 3,
@@ -66,7 +70,7 @@ def step(milliseconds):
         "roofline": {"peak_flops": 9e11, "bandwidth": 2e10, "flops_per_second": 4e11, "intensity": 53.0, "mfu": 0.44,
                      "share_of_roofline": 0.44, "bound": "matrix products"},
         "peak_gb": 12.5, "variants": [row, other, skipped | {"skipped": "engine.precision=fp16 needs a GPU"}],
-        "trace": None, "settings": {"batch": 128, "precision": "bf16", "stage": 1}, "machine": machine(),
+        "trace": None, "settings": SETTINGS, "machine": machine(),
         "verdict": "loader-bound: the network waits 38 % of each step; pipeline.backend=ffcv would hide it",
     }  # fmt: skip
 

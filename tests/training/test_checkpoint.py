@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from model.backbone import build_backbone
-from model.lars import LARS, parameter_groups
+from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.segments import Layout
 from model.queue import EmbeddingQueue
-from model.segments import Layout
 from model.swav import SwAV
 from support.ranks import run_ranks
 from training.checkpoint import save_load as checkpoint

@@ -9,8 +9,8 @@ import torch
 
 from config.recipe import load_config
 from model.monitor import CodeMonitor
-from model.optimizer import build_optimizer
-from model.segments import Layout
+from model.optimizer.build import build_optimizer
+from model.optimizer.segments import Layout
 from pipeline.crops import crops_from_config
 from pipeline.dataset.open import open_splits
 from support.old_checkpoints import OLD, old_run

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.segments import Layout
+from model.optimizer.segments import Layout
 from model.state import buffer_tensors, load_buffers
 from training.checkpoint.shards import CheckpointError, SavedTensors
 

@@ -89,14 +89,13 @@ def _gradients(share: float, settings: Mapping[str, Any]) -> str:
 
 
 def _compute(shares: Mapping[str, float], settings: Mapping[str, Any], roofline: Mapping[str, Any] | None) -> str:
-    network = shares["forward_global"] + shares["forward_local"] + shares["backward"]
-    sentence = f"bound by the network: forward and backward are {network:.0%} of each step"
+    network, teacher = shares["forward_global"] + shares["forward_local"] + shares["backward"], shares["teacher"]
+    share = f"{network:.0%} of each step" + f", the teacher {teacher:.0%}" * (teacher > 0)
+    sentence = f"bound by the network: forward and backward are {share}"
     if roofline is None:
         return f"{sentence}, and the loader keeps up"
     reached = roofline["share_of_roofline"]
-    sentence = (
-        f"bound by {roofline['bound']}: the network's forward and backward are {network:.0%} of each step, and it "
-    )
+    sentence = f"bound by {roofline['bound']}: the network's forward and backward are {share}, and it "
     sentence += f"runs at {reached:.0%} of what the device's {roofline['bound']} would allow"
     on_gpu = settings["device"] == "cuda"
     if on_gpu and settings["precision"] == "fp32":

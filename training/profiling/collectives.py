@@ -29,16 +29,12 @@ NAMES = (
     "reduce_scatter",
     "reduce_scatter_tensor",
 )
-KINDS = (
-    "gradients",
-    "batch_norm",
-    "codes",
-    "weights",
-    "other",
-)  # weights: all-gathers of partitioned parameters (ZeRO)
-CALLERS = (
+# weights: all-gathers of partitioned parameters (ZeRO)
+KINDS = ("gradients", "batch_norm", "codes", "weights", "other")
+CALLERS = (  # file or folder -> kind; the first entry that fits counts
     (f"{ROOT}/model/batchnorm.py", "batch_norm"),
-    (f"{ROOT}/model/sinkhorn", "codes"),
+    (f"{ROOT}/model/sinkhorn.py", "codes"),
+    (f"{ROOT}/model/sinkhorn_fused.py", "codes"),
     (f"{ROOT}/model/", "other"),
     (f"{ROOT}/training/gradient_averaging.py", "gradients"),
     (f"{ROOT}/training/", "other"),

@@ -113,24 +113,25 @@ def summary_lines(profile: Mapping[str, Any]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- within train.py
-def profile_steps(config: DictConfig, left: int, times: Any, engine: Any, monitor: Any, journal: Any) -> None:
+def profile_steps(config: DictConfig, left: int, times: Any, journal: Any, *parts: Any) -> None:
     """If perf.profile is set, profile perf.steps steps of this run after its first perf.skip steps.
 
     Rank 0 then writes profile.json and profile-trace.json of all ranks to the run's directory and prints a summary.
-    left: steps that the run still takes. times: the loop's `StepTimes`.
+    left: steps that the run still takes. times: the loop's `StepTimes`. parts: engine, monitor, teacher and probe,
+    whose calls are marked; None for a teacher or probe that the run does not have.
     """
     if config.perf.profile and left <= config.perf.skip:
         journal.say(f"perf.profile: nothing to profile: perf.skip leaves none of this run's {left} steps")
     elif config.perf.profile:
         last = min(config.perf.skip + config.perf.steps, left)
-        times.listener = _Profiler(config, last, times, engine, monitor, journal)
+        times.listener = _Profiler(config, last, times, journal, parts)
 
 
 class _Profiler:
     """Receives the loop's marks. It profiles the chosen steps, then removes all its hooks."""
 
-    def __init__(self, config: DictConfig, last: int, times: Any, engine: Any, monitor: Any, journal: Any) -> None:
-        self.config, self.times, self.engine, self.monitor, self.journal = config, times, engine, monitor, journal
+    def __init__(self, config: DictConfig, last: int, times: Any, journal: Any, parts: Sequence[Any]) -> None:
+        self.config, self.times, self.journal, self.parts, self.engine = config, times, journal, parts, parts[0]
         self.last, self.ended = last, 0
         self.watched = ExitStack()
         self.timeline: Any = None
@@ -151,7 +152,7 @@ class _Profiler:
 
         dist.barrier()  # so that the ranks' clocks begin together
         self.timeline = Timeline(self.engine.device)
-        self.watched.enter_context(watching(self.timeline, self.engine, self.monitor))
+        self.watched.enter_context(watching(self.timeline, *self.parts))
         self.calls = self.watched.enter_context(counting(self.timeline))
 
     def _finish(self) -> None:
@@ -174,8 +175,15 @@ class _Profiler:
 
 
 def settings_of(config: DictConfig, device: str, cluster: Any) -> dict[str, Any]:
-    """The values of a fitted recipe on which the verdict depends."""
+    """The values of a fitted recipe on which a step's time, and so the verdict, depends. teacher: its first momentum,
+    0 without a teacher."""
     return {
+        "method": config.method,
+        "heads": config.model.heads,
+        "hard_codes": config.swav.hard,
+        "queue": config.swav.queue.length,
+        "teacher": config.swav.teacher.momentum,
+        "probe": config.evaluation.probe,
         "device": device,
         "ranks": cluster.world_size,
         "local_ranks": cluster.local_world_size,

@@ -6,11 +6,13 @@ A mark is a host time, or a CUDA event on a GPU. Nothing waits while the steps r
     copy                    crops to the device, and cutting them into parts
     forward_global          the backbone on the global crops, and head and prototypes on all crops
     forward_local           the backbone on the local crops
-    codes                   Sinkhorn and the queue
+    teacher                 its forward pass, and its average after the step; zero without one
+    codes                   Sinkhorn and the queue, or the clusters of the rows
     loss
     backward
     gradient_communication  waits of backward and step for it; communication hidden behind them does not count
     optimizer               engine.step without its communication
+    probe                   the online classifier; zero without one
     other                   monitors, agreement, saving
 
 Collectives of batch norm, codes and monitors belong to the phase that calls them; `training.profiling.collectives`
@@ -31,11 +33,13 @@ PHASES = (
     "copy",
     "forward_global",
     "forward_local",
+    "teacher",
     "codes",
     "loss",
     "backward",
     "gradient_communication",
     "optimizer",
+    "probe",
     "other",
 )
 HELD_BACK = ("overlapping_partition_gradients_reduce_epilogue", "independent_gradient_partition_epilogue")
@@ -128,8 +132,9 @@ def phase_sums(spans: Sequence[Span]) -> dict[str, float]:
 
 
 @contextmanager
-def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
-    """Within the block, calls of engine and monitor make marks: forward, backward, gradient communication, step.
+def watching(timeline: Timeline, engine: Any, monitor: Any, teacher: Any = None, probe: Any = None) -> Iterator[None]:
+    """Within the block, calls of engine, monitor, teacher and probe make marks: forward, backward, gradient
+    communication, step.
 
     The training loop itself marks the wait for data, the copy, the codes and the loss.
     """
@@ -155,6 +160,8 @@ def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
         for name in HELD_BACK:
             around(engine.optimizer, name, "gradient_communication")
         around(monitor, "update", "other")
+        around(probe, "update", "probe")
+        around(teacher, "follow", "teacher")
 
         def begins(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
             return (_Crops(values[0], timeline), *values[1:]) if isinstance(values[0], list) else values
@@ -162,7 +169,13 @@ def watching(timeline: Timeline, engine: Any, monitor: Any) -> Iterator[None]:
         def ends(_module: Any, _values: Any, _result: Any) -> None:
             timeline.mark("other")
 
-        for handle in (engine.module.register_forward_pre_hook(begins), engine.module.register_forward_hook(ends)):
+        handles = [engine.module.register_forward_pre_hook(begins), engine.module.register_forward_hook(ends)]
+        if teacher is not None:
+            handles += [
+                teacher.network.register_forward_pre_hook(lambda *_: timeline.mark("teacher")),
+                teacher.network.register_forward_hook(lambda *_: timeline.mark("codes")),
+            ]
+        for handle in handles:
             stack.callback(handle.remove)
         yield
 

@@ -1,5 +1,6 @@
 """Conversion on Ray: nodes may die, the bytes are those of a local run."""
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -110,6 +111,50 @@ def test_auto_joins_a_running_cluster(source, tmp_path, ray_folder, monkeypatch,
     assert code == 0 and f"joining the Ray cluster at {address}" in errors
     assert int(job[:2], 16) == 2  # the conversion was this cluster's first job
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A directory other than the checkout, as the current one; no PYTHONPATH leads back."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def finish(command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_make_convert_on_ray_starts_from_another_directory(source, elsewhere, ray_folder):
+    """Workers import the program from the checkout, though neither their directory nor PYTHONPATH is there."""
+    pytest.importorskip("ray", reason=NEEDS_RAY)
+    converted(source, target(elsewhere / "local", "wds"), "wds", shard_images=50)
+    out = target(elsewhere / "make", "wds")
+    settings = ["RAY=auto", f"SRC={source}", f"OUT={out}", "FORMAT=wds", "WORKERS=1", "ARGS=--shard-images 50"]
+    environment_is_ready = ["--old-file=setup", f"RUN={sys.executable}"]
+    finish(["make", "-C", str(ROOT), *environment_is_ready, "convert", *settings])
+    assert digests(elsewhere / "make") == digests(elsewhere / "local")
+
+
+@pytest.mark.slow
+def test_relative_paths_mean_the_directory_from_which_the_program_starts(source, elsewhere, ray_folder):
+    """On a cluster whose processes run in yet another directory."""
+    pytest.importorskip("ray", reason=NEEDS_RAY)
+    from ray.cluster_utils import Cluster
+
+    converted(source, target(elsewhere / "local", "wds"), "wds", shard_images=50)
+    target(elsewhere / "relative", "wds")
+    with tempfile.TemporaryDirectory(prefix="r") as third, contextlib.chdir(third):
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        arguments = ["source", "relative/x", "--format", "wds", "--shard-images", "50", "--ray", cluster.address]
+        start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.convert import main; sys.exit(main())"
+        finish([sys.executable, "-c", start, *arguments])
+    finally:
+        cluster.shutdown()
+    assert digests(elsewhere / "relative") == digests(elsewhere / "local")
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from model.segments import Layout
+from model.optimizer.segments import Layout
 
 ROW = 1024  # elements whose squares a CPU adds up in float32
 

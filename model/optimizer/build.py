@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from model.adamw import AdamW, adamw_groups
-from model.lars import LARS, parameter_groups
+from model.optimizer.adamw import AdamW, adamw_groups
+from model.optimizer.lars import LARS, parameter_groups
 
 
 def build_optimizer(settings: Any, network: nn.Module) -> LARS | AdamW:

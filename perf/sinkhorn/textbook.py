@@ -1,13 +1,13 @@
 """How fast are the codes? `model.sinkhorn` against the textbook version, on the CPU, in the same run.
 
-    python -m perf.sinkhorn.speed [--json FILE] [--prototypes 3000] [--batch 64] [--threads 1,2] [--ranks 1,2] ...
+    python -m perf.sinkhorn --against-textbook [--json FILE] [--prototypes 3000] [--batch 64] [--threads 1,2] ...
 
     plain  Algorithm 1 of the SwAV paper as it stands, crop by crop: exp, the global sum, then in turn the sums of the
            prototypes and of the samples; 8 all-reduces for 2 crops and 3 iterations
     ours   model.sinkhorn with check=False, as training calls it: both crops together, 3 all-reduces
 
-Both take turns, round after round, on the same scores, and must agree. On several ranks each has one thread, and a
-turn's time is the slowest rank's.
+Both take turns, round after round, on the same scores, and must agree; the exit code is 1 where they do not. On several
+ranks each has one thread, and a turn's time is the slowest rank's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.dataset.folder import progress_bar
 
 if TYPE_CHECKING:  # heavy: imported once the arguments are known to be good
+    import torch.distributed as dist
     from torch import Tensor
 
 EPSILON, ITERATIONS, CROPS, WIDTH = 0.05, 3, 2, 128
@@ -34,8 +35,25 @@ WARM_UP = 3  # rounds
 
 
 def main(arguments: list[str]) -> int:
+    """The whole comparison. arguments: the command line without --against-textbook."""
+    options = parsed(arguments)
+    try:
+        report = run(options)
+    except ValueError as error:
+        print(f"swave: {error}", file=sys.stderr)
+        return 2
+    show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{options.json}: written")
+    return 0 if report["agree"] else 1
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m perf.sinkhorn.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m perf.sinkhorn --against-textbook",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--prototypes", type=int, default=3000, help="default 3000")
@@ -44,12 +62,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks, of one thread each (default 1,2)")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each (default 30)")
     parser.add_argument("--calls", type=int, default=5, help="calls in a turn (default 5)")
-    options = parser.parse_args(arguments)
-    try:
-        cases = checked(options)
-    except ValueError as error:
-        print(f"swave: {error}", file=sys.stderr)
-        return 2
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """The report. Raises ValueError for a mistake."""
+    cases = checked(options)
     from perf.machine import machine
 
     where, measured = machine(), []
@@ -58,18 +76,18 @@ def main(arguments: list[str]) -> int:
             measured.append(run_case(ranks, threads, options))
             bar.update()
     agree = all(row["difference"] <= AGREE for row in measured)
-    report = {"measured": measured, "agree": agree, "settings": settings_of(options), "machine": where}
-    for row in measured:
+    return {"measured": measured, "agree": agree, "settings": settings_of(options), "machine": where}
+
+
+def show(report: dict[str, Any]) -> None:
+    """A line for each case."""
+    for row in report["measured"]:
         print(
             f"{row['ranks']} ranks, {row['threads']} threads: plain {row['plain_ms']:.2f} ms, ours"
             f" {row['ours_ms']:.2f} ms, {row['faster']:.2f} times as fast;"
             f" all-reduces {row['plain_all_reduces']} and {row['ours_all_reduces']}; codes differ by"
             f" at most {row['difference']:.1e}"
         )
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{options.json}: written")
-    return 0 if agree else 1
 
 
 def checked(options: argparse.Namespace) -> list[tuple[int, int]]:
@@ -140,7 +158,7 @@ def measure(rank: int, folder: Path, ranks: int, threads: int, options: dict[str
             return sinkhorn(scores, EPSILON, ITERATIONS, check=False)
 
         def textbook() -> Tensor:
-            return plain(scores, EPSILON, ITERATIONS)
+            return textbook_codes(scores, EPSILON, ITERATIONS)
 
         def turn(work: Any, _counts: bool) -> float:
             dist.barrier()
@@ -184,16 +202,18 @@ def all_reduces_of(work: Any) -> tuple[int, Tensor]:
         dist.all_reduce = original
 
 
-def plain(crops: Tensor | Sequence[Tensor], epsilon: float, iterations: int) -> Tensor:
-    """The textbook codes, [crops, batch, prototypes]: Algorithm 1 of the paper, crop by crop, over all ranks if
-    torch.distributed is initialised. |scores| / epsilon must be within exp's range."""
+def textbook_codes(
+    crops: Tensor | Sequence[Tensor], epsilon: float, iterations: int, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """The codes [crops, batch, prototypes] by Algorithm 1 of the paper, crop by crop, over the ranks of `group` (all if
+    None), or in this process where torch.distributed is not initialized. |scores| / epsilon must be in exp's range."""
     import torch
 
     with torch.no_grad():
-        return torch.stack([_plain_of_one(scores, epsilon, iterations) for scores in crops])
+        return torch.stack([_of_one_crop(scores, epsilon, iterations, group) for scores in crops])
 
 
-def _plain_of_one(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+def _of_one_crop(scores: Tensor, epsilon: float, iterations: int, group: dist.ProcessGroup | None) -> Tensor:
     import torch
     import torch.distributed as dist
 
@@ -201,17 +221,13 @@ def _plain_of_one(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
     def over_ranks(values: Tensor) -> Tensor:
         if together:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=group)
         return values
 
     plan = torch.exp(scores / epsilon).t()  # [prototypes, samples], as in the paper
-    prototypes, samples = plan.shape[0], plan.shape[1] * (dist.get_world_size() if together else 1)
+    prototypes, samples = plan.shape[0], plan.shape[1] * (dist.get_world_size(group) if together else 1)
     plan = plan / over_ranks(plan.sum())
     for _ in range(iterations):
         plan = plan / over_ranks(plan.sum(dim=1, keepdim=True)) / prototypes
         plan = plan / plan.sum(dim=0, keepdim=True) / samples
     return (plan * samples).t()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.lars import parameter_groups
-from model.segments import Layout
+from model.optimizer.lars import parameter_groups
+from model.optimizer.segments import Layout
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, whose groups may carry the flags `frozen` and `unit_rows` of LARS (model/lars.py).
+    """torch's AdamW, whose groups may carry the flags `frozen` and `unit_rows` of LARS (model/optimizer/lars.py).
 
     It works element by element, so slices of parameters are as good as whole ones; `layout` serves `unit_rows` alone.
     """

@@ -1,0 +1,112 @@
+"""What settings demand of each other. A rule is a function that raises ConfigError for a configuration that breaks it.
+
+The range of each setting by itself is declared in config/schema; what depends on the images and the processes is
+checked in training/auto.py.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+
+from config.errors import ConfigError
+
+
+def check_rules(config: DictConfig) -> None:
+    """Refuse combinations that cannot work. The types and ranges are right. Raises ConfigError."""
+    for rule in RULES:
+        rule(config)
+
+
+def _require(good: bool, config: DictConfig, key: str, expected: str) -> None:
+    if not good:
+        raise ConfigError(f"{key}={OmegaConf.select(config, key)}: expected {expected}")
+
+
+# ---------------------------------------------------------------------- crops and codes
+def one_crop_predicts_another(config: DictConfig) -> None:
+    words = "two crops or more in all: one predicts the code of another"
+    _require(_crops_of(config) >= 2, config, "crops.global.count", words)
+
+
+def codes_come_from_different_crops(config: DictConfig) -> None:
+    crops, assigning = _crops_of(config), list(config.swav.assigning)
+    good = len(set(assigning)) == len(assigning) and all(0 <= crop < crops for crop in assigning)
+    _require(good, config, "swav.assigning", f"different crops from 0 to {crops - 1}")
+
+
+def _crops_of(config: DictConfig) -> int:
+    return config.crops["global"]["count"] + config.crops["local"]["count"]
+
+
+def dali_has_no_exact_color(config: DictConfig) -> None:
+    good = config.pipeline.backend != "dali" or config.crops.jitter.exact is not True
+    words = "auto or false with pipeline.backend=dali, which has affine color only"
+    _require(good, config, "crops.jitter.exact", words)
+
+
+def the_queue_starts_before_the_end(config: DictConfig) -> None:
+    queue, epochs = config.swav.queue, config.run.epochs
+    good = queue.length == 0 or queue.start_epoch == "auto" or queue.start_epoch < epochs
+    _require(good, config, "swav.queue.start_epoch", f"less than run.epochs={epochs}, or swav.queue.length=0")
+
+
+# ---------------------------------------------------------------------- teacher
+def the_teacher_slows_down(config: DictConfig) -> None:
+    teacher = config.swav.teacher
+    good = teacher.momentum <= teacher.final_momentum <= 1
+    _require(good, config, "swav.teacher.final_momentum", f"from swav.teacher.momentum={teacher.momentum} to 1")
+
+
+def the_teacher_needs_the_whole_network(config: DictConfig) -> None:
+    good = not config.swav.teacher.momentum or config.engine.stage != 3
+    words = "0 with engine.stage=3, where no process has the whole network to average"
+    _require(good, config, "swav.teacher.momentum", words)
+
+
+# ---------------------------------------------------------------------- optimizer
+def only_adamw_decays_by_layer(config: DictConfig) -> None:
+    good = config.optimizer.name == "adamw" or config.optimizer.layer_decay == 1
+    _require(good, config, "optimizer.layer_decay", "1 with optimizer.name=lars")
+
+
+def the_warm_up_fits_into_the_run(config: DictConfig) -> None:
+    warmup, epochs = config.optimizer.warmup_epochs, config.run.epochs
+    _require(warmup == "auto" or warmup <= epochs, config, "optimizer.warmup_epochs", f"at most {epochs} epochs")
+
+
+def the_learning_rate_falls(config: DictConfig) -> None:
+    base, final = config.optimizer.base_lr, config.optimizer.final_lr
+    good = "auto" in (base, final) or final <= base
+    _require(good, config, "optimizer.final_lr", f"at most optimizer.base_lr={base}")
+
+
+def a_learning_rate_to_scale_is_given(config: DictConfig) -> None:
+    good = config.optimizer.scale_lr_from is None or config.optimizer.base_lr != "auto"
+    _require(good, config, "optimizer.base_lr", "a number, which optimizer.scale_lr_from scales")
+
+
+# ---------------------------------------------------------------------- engine
+def offload_needs_zero(config: DictConfig) -> None:
+    good = not (config.engine.offload and config.engine.stage == 0)
+    _require(good, config, "engine.offload", "false at engine.stage=0: take 1, 2 or 3")
+
+
+def the_batch_splits_into_parts(config: DictConfig) -> None:
+    batch = config.run.batch_size
+    _require(batch % config.engine.accumulation == 0, config, "engine.accumulation", f"a divisor of {batch}")
+
+
+RULES = (
+    one_crop_predicts_another,
+    codes_come_from_different_crops,
+    dali_has_no_exact_color,
+    the_queue_starts_before_the_end,
+    the_teacher_slows_down,
+    the_teacher_needs_the_whole_network,
+    only_adamw_decays_by_layer,
+    the_warm_up_fits_into_the_run,
+    the_learning_rate_falls,
+    a_learning_rate_to_scale_is_given,
+    offload_needs_zero,
+    the_batch_splits_into_parts,
+)

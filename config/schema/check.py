@@ -1,0 +1,48 @@
+"""A configuration against the declaration: types and ranges, one line for the first mistake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from config.errors import ConfigError
+from config.schema.ranges import alternatives, own_limits
+from config.schema.setting import Setting
+from config.schema.settings import Settings, setting_of
+
+OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "predicate_failed"}
+
+
+def check_types_and_ranges(config: DictConfig) -> None:
+    """Check every setting by itself. Raises ConfigError: `KEY=VALUE: expected ...`."""
+    values = OmegaConf.to_container(config)
+    try:
+        Settings.model_validate(values)
+    except ValidationError as invalid:
+        errors = invalid.errors(include_url=False)
+        setting = _setting(errors[0]["loc"])
+        kinds = {error["type"] for error in errors if _setting(error["loc"]) == setting}
+        value = OmegaConf.select(config, setting.key)
+        raise ConfigError(f"{setting.key}={value}: expected {_expected(setting, value, kinds)}") from None
+
+
+def _setting(location: tuple[int | str, ...]) -> Setting:
+    """The setting that pydantic means; it adds positions in lists and members of unions."""
+    setting = setting_of(".".join(map(str, location)))
+    assert setting is not None, location
+    return setting
+
+
+def _expected(setting: Setting, value: Any, kinds: set[str]) -> str:
+    """What to say that the setting takes. kinds: pydantic's names of all that is wrong with the value."""
+    if setting.expected:
+        return setting.expected
+    if "finite_number" in kinds:
+        return "finite numbers"
+    if kinds & OUT_OF_RANGE:
+        limits = [limit for _, metadata in alternatives(setting.annotation) for limit in own_limits(metadata)]
+        return next((str(limit) for limit in limits if not limit.admits(value)), setting.range)
+    example = f", e.g. {setting.default}" if isinstance(setting.default, list) else ""
+    return setting.kind + example

@@ -1,0 +1,116 @@
+"""Settings of the images on their way from a file to crops."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Len
+
+from config.schema.ranges import Auto, NotNegative, PerColor, Probability, Range, ZeroOrMore, rising
+from config.schema.setting import MISSING, Section, setting
+
+Pair = Len(2, 2)
+Pixels = Annotated[int, Range(ge=4, le=4096, unit="pixels")]
+ShareOfArea = Annotated[list[float], Pair, rising(1)]
+
+SPEED = "nothing changes but speed"
+
+
+class Data(Section):
+    """The images."""
+
+    path: str = setting(
+        MISSING,
+        "images, *.tar shards, a .tar, a .beton, or a folder with train/ and val/ or test/",
+        resume="the images may move; another number of them or other contents are refused",
+    )
+    test: str | None = setting(
+        None,
+        "images of the k-NN test; null: val/ or test/ next to train/, else a tenth held out",
+        resume="later evaluations use these images",
+    )
+    cache: str = setting("data/tables", "where sample tables of scanned folders are kept", resume=SPEED)
+    workers: ZeroOrMore = setting(0, "processes that scan a folder; 0: one a core", resume=SPEED)
+    max_bad_fraction: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
+        0.01,
+        "a larger share of images that turn out unreadable while training ends the run",
+        resume="the new limit holds from now on",
+    )
+
+
+class GlobalCrops(Section):
+    """Large crops; the first crops of an image are these."""
+
+    count: Annotated[int, Range(ge=1, le=64, unit="crops")] = setting(2, "crops of an image")
+    size: Pixels = setting(224, "height and width in pixels")
+    scale: ShareOfArea = setting([0.14, 1.0], "share of the image's area that a crop covers")
+
+
+class LocalCrops(Section):
+    """Small crops, which predict the codes of others."""
+
+    count: Annotated[int, Range(ge=0, le=64, unit="crops")] = setting(6, "crops of an image; 0: large ones only")
+    size: Pixels = setting(96, "height and width in pixels")
+    scale: ShareOfArea = setting([0.05, 0.14], "share of the image's area that a crop covers")
+
+
+class Jitter(Section):
+    """Color jitter; strengths as in torchvision's ColorJitter."""
+
+    probability: Probability = setting(0.8, "of the jitter as a whole")
+    brightness: NotNegative = setting(0.8, "strength s: a factor from 1 - s to 1 + s")
+    contrast: NotNegative = setting(0.8, "strength")
+    saturation: NotNegative = setting(0.8, "strength")
+    hue: Annotated[float, Range(ge=0, le=0.5, unit="turns")] = setting(0.2, "turns of the color circle, either way")
+    exact: Auto | bool = setting(
+        "auto",
+        "true: torchvision's steps one by one, clipped, with hue in HSV (ffcv; torchvision always); false: one affine "
+        "map of all steps (dali always); auto: true where the backend can",
+    )
+
+
+class Blur(Section):
+    """Gaussian blur."""
+
+    probability: Probability = setting(0.5, "of a blur")
+    sigma: Annotated[list[float], Pair, rising(64, unit="pixels")] = setting(
+        [0.1, 2.0], "lowest and highest standard deviation, in pixels of the crop"
+    )
+
+
+class CropSettings(Section):
+    """Random crops of each image, and how they are changed."""
+
+    global_: GlobalCrops = setting(GlobalCrops(), "", name="global")
+    local: LocalCrops = LocalCrops()
+    ratio: Annotated[list[float], Pair, rising()] = setting(
+        [0.75, 4 / 3], "lowest and highest aspect ratio of a crop's window"
+    )
+    flip: Probability = setting(0.5, "probability of a horizontal flip")
+    jitter: Jitter = Jitter()
+    grayscale: Probability = setting(0.2, "probability of dropping color")
+    blur: Blur = Blur()
+    mean: Annotated[list[float], PerColor] = setting(
+        [0.485, 0.456, 0.406], "of red, green and blue (from 0 to 1); subtracted from the pixels"
+    )
+    std: Annotated[list[Annotated[float, Range(gt=0, what="each")]], PerColor] = setting(
+        [0.228, 0.224, 0.225], "of red, green and blue; the pixels are divided by it"
+    )
+
+
+class Pipeline(Section):
+    """Who decodes images and makes crops, and where."""
+
+    backend: Literal["dali", "ffcv", "torchvision"] = setting(
+        "dali",
+        "ffcv: fused CPU kernel, torchvision: slow reference",
+        resume="crops stay the same, up to rounding and crops.jitter.exact",
+    )
+    device: Literal["auto", "cpu", "gpu"] = setting(
+        "auto",
+        "where dali decodes and crops, and ffcv does color and blur",
+        resume="crops stay the same, up to rounding",
+    )
+    threads: Auto | Annotated[int, Range(ge=1), Range(le=1024, unit="threads a process")] = setting(
+        "auto", "worker threads of each process", resume=SPEED
+    )

@@ -1,0 +1,78 @@
+"""Settings of the network, of SwAV, and of the optimizer: what the paper is about."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Len, MinLen
+
+from config.schema.ranges import AtLeastOne, Auto, Free, NotNegative, Positive, Range, ZeroOrMore
+from config.schema.setting import Section, setting
+
+Momentum = Annotated[float, Range(ge=0, lt=1)]
+
+
+class Model(Section):
+    """The network: backbone, projection head, prototypes."""
+
+    backbone: str = setting("resnet50", "resnet18/34/50/50w2/50w4/50w5, resnet (with options), or any model of timm")
+    options: Free = setting({}, "passed to the backbone, e.g. {block: basic, layers: [1, 1, 1], base_width: 16}")
+    hidden_dim: ZeroOrMore = setting(2048, "width of the projection head's hidden layer; 0: a linear head")
+    embedding_dim: AtLeastOne = setting(128, "length of an embedding")
+    prototypes: Auto | Annotated[int, Range(ge=2)] = setting("auto", "prototypes of each head")
+    heads: Auto | AtLeastOne = setting("auto", "sets of prototypes; auto: 1 for swav, 3 for the other methods")
+    weights: str | None = setting(None, "start from these weights (.safetensors, .pth); null: at random")
+
+
+class Queue(Section):
+    """Embeddings of earlier steps that take part in the codes; for small batches."""
+
+    length: Auto | ZeroOrMore = setting("auto", "embeddings over all processes; 0: no queue")
+    start_epoch: Auto | ZeroOrMore = setting("auto", "first epoch, from 0, in which the queue is used")
+
+
+class TeacherSettings(Section):
+    """A moving average of the network that gives the codes."""
+
+    momentum: Momentum = setting(0.0, "of the average at the start, e.g. 0.996; 0: no teacher")
+    final_momentum: float = setting(1.0, "of the average at the end, on a cosine from momentum")
+
+
+class Swav(Section):
+    """Codes and loss."""
+
+    epsilon: Annotated[float, Range(ge=0.002, why="below, codes leave the range of numbers")] = setting(
+        0.05, "of Sinkhorn: lower is sharper"
+    )
+    iterations: AtLeastOne = setting(3, "of Sinkhorn")
+    temperature: Positive = setting(0.1, "of the softmax that predicts the codes")
+    assigning: Annotated[list[int], MinLen(1)] = setting([0, 1], "crops whose codes the others predict, counted from 0")
+    hard: bool = setting(False, "true: the strongest prototype of a code counts alone")
+    freeze_prototypes: Auto | ZeroOrMore = setting("auto", "first steps, in which the prototypes do not move")
+    queue: Queue = Queue()
+    teacher: TeacherSettings = TeacherSettings()
+
+
+class Optimizer(Section):
+    """LARS or AdamW, and the learning rate: a linear warm-up, then a cosine."""
+
+    name: Literal["lars", "adamw"] = setting("lars", "LARS as in the paper, or AdamW for vision transformers")
+    base_lr: Auto | Positive = setting("auto", "learning rate after the warm-up")
+    final_lr: Auto | NotNegative = setting("auto", "learning rate at the end")
+    scale_lr_from: Annotated[int, Range(ge=1)] | None = setting(
+        None,
+        "images a step for which the learning rates hold; others scale them in proportion",
+        expected="null or images a step, at least 1",
+    )
+    start_lr: NotNegative = setting(0.0, "learning rate at the start of the warm-up")
+    warmup_epochs: Auto | NotNegative = setting("auto", "length of the warm-up, also parts of an epoch")
+    weight_decay: NotNegative = setting(1e-6, "of all parameters; with adamw or exclude_1d not of biases and norms")
+    momentum: Momentum = setting(0.9, "of lars")
+    trust_coefficient: Positive = setting(0.001, "of lars: a step's length over the parameter's norm, at rate 1")
+    exclude_1d: bool = setting(False, "true: lars has neither trust ratio nor weight decay for biases and norms")
+    betas: Annotated[list[Annotated[float, Range(ge=0, lt=1, what="each")]], Len(2, 2)] = setting(
+        [0.9, 0.999], "of adamw"
+    )
+    layer_decay: Annotated[float, Range(gt=0, le=1)] = setting(
+        1.0, "adamw: factor of the learning rate from each block of a ViT to the one before it"
+    )

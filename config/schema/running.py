@@ -1,0 +1,75 @@
+"""Settings of a run as a whole: how long, what it keeps, how it is measured."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from config.every import EXAMPLES, is_every
+from config.schema.ranges import AtLeastOne, Auto, Holds, Positive, Range, ZeroOrMore
+from config.schema.setting import Section, setting
+
+NOW = "from now on"
+EVALUATIONS = "later evaluations use it"
+
+Interval = Annotated[str, Holds(is_every, f"such as {EXAMPLES}")]
+
+
+class Run(Section):
+    """The run as a whole."""
+
+    directory: str = setting(
+        "runs/default",
+        "config, metrics, checkpoints and summary go here; the same command again resumes",
+        resume="the directory may have moved",
+    )
+    epochs: AtLeastOne = setting(
+        100,
+        "passes over the images",
+        resume="the run gets longer or shorter; learning rates follow the new length",
+    )
+    batch_size: AtLeastOne = setting(256, "images a step, over all processes")
+    seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = setting(31, "of weights, order and crops")
+    log_every: AtLeastOne = setting(10, "steps between lines of metrics.jsonl", resume=NOW)
+
+
+class Checkpoint(Section):
+    """When to save, besides at the end and on SIGTERM, SIGINT and SIGUSR1."""
+
+    every: Interval = setting("1 epoch", "epochs, steps or minutes from one to the next", resume=NOW)
+    keep: AtLeastOne = setting(2, "how many of the newest stay", resume=NOW)
+    keep_epochs: ZeroOrMore = setting(0, "those of every n-th epoch stay for good; 0: the newest only", resume=NOW)
+
+
+class Perf(Section):
+    """A profile of some steps of the run."""
+
+    profile: bool = setting(
+        False,
+        "where the time of some steps goes, on all processes: profile.json and a trace",
+        resume="this start is profiled",
+    )
+    steps: AtLeastOne = setting(20, "how many steps are profiled", resume="the next profile takes them")
+    skip: ZeroOrMore = setting(5, "steps before them, counted from this start", resume="the next profile takes them")
+
+
+class Evaluation(Section):
+    """k-NN on the backbone's features, where there are labels."""
+
+    every: ZeroOrMore = setting(0, "epochs between evaluations; 0: at the end only", resume=NOW)
+    k: AtLeastOne = setting(20, "neighbors that vote", resume=EVALUATIONS)
+    temperature: Positive = setting(0.07, "of the votes' weights", resume=EVALUATIONS)
+    size: Auto | AtLeastOne = setting(
+        "auto", "pixels of the central crop; auto: the global crops' size", resume=EVALUATIONS
+    )
+    share: Annotated[float, Range(gt=0, le=1, what="a share")] = setting(
+        0.875, "of the shorter side that the central crop takes", resume=EVALUATIONS
+    )
+    batch_size: AtLeastOne = setting(256, "images a step and process", resume="nothing changes but speed")
+    max_train: ZeroOrMore = setting(
+        0, "images of the training set to compare with; 0: all", resume="later evaluations use so many"
+    )
+    probe: bool = setting(
+        False,
+        "a linear classifier that learns the labels next to the network",
+        resume="the probe starts anew, or is dropped",
+    )

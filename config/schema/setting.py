@@ -1,0 +1,81 @@
+"""How a setting is declared, and the flat list of what was declared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from config.schema.ranges import kind_words, range_words
+
+MISSING = "???"  # OmegaConf's mark of a value to be given
+
+
+class Section(BaseModel):
+    """Settings that belong together. The docstring of a section is its help text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def setting(default: Any, help: str, *, resume: str = "", expected: str = "", name: str | None = None) -> Any:
+    """Declare a key of a Section.
+
+    resume: what happens where a run resumes with another value; empty: it may not, that is another run.
+    expected: words for its range, where those made of its type are not enough. name: where it is a Python keyword.
+    """
+    return Field(default, description=help, alias=name, json_schema_extra={"resume": resume, "expected": expected})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A declared key. `annotation` has type and limits; `help` is one line; `resume` as in `setting`."""
+
+    key: str
+    annotation: Any
+    default: Any
+    help: str
+    resume: str
+    expected: str
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default == MISSING
+
+    @property
+    def free(self) -> bool:
+        """Whether it is a mapping of any keys."""
+        return isinstance(self.default, dict)
+
+    @property
+    def kind(self) -> str:
+        """The types that it takes, in words."""
+        return self.expected or kind_words(self.annotation)
+
+    @property
+    def range(self) -> str:
+        """Types and limits, in words."""
+        return self.expected or range_words(self.annotation)
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section, "" for the outermost."""
+
+    key: str
+    help: str
+
+
+def declared(section: type[Section], prefix: str = "") -> Iterator[Heading | Setting]:
+    """A section and all below it, in the order of declaration."""
+    yield Heading(prefix, " ".join((section.__doc__ or "").split()))
+    annotations = get_type_hints(section, include_extras=True)
+    for attribute, field in section.model_fields.items():
+        key, annotation = f"{prefix}.{field.alias or attribute}".lstrip("."), annotations[attribute]
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            yield from declared(annotation, key)
+        else:
+            extra: Any = field.json_schema_extra
+            yield Setting(key, annotation, field.default, field.description or "", **extra)

@@ -1,0 +1,60 @@
+"""All settings: the sections in their order, and the flat list."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Literal
+
+from config.schema.images import CropSettings, Data, Pipeline
+from config.schema.machine import Engine, Launch
+from config.schema.method import Model, Optimizer, Swav
+from config.schema.running import Checkpoint, Evaluation, Perf, Run
+from config.schema.setting import Heading, Section, Setting, declared, setting
+
+
+class Settings(Section):
+    """Every setting, with its default."""
+
+    method: Literal["swav", "deepclusterv2", "selav2"] = setting("swav", "where the targets come from")
+    run: Run = Run()
+    checkpoint: Checkpoint = Checkpoint()
+    data: Data = Data()
+    crops: CropSettings = CropSettings()
+    pipeline: Pipeline = Pipeline()
+    model: Model = Model()
+    swav: Swav = Swav()
+    optimizer: Optimizer = Optimizer()
+    engine: Engine = Engine()
+    launch: Launch = Launch()
+    perf: Perf = Perf()
+    evaluation: Evaluation = Evaluation()
+
+
+@cache
+def outline() -> tuple[Heading | Setting, ...]:
+    """Sections and settings in the order of declaration."""
+    return tuple(declared(Settings))
+
+
+@cache
+def settings() -> dict[str, Setting]:
+    """Every setting by its dotted key."""
+    return {entry.key: entry for entry in outline() if isinstance(entry, Setting)}
+
+
+def defaults() -> dict[str, Any]:
+    """Sections of defaults, as default.yaml has them."""
+    return Settings().model_dump(by_alias=True)
+
+
+def setting_of(key: str) -> Setting | None:
+    """The setting that holds `key`: itself, or the free section that it lies in (model.options.width)."""
+    while key and key not in settings():
+        key = key.rpartition(".")[0]
+    return settings().get(key)
+
+
+def effect_on_resume(key: str) -> str:
+    """What happens where a run resumes with another value of `key`; empty: it may not."""
+    setting = setting_of(key)
+    return setting.resume if setting else ""

@@ -1,0 +1,75 @@
+"""Lists of the program's folders and files are complete: what is digested, copied into the image, and type-checked."""
+
+import re
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from config.recipe import ROOT
+from launch.node_facts import code_digest, packages
+
+NOT_THE_PROGRAM = {"tests", "docs", "runs", "data", "wheels"}
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+
+
+def folders_with_python(root):
+    """Names of all folders in the checkout that hold Python files at any depth, the program's own or not."""
+    folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
+    return {path.name for path in folders if next(path.rglob("*.py"), None)} - NOT_THE_PROGRAM
+
+
+PACKAGES = sorted(folders_with_python(ROOT))
+
+
+def docker_copies(text):
+    """What a Dockerfile's COPY lines take out of the checkout."""
+    return {word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]}
+
+
+def test_every_folder_with_python_files_is_a_package():
+    assert [path.name for path in packages(ROOT)] == PACKAGES
+    assert {"common", "launch", "model", "pipeline", "training"} <= set(PACKAGES)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A copy of the program without its large files."""
+    root = tmp_path_factory.mktemp("copy")
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for name in SCRIPTS:
+        shutil.copy(ROOT / name, root)
+    return root
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, *SCRIPTS, "config/default.yaml"])
+def test_a_change_in_any_package_script_or_recipe_changes_the_code_digest(copy, name):
+    unchanged = code_digest(copy)
+    path = copy / name
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        text = file.read_text()
+        file.write_text(text + "# changed\n")
+        assert code_digest(copy) != unchanged, file
+        file.write_text(text)
+    assert code_digest(copy) == unchanged
+
+
+def test_the_image_holds_all_packages_and_scripts():
+    copies = docker_copies((ROOT / "launch" / "Dockerfile").read_text())
+    assert {*PACKAGES, *SCRIPTS} <= copies
+    assert all((ROOT / name).exists() for name in copies)
+
+
+def test_mypy_checks_all_packages_and_scripts():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert sorted(settings["tool"]["mypy"]["files"]) == sorted([*PACKAGES, *SCRIPTS])
+
+
+def test_one_module_alone_derives_the_checkouts_path_from_its_own():
+    """Another one would point elsewhere once it moves to another depth."""
+    climbs = re.compile(r"__file__\)(\.resolve\(\)|\.absolute\(\))?\.(parent\.parent|parents\b)")
+    files = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in Path(ROOT / package).rglob("*.py"))]
+    (file,) = [file for file in files if climbs.search(file.read_text())]
+    assert "ROOT = " in file.read_text()

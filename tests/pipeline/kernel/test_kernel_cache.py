@@ -1,0 +1,35 @@
+"""The key of the compiled kernel's disk cache covers everything that is compiled into it."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import pipeline.kernel
+from config.recipe import ROOT
+from pipeline.kernel.driver import source_digest
+
+FOLDER = Path(pipeline.kernel.__file__).parent
+
+
+def test_a_change_in_any_kernel_file_changes_the_cache_key(tmp_path):
+    copy = shutil.copytree(FOLDER, tmp_path / "kernel")
+    unchanged = source_digest(copy)
+    assert unchanged == source_digest(FOLDER)
+    files = sorted(copy.glob("*.py"))
+    assert {"driver.py", "decode.py", "hsv.py", "pixels.py", "resample.py", "simd.py"} <= {path.name for path in files}
+    for path in files:
+        text = path.read_text()
+        path.write_text(text + "# changed\n")
+        assert source_digest(copy) != unchanged, path.name
+        path.write_text(text)
+
+
+def test_compiled_functions_are_defined_in_the_kernels_folder_alone():
+    """A file elsewhere that numba compiles would not be part of the key, nor one in a folder below."""
+    compiled = [path for path in ROOT.glob("pipeline/**/*.py") if imports_njit(path)]
+    assert {path.parent for path in compiled} == {FOLDER}
+
+
+def imports_njit(path):
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    return any(node.module == "numba" and "njit" in {name.name for name in node.names} for node in imports)
