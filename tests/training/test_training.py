@@ -42,7 +42,8 @@ def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(work
     assert summary["versions"]["torch"].startswith("2.")
     assert "k-NN accuracy, trained backbone" in output
     assert (run / "config.yaml").exists()
-    assert (run / "versions.json").exists()
+    saved = json.loads((run / "versions.json").read_text())
+    assert saved["swave"] == "0.1.0" and saved == summary["versions"]
     assert list((run / "tensorboard").glob("events.*"))
     assert sorted(losses(workplace, "undisturbed")) == list(range(1, STEPS + 1))
     assert (run / "checkpoints" / "latest").read_text() == "step-000000024\n"
