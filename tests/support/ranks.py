@@ -28,10 +28,10 @@ COLLECTIVES = (
 
 def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
-    results = context().Queue()
+    results, received = context().Queue(), context().Event()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context().Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
+            context().Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results, received))
             for rank in range(len(inputs))
         ]
         for rank in ranks:
@@ -41,17 +41,21 @@ def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
         except queue.Empty:
             raise AssertionError(f"ranks hang or died: {[rank.exitcode for rank in ranks]}") from None
         finally:
+            received.set()
             for rank in ranks:
                 rank.join(timeout=10)
                 rank.kill()
     return [found[rank] for rank in range(len(inputs))]
 
 
-def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
+def _rank(
+    rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any, received: Any
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
     try:
         results.put((rank, function(inputs[rank])))
+        received.wait(timeout=60)  # tensors are fetched from this process
     finally:
         dist.destroy_process_group()
 
