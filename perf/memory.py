@@ -134,7 +134,7 @@ def run(case: Case) -> list[dict[str, float]]:
     """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
     with tempfile.TemporaryDirectory() as scratch:
         with environment({"MALLOC_MMAP_THRESHOLD_": "65536"}):  # so that freed memory goes back to the system
-            run_ranks(run_rank, case.ranks, case, Path(scratch))
+            run_ranks(run_rank, case.ranks, case, Path(scratch), method="spawn")
         return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
 from config.recipe import ROOT
 from perf.memory import MODELS, parameters_of, peak_bytes, run
 from perf.memory_ranks import Case
+from support.programs import run_module
 
 
 @pytest.mark.slow
@@ -25,7 +24,7 @@ def test_the_formula_is_within_10_percent_of_what_two_ranks_take(stage):
 def test_the_environment_of_the_ranks_ends_with_them(monkeypatch):
     seen = []
 
-    def note_environment(function, ranks, case, folder):
+    def note_environment(function, ranks, case, folder, method):
         seen.append(os.environ.get("MALLOC_MMAP_THRESHOLD_"))
         (folder / "0.json").write_text("{}")
 
@@ -57,6 +56,5 @@ def test_stages_need_less_the_more_they_cut():
 
 
 def test_a_mistake_is_one_line_and_code_2():
-    command = [sys.executable, "-m", "perf.memory", "--ranks", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_module("perf.memory", "--ranks", "0")
     assert (done.returncode, done.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")
