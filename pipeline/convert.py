@@ -278,13 +278,13 @@ def main(arguments: list[str] | None = None) -> int:
             ray=given.ray, max_bad_fraction=given.max_bad_fraction,
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
-        say("stopped; the same command goes on from here")
+        say("stopped; the same command continues from here")
         return EXIT_SIGNAL + (stopped.args[0] if stopped.args else signal.SIGINT)
     except UserError as error:
         print_error(error)
         return EXIT_MISTAKE
     except OSError as error:
-        print_error(f"{error.strerror or error} ({error.filename or given.out}); mend it, the same command goes on")
+        print_error(f"{error.strerror or error} ({error.filename or given.out}); repair it, the same command continues")
         return EXIT_MISTAKE
     out = Path(given.out)
     file = out.with_name(f"{out.stem}.report.json") if out.suffix in (".beton", ".npz") else out / "report.json"
