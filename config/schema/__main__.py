@@ -2,6 +2,8 @@
 
     python -m config.schema [KEY or SECTION ...]    make help-settings KEY=optimizer
     python -m config.schema --write                 make default-yaml: config/default.yaml and docs/settings.md
+
+A name is a key (optimizer.base_lr), its last word (base_lr) or a section (optimizer).
 """
 
 from __future__ import annotations
