@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_FAILED, EXIT_MISTAKE, EXIT_SIGNAL, print_error
+from common.signals import ENDING, Stopped
+
 Report = dict[str, Any]
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an import of numba,
-    Python ends by the signal and not with our exit code, although we catch it."""
 
 
 def program(
@@ -30,22 +27,22 @@ def program(
     stopped: list[BaseException] = []
 
     def stop(number: int, _frame: Any) -> None:
-        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(128 + number))
+        stopped.append(Stopped(number) if number == signal.SIGINT else SystemExit(EXIT_SIGNAL + number))
         raise stopped[0]
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, stop)
     try:
         report = measure(stopped)
     except (ValueError, OSError, ImportError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     except RuntimeError as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        print_error(error)
+        return EXIT_FAILED
     except KeyboardInterrupt:
-        print("\nswave: stopped; nothing is written", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print_error("stopped; nothing is written", below_bar=True)
+        return EXIT_SIGNAL + signal.SIGINT
     finally:
         for process in multiprocessing.active_children():
             process.kill()

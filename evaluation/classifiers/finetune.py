@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.progress import counted, progress_bar
 from evaluation.backbones import Backbone
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.session import MAX_BAD, Place, training_loader
 from evaluation.subsets import take
 from model.batchnorm import replace_batch_norm
 from pipeline.crops import Crops
-from pipeline.dataset.folder import progress_bar
 from pipeline.dataset.labelled import Labelled
 from pipeline.loader import evaluation_batches
 
@@ -123,8 +123,9 @@ def _accuracy(network: nn.Module, data: Labelled, central: Crops, place: Place) 
         data.test, rows, central, backend=place.backend, batch_size=max(1, min(place.batch, len(rows))),
         threads=place.threads, device_id=place.device_id, max_bad_fraction=MAX_BAD,
     )  # fmt: skip
-    for images in batches if len(rows) else ():
-        with place.precision():
-            found = network(images.crops[0].to(place.device, torch.float32)).argmax(1).cpu()
-        right += int((found == torch.as_tensor(data.test.label[images.rows]).long()).sum())
+    with progress_bar(len(rows), "test", "img", place.cluster.main) as bar:
+        for images in counted(batches, bar, lambda batch: len(batch.rows)) if len(rows) else ():
+            with place.precision():
+                found = network(images.crops[0].to(place.device, torch.float32)).argmax(1).cpu()
+            right += int((found == torch.as_tensor(data.test.label[images.rows]).long()).sum())
     return place.cluster.add_up([right])[0] / len(data.test_rows)
