@@ -232,7 +232,7 @@ def test_unknown_format_is_one_line_with_the_known_ones(trained, tmp_path, capsy
 )
 def test_no_counterpart_is_one_line_with_the_formats_that_do(trained, tmp_path, capsys, network, format, others):
     line = refused(capsys, trained(*network)[0], tmp_path / "x.pth", "--format", format)
-    assert f"no counterpart in {format}" in line and line.endswith(f"these formats take it: {others}\n")
+    assert f"no counterpart in {format}" in line and line.endswith(f"use one of these formats: {others}\n")
     assert not os.listdir(tmp_path)
 
 
