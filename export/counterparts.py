@@ -105,8 +105,8 @@ def standard_resnet(trained: Trained) -> str | None:
 
 
 def _vision_transformer(backbone: nn.Module) -> tuple[str | None, dict[str, Any], int]:
-    """Builder in torchvision.models, its arguments and the image size, for a plain VisionTransformer of timm. The builder
-    is None for another network."""
+    """Builder in torchvision.models, its arguments and the image size, for a plain VisionTransformer of timm;
+    (None, {}, 0) for another network."""
     from timm.models import VisionTransformer
 
     weights = backbone.state_dict()
