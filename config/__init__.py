@@ -1,1 +1,4 @@
-"""Recipes (*.yaml), every setting with its default (default.yaml), and how they are read and checked (recipe.py)."""
+"""Recipes (*.yaml), and how they are read and checked (recipe.py).
+
+schema/ declares every setting once; rules.py has what settings demand of each other; default.yaml lists all defaults.
+"""

@@ -1,7 +1,7 @@
-"""The error of a wrong setting. In a file without other imports, so that every module can raise it cheaply."""
+"""The error of a wrong setting. In a file almost without imports, so that every module can raise it cheaply."""
 
 from common.cli import UserError
 
 
 class ConfigError(UserError):
-    """A user's mistake in one line."""
+    """A mistake in a recipe or a setting, in one line."""

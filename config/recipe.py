@@ -59,7 +59,8 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from None
-    check_types_and_ranges(config)
+    values: Any = OmegaConf.to_container(config)
+    check_types_and_ranges(values)
     check_rules(config)
     given = [argument.partition("=")[0] for argument in arguments]
     if (

@@ -39,7 +39,7 @@ from evaluation.architectures import (
 )
 from model.backbone import build_backbone
 from model.swav import SwAV
-from model.weights import heads_of, our_names, read_weights, take_weights
+from model.weights import heads_of, read_weights, swave_names, take_weights
 from training.checkpoint.weights import TEACHER, read_trained
 
 RANDOM = "random"
@@ -200,7 +200,7 @@ def _from_run(word: str, path: Path) -> Backbone:
 
 def _from_file(path: Path, made: Made | None = None) -> Backbone:
     published = read_weights(path)
-    weights = without_classifier(our_names(published))
+    weights = without_classifier(swave_names(published))
     header = _header(path)
     if made is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))

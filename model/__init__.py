@@ -1,4 +1,4 @@
-"""What is learned and how: network, codes, loss, queue, learning rate, optimizer, weights.
+"""The SwAV model and its mathematics: network, codes, loss, queue, learning rate, optimizer, weights.
 
-Plain torch: nothing here knows of images on disk, of DeepSpeed or of how many machines there are.
+Plain torch, with torch.distributed for sums over ranks: independent of data on disk, DeepSpeed and number of machines.
 """

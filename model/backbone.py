@@ -1,4 +1,4 @@
-"""A backbone by name: the paper's ResNets, or any model of timm."""
+"""Builds a backbone by name: one of the paper's ResNets, or any model of timm."""
 
 import difflib
 import inspect
@@ -12,15 +12,15 @@ from model.resnet import RESNETS, ResNet
 
 
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
-    """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialised.
+    """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialized.
 
     name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a
-        model of timm (`options` go to `timm.create_model`). Vision transformers take every resolution that
+        model of timm (`options` go to `timm.create_model`). Vision transformers accept every resolution that
         their patch size divides.
-    sizes: crop sizes that it will be given; a model of timm is tried on each.
+    sizes: the crop sizes; a model of timm is tested on each.
 
-    Raises ValueError for an unknown name (with the nearest ones), an option that it does not take, or a size that it
-    does not take.
+    Raises ValueError for an unknown name (with the nearest ones), and for an option or size that the backbone does not
+    accept.
     """
     if name in RESNETS or name == "resnet":
         known = list(inspect.signature(ResNet).parameters)
@@ -29,35 +29,39 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
             raise ValueError(f"backbone {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
         try:
             return ResNet(**(RESNETS.get(name, {}) | options))
-        except (TypeError, RuntimeError, ZeroDivisionError) as error:  # of another type, or a size that cannot be
+        except (
+            TypeError,
+            RuntimeError,
+            ZeroDivisionError,
+        ) as error:  # wrong type or impossible size
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"backbone {name} with model.options={options}: {reason}") from None
     network = _build_timm(name, options)
     for size in sizes:
-        _try_size(network, name, size)
+        _check_size(network, name, size)
     return network
 
 
 @torch.no_grad()
-def _try_size(network: nn.Module, name: str, size: int) -> None:
+def _check_size(network: nn.Module, name: str, size: int) -> None:
     network.eval()
     try:
         network(torch.zeros(1, 3, size, size))
-    except Exception as error:  # an assertion of timm, a RuntimeError of torch: they all mean the same
+    except Exception as error:  # timm raises assertions, torch RuntimeErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"backbone {name} does not take crops of {size} pixels: {reason}") from None
     network.train()
 
 
 def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
-    import timm  # seconds to import, and most runs need none of it
+    import timm  # takes seconds to import, and most runs do not use it
 
     if not timm.is_model(name):
         names = ["resnet", *RESNETS, *timm.list_models()]
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
-        raise ValueError(f"backbone {name!r} is not ours nor a model of timm; nearest: {', '.join(near)}")
+        raise ValueError(f"backbone {name!r} is neither one of swave's nor a model of timm; nearest: {', '.join(near)}")
     options = {"num_classes": 0, "pretrained": False, **options}
-    # Multi-crop needs several resolutions; models with position embeddings fix one unless told otherwise.
+    # Multi-crop needs several resolutions; by default, models with position embeddings accept only one.
     try:
         try:
             network = timm.create_model(name, **{"dynamic_img_size": True, **options})
@@ -65,20 +69,20 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
             if "dynamic_img_size" not in str(error):
                 raise
             network = timm.create_model(name, **options)
-    except (TypeError, RuntimeError, OSError) as error:  # OSError: weights that are to be fetched
+    except (TypeError, RuntimeError, OSError) as error:  # OSError: pretrained weights cannot be fetched
         raise ValueError(f"backbone {name} with model.options={options}: {error}") from None
     network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:
-    """Let the backbone keep only its blocks' inputs and compute the rest again in backward, in place.
+    """Make the backbone keep only the inputs of its blocks and recompute the rest in backward; changes it in place.
 
-    Raises ValueError for a backbone that cannot.
+    Raises ValueError for a backbone without this feature.
     """
     if isinstance(backbone, ResNet):
         backbone.checkpointing = True
     elif callable(switch := getattr(backbone, "set_grad_checkpointing", None)):
         switch(True)
     else:
-        raise ValueError("engine.activation_checkpointing: this backbone cannot; leave it false")
+        raise ValueError("engine.activation_checkpointing: this backbone does not support it; leave it false")

@@ -1,13 +1,14 @@
-"""Batch norm in float32 at least, its statistics synchronised over a group of ranks (Ioffe and Szegedy, arXiv
+"""Batch norm in at least float32, with statistics synchronized over a group of ranks (Ioffe and Szegedy, arXiv
 1502.03167).
 
-torch's own refuses half weights beside float32 running statistics, which is what DeepSpeed's fp16 engine makes of a
-network, and its SyncBatchNorm refuses CPU tensors and waits for the device in every forward pass.
+torch's BatchNorm refuses half-precision weights with float32 running statistics, which DeepSpeed's fp16 engine makes.
+torch's SyncBatchNorm refuses CPU tensors and waits for the device in every forward pass.
 
-Forward, one all-gather: each rank sends its count, its mean and its spread about that mean, and every rank combines
-them alike (Chan et al., 1983). One all-reduce of the sums of x and x^2 would be as many messages, but the difference of
-two large numbers loses the variance where |mean| >> std, and the one shift that ranks share beforehand, the running
-mean, is 0 when training begins. Backward, one all-reduce of the sums of dy and dy * (x - mean).
+Forward takes one all-gather: each rank sends its count, its mean and its sum of squared deviations from that mean, and
+every rank combines them in the same way (Chan et al., 1983). An all-reduce of the sums of x and x^2 would need as many
+messages, but the difference of two large numbers loses the variance if |mean| >> std; shifting by the running mean,
+which ranks share, does not help at the start of training, when it is 0. Backward takes one all-reduce of the sums of dy
+and dy * (x - mean).
 """
 
 from typing import Any
@@ -21,18 +22,19 @@ from torch.nn import functional
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """nn.BatchNorm1d, 2d and 3d in one: their arguments, parameters, buffers and state dict.
+    """nn.BatchNorm1d, 2d and 3d in one class, with their arguments, parameters, buffers and state dict.
 
-    group: the ranks whose batches make one batch in training mode; None, or a group of one rank, is this rank alone.
-        Each rank brings at least one sample; their numbers may differ.
+    group: the ranks whose batches count as one batch in training mode; None, or a group of one rank, is this rank
+        alone. Each rank needs at least one sample; batch sizes may differ.
 
-    Computes in float32 (float64 for float64 inputs) whatever the weights' dtype and whatever autocast says; the output
-    has the input's dtype and memory format. Buffers keep their own dtype: leave them float32 where parameters become
-    half. Nothing waits for the device (except for momentum=None, the cumulative average, as in torch).
+    Computes in float32 (float64 for float64 inputs), whatever the dtype of the weights and the state of autocast; the
+    output has the input's dtype and memory format. Buffers keep their dtype: leave them in float32 when parameters
+    become half. The host never waits for the device (except with momentum=None, the cumulative average, as in torch).
 
-    Activation checkpointing, torch's of both kinds or DeepSpeed's: a forward pass inside a backward pass is a
-    recomputation. It leaves the running statistics alone and repeats the all-gather, in step because all ranks run the
-    same graph. torch.compile goes around the checkpoint, not inside it: a compiled function can't tell what it is in.
+    Activation checkpointing (both kinds of torch, and DeepSpeed's): a forward pass inside a backward pass is a
+    recomputation. It does not change the running statistics and repeats the all-gather; all ranks do so together,
+    because they run the same graph. Apply torch.compile around a checkpoint, not inside it: a compiled function cannot
+    detect the recomputation.
     """
 
     group: "dist.ProcessGroup | None" = None
@@ -53,14 +55,14 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
         if self.training and self.group is not None and self.group.size() > 1:
-            out = self._normalise_synchronised(x, self.group)
+            out = self._normalize_synchronized(x, self.group)
         else:
-            out = self._normalise(x, None)
-        # Only on what was timm's BatchNormAct2d, whose forward does the same.
+            out = self._normalize(x, None)
+        # Exists only on modules that were timm's BatchNormAct2d, whose forward does the same.
         act = getattr(self, "act", None)
         return out if act is None else act(self.drop(out))  # type: ignore[operator]
 
-    def _normalise(self, x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    def _normalize(self, x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight = None if self.weight is None else self.weight.to(dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
@@ -69,44 +71,45 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.training and not self.track_running_stats:
             running_mean = running_var = None
         elif self.training and _recomputing():
-            momentum = 0.0  # not None for the statistics: a checkpoint wants as many tensors saved as before
+            momentum = 0.0  # statistics are passed on, because a checkpoint expects as many saved tensors as before
         elif self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         if group is not None:
-            return synchronised_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
-        # CUDA takes half inputs with float32 weights; so does the CPU, but it rounds between the steps of backward.
+            return synchronized_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
+        # CUDA and CPU accept half inputs with float32 weights, but the CPU rounds between the steps of backward.
         wide = x if x.is_cuda else x.to(dtype)
         out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
         return out.to(x.dtype)
 
-    # Outside compiled graphs, so that `_recomputing` is asked at each call.
-    _normalise_synchronised = torch.compiler.disable(_normalise)
+    # Outside compiled graphs, so that each call evaluates `_recomputing`.
+    _normalize_synchronized = torch.compiler.disable(_normalize)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any number of dimensions: there is one class for all."""
+        """Accept any number of dimensions."""
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.group is None else f", ranks={self.group.size()}")
 
 
 def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, rank: int) -> None:
-    """Makes every batch norm of the network a `BatchNorm`, in place, and groups the ranks.
+    """Turn every batch norm of the network into a `BatchNorm`, in place, synchronized over groups of ranks.
 
-    group_size: consecutive ranks that share statistics; 0 is all of them, 1 none. The last group has what is left.
+    group_size: consecutive ranks that share statistics; 0 is all ranks, 1 does not synchronize. The last group may be
+        smaller.
     world_size, rank: of torch.distributed's default group. All ranks call this together.
 
     Modules, parameters, buffers, hooks and the activation of timm's BatchNormAct2d remain the same objects.
 
-    Raises ValueError for a negative group size, or for a batch norm with a forward of its own.
+    Raises ValueError for a negative group size, and for a batch norm of another class with a different forward.
     """
     if group_size < 0:
         raise ValueError(
-            f"batch norm over groups of {group_size} ranks; give 0 (all ranks), 1 (not synchronised) or more"
+            f"batch norm over groups of {group_size} ranks; give 0 (all ranks), 1 (not synchronized) or more"
         )
-    found = {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    for name, module in found.items():
+    norms = {name: m for name, m in network.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for name, module in norms.items():
         plain = type(module).forward in (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, BatchNorm.forward)
         if not (plain or (hasattr(module, "act") and hasattr(module, "drop"))):
             raise ValueError(
@@ -114,24 +117,24 @@ def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, ran
             )
 
     group = _group_of(rank, group_size or world_size, world_size)
-    for module in found.values():
-        # A change of class, as torch's lazy modules do it, keeps all that a module holds and all that holds it.
+    for module in norms.values():
+        # Changing the class, as torch's lazy modules do, keeps the module's content and all references to it.
         module.__class__ = BatchNorm
         module.group = group  # type: ignore[assignment]
 
 
 def _group_of(rank: int, size: int, world_size: int) -> "dist.ProcessGroup | None":
-    mine = None
+    own_group = None
     for first in range(0, world_size, size):
         ranks = list(range(first, min(first + size, world_size)))
         if len(ranks) > 1:
-            # Also for all ranks: on the default group's communicator they would queue behind gradient buckets.
+            # A new group even for all ranks: the default one's communicator would queue them behind gradient buckets.
             group = dist.new_group(ranks)
-            mine = group if rank in ranks else mine
-    return mine
+            own_group = group if rank in ranks else own_group
+    return own_group
 
 
-def synchronised_batch_norm(
+def synchronized_batch_norm(
     x: Float[Tensor, "batch channels *space"],
     weight: Float[Tensor, " channels"] | None,
     bias: Float[Tensor, " channels"] | None,
@@ -141,17 +144,18 @@ def synchronised_batch_norm(
     eps: float,
     group: "dist.ProcessGroup",
 ) -> Float[Tensor, "batch channels *space"]:
-    """functional.batch_norm in training mode over the batches of all ranks of the group, each at least one sample.
+    """functional.batch_norm in training mode over the batches of all ranks of the group.
 
-    x is of any float dtype; all else is float32, or float64 with x. The running statistics, if given, are updated in
-    place, alike on all ranks. Parameter gradients are this rank's share: their sum over the ranks is the whole.
+    x: at least one sample, of any float dtype; all other tensors are float32, or float64 with x. The running
+    statistics, if given, are updated in place, to the same values on all ranks. Each rank returns its part of the
+    parameter gradients, which sum over the ranks to the whole. Raises ValueError for an empty x.
     """
     if x.numel() == 0:
-        raise ValueError(f"synchronised batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
-    return _SynchronisedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, group)
+        raise ValueError(f"synchronized batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
+    return _SynchronizedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, group)
 
 
-class _SynchronisedBatchNorm(torch.autograd.Function):
+class _SynchronizedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -172,7 +176,7 @@ class _SynchronisedBatchNorm(torch.autograd.Function):
         means, spreads, counts = gathered.view(group.size(), -1).split([len(mean), len(mean), 1], dim=1)
 
         if x.is_cuda:
-            # Its first argument only says in which dtype to count without running statistics: half ends at 65504.
+            # The first argument only gives the dtype of counts without running statistics: half ends at 65504.
             mean, invstd = torch.batch_norm_gather_stats_with_counts(
                 mean, means, spreads, running_mean, running_var, momentum, eps, counts.flatten()
             )
@@ -222,7 +226,7 @@ class _SynchronisedBatchNorm(torch.autograd.Function):
 def _local_statistics(
     x: Float[Tensor, "batch channels *space"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Mean and sum of squared deviations from it, in float32 at least."""
+    """Mean and sum of squared deviations from it, per channel, in at least float32."""
     dims = _all_but_channels(x)
     mean = x.mean(dims, dtype=torch.promote_types(x.dtype, torch.float32))
     return mean, (x - _wide(mean, x)).square().sum(dims)
@@ -237,7 +241,7 @@ def _combined_statistics(
     momentum: float,
     eps: float,
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Mean and 1 / std of all ranks together; moves the running statistics towards them."""
+    """Mean and 1 / std over all ranks, per channel; updates the running statistics in place."""
     total = counts.sum()
     mean = (means * (counts / total)).sum(dim=0)
     square = (squares + counts * (means - mean).square()).sum(dim=0)
@@ -248,7 +252,7 @@ def _combined_statistics(
 
 
 def _recomputing() -> bool:
-    """Whether a backward pass is under way in this thread, as torch's own checkpointing asks it."""
+    """Whether this thread is in a backward pass; torch's checkpointing uses the same test."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -265,5 +269,5 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 
 def _wide(values: Float[Tensor, " channels"], x: Tensor) -> Tensor:
-    """Per-channel values in a shape that broadcasts against x."""
+    """Values per channel in a shape that broadcasts with x."""
     return values.view(-1, *([1] * (x.ndim - 2)))

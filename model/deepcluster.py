@@ -1,12 +1,12 @@
-"""DeepCluster-v2 and SeLa-v2: targets of an epoch from the embeddings of the one before (SwAV, section 4 and appendix).
+"""DeepCluster-v2 and SeLa-v2: an epoch's targets from the embeddings of the last epoch (SwAV, section 4 and appendix).
 
-Both predict, from every crop, the cluster that the sample was assigned to at the start of the epoch; several heads of
-prototypes look at it, each with an assignment of its own. They differ in how samples are assigned:
+Both predict from every crop the cluster to which its sample was assigned at the start of the epoch. There are several
+heads of prototypes, each with its own assignment. The methods differ in the assignment:
 
-    DeepCluster-v2   spherical k-means; the centroids become the head's prototypes, which take no gradient
-    SeLa-v2          Sinkhorn over all samples and the head's prototypes, which are learnt; the strongest code counts
+    DeepCluster-v2   spherical k-means; the centroids become the head's prototypes, which get no gradient
+    SeLa-v2          Sinkhorn over all samples and the head's learned prototypes; the strongest code is the target
 
-The heads' prototypes are one matrix, head after head: [heads * prototypes, dim].
+The prototypes of all heads are one matrix, head after head: [heads * prototypes, dim].
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from model.kmeans import first_centroids, spherical_kmeans
 from model.memory import Memory
 from model.sinkhorn import sinkhorn
 
-IGNORED = -100  # the target of a row that was not in the memory: it counts in no loss
+IGNORED = -100  # target of a row that is not in the memory; the loss ignores it
 
 
 @torch.no_grad()
 def kmeans_targets(
     memory: Memory, images: int, heads: int, prototypes: int, seed: int, epoch: int, iterations: int = 10
 ) -> tuple[Int[Tensor, "heads images"], Float[Tensor, "heads_prototypes dim"]]:
-    """DeepCluster-v2: every row's cluster by each head (IGNORED without one), and the prototypes to go with them.
+    """DeepCluster-v2: the cluster of every row for each head (IGNORED for rows without one), and the new prototypes.
 
-    images: rows of the dataset's table. The heads take the crops' memories in turn. The random choice of first
-    centroids depends on seed, epoch and head alone. Alike on all ranks. Raises ValueError for too few samples.
+    images: rows of the dataset's table. Heads use the memories of the crops in turn. The random first centroids depend
+    on seed, epoch and head alone. The results are equal on all ranks. Raises ValueError for too few samples.
     """
     targets, centroids = [], []
     for head in range(heads):
         embeddings = memory.embeddings[head % len(memory.embeddings)]
         start = first_centroids(memory.rows, embeddings, prototypes, images, (seed, epoch, head))
-        assigned, found = spherical_kmeans(embeddings, start, iterations)
-        targets.append(_over_images(memory.rows, assigned, images))
-        centroids.append(found)
+        clusters, final = spherical_kmeans(embeddings, start, iterations)
+        targets.append(_over_images(memory.rows, clusters, images))
+        centroids.append(final)
     return torch.stack(targets), torch.cat(centroids)
 
 
@@ -51,9 +51,9 @@ def sinkhorn_targets(
     epsilon: float,
     iterations: int = 3,
 ) -> Int[Tensor, "heads images"]:
-    """SeLa-v2: every row's strongest code by each head (IGNORED without one), balanced over the samples of all ranks.
+    """SeLa-v2: the strongest code of every row for each head (IGNORED for rows without one), balanced over all ranks.
 
-    Needs room for this rank's samples times the prototypes of one head. Alike on all ranks.
+    Needs memory for this rank's samples times the prototypes of one head. The result is equal on all ranks.
     """
     targets = []
     for head, weight in enumerate(prototypes.chunk(heads)):
@@ -64,7 +64,7 @@ def sinkhorn_targets(
 
 
 def one_hot(targets: Int[Tensor, "heads batch"], prototypes: int) -> Float[Tensor, "batch heads_prototypes"]:
-    """The targets as codes, head beside head; IGNORED ones are zeros."""
+    """The targets as codes, head after head in the last axis; all zeros for IGNORED."""
     codes = torch.nn.functional.one_hot(targets.T.clamp(min=0), prototypes) * targets.T.ne(IGNORED).unsqueeze(-1)
     return codes.flatten(1).float()
 
@@ -72,29 +72,29 @@ def one_hot(targets: Int[Tensor, "heads batch"], prototypes: int) -> Float[Tenso
 def assigned_prediction(
     targets: Int[Tensor, "heads batch"], scores: Float[Tensor, "crops batch heads_prototypes"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Cross entropy between the samples' clusters and the predictions from all of their crops.
+    """Cross entropy between the clusters of the samples and the predictions from all their crops.
 
-    Mean over heads, crops and batch, in nats. A row without a cluster counts as 0: were the others' mean taken instead,
-    ranks and parts of a batch with fewer of them would weigh each more, and the loss depend on the number of ranks.
-    scores: cosine similarities; temperature: of the softmax, 0.1 in the paper. float32 whatever autocast says.
+    Mean over heads, crops and batch, in nats. A row without a cluster counts as 0. A mean over the other rows alone
+    would give each of them more weight on ranks with fewer, so the loss would depend on the number of ranks.
+    scores: cosine similarities; temperature: of the softmax, 0.1 in the paper. Computed in float32, also in autocast.
     """
     heads = len(targets)
     with torch.autocast(scores.device.type, enabled=False):
         dtype = torch.promote_types(scores.dtype, torch.float32)
         logits = scores.to(dtype).unflatten(-1, (heads, -1)) / temperature  # [crops, batch, heads, prototypes]
-        expected = targets.T.expand(len(scores), -1, -1)
+        labels = targets.T.expand(len(scores), -1, -1)
         total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 2), expected.flatten(), ignore_index=IGNORED, reduction="sum"
+            logits.flatten(0, 2), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        return total / expected.numel()
+        return total / labels.numel()
 
 
 def _over_images(
-    rows: Int[Tensor, " samples"], assigned: Int[Tensor, " samples"], images: int
+    rows: Int[Tensor, " samples"], clusters: Int[Tensor, " samples"], images: int
 ) -> Int[Tensor, " images"]:
-    """All ranks' assignments by row of the dataset."""
+    """The clusters of all ranks' samples by row of the dataset; IGNORED for other rows."""
     table = torch.zeros(images, dtype=torch.int64, device=rows.device)
-    table[rows] = assigned + 1
+    table[rows] = clusters + 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(table)
     return torch.where(table > 0, table - 1, IGNORED)

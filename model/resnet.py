@@ -1,7 +1,7 @@
-"""The paper's ResNets (He et al., arXiv 1512.03385; stride on the 3x3) under the published key names.
+"""The paper's ResNets (He et al., arXiv 1512.03385; stride on the 3x3) with the published parameter names.
 
-Differences from torchvision's: no classifier, widths that multiply every convolution's channels, the stem's
-too, and the last norm of a block is initialised to one, as in the published code.
+Differences from torchvision: no classifier; the width multiplies the channels of every convolution, including the stem;
+the last norm of a block is initialized to one, as in the published code.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ RESNETS: dict[str, dict[str, Any]] = {
 class ResNet(nn.Module):
     """A ResNet from images to globally average-pooled features.
 
-    block: "bottleneck" (output 4 x its width) or "basic".
+    block: "bottleneck" (4 x width output channels) or "basic".
     layers: blocks per stage, one to four stages; each stage after the first halves the resolution and doubles
         the width.
-    width_multiplier: factor of every convolution's channels (1, 2, 4, 5 in the paper).
-    base_width: channels of the stem and of the first stage's 3x3 convolutions, before the factor.
+    width_multiplier: factor for the channels of every convolution (1, 2, 4, 5 in the paper).
+    base_width: channels of the stem and of the 3x3 convolutions in the first stage, before the factor.
     stem: "imagenet" (7x7 stride 2, then max pool: a quarter of the resolution) or "small" (3x3 with
         `stem_stride`, no max pool: for images of about 28 to 64 pixels).
 
-    `feature_dim` is the length of a feature. Input [batch, 3, height, width], contiguous or channels-last.
-    Raises ValueError for another block, stem or number of stages.
+    `feature_dim` is the length of a feature vector. Input [batch, 3, height, width], contiguous or channels-last.
+    Raises ValueError for other values.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class ResNet(nn.Module):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"resnet {option}={value}: expected an integer from 1 on")
         if stem_stride not in (1, 2, 4) or any(not isinstance(n, int) or n < 1 for n in layers):
-            told = f"resnet layers={list(layers)}, stem_stride={stem_stride}"
-            raise ValueError(f"{told}: expected integers from 1 on, and a stride of 1, 2 or 4")
+            values = f"resnet layers={list(layers)}, stem_stride={stem_stride}"
+            raise ValueError(f"{values}: expected integers from 1 on, and a stride of 1, 2 or 4")
         make_block = Bottleneck if block == "bottleneck" else BasicBlock
         width = base_width * width_multiplier
 
@@ -73,7 +73,7 @@ class ResNet(nn.Module):
 
         channels = width
         self.stages = len(layers)
-        self.checkpointing = False  # keep only the blocks' inputs, and compute the rest again in backward
+        self.checkpointing = False  # keep only the inputs of blocks and recompute the rest in backward
         for stage, blocks in enumerate(layers):
             stage_blocks = []
             for index in range(blocks):
@@ -88,13 +88,13 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Features in float32 at least, also where autocast computes the convolutions in less."""
+        """Features in at least float32, even if autocast computes the convolutions in lower precision."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for stage in range(self.stages):
             layer = self.get_submodule(f"layer{stage + 1}")
-            for block in layer.children() if again else [layer]:
-                x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+            for block in layer.children() if recompute else [layer]:
+                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
@@ -142,7 +142,7 @@ class BasicBlock(nn.Module):
 
 
 def _shortcut(channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """None is the identity: only a change of shape needs a projection."""
+    """The projection of a shortcut; None (the identity) if the shape does not change."""
     if stride == 1 and channels == out_channels:
         return None
     convolution = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)

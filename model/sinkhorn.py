@@ -1,25 +1,25 @@
 """Codes by the Sinkhorn-Knopp iteration over the batch of all ranks (SwAV, section 3.1, equations 3 to 5).
 
-The codes are Q = diag(v) P diag(u) with P = exp(scores / epsilon), [samples, prototypes], and with u and v such that
-all samples weigh the same and all prototypes weigh the same. With v = 1 to begin with, an iteration is
+The codes are Q = diag(v) P diag(u) with P = exp(scores / epsilon), [samples, prototypes]; u and v give all samples the
+same weight and all prototypes the same weight. It starts with v = 1, and an iteration is
 
     u <- 1 / (v P, summed over the samples of all ranks)    (prototypes: one all-reduce)
     v <- 1 / (P u)                                          (samples: local)
 
-so that exp is taken once and the rest are products of a matrix and a vector. The constants of the textbook form (the
-global sum, the number of prototypes K, the number of samples B) are one factor for the whole matrix, and the next
-normalisation of the samples cancels it: no collective is spent on them.
+So exp is computed once, and the rest are products of a matrix and a vector. The constants of the textbook form (the
+global sum, the number of prototypes K, the number of samples B) are one factor for the whole matrix, which the next
+normalization of the samples cancels, so they need no collective.
 
-Range. While |scores| / epsilon <= 35, all of this stays inside float32: u and v are at most e^35 times a sum of
-samples, and v at worst e^70 times it, about 1e36 for a million samples. Without the constants the prototypes' sums
-change by samples / prototypes an iteration: after every so many they are divided by their mean, which cancels too. The
-scores of unit vectors are within +-1, so that an epsilon from 1/35 = 0.0286 upwards is always inside. Smaller ones are
-computed by logarithms, one softmax an iteration: with logits = scores / epsilon and a = -log u, v is never kept,
-because the codes are softmax(logits - a).
+Range. For |scores| / epsilon <= 35 everything stays inside float32: u and v are at most e^35 times a sum of samples,
+and v at worst e^70 times it, about 1e36 for a million samples. Without the constants the sums of the prototypes change
+by a factor of samples / prototypes in each iteration, so after every `RESCALED` iterations they are divided by their
+mean, which cancels too. The scores of unit vectors are within +-1, so an epsilon of at least 1/35 = 0.0286 is always
+inside. For a smaller epsilon the computation uses logarithms, with one softmax per iteration: with logits = scores /
+epsilon and a = -log u, the codes are softmax(logits - a), and v need not be stored.
 
-What may be subtracted from the logits for the sake of numerical range: a global constant or one value per
-prototype, because `u` absorbs either exactly. Not one value per sample (the usual softmax trick): before the
-first prototype sums it would weigh the samples differently and change the codes.
+To stay in range, a global constant or one value per prototype may be subtracted from the logits, because u absorbs
+both exactly. A value per sample (the usual softmax trick) may not: before the first sums of the prototypes it would
+change the weights of the samples, and with them the codes.
 """
 
 import math
@@ -30,16 +30,16 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-# The kernels of model.sinkhorn_fused on CUDA. Off until `python -m perf.gpu_check --only codes` has run on a GPU: they
-# have run in Triton's interpreter only.
+# Whether CUDA uses the kernels of model.sinkhorn_fused. Off until `python -m perf.gpu_check --only codes` has passed on
+# a GPU: so far they have run in Triton's interpreter only.
 with_kernels = False
 
-# |scores| / epsilon up to which products of exponentials stay inside the dtype; float64's leaves as much room.
+# Largest |scores| / epsilon for which products of exponentials stay inside the dtype; the margin is the same for both.
 PRODUCT_RANGE = {torch.float32: 35.0, torch.float64: 300.0}
-RESCALED = 4  # iterations after which the sums are divided by their mean: none in the paper's three
+RESCALED = 4  # iterations between divisions of the sums by their mean; the paper has three iterations
 
-# exp() of a float64 is a normal number within +-708; the rest is room for the sum over ranks. The scores of
-# unit vectors are within +-1, so that any epsilon from 0.0016 upwards stays inside.
+# exp() of a float64 is a normal number within +-708; the margin is for the sum over ranks. The scores of unit vectors
+# are within +-1, so any epsilon of at least 0.0016 stays inside.
 _LOG_RANGE = 650.0
 
 
@@ -55,22 +55,20 @@ def sinkhorn(
     """Soft assignment of each sample to the prototypes, balanced over the samples of all ranks.
 
     scores: similarity of embeddings and prototypes, this rank's rows: [batch, prototypes], or [crops, batch,
-        prototypes] for several crops at once, each balanced on its own. Any float dtype and any range; ranks
-        may differ in `batch`.
+        prototypes] for several crops, which are balanced separately. Any float dtype and range; `batch` may
+        differ between ranks.
     epsilon: weight of the entropy term, > 0 (0.05 in the paper).
     iterations: at least 1 (3 in the paper). Each costs one all-reduce of crops x prototypes numbers.
-    group: the ranks that share the batch; None is all of them where torch.distributed is initialised, else
-        this process.
-    check: False promises that the scores are cosines (|scores| <= 1) and finite. Then nothing is looked at and the
-        host never waits for the device; good down to epsilon = 0.0016. Scores that are NaN give codes that are NaN.
-    heads: sets of prototypes that lie side by side in the last axis, each balanced on its own.
+    group: the ranks that share the batch; None is all ranks if torch.distributed is initialized, else this process.
+    check: False promises that the scores are finite cosines (|scores| <= 1). Then they are not checked and the host
+        never waits for the device; valid down to epsilon = 0.0016. NaN scores give NaN codes.
+    heads: sets of prototypes, one after the other in the last axis, which are balanced separately.
 
-    Returns the codes, shaped like `scores`: every row (each head's part of it) sums to 1. Computed in float32 (float64
-    for float64 scores) whatever autocast says; no gradient.
+    Returns the codes, shaped like `scores`: every row (of each head) sums to 1. Computed in float32 (float64 for
+    float64 scores), also in autocast; without gradient.
 
-    Collectives: `iterations` for all crops and heads together. Scores outside the range of the chosen way on any rank
-    (|scores| / epsilon > 35, where epsilon < 1/35 about 650; 300 and 650 for float64) take two more, on all ranks
-    together, and are computed in float64.
+    Collectives: `iterations` for all crops and heads together. If the scores of any rank are out of range (|scores| /
+    epsilon > 35, or about 650 if epsilon < 1/35; 300 and 650 for float64), all ranks compute in float64 with two more.
 
     Raises FloatingPointError on every rank if any score of any rank is NaN or infinite.
     """
@@ -78,20 +76,20 @@ def sinkhorn(
         raise ValueError(f"sinkhorn needs epsilon > 0 and iterations >= 1, got {epsilon} and {iterations}")
     if scores.ndim not in (2, 3):
         raise ValueError(f"sinkhorn needs scores of 2 or 3 dimensions, got shape {tuple(scores.shape)}")
-    if heads > 1:  # as so many crops more
+    if heads > 1:  # each head counts as further crops
         each = scores.unflatten(-1, (heads, -1)).movedim(-2, -3)  # [*crops, heads, batch, prototypes]
         balanced = sinkhorn(each.reshape(-1, *each.shape[-2:]), epsilon, iterations, group, check)
         return balanced.view(each.shape).movedim(-3, -2).flatten(-2)
 
     with torch.autocast(scores.device.type, enabled=False):
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        by_products = epsilon * PRODUCT_RANGE[dtype] >= 1  # a matter of epsilon alone: alike on all ranks
+        by_products = epsilon * PRODUCT_RANGE[dtype] >= 1  # depends on epsilon alone, so it is equal on all ranks
         if with_kernels and by_products and not check and scores.is_cuda and (fused := _fused()) and fused.fits(scores):
             return fused.fused_codes(scores, epsilon, iterations, lambda sums: _all_reduce(sums, group), RESCALED)
         scores = scores.to(dtype)
-        way = _by_products if by_products else _by_logarithms
-        codes = way(scores, epsilon, iterations, group, check)
-        if codes is None:  # outside the range of that way
+        method = _by_products if by_products else _by_logarithms
+        codes = method(scores, epsilon, iterations, group, check)
+        if codes is None:  # out of the method's range
             logits = scores.double() / epsilon
             codes = _softmaxes(logits, _first_potential_any_range(logits, group), iterations, group)
         return codes.to(dtype)
@@ -99,7 +97,7 @@ def sinkhorn(
 
 @torch.no_grad()
 def hard_codes(codes: Float[Tensor, "*rows prototypes"], heads: int = 1) -> Float[Tensor, "*rows prototypes"]:
-    """1 for the strongest prototype of each row (of each head in it), 0 for the others: the paper's discrete codes."""
+    """The paper's discrete codes: 1 for the strongest prototype of each row (of each head in it), 0 for the others."""
     each = codes.unflatten(-1, (heads, -1))
     return torch.zeros_like(each).scatter_(-1, each.argmax(-1, keepdim=True), 1).flatten(-2)
 
@@ -112,7 +110,7 @@ def _by_products(
     group: "dist.ProcessGroup | None",
     check: bool,
 ) -> Float[Tensor, "*crops batch prototypes"] | None:
-    """The codes; None if some rank's scores are too large for it."""
+    """The codes; None if the scores of any rank are too large."""
     outside = scores.abs().amax() > epsilon * PRODUCT_RANGE[scores.dtype] if check else None
     plan = (scores * (math.log2(math.e) / epsilon)).exp2_()  # four times as fast as exp on a CPU with AVX-512
     sums = plan.sum(dim=-2)
@@ -131,7 +129,7 @@ def _by_products(
 def _times_samples(
     plan: Float[Tensor, "*crops batch prototypes"], samples: Float[Tensor, "*crops batch"]
 ) -> Float[Tensor, "*crops prototypes"]:
-    if plan.is_cuda:  # a product of matrices may be rounded to TF32 there
+    if plan.is_cuda:  # a matrix product may be rounded to TF32 there
         return (plan * samples.unsqueeze(-1)).sum(dim=-2)
     return torch.matmul(samples.unsqueeze(-2), plan).squeeze(-2)
 
@@ -147,7 +145,7 @@ def _times_prototypes(
 
 
 def _fused() -> Any:
-    """The module of the CUDA kernels, None where Triton is not installed."""
+    """The module of the CUDA kernels; None if Triton is not installed."""
     try:
         from model import sinkhorn_fused
     except ImportError:
@@ -163,10 +161,10 @@ def _by_logarithms(
     group: "dist.ProcessGroup | None",
     check: bool,
 ) -> Float[Tensor, "*crops batch prototypes"] | None:
-    """The codes; None if some rank's sums left the range of float64.
+    """The codes; None if the sums of any rank are out of the range of float64.
 
-    The local sums are logarithms until the moment of the all-reduce and travel as float64, whose exponent
-    range spares the collective that would agree on a shift.
+    The local sums are logarithms until the all-reduce, which sends them as float64. Its exponent range saves a
+    collective to agree on a common shift.
     """
     logits = scores / epsilon
     log_sums = torch.logsumexp(logits, dim=-2).double()
@@ -186,8 +184,8 @@ def _softmaxes(
     iterations: int,
     group: "dist.ProcessGroup | None",
 ) -> Float[Tensor, "*crops batch prototypes"]:
-    """The codes from the first potential on. Here float32 needs no shift: after the prototypes' normalisation no
-    sample's sum exceeds K, so that after the samples' the prototypes' sums lie between 1/K and B."""
+    """The codes from the first potential on. Float32 needs no shift here: after the normalization of the prototypes no
+    sample's sum exceeds K, so after that of the samples the sums of the prototypes are between 1/K and B."""
     for _ in range(iterations - 1):
         sums = torch.softmax(logits - potential.unsqueeze(-2), dim=-1).sum(dim=-2)
         potential = potential + _all_reduce(sums, group).log()
@@ -197,7 +195,7 @@ def _softmaxes(
 def _first_potential_any_range(
     logits: Float[Tensor, "*crops batch prototypes"], group: "dist.ProcessGroup | None"
 ) -> Float[Tensor, "*crops prototypes"]:
-    """The first potential for logits of any finite size: shifted by each prototype's global maximum."""
+    """The first potential for logits of any finite size, shifted by the global maximum of each prototype."""
     shift = _all_reduce(logits.amax(dim=-2), group, dist.ReduceOp.MAX)
     sums = _all_reduce((logits - shift.unsqueeze(-2)).exp().sum(dim=-2), group)
     return shift + sums.log()
@@ -210,15 +208,15 @@ def _checked_sums(
     outside: Tensor,
     group: "dist.ProcessGroup | None",
 ) -> Float[Tensor, "*crops prototypes"] | None:
-    """The sums over all ranks; None on all of them if one is `outside`, an error if one has scores that are not finite.
-    Two counts ride along in the same vector, so that all ranks decide alike."""
+    """The sums over all ranks; None on all ranks if one is `outside`. Raises FloatingPointError if scores of any rank
+    are not finite. Two counts are sent in the same vector, so that all ranks decide in the same way."""
     bad = (~torch.isfinite(scores)).sum()
     counts = torch.stack([bad, outside]).to(sums.dtype)
-    together = _all_reduce(torch.cat([sums.flatten(), counts]), group)
-    bad_count, outside_count = together[-2:].tolist()  # the one wait for the device
+    totals = _all_reduce(torch.cat([sums.flatten(), counts]), group)
+    bad_count, outside_count = totals[-2:].tolist()  # the only wait for the device
     if bad_count:
         raise FloatingPointError(f"{bad_count:.0f} scores over all ranks are NaN or infinite: no codes")
-    return None if outside_count else together[:-2].view_as(sums)
+    return None if outside_count else totals[:-2].view_as(sums)
 
 
 def _all_reduce(

@@ -1,12 +1,10 @@
-"""Codes on a CUDA device by two Triton kernels: `model.sinkhorn` in fewer passes over memory.
+"""Codes on a CUDA device by two Triton kernels: `model.sinkhorn` with fewer passes over memory.
 
-An iteration reads the scores once. A program takes a few samples of a crop, one after the other, with the whole row of
-prototypes in registers: exp, the row's sum weighted by the prototypes, and what the row so weighted adds to the
-prototypes' sums. Partial sums are written and added in a fixed order, so that the same scores give the same codes; no
-atomics. `model.sinkhorn` is what it is tested against (tests/model/test_sinkhorn_fused.py): on a GPU where there is
-one,
-and everywhere through Triton's interpreter on the CPU. It has not yet run on a GPU: perf.gpu_check is to say what it
-gives.
+An iteration reads the scores once. A program takes a few samples of a crop, one after the other, and keeps the whole
+row of prototypes in registers: it computes exp and the row's sum weighted by the prototypes, and adds the normalized
+row to the sums of the prototypes. Partial sums are added in a fixed order without atomics, so that the same scores give
+the same codes. tests/model/test_sinkhorn_fused.py compares with `model.sinkhorn`, on a GPU if there is one and by
+Triton's interpreter on the CPU. The kernels have not yet run on a GPU; `perf.gpu_check` checks and times them there.
 """
 
 from __future__ import annotations
@@ -19,12 +17,12 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-LARGEST = 16_384  # prototypes: a row in the registers of a block of threads
-PROGRAMS = 256  # about two for each multiprocessor of an H100: as many partial sums for each prototype are added up
+LARGEST = 16_384  # prototypes whose row fits into the registers of a block of threads
+PROGRAMS = 256  # about two for each multiprocessor of an H100; also the number of partial sums of each prototype
 
 
 def fits(scores: Tensor) -> bool:
-    """Whether the kernels take these scores: at most 16,384 prototypes, at least one sample, no float64."""
+    """Whether the kernels accept these scores: at most 16,384 prototypes, at least one sample, not float64."""
     return 0 < scores.shape[-1] <= LARGEST and scores.numel() > 0 and scores.dtype != torch.float64
 
 
@@ -35,10 +33,10 @@ def fused_codes(
     all_reduce: Callable[[Tensor], Tensor],
     rescaled: int = 4,
 ) -> Float[Tensor, "*crops batch prototypes"]:
-    """The codes in float32, as `model.sinkhorn.sinkhorn` gives them, for scores that `fits`; |scores| <= 35 epsilon.
+    """The codes of `model.sinkhorn.sinkhorn` in float32, for scores that `fits` accepts with |scores| <= 35 epsilon.
 
-    all_reduce: adds a float32 tensor over the ranks, in place or not; called `iterations` times with [crops,
-    prototypes]. rescaled: iterations after which the sums are divided by their mean.
+    all_reduce: sums a float32 tensor over the ranks, in place or not; called `iterations` times with [crops,
+    prototypes]. rescaled: the sums are divided by their mean every so many iterations.
     """
     rows = scores if scores.ndim == 3 else scores.unsqueeze(0)
     rows = rows.contiguous()
@@ -49,7 +47,7 @@ def fused_codes(
     warps = min(max(width // 512, 4), 16)
     sizes = {"WIDTH": width, "num_warps": warps}
     partial = torch.empty(*grid, prototypes, dtype=torch.float32, device=rows.device)
-    sums = partial  # the first time it is not read
+    sums = partial  # the first iteration does not read it
     for iteration in range(iterations):
         _sums_kernel[grid](rows, sums, partial, batch, prototypes, 1 / epsilon, each, iteration == 0, **sizes)
         sums = all_reduce(partial.sum(dim=1))

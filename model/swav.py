@@ -1,4 +1,4 @@
-"""The network of SwAV: backbone, projection head, prototypes (SwAV, section 3 and appendix A)."""
+"""The network of SwAV: backbone, projection head and prototypes (SwAV, section 3 and appendix A)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from model.optimizer.segments import unit_rows_
 class SwAV(nn.Module):
     """Embeddings of crops and their scores against the prototypes.
 
-    backbone: images to features, with a `feature_dim`.
-    hidden_dim: width of the projection head (2048; 8192 for RN50w2 and w4, 10240 for w5); 0: one layer.
+    backbone: from images to features; its `feature_dim` is their length.
+    hidden_dim: width of the projection head (2048; 8192 for RN50w2 and w4, 10240 for w5); 0: a single linear layer.
     embedding_dim, num_prototypes: 128 and 3000 in the paper.
-    heads: sets of so many prototypes each, one in SwAV, three in DeepCluster-v2 and SeLa-v2. They are one matrix, head
-        after head; their scores lie side by side likewise.
+    heads: number of sets of `num_prototypes` prototypes: one in SwAV, three in DeepCluster-v2 and SeLa-v2. They are one
+        matrix, head after head; the last axis of the scores has the same order.
 
-    The prototypes are rows of unit length from the start; LARS keeps them so (`unit_rows`).
+    The prototypes start as rows of unit length; the optimizer keeps them so (`unit_rows`).
     """
 
     def __init__(
@@ -58,20 +58,20 @@ class SwAV(nn.Module):
         [batch, feature_dim].
 
         crops: one tensor per resolution, view-major: [n_r * batch_size, 3, s, s], any memory format.
-        batch_size: samples on this rank. The results' first axis counts the views of all resolutions.
-        queued: embeddings of earlier steps, to be scored against the present prototypes. It happens here
-            because under ZeRO stage 3 the prototypes exist as a whole only inside forward.
+        batch_size: samples on this rank. The first axis of the results counts the views of all resolutions.
+        queued: embeddings of earlier steps, to be scored with the current prototypes. This is done here because under
+            ZeRO stage 3 the whole prototypes exist only inside forward.
 
-        A single tensor of images, for evaluation, gives the backbone's features [batch, feature_dim] alone: here too
-        because stage 3 gathers weights around the whole network's forward.
+        A single tensor of images, for evaluation, returns only the backbone's features [batch, feature_dim]. This is
+        done here because stage 3 gathers weights around the forward of the whole network.
 
-        Embeddings are L2-normalised and detached (they feed the queue and the monitors), scores carry the
-        gradient, queue scores none. All are float32 (float64 in a float64 network) whatever autocast says. Features
-        are detached too (they feed the online probe), in the backbone's own dtype.
+        Embeddings are L2-normalized and detached (for the queue and the monitors). Scores have a gradient, the queue's
+        scores have none. All are float32 (float64 in a float64 network), also in autocast. Features are detached (for
+        the online probe) and have the backbone's dtype.
         """
         if isinstance(crops, Tensor):
             return self.backbone(crops)
-        # Batch norm: statistics per resolution in the backbone, over all crops together in the head.
+        # Batch norm statistics: per resolution in the backbone, over all crops together in the head.
         features = torch.cat([self.backbone(images) for images in crops])
         projections = self.projection_head(features.to(next(self.projection_head.parameters()).dtype))
         with torch.autocast(projections.device.type, enabled=False):
@@ -92,9 +92,9 @@ class SwAV(nn.Module):
 
 
 class Prototypes(nn.Linear):
-    """Scores = embeddings times prototypes, in the embeddings' precision even where weights are half.
+    """Scores = embeddings times prototypes, in the dtype of the embeddings even if weights are half.
 
-    A module with its own forward, no bare parameter: ZeRO stage 3 gathers weights around a module's forward.
+    A module instead of a bare parameter, because ZeRO stage 3 gathers weights around the forward of a module.
     """
 
     def __init__(self, embedding_dim: int, num_prototypes: int) -> None:
@@ -102,7 +102,7 @@ class Prototypes(nn.Linear):
         self.normalize()
 
     def normalize(self) -> None:
-        """L2-normalises the rows in place (published files hold them as the last update left them)."""
+        """L2-normalize the rows in place (published files hold them as after an update, not normalized)."""
         unit_rows_(self.weight)
 
     def forward(self, embeddings: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows prototypes"]:

@@ -1,10 +1,10 @@
-"""Weights from files; our key names and the published ones. A file that does not fit is an error.
+"""Loads weights from files with swave's key names or the published ones. A file that does not fit is an error.
 
-    ours         backbone.conv1.weight   projection_head.0.weight   prototypes.weight
+    swave        backbone.conv1.weight   projection_head.0.weight   prototypes.weight
     published    conv1.weight            projection_head.0.weight   prototypes.weight
 
-Published files put `module.` in front of every key. Where they have several heads of prototypes (DeepCluster-v2,
-SeLa-v2) these are prototypes.prototypes0.weight and so on; ours are one matrix, head after head.
+Published files put `module.` in front of every key. Their several heads of prototypes (DeepCluster-v2, SeLa-v2) are
+prototypes.prototypes0.weight, ...; in swave they are one matrix, head after head.
 """
 
 import pickle
@@ -24,17 +24,17 @@ _HEAD = re.compile(r"prototypes\.prototypes(\d+)\.weight")
 
 
 def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> None:
-    """Loads a file's weights into a SwAV network or a bare backbone: all of them, or none and an error.
+    """Load all weights of a file into a SwAV network or a bare backbone; on an error the network does not change.
 
-    path: safetensors (by its suffix) or a torch file, read with `weights_only=True`; the weights lie at the
-        top or under `state_dict`, with our names or the published ones.
-    backbone_only: leave projection head and prototypes as they are. A bare backbone implies it.
+    path: safetensors (by its suffix) or a torch file, read with `weights_only=True`. The weights are at the top or
+        under `state_dict`, with swave's key names or the published ones.
+    backbone_only: do not change projection head and prototypes. A bare backbone implies it.
 
-    The values are taken as they are. Published prototypes were saved one update after their normalisation:
-    call `network.prototypes.normalize()` before training on from them.
+    Values are not changed. Published prototypes were saved one update after their normalization: call
+    `network.prototypes.normalize()` before training continues from them.
 
-    Raises ValueError, one line, if the file is missing or unreadable, or if keys are missing, unexpected or
-    wrongly shaped: it names them all.
+    Raises ValueError, one line, if the file is missing or unreadable, or if keys are missing, unexpected or of another
+    shape; the line names all of them.
     """
     take_weights(network, read_weights(Path(path)), f"weights {path}", backbone_only)
 
@@ -42,36 +42,38 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
 def take_weights(
     network: nn.Module, weights: Mapping[str, Tensor], source: str = "weights", backbone_only: bool = False
 ) -> None:
-    """The same from tensors by name. source: what an error calls them."""
+    """`load_weights` from tensors by name instead of a file. source: their name in errors."""
     backbone = getattr(network, "backbone", None)
     bare = not isinstance(backbone, nn.Module)
-    wanted = {(_BACKBONE if bare else "") + key: value for key, value in network.state_dict().items()}
-    found = our_names(weights)
+    expected = {(_BACKBONE if bare else "") + key: value for key, value in network.state_dict().items()}
+    given = swave_names(weights)
     if bare or backbone_only:
-        wanted = {key: value for key, value in wanted.items() if key.startswith(_BACKBONE)}
-        found = {key: value for key, value in found.items() if not key.startswith(_HEADS)}
+        expected = {key: value for key, value in expected.items() if key.startswith(_BACKBONE)}
+        given = {key: value for key, value in given.items() if not key.startswith(_HEADS)}
 
     reshaped = [
-        f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}"
-        for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
+        f"{key} {list(given[key].shape)} for {list(expected[key].shape)}"
+        for key in expected
+        if key in given and given[key].shape != expected[key].shape
     ]
     faults = {
-        "missing keys": [key for key in wanted if key not in found],
-        "unexpected keys": [key for key in found if key not in wanted],
+        "missing keys": [key for key in expected if key not in given],
+        "unexpected keys": [key for key in given if key not in expected],
         "wrongly shaped": reshaped,
     }
     if any(faults.values()):
         texts = [f"{len(keys)} {fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys]
         raise ValueError(f"{source} do not fit the network: {'; '.join(texts)}")
-    # All keys are known to be there; strict=False only because a backbone alone leaves the heads out.
-    values = {key.removeprefix(_BACKBONE) if bare else key: found[key] for key in wanted}
+    # No key is missing; strict=False only because a backbone alone has no heads.
+    values = {key.removeprefix(_BACKBONE) if bare else key: given[key] for key in expected}
     network.load_state_dict(values, strict=False)
 
 
 def published_names(state_dict: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:
-    """The same tensors under the published names (golden/state_dict_shapes.json), without `module.`. heads: of
-    prototypes."""
+    """The tensors of a network under the published names (golden/state_dict_shapes.json), without `module.`.
+
+    heads: of prototypes.
+    """
     named = {key.removeprefix(_BACKBONE): value for key, value in state_dict.items()}
     if heads > 1:
         for head, weight in enumerate(named.pop("prototypes.weight").chunk(heads)):
@@ -80,15 +82,15 @@ def published_names(state_dict: Mapping[str, Tensor], heads: int = 1) -> dict[st
 
 
 def heads_of(state_dict: Mapping[str, Tensor]) -> int:
-    """How many heads of prototypes a file in the published layout has, 1 where there is one matrix of them."""
+    """Number of heads of prototypes in a file with published names; 1 if they are one matrix."""
     return max(1, sum(bool(_HEAD.fullmatch(key.removeprefix("module."))) for key in state_dict))
 
 
-def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors under our names. Ours stay, published ones become ours: there, whatever is not of the heads
-    belongs to the backbone."""
+def swave_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under swave's names. In a file with published names, all keys but those of the heads
+    belong to the backbone."""
     plain = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    parts = {int(found[1]): key for key in plain if (found := _HEAD.fullmatch(key))}
+    parts = {int(match[1]): key for key in plain if (match := _HEAD.fullmatch(key))}
     if parts:
         plain["prototypes.weight"] = torch.cat([plain.pop(parts[head]) for head in sorted(parts)])
     if any(key.startswith(_BACKBONE) for key in plain):
@@ -97,8 +99,10 @@ def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors or torch file, at its top or under `state_dict`; nothing is unpickled.
-    Raises ValueError, one line."""
+    """Tensors by name from a safetensors or torch file, at its top or under `state_dict`; never unpickles objects.
+
+    Raises ValueError, one line.
+    """
     if not path.is_file():
         raise ValueError(f"weights {path}: no such file")
     content: Any
@@ -107,8 +111,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's own message advises to unpickle it all the same
-        raise ValueError(f"weights {path}: unreadable: neither safetensors nor a torch file of plain tensors") from None
+    except pickle.UnpicklingError:  # torch's message advises to unpickle the file anyway
+        raise ValueError(f"weights {path}: unreadable: neither safetensors nor a torch file of tensors alone") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"weights {path}: unreadable: {reason}") from error

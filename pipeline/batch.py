@@ -1,4 +1,4 @@
-"""What goes into a backend and what comes out of the loader."""
+"""The values between the parts of the loader: requests go into a backend, batches come out."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from pipeline.crops import Crops
 from pipeline.draw import Draw
 
-DrawRows = Callable[[np.ndarray, np.ndarray, np.ndarray], Draw]  # rows, heights, widths -> their draw
+DrawRows = Callable[[np.ndarray, np.ndarray, np.ndarray], Draw]  # rows, heights, widths -> draw
 
 
 @dataclass
 class Request:
-    """One rank's share of a global batch on its way to a backend: B rows, their encoded bytes and their draw.
+    """One rank's part of a global batch, to be executed by a backend: B rows, their encoded bytes and their draw.
 
+    rows: (B,) int64 as the order gives them; `draw.rows` differs where an unreadable row has a substitute.
     height, width: (B,) pixels of the images as displayed.
-    `rows` are those of the order; `draw.rows` differs where an unreadable row was replaced by its substitute.
     """
 
     epoch: int
@@ -34,7 +34,7 @@ class Request:
 
 
 class DecodeFailure(Exception):
-    """A backend refused an image; `requests` are those that were under way and must be asked for again."""
+    """A backend cannot decode an image; `requests` were under way and have to be made again."""
 
     def __init__(self, reason: str, requests: list[Request]):
         super().__init__(reason)
@@ -43,11 +43,10 @@ class DecodeFailure(Exception):
 
 @dataclass
 class Batch:
-    """What a step consumes.
+    """The crops of one training step on one rank.
 
     crops: a tensor per resolution, (views * B, 3, size, size), view-major: first all B crops of one view, then of
-    the next; normalised, channels-last in memory, float32 on a CPU and float16 on a GPU unless the loader was asked
-    for another dtype.
+    the next; normalized, channels-last in memory, by default float32 on a CPU and float16 on a GPU.
     rows: (B,) int64 sample rows.
     """
 
@@ -56,8 +55,8 @@ class Batch:
 
 
 def group_views(crops: Crops, views: list[Any], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-    """Per-view (B, size, size, 3) tensors -> one channels-last (views * B, 3, size, size) tensor per resolution, of
-    their own dtype or of `dtype`."""
+    """Tensors of each view, (B, size, size, 3) -> a channels-last (views * B, 3, size, size) tensor per resolution,
+    converted to `dtype` if given."""
     groups = []
     for _, members in crops.groups:
         stacked = torch.cat([views[index] for index in members]) if len(members) > 1 else views[members[0]]
@@ -66,7 +65,7 @@ def group_views(crops: Crops, views: list[Any], dtype: torch.dtype | None = None
 
 
 def split_batch(crops: list[torch.Tensor], batch: int, parts: int) -> Iterator[list[torch.Tensor]]:
-    """`parts` batches of batch / parts samples each, in order, from the crops of `batch` samples (view-major)."""
+    """Split the view-major crops of `batch` samples into `parts` batches of batch / parts samples each, in order."""
     if parts == 1:
         yield crops
         return

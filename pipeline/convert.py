@@ -4,9 +4,9 @@
 
     source -> rows in one random order -> parts, in many processes or on Ray -> one file or folder, and its table
 
-Rows are cut into parts by number alone, and a part's bytes are a function of its rows and the options: so the result
-does not depend on processes, machines or restarts. Everything is made in `.OUT.partial`; the same command goes on
-after a kill, and OUT is complete or not there. No image is lost silently: the report names each that was left out.
+Rows are split into parts by number alone, and a part's bytes are a function of its rows and the options, so the result
+does not depend on processes, machines or restarts. Everything is made in `.OUT.partial`. After a kill the same command
+continues, and OUT is complete or does not exist. The report names each image that was left out.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ import numpy as np
 from jaxtyping import Int64
 
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
+from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
-from pipeline.conversion.packing import Task, load_part, make_part, record_path, take
-from pipeline.conversion.report import Report, make_report, reasons, save_report, show
+from pipeline.conversion.packing import Task, load_part, make_part, record_path, select_rows
+from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
-from pipeline.conversion.sources import Entries, open_source
-from pipeline.conversion.spool import Foreign
+from pipeline.conversion.sources import open_source
+from pipeline.conversion.spool import SpoolSource
 from pipeline.dataset.folder import in_processes, progress_bar
-from pipeline.dataset.table import DatasetError, replacing
+from pipeline.dataset.table import DatasetError, count_reasons, replacing
 
-VERSION = 2  # of the bytes that the same rows and options give
+VERSION = 2  # changes when the same rows and options give other bytes
 SEED = 31
 PART_BYTES = 1 << 28
-PART_IMAGES = 16_384  # at most, so that small images keep more than one process busy
+PART_IMAGES = 16_384  # maximum, so that small images keep several processes busy
 
 
 def convert(
@@ -58,11 +59,12 @@ def convert(
     max_bad_fraction: float = 1.0,
     progress: bool = True,
 ) -> Report:
-    """Convert `source` into `out`, which must not be there. Raises DatasetError with one line.
+    """Convert `source` to `out`, which must not exist. Raises DatasetError with one line.
 
-    seed: of the order in which rows are packed, None keeps the source's (as an index always does).
-    shard_images, shard_bytes: rows of a part, or about its bytes; workers: processes (default: one a CPU).
+    seed: of the order in which rows are packed; None keeps the order of the source (as an index always does).
+    shard_images, shard_bytes: rows, or approximate bytes, of a part; workers: processes (default: one per CPU).
     ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
+    max_bad_fraction: a larger fraction of unreadable images is an error.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     check(out, options)
@@ -70,12 +72,12 @@ def convert(
         raise DatasetError(f"--max-bad-fraction={max_bad_fraction}: give a number from 0 to 1")
     workers = workers or len(os.sched_getaffinity(0))
     with unfinished(out) as folder:
-        check(out, options)  # again: another process may have finished it just now
-        # ------------------------------------------------------------------ what there is
+        check(out, options)  # again: another process may just have finished it
+        # ------------------------------------------------------------------ source
         entries = open_source(source, folder / "spool", workers, progress, partial(check_spool, folder, options))
         expected = expect(entries, options, shard_bytes)
         try:
-            check_room(folder, expected.out + expected.beyond, ("data/*", "*.beton"))
+            check_room(folder, expected.out + expected.additional, ("data/*", "*.beton"))
         except DatasetError:
             if not any(folder.glob("parts/*.npz")):
                 shutil.rmtree(folder / "spool", ignore_errors=True)
@@ -92,7 +94,7 @@ def convert(
             for number in range(count):
                 part = rows[number * per_part : (number + 1) * per_part]
                 name = f"{out.stem}-{number:06d}"
-                yield Task(folder, number, name, part, take(entries, part), options, joined.get(number))
+                yield Task(folder, number, name, part, select_rows(entries, part), options, joined.get(number))
 
         if ray is None:
             results = in_processes(make_part, tasks(), min(workers, count))
@@ -109,8 +111,9 @@ def convert(
         report = make_report(source, out, entries, parts)
         if not report.written or len(report.quarantined) > max_bad_fraction * len(entries):
             save_report(report, folder / "report.json")
-            told = f"{len(report.quarantined)} of {len(entries)} images cannot be read ({reasons(report.quarantined)})"
-            raise DatasetError(f"{source}: {told}, their names are in {folder / 'report.json'}; mend the source")
+            bad = f"{len(report.quarantined)} of {len(entries)} images cannot be read"
+            names = f"({count_reasons(report.quarantined)}), their names are in {folder / 'report.json'}"
+            raise DatasetError(f"{source}: {bad} {names}; repair the source")
 
         # ------------------------------------------------------------------ OUT
         finish = {"beton": finish_beton, "wds": finish_shards, "index": finish_index}[options.format]
@@ -122,7 +125,7 @@ def convert(
 
 
 def check(out: Path, options: Options) -> None:
-    """Raise DatasetError for settings that contradict each other and an OUT that is there."""
+    """Raise DatasetError for settings that contradict each other and for an OUT that exists."""
     if options.format not in ("beton", "wds", "index"):
         raise DatasetError(f"--format={options.format}: give beton, wds or index")
     if options.short is not None and options.long is not None:
@@ -133,49 +136,48 @@ def check(out: Path, options: Options) -> None:
         if value is not None and not low <= value <= high:
             raise DatasetError(f"--{name}={value}: give a number from {low} to {high}")
     if options.raw and options.format != "beton":
-        raise DatasetError(f"--raw with --format={options.format}: only a .beton can hold raw pixels; leave it out")
+        raise DatasetError(f"--raw with --format={options.format}: only a .beton can hold raw pixels; leave --raw out")
     if options.raw and options.quality is not None:
         raise DatasetError(f"--quality={options.quality} with --raw: pixels have no quality; leave one of the two out")
     if options.format == "index" and (options.short or options.long or options.quality):
-        raise DatasetError("--short, --long or --quality with --format=index: an index copies nothing; leave it out")
+        raise DatasetError("--short, --long or --quality with --format=index: an index copies nothing; leave them out")
     if options.format == "beton" and out.suffix != ".beton":
         raise DatasetError(f"OUT={out}: a file for --format=beton must be called *.beton")
     if options.format == "wds" and out.suffix in (".beton", ".npz", ".tar"):
         raise DatasetError(f"OUT={out}: give the name of a new folder for --format=wds")
     partial = out.with_name(f".{out.name}.partial").exists()  # a killed run may have put the tables in place
-    beside = [out.with_suffix(".npz"), out.with_suffix(".json")] if out.suffix in (".beton", ".npz") else []
-    for path in [out, *([] if partial else beside)]:
+    tables = [out.with_suffix(".npz"), out.with_suffix(".json")] if out.suffix in (".beton", ".npz") else []
+    for path in [out, *([] if partial else tables)]:
         if path.exists() and not (path == out and path.is_dir() and not any(path.iterdir())):
-            raise DatasetError(f"OUT={path}: is there already; remove it or give another name")
+            raise DatasetError(f"OUT={path}: already exists; remove it or give another name")
 
 
-def check_spool(folder: Path, options: Options, source: Foreign) -> None:
-    """Raise DatasetError, before a source is spooled, if that is of no use or takes more than the disk has.
+def check_spool(folder: Path, options: Options, source: SpoolSource) -> None:
+    """Raise DatasetError if spooling a source would be useless or needs more room than the disk has.
 
-    OUT is counted at the least that it will take, as it is estimated once there is something to take a sample of.
+    OUT counts with its minimum size; it is estimated after spooling, when images can be sampled.
     """
     if options.format == "index":
-        told = f"images from {source.kind} files cannot be read in place, so there is nothing to index"
-        raise DatasetError(f"--format=index: {told}; take --format beton or wds")
-    again = 0 if options.short or options.long or options.quality else 1
-    what = f" ({source.bytes / 1e9:.1f} GB of it to unpack the source)"
-    check_room(folder, (1 + again) * source.bytes, ("spool/*.tar", "data/*", "*.beton"), what)
+        problem = f"images from {source.kind} files cannot be read in place, so there is nothing to index"
+        raise DatasetError(f"--format=index: {problem}; take --format beton or wds")
+    copies = 1 if options.short or options.long or options.quality else 2
+    note = f" ({source.bytes / 1e9:.1f} GB of it to unpack the source)"
+    check_room(folder, copies * source.bytes, ("spool/*.tar", "data/*", "*.beton"), note)
 
 
-# ---------------------------------------------------------------------------------------------- going on
+# ---------------------------------------------------------------------------------------------- resuming
 
 
 @contextmanager
 def unfinished(out: Path) -> Iterator[Path]:
-    """The folder `.OUT.partial`, for this process alone; removed at the end, or after a failure if there is nothing
-    in it to go on with."""
+    """The folder `.OUT.partial`, locked by this process; removed at the end, or after a failure if it has no files."""
     folder = out.with_name(f".{out.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DatasetError(f"OUT={out}: another conversion is writing it; wait for it or give another") from None
+            raise DatasetError(f"OUT={out}: another conversion is writing it; wait or give another name") from None
         try:
             yield folder
         except BaseException:
@@ -186,7 +188,7 @@ def unfinished(out: Path) -> Iterator[Path]:
 
 
 def describe(entries: Entries, options: Options, seed: int | None, per_part: int) -> dict[str, Any]:
-    """All that the bytes of a part depend on."""
+    """Everything that the bytes of a part depend on."""
     import PIL
 
     source = {"source": entries.fingerprint(), "seed": seed, "images of a part": per_part}
@@ -194,20 +196,20 @@ def describe(entries: Entries, options: Options, seed: int | None, per_part: int
 
 
 def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
-    """Keep the parts of a killed run that is described alike, else remove them; says which, if there were any."""
+    """Keep the parts of a killed run if its description equals `run`, else remove them; prints which."""
     stamp = folder / "run.json"
     try:
         before = json.loads(stamp.read_text())
     except (OSError, ValueError):
         before = {}
-    there = len(list((folder / "parts").glob("*.npz")))
+    parts = len(list((folder / "parts").glob("*.npz")))
     if before == run:
-        if there:
-            say(f"going on: {there} of {count} parts are there, their digests are compared")
+        if parts:
+            say(f"resuming: {parts} of {count} parts exist, their digests are checked")
     else:
         changed = ", ".join(name for name in run if before.get(name) != run[name])
-        if there:
-            say(f"starting over: {there} parts were there, but of another conversion ({changed})")
+        if parts:
+            say(f"starting over: {parts} parts exist, but of another conversion ({changed})")
         stamp.unlink(missing_ok=True)
         for path in folder.iterdir():
             if path.name not in ("spool", "lock"):
@@ -220,9 +222,9 @@ def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
 
 
 def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
-    """The permutation in which rows are packed; the source's own order without a seed.
+    """The permutation in which rows are packed; the order of the source if `seed` is None.
 
-    Made by sorting raw Philox numbers: their stream is promised for ever, that of `Generator.permutation` is not.
+    It sorts raw Philox numbers: NumPy guarantees their stream for ever, but not that of `Generator.permutation`.
     """
     if seed is None:
         return np.arange(rows)
@@ -252,19 +254,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")
     parser.add_argument(
         "--quality", type=int, metavar="Q",
-        help="write every JPEG anew with quality Q. Without it a JPEG's bytes stay, but for those that are shrunk "
-        "and, in a .beton, those that EXIF turns, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: they "
-        f"and all that is no JPEG get quality {QUALITY} there; wds stores losslessly as PNG what it has to change",
+        help="re-encode every JPEG with quality Q. Without it a JPEG's bytes stay, except for shrunk ones and, in a "
+        ".beton, for those that EXIF rotates, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: these and "
+        f"all other formats get quality {QUALITY} there; wds stores other images that it has to change as PNG",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
-    parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s), none keeps the order")
+    parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s); none keeps the order")
     parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")
-    parser.add_argument("--shard-size", default="256MiB", help="about the bytes of one (default %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes (default: one a CPU)")
+    parser.add_argument("--shard-size", default="256MiB", help="approximate bytes of one (default %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
     parser.add_argument(
         "--ray", metavar="auto|local|ADDRESS",
-        help="auto: join the Ray cluster of RAY_ADDRESS or of this machine, or else start one here (local); "
-        "or join the one at ADDRESS (host:port)",
+        help="auto: join the Ray cluster of RAY_ADDRESS or of this machine, else start one here (as local does); "
+        "ADDRESS: join the cluster at host:port",
     )  # fmt: skip
     parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
     given = parser.parse_args(arguments)
@@ -297,14 +299,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class Stopped(KeyboardInterrupt):
-    """By the signal of this number. Not KeyboardInterrupt itself: where that passes through exec() of a text, as in an
-    import of numba, Python ends by SIGINT and not with our exit code, although we catch it."""
+    """Raised on a signal, with its number. A subclass, because when KeyboardInterrupt itself passes through exec() of a
+    text, as in an import of numba, Python ends by SIGINT and not with our exit code, although we catch it."""
 
 
 def stop(number: int, frame: Any) -> None:
-    """On SIGINT and SIGTERM: nobody waits for parts under way, they would be begun anew anyway."""
+    """Handle SIGINT and SIGTERM: end the workers at once, since unfinished parts are made again anyway."""
     for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, signal.SIG_IGN)  # a second one would disturb the tidying up
+        signal.signal(sign, signal.SIG_IGN)  # a second signal would disturb the cleanup
     for child in multiprocessing.active_children():
         child.terminate()
     raise Stopped(number)

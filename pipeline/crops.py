@@ -1,4 +1,4 @@
-"""What a recipe asks of the crops: plain values, the same for every backend."""
+"""The `crops` section of a recipe as plain values, the same for every backend."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ class View:
 class Jitter:
     """ColorJitter with strengths as in torchvision (hue in turns), applied with `probability`.
 
-    exact: step by step with clipping and hue in HSV, as torchvision does, where a backend can (dali cannot); else one
-    affine map.
+    exact: step by step with clipping and hue in HSV, as torchvision does (dali cannot); else one affine map.
     """
 
     probability: float = 0.8
@@ -39,7 +38,7 @@ class Blur:
 
 @dataclass(frozen=True)
 class Crops:
-    """All views of an image in order (global ones first) and what is done to them; SwAV, section 4.1 and appendix A."""
+    """All views of an image, global ones first, and their augmentation; SwAV, section 3.2 and appendix A."""
 
     views: tuple[View, ...]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -60,13 +59,13 @@ class Crops:
 
     @property
     def colors(self) -> bool:
-        """Whether any view may change color at all."""
+        """Whether the augmentation may change the color of any view."""
         jitter = self.jitter
         strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
         return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
 
     def for_evaluation(self, size: int, share: float) -> Crops:
-        """One central view of `size` pixels from `share` of the shorter side; normalisation kept, no augmentation."""
+        """One central view of `size` pixels from `share` of the shorter side; normalization kept, no augmentation."""
         return replace(
             self,
             views=(View(size, (share, share)),),
@@ -78,12 +77,12 @@ class Crops:
 
 
 def exact_color(setting: bool | str, backend: str) -> bool:
-    """What `crops.jitter.exact` comes to: `auto` is true for every backend but dali, which has affine maps only."""
+    """The value of the setting `crops.jitter.exact`: `auto` is true except for dali, which has affine maps only."""
     return backend != "dali" if setting == "auto" else bool(setting)
 
 
 def crops_from_config(config, backend: str = "ffcv") -> Crops:
-    """Build `Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping), for this backend."""
+    """`Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping), for this backend."""
     views = [
         View(int(group["size"]), (float(group["scale"][0]), float(group["scale"][1])))
         for group in (config["global"], config["local"])

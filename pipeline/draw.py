@@ -1,8 +1,8 @@
 """The draw: everything random about an image's crops, from a counter-based generator.
 
-A random number is a function of (seed, epoch, sample row, view, purpose) and of nothing else: no thread,
-rank, backend or call order. Backends execute a draw, they never draw themselves. The distributions are
-those of the published recipe (SwAV, appendix A; torchvision's RandomResizedCrop and ColorJitter).
+A random number is a function of (seed, epoch, sample row, view, purpose) alone; thread, rank, backend and call
+order have no influence. Backends execute a draw and draw nothing themselves. The distributions are those of the
+published recipe (SwAV, appendix A; torchvision's RandomResizedCrop and ColorJitter).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 
 from pipeline.crops import Crops
 
-ATTEMPTS = 10  # windows tried before falling back to a central one, as torchvision does
+ATTEMPTS = 10  # windows tried before the central one is taken, as torchvision does
 ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.uint8)  # of the four jitter steps
 
 # Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
@@ -38,7 +38,7 @@ def philox(counter: tuple[np.ndarray | int, ...], key: tuple[int, int]) -> UInt3
 
 @dataclass(frozen=True)
 class Draw:
-    """What was drawn for B rows and V views. Windows are (top, left, height, width) in pixels of the image."""
+    """The draw of B rows and V views. Windows are (top, left, height, width) in pixels of the image."""
 
     rows: Int[np.ndarray, " B"]
     window: Int[np.ndarray, "B V 4"]
@@ -52,7 +52,7 @@ class Draw:
 
 
 def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draw:
-    """Draw all crops of `rows` (B,), images of `height` x `width` (B,) pixels, in one vectorised pass."""
+    """The draw of all crops of `rows` (B,), images of `height` x `width` (B,) pixels, in one vectorized pass."""
     row = np.asarray(rows, dtype=np.uint64)[:, None]
     view = np.arange(len(crops.views), dtype=np.uint64)[None, :]
 
@@ -110,7 +110,7 @@ def _windows(crops: Crops, uniform, height: np.ndarray, width: np.ndarray) -> In
 
 
 def _central_windows(crops: Crops, height: np.ndarray, width: np.ndarray) -> Int[np.ndarray, "B V 4"]:
-    """The fallback for images too long or too tall for the wanted areas: the largest central window in ratio."""
+    """The largest central window within `crops.ratio`: the fallback where no attempt fits into the image."""
     low, high = crops.ratio
     aspect = width / height
     w = np.where(aspect > high, np.rint(height * high), width).astype(np.int64)
@@ -119,7 +119,7 @@ def _central_windows(crops: Crops, height: np.ndarray, width: np.ndarray) -> Int
 
 
 def center(crops: Crops, rows: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draw:
-    """A draw without chance, for evaluation: the central square of each image, nothing else.
+    """The draw for evaluation, without chance: the central square of each image, unchanged.
 
     With one view of `scale` (s, s): the square's side is s times the shorter side, so that scale 0.875 is the
     usual Resize(256), CenterCrop(224).

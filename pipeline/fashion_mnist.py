@@ -1,12 +1,12 @@
 """Fashion-MNIST as WebDataset shards: `python -m pipeline.fashion_mnist [--out data/fashion-mnist]`.
 
 60,000 train and 10,000 test images, 28 x 28 gray, 10 classes (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747).
-The four IDX files come from Debian's package `dataset-fashion-mnist` (no root needed) or from the authors'
-address. Both are checked by the SHA-256 of the unpacked bytes: Debian's .gz have no name and another time in
-their headers; with those put back, all four have the MD5 sums that the authors publish.
+The four IDX files come from Debian's package `dataset-fashion-mnist` (without root) or from the authors' address.
+The SHA-256 of the unpacked bytes is checked, because Debian's .gz differ in the name and time of their headers; with
+the original headers, all four have the MD5 sums that the authors publish.
 
-The PNGs are stored, not deflated, and all else that could vary is fixed, so the shards have the same SHA-256
-on every machine, whatever its zlib.
+The PNGs are stored, not deflated, and everything else that could vary is fixed, so the shards have the same SHA-256
+on every machine and with every zlib.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # where the package puts its files
 OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 SHARD = 15_000  # images: four train shards
-SEED = 20170825  # of the one shuffle before packing
+SEED = 20170825  # of the shuffle before packing
 
 
 def prepare(out: Path, progress: bool = True, workers: int = 1) -> dict[str, SampleTable]:
-    """Tables of `out/train` and `out/test`, fetched and packed if they are not there. Raises DatasetError."""
+    """Tables of `out/train` and `out/test`; a missing one is fetched and packed first. Raises DatasetError."""
     missing = [split for split in SPLITS if not (out / split / "table.npz").exists()]
     if missing:
         idx = fetch(progress)
@@ -79,45 +79,45 @@ def fetch(progress: bool = True, address: str = OFFICIAL, sums: Mapping[str, str
             try:
                 folder = source(Path(temporary), tuple(sums), address, progress)
                 return {name: _verified(folder / f"{name}.gz", digest) for name, digest in sums.items()}
-            except _NotHere as why:
+            except _Unavailable as why:
                 failures.append(str(why))
     raise DatasetError(f"Fashion-MNIST cannot be fetched: {'; '.join(failures)}")
 
 
-class _NotHere(Exception):
-    """Why a source has nothing for us, and what would help."""
+class _Unavailable(Exception):
+    """A source does not have the files; the message says why and what helps."""
 
 
 def _installed(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
     if not INSTALLED.is_dir():
-        raise _NotHere(f"package {PACKAGE} is not installed")
+        raise _Unavailable(f"package {PACKAGE} is not installed")
     return INSTALLED
 
 
 def _from_debian(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
-    """Download the package and unpack it here; nothing is installed, so nobody need be root."""
+    """Download the package and unpack it in `temporary`; this installs nothing and needs no root."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise _NotHere("no apt-get here")
+        raise _Unavailable("no apt-get here")
     if progress:
         print(f"fetching Debian's package {PACKAGE} (31 MB)", file=sys.stderr, flush=True)
-    # As root, apt would hand the download to user _apt, who may not write here, and warn of it.
+    # As root, apt would let the user _apt download, who may not write here, and print a warning.
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
     _run(["apt-get", *sandbox, "-q", "download", PACKAGE], temporary, "run `apt-get update` once, as root")
     packages = sorted(temporary.glob(f"{PACKAGE}_*.deb"))
     if not packages:
-        raise _NotHere(f"apt-get download {PACKAGE} left no file")
+        raise _Unavailable(f"apt-get download {PACKAGE} left no file")
     _run(["dpkg-deb", "-x", packages[-1].name, "unpacked"], temporary, "fetch it again")
     return temporary / "unpacked" / INSTALLED.relative_to("/")
 
 
-def _run(command: list[str], folder: Path, mend: str) -> None:
+def _run(command: list[str], folder: Path, advice: str) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise _NotHere(f"{' '.join(command[:1])} failed ({' '.join(str(error).split())})") from None
+        raise _Unavailable(f"{' '.join(command[:1])} failed ({' '.join(str(error).split())})") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise _NotHere(f"{command[0]} failed ({said}): {mend}")
+        last_line = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise _Unavailable(f"{command[0]} failed ({last_line}): {advice}")
 
 
 def _from_authors(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
@@ -134,18 +134,18 @@ def _from_authors(temporary: Path, names: tuple[str, ...], address: str, progres
                         bar.update(len(block))
         except (OSError, ValueError) as error:  # URLError is an OSError
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise _NotHere(f"{url} cannot be reached ({reason})") from None
+            raise _Unavailable(f"{url} cannot be reached ({reason})") from None
     return folder
 
 
 def _verified(path: Path, digest: str) -> bytes:
-    """The unpacked bytes of a .gz, if they are the published ones."""
+    """The unpacked bytes of a .gz. Raises _Unavailable if they are not the published ones."""
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise _NotHere(f"{path.name} cannot be unpacked ({error})") from None
+        raise _Unavailable(f"{path.name} cannot be unpacked ({error})") from None
     if hashlib.sha256(data).hexdigest() != digest:
-        raise _NotHere(f"{path.name} is not the published file (SHA-256 of its content differs)")
+        raise _Unavailable(f"{path.name} is not the published file (SHA-256 of its content differs)")
     return data
 
 
@@ -153,24 +153,24 @@ def _verified(path: Path, digest: str) -> bytes:
 
 
 def records(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Record]:
-    """Records to pack, in one fixed random order; a key is the position in the original file."""
-    # RandomState: NumPy promises its stream for ever, that of default_rng() may change.
+    """Records to pack, in a fixed random order; a key is the position in the original file."""
+    # NumPy guarantees the stream of RandomState for ever; that of default_rng() may change.
     for index in np.random.RandomState(SEED).permutation(len(images)):
         yield Record(f"{index:05d}", stored_png(images[index]), "png", int(labels[index]))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m pipeline.fashion_mnist", description="Fetch and pack it.")
+    parser = argparse.ArgumentParser("python -m pipeline.fashion_mnist", description="Fetch and pack Fashion-MNIST.")
     parser.add_argument("--out", type=Path, default=Path("data/fashion-mnist"), help="(default: %(default)s)")
     out = parser.parse_args(arguments).out
-    there = all((out / split / "table.npz").exists() for split in SPLITS)
+    complete = all((out / split / "table.npz").exists() for split in SPLITS)
     try:
         tables = prepare(out, workers=len(os.sched_getaffinity(0)))
     except (DatasetError, OSError) as error:
         print(f"--out={out}: {error}", file=sys.stderr)
         return 2
     counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.items())
-    print(f"{out}: {'is there already' if there else 'ready'} ({counts} images)")
+    print(f"{out}: {'exists already' if complete else 'ready'} ({counts} images)")
     return 0
 
 

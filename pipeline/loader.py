@@ -1,4 +1,4 @@
-"""The loader: order, draw and backend put together, one epoch of batches at a time."""
+"""The loader: combines order, draw and backend, and yields the batches of one epoch at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipeline.requests import Feed
 
 
 class Backend(Protocol):
-    """Executes draws: yields each request with its crops, in the order they were asked for."""
+    """Executes draws: yields each request with its crops, in the order of the requests."""
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]: ...
 
@@ -41,16 +41,16 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "torchvision": TorchvisionBackend,
 }
 AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
-READY = 1  # batches that wait, finished, for the training loop
+READY = 1  # finished batches that wait for the training loop
 
 
 class Loader:
-    """This rank's batches of the training set: the same rows and crops for a seed whatever the backend or world size.
+    """This rank's batches of the training set: a seed gives the same rows and crops for any backend and world size.
 
-    `for batch in loader` runs to the end of the present epoch; the next `for` runs the next epoch. `position` is
-    where training stands, counted in global samples and moved as batches are handed out, so `state_dict()` right after
-    a step is the state to resume from. dtype: of the crops; None is the backend's own, float32 on a CPU and float16 on
-    a GPU. Raises ValueError if the global batch does not split over the ranks or is larger than the dataset.
+    `for batch in loader` runs to the end of the current epoch; the next `for` runs the next epoch. `position` counts
+    global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
+    of the crops; None is float32 on a CPU and float16 on a GPU. Raises ValueError if the global batch does not split
+    over the ranks or is larger than the dataset.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Loader:
         self._producer: _Producer | None = None
 
     def __len__(self) -> int:
-        """Steps an epoch."""
+        """Steps per epoch."""
         return steps_per_epoch(len(self.feed.usable), self.global_batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -93,7 +93,7 @@ class Loader:
             self._producer = _Producer(execute(self.backend, self.feed, self._requests()))
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
-            yield self._take(epoch)  # not held here by any name: its memory is free as soon as the caller lets go
+            yield self._take(epoch)  # bound to no name here, so that the caller alone keeps its memory alive
         self.position.epoch, self.position.samples = epoch + 1, 0
 
     def _take(self, epoch: int) -> Batch:
@@ -105,9 +105,10 @@ class Loader:
         return Batch(crops, request.rows)
 
     def account(self, add_up: AddUp) -> None:
-        """After an epoch, on all ranks: check that together they drew every row once, but for the last part batch.
+        """Check after an epoch that all ranks together drew every row of its whole batches once.
 
-        Raises RuntimeError otherwise; the ledger starts anew. add_up: adds integers over the ranks.
+        To be called on all ranks at once; add_up: adds integers over the ranks. Raises RuntimeError if the rows differ.
+        The ledger starts again from zero.
         """
         epoch = self.position.epoch - 1
         expected = Ledger()
@@ -116,16 +117,16 @@ class Loader:
         self.ledger = Ledger()
         if drawn != expected:
             raise RuntimeError(
-                f"epoch {epoch}: {drawn.count} rows were drawn, {expected.count} expected, or some of them were others"
+                f"epoch {epoch}: {drawn.count} rows were drawn, {expected.count} expected, or some rows were wrong"
             )
 
     @property
     def bad(self) -> dict[str, str]:
-        """Images that could not be read and were replaced on this rank so far: name -> reason."""
+        """Images that this rank could not read and has replaced: name -> reason."""
         return {self.feed.table.name(row): reason for row, reason in self.feed.bad.items()}
 
     def state_dict(self, add_up: AddUp) -> dict[str, int]:
-        """Position and all ranks' ledger, alike on every rank; to be called on all of them at once."""
+        """Position and the sum of all ranks' ledgers, equal on every rank; to be called on all ranks at once."""
         total = self.ledger.total(add_up)
         return self.position.state_dict() | {"count": total.count, "checksum": total.checksum}
 
@@ -135,7 +136,7 @@ class Loader:
         self.ledger = Ledger(state["count"], state["checksum"]) if self.rank == 0 else Ledger()
 
     def close(self) -> None:
-        """End all threads and close all files. The loader can be iterated again afterwards, from its position."""
+        """End all threads and close all files. Iterating again continues from `position`."""
         if self._producer is not None:
             self._producer.close()
             self._producer = None
@@ -145,7 +146,7 @@ class Loader:
         self.feed.reader.close()
 
     def _requests(self) -> Iterator[Request]:
-        """This rank's requests from the position on, without end: the next epoch is prepared while one is trained."""
+        """This rank's requests from `position` on, without end: the next epoch is prepared during the current one."""
         samples = self.position.samples
         for epoch in itertools.count(self.position.epoch):
             permutation = order(self.seed, epoch, self.feed.usable)
@@ -159,14 +160,14 @@ class Loader:
 
 @dataclass
 class Ledger:
-    """Account of drawn rows: how many, and the sum of their fingerprints. Ledgers of ranks and restarts add up."""
+    """Count of drawn rows and the sum of their fingerprints. Ledgers of ranks and restarts add up."""
 
     count: int = 0
     checksum: int = 0
 
     def enter(self, rows: np.ndarray) -> None:
-        """Book `rows` (int64). A row drawn twice in place of another changes the checksum."""
-        x = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finaliser
+        """Add `rows` (int64). A row drawn twice instead of another changes the checksum."""
+        x = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finalizer
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
@@ -190,7 +191,7 @@ def evaluation_batches(
     device_id: int | None = None,
     max_bad_fraction: float = 0.01,
 ) -> Iterator[Batch]:
-    """Central crops of `rows` in order, the last batch as short as it comes; `crops` from `Crops.for_evaluation`."""
+    """Central crops of `rows` in order, the last batch possibly smaller; `crops` from `Crops.for_evaluation`."""
     feed = Feed(table, Reader(table), max_bad_fraction)
     executor: Backend = BACKENDS[backend](crops, batch_size, threads, device_id)
     requests = (
@@ -209,18 +210,18 @@ def evaluation_batches(
 
 
 def execute(backend: Backend, feed: Feed, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
-    """Crops of all requests; where a backend refuses an image, the bad rows are replaced and it goes on from there."""
+    """Crops of all requests, in order. If the backend cannot decode an image, its request is repaired and repeated."""
     while True:
         try:
             yield from backend.stream(requests)
             return
         except DecodeFailure as failure:
-            mended = [feed.mend(request, backend.decodes) for request in failure.requests]
-            requests = itertools.chain(mended, requests)
+            repaired = [feed.repair(request, backend.decodes) for request in failure.requests]
+            requests = itertools.chain(repaired, requests)
 
 
 class _Producer:
-    """Runs an iterator in a thread, a few items ahead, and hands over its items or its exception."""
+    """Runs an iterator in a thread, `READY` items ahead, and passes on its items or its exception."""
 
     def __init__(self, items: Iterable[Any]):
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=READY)
@@ -235,11 +236,11 @@ class _Producer:
             if not isinstance(item, BaseException):
                 return item
             self._failed = item
-        raise self._failed  # every time that somebody asks: the thread is at its end
+        raise self._failed  # on every call: the thread has ended
 
     def close(self) -> None:
         self._stop.set()
-        while self._thread.is_alive():  # make room for a thread that waits to hand over
+        while self._thread.is_alive():  # makes room in the queue for a thread that waits to put an item
             try:
                 self._ready.get(timeout=0.05)
             except queue.Empty:
@@ -249,11 +250,11 @@ class _Producer:
         try:
             for item in items:
                 self._put(item)
-                del item  # handed over: nothing here keeps its memory
+                del item  # this thread must not keep its memory alive
                 if self._stop.is_set():
                     return
             self._put(RuntimeError("the loader ran out of batches"))
-        except BaseException as error:  # handed to the training loop, which raises it
+        except BaseException as error:  # passed to the training loop, which raises it
             self._put(error)
 
     def _put(self, item: Any) -> None:

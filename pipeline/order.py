@@ -1,7 +1,7 @@
 """The order of training: one permutation of the rows per epoch, cut into global batches and ranks.
 
-Everything here is a pure function of (seed, epoch, position), so that it depends on no backend, thread
-count or world size, and a run resumes exactly from two integers.
+Everything here is a pure function of (seed, epoch, position): backend, thread count and world size have no
+influence, and a run resumes exactly from two integers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass
 class Position:
-    """Where training stands: `epoch` (from 0) and `samples`, the rows of that epoch already used by all ranks."""
+    """The point that training has reached: `epoch` (from 0) and `samples`, the rows of it that all ranks have used."""
 
     epoch: int = 0
     samples: int = 0
@@ -35,14 +35,15 @@ def order(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:
-    """Whole global batches in an epoch; the last part batch is dropped."""
+    """Whole global batches in an epoch; the incomplete last one is dropped."""
     return samples // global_batch
 
 
 def rank_rows(permutation: np.ndarray, samples: int, global_batch: int, rank: int, world_size: int) -> np.ndarray:
-    """Rows (global_batch / world_size,) of `rank` in the global batch that starts after `samples` rows.
+    """The rows, (global_batch / world_size,), of `rank` in the global batch that starts after `samples` rows.
 
-    Ranks take contiguous parts of the global batch, so the global batch itself is the same for any world size.
+    Ranks take contiguous parts of the global batch, so it is the same for any world size. Raises ValueError if it does
+    not split evenly.
     """
     if global_batch % world_size:
         raise ValueError(f"a global batch of {global_batch} cannot be split evenly over {world_size} ranks")

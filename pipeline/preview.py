@@ -2,7 +2,7 @@
 
     python -m pipeline.preview RECIPE.yaml [key=value ...] [--rows 6] [--epoch 0] [--out preview.png]
 
-Each row: the image with the windows drawn on it, then its crops, de-normalised, in the color of their window.
+Each row shows the image with its windows, then its de-normalized crops, framed in the color of their window.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.order import order
 from pipeline.requests import Feed
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
-TILE, GAP = 176, 8  # pixels of the longest side of an image on the sheet, and between tiles
+TILE, GAP = 176, 8  # pixels: longest side of an image on the sheet, and the space between tiles
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
-    """The sheet for the first `images` rows of an epoch's order. Raises as the loader does."""
+    """The sheet of the first `images` rows of an epoch's order. Raises DatasetError."""
     table, _ = open_splits(config.data, progress=True)
     crops = crops_from_config(config.crops, config.pipeline.backend)
     rows = order(config.run.seed, epoch, table.usable())[:images]
@@ -62,24 +62,26 @@ def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
     backend = BACKENDS[config.pipeline.backend](crops, len(rows), 1, None)
     request = feed.request(epoch, 0, rows, partial(draw, crops, config.run.seed, epoch))
     _, groups = next(execute(backend, feed, iter([request])))
-    shown = [unnormalised(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
+    levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
     tiles: dict[int, np.ndarray] = {}
-    for (_, members), pixels in zip(crops.groups, shown, strict=True):
+    for (_, members), pixels in zip(crops.groups, levels, strict=True):
         tiles |= dict(zip(members, np.split(pixels, len(members)), strict=True))
     sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
     return sheet(sources, request.draw, [tiles[view] for view in range(len(crops.views))])
 
 
-def unnormalised(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:
-    """Normalised crops back to pixels in [0, 255]."""
+def denormalized(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:
+    """Normalized crops as pixels in [0, 255]."""
     return np.clip(np.rint((pixels * np.array(crops.std) + np.array(crops.mean)) * 255), 0, 255).astype(np.uint8)
 
 
 def sheet(sources: list[np.ndarray], drawn: Draw, tiles: list[np.ndarray]) -> Image.Image:
-    """sources: B images (H, W, 3) uint8; tiles: a (B, size, size, 3) uint8 array for each view. Crops keep their
-    relative sizes; small images are enlarged without smoothing, so that pixels stay visible."""
+    """The sheet of B images, `sources` (H, W, 3) uint8, and their crops, `tiles` (B, size, size, 3) uint8 per view.
+
+    Crops keep their relative sizes; small images are enlarged without smoothing, so that their pixels stay visible.
+    """
     largest = max(tile.shape[1] for tile in tiles)
-    places, left, top = [], GAP + TILE + GAP, 0  # (left, top, side) of each view: small ones stand on each other
+    places, left, top = [], GAP + TILE + GAP, 0  # (left, top, side) of each view; small crops are stacked
     for tile, following in zip(tiles, [*tiles[1:], None], strict=True):
         side = max(24, round(TILE * tile.shape[1] / largest))
         places.append((left, top, side))

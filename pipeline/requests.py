@@ -1,7 +1,7 @@
-"""Requests for a backend: rows are read, drawn for, and replaced where they cannot be read.
+"""Requests for a backend: reads rows, draws their crops and replaces rows that cannot be read.
 
-A bad image never ends a run: its row is replaced by a substitute that is a function of the row alone, so the
-order stays the same on every rank and after every restart.
+A bad image does not end a run: another row takes its place, which is a function of the bad row alone, so the order
+stays the same on every rank and after every restart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.dataset.table import DatasetError, SampleTable
 
 
 class Feed:
-    """Reads rows of `table` and makes requests of them; `bad` names every row that was replaced and why."""
+    """Makes requests of the rows of `table`; `bad` holds each row that was replaced, and the reason."""
 
     def __init__(self, table: SampleTable, reader: Reader, max_bad_fraction: float = 0.01):
         self.table = table
@@ -25,10 +25,10 @@ class Feed:
         self.usable = table.usable()
         self.max_bad = max_bad_fraction * len(self.usable)
         self.bad: dict[int, str] = {}
-        self.converted: set[int] = set()  # rows that only PIL decodes: handed on as pixels
+        self.converted: set[int] = set()  # rows that only Pillow decodes: passed to the backend as pixels
 
     def request(self, epoch: int, samples: int, rows: np.ndarray, draw_rows: DrawRows) -> Request:
-        """Read `rows` and draw for them. Raises DatasetError once more than the allowed fraction of rows is bad."""
+        """Read `rows` (B,) and draw their crops. Raises DatasetError when too many rows are bad."""
         used = np.array([self.substitute(row) if row in self.bad else row for row in rows.tolist()], dtype=np.int64)
         while True:
             try:
@@ -42,8 +42,11 @@ class Feed:
         height, width = self.table.height[used], self.table.width[used]
         return Request(epoch, samples, rows, height, width, draw_rows(used, height, width), encoded, draw_rows)
 
-    def mend(self, request: Request, decodes: Callable[[np.ndarray], bool]) -> Request:
-        """The request anew after a backend failed on it: what `decodes` refuses goes through PIL, or is replaced."""
+    def repair(self, request: Request, decodes: Callable[[np.ndarray], bool]) -> Request:
+        """The request without the images on which a backend failed: Pillow decodes them, or other rows replace them.
+
+        decodes: whether the backend can decode these encoded bytes. Raises DatasetError when too many rows are bad.
+        """
         for row, encoded in zip(request.draw.rows.tolist(), request.encoded, strict=True):
             if not decodes(encoded):
                 try:
@@ -61,11 +64,11 @@ class Feed:
         if len(self.bad) > self.max_bad:
             raise DatasetError(
                 f"{len(self.bad)} of {len(self.usable)} images could not be read, the last was {self.table.name(row)} "
-                f"({reason}); mend the data or raise data.max_bad_fraction"
+                f"({reason}); repair the data or raise data.max_bad_fraction"
             )
 
     def substitute(self, row: int) -> int:
-        """The row that stands in for a bad one: a fixed walk through the usable rows, by a step coprime to most n."""
+        """The row that replaces a bad one: the next good row on a fixed walk, whose step is coprime to most n."""
         position = int(np.searchsorted(self.usable, row))
         for step in range(1, len(self.usable) + 1):
             candidate = int(self.usable[(position + 2_654_435_761 * step) % len(self.usable)])

@@ -14,8 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from common.files import write_atomically
-from config.recipe import ConfigError, default_config
-from config.schema.settings import effect_on_resume
+from config.recipe import ConfigError
+from config.schema.settings import defaults, effect_on_resume
 from training.checkpoint.save_load import read_state
 from training.report import closing_table
 
@@ -193,9 +193,8 @@ def versions() -> dict[str, str]:
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
     """`key: old -> new` of every setting that differs from a saved configuration. ConfigError for one that may not."""
     new = _flat(OmegaConf.to_container(config))
-    defaults = _flat(OmegaConf.to_container(default_config()))
     # Settings that there were not when it was saved: it was trained at their defaults.
-    unsaid = {key: new.get(key) if value == "auto" else value for key, value in defaults.items()}
+    unsaid = {key: new.get(key) if value == "auto" else value for key, value in _flat(defaults()).items()}
     old = unsaid | _flat(saved)
     changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)}
     for key, change in changed.items():

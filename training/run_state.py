@@ -25,7 +25,7 @@ from training.counters import Clock
 from training.distributed import Cluster
 from training.zero import load_loss_scale, loss_scale, publish
 
-# What state.json must hold for a run to go on, beside the step and the number of ranks.
+# Values that state.json must hold for a run to resume, besides step and world_size.
 KEYS: dict[str, type] = {
     **{"clock": dict, "images": int, "digest": str, "monitor": dict, "last_epoch": dict, "loader": dict},
     **{"loss_scale": dict, "config": dict, "shapes": dict, "buffers": list},
@@ -51,7 +51,7 @@ class RunState:
     probe: Probe | None = None
 
     def parts(self) -> list[HasState]:
-        """The parts with tensors beside network and optimizer."""
+        """The parts in use that hold tensors, other than network and optimizer."""
         parts: list[HasState | None] = [self.queue, self.clusters, self.teacher, self.probe]
         return [part for part in parts if part is not None]
 
@@ -85,8 +85,8 @@ class RunState:
     def load(self, checkpoint: Path, cluster: Cluster) -> tuple[int, dict[str, float]]:
         """Go on from a whole checkpoint of any number of ranks; to be called on all ranks at once.
 
-        Returns its step, and the figures of the last whole epoch by name. Raises CheckpointError, the same on all
-        ranks, if the checkpoint is of another network or misses something.
+        Returns its step, and the figures of the last whole epoch by name. Raises CheckpointError if the checkpoint
+        holds another network, or lacks a tensor or a value.
         """
         state, saved = load_checkpoint(checkpoint, KEYS)
         rank, world_size = cluster.rank, cluster.world_size

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from config.errors import ConfigError
@@ -15,17 +17,20 @@ from config.schema.settings import Settings, setting_of
 OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "predicate_failed"}
 
 
-def check_types_and_ranges(config: DictConfig) -> None:
-    """Check every setting by itself. Raises ConfigError: `KEY=VALUE: expected ...`."""
-    values = OmegaConf.to_container(config)
+def check_types_and_ranges(values: Mapping[str, Any]) -> None:
+    """Check every setting by itself. Raises ConfigError: `KEY=VALUE: expected ...`.
+
+    values: the sections as nested mappings, as in default.yaml.
+    """
     try:
         Settings.model_validate(values)
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
         setting = _setting(errors[0]["loc"])
         kinds = {error["type"] for error in errors if _setting(error["loc"]) == setting}
-        value = OmegaConf.select(config, setting.key)
-        raise ConfigError(f"{setting.key}={value}: expected {_expected(setting, value, kinds)}") from None
+        value = reduce(getitem, setting.key.split("."), values)
+        shown = " ".join(str(value).split())  # on one line
+        raise ConfigError(f"{setting.key}={shown}: expected {_expected(setting, value, kinds)}") from None
 
 
 def _setting(location: tuple[int | str, ...]) -> Setting:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from config.schema.ranges import kind_words, range_words
+from config.schema.ranges import alternatives, kind_words, range_words
 
 MISSING = "???"  # OmegaConf's mark of a value to be given
 
@@ -48,6 +48,11 @@ class Setting:
     def free(self) -> bool:
         """Whether it is a mapping of any keys."""
         return isinstance(self.default, dict)
+
+    @property
+    def auto(self) -> bool:
+        """Whether it may be chosen from the data, the batch and the machine (training/auto.py)."""
+        return any("auto" in get_args(kind) for kind, _ in alternatives(self.annotation))
 
     @property
     def kind(self) -> str:

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, arXiv 1711.05101) for vision transformers, with prototypes as SwAV needs them."""
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101) for vision transformers, with the prototypes of SwAV."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from model.optimizer.segments import Layout
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW, whose groups may carry the flags `frozen` and `unit_rows` of LARS (model/optimizer/lars.py).
+    """torch's AdamW with the group options `frozen`, `unit_rows` and `lr_scale` of LARS (model/optimizer/lars.py).
 
-    It works element by element, so slices of parameters are as good as whole ones; `layout` serves `unit_rows` alone.
+    AdamW works element by element, so it needs no whole parameters; only `unit_rows` uses `layout`.
     """
 
     def __init__(self, params: list[dict[str, Any]], **settings: Any) -> None:
-        flags = {"frozen": False, "unit_rows": False, "lr_scale": 1.0}
-        super().__init__([{**flags, **group} for group in params], foreach=True, **settings)
+        options = {"frozen": False, "unit_rows": False, "lr_scale": 1.0}
+        super().__init__([{**options, **group} for group in params], foreach=True, **settings)
         self.layout: Layout | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all groups that are not frozen. Returns what `closure` returns, if one is given."""
+        """Update all groups that are not frozen. Returns the result of `closure`, if given."""
         layout = self.layout = self.layout or Layout.of_whole(self.param_groups)
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["frozen"]]
@@ -41,28 +41,26 @@ class AdamW(torch.optim.AdamW):
 
 
 def adamw_groups(network: nn.Module, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-    """Groups for AdamW: no decay for biases and norms, the prototypes last and of unit rows.
+    """Groups for AdamW: biases and norms without decay, the prototypes last and with unit rows.
 
-    layer_decay: below 1, a group for each layer of the backbone, which must be timm's: the learning rate of a block is
-    `layer_decay` times that of the one after it ("lr_scale", to be multiplied in by the training loop; Clark et al.,
-    arXiv 2003.10555). Raises ValueError where the backbone says nothing of its layers.
+    layer_decay: below 1, every layer of the backbone, which must be timm's, becomes a group, and the learning rate of a
+    block is `layer_decay` times that of the next one ("lr_scale", which the training loop applies; Clark et al., arXiv
+    2003.10555). Raises ValueError if the backbone does not list its layers.
     """
     groups = parameter_groups(network, exclude_1d=True)
     if layer_decay == 1:
         return groups
     backbone = network.get_submodule("backbone")
     if not hasattr(backbone, "group_matcher"):
-        raise ValueError(
-            "optimizer.layer_decay needs a backbone of timm, which says which layers it has; leave it at 1"
-        )
+        raise ValueError("optimizer.layer_decay needs a backbone of timm that lists its layers; leave it at 1")
     from timm.optim import param_groups_layer_decay
 
     layers = param_groups_layer_decay(backbone, weight_decay=0.05, layer_decay=layer_decay)
-    below = [
+    backbone_groups = [
         {"params": group["params"], "lr_scale": group["lr_scale"]}
         | ({} if group["weight_decay"] else {"weight_decay": 0.0})
         for group in layers
     ]
-    placed = {p for group in below for p in group["params"]}
-    rest = [group | {"params": [p for p in group["params"] if p not in placed]} for group in groups]
-    return below + [group for group in rest if group["params"]]
+    in_backbone = {p for group in backbone_groups for p in group["params"]}
+    others = [group | {"params": [p for p in group["params"] if p not in in_backbone]} for group in groups]
+    return backbone_groups + [group for group in others if group["params"]]

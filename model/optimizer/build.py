@@ -11,7 +11,7 @@ from model.optimizer.lars import LARS, parameter_groups
 
 
 def build_optimizer(settings: Any, network: nn.Module) -> LARS | AdamW:
-    """LARS or AdamW over the network's parameters, the prototypes in the last group. Raises ValueError."""
+    """LARS or AdamW over the network's parameters, with the prototypes in the last group. Raises ValueError."""
     if settings.name == "adamw":
         return AdamW(
             adamw_groups(network, settings.layer_decay),
@@ -29,7 +29,7 @@ def build_optimizer(settings: Any, network: nn.Module) -> LARS | AdamW:
 
 
 def set_step(optimizer: LARS | AdamW, learning_rate: float, frozen_prototypes: bool) -> None:
-    """Before a step: the schedule's learning rate for all groups, and whether the prototypes move."""
+    """Before a step, set the learning rate of the schedule for all groups, and freeze or release the prototypes."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
         if group["unit_rows"]:

@@ -1,14 +1,14 @@
-"""LARS as SwAV used it (appendix A; You et al., arXiv 1708.03888): the variant LARC, without clipping.
+"""LARS as in SwAV (appendix A; You et al., arXiv 1708.03888): the variant LARC without clipping.
 
     scale = trust * |p| / (|g| + weight_decay * |p| + eps)
     v <- momentum * v + scale * (g + weight_decay * p)
     p <- p - lr * v
 
-for every parameter p with gradient g, biases and norms too. Where |p| or |g| is zero: scale 1 and no decay.
-As in the published code the trust ratio scales what enters the momentum, not what leaves it, so that a change
-of the learning rate acts at once.
+for every parameter p with gradient g, including biases and norms. If |p| or |g| is zero, scale is 1 without decay.
+As in the published code the trust ratio scales the input of the momentum, not its output, so a change of the learning
+rate acts at once.
 
-The norms are those of whole parameters, also where ZeRO gives the optimizer slices of them (see segments.py).
+The norms are those of whole parameters, even if ZeRO gives the optimizer only slices of them (see segments.py).
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from torch import Tensor, nn
 
 from model.optimizer.segments import Layout
 
-ROW = 1024  # elements whose squares a CPU adds up in float32
+ROW = 1024  # a CPU adds up the squares of this many elements in float32
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive SGD with momentum, for float32 or float64. Nothing here waits for the device.
+    """Layer-wise adaptive SGD with momentum, for float32 or float64. The host never waits for the device.
 
     params: parameters or groups of them; `parameter_groups` makes the groups for a SwAV network.
-    lr: learning rate; the training loop sets each group's "lr" before every step.
+    lr: learning rate; the training loop sets "lr" of each group before every step.
     momentum, weight_decay, trust_coefficient, eps: as above.
 
-    Flags a group may carry, all of which may be changed between steps:
-    trust_ratio (True): False makes it plain SGD with momentum and the group's own weight decay.
-    unit_rows (False): the rows of its parameters are L2-normalised inside `step`, right after the update:
-        there it reaches the float32 masters, which would undo a normalisation of the network's own copy.
-    frozen (False): `step` leaves the group entirely alone: no update, momentum, decay or normalisation.
-    lr_scale (1): the training loop sets "lr" to the schedule's times this.
+    Options of a group, which may change between steps:
+    trust_ratio (True): False is plain SGD with momentum and the group's weight decay.
+    unit_rows (False): `step` L2-normalizes the rows of its parameters after the update. This changes the float32
+        masters too, which would otherwise undo the normalization.
+    frozen (False): `step` skips the group: no update, momentum, decay or normalization.
+    lr_scale (1): the training loop sets "lr" to the schedule's learning rate times this.
 
-    layout: which parameters the groups' tensors are made of; None while each tensor is a parameter.
-    trust_ratios: (parameters of the layout,) of the last step; 1 where there was none.
+    layout: the parameters in the groups' tensors; None means that each tensor is a parameter.
+    trust_ratios: (parameters of the layout,) of the last step; 1 for parameters without one.
 
     Tensors without a gradient are skipped. State per tensor: "momentum_buffer".
     """
@@ -71,9 +71,9 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all groups that are not frozen. Returns what `closure` returns, if one is given.
+        """Update all groups that are not frozen. Returns the result of `closure`, if given.
 
-        Where parameters are partitioned: one all-reduce for all norms, and one more for the rows of `unit_rows`.
+        With partitioned parameters: one all-reduce for all norms, and one for the rows of `unit_rows`.
         """
         loss = None
         if closure is not None:
@@ -93,8 +93,8 @@ class LARS(torch.optim.Optimizer):
             if group["trust_ratio"]:
                 trust, eps = group["trust_coefficient"], group["eps"]
                 scales, decays = trust_ratios(parameter_norms, gradient_norms, decay, trust, eps)
-                own = layout.members(index)
-                self.trust_ratios[own] = scales[own]
+                members = layout.members(index)
+                self.trust_ratios[members] = scales[members]
             if tensors:
                 self._update(group, tensors, layout, scales, decays)
             if group["unit_rows"]:
@@ -109,7 +109,7 @@ class LARS(torch.optim.Optimizer):
         scales: Float[Tensor, " parameters"],
         decays: Float[Tensor, " parameters"],
     ) -> None:
-        # One call over all segments instead of one per segment: a ResNet-50 has 161, most of them tiny.
+        # One call for all segments instead of one per segment: a ResNet-50 has 161, most of them tiny.
         for p in tensors:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -125,15 +125,15 @@ class LARS(torch.optim.Optimizer):
 
 
 def _pieces(tensors: list[Tensor], layout: Layout) -> tuple[list[Tensor], list[Tensor]]:
-    """All segments of the tensors, and of their gradients."""
+    """All segments of the tensors, and the same segments of their gradients."""
     parameters = [piece for p in tensors for piece in layout.pieces(p, p.detach())]
     gradients = [piece for p in tensors if p.grad is not None for piece in layout.pieces(p, p.grad)]
     return parameters, gradients
 
 
 def _norms(tensors: list[Tensor], layout: Layout) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
-    """Norms of the layout's parameters and of their gradients, whole ones: one all-reduce for all. 0 for those that no
-    tensor holds on any rank. Added up in float64: on a CPU float32 is 1e-5 off for two million elements."""
+    """Norms of the layout's whole parameters and of their gradients, by one all-reduce; 0 for parameters in no tensor
+    of any rank. Summed in float64: on a CPU float32 is 1e-5 off for two million elements."""
     example = tensors[0] if tensors else torch.empty(0, device=layout.device)
     squares = torch.zeros(2, len(layout.names), dtype=torch.float64, device=example.device)
     parameters, gradients = _pieces(tensors, layout)
@@ -144,20 +144,20 @@ def _norms(tensors: list[Tensor], layout: Layout) -> tuple[Float[Tensor, " param
 
 
 def _squares(values: list[Tensor]) -> Float[Tensor, " pieces"]:
-    """The sum of squares of each, in float64, to a rounding of float32.
+    """Sum of squares of each tensor, float64, accurate to the rounding of float32.
 
-    On a CPU float64 norms of a ResNet-50 take 50 ms, as long as reading it twelve times; rows of 1,024 elements, each
-    added up in float32, and their sums in float64 are 6e-8 off and take 6.
+    On a CPU, norms of a ResNet-50 in float64 take 50 ms, as long as reading it twelve times. Summing rows of 1,024
+    elements in float32, and the rows in float64, takes 6 ms and is 6e-8 off.
     """
     if values[0].is_cuda or values[0].dtype == torch.float64:
         return torch.stack(torch._foreach_norm(values, 2, torch.float64)).square_()
-    found = []
+    squares = []
     for value in values:
         flat = value.reshape(-1)
-        even = flat.numel() // ROW * ROW
-        rows = torch.linalg.vector_norm(flat[:even].view(-1, ROW), dim=1)
-        found.append(rows.double().square().sum() + flat[even:].double().square().sum())
-    return torch.stack(found)
+        in_rows = flat.numel() // ROW * ROW
+        rows = torch.linalg.vector_norm(flat[:in_rows].view(-1, ROW), dim=1)
+        squares.append(rows.double().square().sum() + flat[in_rows:].double().square().sum())
+    return torch.stack(squares)
 
 
 def trust_ratios(
@@ -167,22 +167,19 @@ def trust_ratios(
     trust_coefficient: float,
     eps: float,
 ) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
-    """Factors of the gradient and of the parameter in each update, from the norms of whole parameters.
-
-    The norms are all that a layer-wise rule needs to know of a layer: whoever holds only slices of the
-    parameters sums the slices' squared norms first and asks here too.
-    """
+    """Factors of the gradient (`scale` above) and of the parameter (scale * weight_decay) in each update, from the
+    norms of whole parameters. An optimizer with slices of parameters first sums the squared norms of the slices."""
     scales = trust_coefficient * parameter_norms / (gradient_norms + weight_decay * parameter_norms + eps)
     usable = (parameter_norms > 0) & (gradient_norms > 0)
     return torch.where(usable, scales, 1.0), torch.where(usable, scales * weight_decay, 0.0)
 
 
 def parameter_groups(network: nn.Module, exclude_1d: bool = False) -> list[dict[str, Any]]:
-    """The network's trainable parameters as groups for LARS, empty ones left out.
+    """The network's trainable parameters as groups for LARS, without empty groups.
 
-    The prototypes (parameters under `prototypes.`) come last, in a group of their own with `unit_rows`, so
-    that the training loop can freeze them. With `exclude_1d`, biases and norms form a group without trust
-    ratio and decay; the paper scales and decays them like the rest.
+    The prototypes (parameters under `prototypes.`) are the last group, with `unit_rows`, so that the training loop can
+    freeze them. With `exclude_1d`, biases and norms form a group without trust ratio and decay; the paper scales and
+    decays them like all others.
     """
     main: list[nn.Parameter] = []
     one_dimensional: list[nn.Parameter] = []

@@ -16,8 +16,8 @@ def warmup_cosine(
 ) -> Float[np.ndarray, " steps"]:
     """Learning rate of each of the round(steps_per_epoch * epochs) iterations, float64.
 
-    The warm-up goes linearly from `start_lr` to `base_lr`, both ends included. The cosine starts at `base_lr`
-    again and heads for `final_lr`, which it would reach one iteration after the last.
+    The warm-up is linear from `start_lr` to `base_lr`, both included. The cosine starts at `base_lr` and would reach
+    `final_lr` one iteration after the last.
 
     Raises ValueError if the warm-up is longer than the training.
     """
@@ -30,6 +30,6 @@ def warmup_cosine(
 
 
 def learning_rates_of(settings: Any, steps: int, epochs: int) -> Float[np.ndarray, " steps"]:
-    """The same of a recipe's `optimizer:` section; steps: of an epoch."""
+    """`warmup_cosine` with the settings of a recipe's `optimizer:` section. steps: per epoch."""
     rates = settings.start_lr, settings.base_lr, settings.final_lr
     return warmup_cosine(steps, epochs, settings.warmup_epochs, *rates)

@@ -36,6 +36,8 @@ CLASSES = 1000  # of labels drawn at random
 class Steps:
     """All new parts of a run on this rank. Collective: needs the process group.
 
+    `work` (perf/roofline.py) is the network's; a teacher's forward pass is not counted in it.
+
     config: fitted. images: the number that it is fitted to. table: of the images; without one there is no loader, and
     steps take `noise`. classes: of the images' labels; 0: they have none, and the probe's are drawn at random.
     """

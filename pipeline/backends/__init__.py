@@ -1,4 +1,4 @@
-"""What executes a draw: `dali`, `ffcv` (the fused kernel) and `torchvision` (the slow reference).
+"""The backends, which execute a draw: `dali`, `ffcv` (the fused kernel) and `torchvision` (the slow reference).
 
-All take the same requests and give the same crops. `device_color` and `device_hsv` are the color half on a GPU.
+All take the same requests and make the same crops. `device_color` and `device_hsv` do the color part on a GPU.
 """

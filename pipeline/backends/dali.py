@@ -1,10 +1,10 @@
-"""The DALI backend: one pipeline definition, on the CPU or on a GPU, that executes a draw.
+"""The DALI backend: executes a draw with one pipeline definition, on the CPU or on a GPU.
 
     encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> color
-    (x' = A x + B m) -> blur, for the crops that drew one -> normalise to HWC
+    (x' = A x + B m) -> blur, for the crops that drew one -> normalize to HWC
 
-DALI has no random operator here: windows, matrices and sigmas come with the bytes through external_source.
-Nothing of it is imported before a pipeline is built, so that `--help` and errors do without DALI.
+The pipeline has no random operator: windows, matrices and sigmas come with the bytes through external_source. DALI is
+imported only when a pipeline is built, so that `--help` and error messages do not need it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pipeline.color import color_matrices
 from pipeline.crops import Crops
 from pipeline.draw import Draw
 
-PREFETCH = 2  # batches decoded ahead; the dict form of this option would give up zero-copy outputs
+PREFETCH = 2  # batches decoded ahead; the dict form of this option would copy the outputs
 
 
 class DaliBackend:
-    """Executes draws with `threads` worker threads; `device_id` None is the CPU, else decode and crops are on that GPU.
+    """Executes draws with `threads` worker threads, on the CPU (`device_id` None) or on a GPU, decoding included.
 
-    Crops are float32 on the CPU and float16 on a GPU, as channels-last views (N, 3, size, size).
+    Crops are channels-last tensors (N, 3, size, size) of `dtype`, by default float32 on the CPU and float16 on a GPU.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class DaliBackend:
         self.device_id = device_id
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
-        """Crops of each request, in order, `PREFETCH` requests ahead. Raises DecodeFailure for an undecodable image."""
+        """Crops of each request, in order, `PREFETCH` requests ahead. Raises DecodeFailure if DALI cannot decode."""
         under_way: deque[Request] = deque()
 
         def feed(_info: Any) -> list[Any]:
@@ -68,7 +68,7 @@ class DaliBackend:
             yield under_way.popleft(), group_views(self.crops, views, self.dtype)
 
     def decodes(self, encoded: np.ndarray) -> bool:
-        """Whether DALI decodes these bytes. A pipeline is built for each call: only for tracking down a failure."""
+        """Whether DALI decodes these bytes. Builds a pipeline for each call, so use it only after a failure."""
         from nvidia.dali import fn, pipeline_def, types
 
         @pipeline_def(batch_size=1, num_threads=1, device_id=self.device_id)
@@ -85,19 +85,19 @@ class DaliBackend:
     def close(self) -> None:
         """Nothing is held between streams."""
 
-    # ------------------------------------------------------------------ what the draw becomes as DALI arguments
+    # ------------------------------------------------------------------ the draw as DALI arguments
     def _arguments(self, draw: Draw) -> list[np.ndarray]:
-        """The draw as contiguous arrays, one per view and argument, in the order that `_build` unpacks them."""
+        """The draw as contiguous arrays, one per view and argument, in the order in which `_build` unpacks them."""
         window = draw.window.astype(np.float32)
         start, end = window[..., :2], window[..., :2] + window[..., 2:]
-        left = np.where(draw.flip, end[..., 1], start[..., 1])  # a reversed region is a mirrored one
+        left = np.where(draw.flip, end[..., 1], start[..., 1])  # a reversed region mirrors the image
         right = np.where(draw.flip, start[..., 1], end[..., 1])
-        kinds = [np.stack([start[..., 0], left], axis=-1), np.stack([end[..., 0], right], axis=-1)]
+        arguments = [np.stack([start[..., 0], left], axis=-1), np.stack([end[..., 0], right], axis=-1)]
         if self.crops.colors:
-            kinds += color_matrices(draw)
+            arguments += color_matrices(draw)
         if self.crops.blur.probability > 0:
-            kinds += [draw.blur, draw.sigma]
-        return [np.ascontiguousarray(kind[:, view]) for view in range(len(self.crops.views)) for kind in kinds]
+            arguments += [draw.blur, draw.sigma]
+        return [np.ascontiguousarray(values[:, view]) for view in range(len(self.crops.views)) for values in arguments]
 
     # ------------------------------------------------------------------ the pipeline
     def _build(self, feed: Any) -> Any:
@@ -110,7 +110,7 @@ class DaliBackend:
             dtypes, dims = [*dtypes, types.FLOAT, types.FLOAT], [*dims, 2, 2]
         if blurs:
             dtypes, dims = [*dtypes, types.BOOL, types.FLOAT], [*dims, 0, 0]
-        kinds, count = len(dtypes), len(crops.views)
+        per_view, views = len(dtypes), len(crops.views)
 
         @pipeline_def(
             enable_conditionals=True,
@@ -122,22 +122,22 @@ class DaliBackend:
         def multi_crop() -> Any:
             encoded, *arguments = fn.external_source(
                 source=feed,
-                num_outputs=1 + kinds * count,
+                num_outputs=1 + per_view * views,
                 batch=True,
                 batch_info=True,
-                dtype=[types.UINT8, *dtypes * count],
-                ndim=[1, *dims * count],
+                dtype=[types.UINT8, *dtypes * views],
+                ndim=[1, *dims * views],
             )
             image = fn.decoders.image(
                 encoded,
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=True,
-                jpeg_fancy_upsampling=True,  # libjpeg-turbo's default, so that CPU, GPU and PIL agree
+                jpeg_fancy_upsampling=True,  # libjpeg-turbo's default: CPU, GPU and PIL agree
             )
             outputs = []
             for index, view in enumerate(crops.views):
-                start, end, *rest = arguments[index * kinds : (index + 1) * kinds]
+                start, end, *rest = arguments[index * per_view : (index + 1) * per_view]
                 x = fn.resize(
                     image,
                     size=[view.size, view.size],
@@ -149,12 +149,12 @@ class DaliBackend:
                 if colors:
                     mean = fn.reductions.mean(x, axes=(0, 1), keep_dims=True)
                     if on_gpu:
-                        mean = mean.cpu()  # arguments of operators live on the CPU
+                        mean = mean.cpu()  # operators take arguments from the CPU
                     offset = fn.reshape(fn.coord_transform(mean, M=rest[1]), shape=[3])
                     x = fn.coord_transform(x, M=rest[0], T=offset, dtype=types.UINT8)
                 if blurs:
-                    drawn, sigma = rest[-2:]
-                    if drawn:
+                    blurred, sigma = rest[-2:]
+                    if blurred:
                         x = fn.gaussian_blur(x, sigma=sigma)
                 x = fn.crop_mirror_normalize(
                     x,

@@ -1,7 +1,7 @@
-"""The color half of the draw on a GPU: what the fused kernel does after resampling, in compiled torch code.
+"""The color part of a draw on a GPU: the fused kernel's steps after resampling, in compiled torch code.
 
-Takes uint8 crops as the kernel leaves them and gives the same values, up to rounding: color step by step (see
-device_hsv.py) or as one affine map about the crop's mean (see color.py), blur, normalisation.
+Takes the uint8 crops that the kernel makes for a GPU, and computes the same values up to rounding: color step by step
+(see device_hsv.py) or as one affine map about the crop's mean (see color.py), blur, normalization.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.backends.device_hsv import Steps, steps_of, stepwise
+from pipeline.backends.device_hsv import Steps, jitter_steps, stepwise
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
 from pipeline.draw import Draw
 
 
 class Affine(NamedTuple):
-    """x' = A x + B m for each crop, m its mean color, in levels of 0 to 255."""
+    """The map x' = A x + B m of each crop, with m its mean color; x and m in levels from 0 to 255."""
 
     linear: Float[Tensor, "views batch 3 3"]
     offset: Float[Tensor, "views batch 3 3"]
@@ -31,9 +31,9 @@ class Affine(NamedTuple):
 def finish_on_gpu(
     groups: list[Tensor], draw: Draw, crops: Crops, device: torch.device, dtype: torch.dtype = torch.float16
 ) -> list[Tensor]:
-    """uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory -> those of `dtype` on `device`, finished.
+    """Finish the uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory; returns them on `device`.
 
-    Runs on a stream of its own and returns when it is done, so that the host memory may be used again.
+    Runs on a separate stream and waits for it, so that the caller may reuse the host memory.
     """
     stream, compiled = _stream(device), _compiled()
     with torch.cuda.stream(stream):
@@ -42,14 +42,14 @@ def finish_on_gpu(
             for group, arguments in zip(groups, arguments_of(draw, crops, device), strict=True)
         ]
     stream.synchronize()
-    for tensor in finished:  # the training step runs on the default stream: only after it may the memory be reused
+    for tensor in finished:  # used on the default stream by the training step: keeps the memory until then
         tensor.record_stream(torch.cuda.default_stream(device))
     return finished
 
 
 def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[Any, ...]]:
-    """For each resolution what `finish` takes after the pixels."""
-    kind, color = (Steps, steps_of(draw)) if crops.jitter.exact else (Affine, color_matrices(draw))
+    """The arguments of `finish` after the pixels, for each resolution."""
+    kind, color = (Steps, jitter_steps(draw)) if crops.jitter.exact else (Affine, color_matrices(draw))
     radius = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
     reach = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (reach / np.maximum(draw.sigma, 1e-3)[..., None]) ** 2)
@@ -58,13 +58,14 @@ def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[A
     mean = torch.tensor(crops.mean, device=device)
     std = torch.tensor(crops.std, device=device)
 
-    def of(array: np.ndarray, members: list[int]) -> Tensor:
+    def on_device(array: np.ndarray, members: list[int]) -> Tensor:
         """(B, V, ...) -> (views of the group, B, ...) on the device."""
         part = np.ascontiguousarray(np.moveaxis(array[:, members], 0, 1), np.float32)
         return torch.from_numpy(part).to(device, non_blocking=True)
 
     return [
-        (kind(*(of(array, members) for array in color)), of(weights, members), mean, std) for _, members in crops.groups
+        (kind(*(on_device(array, members) for array in color)), on_device(weights, members), mean, std)
+        for _, members in crops.groups
     ]
 
 
@@ -76,10 +77,10 @@ def finish(
     std: Float[Tensor, " 3"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "views batch size size 3"]:
-    """Color, blur and normalisation.
+    """Color, blur and normalization of `pixels`.
 
-    weights: blur along one axis, for each crop; a single tap of 1 leaves it as it is. Like the kernel, values are
-    rounded to levels after each of the steps.
+    weights: of the blur along one axis, for each crop; a single tap of 1 changes nothing. Values are rounded to levels
+    after each step, as in the kernel.
     """
     channels = stepwise(list(pixels.unbind(-1)), color) if isinstance(color, Steps) else _mapped(pixels, color)
     if weights.shape[-1] > 1:
@@ -107,7 +108,7 @@ def _mapped(
 def _blur(
     plane: Float[Tensor, "views batch size size"], weights: Float[Tensor, "views batch taps"]
 ) -> Float[Tensor, "views batch size size"]:
-    """Separable blur with the edge repeated, as sums of shifted planes: two fused passes once compiled."""
+    """Separable blur with repeated edges, as sums of shifted planes: compiled, these are two fused passes."""
     taps, size = weights.shape[-1], plane.shape[-1]
     radius = taps // 2
     padded = functional.pad(plane, (0, 0, radius, radius), mode="replicate")

@@ -1,7 +1,7 @@
-"""Color jitter step by step on a GPU: kernel_hsv.py's arithmetic on whole batches, each crop in an order of its own.
+"""Color jitter step by step on a GPU: the arithmetic of kernel/hsv.py on whole batches, each crop in its own order.
 
-Four rounds; in each of them every crop takes the step that is its turn. Values are whole numbers in float32, and bytes
-between the rounds, as PIL has them: that is also a quarter of the memory to move.
+There are four rounds; in each, every crop takes the next step of its order. Values are whole numbers in float32, and
+bytes between the rounds, as in PIL: that is also a quarter of the memory traffic.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Plane = Float[Tensor, "views batch size size"]
 
 
 class Steps(NamedTuple):
-    """What each crop's color takes, all float32."""
+    """The color steps of each crop, all float32."""
 
     step: Float[Tensor, "views batch 4"]  # in each round: BRIGHTNESS, ... or NOTHING
-    amount: Float[Tensor, "views batch 4"]  # its factor; of HUE the shift in 256ths of a circle
-    gray: Float[Tensor, "views batch"]  # 1 for a crop that turns gray at the end
+    amount: Float[Tensor, "views batch 4"]  # the factor; for HUE the shift in 256ths of a circle
+    gray: Float[Tensor, "views batch"]  # 1 for a crop that becomes gray at the end
 
 
-def steps_of(draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`Steps` of a draw as arrays of (B, V, ...)."""
+def jitter_steps(draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The fields of `Steps` for a draw, as arrays (B, V, ...)."""
     turns = draw.factors[..., 3:]
     shift = np.trunc(turns.astype(np.float64) * 255)
     amount = np.take_along_axis(np.concatenate([draw.factors[..., :3], shift], axis=-1), draw.order, axis=-1)
@@ -38,12 +38,12 @@ def steps_of(draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def stepwise(planes: list[UInt8[Tensor, "views batch size size"]], steps: Steps) -> list[Plane]:
-    """Red, green and blue after all steps, in levels."""
+    """Red, green and blue after all steps, in levels from 0 to 255."""
     for turn in range(4):
         planes = _round(planes, steps.step[..., turn, None, None], steps.amount[..., turn, None, None])
     red, green, blue = (plane.float() for plane in planes)
-    gray, wanted = _gray(red, green, blue), steps.gray[..., None, None] > 0
-    return [torch.where(wanted, gray, plane) for plane in (red, green, blue)]
+    gray, to_gray = _gray(red, green, blue), steps.gray[..., None, None] > 0
+    return [torch.where(to_gray, gray, plane) for plane in (red, green, blue)]
 
 
 def _round(
@@ -51,31 +51,31 @@ def _round(
     step: Float[Tensor, "views batch 1 1"],
     amount: Float[Tensor, "views batch 1 1"],
 ) -> list[UInt8[Tensor, "views batch size size"]]:
-    """One step of every crop. All four kinds are computed and one is chosen: they cost less than to read the crops."""
+    """One step of every crop. All four kinds are computed and one is chosen: that costs less than reading the crops."""
     red, green, blue = (plane.float() for plane in planes)
     gray = _gray(red, green, blue)
     base = torch.where(step == CONTRAST, _mean(gray), torch.where(step == BRIGHTNESS, 0.0, gray))
-    done = []
-    for plane, turned in zip((red, green, blue), _turned(red, green, blue, amount), strict=True):
+    result = []
+    for plane, shifted in zip((red, green, blue), _shift_hue(red, green, blue, amount), strict=True):
         blended = (base + amount * (plane - base)).clamp(0, 255).floor()
-        done.append(torch.where(step == HUE, turned, torch.where(step == NOTHING, plane, blended)).to(torch.uint8))
-    return done
+        result.append(torch.where(step == HUE, shifted, torch.where(step == NOTHING, plane, blended)).to(torch.uint8))
+    return result
 
 
 def _gray(red: Plane, green: Plane, blue: Plane) -> Plane:
-    """PIL's luma, rounded; all sums are whole numbers below 2^24, so exact."""
+    """PIL's luma, rounded; exact, because all sums are whole numbers below 2^24."""
     return torch.floor((red * 19595 + green * 38470 + blue * 7471 + 32768) / 65536)
 
 
 def _mean(gray: Plane) -> Float[Tensor, "views batch 1 1"]:
-    """Mean of each crop, rounded. In integers: float32 could not hold the sum of a large crop."""
+    """Mean of each crop, rounded. The sum is an integer, since float32 cannot hold that of a large crop."""
     pixels = gray.shape[-2] * gray.shape[-1]
     total = gray.sum(dim=(-2, -1), keepdim=True, dtype=torch.int64)
     return ((2 * total + pixels) // (2 * pixels)).float()
 
 
-def _turned(red: Plane, green: Plane, blue: Plane, shift: Float[Tensor, "views batch 1 1"]) -> list[Plane]:
-    """Hue raised by `shift` of 256 steps through HSV in bytes: `_turned` of kernel_hsv.py."""
+def _shift_hue(red: Plane, green: Plane, blue: Plane, shift: Float[Tensor, "views batch 1 1"]) -> list[Plane]:
+    """Hue raised by `shift` of 256 steps, through HSV in bytes: `_shift_hue` of kernel/hsv.py."""
     value = torch.maximum(torch.maximum(red, green), blue)
     lowest = torch.minimum(torch.minimum(red, green), blue)
     spread = value - lowest

@@ -1,8 +1,8 @@
 """The ffcv backend: FFCV's decoder and the fused kernel, for every source of encoded images.
 
-JPEGs go to the kernel as they are. What is none (PNG, WebP, PPM), what EXIF wants turned and what libjpeg-turbo warns
-of is decoded by Pillow first. On a GPU the kernel stops after resampling and flip: uint8 crops go across, and color,
-blur and normalisation are done there.
+The kernel decodes JPEGs. Other formats, EXIF-rotated JPEGs and JPEGs that libjpeg-turbo warns about are decoded by
+Pillow first. With a GPU the kernel stops after resampling and flip; the uint8 crops are copied to the GPU, which does
+color, blur and normalization.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from PIL import Image
 from pipeline.backends.device_color import finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
-from pipeline.dataset.images import BadImage, decode, from_ppm
+from pipeline.dataset.images import BadImage, decode, from_ppm, is_decodable
 from pipeline.draw import Draw
 
-AHEAD = 2  # batches under way: one in the kernel, one prepared
+AHEAD = 2  # batches in work: one in the kernel, one in preparation
 
 
 class FfcvBackend:
-    """Executes draws with `threads` threads; `device_id` None is the CPU, else color and blur run on that GPU.
+    """Executes draws with `threads` threads on the CPU; with a `device_id`, color and blur run on that GPU.
 
-    Crops are channels-last views (N, 3, size, size) of `dtype`: float32 (the default on the CPU), float16 (on a GPU),
-    bfloat16, or on the CPU uint8, which is what goes across to a GPU: neither color nor blur. Their memory is used
-    again once nobody holds them.
+    Crops are channels-last tensors (N, 3, size, size) of `dtype`: float32 (default on the CPU), float16 (default on a
+    GPU), bfloat16, or uint8 on the CPU, which has neither color nor blur. Their memory is reused after their last
+    reference is gone.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class FfcvBackend:
         self.kernel = Kernel(crops, threads, str(self.dtype).removeprefix("torch.") if on_cpu else "uint8")  # type: ignore[arg-type]
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
-        self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # buffers that nobody holds, by shape
+        self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # unused buffers by shape
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
-        """Crops of each request, in order. Raises DecodeFailure for an undecodable image.
+        """Crops of each request, in order. Raises DecodeFailure if an image cannot be decoded.
 
-        While the kernel makes one batch, the next is prepared and the one after that is read, so that its threads wait
-        for nobody.
+        While the kernel makes one batch, the next is prepared and the one after that is read, so that the kernel's
+        threads never wait.
         """
         under_way: deque[tuple[Request, list[np.ndarray], Future[None]]] = deque()
         while True:
@@ -74,16 +74,12 @@ class FfcvBackend:
             except BadImage as error:
                 wait(later for _, _, later in under_way)
                 raise DecodeFailure(error.reason, [request, *(later for later, _, _ in under_way)]) from None
-            request.encoded = []  # 20 MB of a batch of 256, that would else wait with its crops
+            request.encoded = []  # frees 20 MB of a batch of 256 before its crops are used
             yield request, self._finish(request.draw, buffers)
 
     def decodes(self, encoded: np.ndarray) -> bool:
-        """Whether these bytes give pixels: Pillow has the last word here."""
-        try:
-            decode(encoded.tobytes())
-        except BadImage:
-            return False
-        return True
+        """Whether Pillow decodes these bytes: it decodes all that the kernel cannot."""
+        return is_decodable(encoded.tobytes())
 
     def close(self) -> None:
         """End all threads."""
@@ -93,7 +89,7 @@ class FfcvBackend:
 
     # ------------------------------------------------------------------ one batch
     def _fill(self, request: Request, buffers: list[np.ndarray]) -> None:
-        """Make the request's crops in `buffers`. Raises BadImage where an image gives no pixels."""
+        """Write the request's crops to `buffers`. Raises BadImage if an image cannot be decoded."""
         images, height, width = list(request.encoded), request.height, request.width
         jpeg = np.array([image[:2].tobytes() == b"\xff\xd8" for image in images], bool)
         self._decode(images, np.flatnonzero(~jpeg), height, width)
@@ -102,13 +98,14 @@ class FfcvBackend:
         if len(rest):
             self._decode(images, rest, height, width)
             part = self.kernel.buffers(len(rest))
-            some = [images[index] for index in rest]
-            self.kernel.run(some, np.zeros(len(rest), bool), height[rest], width[rest], _take(request.draw, rest), part)
+            pixels = [images[index] for index in rest]
+            no_jpeg = np.zeros(len(rest), bool)
+            self.kernel.run(pixels, no_jpeg, height[rest], width[rest], _take(request.draw, rest), part)
             for whole, crops in zip(buffers, part, strict=True):
                 whole[:, rest] = crops
 
     def _decode(self, images: list[np.ndarray], which: Sequence[int] | np.ndarray, height: Any, width: Any) -> None:
-        """Put pixels (H, W, 3) in the place of the encoded images `which`."""
+        """Replace the encoded images `which` by their pixels (H, W, 3)."""
 
         def pixels(index: int) -> np.ndarray:
             found = from_ppm(images[index])
@@ -123,9 +120,9 @@ class FfcvBackend:
 
     # ------------------------------------------------------------------ memory
     def _buffers(self, batch: int) -> list[np.ndarray]:
-        """Outputs for the kernel, one a resolution: (views, batch, size, size, 3), used ones where there are any."""
+        """Outputs for the kernel, (views, batch, size, size, 3) per resolution; unused buffers are taken first."""
         buffers = []
-        for new in self.kernel.buffers(batch):  # costs nothing until it is written
+        for new in self.kernel.buffers(batch):  # allocates nothing until it is written
             if self.free.get(new.shape):
                 buffers.append(self.free[new.shape].pop())
             elif self.device_id is None:
@@ -135,12 +132,12 @@ class FfcvBackend:
         return buffers
 
     def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
-        """The crops as tensors, on a GPU with color, blur and normalisation done there."""
+        """The crops as tensors; with a GPU, after color, blur and normalization there."""
         tensors = []
         for buffer in buffers:
-            lent = buffer.view()  # a tensor made of it keeps it alive, and when it goes the buffer is free again
-            weakref.finalize(lent, self.free.setdefault(buffer.shape, []).append, buffer)
-            bits = torch.from_numpy(lent)
+            view = buffer.view()  # lives as long as the tensors made of it; then the buffer is unused again
+            weakref.finalize(view, self.free.setdefault(buffer.shape, []).append, buffer)
+            bits = torch.from_numpy(view)
             tensors.append(bits.view(torch.bfloat16) if buffer.dtype == np.uint16 else bits)
         if self.device_id is not None:
             tensors = finish_on_gpu(tensors, draw, self.crops, torch.device("cuda", self.device_id), self.dtype)
@@ -148,5 +145,5 @@ class FfcvBackend:
 
 
 def _take(draw: Draw, rows: np.ndarray) -> Draw:
-    """Some rows of a draw."""
+    """The draw of some of its rows."""
     return Draw(**{field.name: getattr(draw, field.name)[rows] for field in fields(Draw)})

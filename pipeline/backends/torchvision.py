@@ -1,7 +1,7 @@
-"""The torchvision backend: the published recipe with PIL, executing the same draw.
+"""The torchvision backend: executes the draw with PIL and torchvision, as the published recipe does.
 
-Slow, and meant to be: it is the reference the other backends are compared with, and the peer in benchmarks.
-Jitter runs step by step with clipping and an exact HSV hue, as torchvision's ColorJitter does it.
+It is slow and serves as reference: tests compare the other backends with it, and benchmarks measure it as baseline.
+Jitter runs step by step with clipping and hue in HSV, as in torchvision's ColorJitter.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from PIL import Image, ImageFilter
 
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.crops import Crops
-from pipeline.dataset.images import BadImage, decode
+from pipeline.dataset.images import BadImage, decode, is_decodable
 from pipeline.draw import Draw
 
 
 class TorchvisionBackend:
-    """Executes draws with PIL and torchvision in `threads` threads; crops are float32, as channels-last views."""
+    """Executes draws with PIL in `threads` threads; crops are channels-last (N, 3, size, size), by default float32."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class TorchvisionBackend:
         self.std = torch.tensor(crops.std)
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
-        """Crops of each request, in order."""
+        """Crops of each request, in order. Raises DecodeFailure if an image cannot be decoded."""
         for request in requests:
             try:
                 samples = list(self.pool.map(partial(self._sample, request), range(len(request.rows))))
@@ -55,18 +55,14 @@ class TorchvisionBackend:
 
     def decodes(self, encoded: np.ndarray) -> bool:
         """Whether PIL decodes these bytes."""
-        try:
-            decode(encoded.tobytes())
-        except BadImage:
-            return False
-        return True
+        return is_decodable(encoded.tobytes())
 
     def _sample(self, request: Request, index: int) -> list[torch.Tensor]:
         image = Image.fromarray(decode(request.encoded[index].tobytes()))
         return [self._view(image, request.draw, index, view) for view in range(len(self.crops.views))]
 
     def _view(self, image: Image.Image, draw: Draw, index: int, view: int) -> torch.Tensor:
-        """One crop, (size, size, 3) float32, normalised."""
+        """One crop, (size, size, 3) float32, normalized."""
         from torchvision.transforms import functional
 
         size = self.crops.views[view].size
@@ -82,7 +78,7 @@ class TorchvisionBackend:
                     x = functional.adjust_contrast(x, contrast)
                 elif step == 2:
                     x = functional.adjust_saturation(x, saturation)
-                elif hue != 0:  # as ColorJitter leaves out what has no strength: a turn by 0 would still round in HSV
+                elif hue != 0:  # ColorJitter skips a step without strength: a rotation by 0 would still round in HSV
                     x = functional.adjust_hue(x, hue)
         if draw.grayscale[index, view]:
             x = functional.to_grayscale(x, num_output_channels=3)

@@ -1,1 +1,4 @@
-"""What `pipeline.convert` is made of: sources as byte ranges, parts made of them, and parts put together."""
+"""The steps of `pipeline.convert`: list any source of images as byte ranges, pack parts, assemble the parts.
+
+`sources` lists (with `spool` for sources without byte ranges), `packing` and `rewrite` make a part, `assembly` joins.
+"""

@@ -1,4 +1,4 @@
-"""From parts to OUT: one .beton, a folder of shards, or a table; put into place in one step, complete."""
+"""Assembles the parts to OUT: a .beton, a folder of shards, or a table. OUT appears complete, in one step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.conversion.beton_writer import Samples, join, layout, page_size, pieces
+from pipeline.conversion.entries import Entries
 from pipeline.conversion.packing import Part, load_part, record_path
 from pipeline.conversion.report import Report, save_report
-from pipeline.conversion.sources import Entries
 from pipeline.dataset.beton import read_beton
 from pipeline.dataset.folder import progress_bar
 from pipeline.dataset.table import DatasetError, SampleTable, State, sync_folder
@@ -21,7 +21,7 @@ COLUMNS = ("width", "height", "label", "state")
 
 
 class Layout(NamedTuple):
-    """Where everything in a .beton begins: each image, the pieces (start, bytes) of each part, the last table."""
+    """Positions in a .beton: page size, start of each image, (start, bytes) of each part's pieces, allocation table."""
 
     page: int
     starts: NDArray[np.int64]
@@ -40,7 +40,7 @@ def beton_layout(parts: list[Part]) -> Layout:
 
 
 def joined_parts(folder: Path, out: Path, count: int) -> dict[int, tuple[Path, list[tuple[int, int]]]]:
-    """Where parts may be in a .beton whose joining was cut short: part -> file and pieces. {} if there is none."""
+    """The parts of a .beton whose joining was interrupted: part number -> file and pieces. {} without such a file."""
     path = folder / out.name
     if not path.exists():
         return {}
@@ -49,20 +49,19 @@ def joined_parts(folder: Path, out: Path, count: int) -> dict[int, tuple[Path, l
     except DatasetError:
         path.unlink()
         return {}
-    return {number: (path, where) for number, where in enumerate(beton_layout(parts).pieces)}
+    return {number: (path, pieces) for number, pieces in enumerate(beton_layout(parts).pieces)}
 
 
 def finish_beton(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
-    """Join the parts and put the .beton into place, after its table and report."""
-    found = beton_layout(parts)
-    columns = gathered(parts, ("offset", "length", *COLUMNS)) | {"offset": found.starts}
+    """Join the parts and move the .beton to its place, after its table and report."""
+    positions = beton_layout(parts)
+    columns = gathered(parts, ("offset", "length", *COLUMNS)) | {"offset": positions.starts}
     raw, blobs = columns["state"] == State.RAW, (columns["offset"], columns["length"])
     samples = Samples(raw, columns["width"], columns["height"], columns["label"], *blobs)
-    sources = [
-        (folder / "data" / next(iter(part.files)), where) for part, where in zip(parts, found.pieces, strict=True)
-    ]
+    files = [folder / "data" / next(iter(part.files)) for part in parts]
+    sources = list(zip(files, positions.pieces, strict=True))
     with progress_bar(int(columns["length"].sum()), f"joining {out.name}", "B", progress) as bar:
-        digest = join(folder / out.name, samples, sources, found.page, found.allocations, bar.update)
+        digest = join(folder / out.name, samples, sources, positions.page, positions.allocations, bar.update)
     container, fingerprint = np.zeros(len(raw), np.int32), read_beton(folder / out.name).fingerprint()
     table = SampleTable(folder, (out.name,), container, classes=entries.classes, fingerprint=fingerprint, **columns)
     table.save(folder / f"{out.stem}.npz", {out.name: digest})
@@ -73,7 +72,7 @@ def finish_beton(folder: Path, out: Path, entries: Entries, parts: list[Part], r
 
 
 def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
-    """Number the shards without gaps (a part without a good image has none) and rename their folder."""
+    """Number the shards without gaps (a part without readable images has no shard) and rename their folder."""
     data = folder / "data"
     names: list[str] = []
     digests: dict[str, str] = {}
@@ -95,13 +94,13 @@ def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], 
 
 
 def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
-    """The table of all rows, in the source's order, with the quarantine; root is the source itself."""
+    """Save the table of all rows in the order of the source, with the quarantine; its root is the source itself."""
     rows = np.concatenate([part.columns["rows"] for part in parts])
-    found = gathered(parts, ("length", "width", "height", "state"))
-    columns: dict[str, Any] = {name: np.zeros(len(entries), column.dtype) for name, column in found.items()}
+    readable = gathered(parts, ("length", "width", "height", "state"))
+    columns: dict[str, Any] = {name: np.zeros(len(entries), column.dtype) for name, column in readable.items()}
     columns["length"] = np.maximum(entries.length, 0)
     columns["state"][:] = State.QUARANTINED
-    for name, column in found.items():
+    for name, column in readable.items():
         columns[name][rows] = column
     table = SampleTable(
         entries.root, entries.files, entries.file, entries.offset, label=entries.label, classes=entries.classes,
@@ -121,5 +120,5 @@ def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], r
 
 
 def gathered(parts: list[Part], names: tuple[str, ...]) -> dict[str, Any]:
-    """Columns of all parts in one."""
+    """The columns `names` of all parts, concatenated."""
     return {name: np.concatenate([part.columns[name] for part in parts]) for name in names}

@@ -2,9 +2,9 @@
 
     header | two field descriptors | (mode, size, pointer, label) per sample | pages of blobs | allocation table
 
-Everything is little-endian. A blob lies within one page, because FFCV's process cache reads page by page; the page
-size is a power of two that the header names: the least from 8 MiB up that holds the largest blob. Nobody knows that
-before all parts are made: a part is blobs without gaps, and joining leaves one where a blob would cross a page's end.
+Everything is little-endian. A blob is within one page, because FFCV's process cache reads page by page. The page size
+in the header is the smallest power of two, from 8 MiB up, that holds the largest blob. It is known only when all parts
+are made, so a part is a sequence of blobs without gaps; joining inserts a gap where a blob would cross a page's end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.beton import ALLOCATION, FIELD, HEADER, IMAGE, INT, INTEGER, RGB, VERSION
 
-PAGE = 1 << 23  # FFCV's own default
+PAGE = 1 << 23  # bytes, FFCV's default
 LONGEST_SIDE = 65_535  # pixels: width and height are 16-bit numbers
 COPY = 1 << 23  # bytes read at once while parts are joined
 
@@ -29,9 +29,9 @@ SAMPLE = np.dtype([("image", IMAGE), ("label", INTEGER)], align=True)
 
 
 class Samples(NamedTuple):
-    """What a .beton says of its N images: (N,) each; `pointer` and `size` are the byte range of the blob."""
+    """The records of N images in a .beton, (N,) each; `pointer` and `size` are the byte range of the blob."""
 
-    raw: NDArray[np.bool_]  # RGB pixels (height x width x 3), else a JPEG
+    raw: NDArray[np.bool_]  # True for RGB pixels (height x width x 3), False for a JPEG
     width: NDArray[np.int32]
     height: NDArray[np.int32]
     label: NDArray[np.int32]
@@ -40,14 +40,14 @@ class Samples(NamedTuple):
 
 
 def page_size(largest: int) -> int:
-    """Bytes of a page for blobs of at most `largest` bytes."""
+    """Page size in bytes for blobs of at most `largest` bytes."""
     return max(PAGE, 1 << (largest - 1).bit_length())
 
 
 def layout(sizes: NDArray[np.int64], page: int) -> tuple[NDArray[np.int64], int]:
-    """Where each blob begins in the file, and where the allocation table does. `sizes`: (n,) bytes of the blobs.
+    """Start of each blob in the file, (n,) int64, and of the allocation table. sizes: (n,) bytes of the blobs.
 
-    Blobs follow each other from a page of their own on; one that would cross a page's end begins the next one.
+    The first blob starts a new page; a blob that would cross the end of a page starts the next one.
     """
     position = round_up(HEADER.itemsize + 2 * FIELD.itemsize + len(sizes) * SAMPLE.itemsize, page)
     before = np.concatenate([[0], np.cumsum(sizes)])  # bytes of all blobs before each
@@ -62,7 +62,7 @@ def layout(sizes: NDArray[np.int64], page: int) -> tuple[NDArray[np.int64], int]
 
 
 def pieces(starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(start, bytes) of the stretches without a gap that these blobs make up."""
+    """(start, bytes) of the contiguous pieces that these blobs form."""
     if not len(sizes):
         return []
     breaks = np.flatnonzero(starts[1:] != starts[:-1] + sizes[:-1]) + 1
@@ -75,7 +75,7 @@ def round_up(position: int, multiple: int) -> int:
 
 
 def head(samples: Samples, page: int, allocations: int) -> bytes:
-    """Header, fields `image` and `label`, and the row of each sample. `allocations`: where that table starts."""
+    """Header, fields `image` and `label`, and the record of each sample. allocations: start of the allocation table."""
     header = np.array([(VERSION, 2, page, len(samples.size), allocations)], HEADER)
     fields = np.zeros(2, FIELD)
     fields["type_id"] = RGB, INT
@@ -88,7 +88,7 @@ def head(samples: Samples, page: int, allocations: int) -> bytes:
 
 
 def allocation_table(samples: Samples) -> bytes:
-    """The end of the file: (sample, pointer, size) of each blob."""
+    """The allocation table at the end of the file: (sample, pointer, size) of each blob."""
     table = np.zeros(len(samples.size), ALLOCATION)
     table["sample_id"], table["ptr"], table["size"] = np.arange(len(table)), samples.pointer, samples.size
     return table.tobytes()
@@ -102,11 +102,11 @@ def join(
     allocations: int,
     advance: Callable[[int], object],
 ) -> str:
-    """Write the .beton at `path` from its parts (file, and where its pieces go: start and bytes) and give its SHA-256.
+    """Write the .beton at `path` and return its SHA-256. parts: each part's file and (start, bytes) of its pieces.
 
-    A part's file is removed as soon as its bytes are in `path` and synced, so the disk holds everything once and not
-    twice. Called again after a kill, what is in `path` already (its part's file is gone) is only read. `advance` is
-    told of bytes done.
+    A part's file is removed as soon as its bytes in `path` are synced, so that the disk holds everything once, not
+    twice. After a kill, a second call only reads the parts that `path` already holds (their files are gone). advance:
+    called with the number of bytes done.
     """
     digest = hashlib.sha256()
     with open(path, "r+b" if path.exists() else "w+b") as file:
@@ -116,9 +116,9 @@ def join(
             digest.update(data)
 
         write(head(samples, page, allocations))
-        for source, where in parts:
+        for source, places in parts:
             with open(source, "rb") if source.exists() else nullcontext() as part:
-                for start, size in where:
+                for start, size in places:
                     write_zeros(start - file.tell(), write)
                     for at in range(0, size, COPY):
                         data = (part or file).read(min(COPY, size - at))
@@ -127,7 +127,7 @@ def join(
                         digest.update(data)
                         advance(len(data))
                     if file.tell() != start + size:
-                        raise OSError(f"{source}: has not the bytes that it had; another program changes the folder")
+                        raise OSError(f"{source}: has changed; another program writes to the folder")
             if part:
                 file.flush()
                 os.fsync(file.fileno())

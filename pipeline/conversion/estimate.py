@@ -1,4 +1,4 @@
-"""How many bytes a conversion will write, told from a sample of its images before it begins, and whether they fit."""
+"""Estimates from a sample of the images how many bytes a conversion will write, and checks that the disk has them."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from jaxtyping import Int64
 from PIL import Image
 
 from pipeline.conversion.beton_writer import PAGE, page_size
+from pipeline.conversion.entries import Entries
 from pipeline.conversion.rewrite import Options, rewrite, shrunk_size
-from pipeline.conversion.sources import Entries
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.table import DatasetError
 
 SAMPLE = 256  # images
-PIXELS = 200_000_000  # of the sample that are decoded at most: a few seconds
-ENCODING = 4  # times as long as decoding, or longer
-LONGEST_FILE = 1 << 27  # bytes: longer ones are not read for the sample
-TABLE_BYTES = 64  # of a row in the tables
-RAW_GROWTH = 8  # pixels over encoded bytes, where no image of the sample can be read
+PIXELS = 200_000_000  # decoded for the sample at most: a few seconds
+ENCODING = 4  # encoding takes at least 4 times as long as decoding
+LONGEST_FILE = 1 << 27  # bytes; the sample skips longer files
+TABLE_BYTES = 64  # per row in the tables
+RAW_GROWTH = 8  # pixels per encoded byte, if no image of the sample can be read
 
 
 class Expected(NamedTuple):
-    """About how many bytes OUT takes, an image of it on the average, and the disk beyond OUT while it is made."""
+    """Estimated bytes: of OUT, of an average image in it, and of additional disk space during conversion."""
 
     out: int
     image: float
-    beyond: int
+    additional: int
 
 
 def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
-    """What the conversion of these entries takes; the same for the same entries and options.
+    """Bytes that the conversion of these entries needs; the same entries and options give the same estimate.
 
-    Of encoded images the sample tells by what factor they grow or shrink; of raw pixels, how many bytes one has.
+    For encoded images the sample gives the factor by which bytes grow or shrink; for raw pixels, the bytes per image.
     """
     sizes = stored_bytes(entries)
     if options.format == "index":
@@ -52,19 +52,19 @@ def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
         images = int(after / len(pairs) * len(sizes))
     else:
         images = int(sizes.sum() * (after / before))
-    margin = 1.02 if before == after else 1.1  # a sample is off by some per cent
+    margin = 1.02 if before == after else 1.1  # a sample is off by a few per cent
     image = max(1.0, images / len(sizes))
     if options.format == "wds":
         total = margin * (images + 2048 * len(sizes))  # headers, padding and labels
         return Expected(int(total), image + 2048, 0)
     page = page_size(int(pairs[:, 1].max(initial=1)))
-    filled = max(1, int(page / image)) * image / page  # of a page, if all images were as large as this one
+    filled = max(1, int(page / image)) * image / page  # share of a page that blobs of the average size fill
     total = margin * images / min(1.0, filled) + 2 * PAGE + page + TABLE_BYTES * len(sizes)
     return Expected(int(total), image, min(part_bytes, images))  # parts are joined one at a time
 
 
 def stored_bytes(entries: Entries) -> Int64[np.ndarray, " n"]:
-    """The encoded bytes of each image; 0 where its file is gone."""
+    """Encoded bytes of each image, (n,) int64; 0 if its file is gone."""
     sizes = entries.length.copy()
     for row in np.flatnonzero(sizes < 0).tolist():
         try:
@@ -74,17 +74,18 @@ def stored_bytes(entries: Entries) -> Int64[np.ndarray, " n"]:
     return sizes
 
 
-def check_room(folder: Path, needed: int, there: tuple[str, ...], what: str = "") -> None:
-    """Raise DatasetError if `needed` bytes do not fit beside what a killed run left of them (`there`: patterns)."""
-    left = sum(path.stat().st_blocks * 512 for pattern in there for path in folder.glob(pattern))
+def check_room(folder: Path, needed: int, patterns: tuple[str, ...], note: str = "") -> None:
+    """Raise DatasetError if the disk of `folder` has no room for `needed` bytes, which include the files that a killed
+    run left there (`patterns`)."""
+    present = sum(path.stat().st_blocks * 512 for pattern in patterns for path in folder.glob(pattern))
     free = shutil.disk_usage(folder).free
-    if needed - left > free:
-        told = f"needs about {needed / 1e9:.1f} GB{what}, and {(free + left) / 1e9:.1f} GB are free"
-        raise DatasetError(f"OUT in {folder.parent}: {told}; make room, give another disk or a smaller --short")
+    if needed - present > free:
+        problem = f"needs about {needed / 1e9:.1f} GB{note}, and {(free + present) / 1e9:.1f} GB are free"
+        raise DatasetError(f"OUT in {folder.parent}: {problem}; make room, give another disk or a smaller --short")
 
 
 def _sample(entries: Entries, options: Options) -> Iterator[tuple[int, int]]:
-    """Bytes before and after of some of the images, spread at random but always alike."""
+    """Bytes before and after conversion of a fixed random sample of the images."""
     rows = np.argsort(np.random.Philox(key=0).random_raw(len(entries)), kind="stable")[:SAMPLE]
     pixels = 0
     for row in rows.tolist():
@@ -95,7 +96,7 @@ def _sample(entries: Entries, options: Options) -> Iterator[tuple[int, int]]:
             data = entries.read([row])[0]
             height, width = (int(side) for side in entries.shape[row])
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on broken metadata
+                warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
                 if not width:
                     with Image.open(io.BytesIO(data)) as image:
                         width, height = image.size

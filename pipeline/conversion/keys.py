@@ -1,4 +1,4 @@
-"""Keys: what an image is called in a converted dataset, made from its name in the source."""
+"""Keys: the names of images in a converted dataset, made from their names in the source."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ KEY_BYTES = 90  # a tar's name field holds 100, with the suffix
 
 
 def unique_keys(names: Iterable[str]) -> Names:
-    """The WebDataset key of each name (without suffix), by one `key_maker`."""
+    """The WebDataset key of each name (without suffix), all from one `key_maker`."""
     make = key_maker()
     return Names.of(make(name) for name in names)
 
 
 def key_maker() -> Callable[[str], str]:
-    """Makes a valid key of a name: no dots or blanks in the last part, printable, short enough for a tar, and unlike
-    every key it made before, also where case is ignored ('-2', '-3', ... are appended)."""
+    """A function from names to valid, distinct keys: printable, without dots or blanks in the last part, and short
+    enough for a tar. A key that equals an earlier one, ignoring case, gets '-2', '-3', ... appended."""
     seen: set[str] = set()
     count: dict[str, int] = {}
 

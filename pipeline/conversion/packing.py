@@ -1,8 +1,8 @@
-"""The unit of work of a conversion: one part, some rows of a source made into one file.
+"""The unit of work of a conversion: one part, which packs some rows of a source into one file.
 
 `make_part` is a pure function of its task: the same rows and options give the same bytes in any process and on any
-machine of a cluster. It writes under a temporary name, syncs and renames, its record last; so a part is there or not,
-and a second run keeps it after comparing its digest.
+machine of a cluster. It writes under a temporary name, syncs and renames, the record last. So a part is complete or
+does not exist, and a second run keeps it if its digest is right.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from pipeline.conversion.entries import Entries
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
-from pipeline.conversion.sources import Entries
 from pipeline.conversion.spool import ABSENT
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.shards import Record, Shard
 from pipeline.dataset.table import DatasetError, Names, replacing, sha256, sync_folder
 
-CHUNK = 16  # images read at once
-PR_SET_PDEATHSIG = 1  # of prctl(2): which signal comes when the parent dies
+CHUNK = 16  # images per read
+PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal to receive when the parent dies
 COLUMNS = {
     "rows": np.int64, "offset": np.int64, "length": np.int64,
     "width": np.int32, "height": np.int32, "label": np.int32, "state": np.uint8,
@@ -45,11 +45,10 @@ COLUMNS = {
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A part to be made: `rows` (n,) of the source, whose bytes `entries` names (n entries, in the same order).
+    """A part to make: `rows` (n,) of the source, and their n `entries` in the same order.
 
-    folder: of the unfinished conversion, shared by all who work on it; name: of the part's file without suffix.
-    joined: the file that holds this part already, and where its pieces are (start, bytes), if a killed run had come so
-    far.
+    folder: of the unfinished conversion, shared by all its processes; name: of the part's file, without suffix.
+    joined: the unfinished .beton that a killed run has perhaps copied this part to, and (start, bytes) of its pieces.
     """
 
     folder: Path
@@ -63,10 +62,10 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What a part holds: columns as in a sample table, a row per image written, and `rows`, where it was in the source.
+    """The record of a part: the columns of a sample table, a row per written image, and `rows`, its row in the source.
 
-    files: name in `data` -> (bytes, SHA-256); kinds: images changed on the way by kind; bad: row of the source ->
-    reason, for those left out.
+    files: name in `data` -> (bytes, SHA-256); kinds: kind of change -> number of images; bad: row of the source ->
+    reason, for images that could not be read.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -76,11 +75,11 @@ class Part:
 
 
 def make_part(task: Task) -> int:
-    """Make one part, unless it is there and whole; the number of source images in it."""
-    started_by = multiprocessing.parent_process()
-    if started_by is not None and started_by.pid is not None:
-        _end_with_parent(started_by.pid)
-    if not _is_whole(task):
+    """Make one part, unless it exists and is complete; returns the number of its source images."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid is not None:
+        _end_with_parent(parent.pid)
+    if not _is_complete(task):
         _make(task)
     return len(task.rows)
 
@@ -89,8 +88,8 @@ def record_path(folder: Path, number: int) -> Path:
     return folder / "parts" / f"{number:06d}.npz"
 
 
-def take(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
-    """The entries of some rows, small enough to be sent to another process."""
+def select_rows(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
+    """The entries of `rows` alone, small enough to send to another process."""
     used, file = np.unique(entries.file[rows], return_inverse=True)
     return replace(
         entries,
@@ -109,10 +108,10 @@ def take(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
 
 def _make(task: Task) -> None:
     data = task.folder / "data"
-    temporary = task.folder / "making" / uuid.uuid4().hex  # two machines may work on one part, for a while
+    temporary = task.folder / "making" / uuid.uuid4().hex  # two machines may work on the same part for a while
     temporary.mkdir()
     try:
-        part = _filled(task, temporary)
+        part = _write_part(task, temporary)
         for name in sorted(part.files):
             os.replace(temporary / name, data / name)
         sync_folder(data)
@@ -121,15 +120,15 @@ def _make(task: Task) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _filled(task: Task, folder: Path) -> Part:
-    """Write the part's file into `folder`."""
+def _write_part(task: Task, folder: Path) -> Part:
+    """Write the part's file to `folder` and return its record."""
     entries, options = task.entries, task.options
-    file: _Blobs | _Tar | _Nothing
+    file: _Blobs | _Tar | _NoFile
     if options.format == "beton":
         file = _Blobs(folder / f"{task.name}.blobs")
     else:
-        file = _Tar(folder / f"{task.name}.tar") if options.format == "wds" else _Nothing()
-    found: list[tuple[int, ...]] = []
+        file = _Tar(folder / f"{task.name}.tar") if options.format == "wds" else _NoFile()
+    written: list[tuple[int, ...]] = []
     kinds: Counter[str] = Counter()
     bad: dict[int, str] = {}
     for index, data in enumerate(_bytes(entries)):
@@ -138,15 +137,15 @@ def _filled(task: Task, folder: Path) -> Part:
             if isinstance(data, BadImage):
                 raise data
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's remarks on broken metadata
+                warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
                 image = rewrite(data, tuple(entries.shape[index].tolist()), options)
         except BadImage as error:
             bad[row] = error.reason
             continue
         offset = file.add(image, entries.keys[index], label)
         kinds.update(image.kinds)
-        found.append((row, offset, len(image.data), image.width, image.height, label, image.state))
-    columns = np.array(found, np.int64).reshape(-1, len(COLUMNS)).T
+        written.append((row, offset, len(image.data), image.width, image.height, label, image.state))
+    columns = np.array(written, np.int64).reshape(-1, len(COLUMNS)).T
     return Part(
         columns={name: column.astype(dtype) for (name, dtype), column in zip(COLUMNS.items(), columns, strict=True)},
         files={path.name: (path.stat().st_size, digest) for path, digest in file.close().items()},
@@ -156,21 +155,23 @@ def _filled(task: Task, folder: Path) -> Part:
 
 
 def _bytes(entries: Entries) -> Iterator[bytes | BadImage]:
-    """The bytes of each entry in order; what cannot be read is 'unreadable' and disturbs no other."""
+    """The bytes of each entry, in order; a BadImage for those that cannot be read."""
     for first in range(0, len(entries), CHUNK):
         rows = range(first, min(first + CHUNK, len(entries)))
         try:
-            found: list[bytes | BadImage] = [*entries.read(rows)]
-        except OSError:  # the storage fails at one of them
-            found = [_one(entries, row) for row in rows]
-        for row, data in zip(rows, found, strict=True):
-            gone = not data and not os.access(entries.root / entries.files[entries.file[row]], os.R_OK)
-            yield (
-                BadImage("unreadable") if gone else BadImage("not in the file (path only)") if data == ABSENT else data
-            )
+            chunk: list[bytes | BadImage] = [*entries.read(rows)]
+        except OSError:  # the storage fails for one of them
+            chunk = [_read_one(entries, row) for row in rows]
+        for row, data in zip(rows, chunk, strict=True):
+            if data == ABSENT:
+                yield BadImage("not in the file (path only)")
+            elif not data and not os.access(entries.root / entries.files[entries.file[row]], os.R_OK):
+                yield BadImage("unreadable")
+            else:
+                yield data
 
 
-def _one(entries: Entries, row: int) -> bytes | BadImage:
+def _read_one(entries: Entries, row: int) -> bytes | BadImage:
     try:
         return entries.read([row])[0]
     except OSError:
@@ -178,7 +179,7 @@ def _one(entries: Entries, row: int) -> bytes | BadImage:
 
 
 class _Blobs:
-    """Part of a .beton: blobs one after the other."""
+    """A part of a .beton: blobs without gaps."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.position, self.digest = path, 0, hashlib.sha256()
@@ -198,7 +199,7 @@ class _Blobs:
 
 
 class _Tar:
-    """A WebDataset shard with its index; neither is written for no image at all."""
+    """A WebDataset shard with its index; a part without images has neither."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.shard = path, Shard(path)
@@ -211,8 +212,8 @@ class _Tar:
         return {self.path: digest, index: sha256(index)} if self.shard.index else {}
 
 
-class _Nothing:
-    """Of an index no bytes are written: they stay where they are."""
+class _NoFile:
+    """An index writes no image bytes: they stay in the source."""
 
     def add(self, image: Rewritten, key: str, label: int) -> int:
         return 0
@@ -237,7 +238,7 @@ def _save(part: Part, path: Path) -> None:
 
 
 def load_part(path: Path) -> Part:
-    """The record of a part that is there. Raises DatasetError."""
+    """The record that `_save` wrote. Raises DatasetError if it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             texts = json.loads(stored["texts"].tobytes())
@@ -248,11 +249,11 @@ def load_part(path: Path) -> Part:
                 bad=dict(zip(stored["bad"].tolist(), Names(stored["reasons"].tobytes()), strict=True)),
             )
     except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        raise DatasetError(f"{path}: no sound record of a part ({' '.join(str(error).split())})") from None
+        raise DatasetError(f"{path}: damaged record of a part ({' '.join(str(error).split())})") from None
 
 
-def _is_whole(task: Task) -> bool:
-    """Whether the part was made before and its bytes are the same still, in its own file or joined already."""
+def _is_complete(task: Task) -> bool:
+    """Whether the part exists with the right bytes, in its own file or joined already."""
     try:
         part = load_part(record_path(task.folder, task.number))
         for name, (size, digest) in part.files.items():
@@ -284,11 +285,11 @@ def _digest_of(path: Path, pieces: list[tuple[int, int]]) -> str:
 
 @cache
 def _end_with_parent(parent: int) -> None:
-    """A worker of a killed conversion would wait for its next task for ever, and meet the next conversion's workers.
+    """Kill this worker when its parent dies; else it would wait for tasks for ever, alongside the next run's workers.
 
-    Ctrl-C goes to all processes of a terminal; it is the parent that ends the others.
+    SIGINT is ignored, because Ctrl-C goes to all processes of a terminal and the parent ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before
+    if os.getppid() != parent:  # it died before prctl
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The account of a conversion: what was written, what was changed on the way, what was left out and why."""
+"""The report of a conversion: images written, changed, and left out with the reason."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.conversion.entries import Entries
 from pipeline.conversion.packing import Part
-from pipeline.conversion.sources import Entries
 from pipeline.dataset.sniff import in_words
 from pipeline.dataset.table import replacing
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every image. kinds: changed on the way, by kind (an image can be of several); quarantined and
-    refused: name in the source -> reason; left_out: files that are no images, by extension."""
+    """The fate of every image. kinds: kind of change -> number of images (an image can have several); quarantined and
+    refused: name in the source -> reason; left_out: number of files that are no images, by extension."""
 
     out: str
     source: str
@@ -51,7 +51,7 @@ def make_report(source: Path, out: Path, entries: Entries, parts: list[Part]) ->
 
 
 def name_of(entries: Entries, row: int) -> str:
-    """What to call an image of the source: its file, or file and key."""
+    """Name of an image of the source for messages: its file, or file and key."""
     file = str(entries.files[entries.file[row]])
     return file if entries.length[row] < 0 else f"{file}:{entries.keys[row]}"
 
@@ -61,13 +61,8 @@ def save_report(report: Report, path: Path) -> None:
         file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
 
 
-def reasons(names: dict[str, str]) -> str:
-    """'2 truncated, 1 zero bytes'"""
-    return ", ".join(f"{count} {reason}" for reason, count in Counter(names.values()).most_common())
-
-
 def show(report: Report, path: str) -> None:
-    """The report as a table on stdout."""
+    """Print the report as a table on stdout; path: of the JSON report."""
     from rich.console import Console
     from rich.table import Table
 

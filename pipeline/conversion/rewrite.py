@@ -1,4 +1,4 @@
-"""What becomes of one image in a conversion: its own bytes, or a JPEG, a PNG or pixels made of them."""
+"""Converts one image: keeps its bytes, or makes a JPEG, a PNG or raw pixels of them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.conversion.beton_writer import LONGEST_SIDE
-from pipeline.dataset.images import PLAIN, BadImage, upright
+from pipeline.dataset.images import BadImage, is_plain, upright
 from pipeline.dataset.table import State
 
-LONGEST_JPEG = 65_500  # pixels: libjpeg's bound for what it writes
+LONGEST_JPEG = 65_500  # pixels: libjpeg's limit for a written file
 LARGEST_BLOB = 1 << 31  # bytes: FFCV's pages are smaller than 4 GiB
 REDUCING_GAP = 3.0  # see `shrink`
-QUALITY = 95  # of a JPEG that has to be written anew
-PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+QUALITY = 95  # of a JPEG that has to be re-encoded
 
 
 @dataclass(frozen=True)
 class Options:
-    """How images are stored. format: 'beton', 'wds' or 'index'; short, long: bound in pixels of that side, or None;
-    quality: of all JPEGs, None to write only those anew that have to be (at QUALITY); raw: RGB pixels instead of JPEGs
-    (beton only)."""
+    """How images are stored. format: 'beton', 'wds' or 'index'; short, long: limit of that side in pixels, or None;
+    quality: re-encode every JPEG at it, None re-encodes only where needed (at QUALITY); raw: RGB pixels instead of
+    JPEGs (beton only)."""
 
     format: str
     short: int | None = None
@@ -33,7 +32,7 @@ class Options:
 
 
 class Rewritten(NamedTuple):
-    """An image as it is stored: bytes, suffix, size in pixels, state in the table, and in what ways it was changed."""
+    """A stored image: bytes, suffix, size in pixels, state in the table, and the kinds of changes."""
 
     data: bytes
     suffix: str
@@ -44,24 +43,23 @@ class Rewritten(NamedTuple):
 
 
 def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
-    """What to store for one image (`shape` (height, width) of raw RGB pixels, (0, 0) if encoded). Raises BadImage.
+    """The stored form of one image. shape: (height, width) of raw RGB pixels, (0, 0) if encoded. Raises BadImage.
 
-    Bytes that the target's readers take as they are stay untouched, unless a quality is given and they are a JPEG.
-    Anything else is turned upright, made RGB, shrunk if asked for, and becomes a JPEG (in a .beton, or where a JPEG was
-    shrunk or a quality given), a PNG or raw pixels.
+    Bytes that the readers of the target accept stay unchanged, unless they are a JPEG and a quality is given. Any other
+    image is made upright and RGB and shrunk if necessary. It becomes raw pixels, a JPEG (in a .beton, or if a JPEG was
+    shrunk or a quality is given) or else a PNG.
     """
-    whole, kind, mode, orientation = _pixels(data, shape) if any(shape) else upright(data)
-    structure = PLAIN.get(kind, lambda data: None)
-    plain = mode in PLAIN_MODES and structure(data) == orientation
+    whole, kind, mode, orientation = _raw_pixels(data, shape) if any(shape) else upright(data)
+    plain = is_plain(data, kind, mode, orientation)
     if options.format == "index":
         state = State.RAW if kind == "raw" else State.OK if plain else State.PIL
         return Rewritten(data, "", whole.width, whole.height, state, ())
     image = shrink(whole, options)
     width, height = image.size
     is_jpeg = kind in ("JPEG", "MPO")
-    as_it_is = plain and image is whole and (options.format == "wds" or (is_jpeg and orientation == 1))
+    unchanged = plain and image is whole and (options.format == "wds" or (is_jpeg and orientation == 1))
     again = is_jpeg and options.quality is not None
-    if as_it_is and not options.raw and not again:
+    if unchanged and not options.raw and not again:
         if len(data) > LARGEST_BLOB:
             raise BadImage("too large")
         return Rewritten(data, "jpg" if is_jpeg else kind.lower(), width, height, State.OK, ())
@@ -70,7 +68,7 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
         if max(width, height) > LONGEST_SIDE:
             raise BadImage("too large")
         return Rewritten(image.tobytes(), "raw", width, height, State.RAW, (*kinds, "stored as pixels"))
-    image.info = {}  # Pillow would write comments and color profiles of another format into the new file
+    image.info = {}  # else Pillow would write comments and color profiles of the old format into the new file
     out = io.BytesIO()
     if options.format == "wds" and not (again or (is_jpeg and "resized" in kinds)):
         image.save(out, "PNG")
@@ -82,10 +80,10 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
 
 
 def shrink(image: Image.Image, options: Options) -> Image.Image:
-    """The image with its short (long) side at most `options.short` (`.long`); the same object if it is so already.
+    """The image with its short (long) side at most `options.short` (`.long`); the same object if it is small enough.
 
-    Lanczos, and above a factor of six averaging by whole factors before it: measured on a 3840 x 2562 photograph made
-    384 x 256, 53 ms instead of 347, with 0.45 of 255 levels mean difference; below six there is none. (A box filter
+    Uses Lanczos, preceded by averaging over whole factors above a factor of six: for 3840 x 2562 to 384 x 256 pixels,
+    53 ms instead of 347, with a mean difference of 0.45 of 255 levels; below six there is no difference. (A box filter
     alone is three times as fast as Lanczos and differs by 1 to 4 levels.)
     """
     size = shrunk_size(image.size, options)
@@ -93,16 +91,16 @@ def shrink(image: Image.Image, options: Options) -> Image.Image:
 
 
 def shrunk_size(size: tuple[int, int], options: Options) -> tuple[int, int]:
-    """Width and height of what `shrink` makes of an image of this size."""
-    side, bound = (max(size), options.long) if options.long else (min(size), options.short)
-    if not bound or side <= bound:
+    """Width and height that `shrink` gives an image of this size."""
+    side, limit = (max(size), options.long) if options.long else (min(size), options.short)
+    if not limit or side <= limit:
         return size
-    width, height = (max(1, round(length * bound / side)) for length in size)
+    width, height = (max(1, round(length * limit / side)) for length in size)
     return width, height
 
 
-def _pixels(data: bytes, shape: tuple[int, int]) -> tuple[Image.Image, str, str, int]:
-    """Raw pixels in the form of `images.upright`."""
+def _raw_pixels(data: bytes, shape: tuple[int, int]) -> tuple[Image.Image, str, str, int]:
+    """The image of raw pixels, returned like `images.upright` does."""
     height, width = shape
     if len(data) != height * width * 3:
         raise BadImage("truncated")
@@ -110,10 +108,10 @@ def _pixels(data: bytes, shape: tuple[int, int]) -> tuple[Image.Image, str, str,
 
 
 def _kinds(data: bytes, kind: str, mode: str, orientation: int) -> tuple[str, ...]:
-    """What was special about a file of Pillow's format `kind` that had to be changed."""
-    deep = mode.startswith("I") or (kind == "PNG" and data[24] == 16)  # Pillow says RGB for 16-bit RGB, too
+    """The properties of a file (of Pillow's format `kind`) for which it is changed."""
+    deep = mode.startswith("I") or (kind == "PNG" and data[24] == 16)  # Pillow's mode of 16-bit RGB is RGB too
     may_move = kind in ("GIF", "PNG", "WEBP", "AVIF", "TIFF")
-    told = {
+    properties = {
         "CMYK": mode == "CMYK",
         "16-bit": deep,
         "grayscale": mode[0] in "1LI",
@@ -122,4 +120,4 @@ def _kinds(data: bytes, kind: str, mode: str, orientation: int) -> tuple[str, ..
         "EXIF-rotated": orientation != 1,
         "animated: first frame": may_move and getattr(Image.open(io.BytesIO(data)), "is_animated", False),
     }
-    return tuple(name for name, applies in told.items() if applies)
+    return tuple(name for name, applies in properties.items() if applies)

@@ -1,7 +1,7 @@
-"""Spooling: images that no byte range of their source holds (compressed, columnar, arrays) become tars once.
+"""Spooling: sources whose images have no byte range (compressed, columnar, arrays) are first written as tars.
 
-Each input file is one task and one tar, written under a temporary name, synced and renamed, so that a run that was
-killed goes on with the files that are missing.
+Each input file is one task and one tar, written under a temporary name, synced and renamed, so that the next run after
+a kill makes only the missing tars.
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from pipeline.dataset.folder import in_processes, progress_bar
 from pipeline.dataset.shards import Record, Shard, list_shards
 from pipeline.dataset.table import DatasetError, locked, sync_folder
 
-# The first bytes of a file -> suffix. What has none of them keeps 'jpg': nobody decodes by suffix.
+# First bytes of a file -> suffix. All others get 'jpg': no decoder depends on the suffix.
 MAGIC = {
     b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"P6": "ppm",
 }  # fmt: skip
-
-
-TAR_BYTES = 2048  # of an image in a tar beyond its own: headers, padding, label
-ABSENT = b"swave: not in the file (path only)"  # is spooled in place of an image of which there is but a name
+TAR_BYTES = 2048  # per image in a tar in addition to its own bytes: headers, padding, label
+ABSENT = b"swave: not in the file (path only)"  # spooled instead of an image of which the source has only the name
 
 
 class Sample(NamedTuple):
-    """An image as it comes out of an input: its name there without suffix, encoded bytes, label or -1."""
+    """An image of an input: its name there without suffix, encoded bytes, label or -1."""
 
     name: str
     data: bytes
@@ -37,12 +35,12 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Foreign:
+class SpoolSource:
     """A source to be spooled.
 
-    inputs: what `samples` takes, one task each; files: everything that is read, whose change means spooling again;
-    samples: a function of a module, because processes get it by name; bytes: about what the tars will take; classes:
-    names of the labels, or ().
+    inputs: the arguments of `samples`, one task each; files: all files that are read (a change means spooling again);
+    samples: from an input to its images, a module-level function because processes import it by name; bytes: estimated
+    size of the tars; classes: names of the labels, or ().
     """
 
     kind: str
@@ -53,13 +51,13 @@ class Foreign:
     classes: tuple[str, ...] = ()
 
     def origin(self) -> str:
-        """Fingerprint of the files by name, size and time."""
+        """Fingerprint of the names, sizes and times of the files."""
         return list_shards(self.files)[1].fingerprint()
 
 
-def spool(source: Foreign, folder: Path, workers: int = 1, progress: bool = True) -> list[Path]:
-    """The tars of `source` in `folder`, in order of its inputs, made where they are missing. Raises DatasetError."""
-    stamp, wrong = source.origin()[:16], ""
+def spool(source: SpoolSource, folder: Path, workers: int = 1, progress: bool = True) -> list[Path]:
+    """The tars of `source` in `folder`, in order of its inputs; missing ones are made. Raises DatasetError."""
+    stamp, problem = source.origin()[:16], ""
     stems = [Path(text).name.replace(".", "_").replace(" ", "_") for text in source.inputs]
     tars = [folder / f"{index:05d}-{stem}-{stamp}.tar" for index, stem in enumerate(stems)]
     try:
@@ -69,27 +67,27 @@ def spool(source: Foreign, folder: Path, workers: int = 1, progress: bool = True
             tasks = [(source.samples, text, str(tar)) for text, tar in pairs if not tar.exists()]
             with progress_bar(len(tars), f"spooling {source.kind}", "file", progress) as bar:
                 bar.update(len(tars) - len(tasks))
-                for wrong in in_processes(_spool_one, iter(tasks), min(workers, len(tasks))):
-                    if wrong:
+                for problem in in_processes(_spool_one, iter(tasks), min(workers, len(tasks))):
+                    if problem:
                         break
                     bar.update()
     except OSError as error:
         raise DatasetError(f"cannot spool to {folder} ({error.strerror}); give a folder with room") from None
-    if wrong:
-        shutil.rmtree(folder, ignore_errors=True)  # the source will change: there is nothing to go on with
-        raise DatasetError(wrong)
+    if problem:
+        shutil.rmtree(folder, ignore_errors=True)  # the source has to change, so the tars will be of no use
+        raise DatasetError(problem)
     return tars
 
 
 def _spool_one(task: tuple[Callable[[str], Iterator[Sample]], str, str]) -> str:
-    """Make one tar; what is wrong with the input, or ''."""
+    """Make one tar; returns the problem with the input, or ''."""
     samples, text, path = task
     tar = Path(path)
-    partial = tar.with_name(f".{tar.stem}.partial.tar")  # its name is fixed: the next run writes over it
+    partial = tar.with_name(f".{tar.stem}.partial.tar")  # a fixed name, so that the next run overwrites it
     shard, key = Shard(partial), key_maker()
     try:
         for sample in samples(text):
-            # Without '/', or a folder in the name would count as the class.
+            # '/' is replaced, because a folder in the name would count as the class.
             shard.add(Record(key(sample.name.replace("/", "_")), sample.data, _suffix(sample.data), sample.label))
     except DatasetError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""A dataset on disk as a sample table: a row per image, whatever container holds the bytes.
+"""A dataset on disk as a sample table with one row per image: folders, tar shards, .beton files.
 
-`open` goes from `data.path` to the table, `reader` from a row to its bytes, `images` from bytes to pixels.
+`open` finds or makes the table of `data.path`, `reader` reads the bytes of a row, `images` decodes bytes to pixels.
 """

@@ -1,9 +1,9 @@
-"""FFCV's .beton, format version 2, read without FFCV: where each image lies, its mode, size and label.
+"""Reads FFCV's .beton, format version 2, without FFCV: each image's byte range, mode, size and label.
 
     header | field descriptors | a record per sample | pages with the images | allocation table
 
-Importing ffcv would bring torch and a compiler; the format is these five numpy types (a test compares them with
-FFCV's own).
+Importing ffcv would load torch and need a compiler. The format is the numpy types below, which a test compares with
+FFCV's own.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
 BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 INTEGER = np.dtype("<i8")
-# By type_id: float, integer, RGB image, bytes, array, JSON, tensor; 255 is a class of the writer's own.
+# By type_id: float, integer, RGB image, bytes, array, JSON, tensor. 255 is a class that the writer defined.
 RECORDS = [np.dtype("<f8"), INTEGER, IMAGE, BYTES, np.dtype("<u8"), BYTES, np.dtype("<u8")]
 INT, RGB = 1, 2
 JPG, RAW = 0, 1  # modes of an image
@@ -45,12 +45,14 @@ JPG, RAW = 0, 1  # modes of an image
 
 @dataclass(frozen=True, eq=False)
 class BetonFile:
-    """What a .beton holds, N samples.
+    """The index of a .beton with N samples.
 
-    offset, length: (N,) int64, the image's bytes in the file; raw: (N,) bool, height x width x 3 RGB instead of a JPEG.
-    width, height: (N,) int32 pixels; label: (N,) int32 of the integer field 'label' or else the first one, -1 where
-    there is none or its numbers are no labels. fields: names, in order.
-    digest: SHA-256 of all but the images: size, fields, records and allocation table.
+    offset, length: (N,) int64, the image's byte range in the file.
+    raw: (N,) bool, True for height x width x 3 RGB pixels, False for a JPEG.
+    width, height: (N,) int32 pixels.
+    label: (N,) int32 of the integer field 'label', else of the first integer field; all -1 if there is no such field or
+    its values cannot be labels. fields: names of all fields, in order.
+    digest: SHA-256 of everything but the images: file size, fields, records and allocation table.
     """
 
     path: Path
@@ -67,44 +69,42 @@ class BetonFile:
         return len(self.offset)
 
     def fingerprint(self) -> str:
-        """Changes when the file does, but not when it is copied, moved or touched."""
+        """Changes when the content of the file changes, but not when it is copied, moved or touched."""
         return self.digest
 
 
 def read_beton(path: Path) -> BetonFile:
-    """Read everything of a .beton but its images. Raises DatasetError where it is none, unfinished or damaged."""
+    """Read everything but the images. Raises DatasetError if the file is no .beton, incomplete or damaged."""
     name = Path(path).name
     try:
         with open(path, "rb") as file:
             return _read(file, Path(path), name)
     except OSError as error:
-        raise DatasetError(f"{name}: cannot be read ({error.strerror}); copy it anew") from None
+        raise DatasetError(f"{name}: cannot be read ({error.strerror}); copy it again") from None
 
 
 def _read(file: IO[bytes], path: Path, name: str) -> BetonFile:
     size = os.fstat(file.fileno()).st_size
-    mend = "write or copy it anew"
+    advice = "write or copy it again"
     header = _array(file, HEADER, 1, size, name)[0]
     if header["version"] != VERSION:
-        raise DatasetError(f"{name}: no .beton of FFCV's format 2 (it says {header['version']}); {mend}")
+        raise DatasetError(f"{name}: not FFCV's format 2 (its version field is {header['version']}); {advice}")
     if not header["alloc_table_ptr"]:
-        raise DatasetError(f"{name}: its writer was killed before the end; {mend}")
+        raise DatasetError(f"{name}: its writer stopped before the end; {advice}")
     described = _array(file, FIELD, int(header["num_fields"]), size, name)
     fields = tuple(bytes(text).split(b"\0")[0].decode("ascii", "replace") for text in described["name"])
     kinds = described["type_id"].tolist()
     if RGB not in kinds:
-        raise DatasetError(f"{name}: none of its fields ({', '.join(fields)}) is an RGBImageField; write it with one")
-    own = [field for field, kind in zip(fields, kinds, strict=True) if kind >= len(RECORDS)]
-    if own:
-        raise DatasetError(
-            f"{name}: field {own[0]!r} is of a class that FFCV does not have; write it without this field"
-        )
+        raise DatasetError(f"{name}: it has no RGBImageField (its fields: {', '.join(fields)}); write it with one")
+    unknown = [field for field, kind in zip(fields, kinds, strict=True) if kind >= len(RECORDS)]
+    if unknown:
+        raise DatasetError(f"{name}: FFCV has no class for the field {unknown[0]!r}; write the file without it")
     record = np.dtype([(f"f{index}", RECORDS[kind]) for index, kind in enumerate(kinds)], align=True)
     records = _array(file, record, int(header["num_samples"]), size, name)
     file.seek(int(header["alloc_table_ptr"]))
     entries, rest = divmod(size - int(header["alloc_table_ptr"]), ALLOCATION.itemsize)
     if entries < 0 or rest:
-        raise DatasetError(f"{name}: cut short ({size} bytes); {mend}")
+        raise DatasetError(f"{name}: cut short ({size} bytes); {advice}")
     table = _array(file, ALLOCATION, entries, size, name)
     digest = hashlib.sha256(str(size).encode())
     for part in (header, described, records, table):
@@ -113,40 +113,41 @@ def _read(file: IO[bytes], path: Path, name: str) -> BetonFile:
     image = records[f"f{kinds.index(RGB)}"]
     offset, length = image["data_ptr"].astype(np.int64), _sizes(image["data_ptr"], table)
     raw, pixels = image["mode"] == RAW, 3 * image["width"].astype(np.int64) * image["height"]
-    wrong = (image["mode"] > RAW) | (offset < 0) | (length < 0) | (offset + length > size) | (raw & (length != pixels))
-    if wrong.any():
-        raise DatasetError(f"{name}: damaged (sample {int(wrong.argmax())} has no bytes in the file); {mend}")
+    outside = (offset < 0) | (length < 0) | (offset + length > size)
+    damaged = outside | (image["mode"] > RAW) | (raw & (length != pixels))
+    if damaged.any():
+        raise DatasetError(f"{name}: damaged (sample {int(damaged.argmax())} has no bytes in the file); {advice}")
     return BetonFile(
         path, offset, length, raw, image["width"].astype(np.int32), image["height"].astype(np.int32),
         _labels(records, kinds, fields), fields, digest.hexdigest(),
     )  # fmt: skip
 
 
-def table_beside(found: BetonFile) -> SampleTable | None:
-    """The table that conversion wrote beside a .beton (`train.beton`, `train.npz`); None if there is none of this file.
+def converted_table(beton: BetonFile) -> SampleTable | None:
+    """The table that conversion wrote for a .beton (`train.npz` for `train.beton`); None if it is missing or differs.
 
-    Compared column by column, so a table stays good when both are copied.
+    The columns are compared, so the table stays valid when both files are copied.
     """
     try:
-        table = SampleTable.load(found.path.with_suffix(".npz"))
+        table = SampleTable.load(beton.path.with_suffix(".npz"))
     except DatasetError:
         return None
-    alike = ((table.offset, found.offset), (table.length, found.length), (table.label, found.label))
-    if list(table.containers) != [found.path.name] or not all(np.array_equal(*pair) for pair in alike):
+    pairs = ((table.offset, beton.offset), (table.length, beton.length), (table.label, beton.label))
+    if list(table.containers) != [beton.path.name] or not all(np.array_equal(*pair) for pair in pairs):
         return None
-    if not np.array_equal(table.state == State.RAW, found.raw & (table.state != State.QUARANTINED)):
+    if not np.array_equal(table.state == State.RAW, beton.raw & (table.state != State.QUARANTINED)):
         return None
-    return replace(table, root=found.path.parent)
+    return replace(table, root=beton.path.parent)
 
 
-def scan_beton(found: BetonFile, workers: int = 1, progress: bool = True) -> SampleTable:
-    """Decode every JPEG of a .beton once and give its table, a row per sample; raw pixels need no decoding."""
-    rows, jpegs = len(found), np.flatnonzero(~found.raw)
-    length, width, height, label = found.length, found.width.copy(), found.height.copy(), found.label
+def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True) -> SampleTable:
+    """The table of a .beton, a row per sample. Decodes every JPEG once, in `workers` processes; raw pixels as is."""
+    rows, jpegs = len(beton), np.flatnonzero(~beton.raw)
+    length, width, height, label = beton.length, beton.width.copy(), beton.height.copy(), beton.label
     state = np.full(rows, State.RAW, np.uint8)
-    container, names = np.zeros(rows, np.int32), Names.of([found.path.name])
+    container, names = np.zeros(rows, np.int32), Names.of([beton.path.name])
     probes = probe_rows(
-        found.path.parent, names, container[jpegs], found.offset[jpegs], length[jpegs], workers, progress,
+        beton.path.parent, names, container[jpegs], beton.offset[jpegs], length[jpegs], workers, progress,
     )  # fmt: skip
     width[jpegs], height[jpegs], state[jpegs] = probes.width, probes.height, probes.state
     quarantine = {int(jpegs[index]): reason for index, reason in probes.quarantine.items()}
@@ -154,32 +155,32 @@ def scan_beton(found: BetonFile, workers: int = 1, progress: bool = True) -> Sam
     state[empty] = State.QUARANTINED
     quarantine |= dict.fromkeys(empty.tolist(), "zero bytes")
     return SampleTable(
-        found.path.parent, names, container, found.offset, length, width, height, label, state,
-        quarantine=quarantine, fingerprint=found.digest,
+        beton.path.parent, names, container, beton.offset, length, width, height, label, state,
+        quarantine=quarantine, fingerprint=beton.digest,
     )  # fmt: skip
 
 
 def _array(file: IO[bytes], dtype: np.dtype, count: int, size: int, name: str) -> NDArray:
-    """The next `count` elements. Asked before memory is: a damaged header may promise any number."""
+    """The next `count` elements. The file size limits them, since a damaged header may contain any number."""
     if file.tell() + count * dtype.itemsize > size:
-        raise DatasetError(f"{name}: no .beton, or cut short ({size} bytes); write or copy it anew")
+        raise DatasetError(f"{name}: no .beton, or cut short ({size} bytes); write or copy it again")
     return np.frombuffer(file.read(count * dtype.itemsize), dtype)
 
 
 def _sizes(pointers: UInt64[np.ndarray, " n"], table: NDArray) -> Int64[np.ndarray, " n"]:
-    """Bytes at each pointer by the allocation table, -1 where it has no such entry; (n,) int64."""
+    """Bytes at each pointer by the allocation table, (n,) int64; -1 for a pointer that it does not list."""
     if not len(table):
         return np.full(len(pointers), -1, np.int64)
     order = np.argsort(table["ptr"], kind="stable")
-    place = np.searchsorted(table["ptr"], pointers, sorter=order).clip(max=len(table) - 1)
-    found = table[order[place]]
-    return np.where(found["ptr"] == pointers, found["size"].astype(np.int64), -1)
+    position = np.searchsorted(table["ptr"], pointers, sorter=order).clip(max=len(table) - 1)
+    entry = table[order[position]]
+    return np.where(entry["ptr"] == pointers, entry["size"].astype(np.int64), -1)
 
 
 def _labels(records: NDArray, kinds: list[int], fields: tuple[str, ...]) -> Int32[np.ndarray, " n"]:
     integers = [index for index, kind in enumerate(kinds) if kind == INT]
     integers.sort(key=lambda index: fields[index] != "label")
     values = records[f"f{integers[0]}"] if integers else np.full(len(records), -1)
-    if len(values) and (values.min() < -1 or values.max() >= 2**31):  # a number of another kind: an id, a time
+    if len(values) and (values.min() < -1 or values.max() >= 2**31):  # not labels: identifiers or times
         values = np.full(len(records), -1)
     return values.astype(np.int32)

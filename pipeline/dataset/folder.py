@@ -1,6 +1,6 @@
-"""Plain folders of images: the listing, and the scan that decodes every image once.
+"""Plain folders of images: lists them, and decodes every image once for the sample table.
 
-`probe_rows` is also what shards are scanned with: it takes byte ranges, in files of their own or not.
+`probe_rows` takes byte ranges of any files, so shards and .beton files are scanned with it too.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from pipeline.dataset.images import Probe, probe
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 
-CHUNK = 64  # images a task: a tenth of a second of decoding; hand-over costs nothing, progress is smooth
+CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smooth, the cost of a task negligible
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a scan will read: names relative to a root; (N,) int64 bytes and modification times in ns; labels
-    or -1. left_out: how many files were seen that are no images, by extension."""
+    """The N files that a scan will read.
+
+    names: relative to a root; bytes, mtime_ns: (N,) int64, size and modification time; label: (N,) int32, -1 without.
+    left_out: number of files that are no images, by extension.
+    """
 
     names: Names
     bytes: NDArray[np.int64]
@@ -45,7 +48,7 @@ class Listing:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """Changes when a file comes, goes, is renamed, or gets another size or time."""
+        """Changes when a file is added, removed or renamed, or its size or time changes."""
         digest = hashlib.sha256(self.names.blob)
         for column in (self.bytes, self.mtime_ns, self.label):
             digest.update(column.tobytes())
@@ -56,11 +59,12 @@ class Listing:
 def list_folder(root: Path, sniff: bool = False) -> Listing:
     """All images below `root` in one fixed order (files of a folder by name, then its sub-folders by name).
 
-    The class of an image is the first-level sub-folder it lies under; empty ones count too, so that train and
-    test folders agree. Hidden files and folders are skipped; symbolic links are followed, but never round in
-    a circle. `sniff`: look into files whose extension is no image's. A million of them take 10 s more (on top of
-    9 s; from the page cache, over a network each is a round trip): a conversion pays that once, training would at
-    each start.
+    The class of an image is its first-level sub-folder; empty ones count too, so that the numbers of train and test
+    folders agree. Hidden files and folders are skipped. Symbolic links are followed, but not in circles.
+
+    sniff: also read the first bytes of files that have no image extension. A million such files take 19 s instead of
+    9 s from the page cache, and a round trip each over a network: conversion pays that once, training would pay it at
+    each start. Raises DatasetError if a folder cannot be listed.
     """
     blob, sizes, times, labels = bytearray(), array("q"), array("q"), array("i")
     classes: list[str] = []
@@ -75,8 +79,8 @@ def list_folder(root: Path, sniff: bool = False) -> Listing:
         try:
             entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
-            told = f"cannot list the folder {root / folder} ({error.strerror})"
-            raise DatasetError(f"{told}; make it readable or take it out") from None
+            problem = f"cannot list the folder {root / folder} ({error.strerror})"
+            raise DatasetError(f"{problem}; make it readable or remove it") from None
         for entry in entries:
             if entry.name.startswith("."):
                 continue
@@ -84,9 +88,9 @@ def list_folder(root: Path, sniff: bool = False) -> Listing:
             if entry.is_dir():
                 inner.append(relative)
             else:
-                wanted = has_extension(entry.name)
-                size, mtime = _size_and_time(entry) if wanted or sniff else (None, 0)
-                if size is None or not (wanted or looks_like_image(entry.name, _head(entry.path))):
+                is_named_image = has_extension(entry.name)
+                size, mtime = _size_and_time(entry) if is_named_image or sniff else (None, 0)
+                if size is None or not (is_named_image or looks_like_image(entry.name, _head(entry.path))):
                     left_out[extension(entry.name)] += 1
                     continue
                 blob += relative.encode("utf-8", "surrogateescape") + b"\0"
@@ -103,7 +107,7 @@ def list_folder(root: Path, sniff: bool = False) -> Listing:
 
 
 def _head(path: str) -> bytes:
-    """The first bytes of a regular file, none where it cannot be opened."""
+    """The first bytes of a regular file; b'' if it cannot be opened."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(HEAD)
@@ -112,13 +116,13 @@ def _head(path: str) -> bytes:
 
 
 def _size_and_time(entry: os.DirEntry[str]) -> tuple[int | None, int]:
-    """(None, 0) for what is no file (a pipe would block the scan); a dangling link is a row, to be
-    quarantined."""
+    """Size and time in ns. (None, 0) if it is no file (a pipe would block the scan); (0, 0) for a dangling link, which
+    the scan quarantines."""
     try:
-        found = entry.stat()
+        status = entry.stat()
     except OSError:
         return 0, 0
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (None, 0)
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (None, 0)
 
 
 def scan_folder(
@@ -127,8 +131,10 @@ def scan_folder(
     progress: bool = True,
     listing: Listing | None = None,
 ) -> SampleTable:
-    """Decode every image below `root` once and give its table. Raises DatasetError where a folder cannot be
-    listed."""
+    """The table of the images below `root`, a row per image; decodes each once, in `workers` processes.
+
+    Raises DatasetError if a folder cannot be listed.
+    """
     root = Path(root).resolve()
     listing = list_folder(root) if listing is None else listing
     rows = len(listing.names)
@@ -144,7 +150,7 @@ def scan_folder(
 
 
 class Probes(NamedTuple):
-    """Columns of a table that only a decode can tell, (N,) each, and the reasons by row."""
+    """The columns of a table that need a decode, (N,) each, and the quarantine reasons by row."""
 
     length: NDArray[np.int64]
     width: NDArray[np.int32]
@@ -163,9 +169,9 @@ def probe_rows(
     progress: bool,
     what: str = "checking images",
 ) -> Probes:
-    """Decode the byte ranges (`length` None: whole files) in `workers` processes; progress on stderr."""
+    """Decode N byte ranges (`length` None: whole files) in `workers` processes; progress on stderr."""
     rows = len(container)
-    found = np.zeros((3, rows), np.int64)  # length, width, height
+    sizes = np.zeros((3, rows), np.int64)  # length, width, height
     state = np.zeros(rows, np.uint8)
     quarantine: dict[int, str] = {}
 
@@ -178,23 +184,23 @@ def probe_rows(
 
     with progress_bar(rows, what, "img", progress) as bar:
         # Starting a process costs as much as decoding a few hundred images.
-        for first, answers in in_processes(_probe_chunk, tasks(), workers if rows > 8 * CHUNK else 1):
-            for row, (size, answer) in enumerate(answers, first):
-                found[:, row] = size, answer.width, answer.height
-                state[row] = answer.state
-                if answer.state == State.QUARANTINED:
-                    quarantine[row] = answer.reason
-            bar.update(len(answers))
-    return Probes(found[0], found[1].astype(np.int32), found[2].astype(np.int32), state, quarantine)
+        for first, probes in in_processes(_probe_chunk, tasks(), workers if rows > 8 * CHUNK else 1):
+            for row, (size, image) in enumerate(probes, first):
+                sizes[:, row] = size, image.width, image.height
+                state[row] = image.state
+                if image.state == State.QUARANTINED:
+                    quarantine[row] = image.reason
+            bar.update(len(probes))
+    return Probes(sizes[0], sizes[1].astype(np.int32), sizes[2].astype(np.int32), state, quarantine)
 
 
 def _probe_chunk(
     task: tuple[int, str, list[str], list[int], list[int] | None],
 ) -> tuple[int, list[tuple[int, Probe]]]:
     first, root, names, offsets, lengths = task
-    answers = []
+    probes = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's remarks on broken metadata: what matters is in the answer
+        warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata; the probe reports what matters
         for index, (name, offset) in enumerate(zip(names, offsets, strict=True)):
             length = None if lengths is None else lengths[index]
             try:
@@ -202,10 +208,10 @@ def _probe_chunk(
                     file.seek(offset)
                     data = file.read() if length is None else file.read(length)
             except OSError:
-                answers.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable")))
+                probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable")))
                 continue
-            answers.append((len(data) if length is None else length, probe(data)))
-    return first, answers
+            probes.append((len(data) if length is None else length, probe(data)))
+    return first, probes
 
 
 def in_processes(work: Any, tasks: Iterator[Any], workers: int) -> Iterator[Any]:

@@ -1,7 +1,8 @@
-"""Arrays of bytes as files: IDX in, PNG out."""
+"""Arrays of bytes as files: reads IDX, writes PNG."""
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
@@ -13,7 +14,7 @@ from pipeline.dataset.table import DatasetError
 
 
 def parse_idx(data: bytes) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes as an array of its shape. Raises DatasetError for anything else."""
+    """The array of an IDX file of unsigned bytes. Raises DatasetError for any other content."""
     if len(data) < 4 or data[:3] != b"\0\0\x08":
         raise DatasetError("not an IDX file of unsigned bytes")
     dimensions = data[3]
@@ -21,18 +22,16 @@ def parse_idx(data: bytes) -> NDArray[np.uint8]:
         raise DatasetError("IDX file cut short in its header")
     shape = struct.unpack_from(f">{dimensions}I", data, 4)
     values = np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions)
-    wanted = 1
-    for size in shape:
-        wanted *= size
-    if len(values) != wanted:
-        raise DatasetError(f"IDX file has {len(values)} values, its shape {shape} needs {wanted}")
+    count = math.prod(shape)
+    if len(values) != count:
+        raise DatasetError(f"IDX file has {len(values)} values, its shape {shape} needs {count}")
     return values.reshape(shape)
 
 
 def stored_png(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Gray or RGB pixels as a PNG, stored, not deflated: the same bytes with every zlib."""
+    """Gray or RGB pixels as an uncompressed PNG, so that every zlib gives the same bytes."""
     height, width = pixels.shape[:2]
-    rows = np.zeros((height, 1 + pixels[0].size), np.uint8)  # each row is led by its filter byte
+    rows = np.zeros((height, 1 + pixels[0].size), np.uint8)  # each row starts with its filter byte
     rows[:, 1:] = pixels.reshape(height, -1)
     raw = rows.tobytes()
     blocks = [raw[start : start + 65_535] for start in range(0, len(raw), 65_535)]

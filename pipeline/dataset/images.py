@@ -1,17 +1,16 @@
-"""The canonical decode of one image, and the probe: does DALI's own decoder give the same pixels?
+"""The canonical decode of one image, and the probe: does DALI's decoder give the same pixels?
 
-A plain 8-bit JPEG, PNG or WebP is `State.OK`: backends decode its bytes themselves. Everything else that
-Pillow can read is `State.PIL`: it is decoded here and handed on as PPM, so that every backend sees the same
-pixels. What was found with DALI 2.4.0 on the CPU, nvImageCodec 0.9 and Pillow 13, on the images of
-`tests/support/odd_images.py`:
+A plain 8-bit JPEG, PNG or WebP is `State.OK`: backends decode its bytes themselves. Any other image that Pillow can
+read is `State.PIL`: it is decoded here and passed on as PPM, so that every backend sees the same pixels. DALI 2.4.0
+on the CPU (nvImageCodec 0.9), compared with Pillow 13 on the images of `tests/support/odd_images.py`,
 
-- refused by DALI: WebP with EXIF, GIF, AVIF, 1-bit TIFF, PNG with a wrong CRC or without IEND;
-- other pixels: 16-bit RGB and gray with alpha, palette TIFF, CMYK with an EXIF turn (all by one level); APNG
-  with a default image (another frame); orientation in XMP, in PNG text or of an odd EXIF type (not turned);
-- JPEGs and PNGs whose EXIF says two things: SIGSEGV or a smashed heap, which no handler catches.
+- refuses WebP with EXIF, GIF, AVIF, 1-bit TIFF, and PNG with a wrong CRC or without IEND;
+- gives other pixels for 16-bit RGB and gray with alpha, palette TIFF and EXIF-rotated CMYK (all by one level), for
+  APNG with a default image (another frame), and for an orientation in XMP, PNG text or an odd EXIF type (ignored);
+- crashes on JPEGs and PNGs with contradictory EXIF: SIGSEGV or a corrupted heap, which no handler catches.
 
-So only files whose structure is checked to be plain here go the native way; every doubt goes to Pillow.
-Of the 24,000 files mutated at random that this check let through, DALI gave our very pixels for each.
+So backends decode only files whose structure this module has checked; Pillow decodes all others. For each of 24,000
+randomly mutated files that passed the check, DALI gave exactly the same pixels as `decode`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from pipeline.dataset.table import State
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB
 ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825  # TIFF tags
 EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by TIFF type
-TURNS = {  # EXIF orientation -> the turn that shows the image upright
+TURNS = {  # EXIF orientation -> the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -43,8 +42,8 @@ TURNS = {  # EXIF orientation -> the turn that shows the image upright
 
 
 class BadImage(ValueError):
-    """No pixels come from these bytes; `reason` is one of the few stable phrases that quarantine lists use:
-    'zero bytes', 'not an image', 'truncated', 'too large', 'unreadable'."""
+    """The bytes cannot be decoded; `reason` is one of the fixed phrases of quarantine lists: 'zero bytes', 'not an
+    image', 'truncated', 'too large', 'unreadable'."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -52,8 +51,8 @@ class BadImage(ValueError):
 
 
 class Probe(NamedTuple):
-    """What one full decode told: size in pixels as displayed (0 x 0 if quarantined), state, reason ('' if
-    usable)."""
+    """Result of a full decode: size in pixels as displayed (0 x 0 if quarantined), state, and the reason if quarantined
+    (else '')."""
 
     width: int
     height: int
@@ -62,24 +61,31 @@ class Probe(NamedTuple):
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:
-    """Encoded bytes -> `(H, W, 3)` uint8 RGB, upright; alpha is dropped, the first frame is taken, ICC is not
-    applied.
+    """Encoded bytes -> (H, W, 3) uint8 RGB, upright: the first frame, without alpha; color profiles are not applied.
 
-    16-bit samples are scaled to 8 bits, not clipped: gray is rounded, of RGB Pillow keeps the high byte
-    (within 1 level). Raises BadImage.
+    16-bit samples are scaled to 8 bits, not clipped: gray is rounded; for RGB, Pillow keeps the high byte (within 1
+    level). Raises BadImage.
     """
     return np.asarray(upright(data)[0])
 
 
 def probe(data: bytes) -> Probe:
-    """Decode once, in full. Never raises for bad data: the quarantine reason is in the answer."""
+    """Decode the whole image once. Bad data raises no error: the probe holds the quarantine reason."""
     try:
         image, kind, mode, orientation = upright(data)
     except BadImage as error:
         return Probe(0, 0, State.QUARANTINED, error.reason)
-    structure = PLAIN.get(kind, lambda data: None)
-    plain = mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA") and structure(data) == orientation
+    plain = is_plain(data, kind, mode, orientation)
     return Probe(image.width, image.height, State.OK if plain else State.PIL)
+
+
+def is_decodable(data: bytes) -> bool:
+    """Whether `decode` gives pixels."""
+    try:
+        decode(data)
+    except BadImage:
+        return False
+    return True
 
 
 def to_ppm(rgb: NDArray[np.uint8]) -> bytes:
@@ -103,16 +109,18 @@ def from_ppm(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """What is opened, whatever the file is called; a closed list, because Pillow's EPS reader starts
+    """The formats that are opened, whatever the file is called. An explicit list, because Pillow's EPS reader starts
     Ghostscript."""
     Image.init()
-    wanted = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
-    return tuple(name for name in wanted if name in Image.OPEN)
+    allowed = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
+    return tuple(name for name in allowed if name in Image.OPEN)
 
 
 def upright(data: bytes) -> tuple[Image.Image, str, str, int]:
-    """The RGB image as displayed, and of the file: Pillow's format and mode, and the EXIF orientation
-    1..8."""
+    """The RGB image as displayed, and the file's format and mode (in Pillow's words) and EXIF orientation (1..8).
+
+    Raises BadImage.
+    """
     if not data:
         raise BadImage("zero bytes")
     try:
@@ -122,7 +130,7 @@ def upright(data: bytes) -> tuple[Image.Image, str, str, int]:
         kind, mode = image.format or "", image.mode
         image.load()
         rgb = _rgb(image)
-        # Asked after the pixels are taken: with an APNG, getexif() moves on to the next frame.
+        # After the pixels are read: with an APNG, getexif() moves on to the next frame.
         orientation = _orientation(image)
     except BadImage:
         raise
@@ -135,44 +143,50 @@ def upright(data: bytes) -> tuple[Image.Image, str, str, int]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Pixels of a loaded image of any mode as RGB."""
-    image.info.pop("transparency", None)  # of no use without alpha, and Pillow would warn
+    image.info.pop("transparency", None)  # unused without alpha, and Pillow would warn about it
     if image.mode.startswith("I"):
         samples = np.asarray(image).astype(np.int64)
         if samples.min() < 0 or samples.max() > 65535:
-            raise BadImage("unreadable")  # 32-bit integers: nobody says which range is white
+            raise BadImage("unreadable")  # 32-bit integers: the value of white is unknown
         return Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BadImage("unreadable")
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        return ImageChops.invert(image).convert("RGB")  # Pillow takes any CMYK JPEG for Adobe's inverted kind
+        return ImageChops.invert(image).convert("RGB")  # Pillow treats every CMYK JPEG as Adobe's inverted kind
     return image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # the EXIF block is broken, the pixels are not
+    except Exception:  # only the EXIF block is broken, not the pixels
         return 1
     return value if value in TURNS else 1
 
 
 def _reason(data: bytes, error: Exception) -> str:
-    """Why Pillow gave up, in our words."""
+    """The quarantine reason for an error of Pillow."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        return "truncated"  # libwebp says only that it could not
+        return "truncated"  # libwebp gives no reason
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     return "truncated" if "truncated" in str(error).lower() else "unreadable"
 
 
 # ---------------------------------------------------------------------------------------------- structure
-# Each function walks a file's own structure and answers with the EXIF orientation (1..8) that DALI will find,
-# or None where the file is anything but plain. Only headers and checksums count: Pillow has seen the pixels.
+# Each `_plain_...` checks the structure of a file. It returns the EXIF orientation (1..8) that DALI will find, or None
+# if the file is not plain. It reads headers and checksums only: Pillow has decoded the pixels.
+
+
+def is_plain(data: bytes, kind: str, mode: str, orientation: int) -> bool:
+    """Whether backends may decode a file themselves; kind, mode and orientation as `upright` returns them."""
+    structure = PLAIN.get(kind, lambda data: None)
+    return mode in PLAIN_MODES and structure(data) == orientation
 
 
 def _plain_jpeg(data: bytes) -> int | None:
-    """8-bit baseline, extended or progressive Huffman JPEG, gray or YCbCr, with at most one, well-formed EXIF
-    block."""
+    """Plain: 8-bit baseline, extended or progressive Huffman JPEG, gray or YCbCr, with at most one EXIF block, which is
+    well-formed."""
     position, orientation, exif_blocks, frames = 2, 1, 0, 0
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -182,14 +196,14 @@ def _plain_jpeg(data: bytes) -> int | None:
         body = data[position + 4 : position + 2 + length]
         if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9 or length < 2:
             return None
-        if marker == 0xDA:  # the scan begins: all headers were seen
+        if marker == 0xDA:  # the scan starts: there are no more headers
             return orientation if frames == 1 else None
         if marker == 0xE1 and body[:6] == b"Exif\0\0":
             exif_blocks += 1
-            found = _plain_exif(body[6:])
-            if found is None or exif_blocks > 1:
+            in_block = _plain_exif(body[6:])
+            if in_block is None or exif_blocks > 1:
                 return None
-            orientation = found
+            orientation = in_block
         elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\1":
             return None  # transform 0 or 2: RGB, CMYK or YCCK instead of YCbCr
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -202,8 +216,7 @@ def _plain_jpeg(data: bytes) -> int | None:
 
 
 def _plain_png(data: bytes) -> int | None:
-    """A complete PNG of at most 8 bits a sample, all checksums right, not animated, at most one EXIF
-    block."""
+    """Plain: a complete PNG of at most 8 bits per sample, all checksums right, not animated, at most one EXIF block."""
     position, orientation, exif_blocks = 8, 1, 0
     while position + 12 <= len(data):
         length, tag = struct.unpack_from(">I4s", data, position)
@@ -217,16 +230,16 @@ def _plain_png(data: bytes) -> int | None:
             return None
         if tag == b"eXIf":
             exif_blocks += 1
-            found = _plain_exif(data[position + 8 : end])
-            if found is None or exif_blocks > 1:
+            in_block = _plain_exif(data[position + 8 : end])
+            if in_block is None or exif_blocks > 1:
                 return None
-            orientation = found
+            orientation = in_block
         position = end + 4
     return None
 
 
 def _plain_webp(data: bytes) -> int | None:
-    """A still WebP, lossy or lossless, without EXIF (which DALI's parser refuses)."""
+    """Plain: a still WebP, lossy or lossless, without EXIF (which DALI's parser refuses)."""
     if len(data) < 30 or data[12:16] not in (b"VP8 ", b"VP8L", b"VP8X"):
         return None
     extended = data[12:16] == b"VP8X"
@@ -234,16 +247,15 @@ def _plain_webp(data: bytes) -> int | None:
 
 
 def _plain_exif(block: bytes) -> int | None:
-    """The orientation in a TIFF header; 1 where none is given; None where anything in its directories is odd.
+    """The orientation in a TIFF header; 1 if it has no such tag; None if anything in its directories is malformed.
 
-    On unsound EXIF (a value outside the block, an unknown type, a loose pointer) DALI's parser and the
-    decoder beneath it can read two orientations out of one file, and then write a tall image into a buffer
-    laid out for a wide one.
+    From malformed EXIF (a value outside the block, an unknown type, a wild pointer) DALI's parser and its decoder can
+    read two different orientations, and then write a tall image into a buffer for a wide one.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 8:
         return None
-    found: list[int] = []
+    orientations: list[int] = []
     pending, seen = [struct.unpack_from(order + "I", block, 4)[0]], 0
     while pending:
         start, seen = pending.pop(0), seen + 1
@@ -262,13 +274,16 @@ def _plain_exif(block: bytes) -> int | None:
                 pending.append(value)
             if tag == ORIENTATION and seen == 1:
                 (value,) = struct.unpack_from(order + "H", block, at + 8)
-                found.append(value or 1)  # some cameras write 0 for "not known"
+                orientations.append(value or 1)  # some cameras write 0 for "not known"
                 if kind != 3 or count != 1 or value > 8:
                     return None
         (following,) = struct.unpack_from(order + "I", block, end)
         if following:
             pending.append(following)
-    return found[0] if len(found) == 1 else None if found else 1
+    if len(orientations) > 1:
+        return None
+    return orientations[0] if orientations else 1
 
 
+PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 PLAIN = {"JPEG": _plain_jpeg, "MPO": _plain_jpeg, "PNG": _plain_png, "WEBP": _plain_webp}

@@ -1,5 +1,4 @@
-"""From `data.path` to a sample table, by the shortest way: one that is there, one that was cached, or a
-scan."""
+"""From `data.path` to its sample table: one that was packed with the data, one from the cache, or a new scan."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import hashlib
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +13,15 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.dataset.beton import read_beton, scan_beton, table_beside
+from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.folder import list_folder, scan_folder
 from pipeline.dataset.shards import list_shards, scan_shards
 from pipeline.dataset.sniff import EXTENSIONS
-from pipeline.dataset.table import DatasetError, SampleTable, locked
+from pipeline.dataset.table import DatasetError, SampleTable, count_reasons, locked
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
 
-KINDS = "give a folder of images or of *.tar shards, a .tar, a .beton, or what `make convert` made"
+KINDS = "give a folder of images or of *.tar shards, a .tar, a .beton, or the output of `make convert`"
 
 
 def open_dataset(
@@ -33,66 +31,64 @@ def open_dataset(
     progress: bool = True,
     setting: str = "data.path",
 ) -> SampleTable:
-    """The sample table of `path`: a folder with `table.npz`, of *.tar or of images (looked for in this
-    order), a .tar, a .beton (whose table may lie beside it: `train.beton`, `train.npz`) or a table by itself
-    (`x.npz`).
+    """The sample table of `path`: a folder with `table.npz`, with *.tar or with images (tried in this order), a .tar, a
+    .beton (its table may be in the same folder: `train.npz` for `train.beton`), or a table itself (`x.npz`).
 
-    A scanned table is kept as `<cache>/<name>-<hash of the path>.npz` and made anew when a file came, went or
-    changed. Processes that ask at once wait for the first of them, which does the work. `workers`: processes
-    that decode (default: the CPUs this process may use). Messages go to stderr, a line each, and name
-    `setting`. Raises DatasetError with one line.
+    A scanned table is stored as `<cache>/<name>-<hash of the path>.npz`, and made again when a file is added, removed
+    or changed. If several processes open the same path, the first scans and the others wait. workers: processes that
+    decode (default: the CPUs that this process may use). Messages on stderr are one line each and name `setting`.
+    Raises DatasetError with one line.
     """
     source = Path(path).absolute()
     workers = workers or len(os.sched_getaffinity(0))
     try:
         table = _open(source, Path(cache), workers, progress, setting)
         if not len(table):
-            raise DatasetError(_nothing_found(source))
+            raise DatasetError(_no_images(source))
         if not len(table.usable()):
-            told = f"none of the {len(table)} images can be read ({reasons(table)})"
-            raise DatasetError(f"{told}; give a folder whose images open in a viewer")
+            problem = f"none of the {len(table)} images can be read ({count_reasons(table.quarantine)})"
+            raise DatasetError(f"{problem}; give a folder whose images open in a viewer")
     except DatasetError as error:
         raise DatasetError(f"{setting}={path}: {error}") from None
     except OSError as error:
-        told = f"{error.strerror or error} ({error.filename})"
-        raise DatasetError(f"{setting}={path}: {told}; {KINDS}") from None
+        raise DatasetError(f"{setting}={path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
     return table
 
 
 def open_splits(data: Any, progress: bool = True) -> tuple[SampleTable, SampleTable | None]:
-    """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one a
-    core).
+    """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core).
 
-    Without `data.test` a `val` or `test` folder beside `train` is the test, if there is one. Raises
-    DatasetError.
+    If `data.test` is not set, the test set is what `find_split` finds; None if there is none. Raises DatasetError.
     """
-    train, beside = find_split(data.path)
+    train, neighbor = find_split(data.path)
     table = open_dataset(train, data.cache, data.workers, progress)
-    test = data.test or beside
+    test = data.test or neighbor
     if test is None:
         return table, None
     return table, same_classes(table, open_dataset(test, data.cache, data.workers, progress, "data.test"), test)
 
 
 def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleTable:
-    """The test table with the training set's class numbers, where both have class names (sub-folders). Raises
-    DatasetError for a class that the training set has no folder of."""
+    """The test table with the class numbers of the training set, if both have class names.
+
+    Raises DatasetError for a test class that the training set does not have.
+    """
     if not train.classes or not test.classes or train.classes == test.classes:
         return test
     used = set(np.unique(test.label[test.label >= 0]).tolist())
     unknown = [test.classes[label] for label in sorted(used) if test.classes[label] not in train.classes]
     if unknown:
-        raise DatasetError(f"data.test={name}: no training image is of its class {unknown[0]!r}; take the folder out")
+        raise DatasetError(f"data.test={name}: its class {unknown[0]!r} is not in the training set; remove the folder")
     number = {name: index for index, name in enumerate(train.classes)}
     numbers = np.array([number.get(name, -1) for name in test.classes] + [-1])  # the last is for label -1
     return replace(test, label=numbers[test.label].astype(np.int32), classes=train.classes)
 
 
 def find_split(path: str | Path) -> tuple[Path, Path | None]:
-    """`path/train` and the first of `val`, `test`, `validation` beside it; `(path, None)` without such a
-    pair. So also `train.beton`, with `val.beton` and so on, or alone.
+    """Training and test path: (`path/train`, the first of `path/val`, `path/test`, `path/validation`), or (path, None).
 
-    A folder `train` that has no other folder beside it counts as the training half alone.
+    `train.beton` counts like a folder `train`, with or without a test file. A folder `train` without a test folder
+    counts only if it is the only folder in `path`.
     """
     path = Path(path)
     if (path / "train.beton").is_file():
@@ -105,12 +101,6 @@ def find_split(path: str | Path) -> tuple[Path, Path | None]:
         if [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."] == ["train"]:
             return path / "train", None
     return path, None
-
-
-def reasons(table: SampleTable) -> str:
-    """The quarantine in a few words: '2 truncated, 1 zero bytes'."""
-    counts = Counter(table.quarantine.values()).most_common()
-    return ", ".join(f"{count} {reason}" for reason, count in counts)
 
 
 def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
@@ -142,37 +132,34 @@ def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str)
 
 
 def _open_beton(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
-    """The table beside the file, if it was made of this very file; else one from the cache or a scan."""
-    found = read_beton(source)
-    table = table_beside(found)
+    """The table that conversion wrote for the file, if it still fits; else one from the cache or a scan."""
+    beton = read_beton(source)
+    table = converted_table(beton)
     if table is not None:
         return table
     if source.with_suffix(".npz").exists():
-        _say(f"{setting}={source}: {source.stem}.npz beside it is not its table; taking one from a scan")
-    return _cached(
-        source, cache, setting, lambda: found,
-        lambda found: scan_beton(found, workers, progress),
-    )  # fmt: skip
+        _say(f"{setting}={source}: {source.stem}.npz is not the table of this file; scanning it instead")
+    return _cached(source, cache, setting, lambda: beton, lambda beton: scan_beton(beton, workers, progress))
 
 
 class Fingerprinted(Protocol):
-    """What is known of a source before it is decoded."""
+    """The listing of a source, known before its images are decoded."""
 
     def fingerprint(self) -> str: ...
 
 
-Known = TypeVar("Known", bound=Fingerprinted)
+ListingType = TypeVar("ListingType", bound=Fingerprinted)
 
 
 def _cached(
     source: Path,
     cache: Path,
     setting: str,
-    look: Callable[[], Known],
-    scan: Callable[[Known], SampleTable],
+    list_source: Callable[[], ListingType],
+    scan: Callable[[ListingType], SampleTable],
 ) -> SampleTable:
-    """The cached table if it is of this listing, else a new scan. One process at a time."""
-    asked = time.time()
+    """The cached table if it fits the listing, else that of a new scan. One process at a time."""
+    start = time.time()
     stem = f"{source.name or 'root'}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
     file = cache / f"{stem}.npz"
     try:
@@ -180,21 +167,22 @@ def _cached(
         lock = locked(cache / f"{stem}.lock")
         stamp = lock.__enter__()
     except OSError as error:
-        told = f"cannot write its table to the cache {cache} ({error.strerror})"
-        raise DatasetError(f"{told}; set another") from None
+        problem = f"cannot write its table to the cache {cache} ({error.strerror})"
+        raise DatasetError(f"{problem}; set another") from None
     try:
         stamp.seek(0)
-        # The ranks of a node start together: what one listed while the others waited needs no second look.
-        if float(stamp.read() or 0) >= asked and file.exists():
+        # The ranks of a node start together: if one listed the source while this one waited, its table is up to date.
+        if float(stamp.read() or 0) >= start and file.exists():
             return SampleTable.load(file)
-        listing = look()
+        listing = list_source()
         table = _fresh(file, listing, f"{setting}={source}")
         if table is None:
             table = scan(listing)
             table.save(file)
             if table.quarantine:
-                told = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons(table)})"
-                _say(f"{setting}={source}: {told}; their names are in {file.with_suffix('.json')}")
+                reasons = count_reasons(table.quarantine)
+                summary = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons})"
+                _say(f"{setting}={source}: {summary}; their names are in {file.with_suffix('.json')}")
         stamp.truncate(0)
         stamp.write(str(time.time()))
         return table
@@ -203,7 +191,7 @@ def _cached(
 
 
 def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
-    """The cached table, or None with a line that says why it is of no use."""
+    """The cached table; None, after a line on stderr, if it cannot be used."""
     if not file.exists():
         return None
     try:
@@ -218,7 +206,7 @@ def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
 
 
 def _checked(table: SampleTable) -> SampleTable:
-    """The table, if every shard is there and reaches as far as its last image."""
+    """The table, if every shard exists and reaches to the end of its last image. Raises DatasetError otherwise."""
     if table.loose:
         return table
     ends = np.zeros(len(table.containers), np.int64)
@@ -226,16 +214,16 @@ def _checked(table: SampleTable) -> SampleTable:
     for name, end in zip(table.containers, ends, strict=True):
         shard = table.root / name
         if not shard.exists():
-            raise DatasetError(f"table.npz lists {name}, which is missing; copy it back or pack anew")
+            raise DatasetError(f"table.npz lists {name}, which is missing; copy it back or pack again")
         if shard.stat().st_size < end:
-            told = f"{name} has {shard.stat().st_size} bytes, its images need {end}"
-            raise DatasetError(f"{told}; copy it back or pack anew")
+            problem = f"{name} has {shard.stat().st_size} bytes, its images need {end}"
+            raise DatasetError(f"{problem}; copy it back or pack again")
     return table
 
 
-def _nothing_found(source: Path) -> str:
+def _no_images(source: Path) -> str:
     where = "in this tar" if source.is_file() else "found"
-    return f"no images {where} (looked for {' '.join(EXTENSIONS)}; only `make convert` looks into others); {KINDS}"
+    return f"no images {where} (looked for {' '.join(EXTENSIONS)}; only `make convert` reads other extensions); {KINDS}"
 
 
 def _say(line: str) -> None:

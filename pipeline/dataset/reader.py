@@ -17,7 +17,7 @@ from pipeline.dataset.table import SampleTable, State
 
 
 class ReadError(OSError):
-    """A row whose bytes are gone, changed, or no image any more."""
+    """The bytes of a row are gone, have changed or cannot be decoded."""
 
     def __init__(self, row: int, name: str, reason: str) -> None:
         super().__init__(f"row {row} ({name}): {reason}")
@@ -28,16 +28,16 @@ class Reader:
     """Reads rows by byte range, many at once; safe to share between threads.
 
     threads: files that are read at the same time (they wait for storage, not for the CPU).
-    open_files: shards that are kept open, the least recently used is closed first.
+    open_files: shards that are kept open; the least recently used is closed first.
 
-    A single .beton is read in the caller's thread, after the system was told of all rows that are wanted: measured on
-    two busy cores with 100 kB rows that are in memory, 25 us of CPU time a row against 40 to 80 in eight threads. (A
-    memory map takes 10 to 20, and ends the process without a word where the file is cut short meanwhile.)
+    A single .beton is read in the caller's thread, after posix_fadvise for all rows: with 100 kB rows in memory on two
+    busy cores, a row takes 25 us of CPU time instead of 40 to 80 in eight threads. (A memory map takes 10 to 20, but
+    kills the process without a message if the file is cut short meanwhile.)
     """
 
     def __init__(self, table: SampleTable, threads: int = 8, open_files: int = 512) -> None:
         self.table = table
-        self._loose = table.loose  # asking costs a look at every row
+        self._loose = table.loose  # the property looks at every row
         self._threads = max(1, threads)
         self._single = len(table.containers) == 1 and table.containers[0].lower().endswith(".beton")
         self._pool: ThreadPoolExecutor | None = None
@@ -45,29 +45,28 @@ class Reader:
         self._open_files, self._lock = max(1, open_files), Lock()
 
     def read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK, a PPM of the
-        canonical decode for State.PIL and of the pixels for State.RAW. Raises ReadError for the first row
-        that fails."""
-        found = self.try_read(rows)
-        for item in found:
+        """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK, a PPM of the canonical decode
+        for State.PIL and of the pixels for State.RAW. Raises ReadError for the first row that fails."""
+        items = self.try_read(rows)
+        for item in items:
             if isinstance(item, ReadError):
                 raise item
-        return found  # type: ignore[return-value]
+        return items  # type: ignore[return-value]
 
     def try_read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8] | ReadError]:
-        """Like `read`, with the ReadError in the place of each row that fails."""
-        wanted = [int(row) for row in rows]
-        if self._threads == 1 or self._single or len(wanted) < 2:
-            return self._some(wanted)
+        """Like `read`, but with a ReadError in place of each row that fails."""
+        numbers = [int(row) for row in rows]
+        if self._threads == 1 or self._single or len(numbers) < 2:
+            return self._read_in_turn(numbers)
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="reader")
-        # One task per thread, not per row: a small image takes less time than handing it over.
-        share = -(-len(wanted) // self._threads)
-        parts = [wanted[first : first + share] for first in range(0, len(wanted), share)]
-        return list(chain.from_iterable(self._pool.map(self._some, parts)))
+        # One task per thread, not per row: reading a small image takes less time than a task costs.
+        share = -(-len(numbers) // self._threads)
+        parts = [numbers[first : first + share] for first in range(0, len(numbers), share)]
+        return list(chain.from_iterable(self._pool.map(self._read_in_turn, parts)))
 
     def decode(self, row: int) -> NDArray[np.uint8]:
-        """The row's pixels, `(H, W, 3)` uint8 RGB, by the canonical decode. Raises ReadError."""
+        """The row's pixels, (H, W, 3) uint8 RGB, by the canonical decode. Raises ReadError."""
         data = self._bytes(int(row))
         if int(self.table.state[row]) == State.RAW:
             return data.reshape(self.table.height[row], self.table.width[row], 3)
@@ -84,18 +83,18 @@ class Reader:
         with self._lock:
             self._shards.clear()
 
-    def _some(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | ReadError]:
-        found: list[NDArray[np.uint8] | ReadError] = []
+    def _read_in_turn(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | ReadError]:
+        items: list[NDArray[np.uint8] | ReadError] = []
         if self._single:
             self._read_ahead(rows)
         for row in rows:
             try:
-                # As an int: NumPy takes 7 us to compare one of its own with an enum.
+                # As an int: comparing a NumPy integer with an enum takes 7 us.
                 native = int(self.table.state[row]) not in (State.PIL, State.RAW)
-                found.append(self._bytes(row) if native else np.frombuffer(to_ppm(self.decode(row)), np.uint8))
+                items.append(self._bytes(row) if native else np.frombuffer(to_ppm(self.decode(row)), np.uint8))
             except ReadError as error:
-                found.append(error)
-        return found
+                items.append(error)
+        return items
 
     def _bytes(self, row: int) -> NDArray[np.uint8]:
         table = self.table
@@ -105,9 +104,9 @@ class Reader:
         try:
             if self._loose:
                 file = _Descriptor(table.root / table.containers[table.container[row]])
-                data = np.frombuffer(os.pread(file.number, length + 1, 0), np.uint8)  # one more shows a file that grew
+                data = np.frombuffer(os.pread(file.number, length + 1, 0), np.uint8)  # + 1 reveals a file that grew
             else:
-                file = self._shard(int(table.container[row]))  # held by name until it is read
+                file = self._shard(int(table.container[row]))  # the name keeps it open until it is read
                 data = np.frombuffer(os.pread(file.number, length, offset), np.uint8)
         except OSError as error:
             raise ReadError(row, table.name(row), error.strerror or "unreadable") from None
@@ -117,11 +116,11 @@ class Reader:
         return data
 
     def _read_ahead(self, rows: Sequence[int]) -> None:
-        """Let storage fetch all rows at once, so that whoever touches them first need not wait for each."""
+        """Let storage fetch all rows at once, so that the reads that follow do not wait one by one."""
         try:
             file = self._shard(0)
         except OSError:
-            return  # reading says by row what is wrong
+            return  # reading reports the error for each row
         for row in rows:
             os.posix_fadvise(
                 file.number, int(self.table.offset[row]), int(self.table.length[row]), os.POSIX_FADV_WILLNEED
@@ -141,7 +140,7 @@ class Reader:
 
 
 class _Descriptor:
-    """An open file that closes when nobody holds it: a thread may still read what the LRU list has let go."""
+    """An open file that closes with its last reference: a thread may still read what the LRU list has dropped."""
 
     def __init__(self, path: os.PathLike[str]) -> None:
         self.number = -1

@@ -1,8 +1,7 @@
-"""WebDataset tar shards: reading any, and writing ours, with DALI's index and a table beside them.
+"""WebDataset tar shards: reads them, and writes them with DALI's index and a sample table.
 
-A shard is an uncompressed tar of `key.jpg` (or another image suffix) and, where there is a label, `key.cls`
-with the class number as text. Images are read at random by byte range, so a few large files serve a true
-global shuffle.
+A shard is an uncompressed tar of `key.jpg` (or another image suffix) and, for an image with a label, `key.cls` with
+the class number as text. Images are read by byte range in any order, so a global shuffle needs only a few large files.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Listing, in_processes, probe_rows, progress_bar
 from pipeline.dataset.table import DatasetError, Names, SampleTable, locked, sync_folder
-from pipeline.dataset.tars import Range, list_tar, split_key
-
-BLOCK = 512  # of a tar
+from pipeline.dataset.tars import BLOCK, Range, list_tar, split_key
 
 
 class Record(NamedTuple):
-    """An image to pack: key (no dot or blank in its last part), encoded bytes, suffix without dot, label or
-    -1."""
+    """An image to pack: key (no dot or blank in its last part), encoded bytes, suffix without dot, label or -1."""
 
     key: str
     data: bytes
@@ -36,15 +32,14 @@ class Record(NamedTuple):
 
 
 def list_shards(paths: Sequence[Path]) -> tuple[Path, Listing]:
-    """The common folder of the shards, and their listing (a name per shard, in order of name; labels all
-    -1)."""
+    """The common folder of the shards, and their listing: a name per shard, sorted; labels all -1."""
     paths = sorted(Path(path).absolute() for path in paths)
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    found = [path.stat() for path in paths]
+    stats = [path.stat() for path in paths]
     return root, Listing(
         names=Names.of(str(path.relative_to(root)) for path in paths),
-        bytes=np.array([info.st_size for info in found], np.int64),
-        mtime_ns=np.array([info.st_mtime_ns for info in found], np.int64),
+        bytes=np.array([info.st_size for info in stats], np.int64),
+        mtime_ns=np.array([info.st_mtime_ns for info in stats], np.int64),
         label=np.full(len(paths), -1, np.int32),
         classes=(),
     )
@@ -56,22 +51,21 @@ def scan_shards(
     progress: bool = True,
     listing: tuple[Path, Listing] | None = None,
 ) -> SampleTable:
-    """Decode every image of the shards once and give their table, a row per image in order of shard and
-    offset.
+    """The table of the shards, a row per image in order of shard and offset; decodes every image once.
 
-    Raises DatasetError for a shard that is compressed, cut short or damaged, and for a label that is no
-    number.
+    listing: from `list_shards`, if the caller has it. Raises DatasetError for a shard that is compressed, cut short or
+    damaged, and for a label that is not a number.
     """
-    root, found = list_shards(paths) if listing is None else listing
+    root, shards = list_shards(paths) if listing is None else listing
     parts = []
-    with progress_bar(len(found.names), "reading shards", "shard", progress) as bar:
-        files = (Range(str(root / name)) for name in found.names)
+    with progress_bar(len(shards.names), "reading shards", "shard", progress) as bar:
+        files = (Range(str(root / name)) for name in shards.names)
         for index, members in enumerate(in_processes(list_tar, files, workers)):
             labels = [members.labels.get(split_key(name)[0], -1) for name in members.names]
             parts.append(np.stack([np.full(len(labels), index), members.offsets, members.lengths, labels]))
             bar.update()
-    table = _table(root, found.names, np.concatenate(parts, axis=1), (), workers, progress)
-    return replace(table, fingerprint=found.fingerprint())
+    table = _table(root, shards.names, np.concatenate(parts, axis=1), (), workers, progress)
+    return replace(table, fingerprint=shards.fingerprint())
 
 
 def _table(
@@ -82,7 +76,7 @@ def _table(
     workers: int,
     progress: bool,
 ) -> SampleTable:
-    """The table of the ranges in `columns` (4, N): container, offset, length, label."""
+    """The table of N byte ranges; `columns`: (4, N) int64 container, offset, length, label."""
     container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
     probes = probe_rows(root, names, container, offset, length, workers, progress)
     return SampleTable(
@@ -104,32 +98,31 @@ def pack(
     progress: bool = False,
     total: int | None = None,
 ) -> SampleTable:
-    """Write `records` as shards `<prefix>-000000.tar`, each with its `.idx`, and their table to a new folder
-    `out`.
+    """Write `records` to the new folder `out`: shards `<prefix>-000000.tar`, ..., each with its `.idx`, and a table.
 
-    A shard ends before it would pass `max_bytes` or `max_count` images. The same records give the same bytes.
-    All is written beside `out` and renamed at the end: `out` is complete or not there. Raises DatasetError.
+    A shard ends before it exceeds `max_bytes` or `max_count` images. The same records give the same bytes. Everything
+    is written next to `out` and renamed at the end, so `out` is complete or does not exist. Raises DatasetError.
     """
     out = Path(out).absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DatasetError(f"{out}: is there already; remove it or give another folder")
+        raise DatasetError(f"{out}: already exists; remove it or give another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     with locked(out.with_name(f".{out.name}.lock")):
-        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
         partial.mkdir()
         try:
             with progress_bar(total, f"packing {out.name}", "img", progress) as bar:
                 counted = _counted(records, bar)
                 names, digests, columns = _write_shards(counted, partial, prefix, max_bytes, max_count)
             if not names:
-                raise DatasetError(f"{out}: there are no images to pack")
+                raise DatasetError(f"{out}: no images to pack")
             table = _table(partial, names, columns, classes, workers, progress)
             table.save(partial / "table.npz", digests)
             sync_folder(partial)
             os.rename(partial, out)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)  # there only if something failed
+            shutil.rmtree(partial, ignore_errors=True)  # exists only after a failure
         sync_folder(out.parent)
     return replace(table, root=out)
 
@@ -143,7 +136,7 @@ def _counted(records: Iterable[Record | tuple[str, bytes, str, int]], bar: Any) 
 def _write_shards(
     records: Iterator[Record], folder: Path, prefix: str, max_bytes: int, max_count: int | None
 ) -> tuple[list[str], dict[str, str], NDArray[np.int64]]:
-    """Names, SHA-256 by name, and (4, N) container, offset, length, label."""
+    """Names of the shards, SHA-256 by name, and (4, N) container, offset, length, label."""
     names: list[str] = []
     digests: dict[str, str] = {}
     rows: list[tuple[int, int, int, int]] = []
@@ -172,7 +165,7 @@ def _check(record: Record) -> None:
 
 
 class Shard:
-    """A tar being written, its digest, and the lines of its index."""
+    """A tar that is being written, its digest, and the lines of its index."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.position = path, 0
@@ -181,7 +174,7 @@ class Shard:
         self._digest = hashlib.sha256()
 
     def add(self, record: Record) -> tuple[int, int]:
-        """Append the image and its label; offset and length of the image."""
+        """Append the image and its label; returns offset and length of the image."""
         offset, line = self._member(record.key, record.suffix, record.data)
         if record.label >= 0:
             line += " " + self._member(record.key, "cls", b"%d" % record.label)[1]
@@ -200,9 +193,9 @@ class Shard:
         self.position += len(data)
 
     def close(self) -> str:
-        """Finish the tar, write its index as DALI's wds2idx would, and give the tar's SHA-256."""
+        """Finish the tar and write its index in the format of DALI's wds2idx; returns the tar's SHA-256."""
         self._write(bytes(2 * BLOCK))
-        self._write(bytes(-self.position % (20 * BLOCK)))  # tar's habit: records of 20 blocks
+        self._write(bytes(-self.position % (20 * BLOCK)))  # tar pads to records of 20 blocks
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -214,14 +207,13 @@ class Shard:
 
 
 def _header(name: str, size: int) -> bytes:
-    """A ustar header with nothing in it that varies: no time, no owner. (tarfile makes it too, but takes 60
-    us.)"""
+    """A ustar header without time and owner, so that it never varies. (tarfile takes 60 us for it.)"""
     folder, raw = b"", name.encode()
     if len(raw) > 100:
         cut = raw.find(b"/", len(raw) - 101)
         folder, raw = raw[:cut], raw[cut + 1 :]
         if cut <= 0 or len(folder) > 155:
-            raise DatasetError(f"key of {name!r}: too long for a tar (100 bytes, and 155 for folders)")
+            raise DatasetError(f"key of {name!r}: too long for a tar (100 bytes for the name, 155 for its folders)")
     start = raw.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" % size + b"00000000000\0"
     end = b"0" + bytes(100) + b"ustar\x0000" + bytes(64) + b"0000000\0" * 2 + folder.ljust(167, b"\0")
     return start + b"%06o\0 " % (sum(start) + sum(end) + 8 * 32) + end

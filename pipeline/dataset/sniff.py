@@ -1,25 +1,25 @@
-"""Which files count as images: by extension, and by their first bytes where the name does not tell."""
+"""Which files count as images: by extension, or by their first bytes if the name has no image extension."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-# What `pipeline.dataset.images` decodes.
+# Of the formats that `pipeline.dataset.images` decodes.
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".jfif",
     ".jpe", ".mpo", ".apng", ".pgm", ".pbm", ".pnm", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".avifs",
 )  # fmt: skip
-HEAD = 16  # bytes that `looks_like_image` wants
+HEAD = 16  # bytes that `looks_like_image` needs
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s+[\d#]"
     rb"|II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
-# A camera's own files are TIFFs as well, of which Pillow would show the thumbnail.
+# Raw camera files are TIFFs too; Pillow would decode their thumbnail.
 CAMERA = (".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".srw", ".pef", ".orf", ".rw2", ".3fr", ".iiq")
 EXTENSION = re.compile(r"\.(?=\w*[a-z])\w{1,8}")
-SHOWN = 8  # extensions named in a message
+MAX_EXTENSIONS = 8  # in a message
 
 
 def has_extension(name: str) -> bool:
@@ -27,12 +27,12 @@ def has_extension(name: str) -> bool:
 
 
 def looks_like_image(name: str, head: bytes) -> bool:
-    """Whether a file that begins with `head` is one of the formats that are decoded, whatever it is called."""
+    """Whether a file that starts with `head` has a format that is decoded, and not the name of a raw camera file."""
     return MAGIC.match(head) is not None and not name.lower().endswith(CAMERA)
 
 
 def extension(name: str) -> str:
-    """'.txt', or 'no extension' (numbers after a dot are none either)."""
+    """'.txt', or 'no extension' (digits after a dot are not an extension)."""
     base = name.rpartition("/")[2].lower()
     dot = base.rfind(".")
     return base[dot:] if dot > 0 and EXTENSION.fullmatch(base[dot:]) else "no extension"
@@ -41,6 +41,6 @@ def extension(name: str) -> str:
 def in_words(counts: Mapping[str, int]) -> str:
     """'3 other files (.txt 2, .csv 1)'"""
     most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    named = [f"{name} {count:,}" for name, count in most[:SHOWN]] + ["..."] * (len(most) > SHOWN)
+    named = [f"{name} {count:,}" for name, count in most[:MAX_EXTENSIONS]] + ["..."] * (len(most) > MAX_EXTENSIONS)
     total = sum(counts.values())
     return f"{total:,} other file{'s' * (total != 1)} ({', '.join(named)})"

@@ -1,7 +1,7 @@
-"""The sample table: one row per image, whatever container holds the bytes.
+"""The sample table: one row per image, in whatever container the bytes are.
 
-Everything that follows (order, draw, reader) names an image by its row. A table is written once, by a scan or
-by `pack`, and never changes; a bad image keeps its row, so that an order computed from the table stays valid.
+Order, draw and reader refer to an image by its row. A table is written once, by a scan or by `pack`, and never changes;
+a bad image keeps its row, so that an order computed from the table stays valid.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 VERSION = 1
-UTF8 = ("utf-8", "surrogateescape")  # Linux file names need not be UTF-8: every byte must come back
+UTF8 = ("utf-8", "surrogateescape")  # Linux file names need not be UTF-8; this keeps every byte
 COLUMNS = {
     "container": np.int32, "offset": np.int64, "length": np.int64,
     "width": np.int32, "height": np.int32, "label": np.int32, "state": np.uint8,
@@ -31,20 +32,20 @@ COLUMNS = {
 
 
 class DatasetError(ValueError):
-    """The data are not what the setting says: one line that names setting, value and mend."""
+    """The data do not fit the setting: one line with the setting, its value and what to do."""
 
 
 class State(IntEnum):
     """How a row's bytes become pixels."""
 
-    OK = 0  # every decoder reads them natively
-    PIL = 1  # odd, but readable: they go through `pipeline.dataset.images.decode`
-    QUARANTINED = 2  # nobody can read them; `SampleTable.quarantine` has the reason
-    RAW = 3  # they are the pixels: height x width x 3, RGB, 8 bits (in a .beton)
+    OK = 0  # every backend decodes them
+    PIL = 1  # unusual: `pipeline.dataset.images.decode` decodes them
+    QUARANTINED = 2  # not decodable; `SampleTable.quarantine` has the reason
+    RAW = 3  # they are pixels: height x width x 3, RGB, 8 bits (in a .beton)
 
 
 class Names(Sequence[str]):
-    """Immutable strings in two arrays, so that 14 million file names load without 14 million objects."""
+    """Immutable strings in two arrays, so that 14 million file names do not become 14 million objects."""
 
     def __init__(self, blob: bytes) -> None:
         """`blob`: the strings in UTF-8, each ended by a zero byte."""
@@ -82,14 +83,16 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class SampleTable:
-    """Columns over N rows.
+    """N rows in columns.
 
     root: folder to which `containers` (file names, any sequence of str) are relative.
-    container: (N,) int32 index into `containers`; offset, length: (N,) int64 bytes of the image in it.
-    width, height: (N,) int32 pixels as displayed (EXIF turn applied), 0 if quarantined.
-    label: (N,) int32, -1 without; classes: the names of labels 0.. (empty where unknown).
+    container: (N,) int32 index into `containers`; offset, length: (N,) int64 byte range of the image in it.
+    width, height: (N,) int32 pixels as displayed (after EXIF rotation), 0 if quarantined.
+    label: (N,) int32, -1 without; classes: the names of labels 0, 1, ... (empty if unknown).
     state: (N,) uint8 of State; quarantine: row -> reason, for exactly the rows in state QUARANTINED.
-    fingerprint: of the listing that was scanned, '' if none was.
+    fingerprint: of the listing that was scanned, '' without a scan.
+
+    Raises ValueError if the columns contradict each other.
     """
 
     root: Path
@@ -121,34 +124,34 @@ class SampleTable:
         return np.flatnonzero(self.state != State.QUARANTINED)
 
     def digest(self) -> str:
-        """SHA-256 of what training sees of the rows: bytes, size in pixels, label and state of each, in order. The same
-        for a dataset that was copied, moved or touched."""
-        found = hashlib.sha256()
+        """SHA-256 of the columns that training depends on: length, width, height, label and state of each row.
+        It does not change when the dataset is copied, moved or touched."""
+        digest = hashlib.sha256()
         for column in (self.length, self.width, self.height, self.label, self.state):
-            found.update(column.tobytes())
-        return found.hexdigest()
+            digest.update(column.tobytes())
+        return digest.hexdigest()
 
     @property
     def loose(self) -> bool:
-        """Whether every image is a file of its own (a folder), not a range of a shard."""
+        """Whether every image is a separate file (a folder of images), not a range of a shard."""
         return not self.offset.any()
 
     def name(self, row: int) -> str:
-        """What to call a row in a message: its file, or `shard.tar:member`."""
+        """Name of a row for messages: its file, or `shard.tar:member`."""
         file = str(self.containers[self.container[row]])
         offset = int(self.offset[row])
         return file if not offset else f"{file}:{_tar_member(self.root / file, offset) or f'byte {offset}'}"
 
     def save(self, path: Path, digests: Mapping[str, str] | None = None) -> None:
-        """Write `path` (.npz) and a readable `<stem>.json` beside it, each at once or not at all.
+        """Write `path` (.npz) and a readable manifest `<stem>.json` in the same folder, each atomically.
 
-        `digests`: SHA-256 per shard, where the caller has them; else the shards are read again.
+        digests: SHA-256 by shard, if the caller has them; else the shards are read for them.
         """
         path = Path(path)
         inside = path.parent.resolve() == self.root.resolve()
         rows = np.fromiter(self.quarantine, np.int64, len(self.quarantine))
         texts = {
-            "root": "." if inside else str(self.root.resolve()),  # '.': a packed folder can be moved
+            "root": "." if inside else str(self.root.resolve()),  # relative, so that a packed folder can be moved
             "fingerprint": self.fingerprint,
         }
         blobs = {
@@ -159,7 +162,7 @@ class SampleTable:
         }
         arrays: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         arrays |= {name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}
-        # The manifest goes first: who sees the table sees its manifest too.
+        # The manifest comes first, so that no table exists without one.
         with replacing(path.with_suffix(".json")) as file:
             file.write(json.dumps(self._manifest(digests), indent=1, ensure_ascii=True).encode() + b"\n")
         with replacing(path) as file:
@@ -168,7 +171,7 @@ class SampleTable:
     def _manifest(self, digests: Mapping[str, str] | None) -> dict[str, Any]:
         shards = [] if self.loose else list(self.containers)
         if shards and digests is None:
-            with ThreadPoolExecutor(8) as pool:  # hashlib lets go of the GIL
+            with ThreadPoolExecutor(8) as pool:  # hashlib releases the GIL
                 sums = pool.map(lambda name: sha256(self.root / name), shards)
                 digests = dict(zip(shards, sums, strict=True))
         return {
@@ -188,17 +191,16 @@ class SampleTable:
 
     @classmethod
     def load(cls, path: Path) -> SampleTable:
-        """Read what `save` wrote. Raises DatasetError if the file is missing, damaged or of another
-        version."""
+        """The table that `save` wrote. Raises DatasetError if the file is missing, damaged or of another version."""
         path = Path(path)
-        mend = "delete it, and the table is built anew"
+        advice = "delete it, and the table is built again"
         try:
             with np.load(path, allow_pickle=False) as stored:
                 if "version" not in stored:
-                    raise DatasetError(f"{path}: not a sample table; {mend}")
+                    raise DatasetError(f"{path}: not a sample table; {advice}")
                 if int(stored["version"]) != VERSION:
-                    told = f"sample table of version {int(stored['version'])}, this program reads {VERSION}"
-                    raise DatasetError(f"{path}: {told}; {mend}")
+                    problem = f"sample table of version {int(stored['version'])}, this program reads {VERSION}"
+                    raise DatasetError(f"{path}: {problem}; {advice}")
                 texts = json.loads(stored["texts"].tobytes())
                 reasons = Names(stored["reasons"].tobytes())
                 columns = {name: stored[name] for name in COLUMNS}
@@ -217,11 +219,16 @@ class SampleTable:
         except FileNotFoundError:
             raise DatasetError(f"{path}: no such file") from None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-            raise DatasetError(f"{path}: damaged sample table ({_one_line(error)}); {mend}") from None
+            raise DatasetError(f"{path}: damaged sample table ({_one_line(error)}); {advice}") from None
+
+
+def count_reasons(quarantine: Mapping[Any, str]) -> str:
+    """Summary of a quarantine, row or name -> reason: '2 truncated, 1 zero bytes'."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(quarantine.values()).most_common())
 
 
 def _problem(table: SampleTable) -> str:
-    """What contradicts itself in a table, '' if nothing does."""
+    """The first contradiction in a table, '' if it has none."""
     rows = len(table.container)
     if any(len(getattr(table, name)) != rows for name in COLUMNS):
         return "columns of different lengths"
@@ -237,14 +244,14 @@ def _problem(table: SampleTable) -> str:
         return "an unknown state"
     raw = table.state == State.RAW
     if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
-        return "raw pixels of another length than 3 x width x height"
+        return "the length of raw pixels is not 3 x width x height"
     if sorted(table.quarantine) != np.flatnonzero(table.state == State.QUARANTINED).tolist():
         return "the quarantine list and the states disagree"
     return ""
 
 
 def _tar_member(path: Path, offset: int) -> str:
-    """The name in the tar header just before `offset`, '' if there is none."""
+    """The name in the tar header just before `offset`; '' if there is no header."""
     try:
         with open(path, "rb") as file:
             file.seek(offset - 512)

@@ -1,4 +1,4 @@
-"""JPEG bytes to pixels inside compiled code, by libjpeg-turbo through ffcv's C function `imdecode`."""
+"""JPEG bytes to pixels inside compiled code, by libjpeg-turbo: its own API or ffcv's C function `imdecode`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from pipeline.kernel.simd import array_at, call_decompress, call_imdecode
+from pipeline.kernel.native import array_at, call_decompress, call_imdecode
 
-FINE, BROKEN, MISFIT, TURNED = range(4)  # status of a row
+FINE, BROKEN, MISFIT, ROTATED = range(4)  # status of a row
 ORIENTATION = 0x0112  # TIFF tag
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    """ffcv's shared library, and through it libjpeg-turbo. The package itself, which loads torch and OpenCV, is not."""
+    """ffcv's shared library, which links libjpeg-turbo. Importing the package itself would load torch and OpenCV."""
     spec = importlib.util.find_spec("ffcv")
     folders = spec.submodule_search_locations if spec else None
     for path in sorted(path for folder in folders or [] for path in Path(folder).glob("_libffcv*.so")):
@@ -27,12 +27,12 @@ def _library() -> ctypes.CDLL:
 
 
 def function_address(name: str) -> int:
-    """Address of a C function of ffcv or libjpeg-turbo. Raises ImportError without ffcv."""
+    """Address of a C function of ffcv or libjpeg-turbo. Raises ImportError if ffcv is not installed."""
     return ctypes.cast(getattr(_library(), name), ctypes.c_void_p).value or 0
 
 
 def new_decompressor() -> int:
-    """A handle for tjDecompress2, to be used by one thread at a time; `free_decompressor` ends it."""
+    """A handle for tjDecompress2, for one thread at a time; `free_decompressor` frees it."""
     create = _library().tjInitDecompress
     create.restype = ctypes.c_void_p
     return create()
@@ -44,8 +44,8 @@ def free_decompressor(handle: int) -> None:
 
 @njit(nogil=True, error_model="numpy")
 def header_status(data, height, width):
-    """What a JPEG's header (`data`, bytes) says: FINE for an upright image of height x width; MISFIT for another size,
-    TURNED if EXIF wants it turned, BROKEN without a frame."""
+    """The status of a JPEG (`data`, its bytes) by its header: FINE for an upright image of height x width, MISFIT for
+    another size, ROTATED if its EXIF orientation is not 1, BROKEN without a frame header."""
     if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
         return BROKEN
     at = np.int64(2)
@@ -56,7 +56,7 @@ def header_status(data, height, width):
         if marker == 0xFF:  # a fill byte
             at += 1
             continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # these stand alone
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             at += 2
             continue
         length = np.int64(data[at + 2]) << 8 | np.int64(data[at + 3])
@@ -65,14 +65,14 @@ def header_status(data, height, width):
             columns = np.int64(data[at + 7]) << 8 | np.int64(data[at + 8])
             return FINE if rows == height and columns == width else MISFIT
         if marker == 0xE1 and _orientation(data[at + 4 : at + 2 + length]) != 1:
-            return TURNED
+            return ROTATED
         at += 2 + length
     return BROKEN
 
 
 @njit(nogil=True, error_model="numpy")
 def _orientation(block):
-    """Orientation in an APP1 block of a JPEG; 1 where it says none."""
+    """EXIF orientation in an APP1 block of a JPEG; 1 if it is absent or invalid."""
     if len(block) < 16 or block[0] != 0x45 or block[1] != 0x78 or block[2] != 0x69 or block[3] != 0x66:  # "Exif"
         return 1
     tiff = block[6:]
@@ -90,7 +90,7 @@ def _orientation(block):
 
 @njit(nogil=True, error_model="numpy")
 def _number(data, at, count, little):
-    """Unsigned number of `count` bytes at `at`; 0 where data ends before."""
+    """Unsigned integer of `count` bytes at `at`; 0 if `data` ends before it does."""
     if at + count > len(data):
         return 0
     value = np.int64(0)
@@ -100,9 +100,11 @@ def _number(data, at, count, little):
 
 
 @njit(nogil=True, error_model="numpy")
-def pixels_of(function, handle, address, length, jpeg, height, width, image):
-    """RGB bytes of a row into `image` (>= 3 * height * width,): a JPEG's at `address` decoded, or the pixels there
-    copied. `function` is the address of tjDecompress2 with a `handle`, or of imdecode without (0). Returns the status.
+def read_pixels(function, handle, address, length, jpeg, height, width, image):
+    """Write the RGB bytes of a row to `image` (>= 3 * height * width,) and return the row's status.
+
+    A JPEG at `address` is decoded; raw pixels there are copied. `function`: address of tjDecompress2, or of imdecode if
+    `handle` is 0.
     """
     data = array_at(address, length, np.uint8)
     if not jpeg:

@@ -1,4 +1,4 @@
-"""The compiled driver of the fused kernel: takes rows of a batch, decodes each once and makes all of its crops."""
+"""The compiled loop of the fused kernel: takes rows of a batch, decodes each once and makes all of its crops."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from pipeline.kernel.decode import FINE, MISFIT, pixels_of
+from pipeline.kernel.decode import FINE, MISFIT, read_pixels
 from pipeline.kernel.hsv import stepwise_color
+from pipeline.kernel.native import array_at, take_next
 from pipeline.kernel.pixels import affine_color, blur, is_identity, mean_color, store_crop
 from pipeline.kernel.resample import resample
-from pipeline.kernel.simd import array_at, take_next
 
-# Stages, as bits: all of them make crops, fewer are for timing.
+# Stages as bits of a mask. Crops need all of them; `stage_times` runs fewer.
 RESAMPLE, COLOR, BLUR, STORE = (1 << bit for bit in range(4))
 STAGES = {"resample": RESAMPLE, "color": COLOR, "blur": BLUR, "store": STORE}
 EVERYTHING = sum(STAGES.values())
 
 
 class Scratch(NamedTuple):
-    """What one thread works in; see `_scratch` in kernel.py."""
+    """Working memory of one thread; `_scratch` in kernel.py allocates it."""
 
-    handle: int  # of tjDecompress2, or 0
+    handle: int  # tjDecompress2's, or 0 for imdecode
     image: np.ndarray  # the decoded image, uint8
     strip: np.ndarray  # 32 rows before or after a transpose, uint8
-    turned: np.ndarray  # the same transposed, uint8
+    transposed: np.ndarray  # the same rows transposed, uint8
     planes: np.ndarray  # the crop, uint8
-    other: np.ndarray  # the crop blurred one way, uint8
-    first_row: np.ndarray  # taps of the resampling: int32, weights uint16
+    half_blurred: np.ndarray  # the crop blurred along one axis, uint8
+    first_row: np.ndarray  # int32, first input row of each output row
     first_column: np.ndarray
-    row_weights: np.ndarray
+    row_weights: np.ndarray  # uint16, the taps' weights
     column_weights: np.ndarray
-    taps: np.ndarray  # (4, size) float32, for the weights on their way
+    taps: np.ndarray  # (4, size) float32, intermediate values of `tap_weights`
     blur_weights: np.ndarray  # uint16
     mean: np.ndarray  # (3,) float32
 
 
 class Work(NamedTuple):
-    """A batch of B rows and V views as the compiled code reads it."""
+    """A batch of B rows and V views in the form that the compiled code reads."""
 
     address: np.ndarray  # (B,) int64, of the encoded bytes or pixels
     length: np.ndarray  # (B,) int64, bytes
@@ -58,19 +58,19 @@ class Work(NamedTuple):
     grayscale: np.ndarray  # (B, V) bool
     blur: np.ndarray  # (B, V) bool
     sigma: np.ndarray  # (B, V) float32
-    target: np.ndarray  # (V,) int64, address of the view's (B, size, size, 3) block
+    target: np.ndarray  # (V,) int64, address of each view's (B, size, size, 3) block
     status: np.ndarray  # (B,) uint8
-    counter: np.ndarray  # (1,) int64, the next row
+    counter: np.ndarray  # (1,) int64, the next row to process
 
 
 class Setting(NamedTuple):
-    """What stays the same from batch to batch."""
+    """Values that stay the same from batch to batch."""
 
     decoder: int  # address of the C function
-    exact: bool  # color step by step
-    kind: int  # of the output, as in `store_crop`
+    exact: bool  # color step by step, else as one affine map
+    kind: int  # output dtype, numbered as in `store_crop`
     size: np.ndarray  # (V,) int64
-    rim: int  # pixels around a crop, for the blur
+    rim: int  # pixels around a crop that the blur reads
     margin: int  # bytes on either side of the planes' rows, at least `rim` and a multiple of 16
     gain: np.ndarray  # (3 * largest size,) float32
     bias: np.ndarray
@@ -80,23 +80,23 @@ class Setting(NamedTuple):
 def compiled_driver() -> Any:
     """The compiled driver, process(work, setting, scratch, stages).
 
-    numba renews its disk cache when this file changes, but not when a file that it calls changes. The function
-    therefore closes over the digest of all sources, which makes it part of the cache key.
+    numba renews its disk cache when this file changes, but not when a module that it calls changes. So the function
+    closes over a digest of this folder's sources, which makes the digest part of the cache key.
     """
     digest = source_digest(Path(__file__).parent)
 
     def process(work, setting, scratch, stages):
-        """Take rows until none is left; returns the digest of the sources."""
+        """Process rows of the batch until all are taken; returns the digest of the sources."""
         while True:
             row = take_next(work.counter)
             if row >= len(work.status):
                 return digest
-            work.status[row] = _image(work, setting, scratch, stages, row)
+            work.status[row] = _process_row(work, setting, scratch, stages, row)
 
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(process)
-    except RuntimeError:  # nowhere to write a cache
+    except RuntimeError:  # numba finds no writable cache folder
         return njit(**options)(process)
 
 
@@ -106,8 +106,8 @@ def source_digest(folder: Path) -> str:
 
 
 @njit(nogil=True, error_model="numpy")
-def _image(work, setting, scratch, stages, row):
-    """Decode one image and make its crops; returns the status. Crops of a row that fails are 0."""
+def _process_row(work, setting, scratch, stages, row):
+    """Decode one image and make its crops; returns the row's status. The crops of a row that fails are all 0."""
     height, width = work.height[row], work.width[row]
     status = MISFIT
     if height > 0 and width > 0 and 3 * height * width + 64 <= len(scratch.image):
@@ -117,7 +117,7 @@ def _image(work, setting, scratch, stages, row):
             if top < 0 or left < 0 or rows < 1 or columns < 1 or rows > height - top or columns > width - left:
                 status = MISFIT
     if status == FINE:
-        status = pixels_of(
+        status = read_pixels(
             setting.decoder,
             scratch.handle,
             work.address[row],
@@ -135,13 +135,13 @@ def _image(work, setting, scratch, stages, row):
         if status != FINE:
             array_at(target, crop, np.uint8)[:] = 0
         elif stages & RESAMPLE:
-            _crop(work, setting, scratch, stages, row, view, size, target)
+            _make_crop(work, setting, scratch, stages, row, view, size, target)
     return status
 
 
 @njit(nogil=True, error_model="numpy")
-def _crop(work, setting, scratch, stages, row, view, size, target):
-    """One crop of the decoded image, written to the address `target`."""
+def _make_crop(work, setting, scratch, stages, row, view, size, target):
+    """Write one crop of the decoded image to the address `target`."""
     planes = scratch.planes
     stride = plane_stride(size, setting.margin)
     at = 3 * setting.rim * stride + setting.margin
@@ -165,12 +165,12 @@ def _crop(work, setting, scratch, stages, row, view, size, target):
             mean_color(planes, at, stride, size, scratch.mean)
             affine_color(planes, at, stride, size, linear, offset, scratch.mean)
     if stages & BLUR and work.blur[row, view]:
-        blur(planes, scratch.other, at, stride, size, work.sigma[row, view], setting.rim, scratch.blur_weights)
+        blur(planes, scratch.half_blurred, at, stride, size, work.sigma[row, view], setting.rim, scratch.blur_weights)
     if stages & STORE:
         store_crop(planes, at, stride, size, scratch.strip, target, setting.kind, setting.gain, setting.bias)
 
 
 @njit(nogil=True, error_model="numpy")
 def plane_stride(size, margin):
-    """Bytes between the rows of the planes, a multiple of 32."""
+    """Bytes from one row of the planes to the next, a multiple of 32."""
     return (size + 31) // 32 * 32 + 2 * margin

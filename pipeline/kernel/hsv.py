@@ -1,6 +1,6 @@
-"""Color jitter step by step, as torchvision does it on PIL images: rounded and clipped after each, hue in HSV.
+"""Color jitter step by step, as torchvision does it on PIL images: rounded and clipped after each step, hue in HSV.
 
-The arithmetic is PIL's own, in bytes and float32, so that the same resampled crop gives the same bytes.
+The arithmetic is that of PIL, in bytes and float32, so that the same resampled crop gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ def _gray(red, green, blue):
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
 def _blend(base, value, factor):
-    """base + factor * (value - base), clipped and cut to a byte: PIL's ImageEnhance."""
+    """base + factor * (value - base), clipped to [0, 255] and truncated: PIL's ImageEnhance."""
     base = np.float32(base)
     return np.uint8(np.int32(min(max(base + factor * (np.float32(value) - base), ZERO), FULL)))
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _turned(red, green, blue, shift):
-    """Hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts; float32 in and out, whole numbers.
+def _shift_hue(red, green, blue, shift):
+    """(red, green, blue) with the hue raised by `shift` of 256 steps, through HSV in bytes as PIL converts.
 
-    PIL mixes 32 and 64 bits; in 32 the bytes are the same for every color and hue (all were compared). All of it in
-    float32 and without branches, so that LLVM makes full vectors of it.
+    All values are whole numbers in float32. PIL mixes 32 and 64 bits; 32 bits give the same bytes for every color and
+    hue (all were compared). The code has no branches, so that LLVM makes full vectors of it.
     """
     value, lowest = max(max(red, green), blue), min(min(red, green), blue)
     spread = value - lowest
     saturation = np.floor(spread / max(value, ONE) * FULL)
-    part = (value - (red + green + blue - value - lowest)) / max(spread, ONE)  # how far the middle one is from the top
+    part = (value - (red + green + blue - value - lowest)) / max(spread, ONE)  # distance of middle from top
     if_red = ONE - part if green > blue else part - ONE
     if_green = ONE + part if red > blue else THREE - part
     if_blue = THREE + part if green > red else FIVE - part
@@ -48,7 +48,7 @@ def _turned(red, green, blue, shift):
     sector = np.floor((sixths + HALF) * OVER_FULL)
     fraction = sixths - sector * FULL
     falls = (sector == ONE) | (sector == THREE) | (sector == FIVE)
-    # numerators are whole numbers below 2^24, so exact; none is half-way between two levels
+    # numerators are whole numbers below 2^24, so exact; no quotient is half-way between two levels
     low = np.floor(value * (FULL - saturation) * OVER_FULL + HALF)
     middle = value * (FULL * FULL - saturation * (fraction if falls else FULL - fraction))
     middle = np.floor(middle * OVER_SQUARE + HALF)
@@ -74,7 +74,7 @@ def _mean_gray(planes, at, stride, size):
 
 @njit(nogil=True, error_model="numpy")
 def _blend_all(planes, at, stride, size, base, factor):
-    """Every byte blended with the same `base`, in place."""
+    """Blend every byte with the same `base`, in place."""
     for row in range(3 * size):
         line = planes[at + row * stride : at + row * stride + size]
         for i in range(size):
@@ -83,7 +83,7 @@ def _blend_all(planes, at, stride, size, base, factor):
 
 @njit(nogil=True, error_model="numpy")
 def _saturate(planes, at, stride, size, factor):
-    """Each pixel blended with its own gray, in place; factor 0 is grayscale."""
+    """Blend each pixel with its own gray, in place; factor 0 is grayscale."""
     for column in range(size):
         start = at + 3 * column * stride
         reds = planes[start : start + size]
@@ -100,8 +100,8 @@ def _saturate(planes, at, stride, size, factor):
 
 
 @njit(nogil=True, error_model="numpy")
-def _turn_hue(planes, at, stride, size, factor):
-    """Hue turned by `factor` of a circle, in place."""
+def _rotate_hue(planes, at, stride, size, factor):
+    """Rotate the hue of every pixel by `factor` of a full circle, in place."""
     shift = np.float32(np.int32(np.float64(factor) * 255))
     for column in range(size):
         start = at + 3 * column * stride
@@ -109,19 +109,19 @@ def _turn_hue(planes, at, stride, size, factor):
         greens = planes[start + stride : start + stride + size]
         blues = planes[start + 2 * stride : start + 2 * stride + size]
         for i in range(size):
-            red, green, blue = _turned(np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i]), shift)
+            red, green, blue = _shift_hue(np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i]), shift)
             reds[i], greens[i], blues[i] = np.uint8(np.int32(red)), np.uint8(np.int32(green)), np.uint8(np.int32(blue))
 
 
 @njit(nogil=True, error_model="numpy")
 def stepwise_color(planes, at, stride, size, jitter, factors, order, grayscale):
-    """Brightness, contrast, saturation and hue by `factors` in `order` if `jitter`, then grayscale; in place."""
+    """Apply brightness, contrast, saturation and hue by `factors` in `order` if `jitter`, then grayscale; in place."""
     for position in range(4 if jitter else 0):
         step = order[position]
         factor = factors[step]
         if step == 3:
-            if factor != ZERO:  # ColorJitter leaves out a step without strength: a turn by 0 would still round in HSV
-                _turn_hue(planes, at, stride, size, factor)
+            if factor != ZERO:  # ColorJitter skips a step without strength; a rotation by 0 would still round in HSV
+                _rotate_hue(planes, at, stride, size, factor)
         elif step == 2:
             _saturate(planes, at, stride, size, factor)
         else:

@@ -1,8 +1,8 @@
-"""The fused multi-crop kernel: one decode of each image, then all of its crops while it is hot in the cache.
+"""The fused multi-crop kernel: decodes each image once, then makes all of its crops while it is in the cache.
 
-    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalise and store
+    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalize and store
 
-Compiled by numba on first use and cached on disk. Threads take rows off a shared counter, without the GIL.
+Compiled by numba on first use and cached on disk. Threads take rows from a shared counter, without the GIL.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ MAX_PIXELS = 89_478_485  # of an image, as in images.py
 
 
 class Kernel:
-    """Decodes and crops batches in `threads` threads of its own.
+    """Decodes and crops batches in its own `threads` threads.
 
-    dtype: of the crops; "bfloat16" gives its bits as uint16; "uint8" stops after resampling and flip: no color, no
-    blur, no normalisation. crops.jitter.exact: torchvision's color steps one by one; without it they are composed to
-    one affine map (see color.py). dct: "fast" is ffcv's own decoder, a level off PIL on average; "accurate" decodes to
-    PIL's very pixels and takes about 4 % longer. Raises ImportError without ffcv.
+    dtype: of the crops; "bfloat16" returns the bits as uint16; "uint8" stops after resampling and flip (no color, blur
+    or normalization). crops.jitter.exact: torchvision's color steps one by one, else composed to one affine map (see
+    color.py). dct: "accurate" gives exactly PIL's pixels; "fast" is ffcv's own decoder, on average one level off PIL
+    and about 4 % faster. Raises ValueError for other values, ImportError if ffcv is not installed.
     """
 
     def __init__(
@@ -65,27 +65,27 @@ class Kernel:
         self.stages = RESAMPLE | STORE if dtype == "uint8" else EVERYTHING
         self.setting = _setting(crops, dtype, dct)
         self.process = compiled_driver()
-        self.capacity = (0, 0)  # pixels and longest side of the images that scratch has room for
+        self.capacity = (0, 0)  # pixels and longest side of the largest image that scratch holds
         self.scratch: list[Scratch] = []
         self.handles = [new_decompressor() if dct == "accurate" else 0 for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
         self._end = weakref.finalize(self, _end, self.pool, self.handles)
         self.lock = threading.Lock()
-        nobody = np.empty(0, np.int64)
-        self.run([], nobody.astype(bool), nobody, nobody, _no_draw(len(crops.views)), self.buffers(0))  # compiles
+        empty = np.empty(0, np.int64)
+        self.run([], empty.astype(bool), empty, empty, _empty_draw(len(crops.views)), self.buffers(0))  # compiles
 
     def buffers(self, batch: int) -> list[np.ndarray]:
-        """Uninitialised outputs for `run`, (views of the group, batch, size, size, 3) for each resolution group.
+        """Uninitialized outputs for `run`, (views of the group, batch, size, size, 3) for each resolution group.
 
-        They begin at multiples of 64 bytes; others are as good, but take longer to fill.
+        They start at multiples of 64 bytes. `run` accepts other addresses too, but takes longer to fill them.
         """
         dtype = np.dtype(DTYPES[self.dtype])
         outputs = []
         for size, members in self.crops.groups:
             shape = (len(members), batch, size, size, 3)
             room = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
-            begin = -room.ctypes.data % 64
-            outputs.append(room[begin : begin + len(room) - 64].view(dtype).reshape(shape))
+            start = -room.ctypes.data % 64
+            outputs.append(room[start : start + len(room) - 64].view(dtype).reshape(shape))
         return outputs
 
     def run(
@@ -99,23 +99,24 @@ class Kernel:
     ) -> UInt8[np.ndarray, " B"]:
         """Execute a draw: images[i] holds JPEG bytes (1-d uint8) where jpeg[i], else RGB pixels (H, W, 3) uint8.
 
-        Writes `outputs` as from `buffers` (C-contiguous; batch B) and returns a status per row: 0 fine; 1 the JPEG is
-        broken (or the library warned of it); 2 height x width are not the image's own, or a window lies outside; 3 the
-        JPEG's EXIF wants it turned: give its pixels instead. Crops of rows that are not fine are 0.
+        Writes `outputs` (shaped as from `buffers`, C-contiguous) and returns the status of each row: 0 fine; 1 the JPEG
+        is broken, or the library warned about it; 2 the image is not height x width, or a window lies outside it; 3
+        EXIF rotates the JPEG (pass its upright pixels instead). Crops of a row whose status is not 0 are all 0.
 
-        Called from two threads, one's batch is prepared while the other's runs. Raises ValueError for wrong outputs.
+        Two threads may call this at once: one prepares its batch while the other's runs. Raises ValueError if the
+        shapes or dtypes of the arguments do not fit.
         """
-        work, _kept = self._work(images, jpeg, height, width, draw, outputs)
+        work, _alive = self._work(images, jpeg, height, width, draw, outputs)
         with self.lock:
             self._execute(work, self.stages)
         return work.status
 
     def close(self) -> None:
-        """End the threads; nothing runs after it. A kernel that nobody holds any more is closed too."""
+        """End the threads; the kernel cannot run again. Garbage collection closes a kernel too."""
         self._end()
 
     def _work(self, images, jpeg, height, width, draw, outputs) -> tuple[Work, list[np.ndarray]]:
-        """The batch as the compiled code reads it, and the images that it points at, to be kept alive."""
+        """The batch in the form that the compiled code reads, and the images whose memory it points to."""
         images = [np.ascontiguousarray(image, np.uint8) for image in images]
         batch, views = len(images), len(self.crops.views)
         expected = [(len(members), batch, size, size, 3) for size, members in self.crops.groups]
@@ -131,13 +132,13 @@ class Kernel:
                 target[view] = out.ctypes.data + position * out.strides[0]
         height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
         fits = (height > 0) & (width > 0) & (height <= MAX_PIXELS // np.maximum(width, 1))
-        height, width = np.where(fits, height, 0), np.where(fits, width, 0)  # what does not fit is refused
+        height, width = np.where(fits, height, 0), np.where(fits, width, 0)  # size 0 makes the driver reject the row
         length = [
             image.size if encoded or image.shape == shape else 0
             for image, encoded, shape in zip(images, jpeg, zip(height, width, [3] * batch, strict=True), strict=True)
         ]
         linear, offset = color_matrices(draw)
-        work = Work(  # copies throughout: a read-only array would be another type, and compile all anew
+        work = Work(  # always copies: a read-only array is another numba type, which would compile everything again
             address=np.array([image.ctypes.data for image in images], np.int64),
             length=np.array(length, np.int64),
             jpeg=np.array(jpeg, bool),
@@ -163,17 +164,17 @@ class Kernel:
         self._make_room(work.height, work.width)
         work.counter[0] = 0
         tasks = [self.pool.submit(self.process, work, self.setting, scratch, stages) for scratch in self.scratch]
-        wait(tasks)  # also where one fails: the others write to the outputs until they end
+        wait(tasks)  # for all, even if one fails: the others write to the outputs until they end
         for task in tasks:
             task.result()
 
     def _make_room(self, height: np.ndarray, width: np.ndarray) -> None:
-        """Grow the scratch to the batch's largest image."""
+        """Grow the scratch memory to hold the batch's largest image."""
         pixels = int(np.max(height * width, initial=1))
         side = int(np.max(np.maximum(height, width), initial=1))
         if pixels > self.capacity[0] or side > self.capacity[1]:
             room = max(pixels, self.capacity[0]), max(side, self.capacity[1])
-            self.capacity, self.scratch = (0, 0), []  # the old goes before the new comes
+            self.capacity, self.scratch = (0, 0), []  # frees the old memory before the new is allocated
             self.scratch = [_scratch(*room, self.setting, handle) for handle in self.handles]
             self.capacity = room
 
@@ -202,17 +203,17 @@ def _setting(crops: Crops, dtype: str, dct: str) -> Setting:
 
 
 def _scratch(pixels: int, side: int, setting: Setting, handle: int) -> Scratch:
-    """Room for images of up to `pixels` pixels and `side` pixels a side, and for the largest crop."""
+    """Memory for images of up to `pixels` pixels and `side` pixels a side, and for the largest crop."""
     size = int(setting.size.max())
-    row = 3 * max(side, size) + 128  # bytes; vectors read and write past the end of a row
+    row = 3 * max(side, size) + 128  # bytes; vectors read and write beyond the end of a row
     planes = (3 * (size + 2 * setting.rim) + 16) * plane_stride.py_func(size, setting.margin) + 64
     return Scratch(
         handle=handle,
         image=np.empty(3 * pixels + 128, np.uint8),
         strip=np.empty(STRIP * row, np.uint8),
-        turned=np.empty(STRIP * row, np.uint8),
+        transposed=np.empty(STRIP * row, np.uint8),
         planes=np.zeros(planes, np.uint8),
-        other=np.zeros(planes, np.uint8),
+        half_blurred=np.zeros(planes, np.uint8),
         first_row=np.empty(size, np.int32),
         first_column=np.empty(size, np.int32),
         row_weights=np.empty(2 * side + 4 * size, np.uint16),
@@ -223,18 +224,18 @@ def _scratch(pixels: int, side: int, setting: Setting, handle: int) -> Scratch:
     )
 
 
-def _no_draw(views: int) -> Draw:
+def _empty_draw(views: int) -> Draw:
     """The draw of an empty batch."""
-    none = np.empty((0, views), bool)
+    flags = np.empty((0, views), bool)
     return Draw(
         rows=np.empty(0, np.int64),
         window=np.empty((0, views, 4), np.int64),
-        flip=none,
-        jitter=none,
+        flip=flags,
+        jitter=flags,
         factors=np.empty((0, views, 4), np.float32),
         order=np.empty((0, views, 4), np.uint8),
-        grayscale=none,
-        blur=none,
+        grayscale=flags,
+        blur=flags,
         sigma=np.empty((0, views), np.float32),
     )
 
@@ -248,18 +249,19 @@ def stage_times(
     draw: Draw,
     rounds: int = 5,
 ) -> dict[str, float]:
-    """CPU milliseconds per image of decode, resample, color, blur and store (which normalises), and `total`.
+    """CPU milliseconds per image of decode, resample, color, blur and store (which normalizes), and `total`.
 
-    The batch runs with ever more stages switched on, in turn within each round; medians over rounds of the differences.
-    CPU time, so that other processes disturb less; other threads of this process must be idle.
+    Each round runs the batch several times, with one more stage switched on each time; a stage's time is the median
+    over rounds of the difference. CPU time is measured because other processes disturb it less; other threads of this
+    process must be idle.
     """
     outputs = kernel.buffers(len(images))
     names = ["decode", *(name for name, bit in STAGES.items() if kernel.stages & bit)]
     masks = np.cumsum([STAGES.get(name, 0) for name in names]).tolist()
     times = np.empty((rounds, len(masks)))
-    work, _kept = kernel._work(images, jpeg, height, width, draw, outputs)
+    work, _alive = kernel._work(images, jpeg, height, width, draw, outputs)
     with kernel.lock:
-        for round in range(-1, rounds):  # the first warms up
+        for round in range(-1, rounds):  # round -1 warms up
             for position, mask in enumerate(masks):
                 start = time.process_time()
                 kernel._execute(work, mask)

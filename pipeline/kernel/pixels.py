@@ -1,6 +1,6 @@
-"""What is done to a resampled crop: color as one affine map, Gaussian blur, normalisation and store.
+"""The steps after resampling: color as one affine map, Gaussian blur, normalization and store.
 
-All on the planes that kernel_resample.py describes: bytes, row 3 * column + channel holds a column of the crop.
+All work on the planes that resample.py describes: bytes, where row 3 * column + channel holds a column of the crop.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from pipeline.kernel.native import copy_bytes
 from pipeline.kernel.resample import STRIP, weigh_rows
 from pipeline.kernel.simd import (
     BYTES,
     add,
     add_signed,
     byte_pair_sums,
-    copy_bytes,
     even_128,
     lane_sum,
     load,
@@ -33,23 +33,23 @@ from pipeline.kernel.simd import (
     transpose16,
 )
 
-FLUSH = 128  # sums of two bytes that a 16-bit lane holds
+FLUSH = 128  # a 16-bit lane holds this many sums of two bytes
 
 
 @njit(nogil=True, error_model="numpy")
 def mean_color(planes, at, stride, size, mean):
-    """Mean of each channel of the crop into `mean` (3,) float32, in levels; rows beyond `size` must be 0."""
+    """Write the mean of each channel to `mean` (3,) float32, in levels of 255; rows beyond `size` must be 0."""
     for channel in range(3):
-        total, held = 0, 0
+        total, summed = 0, 0
         lanes = splat(np.uint16(0))
         for column in range(size):
             start = at + (3 * column + channel) * stride
             for i in range(0, size, BYTES):
                 lanes = add(lanes, byte_pair_sums(load(planes, start + i)))
-                held += 1
-                if held == FLUSH:
+                summed += 1
+                if summed == FLUSH:
                     total += lane_sum(lanes)
-                    lanes, held = splat(np.uint16(0)), 0
+                    lanes, summed = splat(np.uint16(0)), 0
         mean[channel] = (total + lane_sum(lanes)) / (size * size)
 
 
@@ -65,7 +65,7 @@ def is_identity(linear, offset):
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
 def _fixed(value, one):
-    """A lane with `value` in 16 bits, signed, `one` standing for 1.0."""
+    """All lanes `value` as a signed 16-bit fixed-point number in which `one` is 1.0."""
     return splat(np.uint16(int(min(max(np.rint(value * one), -32768.0), 32767.0)) & 0xFFFF))
 
 
@@ -81,11 +81,11 @@ def _mixed(red, green, blue, a, b, c, base):
 def affine_color(planes, at, stride, size, linear, offset, mean):
     """x' = linear x + offset mean for each pixel, in place; rounded and clipped. `mean` (3,) float32 in levels.
 
-    Sums of eighths of a level in 16 bits: before rounding off by 0.06 levels on average and 0.3 at most, as long as no
-    entry of `linear` exceeds 8 (SwAV's strengths give at most 6).
+    Sums are in eighths of a level, in 16 bits: before rounding they are 0.06 levels off on average and 0.3 at most, as
+    long as no entry of `linear` exceeds 8 (SwAV's strengths give at most 6).
     """
-    one = 4096.0  # bytes are times 128 and the product is cut by 2^16: eighths
-    half = 4.0 + 1.5  # of a level, and of what the three products lose
+    one = 4096.0  # bytes are multiplied by 128 and the product is divided by 2^16: eighths
+    half = 4.0 + 1.5  # eighths: half a level, and what rounding down the three products loses
     a, b, c = _fixed(linear[0, 0], one), _fixed(linear[0, 1], one), _fixed(linear[0, 2], one)
     d, e, f = _fixed(linear[1, 0], one), _fixed(linear[1, 1], one), _fixed(linear[1, 2], one)
     g, h, k = _fixed(linear[2, 0], one), _fixed(linear[2, 1], one), _fixed(linear[2, 2], one)
@@ -117,7 +117,7 @@ def affine_color(planes, at, stride, size, linear, offset, mean):
 
 @njit(nogil=True, error_model="numpy")
 def gaussian_weights(sigma, largest, weights):
-    """Gaussian of `sigma` pixels as 2 r + 1 weights (uint16, sum 65535); returns r, at most `largest`."""
+    """Write the 2 r + 1 weights (uint16, sum 65535) of a Gaussian of `sigma` pixels; returns r, at most `largest`."""
     radius = min(int(np.ceil(3.0 * sigma)), largest)
     if radius == 0:
         return 0
@@ -139,39 +139,38 @@ def gaussian_weights(sigma, largest, weights):
 
 
 @njit(nogil=True, error_model="numpy")
-def blur(planes, other, at, stride, size, sigma, rim, weights):
-    """Gaussian blur of `sigma` pixels in place; edges are repeated. `other` is scratch like `planes`, both with a rim
-    of `rim` pixels on all sides."""
+def blur(planes, half_blurred, at, stride, size, sigma, rim, weights):
+    """Gaussian blur of `sigma` pixels in place; edges are repeated. `half_blurred` is scratch of the planes' shape;
+    both have `rim` spare pixels on all sides."""
     radius = gaussian_weights(sigma, rim, weights)
     if radius == 0:
         return
     n = 2 * radius + 1
-    for row in range(3 * size):  # all edges first: a load right behind a store that it overlaps would wait for it
+    for row in range(3 * size):  # all edges first: a load waits for a store just before it that it overlaps
         start = at + row * stride
-        first, last = _repeated(planes[start]), _repeated(planes[start + size - 1])
+        first, last = _splat_byte(planes[start]), _splat_byte(planes[start + size - 1])
         for i in range(0, radius, 16):
             store_half(planes, start - i - 16, first)
             store_half(planes, start + size + i, last)
     pixel = 3 * stride
-    count = 2 * stride + size  # the three channels of a column, with what lies between
-    for column in range(
-        size + radius
-    ):  # along columns, and right behind it across them, while they are in the L1 cache
+    count = 2 * stride + size  # bytes from the first to the last of a column's three channels
+    # Blurs along each column, and across columns `radius` behind, while they are in the L1 cache.
+    for column in range(size + radius):
         here = at + column * pixel
         if column < size:
-            weigh_rows(other, here, planes, here - radius, 1, weights, 0, 1, n, count)
+            weigh_rows(half_blurred, here, planes, here - radius, 1, weights, 0, 1, n, count)
         if column == 0:
-            _repeat(other, here, -pixel, radius, count)
+            _repeat(half_blurred, here, -pixel, radius, count)
         if column == size - 1:
-            _repeat(other, here, pixel, radius, count)
+            _repeat(half_blurred, here, pixel, radius, count)
         if column >= radius:
             here -= radius * pixel
-            weigh_rows(planes, here, other, here - radius * pixel, pixel, weights, 0, 1, n, count)
+            weigh_rows(planes, here, half_blurred, here - radius * pixel, pixel, weights, 0, 1, n, count)
 
 
 @njit(nogil=True, error_model="numpy")
 def _repeat(target, at, step, times, count):
-    """Copy `count` bytes from `at` on to at + step, at + 2 * step, ..."""
+    """Copy the `count` bytes at `at` to at + step, at + 2 * step, ..., `times` times."""
     for i in range(at, at + count, BYTES):
         value = load(target, i)
         for k in range(1, times + 1):
@@ -179,14 +178,14 @@ def _repeat(target, at, step, times, count):
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def _repeated(byte):
+def _splat_byte(byte):
     return splat(np.uint16(np.uint16(byte) * 257))
 
 
 @njit(nogil=True, error_model="numpy")
 def store_crop(planes, at, stride, size, strip, address, kind, gain, bias):
-    """Crop to (size, size, 3) values at `address`: byte * gain + bias, both (3 * size,) float32, one value a channel in
-    turn. `kind`: 0 float32, 1 float16, 2 bfloat16, 3 the bytes themselves."""
+    """Write the crop as (size, size, 3) values at `address`: byte * gain + bias, both (3 * size,) float32, red, green
+    and blue in turn. `kind`: 0 float32, 1 float16, 2 bfloat16, 3 the bytes themselves."""
     samples = 3 * size
     pitch = (samples + 15) // 16 * 16
     each = 4 if kind == 0 else 1 if kind == 3 else 2

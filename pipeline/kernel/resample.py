@@ -1,8 +1,8 @@
 """Antialiased bilinear resampling of a window in bytes and 16-bit sums, as PIL resizes a cropped image.
 
-Vertical first: 32 output rows at a time are weighted sums of image rows. These are transposed, so that the horizontal
-pass is a weighted sum of rows too, and everything after it works on *planes*: row 3 * (column + RIM) + channel holds
-that column of the crop from top to bottom. The last step, the store, transposes back.
+The vertical pass comes first: 32 output rows at a time are weighted sums of image rows. They are transposed, so that
+the horizontal pass is a weighted sum of rows too. All later steps work on these *planes*: row 3 * (column + rim) +
+channel holds that column of the crop from top to bottom. The last step, the store, transposes back.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ STRIP = 32  # output rows that are resampled together: their intermediate stays 
 
 @njit(nogil=True, error_model="numpy")
 def tap_weights(length, size, first, weights, work):
-    """Triangle filter from `length` to `size` pixels: output i takes inputs first[i] + k, k < n, with weights
-    weights[k * size + i] that sum to 65535. Returns n, the same for all i; some weights may be 0.
+    """Triangle filter from `length` to `size` pixels: output i is the sum over k < n of input first[i] + k times
+    weights[k * size + i]; an output's weights sum to 65535. Returns n, the same for all i; some weights may be 0.
 
     first: (>= size,) int32; weights: (>= n * size,) uint16, n <= 2 * max(length / size, 1) + 1; work: (4, >= size)
     float32.
@@ -26,24 +26,24 @@ def tap_weights(length, size, first, weights, work):
     scale = length / size
     stretch = max(scale, 1.0)
     n = min(int(np.ceil(2.0 * stretch)), length)
-    slope, one, none = np.float32(1.0 / stretch), np.float32(1), np.float32(0)
+    slope, one, zero = np.float32(1.0 / stretch), np.float32(1), np.float32(0)
     middle, factor, cumulated, reached = work[0], work[1], work[2], work[3]
     for i in range(size):
         center = (i + 0.5) * scale
         start = min(max(int(center - stretch + 0.5), 0), length - n)
         first[i] = start
         middle[i] = center - 0.5 - start
-        factor[i] = none
+        factor[i] = zero
     for k in range(n):
         for i in range(size):
-            factor[i] += max(none, one - abs(np.float32(k) - middle[i]) * slope)
+            factor[i] += max(zero, one - abs(np.float32(k) - middle[i]) * slope)
     for i in range(size):
         factor[i] = np.float32(65535) / factor[i]
         cumulated[i] = np.float32(0.5)
-        reached[i] = none
-    for k in range(n):  # rounded as running sums, so that their sum is exact
+        reached[i] = zero
+    for k in range(n):  # running sums are rounded, so that the weights sum to 65535 exactly
         for i in range(size):
-            cumulated[i] += max(none, one - abs(np.float32(k) - middle[i]) * slope) * factor[i]
+            cumulated[i] += max(zero, one - abs(np.float32(k) - middle[i]) * slope) * factor[i]
             upto = np.float32(np.int32(cumulated[i]))
             weights[k * size + i] = np.uint16(np.int32(upto - reached[i]))
             reached[i] = upto
@@ -55,7 +55,7 @@ def weigh_rows(target, at, source, start, stride, weights, w, step, n, count):
     """target[at + i] = sum over k < n of source[start + k * stride + i] * weights[w + k * step] / 65536, rounded;
     for i < count.
 
-    Bytes; reads and writes up to 31 beyond `count`. Products are rounded down: `half` gives back what that loses.
+    All are bytes; reads and writes up to 31 bytes beyond `count`. Each product is rounded down; `half` makes up for it.
     """
     half = splat(np.uint16(128 + min(n, 254) // 2))
     i = 0
@@ -79,19 +79,19 @@ def weigh_rows(target, at, source, start, stride, weights, w, step, n, count):
 
 @njit(nogil=True, error_model="numpy")
 def resample(image, image_width, window, size, flip, scratch, planes, at, stride):
-    """Window (top, left, height, width) of `image`, RGB bytes with rows of image_width pixels, to `size` x `size`.
+    """Resize the window (top, left, height, width) of `image`, RGB bytes in rows of image_width pixels, to size x size.
 
-    planes[at + (3 * column + channel) * stride + row]: bytes. Rows from `size` up to a full strip come out as 0.
+    Writes bytes to planes[at + (3 * column + channel) * stride + row]; rows from `size` up to a full strip become 0.
     """
     top, left, height, width = window[0], window[1], window[2], window[3]
-    strip, turned = scratch.strip, scratch.turned
+    strip, transposed = scratch.strip, scratch.transposed
     n_rows = tap_weights(height, size, scratch.first_row, scratch.row_weights, scratch.taps)
     n_columns = tap_weights(width, size, scratch.first_column, scratch.column_weights, scratch.taps)
     pitch = 3 * image_width
     samples = 3 * width
     strip_stride = (samples + 63) // 64 * 64
     if strip_stride // 64 % 2 == 0:
-        strip_stride += 64  # an odd number of cache lines: the rows of a transpose fall into different sets
+        strip_stride += 64  # an odd number of cache lines puts the rows of a transpose into different cache sets
     half = splat(np.uint16(128 + min(n_columns, 254) // 2))
     for row in range(0, size, STRIP):
         for r in range(STRIP):
@@ -104,17 +104,17 @@ def resample(image, image_width, window, size, flip, scratch, planes, at, stride
                 strip[r * strip_stride : r * strip_stride + samples] = 0
         for q in range(0, samples, 16):
             for r in range(0, STRIP, 16):
-                transpose16(turned, q * STRIP + r, STRIP, strip, r * strip_stride + q, strip_stride)
+                transpose16(transposed, q * STRIP + r, STRIP, strip, r * strip_stride + q, strip_stride)
         for column in range(size):
             source = scratch.first_column[column] * 3 * STRIP
             even0 = odd0 = even1 = odd1 = even2 = odd2 = splat(np.uint16(0))
             for k in range(n_columns):
                 weight = splat(scratch.column_weights[k * size + column])
-                x = load(turned, source + 3 * STRIP * k)
+                x = load(transposed, source + 3 * STRIP * k)
                 even0, odd0 = add(even0, scaled(even_bytes(x), weight)), add(odd0, scaled(x, weight))
-                x = load(turned, source + 3 * STRIP * k + STRIP)
+                x = load(transposed, source + 3 * STRIP * k + STRIP)
                 even1, odd1 = add(even1, scaled(even_bytes(x), weight)), add(odd1, scaled(x, weight))
-                x = load(turned, source + 3 * STRIP * k + 2 * STRIP)
+                x = load(transposed, source + 3 * STRIP * k + 2 * STRIP)
                 even2, odd2 = add(even2, scaled(even_bytes(x), weight)), add(odd2, scaled(x, weight))
             target = at + 3 * (size - 1 - column if flip else column) * stride + row
             store(planes, target, packed(even0, odd0, half))

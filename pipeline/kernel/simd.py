@@ -1,14 +1,14 @@
-"""What numba lacks for the fused kernel: vectors of bytes, a byte transpose, C calls by address, an atomic counter.
+"""Vector instructions for numba: loads, stores and arithmetic on 32 bytes, a byte transpose, bytes to floats.
 
-Each function here is a few LLVM instructions that compiled code inlines. LLVM maps the vectors to whatever the CPU has
-(one AVX2 register, two of SSE or NEON). A `Lanes` value is 32 bytes seen as 16 lanes of 16 bits: a lane holds two
-neighbouring bytes, the even one low, the odd one high (little-endian, as are all CPUs that torch runs on).
+Each function here is a few LLVM instructions that compiled code inlines. LLVM maps the vectors to what the CPU has (one
+AVX2 register, two of SSE or NEON). A `Lanes` value is 32 bytes seen as 16 lanes of 16 bits: a lane holds two
+neighboring bytes, the even one low, the odd one high (little-endian, as are all CPUs that torch runs on).
 """
 
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
@@ -33,7 +33,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, fe_type, _VECTOR)
 
 
-def _pointer(context, builder, kind, array, index, pointee):
+def pointer_to(context, builder, kind, array, index, pointee):
     """Address of array[index] as a pointer to `pointee`."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), pointee.as_pointer())
@@ -52,11 +52,11 @@ def _splat(builder, scalar, vector):
 # ---------------------------------------------------------------------------------------------- vectors
 @intrinsic
 def load(typing, array, index):
-    """32 bytes of a uint8 array from `index` on, unaligned."""
+    """The 32 bytes of a uint8 array from `index` on, unaligned."""
 
     def build(context, builder, signature, args):
         array, index = args
-        return builder.load(_pointer(context, builder, signature.args[0], array, index, _VECTOR), align=1)
+        return builder.load(pointer_to(context, builder, signature.args[0], array, index, _VECTOR), align=1)
 
     return LANES(array, types.intp), build
 
@@ -67,7 +67,7 @@ def store(typing, array, index, value):
 
     def build(context, builder, signature, args):
         array, index, value = args
-        builder.store(value, _pointer(context, builder, signature.args[0], array, index, _VECTOR), align=1)
+        builder.store(value, pointer_to(context, builder, signature.args[0], array, index, _VECTOR), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, LANES), build
@@ -83,7 +83,7 @@ def store_half(typing, array, index, value):
         lower = builder.shuffle_vector(
             value, value, ir.Constant(ir.VectorType(_I32, half.count), list(range(half.count)))
         )
-        builder.store(lower, _pointer(context, builder, signature.args[0], array, index, half), align=1)
+        builder.store(lower, pointer_to(context, builder, signature.args[0], array, index, half), align=1)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, LANES), build
@@ -91,7 +91,7 @@ def store_half(typing, array, index, value):
 
 @intrinsic
 def splat(typing, value):
-    """All 16 lanes the same uint16."""
+    """A vector whose 16 lanes all hold the same uint16."""
 
     def build(context, builder, signature, args):
         return _splat(builder, args[0], _VECTOR)
@@ -132,10 +132,10 @@ def even_bytes(typing, a):
 
 @intrinsic
 def packed(typing, even, odd, half):
-    """Bytes from the sums of even bytes times 256 and of whole lanes; `half` is added before rounding down.
+    """Bytes from two sums: of even bytes times 256, and of whole lanes; `half` is added before rounding down.
 
-    A whole lane is its odd byte times 256 plus its even byte, so the latter's sum is taken off `odd` again: that is one
-    subtraction here instead of a mask at every tap.
+    A whole lane is its odd byte times 256 plus its even byte, so the sum of the even bytes is subtracted from `odd`
+    here: one subtraction instead of a mask at every tap.
     """
 
     def build(context, builder, signature, args):
@@ -152,7 +152,7 @@ def packed(typing, even, odd, half):
 
 @intrinsic
 def even_128(typing, a):
-    """The even bytes times 128, which signed lanes hold."""
+    """The even bytes times 128, which fits into signed lanes."""
 
     def build(context, builder, signature, args):
         return builder.lshr(builder.shl(args[0], _all(_VECTOR, 8)), _all(_VECTOR, 1))
@@ -162,7 +162,7 @@ def even_128(typing, a):
 
 @intrinsic
 def odd_128(typing, a):
-    """The odd bytes times 128, which signed lanes hold."""
+    """The odd bytes times 128, which fits into signed lanes."""
 
     def build(context, builder, signature, args):
         return builder.and_(builder.lshr(args[0], _all(_VECTOR, 1)), _all(_VECTOR, 0x7F80))
@@ -212,7 +212,7 @@ def packed_eighths(typing, even, odd):
 
 @intrinsic
 def byte_pair_sums(typing, a):
-    """Even plus odd byte of each lane."""
+    """The even byte plus the odd byte of each lane."""
 
     def build(context, builder, signature, args):
         (a,) = args
@@ -244,7 +244,7 @@ def transpose16(typing, target, at, target_stride, source, start, source_stride)
         rows = []
         for row in range(16):
             index = builder.add(start, builder.mul(source_stride, ir.Constant(_I64, row)))
-            rows.append(builder.load(_pointer(context, builder, signature.args[3], source, index, vector), align=1))
+            rows.append(builder.load(pointer_to(context, builder, signature.args[3], source, index, vector), align=1))
         mask = ir.VectorType(_I32, 16)
         low = ir.Constant(mask, [half + 16 * side for half in range(8) for side in range(2)])
         high = ir.Constant(mask, [half + 16 * side for half in range(8, 16) for side in range(2)])
@@ -253,7 +253,7 @@ def transpose16(typing, target, at, target_stride, source, start, source_stride)
             rows = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in (low, high)]
         for column in range(16):
             index = builder.add(at, builder.mul(target_stride, ir.Constant(_I64, column)))
-            builder.store(rows[column], _pointer(context, builder, signature.args[0], target, index, vector), align=1)
+            builder.store(rows[column], pointer_to(context, builder, signature.args[0], target, index, vector), align=1)
         return context.get_dummy_value()
 
     integers = [types.intp] * 2
@@ -277,7 +277,7 @@ def _bfloat_bits(builder, value):
 
 
 def _value_store(count: int, size: int, round_values):
-    """Makes an intrinsic that stores `count` bytes as values of `size` bytes: byte * gain + bias, then rounded."""
+    """An intrinsic that stores `count` bytes as values of `size` bytes: byte * gain + bias, then rounded."""
 
     @intrinsic
     def store_values(typing, address, array, index, gain, bias, column):
@@ -285,9 +285,9 @@ def _value_store(count: int, size: int, round_values):
             address, array, index, gain, bias, column = args
             numbers = ir.VectorType(_I8, count)
             floats = ir.VectorType(ir.FloatType(), count)
-            number = builder.load(_pointer(context, builder, signature.args[1], array, index, numbers), align=1)
-            gain = builder.load(_pointer(context, builder, signature.args[3], gain, column, floats), align=4)
-            bias = builder.load(_pointer(context, builder, signature.args[4], bias, column, floats), align=4)
+            number = builder.load(pointer_to(context, builder, signature.args[1], array, index, numbers), align=1)
+            gain = builder.load(pointer_to(context, builder, signature.args[3], gain, column, floats), align=4)
+            bias = builder.load(pointer_to(context, builder, signature.args[4], bias, column, floats), align=4)
             product = builder.fmul(builder.uitofp(number, floats), gain, flags=("contract",))
             value = builder.fadd(product, bias, flags=("contract",))
             if round_values:
@@ -295,7 +295,7 @@ def _value_store(count: int, size: int, round_values):
             pointer = builder.inttoptr(address, value.type.as_pointer())
             if count == 1:
                 builder.store(value, pointer, align=1)
-            else:  # around the cache: the crops are read much later, and lines that are overwritten need no reading
+            else:  # bypasses the cache: the crops are read much later, and overwritten lines need not be loaded first
                 stored = builder.store(value, pointer, align=count * size)
                 stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
             return context.get_dummy_value()
@@ -305,87 +305,7 @@ def _value_store(count: int, size: int, round_values):
     return store_values
 
 
-# 16 values at an address that is a multiple of their size together; or a single one, anywhere
+# `stream_*`: 16 values at an address that is a multiple of their total size; `store_*`: one value at any address
 stream_floats, store_float = _value_store(16, 4, None), _value_store(1, 4, None)
 stream_halves, store_half_float = _value_store(16, 2, _half_bits), _value_store(1, 2, _half_bits)
 stream_bfloats, store_bfloat = _value_store(16, 2, _bfloat_bits), _value_store(1, 2, _bfloat_bits)
-
-
-# ---------------------------------------------------------------------------------------------- addresses
-@intrinsic
-def _to_pointer(typing, address):
-    def build(context, builder, signature, args):
-        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), build
-
-
-@njit(forceinline=True)
-def array_at(address, count, dtype):
-    """1-d array of `count` elements of `dtype` that lie at `address`; the caller keeps them alive."""
-    return carray(_to_pointer(address), (count,), dtype)
-
-
-@intrinsic
-def copy_bytes(typing, address, array, index, count):
-    """Copy `count` bytes of a uint8 array from `index` on to `address`."""
-
-    def build(context, builder, signature, args):
-        address, array, index, count = args
-        target = builder.inttoptr(address, _I8.as_pointer())
-        cgutils.raw_memcpy(builder, target, _pointer(context, builder, signature.args[1], array, index, _I8), count, 1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, array, types.int64, types.int64), build
-
-
-@intrinsic
-def call_imdecode(typing, function, source, length, height, width, target):
-    """ffcv's imdecode at address `function`: JPEG bytes at `source` -> RGB at `target`; not 0 on errors and warnings.
-
-    By address, because numba does not cache on disk what closes over a ctypes function.
-    """
-
-    def build(context, builder, signature, args):
-        function, source, length, height, width, target = args
-        byte = _I8.as_pointer()
-        height, width = builder.trunc(height, _I32), builder.trunc(width, _I32)
-        zero, one = ir.Constant(_I32, 0), ir.Constant(_I32, 1)
-        # source, size, height, width, target, crop height and width, offsets, scale 1/1, no crop, no flip
-        kind = ir.FunctionType(_I32, [byte, _I64, _I32, _I32, byte, *[_I32] * 8])
-        pointer = builder.inttoptr(function, kind.as_pointer())
-        source, target = builder.inttoptr(source, byte), builder.inttoptr(target, byte)
-        arguments = [source, length, height, width, target, height, width, zero, zero, one, one, zero, zero]
-        return builder.call(pointer, arguments)
-
-    return types.int32(*[types.int64] * 6), build
-
-
-@intrinsic
-def take_next(typing, counter):
-    """counter[0] before it is raised by one, atomically: threads share the rows of a batch without a lock."""
-
-    def build(context, builder, signature, args):
-        pointer = _pointer(context, builder, signature.args[0], args[0], ir.Constant(_I64, 0), _I64)
-        return builder.atomic_rmw("add", pointer, ir.Constant(_I64, 1), "monotonic")
-
-    return types.int64(counter), build
-
-
-@intrinsic
-def call_decompress(typing, function, handle, source, length, height, width, target):
-    """libjpeg-turbo's tjDecompress2 at address `function` with its accurate DCT; arguments and result as of
-    call_imdecode, `handle` from tjInitDecompress, one a thread."""
-
-    def build(context, builder, signature, args):
-        function, handle, source, length, height, width, target = args
-        byte = _I8.as_pointer()
-        height, width = builder.trunc(height, _I32), builder.trunc(width, _I32)
-        zero = ir.Constant(_I32, 0)
-        # handle, source, size, target, width, pitch (as the width), height, pixel format RGB, no flags
-        kind = ir.FunctionType(_I32, [byte, byte, _I64, byte, *[_I32] * 5])
-        pointer = builder.inttoptr(function, kind.as_pointer())
-        handle, source, target = (builder.inttoptr(address, byte) for address in (handle, source, target))
-        return builder.call(pointer, [handle, source, length, target, width, zero, height, zero, zero])
-
-    return types.int32(*[types.int64] * 7), build

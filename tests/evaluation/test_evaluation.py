@@ -104,7 +104,7 @@ def test_classes_of_the_test_folder_are_the_training_sets_by_name(tmp_path):
     train, test = open_splits(data, progress=False)
     assert [train.classes[label] for label in sorted(set(test.label))] == ["b", "c"]
     write_folder(tmp_path / "val" / "d", photos[:2])
-    with pytest.raises(DatasetError, match="no training image is of its class 'd'"):
+    with pytest.raises(DatasetError, match="its class 'd' is not in the training set"):
         open_splits(data, progress=False)
 
 

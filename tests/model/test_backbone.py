@@ -1,4 +1,4 @@
-"""Backbones by name: our ResNets and timm's models, their sizes, and what they refuse."""
+"""Backbones by name: our ResNets and timm's models, their sizes and their errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Batch norm over ranks is batch norm over their batches together, in float32 whatever it is given."""
+"""Batch norm over ranks equals batch norm over their joint batch, computed in float32 for every input dtype."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.batchnorm import BatchNorm, replace_batch_norm, synchronised_batch_norm
+from model.batchnorm import BatchNorm, replace_batch_norm, synchronized_batch_norm
 from support.ranks import count_collectives, run_ranks
 
 Arrays = dict[str, np.ndarray]
@@ -55,10 +55,10 @@ def trained(network: nn.Module, batch: np.ndarray, dtype: torch.dtype) -> Arrays
     out = network(x)
     out.sin().sum().backward()
     assert x.grad is not None
-    found = {"output": out.detach(), "input gradient": x.grad}
-    found |= {f"gradient of {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
-    found |= {f"buffer {name}": buffer for name, buffer in network.named_buffers()}
-    return {name: value.numpy() for name, value in found.items()}
+    actual = {"output": out.detach(), "input gradient": x.grad}
+    actual |= {f"gradient of {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+    actual |= {f"buffer {name}": buffer for name, buffer in network.named_buffers()}
+    return {name: value.numpy() for name, value in actual.items()}
 
 
 def trained_on_a_rank(task: tuple[np.ndarray, int, torch.dtype]) -> Arrays:
@@ -69,28 +69,28 @@ def trained_on_a_rank(task: tuple[np.ndarray, int, torch.dtype]) -> Arrays:
 
 
 def together(ranks: list[Arrays]) -> Arrays:
-    """Samples in a row, gradients summed; buffers are the same on all ranks."""
-    found = {}
+    """Joins the results of ranks: samples concatenated, gradients summed, buffers equal on all ranks."""
+    actual = {}
     for name, first in ranks[0].items():
         values = [rank[name] for rank in ranks]
         if name in ("output", "input gradient"):
-            found[name] = np.concatenate(values)
+            actual[name] = np.concatenate(values)
         elif name.startswith("gradient"):
-            found[name] = np.sum(values, axis=0)
+            actual[name] = np.sum(values, axis=0)
         else:
             assert all(np.array_equal(value, first) for value in values), name
-            found[name] = first
-    return found
+            actual[name] = first
+    return actual
 
 
-def deviation(found: Arrays, expected: Arrays) -> float:
+def deviation(actual: Arrays, expected: Arrays) -> float:
     """The largest difference of any tensor, relative to that tensor's largest value."""
-    assert found.keys() == expected.keys()
-    return max(float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in expected)
+    assert actual.keys() == expected.keys()
+    return max(float(np.abs(actual[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in expected)
 
 
 def unequal_batches(sizes: list[int]) -> list[np.ndarray]:
-    """Each rank's images have a mean and a scale of their own, so that its statistics alone would be far off."""
+    """The images of each rank have a different mean and scale, so that one rank's statistics are far off."""
     return [(1 + rank) * images(rank, size) + rank for rank, size in enumerate(sizes)]
 
 
@@ -167,13 +167,13 @@ def norm_on_a_rank(task: tuple[np.ndarray, np.ndarray, torch.dtype, torch.dtype,
     if x.ndim == 4:
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert x.grad.is_contiguous(memory_format=torch.channels_last)
-    found = {"output": out.detach(), "input gradient": x.grad} | {
+    actual = {"output": out.detach(), "input gradient": x.grad} | {
         "gradient of weight": norm.weight.grad,
         "gradient of bias": norm.bias.grad,
         "buffer mean": norm.running_mean,
         "buffer var": norm.running_var,
     }
-    return {name: value.double().numpy() for name, value in found.items()}
+    return {name: value.double().numpy() for name, value in actual.items()}
 
 
 def norms_on_a_rank(tasks: list[Any]) -> list[Arrays]:
@@ -181,20 +181,20 @@ def norms_on_a_rank(tasks: list[Any]) -> list[Arrays]:
 
 
 def reference(batch: np.ndarray, dy: np.ndarray) -> Arrays:
-    """What `norm_on_a_rank` should find, by torch's batch norm in float64."""
+    """The expected results of `norm_on_a_rank`, by torch's batch norm in float64."""
     norm = nn.BatchNorm2d(batch.shape[1]) if batch.ndim == 4 else nn.BatchNorm1d(batch.shape[1])
     nn.init.constant_(norm.double().weight, 1.5)
     x = torch.from_numpy(batch).double().requires_grad_()
     out = norm(x)
     out.backward(torch.from_numpy(dy).double())
     assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
-    found = {"output": out.detach(), "input gradient": x.grad} | {
+    actual = {"output": out.detach(), "input gradient": x.grad} | {
         "gradient of weight": norm.weight.grad,
         "gradient of bias": norm.bias.grad,
         "buffer mean": norm.running_mean,
         "buffer var": norm.running_var,
     }
-    return {name: value.numpy() for name, value in found.items() if value is not None}
+    return {name: value.numpy() for name, value in actual.items() if value is not None}
 
 
 def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -202,7 +202,7 @@ def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 def samples(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and output gradients on the grid of `dtype`, so that only computing can go wrong."""
+    """Inputs and output gradients that `dtype` represents exactly, so that only the computation rounds."""
     random = np.random.RandomState(3)
     return rounded(random.normal(3, 2, size=shape), dtype), rounded(random.normal(size=shape), dtype)
 
@@ -217,13 +217,13 @@ def test_it_computes_in_float32_whatever_it_is_given(world_size: int) -> None:
     tasks = [[(*part[rank], *case[1:]) for part, case in zip(parts, cases, strict=True)] for rank in range(world_size)]
     ranks = run_ranks(tasks, norms_on_a_rank)
     for number, (_, dtype, weight_dtype, _) in enumerate(cases):
-        found, expected = together([rank[number] for rank in ranks]), reference(*data[number])
+        actual, expected = together([rank[number] for rank in ranks]), reference(*data[number])
         for name, value in expected.items():
             stored = torch.float32 if "buffer" in name else weight_dtype if "gradient of" in name else dtype
             rounding = torch.finfo(stored).eps / 2
-            # Each rank rounds its share of a parameter's gradient; all else is computed in float32 and rounded once.
+            # Each rank rounds its part of a parameter's gradient; all others are computed in float32 and rounded once.
             shares = world_size * np.abs(value).max() if "gradient of" in name else np.abs(value)
-            excess = np.abs(found[name] - value) - rounding * shares
+            excess = np.abs(actual[name] - value) - rounding * shares
             assert excess.max() < 2e-6 * np.abs(value).max(), (cases[number], name)
 
 
@@ -232,14 +232,14 @@ def test_a_large_mean_leaves_the_variance_alone() -> None:
     x = (1000 + random.normal(0, 0.1, size=(32, 5, 8, 8))).astype(np.float32)
     dy = random.normal(size=x.shape).astype(np.float32)
     halves = zip(np.split(x, 2), np.split(dy, 2), strict=True)
-    found = together(run_ranks([(*half, torch.float32, torch.float32, "") for half in halves], norm_on_a_rank))
+    actual = together(run_ranks([(*half, torch.float32, torch.float32, "") for half in halves], norm_on_a_rank))
     expected = reference(x, dy)
-    np.testing.assert_allclose(found["buffer var"], expected["buffer var"], rtol=1e-6)
-    np.testing.assert_allclose(found["output"], expected["output"], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(actual["buffer var"], expected["buffer var"], rtol=1e-6)
+    np.testing.assert_allclose(actual["output"], expected["output"], rtol=0, atol=2e-3)
 
 
 class Checkpointed(nn.Sequential):
-    """A network that keeps only what goes into and out of its two halves."""
+    """A network that stores only the inputs and outputs of its two halves."""
 
     how = "reentrant"
 
@@ -267,8 +267,8 @@ def checkpointed_on_a_rank(task: tuple[np.ndarray, str]) -> Arrays:
 def test_recomputation_for_a_checkpoint_changes_nothing(world_size: int, how: str) -> None:
     batches = unequal_batches([4, 3][:world_size])
     expected = trained(small_network(), np.concatenate(batches), torch.float64)
-    found = together(run_ranks([(batch, how) for batch in batches], checkpointed_on_a_rank))
-    assert deviation(found, expected) < 1e-12
+    actual = together(run_ranks([(batch, how) for batch in batches], checkpointed_on_a_rank))
+    assert deviation(actual, expected) < 1e-12
 
 
 def compiled_on_a_rank(batch: np.ndarray) -> Arrays:
@@ -295,16 +295,16 @@ def test_it_may_be_compiled_with_checkpoints_inside(world_size: int) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_alone_it_is_torchs_to_the_bit(training: bool, affine: bool, tracks: bool, momentum: float | None) -> None:
     theirs = nn.BatchNorm2d(4, 1e-3, momentum, affine, tracks)
-    ours = BatchNorm(4, 1e-3, momentum, affine, tracks)
+    converted = BatchNorm(4, 1e-3, momentum, affine, tracks)
     x = torch.from_numpy(samples((6, 4, 5, 5), torch.float32)[0])
     for _ in range(3):
-        theirs(x), ours(x)
-    assert torch.equal(ours.train(training)(x), theirs.train(training)(x))
+        theirs(x), converted(x)
+    assert torch.equal(converted.train(training)(x), theirs.train(training)(x))
     for name, value in theirs.state_dict().items():
-        assert torch.equal(ours.state_dict()[name], value), name
+        assert torch.equal(converted.state_dict()[name], value), name
 
 
-def test_statistics_that_are_no_longer_tracked_stay_as_they_are() -> None:
+def test_statistics_that_are_no_longer_tracked_do_not_change() -> None:
     norm = BatchNorm(4)
     norm.track_running_stats = False
     norm(torch.from_numpy(samples((6, 4), torch.float32)[0]))
@@ -312,13 +312,13 @@ def test_statistics_that_are_no_longer_tracked_stay_as_they_are() -> None:
 
 
 def test_state_dicts_are_those_of_torchs_both_ways() -> None:
-    theirs, ours = small_network(), small_network()
-    replace_batch_norm(ours, 1, 1, 0)
+    theirs, converted = small_network(), small_network()
+    replace_batch_norm(converted, 1, 1, 0)
     trained(theirs, images(0, 4), torch.float64)
-    assert list(ours.state_dict()) == list(theirs.state_dict())
-    ours.load_state_dict(theirs.state_dict())
+    assert list(converted.state_dict()) == list(theirs.state_dict())
+    converted.load_state_dict(theirs.state_dict())
     back = small_network()
-    back.load_state_dict(ours.state_dict())
+    back.load_state_dict(converted.state_dict())
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in theirs.state_dict().items())
 
 
@@ -345,7 +345,7 @@ def test_a_bare_batch_norm_is_replaced_too() -> None:
 # densenet121 and efficientnet_b0 have the norm and activation in one, regnety_002 both kinds
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "densenet121", "regnety_002", "levit_128s"])
 def test_timm_models_compute_the_same(name: str) -> None:
-    import timm  # seconds, which each rank would spend too
+    import timm  # takes seconds, on each rank too
 
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=0).eval()
@@ -374,4 +374,4 @@ def test_a_negative_group_size_is_refused() -> None:
 
 def test_an_empty_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a sample on each rank, got shape \(0, 4\)"):
-        synchronised_batch_norm(torch.zeros(0, 4), None, None, None, None, 0.1, 1e-5, None)  # type: ignore[arg-type]
+        synchronized_batch_norm(torch.zeros(0, 4), None, None, None, None, 0.1, 1e-5, None)  # type: ignore[arg-type]

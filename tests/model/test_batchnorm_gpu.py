@@ -1,4 +1,4 @@
-"""Batch norm by torch's fused CUDA functions is the CPU's, and nothing in it waits for the device."""
+"""Batch norm by torch's fused CUDA functions equals that on the CPU, and never waits for the device."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch.distributed as dist
 from test_batchnorm import samples
 from torch import Tensor, nn
 
-from model.batchnorm import BatchNorm, replace_batch_norm, synchronised_batch_norm
+from model.batchnorm import BatchNorm, replace_batch_norm, synchronized_batch_norm
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def group_of_one(tmp_path: Any) -> Any:
     dist.destroy_process_group()
 
 
-def normalised(
+def normalized(
     device: str, shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format, affine: bool, group: Any
 ) -> dict[str, Tensor]:
-    """`synchronised_batch_norm` itself: the module leaves a group of one rank to torch."""
+    """Calls `synchronized_batch_norm` directly, because the module uses torch for a group of one rank."""
     x, dy = (torch.from_numpy(values).to(dtype).to(device) for values in samples(shape, dtype))
     x = x.contiguous(memory_format=layout).requires_grad_()
     wide = torch.promote_types(dtype, torch.float32)
@@ -29,15 +29,15 @@ def normalised(
     mean, var = torch.zeros_like(weight).detach(), torch.ones_like(weight).detach()
     running = (mean, var) if affine else (None, None)
     parameters = (weight, bias) if affine else (None, None)
-    out = synchronised_batch_norm(x, *parameters, *running, 0.1, 1e-5, group)
+    out = synchronized_batch_norm(x, *parameters, *running, 0.1, 1e-5, group)
     out.backward(dy)
     assert x.grad is not None
     assert out.is_contiguous(memory_format=layout) and x.grad.is_contiguous(memory_format=layout)
-    found = {"output": out.detach(), "input gradient": x.grad}
+    actual = {"output": out.detach(), "input gradient": x.grad}
     if affine:
         assert weight.grad is not None and bias.grad is not None
-        found |= {"weight gradient": weight.grad, "bias gradient": bias.grad, "mean": mean, "var": var}
-    return found
+        actual |= {"weight gradient": weight.grad, "bias gradient": bias.grad, "mean": mean, "var": var}
+    return actual
 
 
 @pytest.mark.gpu
@@ -53,12 +53,12 @@ def test_on_a_gpu_it_computes_what_the_cpu_does(dtype: torch.dtype, affine: bool
     ]
     tolerance = 4 * max(torch.finfo(dtype).eps, 1e-12) if dtype != torch.float32 else 1e-5
     for shape, layout in cases:
-        normalised("cuda", shape, dtype, layout, affine, group_of_one)  # makes the communicator
-        expected = normalised("cpu", shape, dtype, layout, affine, group_of_one)
-        found = normalised("cuda", shape, dtype, layout, affine, group_of_one)
+        normalized("cuda", shape, dtype, layout, affine, group_of_one)  # makes the communicator
+        expected = normalized("cpu", shape, dtype, layout, affine, group_of_one)
+        actual = normalized("cuda", shape, dtype, layout, affine, group_of_one)
         for name, value in expected.items():
-            assert found[name].dtype == value.dtype
-            error = (found[name].cpu().double() - value.double()).abs().max()
+            assert actual[name].dtype == value.dtype
+            error = (actual[name].cpu().double() - value.double()).abs().max()
             assert error < tolerance * value.double().abs().max(), (shape, layout, name)
 
 
@@ -71,7 +71,7 @@ def test_on_a_gpu_nothing_waits_for_the_device(group_of_one: Any) -> None:
 
     def step() -> None:
         values = [None, None, norms[0].running_mean, norms[0].running_var]
-        (synchronised_batch_norm(x, *values, 0.1, 1e-5, group_of_one).sum() + sum(n(x).sum() for n in norms)).backward()
+        (synchronized_batch_norm(x, *values, 0.1, 1e-5, group_of_one).sum() + sum(n(x).sum() for n in norms)).backward()
 
     step()
     torch.cuda.set_sync_debug_mode("error")

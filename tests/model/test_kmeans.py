@@ -1,4 +1,4 @@
-"""k-means and the clustering methods' targets: against scikit-learn, and alike on any number of ranks."""
+"""k-means and the clustering methods' targets: against scikit-learn, and equal on any number of ranks."""
 
 import math
 from functools import partial
@@ -44,22 +44,22 @@ def test_one_iteration_by_hand():
     assigned, centroids = spherical_kmeans(embeddings, start, 1)
     assert assigned.tolist() == [0, 0, 1, 1]
     assert torch.allclose(centroids[:2], torch.eye(2), atol=1e-6)
-    assert torch.equal(centroids[2], start[2])  # without samples it stays
+    assert torch.equal(centroids[2], start[2])  # it has no samples and stays
 
 
 def test_the_first_centroids_are_distinct_samples_and_too_few_are_an_error():
     embeddings, _ = blobs()
     rows = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))
-    found = first_centroids(rows, embeddings, 7, IMAGES, (31, 0, 0))
-    similar = (found @ embeddings.T).argmax(1)
-    assert torch.equal(found, embeddings[similar]) and len(set(similar.tolist())) == 7
-    assert not torch.equal(found, first_centroids(rows, embeddings, 7, IMAGES, (31, 1, 0)))
+    actual = first_centroids(rows, embeddings, 7, IMAGES, (31, 0, 0))
+    similar = (actual @ embeddings.T).argmax(1)
+    assert torch.equal(actual, embeddings[similar]) and len(set(similar.tolist())) == 7
+    assert not torch.equal(actual, first_centroids(rows, embeddings, 7, IMAGES, (31, 1, 0)))
     with pytest.raises(ValueError, match=r"300 centroids need as many samples, there are 240: lower model\.prototypes"):
         first_centroids(rows, embeddings, 300, 400, (31, 0, 0))
 
 
 def filled(rank, ranks, crops=2, first=0):
-    """This rank's share of two crops' blobs, rows in an order of its own; the last 15 rows are in no memory."""
+    """This rank's share of two crops' blobs, rows in random order; the last 15 rows are in no memory."""
     rows = torch.randperm(IMAGES - 15, generator=torch.Generator().manual_seed(3 + ranks))[rank::ranks]
     memory = Memory(crops, len(rows), DIM)
     memory.add(rows, torch.stack([blobs(seed)[0][rows] for seed in range(crops)]))
@@ -76,17 +76,17 @@ def targets_of(ranks, rank):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_targets_and_prototypes_do_not_depend_on_the_number_of_ranks(ranks):
     clusters, centroids, codes = targets_of(1, 0)
-    for found in run_ranks(list(range(ranks)), partial(targets_of, ranks)):
-        assert np.array_equal(found[0], clusters)
-        assert np.allclose(found[1], centroids, atol=1e-6)
-        assert np.array_equal(found[2], codes)
+    for actual in run_ranks(list(range(ranks)), partial(targets_of, ranks)):
+        assert np.array_equal(actual[0], clusters)
+        assert np.allclose(actual[1], centroids, atol=1e-6)
+        assert np.array_equal(actual[2], codes)
 
 
 def test_clusters_are_the_blobs_and_rows_without_a_memory_are_ignored():
     clusters, centroids, codes = targets_of(1, 0)
     origin = blobs()[1].numpy()
-    for found in (*clusters, *codes):
-        assert (found[-15:] == IGNORED).all() and (found[:-15] >= 0).all()
+    for actual in (*clusters, *codes):
+        assert (actual[-15:] == IGNORED).all() and (actual[:-15] >= 0).all()
     first = [{clusters[0][row] for row in range(IMAGES - 15) if origin[row] == blob} for blob in range(CLUSTERS)]
     assert all(len(names) <= 2 for names in first)  # a random start may split or merge, never scatter
     assert np.allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
@@ -98,9 +98,9 @@ def test_heads_take_the_crops_memories_in_turn():
     clusters, centroids = kmeans_targets(memory, IMAGES, 3, CLUSTERS, seed=31, epoch=4)
     for head, crop in enumerate((0, 1, 0)):
         start = first_centroids(memory.rows, memory.embeddings[crop], CLUSTERS, IMAGES, (31, 4, head))
-        assigned, found = spherical_kmeans(memory.embeddings[crop], start)
+        assigned, actual = spherical_kmeans(memory.embeddings[crop], start)
         assert torch.equal(clusters[head][memory.rows], assigned)
-        assert torch.equal(centroids[head * CLUSTERS : (head + 1) * CLUSTERS], found)
+        assert torch.equal(centroids[head * CLUSTERS : (head + 1) * CLUSTERS], actual)
 
 
 def test_selav2_takes_the_strongest_code_of_sinkhorn_over_the_whole_memory():
@@ -124,16 +124,16 @@ def test_the_loss_is_the_mean_cross_entropy_over_heads_crops_and_rows_of_which_t
     loss = assigned_prediction(targets, scores, 0.1)
     assert loss.item() == pytest.approx(torch.stack(by_hand).sum().item() / (2 * 4 * 3), rel=1e-6)
     halves = [assigned_prediction(targets[:, part], scores[:, part], 0.1) for part in (slice(0, 2), slice(2, 3))]
-    assert loss.item() == pytest.approx((2 * halves[0] + halves[1]).item() / 3, rel=1e-6)  # however it is cut
+    assert loss.item() == pytest.approx((2 * halves[0] + halves[1]).item() / 3, rel=1e-6)  # for any split of the batch
     loss.backward()
     assert not scores.grad[:, 1].any() and scores.grad[:, 0].all()
-    nobody = assigned_prediction(torch.full((2, 3), IGNORED), scores, 0.1)
-    assert nobody.item() == 0
+    without_targets = assigned_prediction(torch.full((2, 3), IGNORED), scores, 0.1)
+    assert without_targets.item() == 0
     uniform = assigned_prediction(targets[:, ::2], torch.zeros(4, 2, 10), 0.1)
     assert uniform.item() == pytest.approx(math.log(5))
 
 
-def test_a_memory_is_dealt_out_anew_to_another_number_of_ranks():
+def test_a_memory_is_redistributed_to_another_number_of_ranks():
     whole = filled(0, 1)
     halves = [Memory(2, 200, DIM) for _ in range(2)]
     for rank, half in enumerate(halves):

@@ -1,4 +1,4 @@
-"""The model's parts, each by what it promises: loss, queue, optimizer, network, weight files."""
+"""The promises of the model's parts: loss, queue, optimizer, network, weight files."""
 
 import copy
 from pathlib import Path
@@ -150,14 +150,14 @@ def test_lars_leaves_a_parameter_without_gradient_norm_undecayed() -> None:
 
 def test_lars_without_trust_ratio_is_sgd() -> None:
     torch.manual_seed(0)
-    ours, theirs = (nn.Parameter(torch.ones(5)) for _ in range(2))
-    lars = LARS([{"params": [ours], "trust_ratio": False}], lr=0.5, weight_decay=0.1)
-    sgd = torch.optim.SGD([theirs], lr=0.5, momentum=0.9, weight_decay=0.1)
+    parameter, reference = (nn.Parameter(torch.ones(5)) for _ in range(2))
+    lars = LARS([{"params": [parameter], "trust_ratio": False}], lr=0.5, weight_decay=0.1)
+    sgd = torch.optim.SGD([reference], lr=0.5, momentum=0.9, weight_decay=0.1)
     for _ in range(3):
-        ours.grad = theirs.grad = torch.randn(5)
+        parameter.grad = reference.grad = torch.randn(5)
         lars.step()
         sgd.step()
-    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(parameter, reference)
 
 
 def test_lars_keeps_its_momentum_in_a_state_dict() -> None:
@@ -270,8 +270,8 @@ def test_head_without_hidden_layer_is_linear() -> None:
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
-    ours, theirs = a.state_dict(), b.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.mark.parametrize("suffix", [".pth.tar", ".safetensors"])
@@ -296,7 +296,7 @@ def test_published_names_have_no_prefix() -> None:
     assert not any(name.startswith("backbone.") for name in names)
 
 
-def test_backbone_alone_leaves_the_heads_as_they_are(tmp_path: Path) -> None:
+def test_loading_the_backbone_alone_does_not_change_the_heads(tmp_path: Path) -> None:
     saved, loaded, untouched = small_network(0), small_network(1), small_network(1)
     save_file(published_names(saved.state_dict()), tmp_path / "weights.safetensors")
     load_weights(loaded, tmp_path / "weights.safetensors", backbone_only=True)

@@ -1,6 +1,6 @@
 """Parity with the published code: learning rates, names and shapes, network outputs, the whole loop.
 
-Inputs and weights are made as tests/golden/README.md says (`det`, `fill`); the numbers lie beside it.
+Inputs and weights are made as tests/golden/README.md says (`det`, `fill`); the numbers are in the same folder.
 """
 
 import json
@@ -25,8 +25,8 @@ LOOP = np.load(GOLDEN / "training_loop.npz")
 HIDDEN = {"resnet50": 2048, "resnet50w2": 8192}
 
 
-def relative_error(found: Tensor, expected: np.ndarray) -> float:
-    return float(np.abs(found.numpy() - expected).max() / np.abs(expected).max())
+def relative_error(actual: Tensor, expected: np.ndarray) -> float:
+    return float(np.abs(actual.numpy() - expected).max() / np.abs(expected).max())
 
 
 # ---- learning rate, names, outputs -----------------------------------------------------------------------
@@ -36,8 +36,8 @@ def relative_error(found: Tensor, expected: np.ndarray) -> float:
 def test_learning_rates_are_the_published_ones(case: int) -> None:
     golden = np.load(GOLDEN / "lr_schedule.npz")
     steps_per_epoch, epochs, warmup_epochs, *rates = golden[f"case{case}_args"]
-    found = warmup_cosine(int(steps_per_epoch), epochs, warmup_epochs, *rates)
-    np.testing.assert_allclose(found, golden[f"case{case}_lr"], rtol=1e-12, atol=0)
+    actual = warmup_cosine(int(steps_per_epoch), epochs, warmup_epochs, *rates)
+    np.testing.assert_allclose(actual, golden[f"case{case}_lr"], rtol=1e-12, atol=0)
 
 
 def test_half_epochs_have_half_the_steps() -> None:
@@ -54,8 +54,8 @@ def test_warmup_longer_than_the_training_is_an_error() -> None:
 def test_names_and_shapes_are_the_published_ones(name: str) -> None:
     with torch.device("meta"):
         network = SwAV(build_backbone(name), HIDDEN[name], 128, 3000)
-    found = {key: list(value.shape) for key, value in published_names(network.state_dict()).items()}
-    assert found == SHAPES[name]
+    actual = {key: list(value.shape) for key, value in published_names(network.state_dict()).items()}
+    assert actual == SHAPES[name]
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def test_network_outputs_are_the_published_ones(name: str) -> None:
 
 
 def train(case: int, dtype: torch.dtype, steps: int | None = None) -> tuple[list[float], SwAV, Tensor]:
-    """The loop of tests/golden/README.md on our parts: losses, the network, the queue."""
+    """The loop of tests/golden/README.md with our modules: losses, the network, the queue."""
     args = json.loads(str(LOOP[f"case{case}_args"]))
     batch, sizes, assigning = args["bs"], (32, 32, 16, 16, 16), (0, 1)
     network = SwAV(build_backbone("resnet", layers=(1, 1, 1, 1)), 64, args["D"], args["K"])
@@ -128,7 +128,7 @@ def test_training_in_float64_is_the_published_one_to_the_last_step(case: int, mo
     losses, network, queue = train(case, torch.float64)
     np.testing.assert_allclose(losses, LOOP[f"case{case}_loss_f64"], rtol=1e-6)
 
-    # The published loop normalises before a step, ours after: golden prototypes lack the last one.
+    # The published loop normalizes before a step, ours after: golden prototypes lack the last one.
     prototypes = LOOP[f"case{case}_prototypes_f64"]
     prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
     state = published_names(network.state_dict())
@@ -140,7 +140,7 @@ def test_training_in_float64_is_the_published_one_to_the_last_step(case: int, mo
     assert not queue.numel() or relative_error(queue, expected_queue) < 1e-6
 
 
-# Case 2 (learning rate 2.4) parts early: the published float32 losses themselves are 1.3e-4 off the published
+# Case 2 (learning rate 2.4) diverges early: the published float32 losses themselves are 1.3e-4 off the published
 # float64 ones at step 3 and 1.4e-3 at step 4.
 @pytest.mark.parametrize(("case", "steps"), [(0, 6), (1, 6), (2, 3)])
 def test_training_in_float32_is_the_published_one_while_rounding_is_small(case: int, steps: int) -> None:

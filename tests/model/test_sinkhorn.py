@@ -1,4 +1,4 @@
-"""Codes are the published ones, whatever the number of ranks, the range of the scores, the precision."""
+"""Codes are the published ones, for any number of ranks, range of scores and precision."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def collectives_of(scores: np.ndarray) -> list[str]:
 
 
 def textbook(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
-    """Both normalisations in turn, float64 logarithms, one process: [samples, prototypes]."""
+    """Both normalizations in turn, float64 logarithms, one process: [samples, prototypes]."""
     log_plan = scores.astype(np.float64) / epsilon
     for _ in range(iterations):
         log_plan = log_plan - np.logaddexp.reduce(log_plan, axis=0, keepdims=True)
@@ -125,7 +125,7 @@ def test_extreme_scores_give_finite_codes_that_sum_to_one(shape: tuple[int, ...]
     np.testing.assert_allclose(codes.sum(axis=-1), 1, rtol=0, atol=1e-5)
 
 
-def test_crops_are_balanced_each_on_its_own() -> None:
+def test_crops_are_balanced_separately() -> None:
     scores = cosines(0, 2, 16, 30)
     apart = np.stack([codes_of((crop, 0.05, 3)) for crop in scores])
     np.testing.assert_allclose(codes_of((scores, 0.05, 3)), apart, rtol=0, atol=1e-6)
@@ -227,14 +227,14 @@ def test_unchecked_scores_that_are_nan_give_codes_that_are_nan(epsilon: float) -
 
 @pytest.mark.parametrize("check", [True, False])
 def test_opposite_samples_at_the_smallest_epsilon_of_products_stay_in_range(check: bool) -> None:
-    """The worst that cosines can do: one sample at -1 everywhere, the others at +1, and prototypes as far apart."""
+    """The worst case of cosines: one sample at -1 everywhere, the others at +1, and prototypes equally far apart."""
     scores = np.ones((64, 40), np.float32)
     scores[0], scores[1:, 0], scores[0, 1] = -1, -1, 1
     codes = sinkhorn(torch.from_numpy(scores), 1 / 34.9, 3, check=check).numpy()
     np.testing.assert_allclose(codes, textbook(scores, 1 / 34.9, 3), rtol=0, atol=1e-5)
 
 
-def test_the_scores_are_left_as_they_are() -> None:
+def test_the_scores_do_not_change() -> None:
     scores = torch.from_numpy(cosines(0, 2, 8, 30))
     before = scores.clone()
     sinkhorn(scores, 0.05, 3, check=False)

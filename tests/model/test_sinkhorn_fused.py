@@ -1,4 +1,4 @@
-"""The CUDA kernels of the codes agree with model.sinkhorn: on a GPU, and in Triton's interpreter anywhere."""
+"""The CUDA kernels of the codes agree with model.sinkhorn, on a GPU and in Triton's interpreter on the CPU."""
 
 import os
 import subprocess

@@ -71,9 +71,9 @@ def only(step):
 JITTER = Jitter(probability=1.0)
 
 # Mean absolute difference of DALI from torchvision over six photographs, four epochs and four crops each (96 crops): as
-# measured; the bound that is held is 15 % more. ffcv's are held in test_kernel_parity.py.
-# Resizing differs at a window's edge alone, where DALI's filter sees the pixels beyond it and torchvision's does not.
-# Hue is turned about the gray axis, by torchvision in HSV; torchvision clips and rounds after every step, we once.
+# measured; the limit is 15 % more. The limits of ffcv are in test_kernel_parity.py.
+# Resizing differs only at the edge of a window, where DALI's filter reads pixels beyond it, unlike torchvision's.
+# Hue is rotated about the gray axis, by torchvision in HSV; torchvision clips and rounds after every step, DALI once.
 ERRORS = {
     "resize": (PLAIN, lambda d: d, 0.150),
     "flip": (replace(PLAIN, flip=1.0), lambda d: d, 0.150),
@@ -97,7 +97,7 @@ def test_dali_gives_the_crops_of_torchvision(photos, operation):
 
 @BOTH
 def test_all_views_of_a_row_show_the_same_image(tmp_path, backend):
-    """A public port of SwAV never learned: its views came from different images. Here every image is one color."""
+    """The views of a sample must come from one image (a public port mixed them). Here every image is one color."""
     colors = flat_colors(24)
     root = write_folder(tmp_path / "images", colors)
     table = open_dataset(root, tmp_path / "tables", workers=1, progress=False)
@@ -173,23 +173,23 @@ def windows_seen(crops, group):
 
 @BOTH
 def test_two_ranks_never_draw_the_same_windows(tmp_path, backend):
-    """The published code seeds every rank alike, so that all draw the same windows step by step. Here all images are
-    one picture whose colors say where a pixel lies, so the crops themselves tell their windows."""
+    """In the published code every rank has the same seed, so all draw the same windows in each step. Here all images
+    are one picture whose colors encode the position of a pixel, so the crops show their windows."""
     x, y = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
     ramp = np.stack([x, y, np.zeros_like(x)], axis=-1)
     table = open_dataset(write_folder(tmp_path / "images", [ramp] * 24), tmp_path / "tables", 1, progress=False)
     crops, seen = replace(PLAIN, views=SWAV.views), []
     for rank in range(2):
         loader = Loader(table, crops, backend=backend, seed=5, global_batch=8, rank=rank, world_size=2)
-        found = []
+        of_steps = []
         for batch in loader:
             expected = draw(crops, 5, 0, batch.rows, np.full(4, 256), np.full(4, 256)).window
             groups = [windows_seen(crops, group).reshape(2, 4, 4) for group in batch.crops]
             windows = np.concatenate(groups).swapaxes(0, 1)  # (images, views, 4), as drawn
             np.testing.assert_allclose(windows, expected, atol=3.0)  # pixels are whole levels
-            found.append(windows)
+            of_steps.append(windows)
         loader.close()
-        seen.append(np.stack(found))
+        seen.append(np.stack(of_steps))
     assert seen[0].shape == (3, 4, 4, 4)
     assert not np.isclose(seen[0], seen[1], atol=5.0).all(axis=-1).any()
 

@@ -1,4 +1,4 @@
-"""The color half that runs on a GPU, on CPU tensors: the same values as the fused kernel's."""
+"""The color part that runs on a GPU, here on CPU tensors, gives the values of the fused kernel."""
 
 from dataclasses import replace
 
@@ -10,15 +10,15 @@ from pipeline.backends.device_color import arguments_of, finish
 from pipeline.backends.device_hsv import HUE, NOTHING, Steps, stepwise
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.draw import draw
-from pipeline.kernel.hsv import _turn_hue
+from pipeline.kernel.hsv import _rotate_hue
 from pipeline.kernel.kernel import Kernel
 from support.photos import photographs
 
 SWAV = Crops(views=(View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 3)
 PLAIN = replace(SWAV, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))
 STEPS = replace(PLAIN, jitter=Jitter(probability=0.9), grayscale=0.3)
-CASES = {  # with the largest difference to the kernel and the mean one, in levels
-    "normalised": (PLAIN, 0.001, 0.001),
+CASES = {  # crops, and the limits of the largest and the mean difference from the kernel, in levels
+    "normalized": (PLAIN, 0.001, 0.001),
     "steps": (STEPS, 0.001, 0.001),  # the same bytes
     "steps without hue": (replace(STEPS, jitter=Jitter(hue=0.0)), 0.001, 0.001),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), 1.01, 0.13),  # 0.10: the kernel computes in fixed point
@@ -42,22 +42,22 @@ def test_finishing_on_the_device_gives_the_crops_of_the_kernel(case):
         kernel.close()
         assert not status.any()
     arguments = arguments_of(drawn, crops, torch.device("cpu"))
-    for pixels, wanted, given in zip(results["uint8"], results["float32"], arguments, strict=True):
-        found = finish(torch.from_numpy(pixels), *given)
-        levels = (found - torch.from_numpy(wanted)).abs() * 255 * torch.tensor(crops.std)
+    for pixels, expected, given in zip(results["uint8"], results["float32"], arguments, strict=True):
+        result = finish(torch.from_numpy(pixels), *given)
+        levels = (result - torch.from_numpy(expected)).abs() * 255 * torch.tensor(crops.std)
         assert levels.max() < largest
         assert levels.mean() < mean
 
 
 def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
-    """Colors with gray and pure ones among them, turned by every shift up to half the circle."""
+    """Colors, including gray and pure ones, rotated by every shift up to half the circle."""
     levels = np.array([0, 1, 2, 50, 51, 102, 127, 128, 200, 203, 254, 255], np.uint8)
     colors = np.random.default_rng(0).choice(levels, (48, 48, 3))
     for shift in range(-127, 128):
         steps = Steps(
             torch.tensor([[[HUE, NOTHING, NOTHING, NOTHING]]]), torch.tensor([[[shift, 0, 0, 0]]]), torch.zeros(1, 1)
         )
-        found = torch.stack(stepwise(list(torch.from_numpy(colors[None, None]).unbind(-1)), steps), dim=-1)
+        result = torch.stack(stepwise(list(torch.from_numpy(colors[None, None]).unbind(-1)), steps), dim=-1)
         planes = np.ascontiguousarray(colors.transpose(0, 2, 1))
-        _turn_hue(planes.reshape(-1), 0, 48, 48, np.float32((shift + 0.5 * np.sign(shift)) / 255))
-        np.testing.assert_array_equal(found[0, 0].numpy(), planes.transpose(0, 2, 1))
+        _rotate_hue(planes.reshape(-1), 0, 48, 48, np.float32((shift + 0.5 * np.sign(shift)) / 255))
+        np.testing.assert_array_equal(result[0, 0].numpy(), planes.transpose(0, 2, 1))

@@ -67,7 +67,7 @@ def test_windows_lie_within_the_image(height, width, seed):
 
 
 def test_rows_views_epochs_and_seeds_draw_apart():
-    """The published code draws the same windows on every rank (one seed on all): rows are what tells ranks apart."""
+    """The published code draws the same windows on every rank (with one seed); here ranks differ by their rows."""
     size = np.full(64, 400)
     base = draw(SWAV, 1, 0, np.arange(64), size, size).window
     others = [
@@ -89,13 +89,13 @@ def test_windows_have_the_distribution_of_random_resized_crop():
     image = torch.zeros(1, 375, 500)
     n = 10_000
     for view in (View(224, (0.14, 1.0)), View(96, (0.05, 0.14))):
-        ours = draw(Crops(views=(view,)), 5, 0, np.arange(n), np.full(n, 375), np.full(n, 500)).window[:, 0]
-        theirs = np.array([RandomResizedCrop.get_params(image, view.scale, (3 / 4, 4 / 3)) for _ in range(n)])
-        area = [w[:, 2] * w[:, 3] for w in (ours, theirs)]
-        ratio = [w[:, 3] / w[:, 2] for w in (ours, theirs)]
+        windows = draw(Crops(views=(view,)), 5, 0, np.arange(n), np.full(n, 375), np.full(n, 500)).window[:, 0]
+        reference = np.array([RandomResizedCrop.get_params(image, view.scale, (3 / 4, 4 / 3)) for _ in range(n)])
+        area = [w[:, 2] * w[:, 3] for w in (windows, reference)]
+        ratio = [w[:, 3] / w[:, 2] for w in (windows, reference)]
         for name, (a, b) in {
-            "top": (ours[:, 0], theirs[:, 0]),
-            "left": (ours[:, 1], theirs[:, 1]),
+            "top": (windows[:, 0], reference[:, 0]),
+            "left": (windows[:, 1], reference[:, 1]),
             "area": area,
             "ratio": ratio,
         }.items():
@@ -109,12 +109,12 @@ def test_colors_have_the_distribution_of_color_jitter():
     torch.manual_seed(0)
     n = 10_000
     drawn = draw(SWAV, 5, 0, np.arange(n), np.full(n, 100), np.full(n, 100))
-    theirs = [
+    reference = [
         ColorJitter.get_params((0.2, 1.8), (0.2, 1.8), (0.2, 1.8), (-0.2, 0.2)) for _ in range(n)
     ]  # (order, brightness, contrast, saturation, hue)
     for index in range(4):
-        assert ks_2samp(drawn.factors[:, 0, index], [t[index + 1] for t in theirs]).pvalue > 1e-3, index
-    # every one of the 24 orders about as often as torchvision gives it: 417 of 10,000, standard deviation 20
+        assert ks_2samp(drawn.factors[:, 0, index], [t[index + 1] for t in reference]).pvalue > 1e-3, index
+    # each of the 24 orders about as often as in torchvision: 417 of 10,000, standard deviation 20
     orders = np.unique(drawn.order[:, 0], axis=0, return_counts=True)[1]
     assert len(orders) == 24
     assert np.abs(orders - n / 24).max() < 5 * 20
@@ -150,7 +150,7 @@ def test_the_evaluation_draw_is_the_usual_center_crop():
 
 
 def test_draws_are_pinned():
-    """A change of these numbers changes the crops of every run that exists."""
+    """A change of these numbers changes the crops of every existing run."""
     crops = Crops(views=(View(32, (0.14, 1.0)), View(16, (0.05, 0.14))), jitter=Jitter(), blur=Blur())
     drawn = draw(crops, 31, 2, np.array([5]), np.array([480]), np.array([640]))
     assert drawn.window[0].tolist() == [[77, 101, 358, 386], [70, 97, 140, 138]]

@@ -30,7 +30,7 @@ GOLDEN = {  # SHA-256 of our shards: the same on every machine
     "train/train-000002.tar": "c2290c5b337d9ec6173bc584d0fe27f9c277831be1b9243f30273e64495a1ef7",
     "train/train-000003.tar": "fe1bd97b1011dbdd07e3743b3bc063d7c66b9647c4f960f3a65dfdcdb759eb93",
 }
-# Of the test half: label of image 0 and sum of all pixels, from the IDX files by way of zcat, od and awk.
+# Of the test set: label of image 0 and sum of all pixels, computed from the IDX files with zcat, od and awk.
 FIRST_LABEL, PIXEL_SUM = 9, 573_469_082
 
 
@@ -67,10 +67,10 @@ def test_idx_files_are_read_back(array):
 @given(st.binary(max_size=40))
 def test_other_bytes_are_an_error_or_an_array_of_all_of_them(data):
     try:
-        found = parse_idx(data)
+        array = parse_idx(data)
     except DatasetError:
         return
-    assert found.size == len(data) - 4 - 4 * data[3]
+    assert array.size == len(data) - 4 - 4 * data[3]
 
 
 def test_a_cut_idx_file_says_what_is_missing():
@@ -83,7 +83,7 @@ def test_a_stored_png_is_a_plain_png(pixels):
     data = stored_png(pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
     assert probe(data).state == State.OK
-    assert pixels.tobytes()[: pixels.shape[1]] in data  # rows lie there as they are
+    assert pixels.tobytes()[: pixels.shape[1]] in data  # rows are stored unchanged
 
 
 def test_the_shuffle_is_one_and_fixed():
@@ -125,12 +125,12 @@ def test_where_no_source_is_reached_one_line_says_what_to_do(offline, capsys, mo
     fake_program(folder, "dpkg-deb", "")
     monkeypatch.setattr(fetch, "__defaults__", (False, "http://127.0.0.1:9", sums))
     assert main(["--out", str(folder / "out")]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("fetching Debian's package")
-    assert len(told) == 2
-    assert told[1].startswith(f"--out={folder / 'out'}: Fashion-MNIST cannot be fetched: ")
-    assert "Unable to locate package dataset-fashion-mnist): run `apt-get update` once" in told[1]
-    assert "http://127.0.0.1:9/a.gz cannot be reached" in told[1]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("fetching Debian's package")
+    assert len(lines) == 2
+    assert lines[1].startswith(f"--out={folder / 'out'}: Fashion-MNIST cannot be fetched: ")
+    assert "Unable to locate package dataset-fashion-mnist): run `apt-get update` once" in lines[1]
+    assert "http://127.0.0.1:9/a.gz cannot be reached" in lines[1]
     assert not list((folder / "out").glob("*"))
 
 
@@ -139,7 +139,7 @@ def test_where_no_source_is_reached_one_line_says_what_to_do(offline, capsys, mo
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Folder and tables: `data/fashion-mnist` if it is there, else fetched and packed."""
+    """Folder and tables: `data/fashion-mnist` if it exists, else fetched and packed."""
     there = all((PRIOR / split / "table.npz").exists() for split in ("train", "test"))
     out = PRIOR if there else tmp_path_factory.mktemp("data") / "fashion-mnist"
     try:
@@ -182,4 +182,4 @@ def test_pixels_and_labels_are_the_published_ones(whole):
 def test_the_second_call_returns_at_once_and_says_so(whole, capsys, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "fetch", None)  # a second fetch would fail
     assert main(["--out", str(whole[0])]) == 0
-    assert "is there already (60,000 train, 10,000 test images)" in capsys.readouterr().out
+    assert "exists already (60,000 train, 10,000 test images)" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The ffcv backend beside what all backends promise: its memory, its threads, and what is no plain JPEG."""
+"""The ffcv backend, beyond the promises of all backends: memory, threads, and files that are no plain JPEGs."""
 
 import gc
 import io
@@ -83,12 +83,12 @@ def test_an_error_while_reading_reaches_the_training_loop(photos):
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_what_exif_turns_is_shown_upright(tmp_path, orientation):
-    """The same picture, stored turned with the EXIF that turns it back, and stored upright: the same crops."""
+    """A picture stored rotated, with the EXIF that rotates it back, and stored upright: the same crops."""
     pixels = photographs()[0][:96, :128]
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = np.ascontiguousarray(np.rot90(pixels, {3: 2, 6: 1, 8: 3}[orientation]))
-    found = {}
+    results = {}
     for name, data in {
         "turned": jpeg(turned, exif=exif, subsampling=0),
         "upright": jpeg(pixels, subsampling=0),
@@ -97,18 +97,18 @@ def test_what_exif_turns_is_shown_upright(tmp_path, orientation):
         table = table_of(tmp_path / name, {f"{index}.jpg": data for index in range(4)})
         assert (table.height[0], table.width[0]) == (96, 128)
         loader = Loader(table, PLAIN, backend="ffcv", seed=1, global_batch=4)
-        found[name] = [crops.clone() for crops in next(iter(loader)).crops]
+        results[name] = [crops.clone() for crops in next(iter(loader)).crops]
         loader.close()
-    for one, other in zip(found["turned"], found["upright"], strict=True):
-        assert (one - other).abs().mean() * 255 * 0.226 < 1.5  # JPEG's blocks lie otherwise
+    for one, other in zip(results["turned"], results["upright"], strict=True):
+        assert (one - other).abs().mean() * 255 * 0.226 < 1.5  # the JPEG's blocks differ
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["ffcv", "dali", "torchvision"])
 def test_crops_come_in_the_dtype_that_is_asked_for(photos, backend, dtype):
     made = []
-    for wanted in (None, dtype):
-        loader = Loader(photos, CROPS, backend=backend, seed=1, global_batch=6, threads=2, dtype=wanted)
+    for requested in (None, dtype):
+        loader = Loader(photos, CROPS, backend=backend, seed=1, global_batch=6, threads=2, dtype=requested)
         made.append([crops.clone() for crops in next(iter(loader)).crops])
         loader.close()
     for exact, rounded in zip(*made, strict=True):

@@ -47,13 +47,13 @@ def test_every_row_is_drawn_once_in_each_of_three_epochs(table, backend, world_s
                 drawn += batch.rows.tolist()
                 steps += 1
             assert steps == len(loader) == 4  # also from the second epoch on
-        assert len(drawn) == len(set(drawn)) == 48  # 50 rows, the last part batch of 2 is dropped
+        assert len(drawn) == len(set(drawn)) == 48  # 50 rows, the incomplete batch of 2 is dropped
         assert set(drawn) <= set(table.usable().tolist())
         epochs.append(sorted(drawn))
         total = [sum(values) for values in zip(*(split(loader.ledger) for loader in ranks), strict=True)]
         for loader in ranks:
             loader.account(lambda _, total=total: total)
-    assert epochs[0] != epochs[1]  # another part batch is dropped each time
+    assert epochs[0] != epochs[1]  # other rows are dropped each time
     for loader in ranks:
         loader.close()
 
@@ -68,14 +68,14 @@ def test_a_row_drawn_twice_is_noticed(table):
         last = batch.rows
     loader.ledger = Ledger()
     loader.ledger.enter(np.concatenate([table.usable()[:47], last[:1]]))  # the right number, the wrong rows
-    with pytest.raises(RuntimeError, match="epoch 0: 48 rows were drawn, 48 expected, or some of them were others"):
+    with pytest.raises(RuntimeError, match="epoch 0: 48 rows were drawn, 48 expected, or some rows were wrong"):
         loader.account(lambda values: values)
     loader.close()
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 4), (4, 1), (1, 3)])
 def test_resume_goes_on_with_the_next_row_on_any_world_size(table, before, after):
-    """Stop after 2 of 4 steps, go on with another number of ranks: the rows of the two epochs are as if undisturbed."""
+    """Stop after 2 of 4 steps, continue with another number of ranks: the rows of both epochs are as without a stop."""
 
     def rows(ranks, steps):
         iterators = [iter(loader) for loader in ranks]
@@ -119,7 +119,7 @@ def test_crops_after_a_resume_are_bit_for_bit_the_same(table):
 
 
 def broken_folder(tmp_path, break_file):
-    """24 images, of which one goes bad after the table was made."""
+    """24 images, one of which becomes bad after the table is made."""
     root = write_folder(tmp_path / "images", flat_colors(24, side=20))
     table = open_dataset(root, tmp_path / "tables", workers=1, progress=False)
     victim = table.root / table.containers[int(table.container[5])]
@@ -133,7 +133,7 @@ def test_an_image_that_goes_bad_is_replaced_and_named(tmp_path, backend, how):
     def break_file(path):
         if how == "deleted":
             path.unlink()
-        else:  # the same length, so that only decoding shows it
+        else:  # the same length, so that only decoding reveals it
             path.write_bytes(path.read_bytes()[:40] + bytes(path.stat().st_size - 40))
 
     table = broken_folder(tmp_path, break_file)
@@ -144,7 +144,7 @@ def test_an_image_that_goes_bad_is_replaced_and_named(tmp_path, backend, how):
             drawn += batch.rows.tolist()
             assert all(torch.isfinite(group).all() for group in batch.crops)
     loader.close()
-    assert sorted(drawn) == sorted(table.usable().tolist() * 2)  # the order is as it was
+    assert sorted(drawn) == sorted(table.usable().tolist() * 2)  # the order has not changed
     assert list(loader.bad) == [table.name(5)]
 
 

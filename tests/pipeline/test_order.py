@@ -1,4 +1,4 @@
-"""The order of training: the same for everybody, exact under resume and under a change of world size."""
+"""The order of training: equal on all ranks, exact after a resume and after a change of world size."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_epochs_and_seeds_have_their_own_order():
 
 
 def test_order_is_pinned():
-    """A change of these numbers breaks the resume of every run that exists."""
+    """A change of these numbers breaks the resume of every existing run."""
     assert order(31, 2, np.arange(10)).tolist() == [2, 0, 7, 5, 4, 3, 6, 9, 1, 8]
 
 

@@ -1,4 +1,4 @@
-"""Conversions for tests: run here or as a command, and compared by the bytes of all files."""
+"""Conversions for tests: in this process or as a command, and digests of their files."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ def target(folder, kind):
 
 
 def digests(folder):
-    """SHA-256 of every file below a folder; the report names OUT and is left out."""
+    """SHA-256 of every file below a folder, except for the report, which contains the path of OUT."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and "report" not in path.name)
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 

@@ -1,4 +1,4 @@
-"""The fused kernel run on photographs and on single windows, for its tests."""
+"""Runs of the fused kernel on photographs and on single windows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def photos():
 
 
 def execute(crops, images, drawn, size=None, threads=2, **options):
-    """Outputs and status; images of two dimensions and more are pixels. `size`: (heights, widths) if not from them."""
+    """Outputs and status. 1-d images are JPEG bytes, others pixels; `size`: (heights, widths) instead of theirs."""
     encoded = np.array([image.ndim == 1 for image in images])
     height, width = size or np.array([image.shape[:2] for image in images]).T
     kernel = Kernel(crops, threads, **options)
@@ -45,12 +45,12 @@ def execute(crops, images, drawn, size=None, threads=2, **options):
 
 
 def levels(crops, output):
-    """Normalised crops back in [0, 255]."""
+    """Normalized crops as levels in [0, 255]."""
     return (np.asarray(output, np.float32) * crops.std + crops.mean) * 255
 
 
 def one_window(window, flip=False, views=1):
-    """A draw of one row and equal views with this window, and nothing else."""
+    """A draw of one row and equal views with this window, without any other change."""
     never = np.zeros((1, views), bool)
     return Draw(
         rows=np.zeros(1, np.int64),

@@ -1,8 +1,8 @@
-"""Images as they turn up in real data sets, made in code: three dictionaries of encoded bytes by name.
+"""Images of the kinds that occur in real datasets, made in code: three dictionaries from name to encoded bytes.
 
-`plain_images()` a backend may decode itself; `odd_images()` are readable, but only Pillow reads them right or at
-all; `bad_images()` nobody can read, and each comes with the reason for its quarantine. Names have honest suffixes,
-except the two that lie on purpose.
+Backends may decode `plain_images()` themselves. `odd_images()` are readable, but only Pillow decodes them correctly.
+`bad_images()` are not readable, and come with the reason for their quarantine. Suffixes are right, except in names with
+`_called`.
 """
 
 import io
@@ -19,7 +19,7 @@ TURNED = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation
 
 
 def scene(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """`(height, width, 3)` uint8, smooth with one sharp corner: a turn, a swapped channel or a lost chroma row show."""
+    """`(height, width, 3)` uint8, smooth with a sharp corner: shows rotations, swapped channels, lost chroma rows."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     rgb = np.stack([255 * x / width, 255 * y / height, 127 + 100 * np.sin(x / 9 + y / 13)], axis=-1)
     rgb[: height // 3, : width // 4] = (250, 20, 60)
@@ -42,14 +42,14 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def exif(orientation: int, order: str = "<", kind: int = 3) -> bytes:
-    """An EXIF block with the one tag, of TIFF type `kind`."""
+    """An EXIF block with one tag, the orientation, of TIFF type `kind`."""
     head = b"II*\0" if order == "<" else b"MM\0*"
     value = struct.pack(order + ("HH" if kind == 3 else "I"), *([orientation, 0] if kind == 3 else [orientation]))
     return head + struct.pack(order + "IHHHI", 8, 1, 0x0112, kind, 1) + value + bytes(4)
 
 
 def camera_exif() -> bytes:
-    """What a camera writes: orientation 6 between texts, fractions, and directories for exposure and place."""
+    """EXIF as from a camera: orientation 6 among texts, fractions, and directories for exposure and place."""
     tags = Image.Exif()
     tags.update({0x010F: "Maker", 0x0110: "A model with a long name", 0x0112: 6, 0x011A: 72.0, 0x0132: "2020:01:01"})
     tags.get_ifd(0x8769).update({0x829A: 0.005, 0x9000: b"0230", 0x9003: "2020:01:01 00:00:00", 0xA002: WIDTH})
@@ -58,7 +58,7 @@ def camera_exif() -> bytes:
 
 
 def with_segments(jpeg: bytes, *bodies: bytes) -> bytes:
-    """A JPEG with APP1 segments put in front."""
+    """A JPEG with APP1 segments at its start."""
     return jpeg[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in bodies) + jpeg[2:]
 
 
@@ -68,7 +68,7 @@ def chunk(tag: bytes, body: bytes) -> bytes:
 
 
 def with_chunk(png: bytes, tag: bytes, body: bytes) -> bytes:
-    """A PNG with a chunk put in after its header."""
+    """A PNG with a chunk inserted after its header."""
     return png[:33] + chunk(tag, body) + png[33:]
 
 
@@ -94,7 +94,7 @@ def _rgba() -> Image.Image:
 
 
 def plain_images() -> dict[str, bytes]:
-    """What every decoder reads alike."""
+    """Images that every decoder reads in the same way."""
     rgb = Image.fromarray(scene())
     gray, palette = rgb.convert("L"), rgb.quantize(16)
     jpeg, png = encode(rgb, "JPEG", quality=90), encode(rgb, "PNG")
@@ -143,12 +143,12 @@ def plain_images() -> dict[str, bytes]:
 
 
 def odd_images() -> dict[str, bytes]:
-    """Readable, but decoders disagree, refuse or crash."""
+    """Readable images on which decoders disagree, fail or crash."""
     rgb = Image.fromarray(scene())
     gray, cmyk, upside_down = rgb.convert("L"), rgb.convert("CMYK"), Image.fromarray(scene()[::-1].copy())
     jpeg, png, adobe = encode(rgb, "JPEG"), encode(rgb, "PNG"), encode(cmyk, "JPEG", quality=95)
-    negative = encode(ImageChops.invert(cmyk), "JPEG", quality=95)  # Pillow writes it inverted, so: upright
-    marker = adobe.index(b"Adobe")  # its segment starts 4 bytes before, and is 16 long
+    negative = encode(ImageChops.invert(cmyk), "JPEG", quality=95)  # Pillow inverts it once more when writing
+    marker = adobe.index(b"Adobe")  # its segment starts 4 bytes earlier and has 16 bytes
     block = b"Exif\0\0" + exif(6)
     images = {
         "cmyk_adobe.jpg": adobe,
@@ -196,12 +196,12 @@ def odd_images() -> dict[str, bytes]:
 
 
 def bad_images() -> dict[str, tuple[bytes, str]]:
-    """Bytes and the reason for which they are quarantined."""
+    """Unreadable bytes, each with its quarantine reason."""
     rgb = Image.fromarray(scene())
     jpeg, png, webp = encode(rgb, "JPEG"), encode(rgb, "PNG"), encode(rgb, "WEBP")
 
     def claims(width: int, height: int) -> bytes:
-        """A PNG of a few bytes that says it is huge."""
+        """A PNG of a few bytes whose header gives a huge size."""
         header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
         return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 

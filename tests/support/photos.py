@@ -1,4 +1,4 @@
-"""Real photographs that ship inside scikit-image and scikit-learn, as a folder of images."""
+"""Photographs from scikit-image and scikit-learn, and folders of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def photographs() -> list[np.ndarray]:
 
 
 def write_folder(root: Path, images: list[np.ndarray], classes: int = 2, suffix: str = ".png") -> Path:
-    """Write images as root/class{i}/{n}.png; class numbers in turn."""
+    """Write images as root/class{i}/{n}.png, with class numbers in turn."""
     for index, image in enumerate(images):
         folder = root / f"class{index % classes}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,6 @@ def write_folder(root: Path, images: list[np.ndarray], classes: int = 2, suffix:
 
 
 def flat_colors(count: int, side: int = 40) -> list[np.ndarray]:
-    """`count` images, each of one color of its own."""
+    """`count` images, each of a single, different color."""
     colors = np.random.default_rng(0).integers(20, 236, (count, 3), dtype=np.uint8)
     return [np.full((side, side + index % 5, 3), color, np.uint8) for index, color in enumerate(colors)]

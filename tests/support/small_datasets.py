@@ -1,4 +1,4 @@
-"""Small datasets on disk for tests: files written, tables compared, errors as text."""
+"""Small datasets on disk for tests, comparison of tables, and errors as text."""
 
 from pathlib import Path
 

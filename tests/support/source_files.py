@@ -1,4 +1,4 @@
-"""Sources of images for tests of conversion, and what is found in them."""
+"""Sources of images for tests of conversion, and the images that conversion finds in them."""
 
 import io
 import tarfile

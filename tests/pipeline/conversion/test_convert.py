@@ -1,4 +1,4 @@
-"""Conversion: the same bytes whatever happens on the way, read by the stock FFCV and DALI, and no image lost."""
+"""Conversion gives the same bytes after kills and errors, files that FFCV and DALI read, and loses no image."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from support.conversions import LABELLED, command, converted, digests, run, targ
 from support.photos import flat_colors, write_folder
 from support.small_datasets import BAD, PLAIN, ROOT, error_of, write
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 FORMATS = pytest.mark.parametrize("kind", ["beton", "wds", "index"])
 
@@ -52,8 +52,8 @@ def test_another_seed_is_another_order_and_none_keeps_the_sources(zoo, tmp_path)
     assert keys[31] != keys[32] != keys[None]
     report = json.loads((tmp_path / "None" / "x" / "report.json").read_text())
     names = sorted(LABELLED, key=lambda name: (name.split("/")[0], name))
-    wanted = [name.rpartition(".")[0] for name in names if name not in report["quarantined"]]
-    assert [key.split("-")[0] for key in keys[None]] == wanted
+    expected = [name.rpartition(".")[0] for name in names if name not in report["quarantined"]]
+    assert [key.split("-")[0] for key in keys[None]] == expected
 
 
 def test_the_order_of_a_seed_never_changes():
@@ -87,7 +87,7 @@ def test_a_conversion_killed_again_and_again_gives_the_same_bytes(zoo, tmp_path,
         kills += 1
         seen.append(len(list(partial.glob("parts/*.npz"))))
     assert kills >= 2
-    assert seen == sorted(seen)  # what was made stays
+    assert seen == sorted(seen)  # finished parts stay
     assert digests(tmp_path / "killed") == digests(tmp_path / "undisturbed")
 
 
@@ -106,7 +106,7 @@ def test_a_kill_while_the_parts_are_joined_costs_nothing(zoo, tmp_path):
     left = len(list((partial / "data").glob("*.blobs")))
     assert left < len(made)
     resumed = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert resumed.communicate(timeout=60)[1].startswith(f"going on: {len(made)} of {len(made)} parts are there")
+    assert resumed.communicate(timeout=60)[1].startswith(f"resuming: {len(made)} of {len(made)} parts exist")
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
@@ -135,7 +135,7 @@ def test_other_options_or_another_source_start_over(tmp_path, capfd):
         return capfd.readouterr().err
 
     assert stopped() == ""
-    assert stopped().startswith("going on: 4 of 4 parts")
+    assert stopped().startswith("resuming: 4 of 4 parts")
     assert "of another conversion (quality)" in stopped(quality=80)
     (source / "class1" / "new.png").write_bytes((source / "class1" / "00001.png").read_bytes())
     assert "of another conversion (source)" in stopped(quality=80)
@@ -155,7 +155,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(zoo, tmp_pa
     assert errors.strip().splitlines()[-1] == "stopped; the same command goes on from here"
     assert "Traceback" not in errors and not out.exists()
     code, _, errors = run(zoo, out, "--format", "wds", "--shard-images", 1, "--workers", 1)
-    assert code == 0 and "going on: " in errors
+    assert code == 0 and "resuming: " in errors
 
 
 def test_workers_end_with_a_conversion_that_is_killed(zoo, tmp_path):
@@ -191,11 +191,11 @@ def test_a_failing_disk_is_one_line_and_the_same_command_goes_on(zoo, tmp_path):
 def test_every_bad_image_is_named_with_its_reason(zoo, tmp_path, kind):
     out = target(tmp_path, kind)
     report = converted(zoo, out, kind, workers=2, shard_images=30)
-    wanted = {name: BAD[name.split("/bad_")[1]][1] for name in LABELLED if "/bad_" in name}
-    assert report.quarantined == wanted
-    assert report.images == len(LABELLED) == report.written + len(wanted)
+    expected = {name: BAD[name.split("/bad_")[1]][1] for name in LABELLED if "/bad_" in name}
+    assert report.quarantined == expected
+    assert report.images == len(LABELLED) == report.written + len(expected)
     stored = out / "report.json" if kind == "wds" else out.with_name("x.report.json")
-    assert json.loads(stored.read_text())["quarantined"] == wanted
+    assert json.loads(stored.read_text())["quarantined"] == expected
 
 
 def test_what_was_refused_is_in_the_report(tmp_path):
@@ -239,7 +239,7 @@ def test_too_many_bad_images_are_an_error_that_leaves_their_names(zoo, tmp_path)
     names = json.loads((tmp_path / ".x.beton.partial" / "report.json").read_text())["quarantined"]
     assert len(names) == len(BAD)
     code, _, errors = run(zoo, out, "--format", "beton", "--workers", 1)
-    assert code == 0 and "going on: 1 of 1" in errors
+    assert code == 0 and "resuming: 1 of 1" in errors
 
 
 def test_shards_have_no_gap_where_all_images_of_a_part_are_bad(tmp_path):
@@ -268,7 +268,7 @@ def test_the_table_of_a_beton_is_used_without_a_scan(zoo, tmp_path):
     out = target(tmp_path, "beton")
     converted(zoo, out, "beton")
     table = open_dataset(out, tmp_path / "cache", workers=1, progress=False)
-    assert table.classes == ("class0", "class1", "class2")  # which the .beton itself does not know
+    assert table.classes == ("class0", "class1", "class2")  # the .beton itself has no class names
     assert not list((tmp_path / "cache").glob("*.npz"))
 
 
@@ -276,7 +276,7 @@ def test_the_table_of_a_beton_is_used_without_a_scan(zoo, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--format", "zip"], "--format=zip: give beton, wds or index"),
         (["--format", "wds", "--short", "9", "--long", "9"], "give one of the two"),
@@ -294,10 +294,10 @@ def test_the_table_of_a_beton_is_used_without_a_scan(zoo, tmp_path):
         ([], "the following arguments are required: --format"),
     ],
 )
-def test_a_mistake_is_one_line(zoo, tmp_path, options, told):
+def test_a_mistake_is_one_line(zoo, tmp_path, options, message):
     code, out, errors = run(zoo, tmp_path / "x", *options)
     assert code == 2 and out == ""
-    assert told in errors and errors.count("\n") == 1
+    assert message in errors and errors.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,21 +310,21 @@ def test_a_source_that_is_missing_or_empty_is_one_line_and_leaves_nothing(tmp_pa
 
 
 @FORMATS
-def test_what_is_there_is_never_overwritten(zoo, tmp_path, kind):
+def test_existing_files_are_never_overwritten(zoo, tmp_path, kind):
     out = target(tmp_path, kind)
     if kind == "wds":
         write(out, {"mine": b"mine"})
     else:
         out.write_bytes(b"mine")
     before = digests(tmp_path)
-    assert "is there already" in error_of(converted, zoo, out, kind)
+    assert "already exists" in error_of(converted, zoo, out, kind)
     assert digests(tmp_path) == before
 
 
-def test_a_disk_without_room_is_told_before_the_start(tmp_path):
+def test_a_disk_without_room_is_reported_before_the_start(tmp_path):
     source = write(tmp_path / "source", {"a.png": PLAIN["rgb.png"]})
     with open(source / "b.png", "wb") as file:
-        file.truncate(1 << 43)  # eight terabytes of nothing
+        file.truncate(1 << 43)  # eight terabytes, sparse
     line = error_of(converted, source, tmp_path / "x.beton", "beton")
     assert "needs about" in line and "are free" in line
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

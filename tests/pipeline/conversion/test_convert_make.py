@@ -1,4 +1,4 @@
-"""`make convert`: settings reach the program as they were written, and a missing one is a line that names it."""
+"""`make convert` passes settings on unchanged, and reports a missing one in a line that names it."""
 
 import os
 import shutil
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def make(*settings):
-    """`make convert` with this Python; -o: the virtual environment is taken as it is."""
+    """`make convert` with this Python; -o: make does not update the virtual environment."""
     command = ["make", "-o", "setup", "convert", f"RUN={sys.executable}", *settings]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def test_patterns_and_blanks_reach_the_program_as_they_are(tmp_path):
+def test_patterns_and_blanks_reach_the_program_unchanged(tmp_path):
     from pyarrow import parquet
 
     source = write(tmp_path / "my 'own' images", {"a b/1.jpg": PLAIN["rgb.jpg"]})

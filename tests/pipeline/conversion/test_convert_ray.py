@@ -1,4 +1,4 @@
-"""Conversion on Ray: nodes may die, the bytes are those of a local run."""
+"""Conversion on Ray gives the bytes of a local run, even if nodes die."""
 
 import contextlib
 import subprocess
@@ -79,8 +79,8 @@ def test_auto_starts_ray_on_this_machine_though_a_dead_cluster_left_its_address(
     (ray_folder / "ray_current_cluster").write_text("127.0.0.1:1")
     converted(source, target(tmp_path / "local", "beton"), "beton", shard_images=50)
     out = target(tmp_path / "ray", "beton")
-    code, told, errors = run(source, out, "--format", "beton", "--shard-images", 50, "--ray", "auto", "--workers", 2)
-    assert code == 0 and "240" in told, errors
+    code, output, errors = run(source, out, "--format", "beton", "--shard-images", 50, "--ray", "auto", "--workers", 2)
+    assert code == 0 and "240" in output, errors
     assert "joining the Ray cluster" not in errors
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 
@@ -100,7 +100,7 @@ def test_auto_joins_a_running_cluster(source, tmp_path, ray_folder, monkeypatch,
         if how == "RAY_ADDRESS":
             monkeypatch.setenv("RAY_ADDRESS", address)
         else:
-            (ray_folder / "ray_current_cluster").write_text(address)  # what `ray start` leaves
+            (ray_folder / "ray_current_cluster").write_text(address)  # as `ray start` writes it
         out = target(tmp_path / "ray", "wds")
         code, _, errors = run(source, out, "--format", "wds", "--shard-images", 50, "--ray", "auto")
         ray.init(address=address, log_to_driver=False, logging_level="error")

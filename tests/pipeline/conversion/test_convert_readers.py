@@ -1,4 +1,4 @@
-"""What conversion writes, read by the stock FFCV, by DALI and by our own loader."""
+"""The files of a conversion, read by the stock FFCV, by DALI and by our loader."""
 
 import io
 
@@ -18,7 +18,7 @@ from support.conversions import LABELLED, converted, sources_in_order, target, w
 from support.photos import photographs, write_folder
 from support.small_datasets import ODD, PLAIN, write
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def zoo(tmp_path_factory):
 
 
 def ffcv_pixels(path):
-    """Image and label of each sample, as the stock package's C decoder sees them."""
+    """Image and label of each sample, by the C decoder of the stock package."""
     from ffcv.libffcv import imdecode
     from ffcv.reader import Reader as Stock
 
@@ -52,10 +52,10 @@ def test_stock_ffcv_decodes_every_image_of_the_zoo(zoo, tmp_path, raw):
     names = sources_in_order(report, LABELLED)
     assert len(names) == report.written == len(PLAIN) + len(ODD)
     for name, (pixels, label) in zip(names, ffcv_pixels(out), strict=True):
-        wanted = decode(LABELLED[name])
-        assert pixels.shape == wanted.shape and label == int(name[5]), name
-        difference = np.abs(pixels.astype(int) - wanted)
-        # FFCV takes libjpeg's fast DCT; on top of that comes our JPEG of quality 95, where one was made.
+        expected = decode(LABELLED[name])
+        assert pixels.shape == expected.shape and label == int(name[5]), name
+        difference = np.abs(pixels.astype(int) - expected)
+        # FFCV uses libjpeg's fast DCT; re-encoded images also differ by a JPEG of quality 95.
         assert difference.mean() < (0.001 if raw else 4), name
 
 
@@ -81,13 +81,13 @@ def test_the_stock_loader_reads_our_beton(tmp_path, raw, cached):
     images, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
     files = [f"class{index % 2}/{index:05d}.jpg" for index in range(len(photos))]
     for name, pixels, label in zip(sources_in_order(report, files), images, labels.ravel(), strict=True):
-        wanted = decode((source / name).read_bytes())
+        expected = decode((source / name).read_bytes())
         assert label == int(name[5])
-        assert np.abs(pixels.astype(int) - wanted).mean() < (0.001 if raw else 2), name
+        assert np.abs(pixels.astype(int) - expected).mean() < (0.001 if raw else 2), name
 
 
 def test_a_blob_never_lies_across_a_page(tmp_path):
-    """One image is larger than FFCV's usual page of 8 MiB, so the pages of this file are larger."""
+    """One image is larger than FFCV's default page of 8 MiB, so this file has larger pages."""
     big = np.random.default_rng(0).integers(0, 255, (1800, 1700, 3), np.uint8)  # 9.2 MB raw
     rest = [big[:1000, : 900 + index] for index in range(8)]
     source = write_folder(tmp_path / "source", [*rest, big])
@@ -99,9 +99,9 @@ def test_a_blob_never_lies_across_a_page(tmp_path):
     assert (table.offset // page == (table.offset + table.length - 1) // page).all()
     assert table.length.max() == big.nbytes
     for row in table.usable():
-        wanted = decode((source / sorted_names(source)[packing_order(9, 31)[row]]).read_bytes())
+        expected = decode((source / sorted_names(source)[packing_order(9, 31)[row]]).read_bytes())
         data = Reader(table).decode(row)
-        assert np.array_equal(data, wanted)
+        assert np.array_equal(data, expected)
 
 
 @given(st.lists(st.integers(1, 3 * PAGE), max_size=40))
@@ -152,9 +152,9 @@ def test_dali_reads_our_shards_by_their_index(zoo, tmp_path):
     pipe.build()
     images, labels = pipe.run()
     for row, name in enumerate(sources_in_order(report, LABELLED)):
-        wanted = decode(LABELLED[name])
+        expected = decode(LABELLED[name])
         assert int(bytes(labels.at(row))) == int(name[5])
-        assert np.abs(images.at(row).astype(int) - wanted).mean() < 1.0, name
+        assert np.abs(images.at(row).astype(int) - expected).mean() < 1.0, name
 
 
 @pytest.mark.parametrize("kind", ["beton", "wds"])

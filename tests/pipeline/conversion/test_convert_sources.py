@@ -1,4 +1,4 @@
-"""Sources that are read in place: folders and tars give the images in them, and nothing that lies outside."""
+"""Sources that are read in place: folders and tars give their images, and no file outside of them."""
 
 import os
 import pickle
@@ -33,7 +33,7 @@ def test_keys_are_unique_and_valid_webdataset_keys():
     assert list(unique_keys(names)) == keys
     for key in keys:
         _check(Record(key, b"", "jpeg", 0))
-        _header(f"{key}.jpeg", 1)  # raises where it is too long
+        _header(f"{key}.jpeg", 1)  # raises if it is too long
 
 
 # ---------------------------------------------------------------------------------------------- folder
@@ -81,7 +81,7 @@ def test_the_class_in_a_plain_tar_is_the_first_folder(tmp_path, style):
         ("a/notes.txt", b""),
     ]
     entries = opened(tar(tmp_path / "x.tar", members, style), tmp_path)
-    assert [found[1] for found in images_of(entries).values()] == ["b", "a", -1]
+    assert [value[1] for value in images_of(entries).values()] == ["b", "a", -1]
     assert entries.read([2, 0, 1]) == [image(3), image(1), image(2)]
     assert (entries.kind, entries.keys[1]) == ("tar", "a/deep/2")
 
@@ -96,8 +96,8 @@ def test_a_tar_made_of_a_folder_has_its_sub_folders_as_classes(tmp_path):
 
 def test_webdataset_tars_keep_their_numbers(tmp_path):
     pack([(f"{i:02d}", image(i), "png", 5 - i if i else -1) for i in range(5)], tmp_path / "w", "some", max_count=2)
-    found = images_of(opened(tmp_path / "w", tmp_path))
-    assert list(found.values()) == [(image(i), 5 - i if i else -1) for i in range(5)]
+    images = images_of(opened(tmp_path / "w", tmp_path))
+    assert list(images.values()) == [(image(i), 5 - i if i else -1) for i in range(5)]
     members = [("1.png", PNG), ("1.json", b'{"label": 7}'), ("2.json", b"{"), ("2.png", PNG), ("3.png", PNG)]
     entries = opened(tar(tmp_path / "j.tar", [*members, ("3.json", b'{"label": "cat"}')]), tmp_path)
     assert (entries.kind, entries.label.tolist(), entries.classes) == ("webdataset", [7, -1, -1], ())
@@ -132,7 +132,7 @@ def test_the_tars_in_ilsvrc2012s_train_tar_are_its_classes(tmp_path):
     assert images_of(entries) == expected
     assert entries.classes == synsets
     assert not (tmp_path / "spool").exists()
-    assert images_of(opened(tmp_path / "*.tar", tmp_path)) == expected  # unpacked by one level, as many do
+    assert images_of(opened(tmp_path / "*.tar", tmp_path)) == expected  # unpacked by one level, which is common
 
 
 def test_ilsvrc2012s_flat_validation_tar_has_no_labels(tmp_path):
@@ -180,14 +180,14 @@ def test_a_damaged_tar_is_never_taken_for_a_shorter_one(tmp_path, nested, at, da
 
 
 def test_a_table_by_itself_can_be_trained_from(tmp_path):
-    """What conversion to an index writes."""
+    """The table that conversion to an index writes."""
     table = scan_folder(write(tmp_path / "root", {"a/1.png": PNG, "b/2.png": PNG}), progress=False)
     table.save(tmp_path / "index.npz")
     assert same(open_dataset(tmp_path / "index.npz", tmp_path / "cache", workers=1, progress=False), table)
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_is_no_source_is_told_in_one_line(tmp_path):
+def test_a_path_that_is_no_source_is_one_line(tmp_path):
     write(
         tmp_path,
         {
@@ -202,11 +202,11 @@ def test_what_is_no_source_is_told_in_one_line(tmp_path):
     tar(tmp_path / "none.tar", [("notes.txt", b"")])
     with tarfile.open(tmp_path / "z.tgz", "w:gz") as archive:
         archive.add(tmp_path / "x.zip", "1.png")
-    for name, told in {
+    for name, message in {
         "gone": "no such file or folder", "gone-*.tar": "no such file or folder", "x.zip": "not a source of images",
         "empty": "no images found", "none.tar": "no images found", "two": "(a.beton, b.beton); name one",
-        "y.tar.gz": "no sound archive", "packed": "unpack them", "z.tgz": "unpack it", "x.zip/a": "x.zip",
+        "y.tar.gz": "damaged archive", "packed": "unpack them", "z.tgz": "unpack it", "x.zip/a": "x.zip",
     }.items():  # fmt: skip
         line = error_of(opened, tmp_path / name, tmp_path)
         assert line.startswith(f"{tmp_path / name}: ")
-        assert told in line
+        assert message in line

@@ -1,4 +1,4 @@
-"""The disk a conversion takes is told before it begins, and one that is refused leaves nothing."""
+"""Conversion estimates its disk space before it starts, and leaves nothing behind if it refuses."""
 
 import os
 import pickle
@@ -30,7 +30,7 @@ TURNED = exif(6)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """JPEGs of three kinds by turns: small in bytes, turned by EXIF, in CMYK. As PNGs the first take 200 bytes."""
+    """JPEGs of three kinds in turn: small in bytes, rotated by EXIF, in CMYK. As PNGs the first take 200 bytes."""
     folder, files, sources = tmp_path_factory.mktemp("photos"), {}, photographs()
     for index in range(24):
         photo = Image.fromarray(sources[index % len(sources)]).resize((300 + 7 * index, 200))
@@ -48,7 +48,7 @@ def photos(tmp_path_factory):
         Options("wds", short=100), Options("beton", quality=30),
     ],
 )  # fmt: skip
-def test_what_is_expected_is_enough_and_not_much_more(photos, tmp_path, kind, options):
+def test_the_estimate_is_enough_and_not_much_more(photos, tmp_path, kind, options):
     expected = expect(open_source(photos / kind, tmp_path / "spool", progress=False), options, PART)
     out = target(tmp_path, options.format)
     converted(
@@ -84,20 +84,20 @@ def test_what_spooling_takes_is_known_before(tmp_path, kind):
         write(root, {"x-images-idx3-ubyte": idx(images), "x-labels-idx1-ubyte": idx(images[:, 0, 0])})
     else:
         write(root, cifar10()[0])
-    told = []
-    open_source(root, tmp_path / "spool", progress=False, permit=lambda source: told.append(source.bytes))
+    estimates = []
+    open_source(root, tmp_path / "spool", progress=False, check=lambda source: estimates.append(source.bytes))
     taken = sum(path.stat().st_size for path in (tmp_path / "spool").glob("*.tar"))
-    assert 0.8 * taken - (1 << 14) < told[0] < 1.5 * taken
+    assert 0.8 * taken - (1 << 14) < estimates[0] < 1.5 * taken
 
 
-def test_a_source_is_not_spooled_where_there_is_no_room(tmp_path):
+def test_a_source_is_not_spooled_without_room(tmp_path):
     for name, header in (
         ("x-images-idx3-ubyte", struct.pack(">4B3I", 0, 0, 8, 3, 1 << 31, 60, 60)),
         ("data_batch_1", b""),
     ):
         with open(tmp_path / name, "wb") as file:
             file.write(header)
-            file.truncate(1 << 43)  # eight terabytes of nothing
+            file.truncate(1 << 43)  # eight terabytes, sparse
         line = error_of(converted, tmp_path / name, tmp_path / "x.beton", "beton")
         assert "of it to unpack the source), and " in line and "are free" in line
         assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -105,7 +105,7 @@ def test_a_source_is_not_spooled_where_there_is_no_room(tmp_path):
 
 
 def test_what_was_spooled_goes_where_out_has_no_room(tmp_path):
-    """Pixels of PNGs that say they are large: only a sample tells, and that needs the tars."""
+    """Raw pixels of large PNGs: their size is known only from a sample, which needs the spooled tars."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free > 1 << 40:
         pytest.skip("no small file system at /dev/shm")

@@ -1,4 +1,4 @@
-"""What becomes of one image in a conversion."""
+"""The conversion of one image."""
 
 import io
 
@@ -13,7 +13,7 @@ from support.odd_images import encode, scene
 from support.photos import photographs
 from support.small_datasets import ODD, PLAIN
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 
 def test_plain_images_of_any_kind_are_untouched_in_shards():
@@ -41,12 +41,12 @@ def test_odd_images_become_png_in_shards_without_loss(name):
         ("gray.png", "grayscale"), ("rgba.png", "RGBA"), ("lossy.webp", "re-encoded as JPEG"),
     ],
 )  # fmt: skip
-def test_what_is_changed_for_a_beton_is_counted_by_kind(name, kind):
+def test_changes_for_a_beton_are_counted_by_kind(name, kind):
     assert kind in rewrite((PLAIN | ODD)[name], (0, 0), Options("beton")).kinds
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN | ODD if name != "one_pixel.png"])
-def test_what_is_no_upright_jpeg_becomes_one_for_a_beton(name):
+def test_every_image_becomes_an_upright_jpeg_in_a_beton(name):
     data = (PLAIN | ODD)[name]
     stored = rewrite(data, (0, 0), Options("beton"))
     with Image.open(io.BytesIO(stored.data)) as image:
@@ -59,7 +59,7 @@ def test_what_is_no_upright_jpeg_becomes_one_for_a_beton(name):
 
 
 @pytest.mark.parametrize("kind", ["beton", "wds"])
-def test_a_quality_writes_every_jpeg_anew_and_none_leaves_them(kind):
+def test_a_quality_re_encodes_every_jpeg_and_without_one_they_stay(kind):
     for name in ("rgb.jpg", "gray.jpg", "exif6.jpg", "cmyk_adobe.jpg"):
         data = (PLAIN | ODD)[name]
         low, high = (rewrite(data, (0, 0), Options(kind, quality=quality)) for quality in (30, 95))
@@ -71,8 +71,8 @@ def test_a_quality_writes_every_jpeg_anew_and_none_leaves_them(kind):
 
 def test_without_a_quality_new_jpegs_have_95_and_in_shards_a_png_stays_one():
     png = PLAIN["rgb.png"]
-    ours = [rewrite(png, (0, 0), Options("beton", quality=quality)).data for quality in (None, 95, 50)]
-    assert ours[0] == ours[1] and len(ours[2]) < len(ours[1])
+    jpegs = [rewrite(png, (0, 0), Options("beton", quality=quality)).data for quality in (None, 95, 50)]
+    assert jpegs[0] == jpegs[1] and len(jpegs[2]) < len(jpegs[1])
     assert rewrite(png, (0, 0), Options("wds", quality=50)).data == png
 
 
@@ -92,11 +92,11 @@ def test_images_shrink_and_never_grow(options, size):
 def test_shrinking_is_lanczos():
     photo = Image.fromarray(photographs()[0])
     stored = rewrite(encode(photo, "PNG"), (0, 0), Options("wds", short=200))
-    wanted = photo.resize((round(photo.width * 200 / photo.height), 200), Image.Resampling.LANCZOS)
-    assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(wanted))
+    expected = photo.resize((round(photo.width * 200 / photo.height), 200), Image.Resampling.LANCZOS)
+    assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(expected))
 
 
-def test_pixels_of_a_raw_source_are_taken_as_they_are():
+def test_pixels_of_a_raw_source_are_unchanged():
     pixels = scene(7, 9)
     for options in (Options("wds"), Options("beton", raw=True)):
         stored = rewrite(pixels.tobytes(), (7, 9), options)

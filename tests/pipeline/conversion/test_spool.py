@@ -1,4 +1,4 @@
-"""Sources that are spooled first: Parquet, Arrow, IDX and CIFAR give the images in them, and run nothing."""
+"""Sources that are spooled first: Parquet, Arrow, IDX and CIFAR give their images and run no code."""
 
 import gzip
 import json
@@ -90,7 +90,7 @@ def test_a_clone_from_the_hub_and_what_datasets_saves_are_searched_below(tmp_pat
     assert f"SRC='{clone}/data/train*.parquet'" in error_of(opened, clone, tmp_path)
 
 
-def test_an_image_of_which_there_is_but_a_name_is_read_from_beside(tmp_path):
+def test_an_image_given_by_path_alone_is_read_from_its_file(tmp_path):
     names = [
         "images/1.png",
         str(tmp_path / "root" / "images" / "1.png"),
@@ -105,8 +105,8 @@ def test_an_image_of_which_there_is_but_a_name_is_read_from_beside(tmp_path):
     report = converted(tmp_path / "root" / "x.parquet", tmp_path / "out", "wds")
     assert report.written == 2
     absent = dict.fromkeys(("gone", "secret", "hosts"), "not in the file (path only)")
-    told = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
-    assert told == absent | {"x-00000005": "zero bytes"}
+    reasons = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
+    assert reasons == absent | {"x-00000005": "zero bytes"}
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -116,7 +116,7 @@ def test_arrow_files_of_hugging_face(tmp_path, stream):
     check_hugging_face(opened(tmp_path / "data.arrow", tmp_path), "arrow")
 
 
-def test_undecodable_images_are_spooled_as_they_are(tmp_path):
+def test_undecodable_images_are_spooled_unchanged(tmp_path):
     rows = [{"bytes": data} for data, _ in BAD.values()] + [{"bytes": None}, None]
     parquet.write_table(pa.table({"image": pa.array(rows)}), tmp_path / "x.parquet")
     entries = opened(tmp_path / "x.parquet", tmp_path)
@@ -132,9 +132,9 @@ def test_a_bad_columnar_file_is_one_clear_line(tmp_path):
     broken = good[:4] + b"\xff" * 2000 + good[2004:]
     write(tmp_path, {"cut.parquet": good[:-30], "broken.parquet": broken, "x.arrow": b"text" * 9})
     assert "no column of images" in error_of(opened, tmp_path / "paths.parquet", tmp_path)
-    assert "label 1099511627776 is no class number" in error_of(opened, tmp_path / "label.parquet", tmp_path)
+    assert "label 1099511627776 is not a class number" in error_of(opened, tmp_path / "label.parquet", tmp_path)
     for name in ("cut.parquet", "broken.parquet", "x.arrow"):
-        assert f"{name}: no sound" in error_of(opened, tmp_path / name, tmp_path)
+        assert f"{name}: damaged" in error_of(opened, tmp_path / name, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- spool
@@ -143,7 +143,7 @@ def test_a_bad_columnar_file_is_one_clear_line(tmp_path):
 SPOOLING = """
 import os, sys
 from pathlib import Path
-from pipeline.conversion.spool import Foreign, Sample, spool
+from pipeline.conversion.spool import SpoolSource, Sample, spool
 
 def samples(path):
     for number in range(3):
@@ -152,7 +152,8 @@ def samples(path):
         yield Sample(str(number), Path(path).read_bytes() * (number + 1), number)
 
 files = sorted(Path(sys.argv[1]).iterdir())
-for tar in spool(Foreign("test", [str(file) for file in files], files, samples, 0), Path(sys.argv[2]), progress=False):
+source = SpoolSource("test", [str(file) for file in files], files, samples, 0)
+for tar in spool(source, Path(sys.argv[2]), progress=False):
     print(tar)
 """
 
@@ -177,7 +178,7 @@ def test_a_killed_spooling_goes_on_where_it_was(tmp_path):
         assert images_of(opened(path, tmp_path)) == {str(i): (letter.encode() * (i + 1), i) for i in range(3)}
 
 
-def test_a_changed_source_is_spooled_anew(tmp_path):
+def test_a_changed_source_is_spooled_again(tmp_path):
     path = tmp_path / "x.parquet"
     for count in (2, 3):
         parquet.write_table(hugging_face()[:count], path)
@@ -220,16 +221,16 @@ def test_an_idx_pair(tmp_path, names):
 
 def test_a_bad_idx_file_is_one_clear_line(tmp_path):
     name = "x-images-idx3-ubyte"
-    for data, told in (
+    for data, message in (
         (idx(GRAY)[:-1], "IDX file has"),
         (b"text", "not an IDX file"),
         (idx(GRAY[0]), "of shape (28, 28)"),
     ):
-        assert told in error_of(opened, write(tmp_path, {name: data}) / name, tmp_path)
+        assert message in error_of(opened, write(tmp_path, {name: data}) / name, tmp_path)
     write(tmp_path, {name: idx(GRAY), "x-labels-idx1-ubyte": idx(GRAY[0, 0, :4])})
     assert "labels of (4,)" in error_of(opened, tmp_path / name, tmp_path)
     write(tmp_path, {f"{name}.gz": gzip.compress(idx(GRAY))[:-9]})
-    assert "no sound IDX file" in error_of(opened, tmp_path / f"{name}.gz", tmp_path)
+    assert "damaged IDX file" in error_of(opened, tmp_path / f"{name}.gz", tmp_path)
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (32, 32, 3), (300, 400), (300, 400, 3), (1, 1)])
@@ -244,12 +245,12 @@ def test_a_stored_png_has_the_pixels_and_needs_no_help(shape):
 
 
 def cifar10(python2=False):
-    """Files of CIFAR-10's python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
+    """Files of CIFAR-10's Python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
     published ones, by Python 2 (whose text is bytes in Python 3)."""
 
     def pickled(value):
         data = pickle.dumps(value, protocol=2)
-        # Protocol 2 has names in plain text, so the module that NumPy had then can be put in.
+        # Protocol 2 has names in plain text, so the old module name of NumPy can be inserted.
         return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if python2 else data
 
     text = str.encode if python2 else str
@@ -293,8 +294,8 @@ def test_cifar100_has_fine_labels(tmp_path):
     meta = {"fine_label_names": ["apple", "bear"], "coarse_label_names": list("abcdefg")}
     files = {"train": batch, "test": batch, "meta": meta}
     root = write(tmp_path / "c", {name: pickle.dumps(value, protocol=2) for name, value in files.items()})
-    found = images_of(opened(root, tmp_path))
-    assert {key: label for key, (_, label) in found.items()} == {"00000": "bear", "00001": "apple"}
+    images = images_of(opened(root, tmp_path))
+    assert {key: label for key, (_, label) in images.items()} == {"00000": "bear", "00001": "apple"}
 
 
 class Evil:
@@ -315,7 +316,7 @@ def test_a_malicious_pickle_does_nothing(tmp_path, protocol):
         assert "asks for posix.mkdir, which could run any program" in line
     assert not (tmp_path / "evil").exists()
     pickle.loads(evil)
-    assert (tmp_path / "evil").exists()  # it would have
+    assert (tmp_path / "evil").exists()  # plain pickle runs it
 
 
 @pytest.mark.parametrize(
@@ -329,13 +330,13 @@ def test_a_pickle_gets_nothing_but_arrays_and_text(tmp_path, call):
 def test_a_bad_cifar_file_is_one_clear_line(tmp_path):
     files, _ = cifar10()
     good = pickle.loads(files["data_batch_1"])
-    for data, told in (
-        (files["data_batch_1"][:-50], "no sound pickle"),
-        (b"", "no sound pickle"),
+    for data, message in (
+        (files["data_batch_1"][:-50], "damaged pickle"),
+        (b"", "damaged pickle"),
         (pickle.dumps([1]), "holds no dictionary"),
         (pickle.dumps(good | {"data": [1]}, 2), "no 'data' of N x 3072 bytes"),
         (pickle.dumps(good | {"data": good["data"].astype("f4")}, 2), "no 'data' of N x 3072 bytes"),
-        (pickle.dumps(good | {"labels": [1]}, 2), "its labels are not one number an image"),
+        (pickle.dumps(good | {"labels": [1]}, 2), "its labels are not one number per image"),
     ):
         write(tmp_path / "c", {"data_batch_1": data})
-        assert told in error_of(opened, tmp_path / "c", tmp_path)
+        assert message in error_of(opened, tmp_path / "c", tmp_path)

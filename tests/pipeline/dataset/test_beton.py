@@ -1,4 +1,4 @@
-"""FFCV's .beton: what the real `ffcv` package wrote is read, opened and trained from; damage is one clear line."""
+"""FFCV's .beton: files of the real `ffcv` package are read, opened and trained from; damage is one clear line."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ LABELS = [3, 0, 2, 3, 1, 0]
 
 
 def ffcv_pixels(image, mode):
-    """What FFCV stores of an image: itself, or a JPEG of quality 90 by OpenCV."""
+    """The bytes that FFCV stores for an image: its pixels, or a JPEG of quality 90 by OpenCV."""
     if mode == "raw":
         return image
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
@@ -36,7 +36,7 @@ def ffcv_pixels(image, mode):
 
 
 class Indexed:
-    """A dataset as FFCV wants it: it pickles, and has a length."""
+    """A dataset for FFCV's writer: it pickles and has a length."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -49,7 +49,7 @@ class Indexed:
 
 
 def write_beton(path, samples, fields, workers=1):
-    """FFCV's writer leaves pipes and shared memory open, so it runs in a process of its own."""
+    """Runs FFCV's writer in a separate process, because it leaves pipes and shared memory open."""
     write = DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset
     process = get_context("fork").Process(target=write, args=(Indexed(samples),), kwargs={"chunksize": 2})
     process.start()
@@ -65,7 +65,7 @@ def images():
 
 @pytest.fixture(scope="module", params=["jpg", "raw"])
 def written(request, images, tmp_path_factory):
-    """A .beton by FFCV's own writer, and the mode of its images."""
+    """A .beton of FFCV's writer, and the mode of its images."""
     path = tmp_path_factory.mktemp(request.param) / "train.beton"
     fields = {"image": RGBImageField(write_mode=request.param), "label": IntField()}
     return write_beton(path, list(zip(images, LABELS, strict=True)), fields, workers=2), request.param
@@ -83,11 +83,11 @@ def test_the_format_is_ffcvs_own():
 
 def test_a_beton_of_ffcv_opens_with_the_same_bytes_labels_and_sizes(written, images, tmp_path):
     path, mode = written
-    found = read_beton(path)
-    assert found.fields == ("image", "label")
-    assert found.label.tolist() == LABELS
-    assert found.raw.tolist() == [mode == "raw"] * len(images)
-    assert list(zip(found.height, found.width, strict=True)) == [image.shape[:2] for image in images]
+    content = read_beton(path)
+    assert content.fields == ("image", "label")
+    assert content.label.tolist() == LABELS
+    assert content.raw.tolist() == [mode == "raw"] * len(images)
+    assert list(zip(content.height, content.width, strict=True)) == [image.shape[:2] for image in images]
     entries = open_source(path, tmp_path)
     assert (entries.kind, entries.classes, entries.label.tolist()) == ("beton", (), LABELS)
     for data, shape, image in zip(entries.read(range(len(images))), entries.shape, images, strict=True):
@@ -130,16 +130,16 @@ def test_a_beton_that_is_cut_emptied_or_gone_is_an_error_by_row(written, tmp_pat
     reader, rows = Reader(table), np.argsort(table.offset)
     assert all(isinstance(item, np.ndarray) for item in reader.try_read(rows))
     os.truncate(path, int(table.offset[rows[3]]) + 5)
-    found = reader.try_read(rows)
-    assert [isinstance(item, ReadError) for item in found] == [False] * 3 + [True] * 3
-    assert "changed since the table was made (5 bytes where" in str(found[3])
-    for damage, told in ((lambda: os.truncate(path, 0), "(0 bytes where"), (path.unlink, "No such file")):
+    items = reader.try_read(rows)
+    assert [isinstance(item, ReadError) for item in items] == [False] * 3 + [True] * 3
+    assert "changed since the table was made (5 bytes where" in str(items[3])
+    for damage, reason in ((lambda: os.truncate(path, 0), "(0 bytes where"), (path.unlink, "No such file")):
         damage()
-        assert all(told in str(item) for item in Reader(table).try_read(rows))
+        assert all(reason in str(item) for item in Reader(table).try_read(rows))
     assert all("changed since" in str(item) for item in reader.try_read(rows))
 
 
-def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_changes(written, tmp_path, monkeypatch):
+def test_a_cached_beton_is_decoded_again_only_when_it_changes(written, tmp_path, monkeypatch):
     path = tmp_path / "train.beton"
     path.write_bytes(written[0].read_bytes())
 
@@ -147,7 +147,7 @@ def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_ch
         return open_dataset(path, tmp_path / "cache", workers=1, progress=False)
 
     table = opened()
-    os.utime(path, ns=(0, 0))  # copied or touched: the same file still
+    os.utime(path, ns=(0, 0))  # copied or touched: still the same file
     with monkeypatch.context() as context:
         context.setattr("pipeline.dataset.open.scan_beton", None)
         assert same(opened(), table)
@@ -155,12 +155,12 @@ def test_a_beton_in_the_cache_is_read_again_without_decoding_and_anew_when_it_ch
         at = data.index(np.int64(LABELS[0]).tobytes(), 24 + 2 * 1041 + 16)
         data[at] = 1
         path.write_bytes(data)
-        with pytest.raises(TypeError):  # now it would scan
+        with pytest.raises(TypeError):  # a scan fails
             opened()
     assert opened().label.tolist() == [1, *LABELS[1:]]
 
 
-def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path, monkeypatch, capsys):
+def test_the_table_in_the_folder_of_a_beton_is_used_if_it_fits(written, tmp_path, monkeypatch, capsys):
     path = tmp_path / "data" / "train.beton"
     path.parent.mkdir()
     path.write_bytes(written[0].read_bytes())
@@ -174,9 +174,9 @@ def test_a_table_beside_a_beton_is_used_if_it_is_of_this_file(written, tmp_path,
     assert not (tmp_path / "cache2").exists()
     assert open_source(moved, tmp_path).classes == named.classes
     replace(again, label=named.label[::-1]).save(moved.with_suffix(".npz"))
-    with pytest.raises(TypeError):  # it would scan
+    with pytest.raises(TypeError):  # a scan fails
         open_dataset(moved, tmp_path / "cache2", workers=1, progress=False)
-    assert "train.npz beside it is not its table" in capsys.readouterr().err
+    assert "train.npz is not the table of this file" in capsys.readouterr().err
 
 
 def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
@@ -186,7 +186,7 @@ def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
     np.testing.assert_array_equal(read_beton(path).length, read_beton(written[0]).length)
 
 
-def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
+def test_other_fields_than_the_image_are_skipped(images, tmp_path):
     fields = {
         "score": FloatField(), "image_of_a_long_name": RGBImageField(), "notes": JSONField(),
         "index": IntField(), "label": IntField(), "array": NDArrayField(np.dtype("f4"), (2,)),
@@ -194,10 +194,10 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
     samples = [
         (0.5, image, {"a": 1}, 7 * 10**12, label, np.ones(2, "f4")) for image, label in zip(images, LABELS, strict=True)
     ]
-    found = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
-    assert found.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
-    assert found.label.tolist() == LABELS  # the field of that name, not the first
-    assert found.width.tolist() == [image.shape[1] for image in images]
+    content = read_beton(write_beton(tmp_path / "x.beton", samples, fields))
+    assert content.fields == ("score", "image_of_a_long_", "notes", "index", "label", "array")
+    assert content.label.tolist() == LABELS  # the field of that name, not the first
+    assert content.width.tolist() == [image.shape[1] for image in images]
     assert open_source(tmp_path / "x.beton", tmp_path).read([2]) == [images[2].tobytes()]
     only = write_beton(
         tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
@@ -206,35 +206,36 @@ def test_any_fields_beside_the_image_are_passed_over(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda data: data[:-10], "cut short"),
         (lambda data: data[:3000], "cut short"),
         (lambda data: data[:10], "cut short"),
         (lambda data: b"", "cut short"),
-        (lambda data: b"\1" + data[1:], "FFCV's format 2 (it says 1)"),
+        (lambda data: b"\1" + data[1:], "FFCV's format 2 (its version field is 1)"),
         (lambda data: b"PNG" * 1000, "FFCV's format 2"),
-        (lambda data: data[:16] + bytes(8) + data[24:], "its writer was killed before the end"),
+        (lambda data: data[:16] + bytes(8) + data[24:], "its writer stopped before the end"),
         (lambda data: data[:8] + b"\xff" * 8 + data[16:], "cut short"),
-        (lambda data: data[:24] + b"\1" + data[25:], "none of its fields (image, label) is an RGBImageField"),
-        (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "field 'label' is of a class"),
+        (lambda data: data[:24] + b"\1" + data[25:], "it has no RGBImageField (its fields: image, label)"),
+        (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "FFCV has no class for the field 'label'"),
         (lambda data: data[:2106] + b"\7" + data[2107:], "sample 0 has no bytes in the file"),
         (lambda data: data[:2111] + b"\7" + data[2112:], "sample 0 has no bytes in the file"),
         (lambda data: data[:-24] + b"\xff" * 24, "has no bytes in the file"),
     ],
 )
-def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, told):
+def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, message):
     path = tmp_path / "bad.beton"
     path.write_bytes(damage(written[0].read_bytes()))
     line = error_of(open_dataset, path, tmp_path / "cache", workers=1, progress=False)
     assert line.startswith(f"data.path={path}: bad.beton: ")
-    assert told in line
-    assert told in error_of(open_source, path, tmp_path / "spool")
+    assert message in line
+    assert message in error_of(open_source, path, tmp_path / "spool")
 
 
 def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
     code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']; from test_beton import *\n"
+        "import os, sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']\n"
+        "from test_beton import DatasetWriter, Indexed, IntField, RGBImageField\n"
         "class Dies(Indexed):\n    def __getitem__(self, index): os.kill(os.getppid(), 9); os._exit(1)\n"
         "fields = {'image': RGBImageField(), 'label': IntField()}\n"
         "DatasetWriter(sys.argv[1], fields, num_workers=1).from_indexed_dataset(Dies([0] * 9))\n"
@@ -244,7 +245,7 @@ def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=120
     )
     assert done.returncode == -9
-    assert "its writer was killed before the end" in error_of(open_source, tmp_path / "x.beton", tmp_path)
+    assert "its writer stopped before the end" in error_of(open_source, tmp_path / "x.beton", tmp_path)
 
 
 def test_a_row_of_no_pixels_is_quarantined(images, tmp_path):
@@ -288,5 +289,5 @@ def test_the_dali_backend_trains_from_a_beton_as_from_its_images(written, images
         batches.append(next(iter(loader)))
         loader.close()
     assert batches[0].rows.tolist() == batches[1].rows.tolist()
-    for ours, theirs in zip(batches[0].crops, batches[1].crops, strict=True):
-        np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+    for swave, ffcv in zip(batches[0].crops, batches[1].crops, strict=True):
+        np.testing.assert_array_equal(swave.numpy(), ffcv.numpy())

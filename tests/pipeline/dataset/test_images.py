@@ -8,14 +8,14 @@ from pipeline.dataset.images import BadImage, decode, probe, to_ppm
 from pipeline.dataset.table import State
 from support.odd_images import HEIGHT, WIDTH, bad_images, encode, odd_images, plain_images, ramp16, scene
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
 LOSSY = (".jpg", "lossy.webp", "lossy_alpha.webp", "jpeg_called.png")
 LOSSLESS = [
     *("rgb.png", "rgba.png", "rgb_key.png", "interlaced.png", "no_end.png", "wrong_checksum.png", "animated.png"),
     *("animated_with_default.png", "animated.webp", "lossless.webp", "alpha.webp", "rgb.bmp", "rgb.tif"),
 ]
-UPRIGHT = {  # EXIF 2.3, 4.6.4: which corner the stored row 0 and column 0 are, as indexing of the stored array
+UPRIGHT = {  # EXIF 2.3, section 4.6.4: the upright image as indexing of the stored array
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -29,7 +29,7 @@ UPRIGHT = {  # EXIF 2.3, 4.6.4: which corner the stored row 0 and column 0 are, 
 
 @pytest.fixture(scope="module")
 def from_dali():
-    """What DALI's CPU decoder makes of each image: plain ones as they are, odd ones by way of our PPM."""
+    """Each image decoded by DALI on the CPU: plain ones from their bytes, odd ones from our PPM."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     from nvidia.dali import fn, pipeline_def, types
 
@@ -49,23 +49,23 @@ def from_dali():
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_plain_images_are_left_to_dali_which_gives_our_pixels(name, from_dali):
-    ours = decode(PLAIN[name])
-    assert probe(PLAIN[name]) == (ours.shape[1], ours.shape[0], State.OK, "")
-    assert from_dali[name].shape == ours.shape
-    difference = np.abs(ours.astype(int) - from_dali[name])
-    # Lossy formats leave the transform's rounding to the library: 2 levels on average at most (0 is what we see).
+    pixels = decode(PLAIN[name])
+    assert probe(PLAIN[name]) == (pixels.shape[1], pixels.shape[0], State.OK, "")
+    assert from_dali[name].shape == pixels.shape
+    difference = np.abs(pixels.astype(int) - from_dali[name])
+    # Libraries may round the transform of lossy formats differently: at most 2 levels on average (measured: 0).
     assert difference.mean() <= 2 if name.endswith(LOSSY) else difference.max() == 0
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_images_reach_dali_through_our_decode_exactly(name, from_dali):
-    ours = decode(ODD[name])
-    assert probe(ODD[name]) == (ours.shape[1], ours.shape[0], State.PIL, "")
-    np.testing.assert_array_equal(from_dali[name], ours)
+    pixels = decode(ODD[name])
+    assert probe(ODD[name]) == (pixels.shape[1], pixels.shape[0], State.PIL, "")
+    np.testing.assert_array_equal(from_dali[name], pixels)
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_images_are_told_by_reason(name):
+def test_bad_images_have_a_reason(name):
     data, reason = BAD[name]
     assert probe(data) == (0, 0, State.QUARANTINED, reason)
     with pytest.raises(BadImage) as caught:
@@ -76,10 +76,10 @@ def test_bad_images_are_told_by_reason(name):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpg", "png"])
 def test_exif_turns_are_applied(kind, orientation):
-    found = decode(PLAIN[f"exif{orientation}.{kind}"]).astype(int)
+    pixels = decode(PLAIN[f"exif{orientation}.{kind}"]).astype(int)
     expected = UPRIGHT[orientation](scene())
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).mean() <= (3 if kind == "jpg" else 0)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected).mean() <= (3 if kind == "jpg" else 0)
 
 
 @pytest.mark.parametrize("name", ["turned.webp", "turned.tif", "turned_by_xmp.jpg", "turned_by_text.png"])

@@ -1,4 +1,4 @@
-"""Tar shards: written the same each time, read by DALI, and others' shards read by us."""
+"""Tar shards: the same bytes each time, readable by DALI; shards of other programs are read too."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from pipeline.dataset.table import COLUMNS, SampleTable, State, sha256
 from support.odd_images import scene
 from support.small_datasets import ODD, PNG, ROOT, error_of, packed, same, write
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 
 GOLDEN_TAR = "8315e2b4f08fdd6149ff08428305101caaf492d545b507432d86247c0941ea06"
@@ -62,7 +62,7 @@ def test_our_index_is_that_of_wds2idx_byte_for_byte(tmp_path):
     names = [*(f"{i:03d}" for i in range(4)), "folder/one", "d" * 60 + "/" + "n" * 90, "caf\u00e9"]
     pack([Record(key, PNG, "png", i - 1) for i, key in enumerate(names)], tmp_path / "p", "some")
     tar = tmp_path / "p" / "some-000000.tar"
-    environment = {"LC_ALL": "C.UTF-8"}  # wds2idx asks GNU tar, which quotes by locale
+    environment = {"LC_ALL": "C.UTF-8"}  # wds2idx runs GNU tar, whose quoting depends on the locale
     code = f"import wds2idx; c = wds2idx.IndexCreator({str(tar)!r}, {str(tmp_path / 'theirs')!r}, verbose=False); "
     code += "c.create_index(); c.close()"
     subprocess.run([sys.executable, "-c", code], env=os.environ | environment, check=True, timeout=60)
@@ -85,17 +85,17 @@ def test_dali_reads_our_shards(tmp_path):
     pipe = reading()
     pipe.build()
     images, labels = pipe.run()
-    for row, ours in enumerate(Reader(table).read(range(len(table)))):
-        assert bytes(images.at(row)) == bytes(ours)
+    for row, data in enumerate(Reader(table).read(range(len(table)))):
+        assert bytes(images.at(row)) == bytes(data)
         assert int(bytes(labels.at(row))) == table.label[row]
 
 
 def test_a_scan_of_shards_finds_what_was_packed(tmp_path):
     table = packed(tmp_path / "p", max_count=3)
-    found = scan_shards([tmp_path / "p" / name for name in table.containers], progress=False)
-    assert found.classes == ()
+    scanned = scan_shards([tmp_path / "p" / name for name in table.containers], progress=False)
+    assert scanned.classes == ()
     for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(table, name))
+        np.testing.assert_array_equal(getattr(scanned, name), getattr(table, name))
 
 
 @pytest.mark.parametrize("style", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -123,7 +123,7 @@ def test_a_broken_shard_is_one_clear_line(tmp_path):
     cut = write(tmp_path, {"cut.tar": tar[:4000], "zip.tar": b"PK\3\4" * 400, "empty.tar": b""})
     for name in ("cut.tar", "zip.tar", "empty.tar"):
         line = error_of(open_dataset, cut / name, tmp_path / "cache", workers=1, progress=False)
-        assert line.startswith(f"data.path={tmp_path / name}: {name}: no sound uncompressed tar")
+        assert line.startswith(f"data.path={tmp_path / name}: {name}: not an uncompressed tar, or damaged")
     broken = tar.replace(b"2" + bytes(511), b"x" + bytes(511))
     write(tmp_path, {"label.tar": broken})
     assert "not a class number" in error_of(scan_shards, [tmp_path / "label.tar"], progress=False)
@@ -153,4 +153,4 @@ def test_a_kill_while_packing_leaves_nothing_half_done(tmp_path):
     packed(tmp_path / "p")
     assert sorted(os.listdir(tmp_path / "p")) == ["some-000000.idx", "some-000000.tar", "table.json", "table.npz"]
     assert not (tmp_path / ".p.partial").exists()
-    assert "is there already" in error_of(packed, tmp_path / "p")
+    assert "already exists" in error_of(packed, tmp_path / "p")

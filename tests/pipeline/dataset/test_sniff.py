@@ -1,4 +1,4 @@
-"""No file is lost for its name: images are known by their first bytes, and all that is left out is counted."""
+"""No image is lost because of its name: first bytes identify images, and all other files are counted."""
 
 import json
 import os
@@ -32,7 +32,7 @@ LEFT_OUT = {".txt": 2, ".csv": 1, "no extension": 2, ".nef": 1}
 
 
 def misnamed():
-    """Images under names that say nothing or lie."""
+    """Images with names that are wrong or have no extension."""
     files = {"anim.gif": GIF, "x.jfif": JPEG, "noext": JPEG, "x.dat": JPEG, "y.txt": JPEG, "a.b/z": PLAIN["rgb.png"]}
     for kind, suffix in (("AVIF", "avif"), ("JPEG2000", "jp2")):
         if kind in _formats():
@@ -45,7 +45,7 @@ def test_every_image_that_is_decoded_is_known_by_its_first_bytes(name):
     assert looks_like_image("x", (PLAIN | ODD)[name][:HEAD])
 
 
-def test_what_is_no_image_is_not_taken_for_one():
+def test_other_files_are_not_taken_for_images():
     heads = [
         b"",
         b"\xff\xd8",
@@ -63,7 +63,7 @@ def test_the_extensions_are_those_of_the_formats_that_are_decoded():
     Image.init()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*_formats(), "MPO")}
     missing = known - set(EXTENSIONS)
-    assert missing <= {".pfm"}  # floats, which nobody can show
+    assert missing <= {".pfm"}  # floats, which have no defined white
 
 
 def test_extensions_are_counted_in_few_kinds():
@@ -78,8 +78,8 @@ def test_extensions_are_counted_in_few_kinds():
         "a.mp4",
         "x.averylongsuffix",
     )
-    found = [extension(name) for name in names]
-    assert found == [".txt", ".gz"] + ["no extension"] * 5 + [".mp4", "no extension"]
+    extensions = [extension(name) for name in names]
+    assert extensions == [".txt", ".gz"] + ["no extension"] * 5 + [".mp4", "no extension"]
     assert in_words({".csv": 1, ".txt": 2}) == "3 other files (.txt 2, .csv 1)"
     assert in_words({"no extension": 1}) == "1 other file (no extension 1)"
     assert in_words({f".x{number}": 1 for number in range(20)}).endswith(".x15 1, ...)")
@@ -89,7 +89,7 @@ def test_extensions_are_counted_in_few_kinds():
 def test_a_wrong_extension_is_no_reason(tmp_path, kind):
     files = misnamed()
     source = write(tmp_path / "source", files | OTHERS | HIDDEN | {"bad.dat": BAD["half.jpg"][0]})
-    os.mkfifo(source / "pipe")  # to open it would wait for ever
+    os.mkfifo(source / "pipe")  # opening it would wait for ever
     report = converted(source, target(tmp_path, kind), kind)
     assert report.written == len(files)
     assert report.quarantined == {"bad.dat": "truncated"}
@@ -103,25 +103,25 @@ def test_members_of_a_tar_are_looked_into(tmp_path):
     inner = tar(tmp_path / "in", [("c", JPEG), ("d.txt", b"")]).read_bytes()
     members = [*files.items(), *OTHERS.items(), *HIDDEN.items(), ("n01.tar", inner)]
     entries = opened(tar(tmp_path / "x.tar", members), tmp_path)
-    assert [found[0] for found in images_of(entries).values()] == [*files.values(), JPEG]
+    assert [value[0] for value in images_of(entries).values()] == [*files.values(), JPEG]
     assert (entries.left_out, entries.refused) == (LEFT_OUT | {".txt": 3}, {})
 
 
-def test_files_beside_packed_ones_are_counted(tmp_path):
+def test_other_files_in_the_folder_of_packed_ones_are_counted(tmp_path):
     folder = write(tmp_path / "w", {"0.idx": b"", "more/1.jpg": JPEG, "more/2.jpg": JPEG, "top.png": b"", ".x": b""})
     tar(folder / "0.tar", [("1.png", PLAIN["rgb.png"])])
     assert opened(folder, tmp_path).left_out == {".jpg": 2, ".png": 1}
 
 
-def test_the_report_tells_what_was_left_out(tmp_path):
+def test_the_report_counts_the_files_left_out(tmp_path):
     source = write(tmp_path / "source", {"a.jpg": JPEG} | OTHERS)
-    code, told, errors = run(source, tmp_path / "out", "--format", "wds", "--workers", 1)
+    code, output, errors = run(source, tmp_path / "out", "--format", "wds", "--workers", 1)
     assert code == 0, errors
-    assert "left out: 6 other files (.txt 2, no extension 2, .csv 1, .nef 1)" in told.splitlines()
+    assert "left out: 6 other files (.txt 2, no extension 2, .csv 1, .nef 1)" in output.splitlines()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["left_out"] == LEFT_OUT
 
 
-def test_a_source_without_images_tells_what_is_there(tmp_path):
+def test_the_error_of_a_source_without_images_counts_its_files(tmp_path):
     line = error_of(opened, write(tmp_path / "source", OTHERS), tmp_path)
     assert "by their first bytes among 6 other files (.txt 2, no extension 2, .csv 1, .nef 1)" in line
 
@@ -134,4 +134,4 @@ def test_training_takes_images_by_extension_and_never_opens_the_others(tmp_path)
     assert (table.state == [State.OK if name.endswith("jfif") else State.PIL for name in table.containers]).all()
     only = write(tmp_path / "only", {"x": JPEG})
     line = error_of(open_dataset, only, tmp_path / "cache", workers=1, progress=False)
-    assert "only `make convert` looks into others" in line
+    assert "only `make convert` reads other extensions" in line

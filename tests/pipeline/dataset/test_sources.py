@@ -1,4 +1,4 @@
-"""Sample tables and where they come from: folders, shards, packed folders, the cache; and reading them back."""
+"""Sample tables of folders, shards, packed folders and the cache; and reading their rows."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from pipeline.dataset.shards import Record, pack
 from pipeline.dataset.table import COLUMNS, Names, SampleTable, State
 from support.small_datasets import ALL, BAD, ODD, PLAIN, PNG, ROOT, error_of, packed, same, write
 
-pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow, of what we feed it
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_two_scans_and_any_number_of_workers_give_the_same_table(zoo, monkeypatc
 
 
 def test_worker_processes_run_neither_the_main_script_nor_torch(tmp_path):
-    script = tmp_path / "train.py"  # without the usual guard: a second run would start workers, and so on
+    script = tmp_path / "train.py"  # without the usual guard: running it again in a worker would start more workers
     script.write_text(
         textwrap.dedent("""
         import sys
@@ -172,21 +172,21 @@ def test_a_killed_worker_is_one_clear_line():
 # ---------------------------------------------------------------------------------------------- dataset
 
 
-def test_mistakes_are_told_in_one_line_with_the_mend(tmp_path):
-    def told(path, **options):
+def test_mistakes_are_one_line_with_a_remedy(tmp_path):
+    def error_line(path, **options):
         return error_of(open_dataset, path, tmp_path / "cache", workers=1, progress=False, **options)
 
     empty = tmp_path / "empty"
     empty.mkdir()
     line = f"data.path={empty}: no images found (looked for .jpg .jpeg .png .webp"
-    assert told(empty).startswith(line)
-    assert told(tmp_path / "gone") == f"data.path={tmp_path / 'gone'}: no such file or folder; " + (
-        "give a folder of images or of *.tar shards, a .tar, a .beton, or what `make convert` made"
+    assert error_line(empty).startswith(line)
+    assert error_line(tmp_path / "gone") == f"data.path={tmp_path / 'gone'}: no such file or folder; " + (
+        "give a folder of images or of *.tar shards, a .tar, a .beton, or the output of `make convert`"
     )
     write(tmp_path, {"one.jpg": PNG, "bad/1.jpg": b"", "bad/2.png": b"text"})
-    assert "neither a folder nor a .tar" in told(tmp_path / "one.jpg", setting="data.test")
-    assert told(tmp_path / "one.jpg", setting="data.test").startswith("data.test=")
-    assert "none of the 2 images can be read (1 zero bytes, 1 not an image)" in told(tmp_path / "bad")
+    assert "neither a folder nor a .tar" in error_line(tmp_path / "one.jpg", setting="data.test")
+    assert error_line(tmp_path / "one.jpg", setting="data.test").startswith("data.test=")
+    assert "none of the 2 images can be read (1 zero bytes, 1 not an image)" in error_line(tmp_path / "bad")
     blocked = write(tmp_path, {"file": b""}) / "file"
     line = error_of(open_dataset, tmp_path / "bad", blocked / "cache", workers=1, progress=False)
     assert "cannot write its table to the cache" in line
@@ -199,13 +199,13 @@ def test_a_scan_is_cached_and_done_again_when_files_change(tmp_path, capsys, mon
         table = open_dataset(root, tmp_path / "cache", workers=1, progress=False)
         return table, capsys.readouterr().err
 
-    first, said = opened()
-    assert said == ""
+    first, messages = opened()
+    assert messages == ""
     with monkeypatch.context() as context:
         context.setattr(pipeline.dataset.folder, "probe_rows", None)  # a second scan would fail
-        again, said = opened()
+        again, messages = opened()
     assert same(again, first)
-    assert said == ""
+    assert messages == ""
     for change in (
         lambda: write(root, {"a/1.png": PNG + b"longer"}),
         lambda: os.utime(root / "a" / "2.png", ns=(0, 0)),
@@ -214,15 +214,15 @@ def test_a_scan_is_cached_and_done_again_when_files_change(tmp_path, capsys, mon
         lambda: next((tmp_path / "cache").glob("*.npz")).write_bytes(b"damaged"),
     ):
         change()
-        table, said = opened()
+        table, messages = opened()
         assert same(table, scan_folder(root, progress=False))
-        assert said.count("scanning again") == 1
-        quarantined = [line for line in said.splitlines() if "quarantined" in line]
+        assert messages.count("scanning again") == 1
+        quarantined = [line for line in messages.splitlines() if "quarantined" in line]
         assert len(quarantined) == len(table.quarantine)
-        assert len(said.splitlines()) == 1 + len(quarantined)
+        assert len(messages.splitlines()) == 1 + len(quarantined)
 
 
-def test_shards_and_packed_folders_are_recognised(tmp_path):
+def test_shards_and_packed_folders_are_recognized(tmp_path):
     cache = tmp_path / "cache"
     table = packed(tmp_path / "p", max_count=4)
     assert same(open_dataset(tmp_path / "p", cache, 1, False), table)
@@ -257,9 +257,9 @@ def test_ranks_that_open_together_scan_once(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     ranks = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
-    told = [rank.communicate(timeout=60) for rank in ranks]
-    assert [out for out, _ in told] == ["300\n", "300\n"], told
-    assert sorted("checking images" in err for _, err in told) == [False, True]
+    outputs = [rank.communicate(timeout=60) for rank in ranks]
+    assert [out for out, _ in outputs] == ["300\n", "300\n"], outputs
+    assert sorted("checking images" in err for _, err in outputs) == [False, True]
 
 
 def test_splits_are_found(tmp_path):
@@ -312,9 +312,9 @@ def test_files_that_vanish_or_change_are_errors_by_name(tmp_path, source):
         for name in ("some-000002.tar", "some-000003.tar"):
             write(tmp_path / "r", {name: b"short"})
         reasons = ["No such file", "changed since", "changed since"]
-    found = Reader(table).try_read(range(4))
-    assert isinstance(found[0], np.ndarray)
-    for row, (error, reason) in enumerate(zip(found[1:], reasons, strict=True), 1):
+    items = Reader(table).try_read(range(4))
+    assert isinstance(items[0], np.ndarray)
+    for row, (error, reason) in enumerate(zip(items[1:], reasons, strict=True), 1):
         assert isinstance(error, ReadError)
         assert (error.row, error.name) == (row, table.name(row))
         assert reason in str(error)
@@ -333,7 +333,7 @@ def test_reader_keeps_few_files_open(tmp_path):
 
 
 def open_below(folder: Path) -> int:
-    """Files of `folder` that this process has open; what other tests have left open does not count."""
+    """Files of `folder` that this process has open (other tests may have left other files open)."""
     links = [os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
     return sum(os.readlink(link).startswith(str(folder)) for link in links if os.path.islink(link))
 

@@ -175,7 +175,7 @@ def test_pixels_and_jpegs_mix_row_by_row():
     mixed, status = execute(SWAV, [*images[:2], pixels, *images[3:]], drawn, (height[:6], width[:6]))
     assert not status.any()
     for one, other in zip(reference, mixed, strict=True):
-        np.testing.assert_array_equal(one, other)  # the accurate DCT gives Pillow's very pixels
+        np.testing.assert_array_equal(one, other)  # the accurate DCT gives exactly Pillow's pixels
 
 
 @pytest.mark.parametrize("size", [48, 50])
@@ -189,7 +189,7 @@ def test_all_dtypes_hold_the_same_values(size):
     }
     full = outputs["float32"]
     assert torch.isfinite(full).all()
-    exact = torch.arange(256)[:, None] / 255  # the normalisation's own 256 values of each channel
+    exact = torch.arange(256)[:, None] / 255  # the 256 normalized values of each channel
     table = (exact - torch.tensor(crops.mean)) / torch.tensor(crops.std)
     nearest = torch.from_numpy(np.rint(levels(crops, full)).astype(np.int64))
     assert (full - table[nearest, torch.arange(3)]).abs().max() < 1e-6
@@ -215,7 +215,7 @@ def test_a_broken_jpeg_is_reported_and_harms_no_other():
         assert not other[:, status != 0].any()
 
 
-def test_what_the_header_tells_is_heeded():
+def test_the_header_decides_the_status():
     image = photographs()[3]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -294,7 +294,7 @@ def test_scratch_grows_with_the_images():
     kernel.close()
 
 
-def test_stage_times_tell_of_every_stage():
+def test_stage_times_cover_every_stage():
     images, height, width = photos()
     drawn = draw(SWAV, 1, 0, np.arange(len(images)), height, width)
     kernel = Kernel(SWAV, 1)

@@ -13,7 +13,7 @@ from pipeline.draw import draw
 from support.kernel_runs import JITTER, PLAIN, SWAV, execute, levels, one_view, photos
 from support.photos import photographs
 
-# Mean absolute difference of the affine map to torchvision over the images and views below, as measured.
+# Measured mean absolute difference of the affine map from torchvision over the images and views below.
 AFFINE = {
     "resize, flip": 0.116,
     "blur": 0.377,
@@ -45,9 +45,9 @@ def table(tmp_path_factory):
 def test_crops_are_torchvisions_within_the_limits(table, name):
     """Default: within 1 level on average, 1.5 with blur. Affine: as measured, with a margin of 15 %."""
     operation = operations(SWAV)[name]
-    found = differences(table, table.usable(), operation, ["ffcv", "ffcv-affine"], 2)
-    assert found["ffcv"] < operation.limit
-    assert found["ffcv-affine"] < AFFINE[name] * 1.15
+    measured = differences(table, table.usable(), operation, ["ffcv", "ffcv-affine"], 2)
+    assert measured["ffcv"] < operation.limit
+    assert measured["ffcv-affine"] < AFFINE[name] * 1.15
 
 
 def test_the_fast_decoder_is_within_a_level():
@@ -60,7 +60,7 @@ def test_the_fast_decoder_is_within_a_level():
 
 
 def test_hsv_jitter_gives_torchvisions_very_bytes():
-    """With windows of the crop's own size nothing is resampled, so every byte must be the same."""
+    """A window of the crop's size is not resampled, so every byte must be the same."""
     image = np.random.default_rng(3).integers(0, 256, (48, 48 * 60, 3), dtype=np.uint8)
     image[:, : 48 * 20] = np.tile(photographs()[2][:48, :480], (1, 2, 1))
     images = [np.ascontiguousarray(image[:, 48 * i : 48 * i + 48]) for i in range(60)]

@@ -1,0 +1,90 @@
+"""The images of a source as byte ranges of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+from pipeline.dataset.table import Names
+
+
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """The N images of a source, each a byte range of a file.
+
+    root: folder to which `files` are relative; file: (N,) int32 index into `files`.
+    offset, length: (N,) int64 byte range; length -1 is the whole file.
+    label: (N,) int32, -1 without; classes: names of the labels, () if unknown.
+    keys: valid WebDataset keys without suffix, distinct even if case is ignored.
+    shape: (N, 2) int32 height and width if the bytes are raw RGB pixels, (0, 0) for an encoded image.
+    kind: 'folder', 'tar', 'webdataset', 'parquet', 'arrow', 'idx', 'cifar' or 'beton'.
+    origin: fingerprint of the names, sizes and times of the files that the user gave.
+    refused: name -> reason, for images that are not read; left_out: number of files that are no images, by extension.
+    """
+
+    root: Path
+    files: Names
+    file: Int32[np.ndarray, " n"]
+    offset: Int64[np.ndarray, " n"]
+    length: Int64[np.ndarray, " n"]
+    label: Int32[np.ndarray, " n"]
+    keys: Names
+    shape: Int32[np.ndarray, "n 2"]
+    classes: tuple[str, ...]
+    kind: str
+    origin: str
+    refused: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the source's files (name, size, time) and of the entries."""
+        digest = hashlib.sha256(f"{self.kind} {self.origin} {len(self)}".encode())
+        for blob in (self.keys.blob, Names.of(self.classes).blob):
+            digest.update(blob)
+        for column in (self.file, self.offset, self.length, self.label, self.shape):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+    def read(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> list[bytes]:
+        """The bytes of `rows`, in their order; reads in the order of the disk, with one file open at a time.
+
+        Returns fewer bytes if a file has become shorter. Raises OSError if a file is gone or cannot be read.
+        """
+        numbers = [int(row) for row in rows]
+        data = [b""] * len(numbers)
+        opened, file = -1, None
+        try:
+            for position in sorted(range(len(numbers)), key=lambda i: (self.file[numbers[i]], self.offset[numbers[i]])):
+                row = numbers[position]
+                if self.file[row] != opened or file is None:
+                    if file is not None:
+                        file.close()
+                    opened = int(self.file[row])
+                    file = open(self.root / self.files[opened], "rb", buffering=0)  # noqa: SIM115
+                length = int(self.length[row])
+                length = length if length >= 0 else os.fstat(file.fileno()).st_size
+                data[position] = _pread(file.fileno(), length, int(self.offset[row]))
+        finally:
+            if file is not None:
+                file.close()
+        return data
+
+
+def _pread(descriptor: int, length: int, offset: int) -> bytes:
+    """Up to `length` bytes from `offset` on; a single call of pread gives at most 2 GB."""
+    data = os.pread(descriptor, length, offset)
+    while data and len(data) < length:
+        more = os.pread(descriptor, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

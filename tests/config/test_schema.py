@@ -1,0 +1,218 @@
+"""The declaration of the settings: complete, right by itself, and what everything else about settings is made of."""
+
+import math
+import subprocess
+import sys
+from functools import reduce
+from operator import getitem
+from typing import Literal, get_args, get_origin
+
+import pytest
+from annotated_types import Len, MinLen
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+import train
+from config.errors import ConfigError
+from config.recipe import DEFAULTS, ROOT, default_config, load_config
+from config.schema.__main__ import PAGE, main
+from config.schema.check import check_types_and_ranges
+from config.schema.ranges import Holds, Range, alternatives
+from config.schema.render import default_yaml, help_text, settings_page
+from config.schema.setting import Heading
+from config.schema.settings import defaults, effect_on_resume, outline
+from config.schema.settings import settings as all_settings
+from training.auto import fit
+from training.distributed import Cluster
+from training.run_directory import changed_settings
+
+KEYS = list(all_settings())
+DEMO = "config/demo.yaml"
+SOME_CONFIG = OmegaConf.create(defaults())
+
+
+def values_with(key, value):
+    """The defaults as plain sections, but for one key."""
+    values = defaults()
+    *sections, name = key.split(".")
+    reduce(getitem, sections, values)[name] = value
+    return values
+
+
+# ---- the declaration
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_setting_has_a_help_text_of_one_line(key):
+    help = all_settings()[key].help
+    assert help and help == " ".join(help.split()) and len(help) < 240
+
+
+def test_every_section_says_what_it_is_for():
+    assert all(entry.help for entry in outline() if isinstance(entry, Heading))
+
+
+def test_every_default_lies_in_its_range():
+    check_types_and_ranges(defaults())
+
+
+def test_only_the_images_have_no_default():
+    assert [key for key, setting in all_settings().items() if setting.required] == ["data.path"]
+
+
+@pytest.mark.parametrize(("name", "text"), [(DEFAULTS, default_yaml), (PAGE, settings_page)])
+def test_a_file_made_of_the_declaration_is_current(name, text):
+    assert name.read_text() == text(), "run `make default-yaml`"
+
+
+def test_default_yaml_holds_the_defaults_on_lines_of_at_most_120_characters():
+    assert OmegaConf.load(DEFAULTS) == default_config()
+    assert max(map(len, DEFAULTS.read_text().splitlines())) <= 120
+
+
+# ---- types and ranges
+
+BOUNDS = [-1, 0, 1, 2, 3, 4, 64, 65, 1024, 1025, 4096, 4097, 2**32 - 1, 2**32, 0.0, 0.0019, 0.002, 0.5, 0.51, 1.0, 1.01]
+WORDS = ["auto", "swav", "dali", "gpu", "adamw", "bf16", "1 epoch", "0 steps", "any text", "two\nlines"]
+NUMBERS = st.sampled_from(BOUNDS) | st.integers(-9, 10**10) | st.floats()
+SIMPLE = st.none() | st.booleans() | st.sampled_from(WORDS) | NUMBERS
+VALUES = SIMPLE | st.lists(NUMBERS | st.booleans(), max_size=4) | st.dictionaries(st.just("x"), SIMPLE, max_size=1)
+
+
+def fits(annotation, value):
+    """Whether `value` is of a type and in the range that the declaration gives, by plain comparisons."""
+    return any(_fits_one(kind, metadata, value) for kind, metadata in alternatives(annotation))
+
+
+def _fits_one(kind, metadata, value):
+    if get_origin(kind) is Literal:
+        return type(value) is str and value in get_args(kind)
+    if get_origin(kind) is list:
+        good = type(value) is list and all(fits(get_args(kind)[0], item) for item in value)
+        sizes = [limit for limit in metadata if isinstance(limit, Len | MinLen)]
+        good = good and all(
+            size.min_length <= len(value) <= (getattr(size, "max_length", None) or 99) for size in sizes
+        )
+    elif get_origin(kind) is dict:
+        good = type(value) is dict
+    elif kind is float:
+        good = type(value) in (int, float) and math.isfinite(value)
+    else:
+        good = type(value) is kind
+    return good and all(limit.admits(value) for limit in metadata if isinstance(limit, Range | Holds))
+
+
+@given(key=st.sampled_from(KEYS), value=VALUES)
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_a_value_outside_type_or_range_is_refused_in_one_line_and_no_other_is(key, value):
+    values = values_with(key, value)
+    if fits(all_settings()[key].annotation, value):
+        check_types_and_ranges(values)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_types_and_ranges(values)
+    assert str(caught.value).startswith(f"{key}={' '.join(str(value).split())}: expected ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("swav.hard=1", "swav.hard=1: expected true or false"),
+        ("engine.stage=true", "engine.stage=True: expected auto, 0, 1, 2 or 3"),
+        ("data.test=3", "data.test=3: expected a text or null"),
+        ("crops.std=[1,1,0]", "crops.std=[1, 1, 0]: expected a list of 3 numbers (each more than 0)"),
+        ("crops.std=[1]", "crops.std=[1]: expected a list of 3 numbers, e.g. [0.228, 0.224, 0.225]"),
+        ("swav.epsilon=0.001", "swav.epsilon=0.001: expected at least 0.002: below, codes leave the range of numbers"),
+        ("pipeline.threads=0", "pipeline.threads=0: expected at least 1"),
+        ("engine.deepspeed={a: {b: .nan}}", "engine.deepspeed={'a': {'b': nan}}: expected finite numbers"),
+        ("model.options=3", "model.options=3: expected a mapping"),
+    ],
+)
+def test_the_words_of_a_range(setting, message):
+    with pytest.raises(ConfigError) as caught:
+        load_config([DEMO, setting])
+    assert str(caught.value) == message
+
+
+def test_what_a_recipe_leaves_at_auto_is_what_the_declaration_calls_auto():
+    """training/auto.py chooses them all; DeepSpeed's configuration chooses the size of the buckets."""
+    auto = {key for key, setting in all_settings().items() if setting.auto}
+    config = default_config()
+    for key in auto:
+        OmegaConf.update(config, key, "auto")
+    chosen = {line.partition("=")[0] for line in fit(config, 10_000, Cluster())}
+    assert chosen == auto - {"engine.bucket_size"}
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
+    fixed = ("method", "run.batch_size", "run.seed", "crops.", "model.", "swav.", "optimizer.")
+    assert bool(effect_on_resume(key)) != key.startswith(fixed)
+    saved = values_with(key, {"other": 1} if all_settings()[key].free else "other")
+    if effect_on_resume(key):
+        (change,) = changed_settings(SOME_CONFIG, saved).values()
+        assert change.startswith(("other -> ", "1 -> "))
+    else:
+        with pytest.raises(ConfigError, match=f"holds a run with other settings \\({key}"):
+            changed_settings(SOME_CONFIG, saved)
+
+
+def test_a_key_in_a_free_section_resumes_as_its_section_does():
+    assert effect_on_resume("engine.deepspeed.fp16.hysteresis")
+    assert not effect_on_resume("model.options.width") and not effect_on_resume("no.such.key")
+
+
+# ---- help
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["optimizer.base_lr"], ["optimizer.base_lr"]),
+        (["base_lr"], ["optimizer.base_lr"]),
+        (["swav.queue"], ["swav.queue.length", "swav.queue.start_epoch"]),
+        (["perf", "method"], ["perf.profile", "perf.steps", "perf.skip", "method"]),
+        (["model.options.width"], ["model.options"]),
+        ([], KEYS),
+    ],
+)
+def test_help_names_the_settings_that_were_asked_for(names, keys):
+    lines = [line for line in help_text(names).splitlines() if line.startswith("  ") and line[2] != " "]
+    assert [line.strip().partition("=")[0] for line in lines] == keys
+
+
+def test_help_has_default_range_text_and_what_resuming_does(capsys):
+    assert main(["run.epochs"]) == 0
+    text = capsys.readouterr().out
+    assert "run.epochs=100" in text and "an integer (at least 1)" in text and "passes over the images" in text
+    assert "may change on resume: yes (the run gets longer or shorter" in text
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_train_explains_a_setting_or_itself(flag, capsys):
+    assert train.main([DEMO, flag, "optimizer.base_lr"]) == 0
+    assert capsys.readouterr().out == help_text(["optimizer.base_lr"]) + "\n"
+    assert train.main([DEMO, "run.epochs=3", flag]) == 0
+    assert capsys.readouterr().out == f"{train.__doc__}\n"
+
+
+def test_a_misspelt_key_gets_the_nearest_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.main(["--help", "optimzer.base_lr"])
+    assert end.value.code == 2
+    expected = "swave: optimzer.base_lr: no such setting or section; the nearest is optimizer.base_lr\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_help_and_the_repositorys_root_cost_no_pydantic_and_settings_no_torch():
+    code = (
+        "import sys, train\n"
+        "assert train.main(['--help']) == 0 and 'pydantic' not in sys.modules\n"
+        "assert train.main(['--help', 'optimizer']) == 0 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60, stdout=subprocess.DEVNULL)
