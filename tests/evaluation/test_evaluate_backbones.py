@@ -11,8 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
 from evaluation.backbones import feature_function, open_backbone, open_backbones, weights_digest
-from evaluation.feature_cache import features, part_size
-from evaluation.session import Place
+from evaluation.feature_cache import cached_features, part_size
+from evaluation.session import Session
 from evaluation.subsets import listed_rows, share_of_each_class, take
 from export.__main__ import export
 from model.backbone import build_backbone
@@ -111,7 +111,7 @@ def test_torchvision_and_timm_files_load_with_their_classifier_left_out(tmp_path
     with torch.no_grad():
         expected = vit.forward_head(vit.forward_features(images), pre_logits=True)
         torch.testing.assert_close(found.network(images), expected)
-    with pytest.raises(ValueError, match=r"no ResNet's.*say which network"):
+    with pytest.raises(ValueError, match=r"not those of a ResNet.*name the network"):
         open_backbone(f"{tmp_path}/vit.pth")
 
 
@@ -163,7 +163,7 @@ def test_a_stages_output_is_pooled_as_asked(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- the cache
 def place_of(cache, batch=16):
-    return Place(Cluster(), torch.device("cpu"), "torchvision", 1, batch, False, cache, 0)
+    return Session(Cluster(), torch.device("cpu"), "torchvision", 1, batch, False, cache, 0)
 
 
 def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_
 
     def extract():
         seen.clear()
-        return features(function, {"backbone": "a/b c"}, table, rows, crops, place_of(tmp_path / "f")), sum(seen)
+        return cached_features(function, {"backbone": "a/b c"}, table, rows, crops, place_of(tmp_path / "f")), sum(seen)
 
     first, images = extract()
     assert images == 90
@@ -197,7 +197,7 @@ def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_
     mended, images = extract()
     assert images == 25 + 15
     torch.testing.assert_close(first, mended, rtol=0, atol=0)
-    other = features(function, {"backbone": "other"}, table, rows, crops, place_of(tmp_path / "f"))
+    other = cached_features(function, {"backbone": "other"}, table, rows, crops, place_of(tmp_path / "f"))
     torch.testing.assert_close(first, other, rtol=0, atol=0)
     assert len(list((tmp_path / "f").iterdir())) == 2
 
@@ -246,7 +246,7 @@ def test_file_lists_choose_the_images(tmp_path, run, data, capsys, options):
     found = evaluate(capsys, run, data, "--train-list", tmp_path / "list", "--k", "1", *options)
     assert found["data"]["train_images"] == 12
     (tmp_path / "bad").write_text("class0/00000.png\nnone.png\n")
-    assert "none.png is not among the 90 images" in mistake(
+    assert "none.png is not one of the 90 images" in mistake(
         capsys, run, data, "--train-list", tmp_path / "bad", *options
     )
 
@@ -294,7 +294,7 @@ def test_mistakes_are_one_line(tmp_path, run, data, capsys, arguments, told):
 
 def test_the_script_knows_its_commands_and_helps():
     done = subprocess.run(script("knm", "x"), cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, "swave: 'knm' is no command of evaluate.py; perhaps knn\n")
+    assert (done.returncode, done.stderr) == (2, "swave: 'knm' is not a command of evaluate.py; perhaps knn\n")
     helped = subprocess.run(script("--help"), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert helped.returncode == 0
     assert "knn" in helped.stdout

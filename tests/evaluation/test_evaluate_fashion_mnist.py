@@ -57,7 +57,7 @@ def test_knn_is_the_one_that_training_ended_with(trained, figures):
     assert found["results"][1]["weights"] != found["results"][0]["weights"]
 
 
-def test_the_first_image_retrieved_is_the_nearest_neighbour(figures):
+def test_the_first_image_retrieved_is_the_nearest_neighbor(figures):
     nearest = figures("knn", "--k", "1")["results"][0]["k-NN top1"]["k=1"]
     found = figures("retrieval", "--k", "1,10")["results"][0]
     assert found["recall"]["at 1"] == found["precision"]["at 1"] == pytest.approx(nearest)

@@ -9,7 +9,7 @@ import torch
 from config.recipe import ROOT
 from evaluation.classifiers import finetune, tuning
 from evaluation.classifiers.finetune import factor
-from evaluation.classifiers.tuning import steady_rate, told_of_steps
+from evaluation.classifiers.tuning import short_training_note, steady_rate
 from support.evaluations import evaluate, mistake, script
 
 
@@ -40,7 +40,7 @@ def test_rates_are_the_published_ones_for_a_tenth(tmp_path, run, data, capsys):
     assert (found["settings"]["lr"], found["settings"]["head_lr"]) == (0.01, 0.2)
     assert found["data"]["train_images"] == 18
     told = mistake(capsys, run, data, "--fraction", 0.3, command="semisup")
-    assert "--fraction=0.3: rates are published for 0.1 and 0.01; give --lr and --head-lr" in told
+    assert "--fraction=0.3: published rates exist for 0.1 and 0.01 only; give --lr and --head-lr" in told
 
 
 @pytest.mark.parametrize("classes", [3, 10, 100])
@@ -87,7 +87,7 @@ def test_a_published_head_rate_is_lowered_to_what_the_features_bear_and_a_given_
 
 
 def test_a_training_of_few_steps_is_told():
-    assert told_of_steps(1000, 256) is None and "40 steps of 256 images" in told_of_steps(40, 256)
+    assert short_training_note(1000, 256) is None and "40 steps of 256 images" in short_training_note(40, 256)
 
 
 def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):

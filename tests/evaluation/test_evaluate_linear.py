@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation.classifiers import linear
 from evaluation.classifiers.linear import cosine
-from evaluation.classifiers.logistic import LEAST, chosen_penalty, logistic_regression, told_of_edge
+from evaluation.classifiers.logistic import LEAST, chosen_penalty, edge_note, logistic_regression
 from support.evaluations import evaluate, mistake
 
 
@@ -77,7 +77,7 @@ def test_a_penalty_is_sought_beyond_those_that_are_tried_first():
 
 
 def test_a_penalty_at_the_edge_of_all_is_told():
-    assert told_of_edge(1e-3) is None and "lies at the edge" in told_of_edge(LEAST)
+    assert edge_note(1e-3) is None and "is at the edge" in edge_note(LEAST)
 
 
 def test_training_crops_take_the_scale_that_is_asked_for(tmp_path, run, data, capsys):

@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from evaluation.commands import report
-from evaluation.report.pictures import neighbour_plane, principal_plane
+from evaluation.report.pictures import neighbor_plane, principal_plane
 from support.evaluations import evaluate, mistake
 
 
@@ -26,7 +26,7 @@ def test_the_plane_is_scikit_learns():
 def test_t_sne_keeps_groups_together():
     generator = np.random.default_rng(0)
     group = np.arange(60) % 2
-    plane = neighbour_plane((generator.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32))
+    plane = neighbor_plane((generator.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32))
     apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)
     np.fill_diagonal(apart, np.inf)
     assert (group[apart.argmin(1)] == group).all()
@@ -40,8 +40,8 @@ def test_one_page_holds_tables_and_pictures(tmp_path, run, data, capsys):
     assert report.main([str(word) for word in words]) == 0
     page = out.read_text()
     assert f"{found['results'][0]['k-NN top1']['k=5']:.2%}" in page
-    assert page.count('<div class="side">') == 4  # curves; atlas; neighbours of both; planes of both
-    # curves; atlas, neighbours and plane of the run; neighbours and plane of the random network
+    assert page.count('<div class="side">') == 4  # curves; atlas; neighbors of both; planes of both
+    # curves; atlas, neighbors and plane of the run; neighbors and plane of the random network
     assert page.count("data:image/png;base64,") == 1 + 3 + 2
     assert "http" not in page
 
