@@ -192,7 +192,7 @@ def test_no_checkpoint_is_one_line(tmp_path, capsys):
     out = tmp_path / "x.pth"
     assert "no such folder" in refused(capsys, tmp_path / "nowhere", out, "--format", "swav")
     assert "no checkpoint there" in refused(capsys, tmp_path, out, "--format", "swav")
-    assert "CKPT is not set" in refused(capsys, "", out, "--format", "swav")
+    assert "CKPT is missing" in refused(capsys, "", out, "--format", "swav")
     assert "--format" in refused(capsys, tmp_path, out)
     assert not out.exists()
 
