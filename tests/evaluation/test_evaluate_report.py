@@ -34,12 +34,12 @@ def test_t_sne_keeps_groups_together():
 
 def test_one_page_holds_tables_and_pictures(tmp_path, run, data, capsys):
     knn, linear, out = tmp_path / "knn.json", tmp_path / "linear.json", tmp_path / "page.html"
-    found = evaluate(capsys, run, data, "--k", "5", *places(tmp_path), "--json", knn)
+    output = evaluate(capsys, run, data, "--k", "5", *places(tmp_path), "--json", knn)
     evaluate(capsys, run, data, "--epochs", 2, *places(tmp_path), "--json", linear, command="linear")
     words = [run, data, "--peers", "random", "--results", knn, linear, "--out", out, *places(tmp_path)]
     assert report.main([str(word) for word in words]) == 0
     page = out.read_text()
-    assert f"{found['results'][0]['k-NN top1']['k=5']:.2%}" in page
+    assert f"{output['results'][0]['k-NN top1']['k=5']:.2%}" in page
     assert page.count('<div class="side">') == 4  # curves; atlas; neighbors of both; planes of both
     # curves; atlas, neighbors and plane of the run; neighbors and plane of the random network
     assert page.count("data:image/png;base64,") == 1 + 3 + 2
