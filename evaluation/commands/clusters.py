@@ -90,28 +90,28 @@ def cluster_images(options: argparse.Namespace, backbone, table, session) -> dic
     if options.train_list is not None:
         rows = listed_rows(table, options.train_list, "--train-list")
     scores = prototype_scores(backbone.swav.cpu().eval(), table_features(backbone, table, rows, session, options))
-    found, label = assigned(scores, backbone.temperature), table.label[rows]
+    assignment, label = assigned(scores, backbone.temperature), table.label[rows]
     count = scores.shape[1]
-    figures = {"images": len(rows), **summary(found["prototype"], label, count)}
+    figures = {"images": len(rows), **summary(assignment["prototype"], label, count)}
     if not session.cluster.main:
         return figures
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     named = [*table.classes, ""] if table.classes else []
     classes = [named[value] for value in label] if named else [str(value) if value >= 0 else "" for value in label]
-    columns = {"row": rows, "name": [table.name(int(row)) for row in rows], "class": classes, **found}
+    columns = {"row": rows, "name": [table.name(int(row)) for row in rows], "class": classes, **assignment}
     write_table(columns, out / ("clusters.csv" if options.csv else "clusters.parquet"))
-    sizes = np.bincount(found["prototype"], minlength=count)
+    sizes = np.bincount(assignment["prototype"], minlength=count)
     with np.errstate(invalid="ignore"):
-        mean = np.bincount(found["prototype"], found["score"], count) / sizes
-    entropy = class_entropy(found["prototype"], label, count)
+        mean = np.bincount(assignment["prototype"], assignment["score"], count) / sizes
+    entropy = class_entropy(assignment["prototype"], label, count)
     per = {"prototype": np.arange(count), "images": sizes, "mean_score": mean, "class_entropy": entropy}
     write_table(per, out / "prototypes.csv")
     largest = [int(number) for number in np.argsort(-sizes, kind="stable")[: options.sheets] if sizes[number]]
     with progress_bar(len(largest), "contact sheets", "sheet", True) as bar:
         for number in largest:
-            chosen = top_images(found["prototype"], found["score"], number, max(1, options.images))
-            notes = [f"{found['score'][index]:.2f} {classes[index]}"[:14] for index in chosen]
+            chosen = top_images(assignment["prototype"], assignment["score"], number, max(1, options.images))
+            notes = [f"{assignment['score'][index]:.2f} {classes[index]}"[:14] for index in chosen]
             classes_note = "" if np.isnan(entropy[number]) else f", class entropy {entropy[number]:.2f}"
             title = f"prototype {number}: {sizes[number]} images{classes_note}"
             sheet = contact_sheet(table, [int(row) for row in rows[chosen]], title, notes=notes)

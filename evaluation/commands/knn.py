@@ -43,15 +43,15 @@ def prepare(options: argparse.Namespace) -> Evaluate:
         train, test = split_features(backbone, data, session, options)
         cluster = session.cluster
         mine = slice(cluster.rank, None, cluster.world_size)  # every process classifies its share of the test
-        wanted = labels(data.test, data.test_rows[mine], session.device)
-        found = predict_each(
+        expected = labels(data.test, data.test_rows[mine], session.device)
+        predictions = predict_each(
             normalize(train).to(session.device),
             labels(data.train, data.train_rows, session.device),
             normalize(test[mine]).to(session.device),
             neighbors,
             options.temperature,
         )
-        right = cluster.add_up([int((classes == wanted).sum()) for classes in found])
+        right = cluster.add_up([int((classes == expected).sum()) for classes in predictions])
         return {"k-NN top1": {f"k={k}": n / len(data.test_rows) for k, n in zip(neighbors, right, strict=True)}}
 
     return evaluate

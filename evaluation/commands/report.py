@@ -139,9 +139,9 @@ def backbone_pictures(backbone: Any, data: Any, session: Any, options: argparse.
         made["Pre-training"] = picture(curve, f"{backbone.word}: loss, and k-NN accuracy")
     if backbone.swav is not None and not (options.stage or options.pool):
         scores = prototype_scores(backbone.swav.cpu().eval(), train)
-        found, label = assigned(scores, backbone.temperature), data.train.label[data.train_rows]
-        entropy = class_entropy(found["prototype"], label, scores.shape[1])
-        sheet = atlas(data.train, data.train_rows, found, entropy, scores.shape[1])
+        assignment, label = assigned(scores, backbone.temperature), data.train.label[data.train_rows]
+        entropy = class_entropy(assignment["prototype"], label, scores.shape[1])
+        sheet = atlas(data.train, data.train_rows, assignment, entropy, scores.shape[1])
         caption = "the largest prototypes: their images with the highest scores, the entropy (nats) of their classes"
         made["Prototypes"] = picture(sheet, f"{backbone.word}: {caption}")
     queries = np.linspace(0, len(test) - 1, min(options.queries, len(test))).astype(int)

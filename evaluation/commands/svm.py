@@ -60,33 +60,39 @@ def prepare(options: argparse.Namespace) -> Evaluate:
 
     def evaluate(backbone, data, session) -> Figures:
         train, test = (normalize(part).double().numpy() for part in split_features(backbone, data, session, options))
-        label, wanted = (
+        train_labels, test_labels = (
             np.asarray(t.label[r]) for t, r in ((data.train, data.train_rows), (data.test, data.test_rows))
         )
         if voc is None:
-            count = int(max(label.max(), wanted.max())) + 1
-            known, truth = (np.where(one[:, None] == np.arange(count), 1, -1) for one in (label, wanted))
+            count = int(max(train_labels.max(), test_labels.max())) + 1
+            train_targets, test_targets = (
+                np.where(one[:, None] == np.arange(count), 1, -1) for one in (train_labels, test_labels)
+            )
         else:
-            known, truth = voc
+            train_targets, test_targets = voc
         cluster = session.cluster
-        mine = range(cluster.rank, known.shape[1], cluster.world_size)
+        mine = range(cluster.rank, train_targets.shape[1], cluster.world_size)
         with progress_bar(len(mine), f"{backbone.word}: svm", "class", cluster.main) as bar:
-            found = fit_classes(train, known, test, costs, options.folds, session.threads, mine, bar)
-        scores, chosen = found.scores, np.array([cost or 0.0 for cost in found.costs])
+            fitted = fit_classes(train, train_targets, test, costs, options.folds, session.threads, mine, bar)
+        scores, chosen = fitted.scores, np.array([cost or 0.0 for cost in fitted.costs])
         if cluster.world_size > 1:  # each process has the columns of its own classes
             summed = torch.from_numpy(np.nan_to_num(np.vstack([scores, chosen]))).to(session.device)
             torch.distributed.all_reduce(summed)
             scores, chosen = summed[:-1].cpu().numpy(), summed[-1].cpu().numpy()
             scores[:, chosen == 0] = np.nan  # a class without positive or without negative examples
-        scored = [i for i in range(known.shape[1]) if (truth[:, i] > 0).any() and np.isfinite(scores[:, i]).all()]
-        each = {i: average_precision(scores[:, i], truth[:, i]) for i in scored}
-        names = data.train.classes or [str(i) for i in range(known.shape[1])]
+        scored = [
+            i
+            for i in range(train_targets.shape[1])
+            if (test_targets[:, i] > 0).any() and np.isfinite(scores[:, i]).all()
+        ]
+        each = {i: average_precision(scores[:, i], test_targets[:, i]) for i in scored}
+        names = data.train.classes or [str(i) for i in range(train_targets.shape[1])]
         figures: Figures = {
             "mAP": float(np.mean(list(each.values()))),
-            "mAP 11 points": float(np.mean([eleven_points(scores[:, i], truth[:, i]) for i in scored])),
+            "mAP 11 points": float(np.mean([eleven_points(scores[:, i], test_targets[:, i]) for i in scored])),
         }
         if voc is None:
-            figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == wanted).mean())
+            figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == test_labels).mean())
         return figures | {"classes": [{"class": names[i], "AP": each[i], "cost": float(chosen[i])} for i in scored]}
 
     return evaluate

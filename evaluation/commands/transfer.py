@@ -41,12 +41,12 @@ def prepare(options: argparse.Namespace) -> Evaluate:
 
     def evaluate(backbone, data, session) -> Figures:
         train, test = (part.to(session.device) for part in split_features(backbone, data, session, options))
-        known = labels(data.train, data.train_rows, session.device)
-        wanted = labels(data.test, data.test_rows, session.device)
-        found = predict(normalize(train), known, normalize(test), 20)
+        train_labels = labels(data.train, data.train_rows, session.device)
+        test_labels = labels(data.test, data.test_rows, session.device)
+        predicted = predict(normalize(train), train_labels, normalize(test), 20)
         figures: Figures = {
-            "k-NN top1": float((found == wanted).double().mean()),
-            **best_regression(train, known, test, wanted),
+            "k-NN top1": float((predicted == test_labels).double().mean()),
+            **best_regression(train, train_labels, test, test_labels),
         }
         print_note(session, edge_note(figures["penalty"]))
         return figures | tune(backbone, data, session, "fine-tuned top1") if options.finetune else figures

@@ -30,10 +30,10 @@ def neighbor_sheet(
     sheet = Image.new("RGB", ((1 + neighbors.shape[1]) * step + 3 * GAP, len(queries) * step + GAP), "white")
     test, train = Reader(data.test), Reader(data.train)
     try:
-        for line, (query, found) in enumerate(zip(queries, neighbors, strict=True)):
+        for line, (query, indices) in enumerate(zip(queries, neighbors, strict=True)):
             row = int(data.test_rows[query])
             sheet.paste(thumbnail(test.decode(row), tile), (GAP, GAP + line * step))
-            for column, index in enumerate(found):
+            for column, index in enumerate(indices):
                 other = int(data.train_rows[index])
                 same = data.train.label[other] == data.test.label[row]
                 framed = Image.new("RGB", (tile, tile), "#3cb44b" if same else "#e6194b")
