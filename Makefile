@@ -7,7 +7,7 @@ LOCK   := requirements-$(DALI).lock
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup help-settings default-yaml train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test lint lock clean
+.PHONY: help setup help-settings default-yaml train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test test-fast mutation-check lint lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,7 +77,13 @@ wheels: setup ## collect the packages of the lock file as wheels in wheels/, for
 
 test: setup ## run all tests that this machine can run
 	@tests/tools.sh
-	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+
+test-fast: setup ## run the tests that are not marked slow, in three minutes
+	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+mutation-check: setup ## how many small changes of five modules do the fast tests notice? (needs cosmic-ray) docs/testing.md
+	@$(RUN) tests/mutation_check.py $(ARGS)
 
 lint: setup ## run ruff and mypy
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

@@ -32,7 +32,7 @@ import difflib
 import importlib
 import sys
 
-from training.report import EXIT_MISTAKE
+from common.cli import EXIT_MISTAKE, print_error
 
 COMMANDS = ("knn", "linear", "semisup", "transfer", "svm", "retrieval", "clusters", "report")
 
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"perhaps {near[0]}" if near else f"give one of {', '.join(COMMANDS)}"
-        print(f"swave: {command!r} is not a command of evaluate.py; {hint}", file=sys.stderr)
+        print_error(f"{command!r} is not a command of evaluate.py; {hint}")
         return EXIT_MISTAKE
     return importlib.import_module(f"evaluation.commands.{command}").main(rest)
 

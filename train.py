@@ -17,30 +17,34 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from common.cli import EXIT_FAILED, exit_on_mistake, print_error
+from common.versions import version
 from config.recipe import load_config, settings_help
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, watched
-from training.report import mistakes_end_the_run, print_error
 from training.step_agreement import Agreed, Agreement
 from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
+    if "--version" in arguments:
+        print(f"swave {version()}")
+        return 0
     if {"-h", "--help"} & set(arguments):
-        with mistakes_end_the_run(Cluster()):
+        with exit_on_mistake():
             print(settings_help(arguments) or __doc__)
         return 0
     cluster, stop_signal = Cluster(), StopSignal()
-    with mistakes_end_the_run(cluster):
+    with exit_on_mistake(cluster.main):
         cluster = cluster_from_environment()
         config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
     stop_signal.at_once = cluster.world_size == 1
     try:
         mark_ending(train(config, cluster, stop_signal))
     except TrainingStopped as error:
-        print_error(error, cluster if error.on_all_ranks else Cluster())
-        return 1
+        print_error(error, cluster.main or not error.on_all_ranks)
+        return EXIT_FAILED
     return 0
 
 
@@ -77,7 +81,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     journal = Journal(Path(config.run.directory), cluster.main)
     checkpoints = journal.directory / "checkpoints"
 
-    with mistakes_end_the_run(cluster):
+    with exit_on_mistake(cluster.main):
         # ---- data and settings -------------------------------------------------------------------
         table, test = open_splits(config.data, progress=cluster.main)
         choices = fit(config, len(table.usable()), cluster)
@@ -110,7 +114,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     with connected(cluster, config.launch.timeout), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
         step, last_epoch = 0, dict[str, float]()
-        with mistakes_end_the_run(cluster):
+        with exit_on_mistake(cluster.main):
             teacher = build_teacher(config, network, cluster)
             engine = build_engine(config, network, optimizer, cluster, device)
             run_state = RunState(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)

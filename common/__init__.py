@@ -1,4 +1,5 @@
-"""The ground floor: what every other package may use, and what uses none of them.
+"""The ground floor: what every other package may use; it uses no other package and loads without torch.
 
-Command line and one-line errors, files that survive a crash, progress bars, processes, this machine. No torch.
+Command line and one-line errors (`cli`), files that survive a crash (`files`), progress bars, processes, versions,
+SLURM's notation, and the GPUs and network interfaces of this machine (`machine`).
 """

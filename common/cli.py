@@ -10,12 +10,14 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 EXIT_DONE = 0  # also: saved on a signal
 EXIT_FAILED = 1  # the work could not go on
 EXIT_MISTAKE = 2  # a mistake in arguments, settings or data
 EXIT_SIGNAL = 128  # plus the signal's number
+
+ERROR_PREFIX = "swave: "
 
 
 class UserError(ValueError):
@@ -23,7 +25,11 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the usage."""
+    """Reports a mistake in one line, without the usage; the description keeps its line breaks."""
+
+    def __init__(self, prog: str, description: str | None = None, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, description=description, **settings)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{error_line(message)}\n")
@@ -31,13 +37,14 @@ class Parser(argparse.ArgumentParser):
 
 def error_line(error: BaseException | str) -> str:
     """`swave: ` and the message, its line breaks replaced by blanks."""
-    return f"swave: {' '.join(str(error).split())}"
+    return ERROR_PREFIX + " ".join(str(error).split())
 
 
-def print_error(error: BaseException | str, speaks: bool = True) -> None:
-    """One line on stderr. speaks: false on the ranks that leave this to rank 0."""
+def print_error(error: BaseException | str, speaks: bool = True, below_bar: bool = False) -> None:
+    """One line on stderr. speaks: false on the ranks that leave this to rank 0. below_bar: a progress bar may stand in
+    the last line; it stays."""
     if speaks:
-        print(error_line(error), file=sys.stderr, flush=True)
+        print("\n" * below_bar + error_line(error), file=sys.stderr, flush=True)
 
 
 @contextmanager

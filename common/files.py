@@ -1,24 +1,50 @@
-"""Files that are there whole or not at all, also after a kill or a power cut."""
+"""Files that are complete or absent, also after a kill or a power cut; fingerprints; locks."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: either the old or the new contents are there."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+@contextmanager
+def replacing_path(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A name in `path`'s folder for the block to write to; the file then takes the place of `path`.
+
+    durable: synced before and after the renaming, so that it also survives a power cut. If the block fails, `path`
+    stays as it was and nothing else is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """The same with a binary file, open for writing."""
+    with replacing_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+def write_atomically(path: Path, text: str, durable: bool = True) -> None:
+    """Replace `path` by `text` in UTF-8: either the old or the new contents are there."""
+    with replacing_path(path, durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, durable."""
+    """Make a file's bytes, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,7 +52,40 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file."""
+def sync_file(file: IO[Any]) -> None:
+    """Make what was written to an open file durable."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """`bytes` and `sha256` of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def lock(path: Path, wait: bool = True) -> IO[str]:
+    """Take the exclusive lock on `path`, which is made if absent; closing the returned text file releases it.
+
+    wait: for the present holder; otherwise BlockingIOError is raised at once. The kernel releases the lock when its
+    holder dies, so a kill leaves no stale one.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
+    """Hold the exclusive lock on `path` during the block; see `lock`."""
+    with lock(path, wait) as file:
+        yield file

@@ -13,7 +13,7 @@ BACKENDS = ("dali", "ffcv", "torchvision")
 
 def command_parser(command: str, description: str | None, several: bool = True) -> argparse.ArgumentParser:
     """A sub-command's parser with the shared arguments. several: whether the command compares backbones."""
-    parser = Parser(f"evaluate.py {command}", description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(f"evaluate.py {command}", description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("backbone", metavar="CKPT", help="a run, a file, a library's network: see evaluate.py --help")
     parser.add_argument(
         "data", metavar="DATA", nargs="?", help="images in folders by class, shards, .beton; default: the run's own"

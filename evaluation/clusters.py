@@ -112,7 +112,7 @@ def write_table(columns: dict[str, Any], path: Path) -> None:
     import pyarrow
     from pyarrow import csv, parquet
 
-    from pipeline.dataset.table import replacing
+    from common.files import replacing
 
     table = pyarrow.table(columns)
     with replacing(path) as file:

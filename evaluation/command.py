@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from common.cli import EXIT_MISTAKE, exit_on_mistake, print_error
 from evaluation.arguments import check_arguments
 from training.distributed import Cluster, cluster_from_environment
-from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 if TYPE_CHECKING:  # torch is imported after the arguments are checked
     from evaluation.backbones import Backbone
@@ -34,7 +34,7 @@ def compare(
     evaluates a backbone. labelled: opens the images; default `evaluation.session.open_labelled`.
     """
     cluster = Cluster()
-    with mistakes_end_the_run(cluster):
+    with exit_on_mistake(cluster.main):
         cluster = cluster_from_environment()
         check_arguments(options)
         check(options)
@@ -54,7 +54,7 @@ def compare(
                 figures = evaluate(backbone, data, session)
                 results.append({**backbone.described(), **figures, "seconds": time.perf_counter() - started})
     except (DatasetError, UnsuitableArgument) as error:
-        print_error(error, cluster)
+        print_error(error, cluster.main)
         return EXIT_MISTAKE
     if cluster.main:
         report(command, options, {"path": path, **counts(data)}, results)
@@ -74,7 +74,7 @@ def counts(data: Labelled) -> dict[str, Any]:
 def report(command: str, options: argparse.Namespace, data: dict[str, Any], results: list[dict[str, Any]]) -> None:
     """Print the table, and write the result file if --json asks for it."""
     from common.files import write_atomically
-    from training.run_directory import versions
+    from common.versions import versions
 
     settings = {
         name: str(value) if hasattr(value, "parts") else value

@@ -5,20 +5,21 @@ python -m evaluation.curve runs/fashion_mnist [--out curve.png]
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.curve", description=__doc__.splitlines()[0])
+    parser = Parser("python -m evaluation.curve", __doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("--out", type=Path, default=Path("curve.png"), help="PNG to write (default curve.png)")
     options = parser.parse_args(arguments)
     if not (options.run / "metrics.jsonl").exists():
-        print(f"swave: {options.run}: no metrics.jsonl there; give a run's directory", file=sys.stderr)
-        return 2
+        print_error(f"{options.run}: no metrics.jsonl there; give a run's directory")
+        return EXIT_MISTAKE
     draw_curve(options.run, options.out)
     print(options.out)
     return 0

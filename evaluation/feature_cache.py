@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from common.files import replacing, write_atomically
+from common.progress import progress_bar
 from evaluation.features import gather
 from evaluation.session import MAX_BAD, Session
 from pipeline.crops import Crops
-from pipeline.dataset.folder import progress_bar
-from pipeline.dataset.table import SampleTable, replacing
+from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
 
 VERSION = 1
@@ -96,8 +97,7 @@ def _file_name(name: str) -> str:
 
 def _write_about(folder: Path, source: dict[str, Any], table: SampleTable, rows: int, crops: Crops) -> None:
     known = {**source, "images": str(table.root), "rows": rows, "crops": repr(crops)}
-    with replacing(folder / "about.json") as file:
-        file.write(json.dumps(known, indent=1).encode() + b"\n")
+    write_atomically(folder / "about.json", json.dumps(known, indent=1) + "\n")
 
 
 def _read(folder: Path | None, part: int, rows: np.ndarray, size: int) -> np.ndarray | None:

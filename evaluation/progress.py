@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from common.files import sync
+from common.files import replacing_path
 
 
 @torch.no_grad()
@@ -28,15 +28,13 @@ def average_(tensors: list[Tensor]) -> None:
 
 
 def save_progress(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, curves: list[list[float]]) -> None:
-    """Weights, momenta and the curves so far: to one side, synced, renamed."""
+    """Save weights, momenta and the curves so far; an interrupted save leaves the one before."""
     tensors = {f"weight.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    save_file(tensors, temporary, metadata={"curves": json.dumps(curves)})
-    sync(temporary)
-    temporary.replace(path)
+    with replacing_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"curves": json.dumps(curves)})
 
 
 def load_progress(path: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[float]]:

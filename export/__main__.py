@@ -21,22 +21,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.cli import Parser
-from training.distributed import Cluster
-from training.report import mistakes_end_the_run
+from common.cli import Parser, exit_on_mistake
+from common.progress import progress_bar
 
 FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
 FOLDER_FILES = {"model.safetensors", "README.md"}  # what format safetensors writes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser("python -m export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser("python -m export", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", metavar="CKPT", help="a run's directory, or a folder checkpoints/step-...")
     parser.add_argument("out", metavar="OUT", help="file to write; a folder for safetensors")
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--force", action="store_true", help="replace OUT")
     given = parser.parse_args(arguments)
-    with mistakes_end_the_run(Cluster()):
+    with exit_on_mistake():
         for name, value in (("CKPT", given.checkpoint), ("OUT", given.out)):
             if not value:
                 raise ValueError(f"{name} is missing; e.g. make export CKPT=runs/demo OUT=x.pth FORMAT=torchvision")
@@ -62,12 +61,16 @@ def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]
     from export.formats import WRITERS
     from training.checkpoint.weights import read_trained
 
-    trained = read_trained(path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        made = Path(folder) / out.name
-        code = WRITERS[format](trained, made)
-        _put(made, out)
+    with progress_bar(3, f"export to {format}", "part") as bar:
+        trained = read_trained(path)
+        bar.update()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            made = Path(folder) / out.name
+            code = WRITERS[format](trained, made)
+            bar.update()
+            _put(made, out)
+            bar.update()
     return code
 
 
@@ -89,7 +92,7 @@ def _check_out(out: Path, format: str, force: bool) -> None:
 def _put(made: Path, out: Path) -> None:
     """Sync, then rename. A folder cannot replace another by a rename: the old one moves next to `made` and is deleted
     with it."""
-    from training.checkpoint.save_load import sync
+    from common.files import sync
 
     for path in [*made.iterdir(), made] if made.is_dir() else [made]:
         sync(path)

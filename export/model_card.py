@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from common.versions import versions
 from training.checkpoint.weights import Trained
-from training.run_directory import versions
 
 
 def facts(trained: Trained) -> dict[str, Any]:

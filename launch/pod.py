@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     with exit_on_mistake():
         index = pod_index(os.environ.get("JOB_COMPLETION_INDEX"), options.nodes)
         if is_done(options.settings):  # the Job started this pod again after the others had finished
-            print("swave: the run is done", file=sys.stderr)
+            print_error("the run is done")
             return 0
     counts = ",".join([str(options.processes)] * options.nodes)
     node = ["--rank", str(index), "--processes", counts, "--master", options.master, "--port", str(options.port)]

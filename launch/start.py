@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from common.cli import Parser, error_line, exit_on_mistake
+from common.cli import Parser, exit_on_mistake, print_error
 from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
@@ -218,7 +218,7 @@ def start_once(
 
 def announce(text: str) -> None:
     """A line on stderr, below a progress bar that may be there."""
-    print(f"\n{error_line(text)}", file=sys.stderr, flush=True)
+    print_error(text, below_bar=True)
 
 
 if __name__ == "__main__":

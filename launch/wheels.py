@@ -9,7 +9,6 @@ marks the wheels that were built. The wheels fit this machine's Python, and ffcv
 
 from __future__ import annotations
 
-import hashlib
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.cli import Parser, exit_on_mistake
+from common.files import sha256
 from config.recipe import ConfigError
 
 BUILT = "  # built here"
@@ -50,8 +50,7 @@ def lock_of(folder: Path, lock: str) -> list[str]:
         if requirement not in named:
             wheel.unlink()
             continue
-        with wheel.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(wheel)
         lines.append(f"{requirement} --hash=sha256:{digest}{'' if digest in lock else BUILT}")
     return lines
 

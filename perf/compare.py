@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+
 THRESHOLD, LEVEL, RESAMPLED, FEWEST = 0.05, 0.95, 4000, 3
 
 
@@ -61,8 +63,8 @@ def main(arguments: list[str]) -> int:
         if not rows:
             raise ValueError(f"{options.old} and {options.new} have no figure in common")
     except (ValueError, OSError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     regressions = [row.name for row in rows if row.regressed]
     show(rows, sorted(set(old) ^ set(new)), options.threshold)
     if options.json:
@@ -72,9 +74,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.compare", __doc__)
     parser.add_argument("old", type=Path, metavar="OLD.json", help="the run to compare with")
     parser.add_argument("new", type=Path, metavar="NEW.json", help="the run in question")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help="share that may be lost (default 0.05)")

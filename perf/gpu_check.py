@@ -17,7 +17,6 @@ Writes perf/results/gpu-NAME-OF-THE-DEVICE.json; ends with 1 if something does n
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -28,6 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
 from config.recipe import ROOT
 
 PARTS = ("numerics", "decode", "codes", "step", "tests")
@@ -38,9 +38,7 @@ LEVELS = 2.0  # mean absolute difference of decoded crops, of 255
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.gpu_check", __doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of it")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images a GPU in `step` (default {BATCH})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: perf/results/gpu-DEVICE.json")
@@ -48,11 +46,11 @@ def main(arguments: list[str]) -> int:
     import torch
 
     if not torch.cuda.is_available():
-        print("swave: gpu-check needs a GPU, and none is visible", file=sys.stderr)
-        return 2
+        print_error("gpu-check needs a GPU, and none is visible")
+        return EXIT_MISTAKE
     name, gpus = torch.cuda.get_device_name(), torch.cuda.device_count()
     path = options.json or ROOT / "perf" / "results" / f"gpu-{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.json"
-    from training.run_directory import versions
+    from common.versions import versions
 
     report: dict[str, Any] = {"device": name, "gpus": gpus, "cuda": torch.version.cuda, "versions": versions()}
     makers: dict[str, Any] = {

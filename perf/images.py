@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from pipeline.dataset.folder import progress_bar
+from common.files import replacing
+from common.progress import progress_bar
 from pipeline.dataset.reader import Reader
-from pipeline.dataset.table import SampleTable, State, replacing
+from pipeline.dataset.table import SampleTable, State
 
 BYTES = 85_000  # a JPEG made here has at most; smooth ones stay below, so that the mean is 76 kB
 SHAPES = ((500, 375), (500, 375), (500, 375), (375, 500), (500, 333))  # width, height: in turn

@@ -16,7 +16,6 @@ then another run begins. Masters, optimizer state, buffers and queue of the last
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -32,14 +31,24 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.processes import environment
+from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.machine import machine
 from perf.zero_check import show
-from pipeline.dataset.folder import progress_bar
 from training.distributed import free_port
 
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
 INTERVAL, EPOCHS, BATCH, IMAGES = 2, 3, 8, 64
+RANK_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# Imported once, before the ranks are forked: a rank that imports them itself spends most of its life on that, and most
+# kills would hit it there. Nothing here may start a thread or open a connection.
+PRELOADED = (
+    "deepspeed nvidia.dali.fn torch.utils.tensorboard tqdm evaluation.classifiers.knn model.monitor "
+    "model.optimizer.build pipeline.backends.dali pipeline.dataset.open training.auto training.build "
+    "training.run_directory training.checkpoint.save_load"
+).split()
 LONGEST = 120  # seconds that a run may take, once it is left alone
 RECIPE = f"""
 run: {{epochs: {EPOCHS}, batch_size: {BATCH}, log_every: 1, seed: 5}}
@@ -60,19 +69,17 @@ evaluation: {{size: 16, batch_size: 32}}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.kill_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.kill_check", __doc__)
     parser.add_argument("--kills", type=int, default=200, help="over all cases (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "kill_check.json", metavar="FILE")
     options = parser.parse_args(arguments)
     if options.kills < len(CASES):
-        print(f"swave: --kills={options.kills}: expected {len(CASES)} or more, one a case", file=sys.stderr)
-        return 2
+        print_error(f"--kills={options.kills}: expected {len(CASES)} or more, one a case")
+        return EXIT_MISTAKE
     if not options.json.absolute().parent.is_dir():
-        print(f"swave: --json={options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
-        return 2
+        print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
+        return EXIT_MISTAKE
     rows = check(CASES, options.kills, options.seed)
 
     report = {"kills": sum(row["kills"] for row in rows), "seed": options.seed, "rows": rows, "machine": machine()}
@@ -167,17 +174,17 @@ class Run:
     """A start of `train.py` on `ranks` processes of this machine, forked from one that has imported everything."""
 
     def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
-        os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["perf.kill_preload"])
+        context.set_forkserver_preload(PRELOADED)
         directory.mkdir(parents=True, exist_ok=True)
         self.log, port = directory / f"log-{len(list(directory.glob('log-*')))}", free_port()
         settings = [str(recipe), f"run.directory={directory}", f"engine.stage={stage}"]
         self.processes = [
             context.Process(target=train_rank, args=(rank, ranks, port, settings, self.log)) for rank in range(ranks)
         ]
-        for process in self.processes:
-            process.start()
+        with environment(RANK_ENVIRONMENT):  # of the fork server too, which the first process starts
+            for process in self.processes:
+                process.start()
 
     def kill(self, seconds: float, chance: random.Random) -> bool:
         """SIGKILL after so many seconds; False if the run ended before."""
@@ -211,7 +218,7 @@ class Run:
 def train_rank(rank: int, ranks: int, port: int, settings: list[str], log: Path) -> None:
     """train.py as one rank; what it says goes to `log`."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    os.environ |= RANK_ENVIRONMENT | {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.machine import gpu_names
-
-PACKAGES = ("torch", "torchvision", "pillow", "ffcv", "numba", "numpy", "deepspeed", "nvidia-dali-cuda120",
-            "nvidia-dali-cuda130")  # fmt: skip
+from common.versions import versions
 
 
 def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
@@ -22,12 +19,6 @@ def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0) if cores is None else cores),
@@ -35,7 +26,7 @@ def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
         "gpus": gpu_names(),
         "os": platform.platform(),
         "python": platform.python_version(),
-        "versions": found,
+        "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

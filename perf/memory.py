@@ -27,17 +27,17 @@ bf16 is as fp32: the weights' copies in bfloat16, 2P, go in backward while gradi
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.processes import environment
+from common.progress import progress_bar
 from perf.memory_ranks import Case, run_rank
 from perf.ranks import run_ranks
-from pipeline.dataset.folder import progress_bar
 from training.deepspeed_engine import PERSISTENT
 
 HEAD = {"embedding_dim": 128, "prototypes": 3000}
@@ -56,9 +56,7 @@ FITS = 20 * GB  # of this machine's memory, for all ranks together
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.memory", __doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 64], metavar="N")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--only", choices=tuple(MODELS), help="one network")
@@ -66,8 +64,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     options = parser.parse_args(arguments)
     if min(options.ranks) < 1:
-        print(f"swave: --ranks={min(options.ranks)}: expected 1 or more", file=sys.stderr)
-        return 2
+        print_error(f"--ranks={min(options.ranks)}: expected 1 or more")
+        return EXIT_MISTAKE
     models = [options.only] if options.only else list(MODELS)
     rows = table(models, options.ranks, options.precision)
     if options.measure:
@@ -134,9 +132,9 @@ def measured(models: list[str], precision: str) -> list[dict[str, Any]]:
 
 def run(case: Case) -> list[dict[str, float]]:
     """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # so that what is let go of goes back to the system
     with tempfile.TemporaryDirectory() as scratch:
-        run_ranks(run_rank, case.ranks, case, Path(scratch))
+        with environment({"MALLOC_MMAP_THRESHOLD_": "65536"}):  # so that freed memory goes back to the system
+            run_ranks(run_rank, case.ranks, case, Path(scratch), method="spawn")
         return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 

@@ -8,7 +8,6 @@ the benchmark's JPEGs, each view counting alike. "limit" is what the default, ff
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -20,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 from pipeline.crops import Blur, Crops, Jitter
-from pipeline.dataset.folder import progress_bar
 from pipeline.draw import Draw, draw
 
 if TYPE_CHECKING:
@@ -104,9 +104,7 @@ def crops_of(
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.parity", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--images", type=int, default=200, help="how many JPEGs (default 200)")
     options = parser.parse_args(arguments)
@@ -117,8 +115,8 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
         report = run(options.images)
     except (ValueError, OSError, ImportError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")

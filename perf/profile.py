@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import ERROR_PREFIX, EXIT_MISTAKE, EXIT_SIGNAL, Parser, print_error
+from common.progress import progress_bar
 from config.recipe import ROOT, load_config
-from pipeline.dataset.folder import progress_bar
 
 BUDGET, LEAST = 300.0, 75.0  # seconds
 # Of the budget; the rest is for what runs over, and for drawing.
@@ -37,28 +38,26 @@ def main(arguments: list[str]) -> int:
     try:
         check(options)
     except (ValueError, OSError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     try:
         report = run(options)
     except KeyboardInterrupt:
-        print("\nswave: stopped; no report is written", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print_error("stopped; no report is written", below_bar=True)
+        return EXIT_SIGNAL + signal.SIGINT
     if report is None:
-        return 2  # a mistake in the settings or the data: the first part has said it, and there is nothing to draw
+        return EXIT_MISTAKE  # in the settings or the data: the first part has reported it, there is nothing to draw
     write(report, options.out)
     print(f"\n{report['verdict']}\n{options.out / 'report.html'}: written, and report.md and report.json beside it")
     return int(bool(report["failed"]))
 
 
 def _stop(number: int, _frame: Any) -> None:
-    raise SystemExit(128 + number)
+    raise SystemExit(EXIT_SIGNAL + number)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.profile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.profile", __doc__)
     parser.add_argument("--budget", type=float, default=BUDGET, help=f"seconds for all, about (default {BUDGET:g})")
     parser.add_argument("--data", metavar="PATH", help="your own images: anything that data.path takes")
     parser.add_argument("--config", metavar="RECIPE", help="your own recipe, as for train.py")
@@ -145,7 +144,7 @@ def part(line: Sequence[str]) -> tuple[int, str]:
         for told in process.stderr:
             sys.stderr.write(told)
             last = told.rsplit("\r", 1)[-1].strip() or last
-        return process.wait(), last.removeprefix("swave: ")
+        return process.wait(), last.removeprefix(ERROR_PREFIX)
     finally:
         if process.poll() is None:
             process.terminate()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from common.cli import EXIT_FAILED, EXIT_MISTAKE, EXIT_SIGNAL, print_error
 
 Report = dict[str, Any]
 
@@ -30,7 +31,7 @@ def program(
     stopped: list[BaseException] = []
 
     def stop(number: int, _frame: Any) -> None:
-        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(128 + number))
+        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(EXIT_SIGNAL + number))
         raise stopped[0]
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -38,14 +39,14 @@ def program(
     try:
         report = measure(stopped)
     except (ValueError, OSError, ImportError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     except RuntimeError as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        print_error(error)
+        return EXIT_FAILED
     except KeyboardInterrupt:
-        print("\nswave: stopped; nothing is written", file=sys.stderr)
-        return 128 + signal.SIGINT
+        print_error("stopped; nothing is written", below_bar=True)
+        return EXIT_SIGNAL + signal.SIGINT
     finally:
         for process in multiprocessing.active_children():
             process.kill()

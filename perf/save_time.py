@@ -9,7 +9,6 @@ while the ranks wait; `share` is the part of the time that this takes at a save 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from common.cli import Parser
 from perf.machine import machine
 from perf.memory import MODELS
 from perf.ranks import run_ranks
@@ -29,9 +29,7 @@ SAVES, QUEUE, MINUTES = 5, 3840, 10
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.save_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.save_time", __doc__)
     parser.add_argument("--model", choices=tuple(MODELS), default="resnet50")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default: runs)")

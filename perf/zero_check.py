@@ -20,18 +20,18 @@ The bias in front of the head's batch norm is left out: its gradient is zero but
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.machine import machine
 from perf.ranks import run_ranks
 from perf.zero_ranks import FILE, Case, run_rank
-from pipeline.dataset.folder import progress_bar
 
 STATES, STEPS, HALF_STEPS = 20, 6, 50
 LIMITS = {"update_deviation": 1e-6, "trust_ratio_deviation": 1e-6, "momentum_deviation": 1e-6}
@@ -39,15 +39,13 @@ LOSS_LIMITS = {"fp32": 1e-5, "fp64": 1e-5, "bf16": 0.02, "fp16": 0.02}
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.zero_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.zero_check", __doc__)
     parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "zero_check.json", metavar="FILE")
     parser.add_argument("--quick", action="store_true", help="2 ranks and whole steps alone")
     options = parser.parse_args(arguments)
     if not options.json.absolute().parent.is_dir():
-        print(f"swave: --json={options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
-        return 2
+        print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
+        return EXIT_MISTAKE
     rows = check(worlds=(2,) if options.quick else (1, 2, 4), parts=(1,) if options.quick else (1, 2))
     options.json.write_text(json.dumps({"rows": rows, "machine": machine()}, indent=1) + "\n")
     show(rows)

@@ -11,8 +11,6 @@ continues, and OUT is complete or does not exist. The report names each image th
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import json
 import multiprocessing
 import os
@@ -24,11 +22,15 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
+from common.cli import EXIT_MISTAKE, EXIT_SIGNAL, Parser, UserError, print_error
+from common.files import lock, write_atomically
+from common.processes import in_processes
+from common.progress import progress_bar
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
@@ -37,8 +39,7 @@ from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
 from pipeline.conversion.spool import SpoolSource
-from pipeline.dataset.folder import in_processes, progress_bar
-from pipeline.dataset.table import DatasetError, count_reasons, replacing
+from pipeline.dataset.table import DatasetError, count_reasons
 
 VERSION = 2  # changes when the same rows and options give other bytes
 SEED = 31
@@ -97,7 +98,7 @@ def convert(
                 yield Task(folder, number, name, part, select_rows(entries, part), options, joined.get(number))
 
         if ray is None:
-            results = in_processes(make_part, tasks(), min(workers, count))
+            results = in_processes(make_part, tasks(), min(workers, count), "--workers")
         else:
             from pipeline.conversion.ray_cluster import on_ray
 
@@ -173,11 +174,11 @@ def unfinished(out: Path) -> Iterator[Path]:
     """The folder `.OUT.partial`, locked by this process; removed at the end, or after a failure if it has no files."""
     folder = out.with_name(f".{out.name}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DatasetError(f"OUT={out}: another conversion is writing it; wait or give another name") from None
+    try:
+        held = lock(folder / "lock", wait=False)
+    except OSError:
+        raise DatasetError(f"OUT={out}: another conversion is writing it; wait or give another name") from None
+    with held:
         try:
             yield folder
         except BaseException:
@@ -217,8 +218,7 @@ def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
     shutil.rmtree(folder / "making", ignore_errors=True)
     for name in ("parts", "data", "making"):
         (folder / name).mkdir(exist_ok=True)
-    with replacing(stamp) as file:
-        file.write(json.dumps(run).encode())
+    write_atomically(stamp, json.dumps(run))
 
 
 def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
@@ -238,15 +238,8 @@ def say(line: str) -> None:
 # ---------------------------------------------------------------------------------------------- command line
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells of a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser("python -m pipeline.convert", description=(__doc__ or "").splitlines()[0])
+    parser = Parser("python -m pipeline.convert", (__doc__ or "").splitlines()[0])
     parser.add_argument("source", metavar="SRC", help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton")
     parser.add_argument("out", metavar="OUT", help="x.beton, a new folder of shards, or x.npz (index)")
     parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
@@ -285,13 +278,13 @@ def main(arguments: list[str] | None = None) -> int:
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         say("stopped; the same command goes on from here")
-        return 128 + (stopped.args[0] if stopped.args else signal.SIGINT)
-    except DatasetError as error:
-        say(f"swave: {' '.join(str(error).split())}")
-        return 2
+        return EXIT_SIGNAL + (stopped.args[0] if stopped.args else signal.SIGINT)
+    except UserError as error:
+        print_error(error)
+        return EXIT_MISTAKE
     except OSError as error:
-        say(f"swave: {error.strerror or error} ({error.filename or given.out}); mend it, the same command goes on")
-        return 2
+        print_error(f"{error.strerror or error} ({error.filename or given.out}); mend it, the same command goes on")
+        return EXIT_MISTAKE
     out = Path(given.out)
     file = out.with_name(f"{out.stem}.report.json") if out.suffix in (".beton", ".npz") else out / "report.json"
     show(report, str(file))

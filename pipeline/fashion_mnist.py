@@ -11,7 +11,6 @@ on every machine and with every zlib.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import os
@@ -28,7 +27,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import progress_bar
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 from pipeline.dataset.idx import parse_idx, stored_png
 from pipeline.dataset.shards import Record, pack
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -160,15 +160,15 @@ def records(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Re
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m pipeline.fashion_mnist", description="Fetch and pack Fashion-MNIST.")
+    parser = Parser("python -m pipeline.fashion_mnist", "Fetch and pack Fashion-MNIST.")
     parser.add_argument("--out", type=Path, default=Path("data/fashion-mnist"), help="(default: %(default)s)")
     out = parser.parse_args(arguments).out
     complete = all((out / split / "table.npz").exists() for split in SPLITS)
     try:
         tables = prepare(out, workers=len(os.sched_getaffinity(0)))
     except (DatasetError, OSError) as error:
-        print(f"--out={out}: {error}", file=sys.stderr)
-        return 2
+        print_error(f"--out={out}: {error}")
+        return EXIT_MISTAKE
     counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.items())
     print(f"{out}: {'exists already' if complete else 'ready'} ({counts} images)")
     return 0

@@ -7,7 +7,6 @@ Each row shows the image with its windows, then its de-normalized crops, framed 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
+from common.cli import EXIT_MISTAKE, Parser, print_error
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config
 from pipeline.dataset.open import open_splits
@@ -31,7 +31,7 @@ TILE, GAP = 176, 8  # pixels: longest side of an image on the sheet, and the spa
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.preview", description=__doc__.splitlines()[0])
+    parser = Parser("python -m pipeline.preview", __doc__.splitlines()[0])
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
     parser.add_argument("settings", nargs="*", help="key=value settings that override the recipe's")
     parser.add_argument("--rows", type=int, default=6, help="images on the sheet (default 6)")
@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
         sheet = preview(config, options.rows, options.epoch)
         sheet.save(options.out, format="PNG")
     except (ValueError, OSError) as error:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     print(f"{options.out}: {sheet.width} x {sheet.height} pixels, backend {config.pipeline.backend}")
     return 0
 

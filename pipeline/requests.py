@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 
 from pipeline.batch import DrawRows, Request
-from pipeline.dataset.images import to_ppm
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import DatasetError, SampleTable
 
@@ -38,7 +37,7 @@ class Feed:
                 self.mark_bad(error.row, error.reason)
                 used = np.array([self.substitute(row) if row == error.row else row for row in used.tolist()])
         for index in np.flatnonzero(np.isin(used, list(self.converted))):
-            encoded[index] = self._as_ppm(int(used[index]))
+            encoded[index] = self.reader.ppm(int(used[index]))
         height, width = self.table.height[used], self.table.width[used]
         return Request(epoch, samples, rows, height, width, draw_rows(used, height, width), encoded, draw_rows)
 
@@ -50,14 +49,11 @@ class Feed:
         for row, encoded in zip(request.draw.rows.tolist(), request.encoded, strict=True):
             if not decodes(encoded):
                 try:
-                    self._as_ppm(row)
+                    self.reader.ppm(row)
                     self.converted.add(row)
                 except ReadError as error:
                     self.mark_bad(row, error.reason)
         return self.request(request.epoch, request.samples, request.rows, request.draw_rows)
-
-    def _as_ppm(self, row: int) -> np.ndarray:
-        return np.frombuffer(to_ppm(self.reader.decode(row)), dtype=np.uint8)
 
     def mark_bad(self, row: int, reason: str) -> None:
         self.bad[row] = reason

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import ConfigError
 from model.backbone import checkpoint_activations
 from model.batchnorm import replace_batch_norm
-from training.distributed import Cluster
+from training.distributed import Cluster, quiet_deepspeed
 from training.gradient_averaging import Averaging
 from training.zero import bind
 
@@ -25,22 +24,6 @@ BROKEN = {  # keys of DeepSpeed that break this trainer, and why
 }
 
 PERSISTENT = 400_000  # elements: stage 3 keeps smaller parameters whole, so it need not gather them one by one
-
-
-def quiet_deepspeed() -> Any:
-    """The deepspeed module, with less logging, and without compiling an extension at start.
-
-    On CPUs DeepSpeed compiles a shared-memory all-reduce under a lock file. A killed start leaves that file behind, and
-    every later start then waits for ever. gloo does the same work, so the extension is marked as incompatible.
-    """
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    import deepspeed
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 def deepspeed_config(config: DictConfig, world_size: int, device: str, parameters: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ MASTER_ADDR and MASTER_PORT. Where they are not set it reads OpenMPI's (OMPI_COM
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -110,8 +111,6 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     import torch
     from torch.distributed import distributed_c10d
 
-    from training.deepspeed_engine import quiet_deepspeed
-
     device, limit = cluster.device(), timedelta(seconds=timeout)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -136,6 +135,22 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
         if torch.distributed.is_initialized():
             wait_for_gloo()
             torch.distributed.destroy_process_group()
+
+
+def quiet_deepspeed() -> Any:
+    """The deepspeed module, with less logging, and without compiling an extension at start.
+
+    On CPUs DeepSpeed compiles a shared-memory all-reduce under a lock file. A killed start leaves that file behind, and
+    every later start then waits for ever. gloo does the same work, so the extension is marked as incompatible.
+    """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 def wait_for_gloo(longest: float = 2.0) -> None:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from common.progress import progress_bar
 from model.deepcluster import IGNORED, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
 from model.targets import EpochTargets
 from model.views import select_views
 from pipeline.batch import split_batch
-from pipeline.dataset.folder import progress_bar
 from pipeline.loader import Loader
 from training.deepspeed_engine import input_dtype
 from training.distributed import Cluster

@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.files import write_atomically
+
 WORDS = "SWAVE_WORDS"  # names the folder; unset without a supervisor
 LIFELINE = "lifeline"  # a named pipe in that folder
 STACKS = signal.SIGUSR2  # asks a rank to write the stacks of all its threads
@@ -79,10 +81,7 @@ def beat(step: int) -> None:
 def _write(kind: str, value: Any) -> None:
     folder = os.environ.get(WORDS)
     if folder:
-        path = Path(folder) / f"{os.getpid()}.{kind}"
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(value))
-        new.replace(path)
+        write_atomically(Path(folder) / f"{os.getpid()}.{kind}", json.dumps(value), durable=False)
 
 
 def status_of(folder: Path, pid: int) -> dict[str, Any] | None:

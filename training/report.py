@@ -1,35 +1,9 @@
-"""What a run says at its end: the closing table, or one line about a mistake."""
+"""The closing table of a run."""
 
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-from training.distributed import Cluster
-
-EXIT_MISTAKE = 2
-
-
-def print_error(error: BaseException, cluster: Cluster) -> None:
-    """One line on rank 0's stderr."""
-    if cluster.main:
-        print(f"swave: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def mistakes_end_the_run(cluster: Cluster) -> Iterator[None]:
-    """Inside the block a ValueError is a mistake in settings or data: one line, exit code 2, no stack trace.
-
-    ConfigError, DatasetError, CheckpointError and what the model refuses are all ValueErrors.
-    """
-    try:
-        yield
-    except ValueError as error:
-        print_error(error, cluster)
-        raise SystemExit(EXIT_MISTAKE) from None
 
 
 def closing_table(summary: dict[str, Any]) -> str:

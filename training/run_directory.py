@@ -3,23 +3,20 @@ the progress bar. Only rank 0 writes and speaks."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from common.files import write_atomically
+from common.files import lock, write_atomically
+from common.progress import tqdm
+from common.versions import versions
 from config.recipe import ConfigError
 from config.schema.settings import defaults, effect_on_resume
 from training.checkpoint.save_load import read_state
 from training.report import closing_table
-
-PACKAGES = ("torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "numpy")
 
 QUIET = ("run.", "checkpoint.", "pipeline.", "launch.", "perf.", "data.workers", "data.cache")  # not worth a line then
 
@@ -60,8 +57,7 @@ class Journal:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self.main:
-                self._lock = open(self.directory / ".lock", "w")  # noqa: SIM115  (its holder's death frees it)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = lock(self.directory / ".lock", wait=False)
         except BlockingIOError:
             raise ConfigError(f"run.directory={self.directory}: another run is writing it; choose another") from None
         except OSError as error:
@@ -101,7 +97,6 @@ class Journal:
         if not self.main:
             return
         from torch.utils.tensorboard import SummaryWriter
-        from tqdm import tqdm
 
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
@@ -144,8 +139,6 @@ class Journal:
     def say(self, text: str) -> None:
         """A line to the terminal, above the bar."""
         if self.main:
-            from tqdm import tqdm
-
             tqdm.write(text, file=sys.stderr)
 
     def warn(self, step: int, text: str) -> None:
@@ -177,17 +170,6 @@ class Journal:
             if part is not None:
                 part.close()
         self._bar = self._tensorboard = self._metrics = None
-
-
-def versions() -> dict[str, str]:
-    """Python and the installed packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:

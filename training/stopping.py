@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from common.cli import print_error
 from pipeline.dataset.table import DatasetError
 
 STOPPED_EARLY = "stopped by a signal before the first step; the same command goes on from here"
@@ -31,7 +31,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
         if self.at_once:
-            print(f"\nswave: {STOPPED_EARLY}", file=sys.stderr, flush=True)  # below a progress bar
+            print_error(STOPPED_EARLY, below_bar=True)
             raise SystemExit(0)
 
 

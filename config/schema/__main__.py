@@ -1,7 +1,7 @@
 """Print every setting, or those named; or write the files that list them.
 
-    python -m config.schema [KEY or SECTION ...]    make help-settings KEY=optimizer
-    python -m config.schema --write                 make default-yaml: config/default.yaml and docs/settings.md
+python -m config.schema [KEY or SECTION ...]    make help-settings KEY=optimizer
+python -m config.schema --write                 make default-yaml: config/default.yaml and docs/settings.md
 """
 
 from __future__ import annotations

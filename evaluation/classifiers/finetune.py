@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.progress import counted, progress_bar
 from evaluation.backbones import Backbone
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.session import MAX_BAD, Session, training_loader
 from evaluation.subsets import take
 from model.batchnorm import replace_batch_norm
 from pipeline.crops import Crops
-from pipeline.dataset.folder import progress_bar
 from pipeline.dataset.labelled import Labelled
 from pipeline.loader import evaluation_batches
 
@@ -123,8 +123,9 @@ def _accuracy(network: nn.Module, data: Labelled, central: Crops, session: Sessi
         data.test, rows, central, backend=session.backend, batch_size=max(1, min(session.batch, len(rows))),
         threads=session.threads, device_id=session.device_id, max_bad_fraction=MAX_BAD,
     )  # fmt: skip
-    for images in batches if len(rows) else ():
-        with session.precision():
-            found = network(images.crops[0].to(session.device, torch.float32)).argmax(1).cpu()
-        right += int((found == torch.as_tensor(data.test.label[images.rows]).long()).sum())
+    with progress_bar(len(rows), "test", "img", session.cluster.main) as bar:
+        for images in counted(batches, bar, lambda batch: len(batch.rows)) if len(rows) else ():
+            with session.precision():
+                predicted = network(images.crops[0].to(session.device, torch.float32)).argmax(1).cpu()
+            right += int((predicted == torch.as_tensor(data.test.label[images.rows]).long()).sum())
     return session.cluster.add_up([right])[0] / len(data.test_rows)

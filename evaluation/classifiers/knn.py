@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from omegaconf import DictConfig
 from torch import Tensor
 
+from common.progress import counted, progress_bar
 from evaluation.features import evaluation_mode, extract, gather, labels
 from model.probe import Probe
 from model.teacher import Teacher
@@ -49,13 +50,14 @@ def predict_each(
     classes = int(bank_labels.max()) + 1
     counts = [min(k, len(bank)) for k in neighbors]
     found: list[list[Tensor]] = [[] for _ in counts]
-    for part in queries.split(chunk):
-        similarity, nearest = (part @ bank.T).topk(max(counts))
-        weights, voters = (similarity / temperature).exp(), bank_labels[nearest]
-        for k, classified in zip(counts, found, strict=True):
-            votes = torch.zeros(len(part), classes, device=part.device)
-            votes.scatter_add_(1, voters[:, :k], weights[:, :k])
-            classified.append(votes.argmax(1))
+    with progress_bar(len(queries), "k-NN: search", "img", not dist.is_initialized() or dist.get_rank() == 0) as bar:
+        for part in counted(queries.split(chunk), bar):
+            similarity, nearest = (part @ bank.T).topk(max(counts))
+            weights, voters = (similarity / temperature).exp(), bank_labels[nearest]
+            for k, classified in zip(counts, found, strict=True):
+                votes = torch.zeros(len(part), classes, device=part.device)
+                votes.scatter_add_(1, voters[:, :k], weights[:, :k])
+                classified.append(votes.argmax(1))
     return [torch.cat(parts) for parts in found]
 
 
@@ -66,15 +68,16 @@ def knn_accuracy(
     config: DictConfig,
     device: torch.device,
     probe: Callable[[Tensor], Tensor] | None = None,
+    what: str = "k-NN",
 ) -> dict[str, float]:
     """`knn`: share in [0, 1] of the test images whose class is found; `function` maps crops (B, 3, s, s) to (B,
-    features). `probe`: the same by a classifier of features, where there is one.
+    features). `probe`: the same by a classifier of features, where there is one. `what`: the progress bar's title.
 
     All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-    def features(table: SampleTable, rows: np.ndarray) -> Tensor:
+    def features(table: SampleTable, rows: np.ndarray, bar: Any) -> Tensor:
         batches = evaluation_batches(
             table,
             rows,
@@ -85,12 +88,12 @@ def knn_accuracy(
             device_id=device.index if config.pipeline.device == "gpu" else None,
             max_bad_fraction=config.data.max_bad_fraction,
         )
-        return extract(function, batches, device)
+        return extract(function, counted(batches, bar, lambda batch: len(batch.rows)), device)
 
     train_rows, test_rows = data.train_rows[rank::world], data.test_rows[rank::world]
-    bank = gather(features(data.train, train_rows))
-    bank_labels = gather(labels(data.train, train_rows, device))
-    queries, expected = features(data.test, test_rows), labels(data.test, test_rows, device)
+    with progress_bar(len(train_rows) + len(test_rows), what, "img", rank == 0) as bar:
+        bank, queries = gather(features(data.train, train_rows, bar)), features(data.test, test_rows, bar)
+    bank_labels, expected = gather(labels(data.train, train_rows, device)), labels(data.test, test_rows, device)
     found = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
     if probe is not None:
         found["probe"] = probe(queries)
@@ -119,10 +122,13 @@ def backbone_knn(
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
         classify = None if probe is None else probe.classify
-        found = knn_accuracy(lambda images: engine(images.to(dtype)), data, central, config, device, classify)
+        found = knn_accuracy(
+            lambda images: engine(images.to(dtype)), data, central, config, device, classify, "k-NN: backbone"
+        )
     if teacher is not None:
         with evaluation_mode(teacher.network):
-            found["knn_teacher"] = knn_accuracy(teacher.features, data, central, config, device)["knn"]
+            accuracies = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
+        found["knn_teacher"] = accuracies["knn"]
     return found
 
 
@@ -132,4 +138,8 @@ def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.de
     central = crops.for_evaluation(side, config.evaluation.share)
     mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)
     std = torch.tensor(crops.std, device=device).view(3, 1, 1)
-    return knn_accuracy(lambda images: (images * std + mean).flatten(1), data, central, config, device)["knn"]
+
+    def pixels(images: Tensor) -> Tensor:
+        return (images * std + mean).flatten(1)
+
+    return knn_accuracy(pixels, data, central, config, device, what="k-NN: raw pixels")["knn"]

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from common.progress import progress_bar
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.session import Session, training_loader
 from evaluation.subsets import take
 from pipeline.crops import Crops
-from pipeline.dataset.folder import progress_bar
 from pipeline.dataset.labelled import Labelled
 
 

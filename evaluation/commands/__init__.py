@@ -1,1 +1,5 @@
-"""The sub-commands of evaluate.py: a module each, with `main(arguments)`. Heavy imports wait for good arguments."""
+"""The sub-commands of evaluate.py, a module each.
+
+Every one has `main(arguments)`, which returns the exit code. Heavy libraries are imported after the arguments are
+checked.
+"""

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from common.cli import EXIT_MISTAKE, exit_on_mistake, print_error
 from evaluation.arguments import check_arguments, command_parser
 from evaluation.command import report
 from training.distributed import Cluster, cluster_from_environment
-from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", type=int, default=32, help="largest number of images on a sheet (default 32)")
     options = parser.parse_args(arguments)
     cluster = Cluster()
-    with mistakes_end_the_run(cluster):
+    with exit_on_mistake(cluster.main):
         cluster = cluster_from_environment()
         check_arguments(options)
         check(options)
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         with process_group(session):
             figures = cluster_images(options, backbone, tables[0], session)
     except (DatasetError, UnsuitableArgument) as error:
-        print_error(error, cluster)
+        print_error(error, cluster.main)
         return EXIT_MISTAKE
     if cluster.main:
         data = {"path": tables[2], "images": figures.pop("images")}
@@ -73,6 +73,7 @@ def cluster_images(options: argparse.Namespace, backbone, table, session) -> dic
     """Assign all images; rank 0 writes the files. Returns the figures of the clustering."""
     import numpy as np
 
+    from common.progress import progress_bar
     from evaluation.clusters import (
         assigned,
         class_entropy,
@@ -84,7 +85,6 @@ def cluster_images(options: argparse.Namespace, backbone, table, session) -> dic
     )
     from evaluation.frozen_features import table_features
     from evaluation.subsets import listed_rows
-    from pipeline.dataset.folder import progress_bar
 
     rows = table.usable()
     if options.train_list is not None:

@@ -16,9 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_MISTAKE, exit_on_mistake, print_error
 from evaluation.arguments import check_arguments, check_out, command_parser
 from training.distributed import Cluster
-from training.report import EXIT_MISTAKE, mistakes_end_the_run, print_error
 
 NOTHING = "none"
 PROJECTIONS = ("pca", "tsne")
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     cluster, parts = Cluster(), []
-    with mistakes_end_the_run(cluster):
+    with exit_on_mistake(cluster.main):
         check_arguments(options)
         check_out("--out", options.out)
         for name in ("images", "queries"):
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
             backbones, data, session = opened
             parts += kinds([backbone_pictures(backbone, data, session, options) for backbone in backbones])
     except (DatasetError, ValueError) as error:
-        print_error(error, cluster)
+        print_error(error, cluster.main)
         return EXIT_MISTAKE
     from common.files import write_atomically
 

@@ -51,9 +51,9 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
     from torch.nn.functional import normalize
 
+    from common.progress import progress_bar
     from evaluation.classifiers.svm import average_precision, eleven_points, fit_classes
     from evaluation.frozen_features import split_features
-    from pipeline.dataset.folder import progress_bar
 
     voc, costs = options.targets, numbers("--costs", options.costs)
     del options.targets  # not a setting: keep it out of the result file

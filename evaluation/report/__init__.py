@@ -1,1 +1,4 @@
-"""The HTML page of `evaluate.py report`: result files side by side, and pictures."""
+"""The HTML page of `evaluate.py report`: result files side by side, and pictures.
+
+`page` puts the page together, `pictures` draws neighbors, clusters, projections and curves.
+"""

@@ -33,6 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import Parser
 from perf.loader.contenders import BACKENDS, crops_of
 from perf.loader.plan import Plan, plan
 from perf.loader.run import FOLDER, LIKE
@@ -56,9 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.loader", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.loader", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--data", metavar="PATH", help="your own images: anything that data.path takes")
     parser.add_argument("--config", metavar="RECIPE", help="the recipe whose crops are made (default: the defaults')")

@@ -17,7 +17,6 @@ JSON; in MB (1e6 bytes) of resident memory:
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from contextlib import suppress
@@ -28,6 +27,7 @@ from torch import Tensor
 
 import pipeline.backends.ffcv
 import pipeline.kernel.kernel  # with numba, which the backend imports when it is made
+from common.cli import Parser
 from perf.loader.contenders import crops_of
 from pipeline.crops import Crops
 from pipeline.dataset.table import SampleTable
@@ -35,7 +35,7 @@ from pipeline.loader import Loader
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m perf.loader.gpu_feed_memory", description=__doc__.splitlines()[0])
+    parser = Parser("python -m perf.loader.gpu_feed_memory", __doc__.splitlines()[0])
     parser.add_argument("table", type=Path, help="a sample table (.npz) of JPEGs")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)

@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from common.cli import Parser
 from config.recipe import ROOT
 from perf.loader.contenders import Key, Material, crops_of, in_memory, make
 from pipeline.crops import Crops
@@ -74,7 +75,7 @@ def gpu_half(table: Path, images: int, threads: int, recipe: Sequence[str]) -> d
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m perf.loader.memory", description=(__doc__ or "").splitlines()[0])
+    parser = Parser("python -m perf.loader.memory", (__doc__ or "").splitlines()[0])
     parser.add_argument("table", type=Path, help="a sample table (.npz) of JPEGs")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--mode", default="full")

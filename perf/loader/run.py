@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.loader.contenders import Key, Material, line_up, make
 from perf.loader.plan import Plan, rounds_within, turn_seconds
 from pipeline.crops import Crops
-from pipeline.dataset.folder import progress_bar
 from pipeline.dataset.open import find_split, open_dataset
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.cli import Parser
 from evaluation.arguments import numbers
 from perf.program import program
 from perf.science.plan import RECIPES, methods_of
@@ -41,9 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.science", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.science", __doc__)
     parser.add_argument("--minutes", type=float, help="of all cores that are used, about (default 45; search: 20)")
     parser.add_argument("--seeds", help="with commas (default 1,2,3; search: 7)")
     parser.add_argument("--methods", help="some of them, with commas (default: all)")

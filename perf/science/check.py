@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.files import write_atomically
+from common.files import lock, write_atomically
 from config.recipe import ROOT
 from perf.machine import machine
 from perf.science.jobs import Job, run_jobs
@@ -30,11 +29,11 @@ BASELINES = {"random": "random weights", "pixels": "raw pixels"}
 def held(work: Path) -> Iterator[None]:
     """The folder is ours alone meanwhile. Raises ValueError where another of these works in it."""
     work.mkdir(parents=True, exist_ok=True)
-    with (work / ".lock").open("w") as file:  # its holder's death frees it
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"--work={work}: another of these works there; wait for it, or choose another") from None
+    try:
+        own = lock(work / ".lock", wait=False)
+    except BlockingIOError:
+        raise ValueError(f"--work={work}: another of these works there; wait for it, or choose another") from None
+    with own:
         yield
 
 

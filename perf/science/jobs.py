@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.progress import progress_bar
 from config.recipe import ROOT
-from pipeline.dataset.folder import progress_bar
 
 PR_SET_PDEATHSIG = 1  # of prctl(2): which signal comes when the parent dies
 

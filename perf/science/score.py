@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.cli import Parser
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,9 +34,7 @@ ITERATIONS = 300
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.science.score", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("python -m perf.science.score", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("weights")
     parser.add_argument("recipe")

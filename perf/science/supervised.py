@@ -18,13 +18,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from common.cli import Parser
+
 RATE, MOMENTUM, DECAY, BATCH, SCALE = 0.1, 0.9, 5e-4, 128, (0.5, 1.0)
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.science.supervised", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = Parser("python -m perf.science.supervised", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("recipe", help="its network and its images' normalisation are taken")
     parser.add_argument("data", type=Path)
@@ -42,13 +42,13 @@ def train(options: argparse.Namespace) -> None:
     from safetensors.torch import save_file
 
     from common.files import write_atomically
+    from common.progress import progress_bar
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.finetune import Classifier
     from evaluation.progress import load_progress, save_progress
     from evaluation.session import training_crops, training_loader
     from evaluation.subsets import take
     from perf.science.score import central_crops_of, labelled_at, one_process
-    from pipeline.dataset.folder import progress_bar
 
     options.out.mkdir(parents=True, exist_ok=True)
     data = labelled_at(options.data, options.tables)

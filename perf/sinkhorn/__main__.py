@@ -32,6 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.cli import Parser
 from perf.program import program
 
 DELAYS = (0.001, 0.005)  # seconds one way, between hosts
@@ -66,9 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.sinkhorn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.sinkhorn", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--budget", type=float, default=90, help="seconds, about; 3 rounds at least (default 90)")
     parser.add_argument("--rounds", type=int, default=20, help="of each start, at most (default 20)")

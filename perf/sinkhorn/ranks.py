@@ -29,10 +29,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from common.progress import progress_bar
 from perf.interleaved import take_turns, use_cores
 from perf.roofline import finish
 from perf.sinkhorn.variants import VARIANTS, Point
-from pipeline.dataset.folder import progress_bar
 from training.distributed import wait_for_gloo
 
 LEAST_ROUNDS = 3

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +22,8 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from pipeline.dataset.folder import progress_bar
+from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.progress import progress_bar
 
 if TYPE_CHECKING:  # heavy: imported once the arguments are known to be good
     import torch.distributed as dist
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
     try:
         report = run(options)
     except ValueError as error:
-        print(f"swave: {error}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return EXIT_MISTAKE
     show(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -50,11 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.sinkhorn --against-textbook",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("python -m perf.sinkhorn --against-textbook", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--prototypes", type=int, default=3000, help="default 3000")
     parser.add_argument("--batch", type=int, default=64, help="images a rank (default 64)")

@@ -30,10 +30,11 @@ from statistics import median
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from common.cli import Parser
 from common.machine import visible_gpus
+from common.progress import progress_bar
 from config.recipe import ROOT, load_config
 from perf.program import program
-from pipeline.dataset.folder import progress_bar
 from pipeline.dataset.open import find_split, open_dataset
 from training.distributed import Cluster
 
@@ -73,9 +74,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("python -m perf.step", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--budget", type=float, default=100.0, help="seconds that all may take, about (default 100)")
     parser.add_argument("--config", metavar="RECIPE", help="your own recipe, as for train.py")

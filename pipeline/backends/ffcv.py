@@ -21,7 +21,8 @@ from PIL import Image
 from pipeline.backends.device_color import finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
-from pipeline.dataset.images import BadImage, decode, from_ppm, is_decodable
+from pipeline.dataset.images import BadImage, decode, is_decodable
+from pipeline.dataset.ppm import from_ppm
 from pipeline.draw import Draw
 
 AHEAD = 2  # batches in work: one in the kernel, one in preparation

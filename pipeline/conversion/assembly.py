@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.files import sync
+from common.progress import progress_bar
 from pipeline.conversion.beton_writer import Samples, join, layout, page_size, pieces
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.packing import Part, load_part, record_path
 from pipeline.conversion.report import Report, save_report
 from pipeline.dataset.beton import read_beton
-from pipeline.dataset.folder import progress_bar
-from pipeline.dataset.table import DatasetError, SampleTable, State, sync_folder
+from pipeline.dataset.table import DatasetError, SampleTable, State
 
 COLUMNS = ("width", "height", "label", "state")
 
@@ -68,7 +69,7 @@ def finish_beton(folder: Path, out: Path, entries: Entries, parts: list[Part], r
     save_report(report, folder / f"{out.stem}.report.json")
     for name in (f"{out.stem}.report.json", f"{out.stem}.json", f"{out.stem}.npz", out.name):
         os.replace(folder / name, out.parent / name)
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
@@ -90,7 +91,7 @@ def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], 
     table.save(data / "table.npz", digests)
     save_report(report, data / "report.json")
     os.rename(data, out)
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], report: Report, progress: bool) -> None:
@@ -116,7 +117,7 @@ def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], r
         table.save(folder / "data" / "table.npz")
         save_report(report, folder / "data" / "report.json")
         os.rename(folder / "data", out)
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def gathered(parts: list[Part], names: tuple[str, ...]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ are made, so a part is a sequence of blobs without gaps; joining inserts a gap w
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.files import sync_file
 from pipeline.dataset.beton import ALLOCATION, FIELD, HEADER, IMAGE, INT, INTEGER, RGB, VERSION
 
 PAGE = 1 << 23  # bytes, FFCV's default
@@ -129,14 +129,12 @@ def join(
                     if file.tell() != start + size:
                         raise OSError(f"{source}: has changed; another program writes to the folder")
             if part:
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
                 source.unlink()
         write_zeros(allocations - file.tell(), write)
         write(allocation_table(samples))
         file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
     return digest.hexdigest()
 
 

@@ -28,12 +28,13 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from common.files import replacing, sha256, sync, sync_file
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
 from pipeline.conversion.spool import ABSENT
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.shards import Record, Shard
-from pipeline.dataset.table import DatasetError, Names, replacing, sha256, sync_folder
+from pipeline.dataset.table import DatasetError, Names
 
 CHUNK = 16  # images per read
 PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal to receive when the parent dies
@@ -114,7 +115,7 @@ def _make(task: Task) -> None:
         part = _write_part(task, temporary)
         for name in sorted(part.files):
             os.replace(temporary / name, data / name)
-        sync_folder(data)
+        sync(data)
         _save(part, record_path(task.folder, task.number))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -193,8 +194,7 @@ class _Blobs:
 
     def close(self) -> dict[Path, str]:
         with self.file:
-            self.file.flush()
-            os.fsync(self.file.fileno())
+            sync_file(self.file)
         return {self.path: self.digest.hexdigest()}
 
 

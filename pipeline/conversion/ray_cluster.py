@@ -15,8 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tqdm import tqdm
-
+from common.progress import tqdm
 from config.recipe import ROOT
 from pipeline.dataset.table import DatasetError
 

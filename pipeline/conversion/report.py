@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.files import write_atomically
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.packing import Part
 from pipeline.dataset.sniff import in_words
-from pipeline.dataset.table import replacing
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ def name_of(entries: Entries, row: int) -> str:
 
 
 def save_report(report: Report, path: Path) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(asdict(report), indent=1).encode() + b"\n")
+    write_atomically(path, json.dumps(asdict(report), indent=1) + "\n")
 
 
 def show(report: Report, path: str) -> None:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from common.files import locked, sync
+from common.processes import in_processes
+from common.progress import progress_bar
 from pipeline.conversion.keys import key_maker
-from pipeline.dataset.folder import in_processes, progress_bar
 from pipeline.dataset.shards import Record, Shard, list_shards
-from pipeline.dataset.table import DatasetError, locked, sync_folder
+from pipeline.dataset.table import DatasetError
 
 # First bytes of a file -> suffix. All others get 'jpg': no decoder depends on the suffix.
 MAGIC = {
@@ -67,7 +69,7 @@ def spool(source: SpoolSource, folder: Path, workers: int = 1, progress: bool = 
             tasks = [(source.samples, text, str(tar)) for text, tar in pairs if not tar.exists()]
             with progress_bar(len(tars), f"spooling {source.kind}", "file", progress) as bar:
                 bar.update(len(tars) - len(tasks))
-                for problem in in_processes(_spool_one, iter(tasks), min(workers, len(tasks))):
+                for problem in in_processes(_spool_one, iter(tasks), min(workers, len(tasks)), "--workers"):
                     if problem:
                         break
                     bar.update()
@@ -95,7 +97,7 @@ def _spool_one(task: tuple[Callable[[str], Iterator[Sample]], str, str]) -> str:
         shard.close()
     os.replace(partial, tar)
     partial.with_suffix(".idx").unlink()
-    sync_folder(tar.parent)
+    sync(tar.parent)
     return ""
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from common.processes import in_processes
+from common.progress import progress_bar
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.keys import unique_keys
-from pipeline.dataset.folder import in_processes, progress_bar
 from pipeline.dataset.shards import list_shards
 from pipeline.dataset.tars import Members, Range, list_tar, split_key
 
@@ -67,7 +68,8 @@ def tar_entries(paths: Sequence[Path], workers: int, progress: bool) -> Entries:
 def _listed(ranges: list[Range], workers: int, progress: bool) -> Iterator[Members]:
     """Members of each tar, in order."""
     with progress_bar(len(ranges), "listing tars", "tar", progress and len(ranges) > 1) as bar:
-        for members in in_processes(partial(list_tar, sniff=True), iter(ranges), min(workers, len(ranges))):
+        workers = min(workers, len(ranges))
+        for members in in_processes(partial(list_tar, sniff=True), iter(ranges), workers, "--workers"):
             bar.update()
             yield members
 

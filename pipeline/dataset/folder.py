@@ -6,18 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import stat
-import sys
-import types
 import warnings
 from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.processes import in_processes
+from common.progress import progress_bar
 from pipeline.dataset.images import Probe, probe
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
@@ -56,7 +52,7 @@ class Listing:
         return digest.hexdigest()
 
 
-def list_folder(root: Path, sniff: bool = False) -> Listing:
+def list_folder(root: Path, sniff: bool = False, progress: bool = False) -> Listing:
     """All images below `root` in one fixed order (files of a folder by name, then its sub-folders by name).
 
     The class of an image is its first-level sub-folder; empty ones count too, so that the numbers of train and test
@@ -64,8 +60,13 @@ def list_folder(root: Path, sniff: bool = False) -> Listing:
 
     sniff: also read the first bytes of files that have no image extension. A million such files take 19 s instead of
     9 s from the page cache, and a round trip each over a network: conversion pays that once, training would pay it at
-    each start. Raises DatasetError if a folder cannot be listed.
+    each start. progress: count the files on stderr. Raises DatasetError if a folder cannot be listed.
     """
+    with progress_bar(None, f"listing {root}", "file", progress) as bar:
+        return _listed(root, sniff, bar)
+
+
+def _listed(root: Path, sniff: bool, bar: Any) -> Listing:
     blob, sizes, times, labels = bytearray(), array("q"), array("q"), array("i")
     classes: list[str] = []
     left_out: Counter[str] = Counter()
@@ -82,6 +83,7 @@ def list_folder(root: Path, sniff: bool = False) -> Listing:
             problem = f"cannot list the folder {root / folder} ({error.strerror})"
             raise DatasetError(f"{problem}; make it readable or remove it") from None
         for entry in entries:
+            bar.update()
             if entry.name.startswith("."):
                 continue
             relative = f"{folder}/{entry.name}" if folder else entry.name
@@ -212,50 +214,3 @@ def _probe_chunk(
                 continue
             probes.append((len(data) if length is None else length, probe(data)))
     return first, probes
-
-
-def in_processes(work: Any, tasks: Iterator[Any], workers: int) -> Iterator[Any]:
-    """`map(work, tasks)` in order, in fresh processes, with few tasks in flight; in this process for one
-    worker."""
-    if workers <= 1:
-        yield from map(work, tasks)
-        return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    flying: deque[Future[Any]] = deque()
-    try:
-        for task in tasks:
-            with _without_main():
-                flying.append(pool.submit(work, task))
-            if len(flying) >= 4 * workers:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
-    except BrokenProcessPool:
-        raise DatasetError(
-            f"data.workers={workers}: a process that checks images was killed (out of memory?); take fewer"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _without_main() -> Iterator[None]:
-    """Spawned processes run the parent's main script again, and with `train.py` they would import torch, for
-    nothing.
-
-    All of a pool's processes start at its first task, and they look for the script only while they start.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def progress_bar(total: int | None, what: str, unit: str, shown: bool) -> Any:
-    """tqdm with rate and ETA on stderr; in a log file a line every ten seconds instead of ten a second."""
-    from tqdm import tqdm
-
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=what, unit=unit, disable=not shown, mininterval=interval)

@@ -13,11 +13,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from common.files import lock
 from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.folder import list_folder, scan_folder
 from pipeline.dataset.shards import list_shards, scan_shards
 from pipeline.dataset.sniff import EXTENSIONS
-from pipeline.dataset.table import DatasetError, SampleTable, count_reasons, locked
+from pipeline.dataset.table import DatasetError, SampleTable, count_reasons
 
 __all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
 
@@ -126,7 +127,7 @@ def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str)
             lambda listing: scan_shards(shards, workers, progress, (root, listing)),
         )  # fmt: skip
     return _cached(
-        source, cache, setting, lambda: list_folder(source.resolve()),
+        source, cache, setting, lambda: list_folder(source.resolve(), progress=progress),
         lambda listing: scan_folder(source, workers, progress, listing),
     )  # fmt: skip
 
@@ -164,8 +165,7 @@ def _cached(
     file = cache / f"{stem}.npz"
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        lock = locked(cache / f"{stem}.lock")
-        stamp = lock.__enter__()
+        stamp = lock(cache / f"{stem}.lock")
     except OSError as error:
         problem = f"cannot write its table to the cache {cache} ({error.strerror})"
         raise DatasetError(f"{problem}; set another") from None
@@ -187,7 +187,7 @@ def _cached(
         stamp.write(str(time.time()))
         return table
     finally:
-        lock.__exit__(None, None, None)
+        stamp.close()
 
 
 def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:

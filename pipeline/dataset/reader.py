@@ -12,7 +12,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.images import BadImage, decode, to_ppm
+from pipeline.dataset.images import BadImage, decode
+from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.table import SampleTable, State
 
 
@@ -75,6 +76,10 @@ class Reader:
         except BadImage as error:
             raise ReadError(int(row), self.table.name(row), error.reason) from None
 
+    def ppm(self, row: int) -> NDArray[np.uint8]:
+        """The same pixels as the bytes of a PPM, (n,) uint8. Raises ReadError."""
+        return np.frombuffer(to_ppm(self.decode(row)), np.uint8)
+
     def close(self) -> None:
         """Close files and threads; the next read opens them again."""
         if self._pool is not None:
@@ -91,7 +96,7 @@ class Reader:
             try:
                 # As an int: comparing a NumPy integer with an enum takes 7 us.
                 native = int(self.table.state[row]) not in (State.PIL, State.RAW)
-                items.append(self._bytes(row) if native else np.frombuffer(to_ppm(self.decode(row)), np.uint8))
+                items.append(self._bytes(row) if native else self.ppm(row))
             except ReadError as error:
                 items.append(error)
         return items

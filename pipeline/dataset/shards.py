@@ -17,8 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import Listing, in_processes, probe_rows, progress_bar
-from pipeline.dataset.table import DatasetError, Names, SampleTable, locked, sync_folder
+from common.files import locked, sync, sync_file
+from common.processes import in_processes
+from common.progress import progress_bar
+from pipeline.dataset.folder import Listing, probe_rows
+from pipeline.dataset.table import DatasetError, Names, SampleTable
 from pipeline.dataset.tars import BLOCK, Range, list_tar, split_key
 
 
@@ -119,11 +122,11 @@ def pack(
                 raise DatasetError(f"{out}: no images to pack")
             table = _table(partial, names, columns, classes, workers, progress)
             table.save(partial / "table.npz", digests)
-            sync_folder(partial)
+            sync(partial)
             os.rename(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # exists only after a failure
-        sync_folder(out.parent)
+        sync(out.parent)
     return replace(table, root=out)
 
 
@@ -197,12 +200,10 @@ class Shard:
         self._write(bytes(2 * BLOCK))
         self._write(bytes(-self.position % (20 * BLOCK)))  # tar pads to records of 20 blocks
         with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            sync_file(self._file)
         with open(self.path.with_suffix(".idx"), "w", encoding="utf-8") as file:
             file.write("\n".join([f"v1.2 {len(self.index)}", *self.index]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         return self._digest.hexdigest()
 
 

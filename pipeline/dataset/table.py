@@ -6,14 +6,11 @@ a bad image keeps its row, so that an order computed from the table stays valid.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +20,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from common.cli import UserError
+from common.files import replacing, sha256, write_atomically
+
 VERSION = 1
 UTF8 = ("utf-8", "surrogateescape")  # Linux file names need not be UTF-8; this keeps every byte
 COLUMNS = {
@@ -31,7 +31,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """The data do not fit the setting: one line with the setting, its value and what to do."""
 
 
@@ -163,8 +163,7 @@ class SampleTable:
         arrays: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         arrays |= {name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}
         # The manifest comes first, so that no table exists without one.
-        with replacing(path.with_suffix(".json")) as file:
-            file.write(json.dumps(self._manifest(digests), indent=1, ensure_ascii=True).encode() + b"\n")
+        write_atomically(path.with_suffix(".json"), json.dumps(self._manifest(digests), indent=1) + "\n")
         with replacing(path) as file:
             np.savez(file, version=np.int64(VERSION), quarantined=rows, **arrays)
 
@@ -266,47 +265,3 @@ def _tar_member(path: Path, offset: int) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes `path`'s place, synced, when the block ends; nothing is left if it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[Any]:
-    """Hold the exclusive lock on `path` (made if absent), as an open text file; waits for whoever holds it.
-
-    The kernel lets go of the lock when its holder dies, so that no kill leaves a stale one.
-    """
-    with open(path, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
+from pipeline.dataset.images import MAX_PIXELS
 from pipeline.draw import Draw
 from pipeline.kernel.decode import free_decompressor, function_address, new_decompressor
 from pipeline.kernel.driver import (
@@ -36,7 +37,6 @@ from pipeline.kernel.driver import (
 from pipeline.kernel.resample import STRIP
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "uint8": np.uint8}
-MAX_PIXELS = 89_478_485  # of an image, as in images.py
 
 
 class Kernel:

@@ -3,6 +3,7 @@
 import pytest
 
 from perf.virtual_cluster.hosts import Hosts, missing
+from support.nodes.sshd import sshd
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,10 @@ def make_hosts(hosts_possible, tmp_path):
         return Hosts(count, tmp_path / f"hosts{len(list(tmp_path.iterdir()))}", **options)
 
     return make
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Two names that lead to an sshd on this machine; the test's folder, with their hostfile and ssh_config."""
+    with sshd(tmp_path) as folder:
+        yield folder

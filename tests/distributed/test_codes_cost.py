@@ -8,7 +8,7 @@ import pytest
 
 from config.recipe import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=45)
 
 
 def test_codes_are_measured_and_predicted_on_four_hosts_with_two_delays(hosts_possible, tmp_path):

@@ -21,7 +21,7 @@ from launch.restart import keep_batch, no_progress, restart_delay
 from launch.start import choose_nodes
 from launch.supervise import Outcome
 from perf.kill_check import make_recipe
-from support.processes import words_of
+from support.programs import run_module, wait_for_steps, words_of
 from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
@@ -110,15 +110,14 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, places):
 def test_what_deepspeeds_runners_cannot_do_is_one_line(tmp_path, flags, settings, message):
     (tmp_path / "hosts").write_text("10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
     flags = [str(tmp_path / "hosts") if flag == "HOSTS" else flag for flag in flags]
-    command = [sys.executable, "-m", "launch.start", "--nodes", "2", *flags, str(make_recipe(tmp_path)), *settings]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_module("launch.start", "--nodes", "2", *flags, make_recipe(tmp_path), *settings)
     assert (done.returncode, done.stderr) == (2, f"swave: {message}\n")
 
 
 def test_deepspeeds_runner_is_told_where_the_processes_meet(tmp_path):
     (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n10.0.0.2 slots=2\n")
-    command = [sys.executable, "-m", "launch.start", "--hostfile", str(tmp_path / "hosts"), "--launcher", "pdsh"]
-    done = subprocess.run([*command, "--dry", str(make_recipe(tmp_path))], cwd=ROOT, capture_output=True, text=True)
+    places = ["--hostfile", tmp_path / "hosts", "--launcher", "pdsh"]
+    done = run_module("launch.start", *places, "--dry", make_recipe(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "--launcher pdsh --master_addr 127.0.0.1 --master_port " in done.stdout
 
@@ -262,13 +261,6 @@ def ranks_of(tmp_path):
     return [p for p in left_behind(tmp_path) if str(ROOT / "train.py") in words_of(p) and "RANK" in p.environ()]
 
 
-def wait_for_steps(tmp_path, process):
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
-        assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "output").read_text()
-        time.sleep(0.05)
-
-
 def ended(tmp_path, process, longest=60):
     """Exit code, seconds and what was said; nothing is left."""
     begun = time.monotonic()
@@ -297,7 +289,7 @@ def test_two_nodes_train_to_the_end_under_a_loud_banner(tmp_path, start):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path, start, victim):
     process = start("run.epochs=2000")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == str(victim)).kill()
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
@@ -313,7 +305,7 @@ def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path
 def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start, nodes):
     """DeepSpeed's own runner returns 0 then, and leaves the processes behind."""
     process = start("run.epochs=2000", nodes=nodes)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     launchers = [p for p in left_behind(tmp_path) if "deepspeed.launcher.launch" in words_of(p)]
     assert len(launchers) == nodes
     launchers[-1].kill()
@@ -326,7 +318,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
 @pytest.mark.slow
 def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, start):
     process = start("run.epochs=2000", nodes=1)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     next(p for p in left_behind(tmp_path) if "launch.node" in words_of(p)).kill()
     code = process.wait(timeout=30)
     deadline = time.monotonic() + 20
@@ -338,7 +330,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, sta
 @pytest.mark.slow
 def test_a_signal_to_the_top_saves_on_all_nodes_and_ends_with_0(tmp_path, start):
     process = start("run.epochs=2000", "checkpoint.every=never")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     process.send_signal(signal.SIGUSR1)
     code, seconds, output = ended(tmp_path, process)
     assert code == 0 and seconds < 30, output
@@ -349,7 +341,7 @@ def test_a_signal_to_the_top_saves_on_all_nodes_and_ends_with_0(tmp_path, start)
 @pytest.mark.slow
 def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
     process = start("run.epochs=2000", "launch.timeout=5")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     stopped = next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == "1")
     stopped.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + 30
@@ -368,7 +360,7 @@ def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
 @pytest.mark.slow
 def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_path, start):
     process = start("launch.restarts=2", "launch.backoff=0", "run.epochs=6", nodes=1)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     ranks_of(tmp_path)[0].kill()
     code, _, output = ended(tmp_path, process, 120)
     assert code == 0, output
@@ -388,7 +380,7 @@ def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path,
 @pytest.mark.slow
 def test_when_the_top_is_killed_everything_goes(tmp_path, start):
     process = start("run.epochs=2000")
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30

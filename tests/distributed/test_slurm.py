@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_four_hosts import Run
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
-from support.slurm import Slurm, missing
+from perf.virtual_cluster.hosts import Hosts
+from support.nodes.host_runs import Run
+from support.nodes.slurm import Slurm, missing
 
 pytestmark = pytest.mark.slow
 TRAIN = "make train NODES=2 GPUS=1 CONFIG={recipe} ARGS='{settings}'"
@@ -22,13 +23,34 @@ EXPORTS = "MASTER_ADDR=host1 MASTER_PORT=29517 OMP_NUM_THREADS=1 "
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 
 
-@pytest.fixture
-def slurm(make_hosts, tmp_path):
+@contextlib.contextmanager
+def started(folder):
     lack = missing()
     if lack:
         pytest.skip(f"no SLURM here: {lack}")
-    with make_hosts(2) as hosts, Slurm(hosts, tmp_path / "slurm") as started:
-        yield started
+    with Hosts(2, folder / "hosts") as hosts, Slurm(hosts, folder / "slurm") as slurm:
+        yield slurm
+
+
+@pytest.fixture(scope="module")
+def shared(hosts_possible, tmp_path_factory):
+    with started(tmp_path_factory.mktemp("slurm")) as slurm:
+        yield slurm
+
+
+@pytest.fixture
+def slurm(shared):
+    """SLURM on two hosts, which stay; no job of the test before is left."""
+    yield shared
+    shared.ask("scancel", "--user=root")
+    shared.wait_until_idle()
+
+
+@pytest.fixture
+def own_slurm(hosts_possible, tmp_path):
+    """For a test that loses a host."""
+    with started(tmp_path / "own") as slurm:
+        yield slurm
 
 
 class Job(Run):
@@ -109,10 +131,10 @@ def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
     assert job.output.count("swave: rank 1 on host2 died: killed, or crashed without a word") == 1, job.output
 
 
-def test_a_node_that_is_gone_is_noticed_though_srun_does_not(slurm, tmp_path):
-    job = Job(slurm, tmp_path, TRAIN, "run.epochs=5000")
+def test_a_node_that_is_gone_is_noticed_though_srun_does_not(own_slurm, tmp_path):
+    job = Job(own_slurm, tmp_path, TRAIN, "run.epochs=5000")
     job.steps(3)
-    slurm.hosts.kill(1)
+    own_slurm.hosts.kill(1)
     begun = time.monotonic()
     assert job.process.wait(timeout=60) != 0
     assert time.monotonic() - begun < 30
@@ -120,12 +142,12 @@ def test_a_node_that_is_gone_is_noticed_though_srun_does_not(slurm, tmp_path):
     job.gone([0])
 
 
-def test_without_a_node_that_is_gone_the_other_goes_on(slurm, tmp_path):
+def test_without_a_node_that_is_gone_the_other_goes_on(own_slurm, tmp_path):
     settings = ["run.epochs=20", "run.batch_size=12", "swav.queue.length=0"]
     elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
-    job = Job(slurm, tmp_path, TRAIN, *settings, *elastic)
+    job = Job(own_slurm, tmp_path, TRAIN, *settings, *elastic)
     job.steps(3)
-    slurm.hosts.kill(1)
+    own_slurm.hosts.kill(1)
     assert job.process.wait(timeout=180) == 0, job.output
     job.gone([0])
     assert "going on with host1; engine.accumulation=2" in job.output

@@ -2,20 +2,17 @@
 
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import test_ssh_nodes
 
 from config.recipe import ROOT, ConfigError
 from launch.sync import Source, data_source, main, rsync_command, statistic, sync
+from support.nodes.sshd import NEEDS_SSHD
+from support.programs import run_module
 
-hosts = test_ssh_nodes.cluster
 through_ssh = [
-    *test_ssh_nodes.pytestmark[1:],
+    *NEEDS_SSHD,
     pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync here (Debian: rsync)"),
 ]
 
@@ -29,16 +26,6 @@ def with_marks(marks):
         return test
 
     return decorate
-
-
-@pytest.fixture
-def cluster(hosts):
-    """The hosts, once their sshd answers."""
-    deadline = time.monotonic() + 20
-    while subprocess.run(["ssh", "-F", f"{hosts}/ssh_config", "one", "true"], capture_output=True).returncode:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return hosts
 
 
 @pytest.fixture
@@ -102,7 +89,7 @@ def test_hosts_that_fail_are_named_and_the_others_are_served(cluster, checkout, 
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None or shutil.which("ssh") is None, reason="no rsync or no ssh here")
-def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path):
+def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
     (tmp_path / "hosts").write_text("nowhere.invalid slots=8\n")
     for arguments, path, said in (
         (["missing"], os.environ["PATH"], "HOSTFILE=missing: No such file"),
@@ -110,10 +97,8 @@ def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path):
         ([str(tmp_path / "hosts")], os.environ["PATH"], "nowhere.invalid: ssh: Could not resolve"),
         ([str(tmp_path / "hosts")], str(tmp_path), "rsync is not there"),
     ):
-        command = [sys.executable, "-m", "launch.sync", *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=60
-        )
+        monkeypatch.setenv("PATH", path)
+        done = run_module("launch.sync", *arguments, folder=ROOT)
         assert done.returncode == 2 and done.stderr.startswith(f"swave: {said}") and done.stderr.count("\n") == 1, done
 
 

@@ -61,7 +61,7 @@ def result(notebook):
     return table
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_it_runs_on_fashion_mnist(small):
     try:
         prepare(ROOT / "data/fashion-mnist", progress=False)
@@ -75,7 +75,7 @@ def test_it_runs_on_fashion_mnist(small):
     assert summary["epochs"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=60)
 def test_it_runs_on_a_folder_of_photographs(tmp_path, small):
     folder = write_folder(tmp_path / "images", [scene(60 + i % 30, 90) for i in range(150)], classes=3)
     notebook = read()

@@ -1,8 +1,6 @@
 """Evaluations of a checkpoint that train.py made in a few steps on a part of Fashion-MNIST."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from evaluation.subsets import take
 from pipeline.dataset.table import DatasetError
 from pipeline.fashion_mnist import CLASSES, prepare
 from support.evaluations import evaluate
+from support.forks import Script
 
 pytestmark = pytest.mark.slow
 TRAIN, TEST = 640, 200
@@ -30,9 +29,8 @@ def trained(tmp_path_factory):
         take(table, np.arange(count)).save(root / f"{split}.npz")
     settings = ["run.epochs=1", "run.batch_size=64", "swav.freeze_prototypes=2", "optimizer.warmup_epochs=0"]
     places = [f"data.path={root}/train.npz", f"data.test={root}/test.npz", f"run.directory={root}/run"]
-    command = [sys.executable, str(ROOT / "train.py"), "config/demo.yaml", *settings, *places]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = Script(ROOT / "train.py", ["config/demo.yaml", *settings, *places], root / "output")
+    assert process.wait(timeout=300) == 0, process.output.read_text()
     return root / "run"
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
 
 import pytest
 import torch
@@ -14,7 +12,8 @@ from config.recipe import ROOT
 from evaluation.feature_cache import part_size
 from model.backbone import build_backbone
 from model.swav import SwAV
-from support.evaluations import evaluate, published_file, script, small_dataset
+from support.evaluations import evaluate, published_file, small_dataset
+from support.forks import Script
 
 pytestmark = pytest.mark.slow
 TRAIN, TEST = 600, 300  # images: more than two parts of features, and two
@@ -37,14 +36,10 @@ def weights(tmp_path_factory):
     return published_file(tmp_path_factory.mktemp("weights") / "swav.pth", network)
 
 
-def by_two(command, *words):
-    """A sub-command on two processes; what it printed."""
-    line = script(command, *words)
-    line[:1] = [str(ROOT / ".venv/bin/torchrun"), "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def by_two(output, *words):
+    """A sub-command on two processes, whose output goes to a file."""
+    process = Script(ROOT / "evaluate.py", map(str, words), output, ranks=2)
+    assert process.wait(timeout=300) == 0, output.read_text()
 
 
 @pytest.fixture
@@ -69,7 +64,7 @@ def both(tmp_path, weights, images, capsys):
             if name == "one":
                 evaluate(capsys, weights, images, *words, *places, command=command)
             else:
-                by_two(command, weights, images, *words, *places)
+                by_two(tmp_path / "output", command, weights, images, *words, *places)
             (result,) = json.loads((folder / "r.json").read_text())["results"]
             results.append({key: value for key, value in result.items() if key != "seconds"})
         return results

@@ -57,7 +57,7 @@ def test_results_alone_make_a_page(tmp_path, run, data, capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert "nothing to report" in mistake(capsys, "none", command="report")
     (tmp_path / "x.json").write_text("{}")
-    assert "is no result" in mistake(capsys, "none", "--results", tmp_path / "x.json", command="report")
+    assert "is not a result file" in mistake(capsys, "none", "--results", tmp_path / "x.json", command="report")
     assert "--projection=umap: expected pca or tsne" in mistake(
         capsys, "none", "--projection", "umap", command="report"
     )

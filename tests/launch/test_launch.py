@@ -1,7 +1,6 @@
 """Starting a run: the rank in the environment, the commands, signals, and what ranks agree on."""
 
 import itertools
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,8 +16,9 @@ from PIL import Image
 
 from config.recipe import ROOT, ConfigError
 from launch.node import launch_command
+from support.forks import context, run_processes
 from support.photos import flat_colors, write_folder
-from support.processes import words_of
+from support.programs import words_of
 from support.ranks import run_ranks
 from training.distributed import Cluster, cluster_from_environment, connected, free_port
 from training.step_agreement import Agreement
@@ -109,6 +109,7 @@ def start(tmp_path, *settings):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_images_are_scanned_ends_with_one_line_and_0(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
     (tmp_path / "images").mkdir()
@@ -159,15 +160,9 @@ def last_collectives(rank, port):
 @pytest.mark.slow
 def test_ranks_end_with_0_right_after_a_collective():
     """Without `wait_for_gloo` 21 of 50 processes ended with code -6."""
-    context = multiprocessing.get_context("spawn")
     for _ in range(4):
         port = free_port()
-        ranks = [context.Process(target=last_collectives, args=(rank, port)) for rank in range(2)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-        assert [process.exitcode for process in ranks] == [0, 0]
+        run_processes(last_collectives, [(rank, port) for rank in range(2)])
 
 
 def waits_of_groups(rank):
@@ -179,7 +174,7 @@ def waits_of_groups(rank):
 
 
 def test_every_group_of_processes_gives_up_after_the_timeout():
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with context().Pool(1) as pool:
         assert pool.map(waits_of_groups, [0]) == [[7.0, 7.0, 7.0]]
 
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from launch.nodes import read_hostfile
 from launch.pod import main, pod_index
 from launch.wheels import lock_of
 from perf.kill_check import make_recipe
+from support.programs import wait_for_steps
 
 SBATCH = ROOT / "launch" / "slurm.sbatch"
 
@@ -49,14 +49,6 @@ def submit(folder, *settings):
         )
 
 
-def wait_for_steps(folder, process, steps=3):
-    """Wait until a run has logged `steps` steps."""
-    metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) > steps):
-        assert time.monotonic() < deadline and process.poll() is None, (folder / "output").read_text()
-        time.sleep(0.02)
-
-
 needs_venv = pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="no .venv in the checkout")
 
 
@@ -65,7 +57,7 @@ needs_venv = pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists()
 def test_the_slurm_job_saves_is_queued_again_and_resumes_to_the_end(tmp_path):
     settings = [str(make_recipe(tmp_path)), f"run.directory={tmp_path}/run", "run.epochs=20", "checkpoint.every=never"]
     process = submit(tmp_path, *settings)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 4, process, tmp_path / "output")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(timeout=60) == 0, (tmp_path / "output").read_text()
     output = (tmp_path / "output").read_text()
@@ -195,7 +187,7 @@ def test_a_pod_that_is_evicted_saves_and_does_not_count_as_done(tmp_path, monkey
     recipe = str(make_recipe(tmp_path))
     settings = [recipe, f"run.directory={tmp_path}/run", "run.epochs=2000", "checkpoint.every=never"]
     process = pod(tmp_path, *settings)
-    wait_for_steps(tmp_path, process)
+    wait_for_steps(tmp_path / "run", 4, process, tmp_path / "output")
     psutil.Process(process.pid).children()[0].send_signal(signal.SIGTERM)  # what the kubelet sends to PID 1
     assert process.wait(timeout=60) == 75, (tmp_path / "output").read_text()
     assert "stopped by a signal, saved" in (tmp_path / "output").read_text()

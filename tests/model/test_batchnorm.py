@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.batchnorm import BatchNorm, replace_batch_norm, synchronized_batch_norm
 from support.ranks import count_collectives, run_ranks
+from support.rounded_values import samples
 
 Arrays = dict[str, np.ndarray]
 DTYPES = [  # of inputs, of weights, of autocast
@@ -195,16 +196,6 @@ def reference(batch: np.ndarray, dy: np.ndarray) -> Arrays:
         "buffer var": norm.running_var,
     }
     return {name: value.numpy() for name, value in actual.items() if value is not None}
-
-
-def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    return torch.from_numpy(values).to(dtype).float().numpy()
-
-
-def samples(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and output gradients that `dtype` represents exactly, so that only the computation rounds."""
-    random = np.random.RandomState(3)
-    return rounded(random.normal(3, 2, size=shape), dtype), rounded(random.normal(size=shape), dtype)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_batchnorm import samples
 from torch import Tensor, nn
 
 from model.batchnorm import BatchNorm, replace_batch_norm, synchronized_batch_norm
+from support.rounded_values import samples
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import pytest
 
 from config.recipe import ROOT
 from perf.compare import Figure, compare, interval, row_of
+from support.programs import run_module
 from support.sample_report import sample
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "perf.compare", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return run_module("perf.compare", *arguments)
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def write(tmp_path):
 
 def test_the_same_run_twice_has_not_regressed(write):
     old, new = write("a.json", sample()), write("b.json", sample())
-    done = run(old, new)
+    command = [sys.executable, "-m", "perf.compare", str(old), str(new)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Nothing has regressed by more than 5%" in done.stdout
 

@@ -1,5 +1,6 @@
 """Runs killed at random come to the weights of one left alone. `make kill-check KILLS=200` is the long form."""
 
+import os
 import shutil
 
 import pytest
@@ -17,9 +18,10 @@ def test_killed_runs_end_with_the_same_bits_at_each_stage():
 
 @pytest.mark.slow
 def test_another_bit_is_found_and_a_run_that_fails_is_told(tmp_path):
-    recipe = make_recipe(tmp_path)
+    recipe, environment = make_recipe(tmp_path), dict(os.environ)
     run = Run(1, 0, recipe, tmp_path / "one")
     run.end()
+    assert dict(os.environ) == environment
     shutil.copytree(tmp_path / "one", tmp_path / "other")
     assert same(tmp_path / "one", tmp_path / "other")
     (file,) = (tmp_path / "other" / "checkpoints" / "step-000000027").glob("rank-*.safetensors")

@@ -1,14 +1,14 @@
 """What a rank needs: the formula of perf.memory against real ranks; larger networks: perf/results/memory.json."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 
 from config.recipe import ROOT
 from perf.memory import MODELS, parameters_of, peak_bytes, run
 from perf.memory_ranks import Case
+from support.programs import run_module
 
 
 @pytest.mark.slow
@@ -19,6 +19,19 @@ def test_the_formula_is_within_10_percent_of_what_two_ranks_take(stage):
     computed = peak_bytes(count, small, stage, 2, "fp32", optimizer, gathered_twice=True)
     measured = 1e6 * max(rank["peak"] for rank in run(Case("resnet50", model, optimizer, stage, 2)))
     assert computed == pytest.approx(measured, rel=0.1)
+
+
+def test_the_environment_of_the_ranks_ends_with_them(monkeypatch):
+    seen = []
+
+    def note_environment(function, ranks, case, folder, method):
+        seen.append(os.environ.get("MALLOC_MMAP_THRESHOLD_"))
+        (folder / "0.json").write_text("{}")
+
+    monkeypatch.setattr("perf.memory.run_ranks", note_environment)
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    run(Case("resnet50", *MODELS["resnet50"], 1, 1))
+    assert seen == ["65536"] and "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
 def test_the_measured_table_holds_10_percent():
@@ -43,6 +56,5 @@ def test_stages_need_less_the_more_they_cut():
 
 
 def test_a_mistake_is_one_line_and_code_2():
-    command = [sys.executable, "-m", "perf.memory", "--ranks", "0"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_module("perf.memory", "--ranks", "0")
     assert (done.returncode, done.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")

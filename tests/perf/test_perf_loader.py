@@ -17,6 +17,7 @@ from perf.loader.figures import RATIOS
 from perf.loader.peers import PublishedRecipe, random_pipeline
 from pipeline.crops import Crops, View
 from pipeline.dataset.open import open_dataset
+from support.programs import run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = Crops((View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 6)
@@ -201,12 +202,13 @@ def test_chosen_images_are_spread_over_the_whole_set(images, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
-    done = benchmark(tmp_path, *flags)
+    done = run_module("perf.loader", *flags, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(told)
     assert done.stderr.count("\n") == 1
 
 
+@SLOW
 def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
     flags = "--backends ffcv,torchvision --images 24 --batch 8 --rounds 9999".split()
     command = [sys.executable, "-m", "perf.loader", "--data", str(images), *flags]
@@ -248,7 +250,7 @@ def test_sigint_within_exec_of_a_text_ends_it_with_the_same_code(tmp_path, modul
     ],
 )
 def test_a_mistake_in_asking_for_parity_is_one_line_and_code_2(tmp_path, flags, told):
-    done = benchmark(tmp_path, *flags, program="perf.parity")
+    done = run_module("perf.parity", *flags, folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(told)
     assert done.stderr.count("\n") == 1
@@ -267,6 +269,7 @@ def test_parity_is_told_for_every_operation_and_keeps_its_limits(tmp_path):
         assert levels["ffcv"] <= levels["ffcv-affine"]
 
 
+@SLOW
 def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):
     done = benchmark(tmp_path, "--data", str(images), "--batch", "25", "--images", "25")
     assert done.returncode == 2

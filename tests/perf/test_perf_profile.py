@@ -13,6 +13,7 @@ import pytest
 from config.recipe import ROOT
 from perf.profile import command, on_gpu, part, rate_of, write
 from support.photos import photographs, write_folder
+from support.programs import run_module
 from support.sample_report import sample, step
 
 TINY = """
@@ -47,7 +48,7 @@ def profile(*arguments):
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(arguments, message):
-    done = profile(*arguments)
+    done = run_module("perf.profile", *arguments)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -101,7 +102,7 @@ def test_the_three_files_have_the_same_figures(tmp_path):
         assert "1,280" in (tmp_path / name).read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_the_whole_report_of_a_tiny_recipe(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     write_folder(tmp_path / "images", [np.ascontiguousarray(p[::2, ::2]) for p in photographs()] * 16, suffix=".jpg")

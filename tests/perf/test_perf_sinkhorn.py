@@ -25,6 +25,7 @@ from perf.sinkhorn.predict import (
     predictions,
 )
 from perf.sinkhorn.variants import VARIANTS, Message, Point, sent
+from support.programs import run_module
 from support.ranks import run_ranks
 
 SLOW = pytest.mark.slow
@@ -307,6 +308,6 @@ def test_nodes_are_predicted_for_given_and_measured_links_of_the_given_step(repo
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
-    done = program(f"{flags[0]}={flags[1]}", folder=tmp_path)
+    done = run_module("perf.sinkhorn", f"{flags[0]}={flags[1]}", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(told) and done.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
 from support.evaluations import small_dataset
+from support.programs import run_module
 
 TOY = {
     "run": {"batch_size": 16},
@@ -40,6 +41,7 @@ def toy_recipes(folder: Path, *names: str) -> Path:
     return folder
 
 
+@pytest.mark.slow(seconds=60)
 def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     data, out = small_dataset(tmp_path / "data", 240, 60), tmp_path / "docs"
     out.mkdir()
@@ -71,7 +73,7 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     assert [path.name for path in times if again[path] != times[path]] == ["pixels.json"]
     assert json.loads((out / "science.json").read_text())["rows"][0] == report["rows"][0]
 
-    other = science(*words, "--minutes", 3)
+    other = run_module("perf.science", *words, "--minutes", 3, folder=ROOT)
     assert other.returncode == 2
     (line,) = other.stderr.splitlines()
     assert line.startswith("swave: --work=") and "other settings" in line
@@ -90,7 +92,7 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(arguments, told):
-    done = science(*arguments)
+    done = run_module("perf.science", *arguments, folder=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("swave: ") and told in line

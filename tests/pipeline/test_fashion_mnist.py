@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from common.files import sha256
 from pipeline import fashion_mnist
 from pipeline.dataset.idx import parse_idx, stored_png
 from pipeline.dataset.images import probe
 from pipeline.dataset.reader import Reader
-from pipeline.dataset.table import DatasetError, State, sha256
+from pipeline.dataset.table import DatasetError, State
 from pipeline.fashion_mnist import CLASSES, fetch, main, prepare, records
 
 PRIOR = Path(__file__).resolve().parents[2] / "data" / "fashion-mnist"
@@ -128,7 +129,7 @@ def test_where_no_source_is_reached_one_line_says_what_to_do(offline, capsys, mo
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("fetching Debian's package")
     assert len(lines) == 2
-    assert lines[1].startswith(f"--out={folder / 'out'}: Fashion-MNIST cannot be fetched: ")
+    assert lines[1].startswith(f"swave: --out={folder / 'out'}: Fashion-MNIST cannot be fetched: ")
     assert "Unable to locate package dataset-fashion-mnist): run `apt-get update` once" in lines[1]
     assert "http://127.0.0.1:9/a.gz cannot be reached" in lines[1]
     assert not list((folder / "out").glob("*"))

@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
+from common.files import sha256
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert, packing_order
-from pipeline.dataset.table import sha256
 from support.small_datasets import ALL, ROOT, write
 
 LABELLED = {f"class{index % 3}/{name}": data for index, (name, data) in enumerate(ALL.items())}

@@ -1,6 +1,5 @@
 """Functions run on several gloo ranks, each a process of its own."""
 
-import multiprocessing
 import queue
 import tempfile
 from collections.abc import Callable
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from support.forks import context
 
 COLLECTIVES = (
     "all_gather",
@@ -27,12 +28,10 @@ COLLECTIVES = (
 
 def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
-    context = multiprocessing.get_context("forkserver")  # imports once, and no rank inherits threads
-    context.set_forkserver_preload(["torch", "torch._dynamo", "hypothesis", "pytest", "jaxtyping"])
-    results = context.Queue()
+    results = context().Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
+            context().Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
             for rank in range(len(inputs))
         ]
         for rank in ranks:

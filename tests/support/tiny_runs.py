@@ -1,16 +1,16 @@
-"""Runs of train.py as a user starts them, tiny ones."""
+"""Tiny runs of train.py: forked from a server that has imported everything, or as a user starts them."""
 
 import json
 import os
 import signal
 import subprocess
-import sys
-import time
 
 import numpy as np
 
 from config.recipe import ROOT
+from support.forks import Script
 from support.photos import write_folder
+from support.programs import wait_for_steps
 
 RECIPE = """
 run: {epochs: 3, batch_size: 8, log_every: 1, seed: 5}
@@ -39,17 +39,25 @@ def make_workplace(root, more=""):
     return root
 
 
-def train(workplace, name, *settings, launcher=(), environment=None, wait=True):
-    command = [*(launcher or [sys.executable]), str(ROOT / "train.py"), str(workplace / "tiny.yaml")]
-    process = subprocess.Popen(
-        [*command, f"run.directory={workplace / name}", *settings],
-        cwd=ROOT,
-        env=os.environ | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+def train(workplace, name, *settings, launcher=None, ranks=1, environment=None, wait=True):
+    """train.py on forked processes, or, with `launcher`, started by that command (python itself: [sys.executable]).
+
+    The output, or without `wait` the process (forks.Script or Popen).
+    """
+    arguments = [str(workplace / "tiny.yaml"), f"run.directory={workplace / name}", *settings]
+    if launcher is None:
+        output = workplace / f"output-{len(list(workplace.glob('output-*')))}"
+        process = Script(ROOT / "train.py", arguments, output, ranks, environment)
+    else:
+        process = subprocess.Popen(
+            [*launcher, str(ROOT / "train.py"), *arguments],
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
     if not wait:
         return process
     output, _ = process.communicate(timeout=300)
@@ -63,15 +71,12 @@ def losses(workplace, name):
 
 
 def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    if isinstance(process, Script):
+        process.kill()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def wait_for_step(workplace, name, step, process):
-    path = workplace / name / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and len(path.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.002)
-    raise AssertionError(f"no step {step}: {process.communicate()[0] if process.poll() is not None else 'too slow'}")
+    wait_for_steps(workplace / name, step, process)

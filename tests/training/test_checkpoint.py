@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, the same network on any number of ranks, and never another network silently."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,6 +16,7 @@ from model.optimizer.lars import LARS, parameter_groups
 from model.optimizer.segments import Layout
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
+from support.forks import context
 from support.ranks import run_ranks
 from training.checkpoint import save_load as checkpoint
 from training.checkpoint.masters import load_network, network_shapes, network_tensors
@@ -254,11 +254,9 @@ def save_twice(rank, world_size, directory, victim, point, error, passed):
 
 def written(tmp_path, point, error=0, victim=0, world_size=1):
     """The folder, the exit codes by rank and the number of points that the victim passed."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "hypothesis", "pytest", "jaxtyping"])
-    directory, passed = tmp_path / f"at{point}-{error}-{victim}", context.Value("i", 0)
+    directory, passed = tmp_path / f"at{point}-{error}-{victim}", context().Value("i", 0)
     ranks = [
-        context.Process(target=save_twice, args=(rank, world_size, directory, victim, point, error, passed))
+        context().Process(target=save_twice, args=(rank, world_size, directory, victim, point, error, passed))
         for rank in range(world_size)
     ]
     for process in ranks:

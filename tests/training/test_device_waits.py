@@ -1,13 +1,13 @@
 """The loop reads values from the device once in run.log_every steps: what the ranks' losses were in that one."""
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
 
 from perf.kill_check import make_recipe
-from support.wait_counts import count
+from support.forks import run_processes
+from support.on_ranks.wait_counts import count
 from training.distributed import free_port
 
 
@@ -17,16 +17,7 @@ def test_a_step_reads_nothing_unless_the_one_before_it_is_logged(tmp_path, ranks
     recipe, port = make_recipe(tmp_path), free_port()
     settings = "run.epochs=2 run.log_every=4 checkpoint.every=never data.max_bad_fraction=0.5".split()
     arguments = [str(recipe), f"run.directory={tmp_path / 'run'}", f"engine.stage={stage}", *settings]
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=count, args=(rank, ranks, port, arguments, tmp_path / "steps.json"))
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * ranks
+    run_processes(count, [(rank, ranks, port, arguments, tmp_path / "steps.json") for rank in range(ranks)])
     steps = json.loads((tmp_path / "steps.json").read_text())
     assert len(steps) == 18
     # Stage 3 records in its first steps in which order parameters are gathered. Its gradient norm is a number of the
@@ -44,7 +35,7 @@ def test_the_counting_counts(tmp_path):
     """What it is there to find is found: item, a condition on a tensor, nonzero."""
     import torch
 
-    from support.wait_counts import Calls, Operations
+    from support.on_ranks.wait_counts import Calls, Operations
 
     found = []
     with Calls(found), Operations(found):

@@ -1,8 +1,6 @@
 """DeepCluster-v2 and SeLa-v2 in whole runs: kills, other numbers of processes, every ZeRO stage."""
 
 import json
-import multiprocessing
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,8 @@ from model.deepcluster import IGNORED, one_hot
 from model.memory import Memory
 from model.targets import EpochTargets
 from perf.zero_ranks import Case
-from support.cluster_moves import set_prototypes
+from support.forks import context, run_processes
+from support.on_ranks.cluster_moves import set_prototypes
 from support.ranks import run_ranks
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 from training.checkpoint.shards import tensors_to_write
@@ -22,7 +21,6 @@ from training.distributed import free_port
 # Batch norm over all processes, so that their number changes nothing but rounding.
 SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")
 STEPS = 16
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module", params=["deepclusterv2", "selav2"])
@@ -62,7 +60,7 @@ def test_a_run_goes_on_with_two_processes_at_another_stage(undisturbed):
     process = train(workplace, "moved", *settings, wait=False)
     wait_for_step(workplace, "moved", 5, process)
     kill(process)
-    output = train(workplace, "moved", *settings, "engine.stage=2", launcher=TWO)
+    output = train(workplace, "moved", *settings, "engine.stage=2", ranks=2)
     assert "resuming from" in output and "first embeddings" not in output
     assert losses(workplace, "moved") == pytest.approx(losses(workplace, "undisturbed"), rel=1e-3)
 
@@ -70,7 +68,7 @@ def test_a_run_goes_on_with_two_processes_at_another_stage(undisturbed):
 @pytest.mark.slow
 def test_two_processes_at_stage_3_have_the_losses_of_one(undisturbed):
     workplace, settings = undisturbed
-    train(workplace, "two", *settings, "engine.stage=3", launcher=TWO)
+    train(workplace, "two", *settings, "engine.stage=3", ranks=2)
     assert losses(workplace, "two") == pytest.approx(losses(workplace, "undisturbed"), rel=1e-3)
 
 
@@ -84,14 +82,9 @@ def test_a_batch_in_parts_takes_all_its_rows(undisturbed, accumulation):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_set_prototypes_reach_network_and_masters_at_every_stage_and_stay(stage):
-    context, port, case = multiprocessing.get_context("spawn"), free_port(), Case(stage, 2, tiny=True)
-    results = context.Queue()
-    ranks = [context.Process(target=set_prototypes, args=(rank, case, port, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = [results.get(timeout=120) for _ in ranks]
-    for process in ranks:
-        process.join(60)
+    port, case, results = free_port(), Case(stage, 2, tiny=True), context().Queue()
+    run_processes(set_prototypes, [(rank, case, port, results) for rank in range(2)])
+    found = [results.get(timeout=10) for _ in range(2)]
     for _, network, masters, scores, moved in found:
         assert network == 0 and masters == 0 and scores < 1e-5 and moved
 

@@ -9,6 +9,7 @@ import pytest
 
 from config.recipe import ROOT, ConfigError, load_config
 from perf.kill_check import make_recipe
+from support.forks import Script
 from training.profiling.timeline import PHASES
 
 SETTINGS = "run.epochs=2 checkpoint.every=never data.max_bad_fraction=0.5 engine.stage=1".split()
@@ -26,6 +27,7 @@ def train(recipe, run, *settings):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow(seconds=15)
 def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     said = train(recipe, run, "perf.profile=true", "perf.steps=4", "perf.skip=2")
@@ -43,7 +45,8 @@ def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
 
 def test_a_run_too_short_to_profile_says_so(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
-    said = train(recipe, run, "perf.profile=true", "perf.skip=18")
+    settings = [str(recipe), f"run.directory={run}", *SETTINGS, "perf.profile=true", "perf.skip=18"]
+    said, _ = Script(ROOT / "train.py", settings, tmp_path / "output", ranks=2).communicate(timeout=120)
     assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 18 steps" in said
     assert not (run / "profile.json").exists()
 

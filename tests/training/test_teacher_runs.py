@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ SETTINGS = (
     *("run.epochs=2", "checkpoint={every: 3 steps, keep: 9}", "pipeline.backend=torchvision"),
 )
 STEPS = 8  # an epoch of 68 // 8
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +25,8 @@ def workplace(tmp_path_factory):
     return make_workplace(tmp_path_factory.mktemp("run"))
 
 
-def train(workplace, name, *settings, launcher=()):
-    return run_train(workplace, name, *SETTINGS, *settings, launcher=launcher)
+def train(workplace, name, *settings, ranks=1):
+    return run_train(workplace, name, *SETTINGS, *settings, ranks=ranks)
 
 
 def refusal(workplace, *settings):
@@ -62,13 +60,13 @@ def last_files(workplace, name):
 @pytest.fixture(scope="module")
 def two(workplace):
     """A whole run on two processes at stage 1."""
-    train(workplace, "two", "engine.stage=1", launcher=TWO)
+    train(workplace, "two", "engine.stage=1", ranks=2)
     return losses(workplace, "two")
 
 
 def test_a_resumed_run_ends_with_the_same_teacher_and_probe_bit_for_bit(workplace, two):
     interrupted(workplace, "two", "resumed", 6)
-    assert "resuming from" in train(workplace, "resumed", "engine.stage=1", launcher=TWO)
+    assert "resuming from" in train(workplace, "resumed", "engine.stage=1", ranks=2)
     assert losses(workplace, "resumed") == two
     assert last_files(workplace, "resumed") == last_files(workplace, "two")
     one, other = (json.loads((workplace / name / "summary.json").read_text()) for name in ("two", "resumed"))
@@ -90,7 +88,7 @@ def test_the_probes_accuracies_are_in_the_metrics_and_the_summary(workplace, two
 @pytest.mark.parametrize("stage", [0, 2])
 def test_every_stage_that_has_the_whole_network_averages_alike(workplace, two, stage):
     name = f"stage-{stage}"
-    train(workplace, name, f"engine.stage={stage}", launcher=TWO)
+    train(workplace, name, f"engine.stage={stage}", ranks=2)
     assert losses(workplace, name) == pytest.approx(two, rel=1e-4)
     paths = [workplace / which / "checkpoints" / "step-000000006" for which in ("two", name)]
     base, found = (full_weights(path, teacher=True) for path in paths)
@@ -163,7 +161,7 @@ def test_a_teacher_works_in_bf16_with_a_batch_in_parts(workplace):
 
 @pytest.mark.slow
 def test_a_compiled_teacher_gives_the_same_losses(workplace):
-    short = ("run.epochs=1", "crops.local.count=0")
+    short = ("run.epochs=1", "crops.local.count=0", "model.options.layers=[1]")
     train(workplace, "compiled", "engine.compile=true", *short)
     train(workplace, "eager", *short)
     assert losses(workplace, "compiled") == pytest.approx(losses(workplace, "eager"), rel=1e-4)

@@ -1,7 +1,6 @@
 """The whole run as a user starts it: kills, signals, launchers, and what is left behind."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -27,8 +26,8 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(workplace):
-    """One process, left alone; with everything that a run leaves."""
-    output = train(workplace, "undisturbed")
+    """One process, started as a user does and left alone; with everything that a run leaves."""
+    output = train(workplace, "undisturbed", launcher=[sys.executable])
     return output, losses(workplace, "undisturbed")
 
 
@@ -43,7 +42,8 @@ def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(work
     assert summary["versions"]["torch"].startswith("2.")
     assert "k-NN accuracy, trained backbone" in output
     assert (run / "config.yaml").exists()
-    assert (run / "versions.json").exists()
+    saved = json.loads((run / "versions.json").read_text())
+    assert saved["swave"] == "0.1.0" and saved == summary["versions"]
     assert list((run / "tensorboard").glob("events.*"))
     assert sorted(losses(workplace, "undisturbed")) == list(range(1, STEPS + 1))
     assert (run / "checkpoints" / "latest").read_text() == "step-000000024\n"
@@ -116,14 +116,11 @@ def test_a_kill_between_the_last_step_and_the_summary_costs_the_summary_alone(wo
 
 @pytest.mark.slow
 def test_two_processes_killed_and_restarted_give_the_same_losses_bit_for_bit(workplace):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    train(workplace, "two", launcher=launcher)
-    process = train(workplace, "two-killed", launcher=launcher, wait=False)
+    train(workplace, "two", ranks=2)
+    process = train(workplace, "two-killed", ranks=2, wait=False)
     wait_for_step(workplace, "two-killed", 11, process)
     kill(process)
-    for leftover in subprocess.run(["pgrep", "-f", "two-killed"], capture_output=True, text=True).stdout.split():
-        os.kill(int(leftover), signal.SIGKILL)  # torchrun gives its workers sessions of their own
-    train(workplace, "two-killed", launcher=launcher)
+    train(workplace, "two-killed", ranks=2)
     assert losses(workplace, "two-killed") == losses(workplace, "two")
 
 
@@ -198,11 +195,13 @@ def test_start_passes_a_signal_on_to_all_processes(workplace):
 
 
 @pytest.mark.slow
-def test_a_compiled_network_gives_the_same_losses(workplace, undisturbed):
-    train(workplace, "compiled", "engine.compile=true")
-    compiled = losses(workplace, "compiled")
+def test_a_compiled_network_gives_the_same_losses(workplace):
+    short = ("run.epochs=1", "model.options.layers=[1]")
+    train(workplace, "compiled", "engine.compile=true", *short)
+    train(workplace, "eager", *short)
+    compiled, eager = losses(workplace, "compiled"), losses(workplace, "eager")
     for step in range(1, 7):
-        assert compiled[step] == pytest.approx(undisturbed[1][step], rel=1e-5)
+        assert compiled[step] == pytest.approx(eager[step], rel=1e-5)
 
 
 def test_another_recipe_in_the_same_directory_is_refused(workplace, undisturbed):

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from test_spool import hugging_face
 
+from support.packed_sources import hugging_face
 from support.small_datasets import PLAIN, ROOT, write
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

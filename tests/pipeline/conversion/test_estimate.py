@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
-from test_spool import Evil, cifar10, hugging_face, idx, write_arrow
 
 from pipeline.conversion.estimate import expect
 from pipeline.conversion.rewrite import Options
@@ -21,6 +20,7 @@ from pipeline.conversion.sources import open_source
 from pipeline.dataset.table import SampleTable
 from support.conversions import converted, target
 from support.odd_images import chunk, encode, exif
+from support.packed_sources import Evil, cifar10, hugging_face, idx, write_arrow
 from support.photos import photographs
 from support.small_datasets import error_of, write
 

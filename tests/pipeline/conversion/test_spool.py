@@ -1,7 +1,6 @@
 """Sources that are spooled first: Parquet, Arrow, IDX and CIFAR give their images and run no code."""
 
 import gzip
-import json
 import os
 import pickle
 import subprocess
@@ -19,26 +18,11 @@ from pipeline.dataset.idx import stored_png
 from pipeline.dataset.images import decode, probe
 from pipeline.dataset.table import State
 from support.conversions import converted
+from support.packed_sources import NAMES, ROW_LABELS, ROWS, Evil, cifar10, hugging_face, idx, write_arrow
 from support.small_datasets import BAD, ROOT, error_of, write
 from support.source_files import image, images_of, opened
 
 # ---------------------------------------------------------------------------------------------- Parquet, Arrow
-
-
-NAMES = ["cat", "dog", "owl"]
-ROWS = [{"bytes": image(i), "path": f"photos/{i % 5}.jpg" if i % 2 else None} for i in range(7)]
-ROW_LABELS = [2, 0, None, 1, -1, 1, 0]
-
-
-def hugging_face(column="label"):
-    """A table as `datasets` writes it: an Image column first in its metadata, a ClassLabel, another column."""
-    features = {
-        "id": {"dtype": "int64", "_type": "Value"},
-        "image": {"_type": "Image"},
-        column: {"names": NAMES, "_type": "ClassLabel"},
-    }
-    cells = {"id": pa.array(range(7)), "image": pa.array(ROWS), column: pa.array(ROW_LABELS, pa.int64())}
-    return pa.table(cells).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def check_hugging_face(entries, kind, count=7):
@@ -64,12 +48,6 @@ def test_parquet_files_of_hugging_face(tmp_path, column):
     assert f"(test*.parquet, train*.parquet); name one, e.g. make convert SRC='{root}/train*.parquet'" in line
     check_hugging_face(opened(root / "train*.parquet", tmp_path), "parquet")
     check_hugging_face(opened(root / "test-*.parquet", tmp_path), "parquet")
-
-
-def write_arrow(path, table, new=ipc.new_stream):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=3)
 
 
 def test_a_clone_from_the_hub_and_what_datasets_saves_are_searched_below(tmp_path):
@@ -194,10 +172,6 @@ def test_a_spool_without_room_is_one_clear_line(tmp_path):
 # ---------------------------------------------------------------------------------------------- IDX
 
 
-def idx(array):
-    return bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape) + array.tobytes()
-
-
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
 
 
@@ -244,28 +218,6 @@ def test_a_stored_png_has_the_pixels_and_needs_no_help(shape):
 # ---------------------------------------------------------------------------------------------- CIFAR
 
 
-def cifar10(python2=False):
-    """Files of CIFAR-10's Python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
-    published ones, by Python 2 (whose text is bytes in Python 3)."""
-
-    def pickled(value):
-        data = pickle.dumps(value, protocol=2)
-        # Protocol 2 has names in plain text, so the old module name of NumPy can be inserted.
-        return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if python2 else data
-
-    text = str.encode if python2 else str
-    files, pixels = {}, {}
-    for number, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"]):
-        pixels[name] = np.random.default_rng(number).integers(0, 256, (4, 32, 32, 3), np.uint8)
-        files[name] = pickled({
-            text("batch_label"): text("some"), text("labels"): [3, 1, 0, 2],
-            text("data"): np.ascontiguousarray(pixels[name].transpose(0, 3, 1, 2)).reshape(4, 3072),
-            text("filenames"): [text(f"cat_s_{number}{i}.png") for i in range(4)],
-        })  # fmt: skip
-    files["batches.meta"] = pickled({text("label_names"): [text(name) for name in ("plane", "car", "bird", "cat")]})
-    return files, pixels
-
-
 def check_cifar(entries, pixels):
     assert (entries.kind, entries.classes) == ("cifar", ("plane", "car", "bird", "cat"))
     for data, expected in zip(entries.read(range(len(pixels))), pixels, strict=True):
@@ -296,14 +248,6 @@ def test_cifar100_has_fine_labels(tmp_path):
     root = write(tmp_path / "c", {name: pickle.dumps(value, protocol=2) for name, value in files.items()})
     images = images_of(opened(root, tmp_path))
     assert {key: label for key, (_, label) in images.items()} == {"00000": "bear", "00001": "apple"}
-
-
-class Evil:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.images import BadImage, decode, probe, to_ppm
+from pipeline.dataset.images import BadImage, decode, probe
+from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.table import State
 from support.odd_images import HEIGHT, WIDTH, bad_images, encode, odd_images, plain_images, ramp16, scene
 

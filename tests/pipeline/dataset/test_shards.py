@@ -10,11 +10,12 @@ import textwrap
 import numpy as np
 import pytest
 
+from common.files import sha256
 from pipeline.dataset.idx import stored_png
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.shards import Record, pack, scan_shards
-from pipeline.dataset.table import COLUMNS, SampleTable, State, sha256
+from pipeline.dataset.table import COLUMNS, SampleTable, State
 from support.odd_images import scene
 from support.small_datasets import ODD, PNG, ROOT, error_of, packed, same, write
 

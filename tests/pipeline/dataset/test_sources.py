@@ -13,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.dataset.folder
-from pipeline.dataset.folder import in_processes, list_folder, scan_folder
-from pipeline.dataset.images import decode, to_ppm
+from common.cli import UserError
+from common.processes import in_processes
+from pipeline.dataset.folder import list_folder, scan_folder
+from pipeline.dataset.images import decode
 from pipeline.dataset.open import find_split, open_dataset
+from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.shards import Record, pack
 from pipeline.dataset.table import COLUMNS, Names, SampleTable, State
@@ -153,7 +156,7 @@ def test_worker_processes_run_neither_the_main_script_nor_torch(tmp_path):
     script.write_text(
         textwrap.dedent("""
         import sys
-        from pipeline.dataset.folder import in_processes
+        from common.processes import in_processes
         print("main runs")
         loaded = "[m for m in ('torch', 'nvidia') if m in __import__('sys').modules]"
         look = "__import__('pipeline.dataset.folder') and " + loaded
@@ -166,7 +169,8 @@ def test_worker_processes_run_neither_the_main_script_nor_torch(tmp_path):
 
 
 def test_a_killed_worker_is_one_clear_line():
-    assert "data.workers=2" in error_of(list, in_processes(os._exit, iter([1, 1]), 2))
+    with pytest.raises(UserError, match=r"^data\.workers=2: .*killed"):
+        list(in_processes(os._exit, iter([1, 1]), 2))
 
 
 # ---------------------------------------------------------------------------------------------- dataset
@@ -250,8 +254,10 @@ def test_ranks_that_open_together_scan_once(tmp_path):
     root = write(tmp_path / "root", {f"{i:03d}.png": PNG for i in range(300)})
     code = """
         import sys
-        from pipeline.dataset.open import open_dataset
-        print(len(open_dataset(sys.argv[1], sys.argv[2], workers=1)))
+        import pipeline.dataset.open as opening
+        scan = opening.scan_folder
+        opening.scan_folder = lambda *places, **settings: print("scans", file=sys.stderr) or scan(*places, **settings)
+        print(len(opening.open_dataset(sys.argv[1], sys.argv[2], workers=1)))
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(root), str(tmp_path / "cache")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -259,7 +265,7 @@ def test_ranks_that_open_together_scan_once(tmp_path):
     ranks = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
     outputs = [rank.communicate(timeout=60) for rank in ranks]
     assert [out for out, _ in outputs] == ["300\n", "300\n"], outputs
-    assert sorted("checking images" in err for _, err in outputs) == [False, True]
+    assert sorted(err.count("scans") for _, err in outputs) == [0, 1]
 
 
 def test_splits_are_found(tmp_path):

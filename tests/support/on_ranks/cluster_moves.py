@@ -4,7 +4,7 @@ import torch
 
 from model.optimizer.build import set_step
 from perf.zero_ranks import BATCH, DIM, PROTOTYPES, Training
-from support.zero_moves import start
+from support.on_ranks.zero_moves import start
 from training.distributed import connected
 from training.zero import full, write_parameter
 

@@ -72,7 +72,7 @@ class Slurm:
             self._start(0, program("slurmctld"), "-D", "-c")
             for index in range(len(self.hosts.names)):
                 self._start(index, program("slurmd"), "-D")
-            wait(self._idle, f"SLURM's nodes are not idle, see {self.folder}/*.log")
+            self.wait_until_idle()
         except BaseException:
             self.__exit__()
             raise
@@ -103,6 +103,10 @@ class Slurm:
         """What a command says on the first host."""
         asked = self.run(0, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return asked.communicate(timeout=20)[0]
+
+    def wait_until_idle(self) -> None:
+        """Until every node takes jobs. Raises RuntimeError if that takes too long."""
+        wait(self._idle, f"SLURM's nodes are not idle, see {self.folder}/*.log")
 
     def _write_files(self) -> None:
         for name in ("state", "munge"):

@@ -1,0 +1,70 @@
+"""Work shared out over processes of this machine, and the environment that new processes get."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from common.cli import UserError
+
+
+def in_processes(work: Any, tasks: Iterator[Any], workers: int, setting: str = "data.workers") -> Iterator[Any]:
+    """`map(work, tasks)` in order, in fresh processes, with few tasks in flight; in this process for one worker.
+
+    setting: the user's name for `workers`. Raises UserError when one of the processes is killed.
+    """
+    if workers <= 1:
+        yield from map(work, tasks)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    flying: deque[Future[Any]] = deque()
+    try:
+        for task in tasks:
+            with _without_main():
+                flying.append(pool.submit(work, task))
+            if len(flying) >= 4 * workers:
+                yield flying.popleft().result()
+        while flying:
+            yield flying.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(f"{setting}={workers}: a worker process was killed (out of memory?); take fewer") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """`os.environ` has `values` during the block, for the processes that start in it, and is as before afterwards."""
+    before = dict(os.environ)
+    os.environ |= values
+    try:
+        yield
+    finally:
+        for name in values:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main script from processes that start meanwhile.
+
+    Spawned processes run the parent's main script again, and `train.py` would import torch there for nothing. All of a
+    pool's processes start at its first task, and they look for the script only while they start.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,16 @@
+"""The environment that new processes get."""
+
+import os
+
+import pytest
+
+from common.processes import environment
+
+
+def test_the_environment_is_as_before_after_the_block(monkeypatch):
+    monkeypatch.setenv("SWAVE_OLD", "1")
+    before = dict(os.environ)
+    with pytest.raises(KeyError), environment({"SWAVE_OLD": "2", "SWAVE_NEW": "3"}):
+        assert (os.environ["SWAVE_OLD"], os.environ["SWAVE_NEW"]) == ("2", "3")
+        raise KeyError
+    assert dict(os.environ) == before

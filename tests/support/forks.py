@@ -1,0 +1,130 @@
+"""Processes forked from a server that has imported torch, DeepSpeed and our modules: a start takes tenths of a second.
+
+A server starts with the first use in each pytest process. Imports are the only thing that such a process has more than
+one that is started anew: the server runs no threads and none of our code.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from unittest import mock
+
+from config.recipe import ROOT
+
+PRELOADED = (
+    *("torch", "torch._dynamo", "deepspeed", "hypothesis", "pytest", "jaxtyping", "tensorboard", "rich.table"),
+    *("torch.utils.tensorboard", "training.build", "training.auto", "pipeline.loader", "nvidia.dali.fn"),
+    *("evaluation.classifiers.knn", "evaluation.features", "perf.zero_ranks", "perf.kill_check"),
+)
+
+
+def start_server():
+    """Start the server of this pytest process, if there is none yet. It sees no GPU."""
+    multiprocessing.set_forkserver_preload(list(PRELOADED))
+    with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
+        forkserver.ensure_running()
+
+
+def context():
+    """The multiprocessing context whose processes are forked from the server."""
+    start_server()
+    return multiprocessing.get_context("forkserver")
+
+
+def run_processes(function, arguments):
+    """function(*arguments[i]) in a process each, all at once; fails unless all end with exit code 0."""
+    processes = [context().Process(target=function, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+class Script:
+    """A Python script on `ranks` forked processes, with what tests use of subprocess.Popen.
+
+    Exit code: the first that is not 0. All processes write to the file `output`. environment: in addition to this
+    process's; the ranks find each other by it (RANK, WORLD_SIZE, ...), as under torchrun.
+    """
+
+    def __init__(self, path, arguments, output, ranks=1, environment=None):
+        from training.distributed import free_port
+
+        self.output = output
+        output.write_text("")
+        port = free_port() if ranks > 1 else None
+        self.processes = [
+            context().Process(
+                target=_run_script,
+                args=(
+                    str(path),
+                    list(arguments),
+                    output,
+                    {**os.environ, **_environment(rank, ranks, port), **(environment or {})},
+                ),
+            )
+            for rank in range(ranks)
+        ]
+        for process in self.processes:
+            process.start()
+        self.pid = self.processes[0].pid
+
+    @property
+    def returncode(self):
+        codes = [process.exitcode for process in self.processes]
+        return None if None in codes else next(filter(None, codes), 0)
+
+    def poll(self):
+        return self.returncode
+
+    def wait(self, timeout=None):
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for process in self.processes:
+            wait([process.sentinel], None if deadline is None else max(0.0, deadline - time.monotonic()))
+        assert self.poll() is not None, f"still running after {timeout} s: {self.output.read_text()}"
+        return self.returncode
+
+    def communicate(self, timeout=None):
+        """Its output and None, once it has ended."""
+        self.wait(timeout)
+        return self.output.read_text(), None
+
+    def send_signal(self, number):
+        for process in self.processes:
+            if process.exitcode is None:
+                os.kill(process.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        """SIGKILL for all, with the processes that they have started."""
+        for process in self.processes:
+            if process.exitcode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+
+
+def _environment(rank, ranks, port):
+    if ranks == 1:
+        return {}
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    return {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def _run_script(path, arguments, output, environment):
+    os.setsid()
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    file = os.open(output, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = [path, *arguments]
+    runpy.run_path(path, run_name="__main__")

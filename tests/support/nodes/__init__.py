@@ -1,0 +1,1 @@
+"""What tests of several nodes share: runs on hosts, and SLURM on them."""

@@ -1,0 +1,95 @@
+"""`make train` on the hosts of perf.virtual_cluster, waited for, looked at and ended."""
+
+import contextlib
+import json
+import time
+
+import psutil
+
+from config.recipe import ROOT
+from perf.kill_check import make_recipe
+from support.programs import words_of
+
+
+class Run:
+    """A `make train` on the hosts, started from the first one."""
+
+    def __init__(self, hosts, folder, name, *settings, nodes=4, variables=(), checkout=ROOT):
+        (folder / "hosts").write_text("".join(f"{host} slots=1\n" for host in hosts.names))
+        self.hosts, self.directory, self.output_file = hosts, folder / name, folder / f"{name}.output"
+        recipe = folder / "tiny.yaml"
+        if not recipe.exists():
+            make_recipe(folder)
+        arguments = " ".join([f"run.directory={self.directory}", *settings])
+        command = ["make", "train", f"NODES={nodes}", f"HOSTFILE={folder}/hosts", f"CONFIG={recipe}", *variables]
+        with self.output_file.open("w") as output:
+            self.process = hosts.run(0, [*command, f"ARGS={arguments}"], cwd=checkout, stdout=output, stderr=output)
+
+    @property
+    def output(self):
+        return self.output_file.read_text()
+
+    @property
+    def losses(self):
+        return losses(self.directory)
+
+    def wait_for(self, what, longest=240.0):
+        """Until `what(self)` is true; seconds that it took."""
+        begun = time.monotonic()
+        while not what(self):
+            assert time.monotonic() < begun + longest and self.process.poll() is None, self.output
+            time.sleep(0.05)
+        return time.monotonic() - begun
+
+    def steps(self, count):
+        return self.wait_for(lambda run: len(run.losses) >= count)
+
+    def top(self):
+        """The process of launch.start: make passes no signal on."""
+        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "launch.start" in words_of(p)]
+        return found[0]
+
+    def end(self, longest=240.0):
+        """Its exit code (make's: 2 for every failure); nothing of it is left on any host."""
+        code = self.process.wait(timeout=longest)
+        self.gone(range(len(self.hosts.names)))
+        return code
+
+    def gone(self, indices, longest=30.0):
+        """Seconds until no process of the run is left on these hosts."""
+        begun = time.monotonic()
+        while any(self.left_on(index) for index in indices):
+            assert time.monotonic() < begun + longest, [self.left_on(index) for index in indices]
+            time.sleep(0.1)
+        return time.monotonic() - begun
+
+    def rank_on(self, index):
+        """The training process of a host with one of them, None if it is gone."""
+        for pid, command in self.left_on(index):
+            with contextlib.suppress(psutil.Error):
+                if str(ROOT / "train.py") in command and "RANK" in psutil.Process(pid).environ():
+                    return pid
+        return None
+
+    def left_on(self, index):
+        found = []
+        for pid in self.hosts.processes(index):
+            try:
+                command = psutil.Process(pid).cmdline()
+            except psutil.Error:
+                continue
+            if any(str(self.directory) in word for word in command):
+                found.append((pid, command))
+        return found
+
+
+def losses(directory):
+    file = directory / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    whole = [json.loads(line) for line in lines if line.endswith("}")]
+    return {line["step"]: line["loss"] for line in whole if "loss" in line}
+
+
+def loader_state(directory):
+    newest = directory / "checkpoints" / (directory / "checkpoints" / "latest").read_text().strip()
+    return json.loads((newest / "state.json").read_text())["loader"]

@@ -1,0 +1,1 @@
+"""What the ranks of some tests do."""

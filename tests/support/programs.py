@@ -1,0 +1,67 @@
+"""Programs in tests: run in this process, looked at, and waited for."""
+
+import contextlib
+import io
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import psutil
+
+
+def run_module(module, *arguments, folder=None):
+    """As subprocess.run([python, "-m", module, *arguments], cwd=folder) in this process; a CompletedProcess.
+
+    For what a program says and how it ends before it starts any work: its imports are already here.
+    """
+    words, code = [str(argument) for argument in arguments], 0
+    stdout, stderr = io.StringIO(), io.StringIO()
+    kept = sys.argv, dict(os.environ), {number: signal.getsignal(number) for number in _STOPPING}
+    with (
+        contextlib.chdir(folder or os.getcwd()),
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
+        sys.argv = [module, *words]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=False)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            sys.argv = kept[0]
+            os.environ.clear()
+            os.environ.update(kept[1])
+            for number, handler in kept[2].items():
+                signal.signal(number, handler)
+    return subprocess.CompletedProcess([module, *words], code, stdout.getvalue(), stderr.getvalue())
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+def words_of(process):
+    """The words of its command; none of one that has ended, or is about to."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_for_steps(directory, count, process, output=None, longest=120):
+    """Until the run in `directory` has logged `count` lines. Fails, with its output, if it ends before or takes longer.
+
+    output: the file that the process writes to; None if it is asked by communicate().
+    """
+    metrics, deadline = directory / "metrics.jsonl", time.monotonic() + longest
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
+        ended = process.poll() is not None
+        if ended or time.monotonic() > deadline:
+            said = output.read_text() if output else process.communicate()[0] if ended else "still running"
+            raise AssertionError(f"no step {count}: {said}")
+        time.sleep(0.005)
