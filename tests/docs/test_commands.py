@@ -118,6 +118,7 @@ def test_a_training_says_what_it_would_run(line, capsys):
     [
         ("train.py --help", "train.py"),
         ("train.py --help swav.queue", "swav.queue.length"),
+        ("train.py --version", "swave 0."),
         ("evaluate.py --help", "evaluate.py"),
         ("-m config.schema", "swav.queue.length"),
     ],

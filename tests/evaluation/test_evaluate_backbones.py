@@ -204,6 +204,7 @@ def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_
     assert len(list((tmp_path / "f").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_table_of_one(tmp_path, run, data, capsys, options):
     one = evaluate(capsys, run, data, *options)
     (tmp_path / "two").mkdir()

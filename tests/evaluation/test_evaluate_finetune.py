@@ -1,7 +1,5 @@
 """Fine-tuning on a part of the labels, and on other images."""
 
-import subprocess
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,8 @@ from config.recipe import ROOT
 from evaluation.classifiers import finetune, tuning
 from evaluation.classifiers.finetune import factor
 from evaluation.classifiers.tuning import short_training_note, steady_rate
-from support.evaluations import evaluate, mistake, script
+from support.evaluations import evaluate, mistake
+from support.forks import Script
 
 
 def arguments(root):
@@ -125,14 +124,12 @@ def test_transfer_takes_a_list(tmp_path, run, data, capsys):
 
 
 def test_two_processes_fine_tune_together(tmp_path, run, data):
-    command = script(
-        "semisup", run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 2, *arguments(tmp_path)
-    )
-    command[:1] = [str(ROOT / ".venv/bin/torchrun"), "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
+    words = ["semisup", run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 2, *arguments(tmp_path)]
+    process = Script(ROOT / "evaluate.py", map(str, words), tmp_path / "output", ranks=2)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
     assert (tmp_path / "r.json").is_file()
-    assert "semisup top1" in done.stdout
+    assert "semisup top1" in output
 
 
 def test_wrong_rates_are_one_line(run, data, capsys):

@@ -165,6 +165,7 @@ def measured(out, *arguments):
     return json.loads(out.read_text()), " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_s_step_has_its_teacher(images, tmp_path):
     recipe = "--config", ROOT / "config" / "imagenet" / "vit_s16.yaml"
     found, said = measured(tmp_path / "step.json", *recipe, "--data", images, "--peer", f"data.cache={tmp_path}", *VIT)
@@ -196,6 +197,7 @@ def write_flat(root):
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
