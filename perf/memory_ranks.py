@@ -48,9 +48,9 @@ def run_rank(rank: int, case: Case, folder: Path) -> None:
         gc.collect()
         before = resident("VmRSS")
         kept = three_steps(case, cluster)
-        found = {"peak": resident("VmHWM") - before, "after": resident("VmRSS") - before}
+        memory = {"peak": resident("VmHWM") - before, "after": resident("VmRSS") - before}
         del kept
-        (folder / f"{rank}.json").write_text(json.dumps(found))
+        (folder / f"{rank}.json").write_text(json.dumps(memory))
 
 
 def three_steps(case: Case, cluster: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common.progress import progress_bar
+from common.signals import signal_on_parents_death
 from config.recipe import ROOT
-
-PR_SET_PDEATHSIG = 1  # of prctl(2): which signal comes when the parent dies
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def start(job: Job, core: int) -> subprocess.Popen[bytes]:
 def alone(core: int) -> None:
     """In the new process: on that core only, and asked to end should we be killed."""
     os.sched_setaffinity(0, {core})
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_on_parents_death(signal.SIGTERM)
 
 
 def check(job: Job, code: int) -> None:

@@ -45,7 +45,7 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         f"**{verdict(report)}**",
         as_markdown(results(report)),
         "Top-1 on the test images, mean and standard deviation over seeds. k-NN: weighted, k = 20, of all training "
-        "images; linear: logistic regression on the standardised features. The seconds are those of training alone, "
+        "images; linear: logistic regression on the standardized features. The seconds are those of training alone, "
         "on one core, another run beside it on the other; each method was given the whole number of epochs that comes "
         f"nearest to the same time, from {report['part_images']:,} images timed beforehand. Supervised: its own "
         "classifier, trained with all labels, has the third column.",

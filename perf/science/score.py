@@ -3,7 +3,7 @@
     python -m perf.science.score OUT.json WEIGHTS RECIPE DATA --seed S [--along RUN]
 
 WEIGHTS: a run, a file, `random`, or `pixels`. k-NN as in `evaluate.py knn` (k = 20) and logistic regression on the
-standardised features, both on all images; --along scores the checkpoints that a run has kept by k-NN against some of
+standardized features, both on all images; --along scores the checkpoints that a run has kept by k-NN against some of
 the training images, for its learning curve.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evaluation.backbones import Backbone
-    from evaluation.session import Place
+    from evaluation.session import Session
     from pipeline.crops import Crops
     from pipeline.dataset.labelled import Labelled
 
@@ -57,18 +57,18 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
 
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.knn import predict
-    from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardised
+    from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardized
     from evaluation.features import labels
 
     began = time.monotonic()
-    data, place = labelled_at(options.data, options.tables), one_process(256, options.seed)
+    data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
     pixels = options.weights == "pixels"
     word = f"random@{options.recipe}" if pixels or options.weights == "random" else options.weights
     backbone = open_backbone(f"{word}@{options.recipe}" if word.endswith(".safetensors") else word, options.seed)
     function = pixels_of(backbone) if pixels else backbone.network
-    train, test = features_of(function, data, data.train_rows, backbone, place)
+    train, test = features_of(function, data, data.train_rows, backbone, session)
     known, wanted = (
-        labels(*part, place.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
+        labels(*part, session.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
     )
 
     def share(found: Tensor) -> float:
@@ -77,21 +77,21 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"knn": share(predict(normalize(train), known, normalize(test), 20))}
     if (classifier := classifier_of(options.weights)) is not None:
         found["classifier"] = share((test @ classifier[0].T + classifier[1]).argmax(1))
-    x, y = standardised(train, test)
+    x, y = standardized(train, test)
     penalty = chosen_penalty(x[::CHOOSE], known[::CHOOSE], PENALTIES)
     weights, bias = logistic_regression(x, known, penalty, ITERATIONS)
     found |= {"linear": share((y.double() @ weights.T + bias).argmax(1)), "penalty": penalty}
     if options.along is not None:
         found["curve"] = [
-            {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, place)}
+            {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, session)}
             for epoch, seconds, weights_at in kept(options.along)
         ]
     if options.weights == "random":
-        found["curve_start"] = curve_point(options.weights, options, data, place)
+        found["curve_start"] = curve_point(options.weights, options, data, session)
     return {**found, "threads": torch.get_num_threads(), "seconds": time.monotonic() - began}
 
 
-def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place: Place) -> float:
+def curve_point(weights: str, options: argparse.Namespace, data: Labelled, session: Session) -> float:
     """k-NN of all test images against CURVE_IMAGES of the training set."""
     from torch.nn.functional import normalize
 
@@ -102,8 +102,8 @@ def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place
     foreign = weights == "random" or weights.endswith(".safetensors")
     backbone = open_backbone(f"{weights}@{options.recipe}" if foreign else weights, options.seed)
     rows = data.train_rows[:: max(1, len(data.train_rows) // CURVE_IMAGES)]
-    train, test = features_of(backbone.network, data, rows, backbone, place)
-    known, wanted = labels(data.train, rows, place.device), labels(data.test, data.test_rows, place.device)
+    train, test = features_of(backbone.network, data, rows, backbone, session)
+    known, wanted = labels(data.train, rows, session.device), labels(data.test, data.test_rows, session.device)
     return float((predict(normalize(train), known, normalize(test), 20) == wanted).double().mean())
 
 
@@ -123,15 +123,15 @@ def kept(run: Path) -> list[tuple[int, float, str]]:
 
 
 def features_of(
-    function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, place: Place
+    function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, session: Session
 ) -> tuple[Tensor, Tensor]:
     """Features of these training rows and of all test rows, by `function` of the central crops."""
-    from evaluation.feature_cache import features
+    from evaluation.feature_cache import cached_features
 
     crops, about = central_crops_of(backbone), {"backbone": backbone.word}
     return (
-        features(function, about, data.train, rows, crops, place, "train"),
-        features(function, about, data.test, data.test_rows, crops, place, "test"),
+        cached_features(function, about, data.train, rows, crops, session, "train"),
+        cached_features(function, about, data.test, data.test_rows, crops, session, "test"),
     )
 
 
@@ -181,14 +181,14 @@ def labelled_at(path: Path, tables: str) -> Labelled:
     return data
 
 
-def one_process(batch: int, seed: int) -> Place:
+def one_process(batch: int, seed: int) -> Session:
     """Where the work is done: this process, on the CPU, with one thread; nothing is kept."""
     import torch
 
-    from evaluation.session import Place
+    from evaluation.session import Session
     from training.distributed import Cluster
 
-    return Place(Cluster(), torch.device("cpu"), "dali", 1, batch, False, None, seed)
+    return Session(Cluster(), torch.device("cpu"), "dali", 1, batch, False, None, seed)
 
 
 if __name__ == "__main__":

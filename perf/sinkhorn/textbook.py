@@ -116,9 +116,9 @@ def run_case(ranks: int, threads: int, options: argparse.Namespace) -> dict[str,
 
     with tempfile.TemporaryDirectory() as scratch:
         run_ranks(measure, ranks, Path(scratch), ranks, threads, vars(options))
-        found = [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(ranks)]
+        reports = [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(ranks)]
     plain, ours = (
-        [max(times) for times in zip(*(one[name] for one in found), strict=True)] for name in ("plain", "ours")
+        [max(times) for times in zip(*(one[name] for one in reports), strict=True)] for name in ("plain", "ours")
     )
     return {
         "ranks": ranks,
@@ -126,9 +126,9 @@ def run_case(ranks: int, threads: int, options: argparse.Namespace) -> dict[str,
         "plain_ms": median(plain),
         "ours_ms": median(ours),
         "faster": within_rounds(plain, ours),
-        "plain_all_reduces": found[0]["plain_all_reduces"],
-        "ours_all_reduces": found[0]["ours_all_reduces"],
-        "difference": max(one["difference"] for one in found),
+        "plain_all_reduces": reports[0]["plain_all_reduces"],
+        "ours_all_reduces": reports[0]["ours_all_reduces"],
+        "difference": max(one["difference"] for one in reports),
         "rounds": {"plain_ms": plain, "ours_ms": ours},
     }
 
@@ -163,12 +163,12 @@ def measure(rank: int, folder: Path, ranks: int, threads: int, options: dict[str
                 work()
             return (perf_counter() - begun) * 1e3 / options["calls"]
 
-        found = take_turns([partial(turn, textbook), partial(turn, ours)], options["rounds"], WARM_UP)
+        plain_ms, ours_ms = take_turns([partial(turn, textbook), partial(turn, ours)], options["rounds"], WARM_UP)
         plain_calls, expected = all_reduces_of(textbook)
         our_calls, codes = all_reduces_of(ours)
         report = {
-            "plain": found[0],
-            "ours": found[1],
+            "plain": plain_ms,
+            "ours": ours_ms,
             "plain_all_reduces": plain_calls,
             "ours_all_reduces": our_calls,
             "difference": float((codes - expected).abs().max()),

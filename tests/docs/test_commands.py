@@ -33,7 +33,7 @@ RUN_BY = {
     "launch.start": "test_the_same_run_starts_under_every_launcher",
     "launch.cluster_check": "test_the_check_of_a_cluster_says_what_it_found",
     "launch.sync": "test_a_checkout_comes_over_and_what_is_the_nodes_own_stays",
-    "launch.wheels": "test_wheels_get_a_lock_of_their_own_that_pip_holds_to",
+    "launch.wheels": "test_wheels_get_their_own_lock_file_which_pip_enforces",
     "perf.compare": "test_parts_by_themselves_are_taken_too",
     "perf.kill_check": "test_killed_runs_end_with_the_same_bits_at_each_stage",
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
@@ -118,6 +118,7 @@ def test_a_training_says_what_it_would_run(line, capsys):
     [
         ("train.py --help", "train.py"),
         ("train.py --help swav.queue", "swav.queue.length"),
+        ("train.py --version", "swave 0."),
         ("evaluate.py --help", "evaluate.py"),
         ("-m config.schema", "swav.queue.length"),
     ],

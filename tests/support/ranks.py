@@ -1,5 +1,6 @@
 """Functions run on several gloo ranks, each a process of its own."""
 
+import pickle
 import queue
 import tempfile
 from collections.abc import Callable
@@ -28,34 +29,31 @@ COLLECTIVES = (
 
 def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(inputs[rank]) on len(inputs) gloo ranks, each a process; the results by rank."""
-    results, received = context().Queue(), context().Event()
+    results = context().Queue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context().Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results, received))
+            context().Process(target=_rank, args=(rank, f"file://{folder}/store", inputs, function, results))
             for rank in range(len(inputs))
         ]
         for rank in ranks:
             rank.start()
         try:
-            found = dict(results.get(timeout=60) for _ in ranks)
+            by_rank = dict(pickle.loads(results.get(timeout=120)) for _ in ranks)
         except queue.Empty:
             raise AssertionError(f"ranks hang or died: {[rank.exitcode for rank in ranks]}") from None
         finally:
-            received.set()
             for rank in ranks:
                 rank.join(timeout=10)
                 rank.kill()
-    return [found[rank] for rank in range(len(inputs))]
+    return [by_rank[rank] for rank in range(len(inputs))]
 
 
-def _rank(
-    rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any, received: Any
-) -> None:
+def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
     try:
-        results.put((rank, function(inputs[rank])))
-        received.wait(timeout=60)  # tensors are fetched from this process
+        # As bytes: the queue would send a tensor as a handle on memory, which is gone once this process ends.
+        results.put(pickle.dumps((rank, function(inputs[rank]))))
     finally:
         dist.destroy_process_group()
 

@@ -152,7 +152,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(zoo, tmp_pa
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + sign
-    assert errors.strip().splitlines()[-1] == "stopped; the same command goes on from here"
+    assert errors.strip().splitlines()[-1] == "stopped; the same command continues from here"
     assert "Traceback" not in errors and not out.exists()
     code, _, errors = run(zoo, out, "--format", "wds", "--shard-images", 1, "--workers", 1)
     assert code == 0 and "resuming: " in errors
@@ -179,7 +179,7 @@ def test_a_failing_disk_is_one_line_and_the_same_command_goes_on(zoo, tmp_path):
     done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("swave: File too large") and line.endswith("the same command goes on")
+    assert line.startswith("swave: File too large") and line.endswith("the same command continues")
     assert subprocess.run(arguments, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 

@@ -58,7 +58,7 @@ def test_a_signal_ends_a_conversion_on_ray_too(source, tmp_path):
     process.terminate()
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 143
-    assert errors.strip().splitlines()[-1] == "stopped; the same command goes on from here"
+    assert errors.strip().splitlines()[-1] == "stopped; the same command continues from here"
 
 
 @pytest.fixture
