@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import tomllib
 from importlib import metadata
-from pathlib import Path
+
+from common.paths import ROOT
 
 PACKAGES = (
     "torch", "torchvision", "timm", "deepspeed", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "ffcv", "numba", "numpy",
@@ -15,7 +16,7 @@ PACKAGES = (
 
 def version() -> str:
     """swave's own, from pyproject.toml; the code runs from its repository and is not installed as a package."""
-    text = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return str(tomllib.loads(text)["project"]["version"])
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from common.paths import ROOT
 from config.errors import ConfigError
 from config.rules import check_rules
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULTS", "ROOT", "ConfigError", "default_config", "load_config", "settings_help"]
 
-ROOT = Path(__file__).resolve().parent.parent  # of the repository
 DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, for people
 
 

@@ -1,4 +1,5 @@
-"""What a trained backbone is worth: features of images and scores on them.
+"""Scores a trained backbone: features of images, and classifiers and retrieval on them.
 
-`features` turns images into features on all ranks, `knn` scores them without training anything.
+`command` runs an evaluation from its arguments to the printed table, `commands` holds the sub-commands of evaluate.py,
+`classifiers` the methods that score.
 """

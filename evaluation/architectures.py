@@ -1,4 +1,4 @@
-"""Networks by name, and what a file of weights tells of its own network."""
+"""Builds networks by name, and infers the network that a file of weights belongs to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ MEAN = (0.485, 0.456, 0.406)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a backbone wants to see: normalisation, pixels of the central crop, its share of the shorter side."""
+    """Input of a backbone. mean, std: per channel of RGB in [0, 1]. size: pixels of the central crop. share: its
+    part of the shorter side."""
 
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = PUBLISHED_STD
@@ -34,19 +35,19 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A network without classifier, with a `feature_dim`; how it is called; what it wants to see."""
+class NamedNetwork:
+    """A network without classifier, with the attribute `feature_dim`; its name; its inputs."""
 
     network: nn.Module
     name: str
     inputs: Inputs
 
 
-def build(word: str, pretrained: bool = False) -> Made:
+def build(word: str, pretrained: bool = False) -> NamedNetwork:
     """The network that `word` names: timm:NAME, torchvision:NAME, one of our ResNets, or a recipe's (*.yaml).
 
-    pretrained: with the weights that timm or torchvision offer for it, from their caches or the net. Raises
-    ValueError, one line.
+    pretrained: with the weights that timm or torchvision provide, from their caches or the network. Raises ValueError
+    (one line).
     """
     library, _, name = word.partition(":")
     if library == "torchvision" and name:
@@ -58,9 +59,9 @@ def build(word: str, pretrained: bool = False) -> Made:
         size = config.evaluation.size if config.evaluation.size != "auto" else config.crops["global"].size
         network = build_backbone(config.model.backbone, sizes=[size], **config.model.options)
         inputs = Inputs(tuple(config.crops.mean), tuple(config.crops.std), size, config.evaluation.share)
-        return Made(network, f"{config.model.backbone} of {word}", inputs)
+        return NamedNetwork(network, f"{config.model.backbone} of {word}", inputs)
     if word in RESNETS:
-        return Made(build_backbone(word), word, Inputs())
+        return NamedNetwork(build_backbone(word), word, Inputs())
     near = difflib.get_close_matches(word, RESNETS, n=1)
     raise ValueError(
         f"network {word!r} is unknown{f', perhaps {near[0]}' if near else ''}; "
@@ -69,41 +70,41 @@ def build(word: str, pretrained: bool = False) -> Made:
 
 
 def from_config(config: Mapping[str, Any]) -> Inputs:
-    """What a run's own settings say of evaluation (a checkpoint's config)."""
+    """The inputs that a run's recipe sets for evaluation. config: a checkpoint's."""
     crops, evaluation = config["crops"], config["evaluation"]
     size = evaluation["size"] if evaluation["size"] != "auto" else crops["global"]["size"]
     return Inputs(tuple(crops["mean"]), tuple(crops["std"]), int(size), float(evaluation["share"]))
 
 
 def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors (under our names) less those of a classifier."""
+    """The tensors (by swave's names) without those of a classifier."""
     endings = tuple(f"backbone.{name}." for name in CLASSIFIERS)
     return {key: value for key, value in weights.items() if not key.startswith(endings)}
 
 
 def resnet_options(weights: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    """Options of our ResNet for the weights under our names, from their shapes. Raises ValueError where that cannot
-    be told."""
+    """Options of our ResNet, inferred from the shapes of weights (by swave's names). Raises ValueError if they do not
+    determine it."""
     stem = weights.get("backbone.conv1.weight")
     stages: dict[int, int] = {}
     for key in weights:
         if match := re.match(r"backbone\.layer(\d+)\.(\d+)\.conv1\.weight$", key):
             stage = int(match[1])
             stages[stage] = max(stages.get(stage, 0), int(match[2]) + 1)
-    say = f"say which network: {source}@timm:NAME, {source}@torchvision:NAME, or {source}@RECIPE.yaml"
+    remedy = f"name the network: {source}@timm:NAME, {source}@torchvision:NAME, or {source}@RECIPE.yaml"
     if stem is None or sorted(stages) != list(range(1, len(stages) + 1)) or not stages:
-        raise ValueError(f"weights {source} are no ResNet's (conv1.weight and layer1.0.conv1.weight); {say}")
-    if stem.shape[-1] != 7:
         raise ValueError(
-            f"weights {source} have a stem of {stem.shape[-1]} pixels, whose stride they do not tell; {say}"
+            f"weights {source} are not those of a ResNet (conv1.weight and layer1.0.conv1.weight); {remedy}"
         )
+    if stem.shape[-1] != 7:
+        raise ValueError(f"weights {source} have a stem of {stem.shape[-1]} pixels, whose stride is unknown; {remedy}")
     block = "bottleneck" if "backbone.layer1.0.conv3.weight" in weights else "basic"
     layers = [stages[stage] for stage in sorted(stages)]
     return {"block": block, "layers": layers, "base_width": int(stem.shape[0]), "stem": "imagenet"}
 
 
 def resnet_name(options: Mapping[str, Any]) -> str:
-    """resnet50w2 and the like for options that have such a name, else their own words."""
+    """The name of our ResNet with these options, such as resnet50w2, or a description of them."""
     for name, known in RESNETS.items():
         width = 64 * known.get("width_multiplier", 1)
         if (known["block"], list(known["layers"]), width) == (
@@ -117,7 +118,7 @@ def resnet_name(options: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- libraries
-def _from_torchvision(name: str, pretrained: bool) -> Made:
+def _from_torchvision(name: str, pretrained: bool) -> NamedNetwork:
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
@@ -138,12 +139,12 @@ def _from_torchvision(name: str, pretrained: bool) -> Made:
     classifier = next(part for part in CLASSIFIERS if hasattr(network, part))
     setattr(network, classifier, nn.Identity())
     with torch.no_grad():
-        found = network.eval()(torch.zeros(1, 3, inputs.size, inputs.size))
-    network.feature_dim = int(found.flatten(1).shape[1])
-    return Made(network, f"torchvision:{name}", inputs)
+        features = network.eval()(torch.zeros(1, 3, inputs.size, inputs.size))
+    network.feature_dim = int(features.flatten(1).shape[1])
+    return NamedNetwork(network, f"torchvision:{name}", inputs)
 
 
-def _from_timm(name: str, pretrained: bool) -> Made:
+def _from_timm(name: str, pretrained: bool) -> NamedNetwork:
     inputs = Inputs(std=IMAGENET_STD)
     network = _fetched(f"timm:{name}", lambda: build_backbone(name, pretrained=True)) if pretrained else None
     network = network or build_backbone(name)
@@ -153,12 +154,12 @@ def _from_timm(name: str, pretrained: bool) -> Made:
         inputs = Inputs(
             tuple(settings["mean"]), tuple(settings["std"]), size, float(settings.get("crop_pct") or inputs.share)
         )
-    return Made(network, f"timm:{name}", inputs)
+    return NamedNetwork(network, f"timm:{name}", inputs)
 
 
 def _fetched(word: str, make: Any) -> nn.Module:
-    """What `make` gives; weights that cannot be had are one line."""
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its ten retries
+    """The network that `make` returns. Raises ValueError (one line) if its weights cannot be fetched."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints a line for each of ten retries
     try:
         return make()
     except (OSError, RuntimeError, ValueError) as error:  # no network, a damaged file, a model without weights
@@ -166,5 +167,5 @@ def _fetched(word: str, make: Any) -> nn.Module:
             raise ValueError(f"{word}: {error}") from None
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"{word}: its weights are not to be had ({reason}); give random@{word} for random ones, or FILE@{word}"
+            f"{word}: its weights cannot be fetched ({reason}); give random@{word} for random ones, or FILE@{word}"
         ) from None

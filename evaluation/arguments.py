@@ -1,4 +1,4 @@
-"""What all sub-commands of evaluate.py are asked with. Nothing heavy is imported here."""
+"""Arguments that all sub-commands of evaluate.py share. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BACKENDS = ("dali", "ffcv", "torchvision")
 
 
 def command_parser(command: str, description: str | None, several: bool = True) -> argparse.ArgumentParser:
-    """The parser of a sub-command with what all of them take. several: whether it compares backbones."""
+    """A sub-command's parser with the shared arguments. several: whether the command compares backbones."""
     parser = Parser(f"evaluate.py {command}", description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("backbone", metavar="CKPT", help="a run, a file, a library's network: see evaluate.py --help")
     parser.add_argument(
@@ -26,53 +26,57 @@ def command_parser(command: str, description: str | None, several: bool = True) 
     group.add_argument(
         "--test",
         metavar="DATA",
-        help="images to score; default: the run's own, val/ or test/ beside train/, or a tenth",
+        help="images to score; default: the run's own, val/ or test/ next to train/, or a tenth",
     )
-    group.add_argument("--train-list", metavar="FILE", type=Path, help="images to learn from, a name a line")
-    group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, a name a line")
-    group.add_argument(
-        "--tables", metavar="DIR", default="data/tables", help="where tables of scanned folders are kept"
-    )
+    group.add_argument("--train-list", metavar="FILE", type=Path, help="training images, one name per line")
+    group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, one name per line")
+    group.add_argument("--tables", metavar="DIR", default="data/tables", help="folder for tables of scanned folders")
     group = parser.add_argument_group("crops and features")
-    group.add_argument("--size", type=int, help="pixels of a crop; default: the recipe's, 224 of foreign weights")
-    group.add_argument("--share", type=float, help="of the shorter side that a central crop takes: 0.875 is 224 of 256")
+    group.add_argument("--size", type=int, help="pixels of a crop; default: the recipe's, or 224 for foreign weights")
+    group.add_argument(
+        "--share", type=float, help="part of the shorter side that a central crop covers: 0.875 is 224 of 256"
+    )
     group.add_argument("--stage", help="part of the network whose output is evaluated, e.g. layer3; default: the last")
     group.add_argument(
-        "--pool", type=int, default=0, help="side of the pooling windows on the stage's map; 0: all of it"
+        "--pool", type=int, default=0, help="side of the pooling windows on the stage's map; 0: the whole map"
     )
     group = parser.add_argument_group("machine")
     group.add_argument("--backend", default="dali", help=", ".join(BACKENDS))
-    group.add_argument("--threads", type=int, default=0, help="of the pipeline a process; 0: the cores shared out")
-    group.add_argument("--batch", type=int, default=256, help="images a step over all processes (default 256)")
-    group.add_argument("--precision", default="fp32", help="fp32 or bf16: of the backbone")
-    group.add_argument("--cache", metavar="DIR", default="data/features", help="kept features; none: keep nothing")
-    group.add_argument("--seed", type=int, default=31, help="of crops, random weights and subsets")
-    group.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    group.add_argument(
+        "--threads", type=int, default=0, help="of the pipeline per process; 0: an equal share of the cores"
+    )
+    group.add_argument("--batch", type=int, default=256, help="images per step over all processes (default 256)")
+    group.add_argument("--precision", default="fp32", help="of the backbone: fp32 or bf16")
+    group.add_argument(
+        "--cache", metavar="DIR", default="data/features", help="folder for cached features; none: cache nothing"
+    )
+    group.add_argument("--seed", type=int, default=31, help="for crops, random weights and subsets")
+    group.add_argument("--json", metavar="FILE", type=Path, help="also write the result to this file")
     return parser
 
 
 def add_scale(parser: argparse.ArgumentParser) -> None:
-    """The windows of the images that are learnt from, where there is training."""
+    """Add --scale, the area of training crops."""
     parser.add_argument(
         "--scale", type=float, nargs=2, default=(0.08, 1.0), metavar=("LOW", "HIGH"),
-        help="share of an image's area that a training crop takes (default 0.08 1, the protocol's, for photographs of\n"
-        "some 500 pixels; for images of about 28 pixels give 1 1)",
+        help="share of the image's area that a training crop covers (default 0.08 1, the protocol's, for photographs\n"
+        "of about 500 pixels; for images of about 28 pixels give 1 1)",
     )  # fmt: skip
 
 
 def check_scale(scale: Sequence[float]) -> None:
-    """Raises ValueError, one line."""
+    """Raises ValueError (one line)."""
     low, high = scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--scale={low:g} {high:g}: expected two shares of the area, 0 < LOW <= HIGH <= 1")
 
 
 def check_arguments(options: argparse.Namespace) -> None:
-    """Raises ValueError, one line, for what cannot work whatever the data."""
+    """Raises ValueError (one line) for arguments that are wrong for any data."""
     for name, low in (("size", 1), ("threads", 0), ("batch", 1), ("pool", 0), ("seed", 0)):
         value = getattr(options, name)
         if value is not None and value < low:
-            raise ValueError(f"--{name}={value}: expected an integer from {low} on")
+            raise ValueError(f"--{name}={value}: expected an integer of at least {low}")
     if options.share is not None and not 0 < options.share <= 1:
         raise ValueError(f"--share={options.share}: expected more than 0, at most 1")
     if options.backend not in BACKENDS:
@@ -87,18 +91,18 @@ def check_arguments(options: argparse.Namespace) -> None:
 
 
 def check_out(name: str, path: Path | None) -> None:
-    """Raises ValueError where a file cannot come to lie at `path`."""
+    """Raises ValueError if no file can be written to `path`. name: the option's, for the message."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise ValueError(f"{name}={path}: {'is a folder' if path.is_dir() else 'its folder does not exist'}")
 
 
 def numbers(option: str, text: str, low: float = 0.0, whole: bool = False) -> list[float]:
-    """`0.1,0.3` as numbers above `low`, in order. Raises ValueError, one line."""
+    """Parses numbers with commas, `0.1,0.3`, all different and above `low`; in order. Raises ValueError (one line)."""
     try:
-        found = [int(part) if whole else float(part) for part in text.split(",")]
+        values = [int(part) if whole else float(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) <= low or len(set(found)) < len(found):
+        values = []
+    if not values or min(values) <= low or len(set(values)) < len(values):
         kind = "integers" if whole else "numbers"
         raise ValueError(f"{option}={text}: expected different {kind} above {low:g} with commas between them")
-    return found
+    return values

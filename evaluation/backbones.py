@@ -1,15 +1,15 @@
-"""Any backbone from one word: a run of ours, a published file, an export, a library's network, or random weights.
+"""Opens any backbone by one word: a run, a published file, an export, a library's network, or random weights.
 
     runs/demo                       a run's latest checkpoint; or one of its checkpoints/step-...
     runs/demo@teacher               the same checkpoint's teacher, the moving average of the network
     swav_800ep_pretrain.pth.tar     a file of weights: published SwAV's, torchvision's or timm's layout for ResNets
-    export/  or  model.safetensors  what `make export FORMAT=safetensors` wrote, with its own description
+    export/  or  model.safetensors  written by `make export FORMAT=safetensors`; describes its own network
     FILE@NETWORK                    weights for a network of that name
-    torchvision:NAME, timm:NAME     with the library's own weights
-    random@NETWORK                  random weights; random alone: of the first backbone's network
+    torchvision:NAME, timm:NAME     the library's network and weights
+    random@NETWORK                  random weights; `random` alone: for the first backbone's network
 
 NETWORK is timm:NAME, torchvision:NAME, one of our ResNets (resnet50w2) or a recipe (config/demo.yaml). Weights that do
-not fit their network are an error with the keys. Nothing is unpickled.
+not fit their network are an error that names the keys. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from evaluation.architectures import (
     Inputs,
-    Made,
+    NamedNetwork,
     build,
     from_config,
     resnet_name,
@@ -48,9 +48,9 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 
 @dataclass(frozen=True)
 class Backbone:
-    """word: as it was given. network: images to features, on the CPU, in eval mode. architecture: its name.
-    weights: SHA-256 of all its tensors. swav: the network with its head and prototypes, None where there are none.
-    data, test: the images that a run of ours was trained on and scored with; temperature: of its loss."""
+    """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
+    SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
+    the images that a run was trained on and scored with. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -67,7 +67,7 @@ class Backbone:
         return int(self.network.feature_dim)  # type: ignore[arg-type]
 
     def described(self) -> dict[str, Any]:
-        """What a result file says of it."""
+        """The backbone's entries in a result file."""
         return {
             "backbone": self.word,
             "architecture": self.architecture,
@@ -77,24 +77,24 @@ class Backbone:
 
 
 def open_backbones(words: list[str], seed: int = 31) -> list[Backbone]:
-    """All of them in order; `random` alone takes the first one's network. Raises ValueError, one line."""
-    found: list[Backbone] = []
+    """All backbones in order; `random` alone takes the first one's network. Raises ValueError (one line)."""
+    backbones: list[Backbone] = []
     for word in words:
         if word == RANDOM:
-            if not found:
-                raise ValueError(f"{RANDOM} by itself needs a backbone before it; give {RANDOM}@NETWORK")
-            found.append(_random_like(found[0], seed))
+            if not backbones:
+                raise ValueError(f"{RANDOM} alone needs a backbone before it; give {RANDOM}@NETWORK")
+            backbones.append(_random_like(backbones[0], seed))
         else:
-            found.append(open_backbone(word, seed))
-    return found
+            backbones.append(open_backbone(word, seed))
+    return backbones
 
 
 def open_backbone(word: str, seed: int = 31) -> Backbone:
-    """The backbone that `word` means; seed: of random weights. Raises ValueError, one line."""
+    """The backbone that `word` names; seed: for random weights. Raises ValueError (one line)."""
     path = Path(word)
     if word.startswith(f"{RANDOM}@"):
         torch.manual_seed(seed)
-        return _made(word, build(word.partition("@")[2]))
+        return _named(word, build(word.partition("@")[2]))
     if path.is_dir() and (path / "model.safetensors").is_file() and not (path / "manifest.json").is_file():
         return replace(_from_file(path / "model.safetensors"), word=word)
     if path.is_dir() or (word.endswith(TEACHER) and Path(word.removesuffix(TEACHER)).is_dir()):
@@ -102,7 +102,7 @@ def open_backbone(word: str, seed: int = 31) -> Backbone:
     if path.is_file():
         return replace(_from_file(path), word=word)
     if word.startswith(("torchvision:", "timm:")):
-        return _made(word, build(word, pretrained=True))
+        return _named(word, build(word, pretrained=True))
     file, at, network = word.partition("@")
     if at and Path(file).is_file():
         return replace(_from_file(Path(file), build(network)), word=word)
@@ -115,11 +115,11 @@ def open_backbone(word: str, seed: int = 31) -> Backbone:
 def feature_function(
     backbone: Backbone, network: nn.Module, stage: str | None = None, pool: int = 0
 ) -> Callable[[Tensor], Tensor]:
-    """Images [batch, 3, s, s] -> features [batch, dim], float32, by `network` (the backbone's, wherever it lies).
+    """Images [batch, 3, s, s] -> features [batch, dim], float32, by `network` (the backbone's, on any device).
 
-    stage: a part of the network (layer3, blocks.8) whose output is taken, None for the last features. pool: side in
-    pixels of the windows, one pixel apart, over which a map is averaged (6: the published 8192 features of a 7 x 7
-    map); 0: over the whole map. Tokens [batch, n, dim] are averaged. Raises ValueError for an unknown stage.
+    stage: a part of the network (layer3, blocks.8) whose output is taken; None: the last features. pool: a map is
+    averaged over windows of this side in pixels, one pixel apart (6 gives the published 8192 features of a 7 x 7 map);
+    0: over the whole map. Tokens [batch, n, dim] are averaged. Raises ValueError for an unknown stage.
     """
     if stage is None and not pool:
         return lambda images: network(images).float().flatten(1)
@@ -131,13 +131,13 @@ def feature_function(
         raise ValueError(f"--stage={stage}: {backbone.architecture} has {names}") from None
 
     def features(images: Tensor) -> Tensor:
-        seen: list[Tensor] = []
-        hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        outputs: list[Tensor] = []
+        hook = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         try:
             network(images)
         finally:
             hook.remove()
-        return pooled(seen[-1].float(), pool)
+        return pooled(outputs[-1].float(), pool)
 
     return features
 
@@ -162,13 +162,13 @@ def weights_digest(network: nn.Module) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- kinds
-def _made(word: str, made: Made) -> Backbone:
-    network = made.network.eval()
-    return Backbone(word, made.name, network, weights_digest(network), made.inputs)
+def _named(word: str, named: NamedNetwork) -> Backbone:
+    network = named.network.eval()
+    return Backbone(word, named.name, network, weights_digest(network), named.inputs)
 
 
 def _random_like(first: Backbone, seed: int) -> Backbone:
-    """The first backbone's network with weights drawn anew, by each part's own initialisation."""
+    """The first backbone's network with new random weights, from each layer's own initialization."""
     network = copy.deepcopy(first.network)
     torch.manual_seed(seed)
     for module in network.modules():
@@ -198,29 +198,29 @@ def _from_run(word: str, path: Path) -> Backbone:
     )
 
 
-def _from_file(path: Path, made: Made | None = None) -> Backbone:
+def _from_file(path: Path, named: NamedNetwork | None = None) -> Backbone:
     published = read_weights(path)
     weights = without_classifier(swave_names(published))
     header = _header(path)
-    if made is None and "backbone" in header:
+    if named is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))
         inputs = from_config(json.loads(header["config"])) if "config" in header else Inputs()
-        made = Made(build_backbone(header["backbone"], **options), header["backbone"], inputs)
-    if made is None:
+        named = NamedNetwork(build_backbone(header["backbone"], **options), header["backbone"], inputs)
+    if named is None:
         options = resnet_options(weights, path)
-        made = Made(build_backbone("resnet", **options), resnet_name(options), Inputs())
-    network = made.network
+        named = NamedNetwork(build_backbone("resnet", **options), resnet_name(options), Inputs())
+    network = named.network
     swav = _with_heads(network, weights, heads_of(published))
     take_weights(network if swav is None else swav, weights, f"weights {path}")
     if swav is not None:
-        swav.eval().prototypes.normalize()  # published files hold them one update after that
+        swav.eval().prototypes.normalize()  # published files hold prototypes one update after normalization
     network.eval()
-    return Backbone(str(path), made.name, network, weights_digest(network), made.inputs, swav=swav)
+    return Backbone(str(path), named.name, network, weights_digest(network), named.inputs, swav=swav)
 
 
 def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -> SwAV | None:
-    """A SwAV network around the backbone, if the file has one projection head of two layers and prototypes, so many
-    heads of them."""
+    """A SwAV network around the backbone, if the weights have a projection head of two layers and prototypes. heads:
+    how many heads of prototypes."""
     if not {*HEAD_KEYS, "prototypes.weight"} <= set(weights):
         return None
     prototypes, embedding_dim = weights["prototypes.weight"].shape
@@ -229,7 +229,7 @@ def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -
 
 
 def _header(path: Path) -> dict[str, str]:
-    """A safetensors file's own description, {} of others."""
+    """The metadata of a safetensors file, {} for other files."""
     if path.suffix != ".safetensors":
         return {}
     try:

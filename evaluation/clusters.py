@@ -1,4 +1,4 @@
-"""Which prototype each image belongs to, and what the clusters are like."""
+"""Assigns images to prototypes, and describes the clusters that they form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 
-TILE, GAP = 96, 4  # pixels of a picture on a sheet, and between them
+TILE, GAP = 96, 4  # pixels: side of a picture on a sheet, and distance to the next
 
 
 def assigned(scores: Float[Tensor, "images prototypes"], temperature: float) -> dict[str, np.ndarray]:
-    """Of each image: its prototype (the nearest), the score (their cosine), its probability under softmax(scores /
-    temperature), and that distribution's entropy in nats."""
+    """For each image: its nearest prototype, the score (their cosine), the prototype's probability under
+    softmax(scores / temperature), and the entropy of that distribution in nats."""
     logits = (scores.double() / temperature).log_softmax(1)
     best = scores.argmax(1, keepdim=True)
     return {
@@ -32,11 +32,13 @@ def assigned(scores: Float[Tensor, "images prototypes"], temperature: float) -> 
 
 
 def summary(prototype: np.ndarray, label: np.ndarray, prototypes: int) -> dict[str, Any]:
-    """Figures of a clustering: prototypes in use, images in the largest; with labels (from 0; -1 without) purity (share
-    of images in their cluster's commonest class) and normalised mutual information (over the mean of both entropies).
+    """Figures of a clustering: prototypes in use, and images of the largest.
+
+    With labels (from 0; -1: no label) also purity, the share of images in the most common class of their cluster, and
+    mutual information, normalized by the mean of both entropies.
     """
     sizes = np.bincount(prototype, minlength=prototypes)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "prototypes": prototypes,
         "in use": int((sizes > 0).sum()),
         "largest": int(sizes.max()),
@@ -45,21 +47,21 @@ def summary(prototype: np.ndarray, label: np.ndarray, prototypes: int) -> dict[s
     if known.any():
         counts = np.zeros((prototypes, int(label.max()) + 1))
         np.add.at(counts, (prototype[known], label[known]), 1)
-        found["purity"] = float(counts.max(1).sum() / counts.sum())
+        figures["purity"] = float(counts.max(1).sum() / counts.sum())
         joint = counts / counts.sum()
         clusters, classes = _entropy(joint.sum(1)), _entropy(joint.sum(0))
         mutual = clusters + classes - _entropy(joint.ravel())
-        found["mutual information"] = float(2 * mutual / (clusters + classes)) if clusters + classes else 1.0
-    return found
+        figures["mutual information"] = float(2 * mutual / (clusters + classes)) if clusters + classes else 1.0
+    return figures
 
 
 def class_entropy(prototype: np.ndarray, label: np.ndarray, prototypes: int) -> Float[np.ndarray, " prototypes"]:
-    """Entropy in nats of each cluster's classes, nan where no image with a class is in it."""
-    found = np.full(prototypes, np.nan)
+    """Entropy in nats of the classes in each cluster; nan for a cluster without labeled images."""
+    entropies = np.full(prototypes, np.nan)
     for cluster in np.unique(prototype[label >= 0]):
         counts = np.bincount(label[(prototype == cluster) & (label >= 0)])
-        found[cluster] = _entropy(counts / counts.sum())
-    return found
+        entropies[cluster] = _entropy(counts / counts.sum())
+    return entropies
 
 
 def _entropy(share: np.ndarray) -> float:
@@ -76,7 +78,7 @@ def top_images(prototype: np.ndarray, score: np.ndarray, cluster: int, count: in
 def contact_sheet(
     table: SampleTable, rows: Sequence[int], title: str, columns: int = 8, notes: Sequence[str] = ()
 ) -> Image.Image:
-    """The images of `rows` in a grid under a title, with a note in the corner of each."""
+    """The images of `rows` in a grid under a title, with a note in a corner of each image."""
     columns = min(columns, max(1, len(rows)))
     lines = -(-len(rows) // columns)
     step = TILE + GAP
@@ -97,7 +99,7 @@ def contact_sheet(
 
 
 def thumbnail(pixels: np.ndarray, side: int = TILE) -> Image.Image:
-    """The central square of an image (H, W, 3) uint8, `side` pixels; small ones are enlarged with their pixels seen."""
+    """The central square of an image (H, W, 3) uint8, scaled to `side` pixels; pixels of small images stay visible."""
     image = Image.fromarray(pixels)
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -106,26 +108,28 @@ def thumbnail(pixels: np.ndarray, side: int = TILE) -> Image.Image:
 
 
 def write_table(columns: dict[str, Any], path: Path) -> None:
-    """Columns of one length as .parquet or .csv, whole or not there."""
+    """Write columns of equal length as .parquet or .csv, atomically."""
     import pyarrow
     from pyarrow import csv, parquet
 
     from common.files import replacing
 
-    made = pyarrow.table(columns)
+    table = pyarrow.table(columns)
     with replacing(path) as file:
         if path.suffix == ".csv":
-            csv.write_csv(made, file)
+            csv.write_csv(table, file)
         else:
-            parquet.write_table(made, file)
+            parquet.write_table(table, file)
 
 
 @torch.no_grad()
 def prototype_scores(swav: Any, features: Float[Tensor, "images features"], chunk: int = 8192) -> Tensor:
-    """Cosines [images, prototypes] of the features' embeddings with the prototypes, float32, in eval mode. Of several
-    heads of prototypes the first: each is a clustering of its own."""
-    head, found = swav.projection_head.float(), []
+    """Cosines [images, prototypes] of the features' embeddings with the prototypes, float32, in eval mode.
+
+    With several heads of prototypes, which are separate clusterings, those of the first head.
+    """
+    head, scores = swav.projection_head.float(), []
     for part in features.split(chunk):
         embeddings = torch.nn.functional.normalize(head(part), dim=1)
-        found.append(swav.prototypes(embeddings).float().chunk(swav.heads, dim=1)[0])
-    return torch.cat(found)
+        scores.append(swav.prototypes(embeddings).float().chunk(swav.heads, dim=1)[0])
+    return torch.cat(scores)

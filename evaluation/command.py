@@ -1,4 +1,4 @@
-"""The course of a sub-command: arguments, backbones, images, work, table and JSON."""
+"""Runs a sub-command: checks arguments, opens backbones and images, evaluates, and prints a table or writes JSON."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from common.cli import EXIT_MISTAKE, exit_on_mistake, print_error
 from evaluation.arguments import check_arguments
 from training.distributed import Cluster, cluster_from_environment
 
-if TYPE_CHECKING:  # torch is imported once the arguments are known to be good
+if TYPE_CHECKING:  # torch is imported after the arguments are checked
     from evaluation.backbones import Backbone
-    from evaluation.session import Place
+    from evaluation.session import Session
     from pipeline.dataset.labelled import Labelled
 
 Figures = dict[str, Any]
-Evaluate = Callable[["Backbone", "Labelled", "Place"], Figures]
+Evaluate = Callable[["Backbone", "Labelled", "Session"], Figures]
 
 
 def compare(
@@ -30,7 +30,7 @@ def compare(
 ) -> int:
     """Evaluate each backbone on the same images; writes --json and prints a table. Returns the exit code.
 
-    check: raises ValueError for arguments that cannot work. prepare: imports what is heavy, and gives the function that
+    check: raises ValueError for wrong arguments. prepare: imports heavy libraries, and returns the function that
     evaluates a backbone. labelled: opens the images; default `evaluation.session.open_labelled`.
     """
     cluster = Cluster()
@@ -39,21 +39,21 @@ def compare(
         check_arguments(options)
         check(options)
         from evaluation.backbones import open_backbones
-        from evaluation.session import open_labelled, place_for, together
+        from evaluation.session import open_labelled, open_session, process_group
         from pipeline.dataset.table import DatasetError
 
-        place = place_for(options, cluster)
+        session = open_session(options, cluster)
         backbones = open_backbones([options.backbone, *options.peers], options.seed)
-        data, path = (labelled or open_labelled)(options, backbones[0], place)
+        data, path = (labelled or open_labelled)(options, backbones[0], session)
         evaluate = prepare(options)
     results = []
     try:
-        with together(place):
+        with process_group(session):
             for backbone in backbones:
                 started = time.perf_counter()
-                figures = evaluate(backbone, data, place)
+                figures = evaluate(backbone, data, session)
                 results.append({**backbone.described(), **figures, "seconds": time.perf_counter() - started})
-    except (DatasetError, AskedTooMuch) as error:
+    except (DatasetError, UnsuitableArgument) as error:
         print_error(error, cluster.main)
         return EXIT_MISTAKE
     if cluster.main:
@@ -61,18 +61,18 @@ def compare(
     return 0
 
 
-class AskedTooMuch(ValueError):
-    """A mistake in the arguments that shows only on the network or its features."""
+class UnsuitableArgument(ValueError):
+    """A mistake in the arguments that shows only with the network or its features."""
 
 
 def counts(data: Labelled) -> dict[str, Any]:
-    """How many images and classes were learnt from and scored."""
+    """Numbers of training images, test images and classes."""
     classes = data.train.classes or sorted(set(data.train.label[data.train_rows].tolist()))
     return {"train_images": len(data.train_rows), "test_images": len(data.test_rows), "classes": len(classes)}
 
 
 def report(command: str, options: argparse.Namespace, data: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """The table on stdout, and the result file where one is asked for."""
+    """Print the table, and write the result file if --json asks for it."""
     from common.files import write_atomically
     from common.versions import versions
 
@@ -88,15 +88,15 @@ def report(command: str, options: argparse.Namespace, data: dict[str, Any], resu
 
 
 def table(whole: dict[str, Any]) -> str:
-    """A result file as text: a row a backbone, a column a figure."""
+    """A result file as a text table: one row per backbone, one column per figure."""
     import io
 
     from rich.console import Console
     from rich.table import Table
 
     data = whole["data"]
-    found = ", ".join(f"{data[name]:,} {name.replace('_', ' ')}" for name in data if isinstance(data[name], int))
-    shown = Table(title=f"{whole['command']} on {data['path']}: {found}", title_justify="left")
+    counted = ", ".join(f"{data[name]:,} {name.replace('_', ' ')}" for name in data if isinstance(data[name], int))
+    shown = Table(title=f"{whole['command']} on {data['path']}: {counted}", title_justify="left")
     shown.add_column("backbone", overflow="fold")
     rows = [flat(result) for result in whole["results"]]
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -110,7 +110,7 @@ def table(whole: dict[str, Any]) -> str:
 
 
 def flat(result: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a result that a table has room for: numbers, and those one level below."""
+    """The figures of a result that fit into a table: numbers, and those one level below."""
     plain: dict[str, Any] = {}
     for name, value in result.items():
         if isinstance(value, dict):
@@ -121,7 +121,7 @@ def flat(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure_text(name: str, value: Any) -> str:
-    """A figure as a table shows it: shares in per cent."""
+    """A figure as text; shares in percent."""
     if isinstance(value, float) and name == "seconds":
         return f"{value:.1f}"
     if isinstance(value, float) and 0 <= value <= 1 and any(word in name for word in SHARES):

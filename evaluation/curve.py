@@ -1,4 +1,4 @@
-"""The learning curve of a run: loss, and k-NN accuracy where it was evaluated, over the epochs.
+"""Draws the learning curve of a run: loss and k-NN accuracy over the epochs.
 
 python -m evaluation.curve runs/fashion_mnist [--out curve.png]
 """
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
 
 def draw_curve(run: Path, out: Path) -> None:
-    """Read `run`'s metrics.jsonl, summary.json and untrained.json (if there) and write the plot to `out`."""
+    """Read `run`'s metrics.jsonl, summary.json and untrained.json (if they exist) and write the plot to `out`."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -54,7 +54,7 @@ def draw_curve(run: Path, out: Path) -> None:
         right.axhline(marks["knn_raw_pixels"], color="gray", ls="--", label=f"raw pixels {marks['knn_raw_pixels']:.2%}")
     last = scores[-1][0]
     for epoch, score in scores:
-        if epoch != last and last - epoch < 0.1 * last:  # the two figures would lie on each other
+        if epoch != last and last - epoch < 0.1 * last:  # the two numbers would overlap
             continue
         right.annotate(f"{score:.1%}", (epoch, score), textcoords="offset points", xytext=(0, 6), ha="center")
     right.set(xlabel="epoch", ylabel="k-NN accuracy", title="weighted k-NN, k = 20")

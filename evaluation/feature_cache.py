@@ -1,10 +1,10 @@
-"""Features kept on disk: computed once for weights, images and crops, by all processes together, in parts.
+"""Caches features on disk: computed once for weights, images and crops, in parts, by all processes together.
 
-    data/features/<backbone>-<key>/about.json     what they are of
-    data/features/<backbone>-<key>/part-00000.npy   rows of the table in their order, float32, as the network gave them
+    data/features/<backbone>-<key>/about.json       the network, images and crops
+    data/features/<backbone>-<key>/part-00000.npy   raw features of some rows of the table, in their order, float32
 
-A part is written to one side, synced and renamed, so what was interrupted goes on with the parts that are missing, on
-any number of processes. Each process reads its own parts and they are exchanged, so the folder need not be shared.
+Parts are written atomically, so an interrupted evaluation resumes with the missing parts on any number of processes.
+Each process reads its own parts and sends them to the others, so the folder need not be shared.
 """
 
 from __future__ import annotations
@@ -24,64 +24,65 @@ from torch import Tensor
 from common.files import replacing, write_atomically
 from common.progress import progress_bar
 from evaluation.features import gather
-from evaluation.session import MAX_BAD, Place
+from evaluation.session import MAX_BAD, Session
 from pipeline.crops import Crops
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
 
 VERSION = 1
-SMALLEST, LARGEST = 256, 4096  # rows of a part: enough parts to share out and to resume from, few enough files
+SMALLEST, LARGEST = 256, 4096  # rows of a part: enough parts to distribute and resume, but not too many files
 
 
-def features(
+def cached_features(
     function: Callable[[Tensor], Tensor],
-    about: dict[str, Any],
+    source: dict[str, Any],
     table: SampleTable,
     rows: np.ndarray,
     crops: Crops,
-    place: Place,
-    what: str = "features",
+    session: Session,
+    title: str = "features",
 ) -> Float[Tensor, "rows features"]:
-    """`function` of the central crops of `rows`, float32, on the CPU, in the rows' order, on every process.
+    """`function` of the central crops of `rows`, float32, on the CPU, in the order of `rows`, on every process.
 
-    function: images on place.device -> features. about: what, beside images, crops and backend, decides what comes
-    out (the weights' digest, the stage). Raises DatasetError where too many images cannot be read.
+    function: images on session.device -> features. source: what determines the features besides images, crops and
+    backend, such as the digest of the weights and the stage. title: of the progress bar. Raises DatasetError if too
+    many images are unreadable.
     """
-    cluster, size = place.cluster, part_size(len(rows))
-    key = cache_key(about, table, rows, crops, place.backend)
-    folder = None if place.cache is None else place.cache / f"{_plain(about['backbone'])}-{key[:16]}"
+    cluster, size = session.cluster, part_size(len(rows))
+    key = cache_key(source, table, rows, crops, session.backend)
+    folder = None if session.cache is None else session.cache / f"{_file_name(source['backbone'])}-{key[:16]}"
     if folder is not None and cluster.main:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_about(folder, about, table, len(rows), crops)
+        _write_about(folder, source, table, len(rows), crops)
     elif folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    mine = list(range(cluster.rank, -(-len(rows) // size), cluster.world_size))
-    found = {part: values for part in mine if (values := _read(folder, part, rows, size)) is not None}
-    missing = [part for part in mine if part not in found]
+    own = list(range(cluster.rank, -(-len(rows) // size), cluster.world_size))
+    computed = {part: values for part in own if (values := _read(folder, part, rows, size)) is not None}
+    missing = [part for part in own if part not in computed]
     left = sum(len(_rows(rows, part, size)) for part in missing)
-    with progress_bar(left, what, "img", cluster.main and left > 0) as bar:
-        for part, values in _computed(function, table, rows, crops, place, missing, size, bar):
-            found[part] = values
+    with progress_bar(left, title, "img", cluster.main and left > 0) as bar:
+        for part, values in _computed(function, table, rows, crops, session, missing, size, bar):
+            computed[part] = values
             if folder is not None:
                 with replacing(folder / f"part-{part:05d}.npy") as file:
                     np.save(file, values)
-    return _exchanged(found, mine, len(rows), size, place)
+    return _exchanged(computed, own, len(rows), size, session)
 
 
 def part_size(rows: int) -> int:
-    """Rows of a part: alike for any number of processes."""
+    """Rows of a part, independent of the number of processes."""
     return min(LARGEST, max(SMALLEST, -(-rows // 64)))
 
 
-def cache_key(about: dict[str, Any], table: SampleTable, rows: np.ndarray, crops: Crops, backend: str) -> str:
-    """SHA-256 of all that decides the features. Of images: sizes, labels, names, times, not bytes."""
-    digest = hashlib.sha256(json.dumps([VERSION, about, backend, repr(crops)], sort_keys=True).encode())
+def cache_key(source: dict[str, Any], table: SampleTable, rows: np.ndarray, crops: Crops, backend: str) -> str:
+    """SHA-256 of everything that determines the features; for images of sizes, labels, names and times, not bytes."""
+    digest = hashlib.sha256(json.dumps([VERSION, source, backend, repr(crops)], sort_keys=True).encode())
     digest.update(table.digest().encode())
     digest.update(f"{table.root} {table.fingerprint}".encode())
     if not table.loose:
         for name in table.containers:
-            found = (table.root / name).stat()
-            digest.update(f"{name} {found.st_size} {found.st_mtime_ns}\n".encode())
+            status = (table.root / name).stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     digest.update(np.ascontiguousarray(rows, np.int64).tobytes())
     return digest.hexdigest()
 
@@ -90,17 +91,17 @@ def _rows(rows: np.ndarray, part: int, size: int) -> np.ndarray:
     return rows[part * size : (part + 1) * size]
 
 
-def _plain(name: str) -> str:
+def _file_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:] or "backbone"
 
 
-def _write_about(folder: Path, about: dict[str, Any], table: SampleTable, rows: int, crops: Crops) -> None:
-    known = {**about, "images": str(table.root), "rows": rows, "crops": repr(crops)}
+def _write_about(folder: Path, source: dict[str, Any], table: SampleTable, rows: int, crops: Crops) -> None:
+    known = {**source, "images": str(table.root), "rows": rows, "crops": repr(crops)}
     write_atomically(folder / "about.json", json.dumps(known, indent=1) + "\n")
 
 
 def _read(folder: Path | None, part: int, rows: np.ndarray, size: int) -> np.ndarray | None:
-    """A part that was written before, None if it is not there or not whole."""
+    """A part that was written before; None if it is missing or incomplete."""
     if folder is None:
         return None
     try:
@@ -116,50 +117,50 @@ def _computed(
     table: SampleTable,
     rows: np.ndarray,
     crops: Crops,
-    place: Place,
+    session: Session,
     parts: list[int],
     size: int,
     bar: Any,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Each part's features as soon as its last image is through; one stream of batches for all parts."""
+    """Number and features of each part, as soon as it is complete; all parts share one stream of batches."""
     if not parts:
         return
-    wanted = np.concatenate([_rows(rows, part, size) for part in parts])
+    part_rows = np.concatenate([_rows(rows, part, size) for part in parts])
     batches = evaluation_batches(
         table,
-        wanted,
+        part_rows,
         crops,
-        backend=place.backend,
-        batch_size=max(1, min(place.batch // place.cluster.world_size, len(wanted))),
-        threads=place.threads,
-        device_id=place.device_id,
+        backend=session.backend,
+        batch_size=max(1, min(session.batch // session.cluster.world_size, len(part_rows))),
+        threads=session.threads,
+        device_id=session.device_id,
         max_bad_fraction=MAX_BAD,
     )
-    left, waiting, count = list(parts), [], 0
+    left, pending, count = list(parts), [], 0
     for batch in batches:
-        with place.precision():
-            waiting.append(function(batch.crops[0].to(place.device, torch.float32, non_blocking=True)).float().cpu())
+        with session.precision():
+            pending.append(function(batch.crops[0].to(session.device, torch.float32, non_blocking=True)).float().cpu())
         count += len(batch.rows)
         bar.update(len(batch.rows))
         while left and count >= (needed := len(_rows(rows, left[0], size))):
-            values = torch.cat(waiting)
+            values = torch.cat(pending)
             yield left.pop(0), values[:needed].numpy()
-            waiting, count = [values[needed:]], count - needed
+            pending, count = [values[needed:]], count - needed
 
 
-def _exchanged(found: dict[int, np.ndarray], mine: list[int], rows: int, size: int, place: Place) -> Tensor:
-    """All processes' parts in the rows' order."""
-    own = [torch.from_numpy(found[part]) for part in mine]
-    if place.cluster.world_size == 1:
+def _exchanged(computed: dict[int, np.ndarray], parts: list[int], rows: int, size: int, session: Session) -> Tensor:
+    """The parts of all processes, in the order of the rows."""
+    own = [torch.from_numpy(computed[part]) for part in parts]
+    if session.cluster.world_size == 1:
         return torch.cat(own)
-    width = torch.tensor([own[0].shape[1] if own else 0], device=place.device)
+    width = torch.tensor([own[0].shape[1] if own else 0], device=session.device)
     torch.distributed.all_reduce(width, torch.distributed.ReduceOp.MAX)
     values = torch.cat(own) if own else torch.zeros(0, int(width))
-    gathered = gather(values.to(place.device)).cpu()
-    parts = -(-rows // size)
+    gathered = gather(values.to(session.device)).cpu()
+    count = -(-rows // size)
     order = np.concatenate(
         [np.arange(part * size, min((part + 1) * size, rows))
-         for rank in range(place.cluster.world_size) for part in range(rank, parts, place.cluster.world_size)]
+         for rank in range(session.cluster.world_size) for part in range(rank, count, session.cluster.world_size)]
     )  # fmt: skip
     ordered = torch.empty_like(gathered)
     ordered[torch.from_numpy(order)] = gathered

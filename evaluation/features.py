@@ -19,15 +19,15 @@ from pipeline.dataset.table import SampleTable
 def extract(
     function: Callable[[Tensor], Tensor], batches: Iterable[Batch], device: torch.device
 ) -> Float[Tensor, "rows features"]:
-    """`function` of every batch's crops, float32, L2-normalised, on `device`, in the batches' order."""
+    """`function` of every batch's crops, float32, L2-normalized, on `device`, in the batches' order."""
     features = [function(batch.crops[0].to(device, non_blocking=True)).float() for batch in batches]
     return nn.functional.normalize(torch.cat(features))
 
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode with the ranks' mean batch-norm statistics; each module's mode and each rank's own statistics come back
-    afterwards."""
+    """Within the block the network is in eval mode with batch-norm statistics averaged over the ranks; afterwards every
+    module's mode and each rank's own statistics are restored."""
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     own = [buffer.clone() for buffer in buffers]
     modes = [(module, module.training) for module in network.modules()]
@@ -48,7 +48,7 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def gather(rows: Tensor) -> Tensor:
-    """All ranks' rows, one rank's after another's; ranks may have different numbers of them."""
+    """The rows of all ranks, in the order of ranks; ranks may have different numbers of rows."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
     count = torch.tensor([len(rows)], device=rows.device)

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone for images to learn from and to score."""
+"""Features of a frozen backbone for training and test images, cached on disk."""
 
 from __future__ import annotations
 
@@ -12,55 +12,61 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evaluation.backbones import Backbone, feature_function
-from evaluation.command import AskedTooMuch
-from evaluation.feature_cache import features
-from evaluation.session import Place, central_crops
+from evaluation.command import UnsuitableArgument
+from evaluation.feature_cache import cached_features
+from evaluation.session import Session, central_crops
 from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 
 
 def split_features(
-    backbone: Backbone, data: Labelled, place: Place, options: argparse.Namespace, only_test: bool = False
+    backbone: Backbone, data: Labelled, session: Session, options: argparse.Namespace, only_test: bool = False
 ) -> tuple[Float[Tensor, "train features"], Float[Tensor, "test features"]]:
-    """Features of data.train_rows and data.test_rows, raw, float32, on the CPU, on every process; kept on disk.
-    only_test: leave the first out (0 rows).
+    """Raw features of data.train_rows and data.test_rows, float32, on the CPU, the same on every process.
 
-    Raises AskedTooMuch for a --stage or --pool that the network has not.
+    only_test: skip the training images (0 rows). Raises UnsuitableArgument for a --stage or --pool that the network
+    does not have.
     """
-    function, known, crops = _asked(backbone, place, options)
+    function, source, crops = _feature_function(backbone, session, options)
     empty = torch.zeros(0, 0)
-    what = f"{backbone.word}: train"
-    train = empty if only_test else features(function, known, data.train, data.train_rows, crops, place, what)
-    test = features(function, known, data.test, data.test_rows, crops, place, f"{backbone.word}: test")
+    title = f"{backbone.word}: train"
+    train = (
+        empty if only_test else cached_features(function, source, data.train, data.train_rows, crops, session, title)
+    )
+    test = cached_features(function, source, data.test, data.test_rows, crops, session, f"{backbone.word}: test")
     return train, test
 
 
 def table_features(
-    backbone: Backbone, table: SampleTable, rows: np.ndarray, place: Place, options: argparse.Namespace
+    backbone: Backbone, table: SampleTable, rows: np.ndarray, session: Session, options: argparse.Namespace
 ) -> Float[Tensor, "rows features"]:
-    """The same of some rows of one table."""
-    function, known, crops = _asked(backbone, place, options)
-    return features(function, known, table, rows, crops, place, backbone.word)
+    """Raw features of some rows of a table, as `split_features` gives them."""
+    function, source, crops = _feature_function(backbone, session, options)
+    return cached_features(function, source, table, rows, crops, session, backbone.word)
 
 
-def _asked(
-    backbone: Backbone, place: Place, options: argparse.Namespace
+def _feature_function(
+    backbone: Backbone, session: Session, options: argparse.Namespace
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any], Crops]:
-    """The function from images to features, what decides it, and the central crops. Raises AskedTooMuch."""
-    network, crops = backbone.network.to(place.device), central_crops(backbone, options)
+    """The function from images to features, its `feature_source`, and the central crops. Raises UnsuitableArgument."""
+    network, crops = backbone.network.to(session.device), central_crops(backbone, options)
     try:
         function = feature_function(backbone, network, options.stage, options.pool)
         with torch.no_grad():
             size = crops.views[0].size
-            function(torch.zeros(1, 3, size, size, device=place.device))
-    except (ValueError, RuntimeError, AssertionError) as error:  # a size that a vision transformer does not take, too
-        raise AskedTooMuch(" ".join(str(error).split())[:300]) from None
-    return function, about(backbone, options), crops
+            function(torch.zeros(1, 3, size, size, device=session.device))
+    except (
+        ValueError,
+        RuntimeError,
+        AssertionError,
+    ) as error:  # also for a size that a vision transformer does not accept
+        raise UnsuitableArgument(" ".join(str(error).split())[:300]) from None
+    return function, feature_source(backbone, options), crops
 
 
-def about(backbone: Backbone, options: argparse.Namespace) -> dict[str, Any]:
-    """What, beside images and crops, decides the features."""
+def feature_source(backbone: Backbone, options: argparse.Namespace) -> dict[str, Any]:
+    """What determines the features besides images and crops; a part of the cache key."""
     return {
         "backbone": backbone.word,
         "architecture": backbone.architecture,

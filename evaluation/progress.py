@@ -1,4 +1,4 @@
-"""Training for an evaluation: what a kill would cost is kept after every epoch, and gradients are averaged."""
+"""Training in evaluations: averages gradients over processes, and saves progress after every epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.files import replacing_path
 
 @torch.no_grad()
 def average_(tensors: list[Tensor]) -> None:
-    """In place, the mean over all processes: one message."""
+    """Replace tensors by their mean over all processes, in one message."""
     if not tensors or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -38,7 +38,7 @@ def save_progress(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_progress(path: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[float]]:
-    """The curves of the epochs that are done, weights and momenta put back; none where nothing was saved."""
+    """Restore weights and momenta; returns the curves of the finished epochs, [] if nothing was saved."""
     if path is None or not path.is_file():
         return []
     tensors: dict[str, Any] = load_file(path)

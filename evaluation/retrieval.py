@@ -1,4 +1,4 @@
-"""Nearest images by cosine similarity, and how many of them are of the query's class."""
+"""Finds nearest images by cosine similarity, and counts how many share the query's class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 def nearest(
     gallery: Float[Tensor, "gallery features"], queries: Float[Tensor, "queries features"], count: int
 ) -> tuple[Float[Tensor, "queries count"], Int[Tensor, "queries count"]]:
-    """Cosines and indices of each query's nearest rows of the gallery, nearest first. Rows have unit length."""
+    """Cosines and indices of each query's `count` nearest rows of the gallery, nearest first. Rows have unit length."""
     similarity, index = (queries @ gallery.T).topk(min(count, len(gallery)))
     return similarity, index
 
@@ -23,21 +23,21 @@ def retrieval_sums(
     counts: list[int],
     chunk: int = 256,
 ) -> Float[Tensor, " figures"]:
-    """Sums over the queries, to be divided by their number: for each count whether one of so many nearest is of the
-    query's class (recall), then the share of them that is (precision), and last the average precision at R (Musgrave
-    et al., ECCV 2020: R is the number of gallery images of the class; 0 where there is none)."""
+    """Sums over the queries, to be divided by their number. For each k in `counts`: whether one of the k nearest images
+    has the query's class (recall). Then for each k: the share of the k nearest that has it (precision). Last: average
+    precision at R (Musgrave et al., ECCV 2020), where R is the number of gallery images of the class; 0 if R is 0."""
     classes = int(max(gallery_labels.max(), query_labels.max())) + 1 if len(query_labels) else 1
     sizes = torch.bincount(gallery_labels, minlength=classes)
     sums = torch.zeros(2 * len(counts) + 1, dtype=torch.float64, device=gallery.device)
-    for part, wanted in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
+    for part, expected in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         if not len(part):
             continue
-        relevant = sizes[wanted]
+        relevant = sizes[expected]
         _, index = nearest(gallery, part, max([*counts, int(relevant.max())]))
-        right = (gallery_labels[index] == wanted[:, None]).double()
-        for place, count in enumerate(counts):
-            sums[place] += right[:, :count].amax(1).sum()
-            sums[len(counts) + place] += right[:, :count].mean(1).sum()
+        right = (gallery_labels[index] == expected[:, None]).double()
+        for position, count in enumerate(counts):
+            sums[position] += right[:, :count].amax(1).sum()
+            sums[len(counts) + position] += right[:, :count].mean(1).sum()
         rank = torch.arange(1, right.shape[1] + 1, device=right.device)
         within = right * (rank[None] <= relevant[:, None])
         precision = within.cumsum(1) / rank

@@ -1,4 +1,4 @@
-"""Where an evaluation runs and how it sees its images: processes, device, pipeline, cache."""
+"""The session of an evaluation: its processes, device, input pipeline and cache, and the images that it opens."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ MAX_BAD = 0.01  # of the images, as data.max_bad_fraction
 
 
 @dataclass(frozen=True)
-class Place:
-    """cluster: the processes. backend, threads, batch: of the pipeline, batch over all processes. cache: where
-    features and half-done work are kept, None: nowhere."""
+class Session:
+    """cluster: the processes. device: of this one. backend, threads, batch: of the input pipeline; batch counts images
+    over all processes. bf16: precision of the backbone's forward passes. cache: folder for features and unfinished
+    training; None keeps nothing. seed: for crops, random weights and subsets."""
 
     cluster: Cluster
     device: torch.device
@@ -42,97 +43,98 @@ class Place:
 
     @property
     def device_id(self) -> int | None:
-        """The GPU that makes crops, None where the CPU does."""
+        """The GPU that makes crops; None if the CPU does."""
         return self.device.index if self.device.type == "cuda" and self.backend in ("dali", "ffcv") else None
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """The backbone's forward passes run in here."""
+        """The context in which the backbone's forward passes run."""
         with torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             yield
 
 
-def place_for(options: argparse.Namespace, cluster: Cluster) -> Place:
-    """From the arguments. Raises ValueError where processes and batch do not fit."""
+def open_session(options: argparse.Namespace, cluster: Cluster) -> Session:
+    """The session that the arguments ask for. Raises ValueError if the batch does not split over the processes."""
     if options.batch % cluster.world_size:
         raise ValueError(f"--batch={options.batch} does not split evenly over {cluster.world_size} processes")
     cores = len(os.sched_getaffinity(0))
     threads = options.threads or min(16, max(1, cores // cluster.local_world_size))
     cache = None if options.cache == "none" else Path(options.cache)
     bf16 = options.precision == "bf16"
-    return Place(cluster, cluster.device(), options.backend, threads, options.batch, bf16, cache, options.seed)
+    return Session(cluster, cluster.device(), options.backend, threads, options.batch, bf16, cache, options.seed)
 
 
 @contextmanager
-def together(place: Place) -> Iterator[None]:
-    """The process group where there are several processes; a single one needs none."""
-    with connected(place.cluster) if place.cluster.world_size > 1 else nullcontext():
+def process_group(session: Session) -> Iterator[None]:
+    """The process group, if there are several processes."""
+    with connected(session.cluster) if session.cluster.world_size > 1 else nullcontext():
         yield
 
 
-def tell(place: Place, note: str | None) -> None:
-    """A line on stdout, once for all processes; None says nothing."""
-    if note is not None and place.cluster.main:
+def print_note(session: Session, note: str | None) -> None:
+    """Print a line once for all processes; None prints nothing."""
+    if note is not None and session.cluster.main:
         print(note, flush=True)
 
 
 def central_crops(backbone: Backbone, options: argparse.Namespace) -> Crops:
-    """The crop that a backbone is evaluated on: what it wants to see, or what was asked for."""
-    wanted = backbone.inputs
-    size, share = options.size or wanted.size, options.share or wanted.share
-    base = Crops((View(size, (share, share)),), mean=wanted.mean, std=wanted.std)
+    """The central crop on which a backbone is evaluated: --size and --share, or the backbone's own inputs."""
+    inputs = backbone.inputs
+    size, share = options.size or inputs.size, options.share or inputs.share
+    base = Crops((View(size, (share, share)),), mean=inputs.mean, std=inputs.std)
     return base.for_evaluation(size, share)
 
 
-def batch_of(place: Place, rows: int) -> int:
-    """Images a step of training on `rows` images: --batch, or of fewer images all of them."""
-    return min(place.batch, rows // place.cluster.world_size * place.cluster.world_size)
+def batch_of(session: Session, rows: int) -> int:
+    """Images per step of training on `rows` images: --batch, or all of them if they are fewer."""
+    return min(session.batch, rows // session.cluster.world_size * session.cluster.world_size)
 
 
-def training_loader(place: Place, table: SampleTable, crops: Crops, epoch: int) -> Loader:
-    """This process's share of all of `table`, from an epoch on; of a table smaller than a batch all of it is one."""
-    cluster = place.cluster
+def training_loader(session: Session, table: SampleTable, crops: Crops, epoch: int) -> Loader:
+    """A loader of this process's share of `table` that starts at `epoch`; a table smaller than a batch is one batch."""
+    cluster = session.cluster
     loader = Loader(
-        table, crops, backend=place.backend, seed=place.seed, rank=cluster.rank, world_size=cluster.world_size,
-        global_batch=batch_of(place, len(table)), threads=place.threads,
-        device_id=place.device_id, dtype=torch.float32, max_bad_fraction=MAX_BAD,
+        table, crops, backend=session.backend, seed=session.seed, rank=cluster.rank, world_size=cluster.world_size,
+        global_batch=batch_of(session, len(table)), threads=session.threads,
+        device_id=session.device_id, dtype=torch.float32, max_bad_fraction=MAX_BAD,
     )  # fmt: skip
     loader.position.epoch = epoch
     return loader
 
 
 def training_crops(central: Crops, scale: tuple[float, float] = (0.08, 1.0)) -> Crops:
-    """RandomResizedCrop and flip of the same size and normalisation: what classifiers are trained on."""
+    """Training crops for classifiers: RandomResizedCrop and flip, with the size and normalization of `central`."""
     size = central.views[0].size
     return replace(central, views=(View(size, scale),), flip=0.5, jitter=Jitter(probability=0.0), blur=Blur(0.0))
 
 
 def open_tables(
-    options: argparse.Namespace, backbone: Backbone, place: Place
+    options: argparse.Namespace, backbone: Backbone, session: Session
 ) -> tuple[SampleTable, SampleTable | None, str]:
-    """Tables of the images to learn from and to score, the latter None where there are none; and DATA. Raises
-    DatasetError."""
+    """Tables of the training and the test images (None without a test set), and DATA. Raises DatasetError."""
     path = options.data or backbone.data
     if path is None:
-        raise DatasetError(f"DATA is not given, and {backbone.word} is no run that would tell; give a folder of images")
+        raise DatasetError(
+            f"DATA is missing, and {backbone.word} is not a run with data of its own; give a folder of images"
+        )
     test = options.test or (None if options.data else backbone.test)  # the run's own test goes with its own images
     data: Any = OmegaConf.create({"path": str(path), "test": test, "cache": options.tables, "workers": 0})
     try:
-        return *open_splits(data, progress=place.cluster.main), str(path)
+        return *open_splits(data, progress=session.cluster.main), str(path)
     except DatasetError as error:
-        told = str(error).replace("data.path=", "DATA=").replace("data.test=", "--test=")
-        raise DatasetError(told) from None
+        message = str(error).replace("data.path=", "DATA=").replace("data.test=", "--test=")
+        raise DatasetError(message) from None
 
 
-def open_labelled(options: argparse.Namespace, backbone: Backbone, place: Place) -> tuple[Labelled, str]:
-    """Labelled images to learn from and to score, cut down to the lists; and DATA. Raises DatasetError."""
-    train, test, path = open_tables(options, backbone, place)
+def open_labelled(options: argparse.Namespace, backbone: Backbone, session: Session) -> tuple[Labelled, str]:
+    """Labeled training and test images, reduced to the lists of names; and DATA. Raises DatasetError."""
+    train, test, path = open_tables(options, backbone, session)
     data = labelled_data(train, test)
     if data is None:
         raise DatasetError(f"DATA={path}: no classes; put the images into a sub-folder for each class")
     if options.train_list is not None:
         rows = listed_rows(train, options.train_list, "--train-list")
-        # without a test set of its own, what is learnt from must not be scored
+        # without a separate test set, training images must not be scored
         test_rows = data.test_rows if test is not None or options.test_list else _without(data, rows)
         data = replace(data, train_rows=rows[train.label[rows] >= 0], test_rows=test_rows)
     if options.test_list is not None:
@@ -142,9 +144,7 @@ def open_labelled(options: argparse.Namespace, backbone: Backbone, place: Place)
         if test is None:
             data = replace(data, train_rows=data.train_rows[~np.isin(data.train_rows, rows)])
     if not len(data.train_rows) or not len(data.test_rows):
-        raise DatasetError(
-            f"DATA={path}: no labelled image is left to {'learn from' if len(data.test_rows) else 'score'}"
-        )
+        raise DatasetError(f"DATA={path}: no labeled image is left to {'train on' if len(data.test_rows) else 'score'}")
     return data, path
 
 

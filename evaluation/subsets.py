@@ -1,4 +1,4 @@
-"""Parts of a dataset: by a file list, or a share of every class."""
+"""Selects parts of a dataset: by a file list, or a share of every class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.draw import philox
 
 
 def take(table: SampleTable, rows: np.ndarray) -> SampleTable:
-    """A table of these rows alone, in this order."""
+    """A table with only these rows, in this order."""
     where = {int(row): index for index, row in enumerate(rows)}
     return replace(
         table,
@@ -26,9 +26,12 @@ def take(table: SampleTable, rows: np.ndarray) -> SampleTable:
 
 
 def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
-    """The usable rows that a file names, one a line, in the file's order: paths below the root or bare file names, with
-    or without extension; names in shards are their members'. What follows a blank (a class, say) is left out. Raises
-    DatasetError for a name that is not there, or that means several images."""
+    """The usable rows that a file names, one per line, in the file's order.
+
+    A name is a path below the root or a bare file name, with or without extension; in shards it is the member's name.
+    Text after a blank, such as a class, is ignored. setting: the option's name, for messages. Raises DatasetError if a
+    name is unknown or fits several images.
+    """
     names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
     if not names:
         raise DatasetError(f"{setting}={file}: no names in it; give a name of an image on each line")
@@ -38,9 +41,9 @@ def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
     for name in names:
         row = known.get(name.removeprefix("./"))
         if row is None:
-            raise DatasetError(f"{setting}={file}: {name} is not among the {len(table)} images")
+            raise DatasetError(f"{setting}={file}: {name} is not one of the {len(table)} images")
         if row < 0:
-            raise DatasetError(f"{setting}={file}: {name} means several images; give its folder too")
+            raise DatasetError(f"{setting}={file}: {name} fits several images; give its folder too")
         if row in usable:
             rows.append(row)
     if len(set(rows)) < len(rows):
@@ -49,7 +52,7 @@ def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
 
 
 def _known(names: Sequence[str]) -> dict[str, int]:
-    """Every way to call a row; -1 where that means several."""
+    """Every name of a row -> the row, -1 if the name fits several."""
     known: dict[str, int] = {}
     for row, name in enumerate(names):
         member = name.rpartition(":")[2]
@@ -61,9 +64,9 @@ def _known(names: Sequence[str]) -> dict[str, int]:
 
 
 def share_of_each_class(label: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Indices of about `share` of the rows of every class, one at least, ascending: the same for a seed everywhere.
+    """Indices of about `share` of the rows of each class, at least one, ascending; a seed gives the same everywhere.
 
-    label: (N,) class numbers. A smaller share's rows are among a larger one's.
+    label: (N,) class numbers. The rows of a smaller share are a subset of a larger share's.
     """
     chance = philox((np.arange(len(label), dtype=np.uint64), 0, 0, 7), key=(seed, 0))[:, 0]
     kept = []

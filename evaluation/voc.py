@@ -1,4 +1,4 @@
-"""Pascal VOC's images and labels: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/*.jpg."""
+"""Reads Pascal VOC's images and labels: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/*.jpg."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_voc(path: Path) -> bool:
 
 
 def open_voc(path: Path, cache: str, progress: bool = True) -> tuple[Labelled, np.ndarray, np.ndarray]:
-    """The images, and the targets (images, classes) of both splits: 1 where an object of the class is there, 0 where
+    """The images, and the targets (images, classes) of both splits: 1 if an object of the class is in the image, 0 if
     only difficult ones are (they do not count), -1 otherwise. Raises DatasetError."""
     table = open_dataset(path / "JPEGImages", cache, progress=progress, setting="DATA")
     lists = path / "ImageSets" / "Main"
@@ -31,17 +31,19 @@ def open_voc(path: Path, cache: str, progress: bool = True) -> tuple[Labelled, n
             raise DatasetError(f"DATA={path}: no ImageSets/Main/{split}.txt; give a folder like VOCdevkit/VOC2007")
     train, test = (listed_rows(table, lists / f"{split}.txt", "DATA") for split in (LEARN, SCORE))
     objects = {int(row): read_objects(_annotation(path, table, int(row))) for row in np.concatenate([train, test])}
-    classes = tuple(sorted({name for found in objects.values() for name, _ in found}))
+    classes = tuple(sorted({name for listed in objects.values() for name, _ in listed}))
     if not classes:
-        raise DatasetError(f"DATA={path}: its annotations name no object")
+        raise DatasetError(f"DATA={path}: no annotation names an object")
     table = replace(table, classes=classes)
     data = Labelled(table, train, table, test)
-    known, truth = (np.stack([targets(objects[int(row)], classes) for row in rows]) for rows in (train, test))
-    return data, known, truth
+    train_targets, test_targets = (
+        np.stack([targets(objects[int(row)], classes) for row in rows]) for rows in (train, test)
+    )
+    return data, train_targets, test_targets
 
 
 def read_objects(file: Path) -> list[tuple[str, bool]]:
-    """(class, difficult) of every object of an annotation. Raises DatasetError."""
+    """(class, difficult) of each object in an annotation file. Raises DatasetError."""
     try:
         root = ElementTree.parse(file).getroot()
     except (OSError, ElementTree.ParseError) as error:
@@ -54,11 +56,11 @@ def read_objects(file: Path) -> list[tuple[str, bool]]:
 
 def targets(objects: list[tuple[str, bool]], classes: tuple[str, ...]) -> np.ndarray:
     """1, 0 or -1 for each class; see `open_voc`."""
-    found = np.full(len(classes), -1, np.int64)
+    values = np.full(len(classes), -1, np.int64)
     for name, difficult in objects:
         index = classes.index(name)
-        found[index] = max(found[index], 0 if difficult else 1)
-    return found
+        values[index] = max(values[index], 0 if difficult else 1)
+    return values
 
 
 def _annotation(path: Path, table: SampleTable, row: int) -> Path:

@@ -1,17 +1,17 @@
-"""Trained weights in the formats that others load.
+"""Writes trained weights in the formats that other libraries load.
 
     make export CKPT=runs/demo OUT=resnet50.pth FORMAT=torchvision
     python -m export CKPT OUT --format FORMAT [--force]
 
     torchvision  state dict for torchvision.models: ResNet-18/34/50, vision transformers; without classifier
     timm         state dict for timm.create_model(name, num_classes=0): ResNet-18/34/50, any backbone of timm
-    swav         backbone, projection head and prototypes in the published checkpoints' layout; model.weights reads it
+    swav         backbone, projection head and prototypes in the published checkpoints' layout, for model.weights
     safetensors  a folder with the backbone's weights and a model card
     onnx         the backbone as a graph, for any batch and, if convolutional, any size
-    detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR take torchvision: docs/detection.md
+    detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR use torchvision: docs/detection.md
 
-CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-..., with @teacher behind it for its
-teacher. OUT is whole or not there.
+CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-...; CKPT@teacher is its teacher. OUT is
+written atomically.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from common.cli import Parser, exit_on_mistake
 from common.progress import progress_bar
 
 FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
-FOLDER_FILES = {"model.safetensors", "README.md"}  # of format safetensors
+FOLDER_FILES = {"model.safetensors", "README.md"}  # what format safetensors writes
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("python -m export", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("checkpoint", metavar="CKPT", help="a run's directory, or a folder checkpoints/step-...")
-    parser.add_argument("out", metavar="OUT", help="file to write; with safetensors a folder")
+    parser.add_argument("out", metavar="OUT", help="file to write; a folder for safetensors")
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--force", action="store_true", help="replace OUT")
     given = parser.parse_args(arguments)
     with exit_on_mistake():
         for name, value in (("CKPT", given.checkpoint), ("OUT", given.out)):
             if not value:
-                raise ValueError(f"{name} is not set; e.g. make export CKPT=runs/demo OUT=x.pth FORMAT=torchvision")
+                raise ValueError(f"{name} is missing; e.g. make export CKPT=runs/demo OUT=x.pth FORMAT=torchvision")
         try:
             code = export(Path(given.checkpoint), Path(given.out), given.format, given.force)
         except OSError as error:
             raise ValueError(f"{error.filename or given.out}: {error.strerror or error}") from None
-    print(f"{given.out} is written; to load it:\n")
+    print(f"wrote {given.out}; to load it:\n")
     print("\n".join(f"    {line}" for line in code))
     return 0
 
@@ -51,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
 def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]:
     """Write the network of `path` (a run's directory or a checkpoint) to `out`; returns the Python that loads it.
 
-    format: one of FORMATS. force: replace `out`, if it is something that this function may have written.
+    format: one of FORMATS. force: replace `out` if it looks like an earlier export in this format.
 
-    Raises ValueError, one line, for any mistake; then `out` is as it was.
+    Raises ValueError (one line) for any mistake, and then leaves `out` unchanged.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; give {', '.join(FORMATS)}")
@@ -78,7 +78,7 @@ def _check_out(out: Path, format: str, force: bool) -> None:
     if format == "safetensors" and out.suffix == ".safetensors":
         raise ValueError(f"OUT={out}: format safetensors makes a folder (weights, model card); leave the suffix out")
     if format == "detectron2" and out.suffix != ".pkl":
-        raise ValueError(f"OUT={out}: detectron2 knows this format by the suffix .pkl; give {out.stem}.pkl")
+        raise ValueError(f"OUT={out}: detectron2 recognizes this format by the suffix .pkl; give {out.stem}.pkl")
     if not out.exists():
         return
     if not force:
@@ -86,11 +86,12 @@ def _check_out(out: Path, format: str, force: bool) -> None:
     if out.is_dir() != (format == "safetensors") or (
         out.is_dir() and not {path.name for path in out.iterdir()} <= FOLDER_FILES
     ):
-        raise ValueError(f"OUT={out} exists and is no export of this format; give another name")
+        raise ValueError(f"OUT={out} exists and is not an export in this format; give another name")
 
 
 def _put(made: Path, out: Path) -> None:
-    """Sync, then rename. A folder cannot be renamed onto another: the old one steps into `made`'s, to be deleted."""
+    """Sync, then rename. A folder cannot replace another by a rename: the old one moves next to `made` and is deleted
+    with it."""
     from common.files import sync
 
     for path in [*made.iterdir(), made] if made.is_dir() else [made]:

@@ -1,6 +1,6 @@
-"""A backbone's counterpart in torchvision or timm: the same network in their code, with their key names.
+"""Builds a backbone's counterpart in torchvision or timm: the same network in their code, with their key names.
 
-Classifiers are left out: a run has none, and a random one that answers would mislead.
+Classifiers are left out: a run trains none, and a random classifier would mislead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.resnet import RESNETS, ResNet
 from training.checkpoint.weights import Trained
 
-# patch size, width, blocks, heads, MLP's width -> the builder in torchvision.models
+# patch size, width, blocks, heads, MLP width -> builder in torchvision.models
 VISION_TRANSFORMERS = {
     (16, 768, 12, 12, 3072): "vit_b_16",
     (32, 768, 12, 12, 3072): "vit_b_32",
@@ -24,7 +24,7 @@ VISION_TRANSFORMERS = {
     (14, 1280, 32, 16, 5120): "vit_h_14",
 }
 
-# Names of timm's VisionTransformer -> torchvision's. Both fuse query, key and value in this order.
+# Key names of timm's VisionTransformer -> torchvision's. Both concatenate query, key and value in this order.
 VIT_NAMES = (
     (r"cls_token$", "class_token"),
     (r"pos_embed$", "encoder.pos_embedding"),
@@ -37,19 +37,19 @@ VIT_NAMES = (
     (r"blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layers.encoder_layer_\1.mlp.3."),
 )
 
-TOLERANCE = 1e-4  # of the largest feature: other kernels round otherwise, another activation is 1e-2 off
+TOLERANCE = 1e-4  # relative to the largest feature; kernels round differently, another activation differs by 1e-2
 
 
 @dataclass(frozen=True)
 class Counterpart:
-    """network: without classifier, with the weights, in eval mode. code: the lines of Python that build it."""
+    """network: without classifier, with the trained weights, in eval mode. code: the lines of Python that build it."""
 
     network: nn.Module
     code: list[str]
 
 
 def torchvision_counterpart(trained: Trained) -> Counterpart:
-    """In torchvision.models. Raises ValueError, one line, if there is none."""
+    """The counterpart in torchvision.models. Raises ValueError (one line) if there is none."""
     import torchvision
 
     backbone = trained.network.backbone
@@ -62,7 +62,7 @@ def torchvision_counterpart(trained: Trained) -> Counterpart:
         name, settings, size = _vision_transformer(backbone)
         head, weights = "heads", {_vit_name(key): value for key, value in backbone.state_dict().items()}
     if name is None:
-        raise _none(trained, "torchvision")
+        raise _no_counterpart(trained, "torchvision")
     network = getattr(torchvision.models, name)(**settings)
     setattr(network, head, nn.Identity())
     arguments = ", ".join(f"{key}={value}" for key, value in settings.items())
@@ -71,11 +71,11 @@ def torchvision_counterpart(trained: Trained) -> Counterpart:
         f"network = torchvision.models.{name}({arguments}).eval()",
         f"network.{head} = torch.nn.Identity()",
     ]
-    return _filled(trained, network, weights, code, size, "torchvision")
+    return _with_weights(trained, network, weights, code, size, "torchvision")
 
 
 def timm_counterpart(trained: Trained) -> Counterpart:
-    """In timm; a backbone of timm is its own. Raises ValueError, one line, if there is none."""
+    """The counterpart in timm; a backbone of timm is its own. Raises ValueError (one line) if there is none."""
     backbone = trained.network.backbone
     name: str | None = trained.backbone_name
     options: dict[str, Any] = {"num_classes": 0, **trained.options}
@@ -86,26 +86,27 @@ def timm_counterpart(trained: Trained) -> Counterpart:
     if not isinstance(backbone, ResNet):
         return Counterpart(backbone, code)
     if name is None:
-        raise _none(trained, "timm")
+        raise _no_counterpart(trained, "timm")
     import timm
 
-    return _filled(trained, timm.create_model(name, **options), backbone.state_dict(), code, 64, "timm")
+    return _with_weights(trained, timm.create_model(name, **options), backbone.state_dict(), code, 64, "timm")
 
 
 def standard_resnet(trained: Trained) -> str | None:
-    """The name that torchvision and timm both have for one of our ResNets; None for other widths and stems."""
+    """The name of this ResNet in both torchvision and timm; None for other widths and stems."""
     plain: dict[str, Any] = {"block": "bottleneck", "width_multiplier": 1, "base_width": 64, "stem": "imagenet"}
-    made = plain | {"layers": (3, 4, 6, 3)} | RESNETS.get(trained.backbone_name, {}) | trained.options
-    made["layers"] = tuple(made["layers"])
-    made.pop("stem_stride", None)  # of the small stem only
+    settings = plain | {"layers": (3, 4, 6, 3)} | RESNETS.get(trained.backbone_name, {}) | trained.options
+    settings["layers"] = tuple(settings["layers"])
+    settings.pop("stem_stride", None)  # only the small stem has it
     for name in ("resnet18", "resnet34", "resnet50"):
-        if made == plain | RESNETS[name]:
+        if settings == plain | RESNETS[name]:
             return name
     return None
 
 
 def _vision_transformer(backbone: nn.Module) -> tuple[str | None, dict[str, Any], int]:
-    """Builder in torchvision.models, its arguments and the image size, for a plain VisionTransformer of timm."""
+    """Builder in torchvision.models, its arguments and the image size, for a plain VisionTransformer of timm;
+    (None, {}, 0) for another network."""
     from timm.models import VisionTransformer
 
     weights = backbone.state_dict()
@@ -130,32 +131,35 @@ def _vit_name(key: str) -> str:
 
 
 @torch.no_grad()
-def _filled(
+def _with_weights(
     trained: Trained, network: nn.Module, weights: dict[str, Tensor], code: list[str], size: int, library: str
 ) -> Counterpart:
-    """The counterpart with our weights, once it is known to give our features.
+    """The counterpart with the trained weights. Raises ValueError unless it gives the same features.
 
-    Equal names and shapes are not enough: another activation, epsilon or pooling would have them too.
+    Equal names and shapes are not enough: a network with another activation, epsilon or pooling has them too. size:
+    pixels of the test images. code: the lines that build `network`.
     """
-    theirs = {key: value.shape for key, value in network.state_dict().items()}
-    odd = [key for key in theirs.keys() | weights.keys() if key not in weights or theirs.get(key) != weights[key].shape]
-    if odd:
-        raise _none(trained, library, f"it differs in {min(odd)}")
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    different = [
+        key for key in shapes.keys() | weights.keys() if key not in weights or shapes.get(key) != weights[key].shape
+    ]
+    if different:
+        raise _no_counterpart(trained, library, f"it differs in {min(different)}")
     network.load_state_dict(weights)
     network.eval()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    ours, found = trained.network.backbone(images), network(images)
-    if ours.shape != found.shape or (ours - found).abs().max() > TOLERANCE * ours.abs().max():
-        raise _none(trained, library, "the same weights give other features there")
+    expected, features = trained.network.backbone(images), network(images)
+    if expected.shape != features.shape or (expected - features).abs().max() > TOLERANCE * expected.abs().max():
+        raise _no_counterpart(trained, library, "the same weights give other features there")
     return Counterpart(network, code)
 
 
-def _none(trained: Trained, library: str, reason: str = "") -> ValueError:
+def _no_counterpart(trained: Trained, library: str, reason: str = "") -> ValueError:
     others = ["swav", "safetensors", "onnx"]
     if library == "torchvision" and (not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained)):
         others.insert(0, "timm")
     options = f" with model.options={trained.options}" if trained.options else ""
     return ValueError(
         f"backbone {trained.backbone_name}{options} has no counterpart in {library}{reason and f' ({reason})'}; "
-        f"these formats take it: {', '.join(others)}"
+        f"use one of these formats: {', '.join(others)}"
     )

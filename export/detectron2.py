@@ -1,8 +1,9 @@
-"""A backbone for detectron2: its own key names in the pickled file that its checkpointer reads.
+"""Writes a backbone for detectron2: a pickled file with detectron2's key names, which its checkpointer reads.
 
-detectron2 has the stride of a bottleneck on the 3x3 convolution only if told so (STRIDE_IN_1X1), takes BGR unless told
-otherwise, and subtracts PIXEL_MEAN from values up to 255. The lines that the writer gives set all of that. Its FrozenBN
-has the four tensors of a batch norm, so the same file serves FrozenBN, BN and SyncBN. DETR takes format torchvision.
+By default detectron2 puts a bottleneck's stride on the first 1x1 convolution (STRIDE_IN_1X1), reads images as BGR, and
+subtracts PIXEL_MEAN from values up to 255. The configuration that the writer returns sets all three. detectron2's
+FrozenBN has the same four tensors as batch norm, so the file serves FrozenBN, BN and SyncBN. For DETR use format
+torchvision.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {
 
 
 def write_detectron2(trained: Trained, path: Path) -> list[str]:
-    """A pickle of {"model": arrays by detectron2's names, "__author__", "matching_heuristics"}; gives the lines of its
-    configuration. Raises ValueError, one line, for a network that detectron2's ResNet cannot be."""
+    """Write a pickle of {"model": arrays by detectron2's names, "__author__", "matching_heuristics"}.
+
+    Returns the lines of a configuration that loads it. Raises ValueError (one line) if detectron2 cannot build the same
+    network.
+    """
     backbone = trained.network.backbone
     settings = resnet_settings(backbone) if isinstance(backbone, ResNet) else None
     if settings is None:
         raise ValueError(
-            f"backbone {trained.backbone_name} is none that detectron2 builds (ResNet-18/34, ResNet-50/101/152 of any "
-            "width, 7x7 stem); these formats take it: swav, safetensors, onnx"
+            f"detectron2 cannot build backbone {trained.backbone_name} (it has ResNet-18/34, ResNet-50/101/152 of any "
+            "width, 7x7 stem); use one of these formats: swav, safetensors, onnx"
         )
     model = {key: np.ascontiguousarray(value) for key, value in detectron2_names(backbone.state_dict()).items()}
     with path.open("wb") as file:
@@ -51,7 +55,7 @@ def write_detectron2(trained: Trained, path: Path) -> list[str]:
 
 
 def resnet_settings(backbone: ResNet) -> dict[str, Any] | None:
-    """MODEL.RESNETS of detectron2 that builds this network, None if nothing does."""
+    """The settings MODEL.RESNETS with which detectron2 builds this network; None if it cannot."""
     stages = [backbone.get_submodule(f"layer{stage + 1}") for stage in range(backbone.stages)]
     block = "bottleneck" if hasattr(stages[0].get_submodule("0"), "conv3") else "basic"
     depth = DEPTHS.get((block, tuple(len(list(stage.children())) for stage in stages)))
@@ -67,8 +71,8 @@ def resnet_settings(backbone: ResNet) -> dict[str, Any] | None:
 
 
 def detectron2_names(weights: Mapping[str, Tensor]) -> dict[str, Float[np.ndarray, ...]]:
-    """A ResNet's tensors under detectron2's names: layer1.0.bn1.bias becomes res2.0.conv1.norm.bias. The counters of
-    batch norm are left out: detectron2's FrozenBN has none."""
+    """A ResNet's tensors by detectron2's names: layer1.0.bn1.bias becomes res2.0.conv1.norm.bias. The counters of batch
+    norm are left out: detectron2's FrozenBN has no counters."""
     renamed = {}
     for key, value in weights.items():
         if key.endswith("num_batches_tracked"):
@@ -81,9 +85,9 @@ def detectron2_names(weights: Mapping[str, Tensor]) -> dict[str, Float[np.ndarra
 
 
 def configuration(weights: str, settings: Mapping[str, Any], mean: list[float], std: list[float]) -> list[str]:
-    """What a detectron2 configuration needs for the file `weights`: YAML. mean, std: of RGB from 0 to 1."""
+    """YAML lines of a detectron2 configuration for the file `weights`. mean, std: per channel of RGB in [0, 1]."""
     return [
-        "MODEL:  # in a configuration of detectron2, after its _BASE_",
+        "MODEL:  # in a detectron2 configuration, after its _BASE_",
         f'  WEIGHTS: "{weights}"',
         f"  PIXEL_MEAN: {[round(255 * float(value), 3) for value in mean]}  # RGB",
         f"  PIXEL_STD: {[round(255 * float(value), 3) for value in std]}",
@@ -95,5 +99,5 @@ def configuration(weights: str, settings: Mapping[str, Any], mean: list[float], 
 
 
 def _plain_array(array: np.ndarray) -> tuple[Any, ...]:
-    """How to pickle an array for any numpy: numpy 2 names a module that numpy before 1.26 does not have."""
+    """A form of an array that every numpy unpickles: numpy 2 names a module that numpy before 1.26 does not have."""
     return np.ndarray, (array.shape, array.dtype.str, bytearray(array.tobytes()))

@@ -1,4 +1,4 @@
-"""The files that `export` writes, a function for each format: the file, and the Python that loads it."""
+"""One function per export format: each writes the file and returns the lines of Python that load it."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from model.weights import published_names
 from training.checkpoint.weights import Trained
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_LIMIT = 2**31 - 2**20  # bytes of a protobuf, less the graph's own
+ONNX_LIMIT = 2**31 - 2**20  # bytes: the limit of a protobuf, less room for the graph
 
 
 def write_torchvision(trained: Trained, path: Path) -> list[str]:
-    """State dict for torchvision.models, classifier left out."""
-    found = torchvision_counterpart(trained)
-    torch.save(_plain(found.network), path)
-    return [*found.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
+    """Write a state dict for torchvision.models, without classifier."""
+    counterpart = torchvision_counterpart(trained)
+    torch.save(_tensors(counterpart.network), path)
+    return [*counterpart.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
 
 
 def write_timm(trained: Trained, path: Path) -> list[str]:
-    """State dict for timm.create_model(..., num_classes=0)."""
-    found = timm_counterpart(trained)
-    torch.save(_plain(found.network), path)
-    return [*found.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
+    """Write a state dict for timm.create_model(..., num_classes=0)."""
+    counterpart = timm_counterpart(trained)
+    torch.save(_tensors(counterpart.network), path)
+    return [*counterpart.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
 
 
 def write_swav(trained: Trained, path: Path) -> list[str]:
-    """Backbone, projection head and prototypes in the layout of the published checkpoints."""
-    weights = published_names(_plain(trained.network), trained.network.heads)
+    """Write backbone, projection head and prototypes in the layout of the published checkpoints."""
+    weights = published_names(_tensors(trained.network), trained.network.heads)
     torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
     return [
         "import torch",
@@ -50,16 +50,16 @@ def write_swav(trained: Trained, path: Path) -> list[str]:
 
 
 def write_safetensors(trained: Trained, path: Path) -> list[str]:
-    """A folder: the backbone's weights, and README.md, the model card."""
+    """Write a folder with the backbone's weights and README.md, the model card."""
     path.mkdir()
-    save_file(_plain(trained.network.backbone), path / "model.safetensors", metadata=header(trained))
+    save_file(_tensors(trained.network.backbone), path / "model.safetensors", metadata=header(trained))
     code = _safetensors_code(trained)
     (path / "README.md").write_text(model_card(trained, code))
     return code
 
 
 def _safetensors_code(trained: Trained) -> list[str]:
-    """With timm where it has the network, else with swave's own modules."""
+    """Lines that load the file with timm if timm has the network, or else with swave's own modules."""
     if not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained):
         return [
             "import timm; from safetensors.torch import load_file",
@@ -76,9 +76,10 @@ def _safetensors_code(trained: Trained) -> list[str]:
 
 # ---------------------------------------------------------------------- ONNX
 def write_onnx(trained: Trained, path: Path) -> list[str]:
-    """The backbone for any runtime: images [batch, 3, height, width] -> features [batch, feature_dim], float32.
+    """Write the backbone as a graph: images [batch, 3, height, width] -> features [batch, feature_dim], float32.
 
-    The batch is free, for convolutional networks height and width too; others take the global crops' size.
+    Any batch size works, and with convolutional networks any height and width; other networks take the size of the
+    global crops. Raises ValueError (one line) if packages are missing or the backbone cannot be exported.
     """
     missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
     if missing:
@@ -88,27 +89,29 @@ def write_onnx(trained: Trained, path: Path) -> list[str]:
     backbone = trained.network.backbone
     size = sum(value.nbytes for value in backbone.state_dict().values())
     if size > ONNX_LIMIT:
-        raise ValueError(f"an ONNX file holds 2 GiB, this backbone has {size / 2**30:.1f} GiB; take format safetensors")
+        raise ValueError(
+            f"an ONNX file holds at most 2 GiB, this backbone has {size / 2**30:.1f} GiB; use format safetensors"
+        )
     side = int(trained.config["crops"]["global"]["size"])
     free_size = not any(re.search("attention|attn", type(module).__name__, re.I) for module in backbone.modules())
     try:
         program = _trace(backbone, side, free_size)
     except torch.onnx.errors.OnnxExporterError:
-        program, free_size = _trace_fixed(backbone, side), False  # a perceptron over positions, say
+        program, free_size = _trace_fixed(backbone, side), False  # e.g. a perceptron over positions fixes the size
     program.model.metadata_props.update(header(trained))
     program.save(path, external_data=False)
     _check(backbone, path, side, free_size)
     return [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{path.name}")',
-        'features = session.run(["features"], {"images": images})[0]  # float32 [batch, 3, height, width], normalised',
+        'features = session.run(["features"], {"images": images})[0]  # float32 [batch, 3, height, width], normalized',
     ]
 
 
 def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXProgram:
     axes = {0: "batch", 2: "height", 3: "width"} if free_size else {0: "batch"}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    gc.disable()  # it parses Python; Python 3.11 fails at that (SystemError) if a finalizer runs in between
+    gc.disable()  # the export parses Python, which fails in Python 3.11 (SystemError) if a finalizer runs meanwhile
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,25 +135,25 @@ def _trace_fixed(backbone: nn.Module, side: int) -> torch.onnx.ONNXProgram:
         return _trace(backbone, side, free_size=False)
     except torch.onnx.errors.OnnxExporterError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); take format safetensors") from None
+        raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); use format safetensors") from None
 
 
 @torch.no_grad()
 def _check(backbone: nn.Module, path: Path, side: int, free_size: bool) -> None:
-    """Raise ValueError unless the file gives our features, on another batch and size than it was traced with."""
+    """Raise ValueError unless the file gives the backbone's features, for another batch and size than in tracing."""
     import onnxruntime
 
     height, width = (side + 32, side + 64) if free_size else (side, side)
     images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["features"], {"images": images.numpy()})
-    ours = backbone(images)
-    if found.shape != tuple(ours.shape) or (torch.from_numpy(found) - ours).abs().max() > TOLERANCE * ours.abs().max():
-        raise ValueError("the ONNX file gives other features than this backbone; take format safetensors")
+    (values,) = session.run(["features"], {"images": images.numpy()})
+    features, expected = torch.from_numpy(values), backbone(images)
+    if features.shape != expected.shape or (features - expected).abs().max() > TOLERANCE * expected.abs().max():
+        raise ValueError("the ONNX file gives other features than this backbone; use format safetensors")
 
 
-def _plain(network: nn.Module) -> dict[str, Tensor]:
-    """Tensors alone: torch.save would keep the whole storage of a view, and a Parameter."""
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of a network's tensors: torch.save would write the whole storage of a view, and Parameters."""
     return {key: value.detach().clone().contiguous() for key, value in network.state_dict().items()}
 
 

@@ -1,4 +1,4 @@
-"""What a file of weights says of itself: README.md for people, strings in the file's header for programs."""
+"""Describes exported weights: README.md for people, strings in the file's header for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.checkpoint.weights import Trained
 
 
 def facts(trained: Trained) -> dict[str, Any]:
-    """What the checkpoint and its run tell, as JSON values. knn is None unless it is this checkpoint's."""
+    """Facts about a checkpoint and its run, as JSON values. knn is None unless it was measured at this checkpoint."""
     crops, summary = trained.config["crops"], trained.run_file("summary.json")
     of_this_checkpoint = summary.get("steps") == trained.state["step"]
     return {
@@ -35,13 +35,13 @@ TITLES = {"swav": "SwAV", "deepclusterv2": "DeepCluster-v2", "selav2": "SeLa-v2"
 
 
 def header(trained: Trained) -> dict[str, str]:
-    """The facts and the configuration as strings, JSON where they are none: a header holds nothing else."""
+    """The facts and the configuration as strings, the only type of a header: other values become JSON."""
     values = {"format": "pt", **facts(trained), "config": trained.config}
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def model_card(trained: Trained, code: list[str]) -> str:
-    """Markdown. code: the lines of Python that load the weights."""
+    """The model card in Markdown. code: the lines of Python that load the weights."""
     known = facts(trained)
     options = f" with {json.dumps(known['options'])}" if known["options"] else ""
     knn = "not measured at this checkpoint" if known["knn"] is None else f"{known['knn']:.2%}"
@@ -50,16 +50,16 @@ def model_card(trained: Trained, code: list[str]) -> str:
         "trained on": f"`{known['data']}`, {known['images']:,} images",
         "trained for": f"{known['epochs']} epochs, {known['steps']:,} steps",
         "k-NN accuracy": knn,
-        "input": "RGB from 0 to 1, less the mean, divided by the standard deviation",
+        "input": "RGB from 0 to 1, minus the mean, divided by the standard deviation",
         "mean": ", ".join(map(str, known["mean"])),
         "standard deviation": ", ".join(map(str, known["std"])),
-        "sizes of the crops": ", ".join(f"{size} x {size}" for size in known["input_sizes"]),
+        "crop sizes": ", ".join(f"{size} x {size}" for size in known["input_sizes"]),
         "versions": ", ".join(f"{package} {version}" for package, version in known["versions"].items()),
     }
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     return (
         f"# {known['backbone']}, pre-trained with {TITLES[trained.config.get('method', 'swav')]}\n\n"
-        "Trained without labels by swave (Caron et al., NeurIPS 2020). The weights are the backbone's alone.\n\n"
+        "Trained without labels by swave (Caron et al., NeurIPS 2020). The file holds the backbone's weights only.\n\n"
         f"```python\n{chr(10).join(code)}\n```\n\n"
         f"| | |\n| --- | --- |\n{table}\n\n"
         f"## Recipe\n\n```yaml\n{OmegaConf.to_yaml(OmegaConf.create(trained.config))}```\n"

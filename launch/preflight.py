@@ -100,12 +100,12 @@ def find_problems(
             password = "" if how == "srun" else ", without a password"
             problems.append(f"{node.host}: no proper answer ({facts['error']}); does `{test}` work{password}?")
             continue
-        found = [
+        own = [
             *_code_problems(facts, local),
             *_space_problems(facts, config, network),
             *_machine_problems(facts, node),
         ]
-        problems += [f"{node.host}: {problem}" for problem in found]
+        problems += [f"{node.host}: {problem}" for problem in own]
     return problems + _differences(answers, nodes)
 
 

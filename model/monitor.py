@@ -137,23 +137,23 @@ def advice(
 
     num_prototypes: of a head. The others as in the recipe; they decide how high a loss is normal (`loss_of_a_guess`).
     """
-    found, limit, swav = [], math.log(num_prototypes), method == "swav"
+    lines, limit, swav = list[str](), math.log(num_prototypes), method == "swav"
     guess = loss_of_a_guess(num_prototypes, embedding_dim, temperature)
     if abs(summary["mean_loss"] - limit) <= 0.005 * limit:
-        found.append(
+        lines.append(
             f"the loss stands at ln(prototypes) = {limit:.3f}, so nothing is learned: try "
             f"{'a lower swav.epsilon, a longer swav.freeze_prototypes, or ' if swav else ''}fewer model.prototypes"
         )
     elif summary["mean_loss"] > max(1.5 * limit, limit + 2, guess + 1):  # a first epoch at a high rate may be above
-        found.append(
+        lines.append(
             f"the loss is far above ln(prototypes) = {limit:.3f}, worse than a guess (at most {guess:.3f}): where it "
             "does not fall in the next epochs, try a lower optimizer.base_lr or a longer optimizer.warmup_epochs"
         )
     if summary["embedding_std"] < 1e-3:
-        found.append("all embeddings are the same (collapse): try a lower optimizer.base_lr or a longer warm-up")
+        lines.append("all embeddings are the same (collapse): try a lower optimizer.base_lr or a longer warm-up")
     if summary["prototypes_in_use"] < 0.5:
-        found.append(
+        lines.append(
             f"{1 - summary['prototypes_in_use']:.0%} of the prototypes were no crop's strongest code in this epoch: "
             f"try fewer model.prototypes{', a longer swav.queue or a larger run.batch_size' if swav else ''}"
         )
-    return found
+    return lines

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import EXIT_FAILED, EXIT_MISTAKE, EXIT_SIGNAL, print_error
+from common.signals import ENDING, Stopped
 
 Report = dict[str, Any]
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised on SIGINT. A plain KeyboardInterrupt that passes through exec() of a text, as in an import of numba, makes
-    Python end by the signal instead of our exit code, even if we catch it."""
 
 
 def program(
@@ -31,10 +27,10 @@ def program(
     stopped: list[BaseException] = []
 
     def stop(number: int, _frame: Any) -> None:
-        stopped.append(Interrupted() if number == signal.SIGINT else SystemExit(EXIT_SIGNAL + number))
+        stopped.append(Stopped(number) if number == signal.SIGINT else SystemExit(EXIT_SIGNAL + number))
         raise stopped[0]
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDING:
         signal.signal(number, stop)
     try:
         report = measure(stopped)

@@ -31,6 +31,7 @@ from common.cli import EXIT_MISTAKE, EXIT_SIGNAL, Parser, UserError, print_error
 from common.files import lock, write_atomically
 from common.processes import in_processes
 from common.progress import progress_bar
+from common.signals import ENDING, Stopped
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
@@ -263,7 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
     given = parser.parse_args(arguments)
-    for sign in (signal.SIGINT, signal.SIGTERM):
+    for sign in ENDING:
         signal.signal(sign, stop)
     try:
         seed = None if given.seed == "none" else positive("seed", given.seed, 0)
@@ -291,14 +292,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-class Stopped(KeyboardInterrupt):
-    """Raised on a signal, with its number. A subclass, because when KeyboardInterrupt itself passes through exec() of a
-    text, as in an import of numba, Python ends by SIGINT and not with our exit code, although we catch it."""
-
-
 def stop(number: int, frame: Any) -> None:
     """Handle SIGINT and SIGTERM: end the workers at once, since unfinished parts are made again anyway."""
-    for sign in (signal.SIGINT, signal.SIGTERM):
+    for sign in ENDING:
         signal.signal(sign, signal.SIG_IGN)  # a second signal would disturb the cleanup
     for child in multiprocessing.active_children():
         child.terminate()

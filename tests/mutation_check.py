@@ -45,7 +45,7 @@ def main(arguments):
         os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
         sys.dont_write_bytecode = True
         sys.path[:0] = [str(checkout), str(checkout / "tests")]
-        for name in ("numpy", "torch", "hypothesis", "pytest", "jaxtyping"):
+        for name in ("numpy", "torch", "hypothesis", "pytest", "jaxtyping", "xdist", "_pytest.assertion.rewrite"):
             __import__(name)
         for module in options.modules:
             check(module, options)
@@ -73,7 +73,7 @@ def check(module, options):
             drawn = drawn[:number]
             break
         Path(module).write_text(text)
-        if survives(tests, ONE_PROCESS) and survives(tests, None):
+        if survives(tests[:1], ONE_PROCESS) and survives(tests, None):
             survivors.append((operator, line, changed(source, text)))
         else:
             killed += 1

@@ -1,7 +1,9 @@
 """Print every setting, or those named; or write the files that list them.
 
-python -m config.schema [KEY or SECTION ...]    make help-settings KEY=optimizer
-python -m config.schema --write                 make default-yaml: config/default.yaml and docs/settings.md
+    python -m config.schema [KEY or SECTION ...]    make help-settings KEY=optimizer
+    python -m config.schema --write                 make default-yaml: config/default.yaml and docs/settings.md
+
+A name is a key (optimizer.base_lr), its last word (base_lr) or a section (optimizer).
 """
 
 from __future__ import annotations

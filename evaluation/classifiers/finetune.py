@@ -1,7 +1,7 @@
-"""The whole network trained on with labels: a new linear layer on the backbone, learning rates of their own for both.
+"""Fine-tunes the whole network with labels: a new linear layer on the backbone, with separate learning rates.
 
-SwAV's semi-supervised protocol: SGD, momentum 0.9, no weight decay, 20 epochs of 256 images a step, both rates by 0.2
-after epochs 12 and 16; RandomResizedCrop and flip; batch norm learns too, over all processes together.
+SwAV's semi-supervised protocol: SGD, momentum 0.9, no weight decay, 20 epochs of 256 images per step, both rates times
+0.2 after epochs 12 and 16; RandomResizedCrop and flip; batch norm is trained too, synchronized over all processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 from common.progress import counted, progress_bar
 from evaluation.backbones import Backbone
 from evaluation.progress import average_, load_progress, save_progress
-from evaluation.session import MAX_BAD, Place, training_loader
+from evaluation.session import MAX_BAD, Session, training_loader
 from evaluation.subsets import take
 from model.batchnorm import replace_batch_norm
 from pipeline.crops import Crops
@@ -29,8 +29,8 @@ from pipeline.loader import evaluation_batches
 
 @dataclass(frozen=True)
 class Tuning:
-    """rate, head_rate: of backbone and classifier. schedule: "steps" (times 0.2 at 60 and 80 % of the epochs) or
-    "cosine" (to 0, by epochs). every_epoch: score after each epoch, not only the last."""
+    """rate, head_rate: learning rates of backbone and classifier. schedule: "steps" (times 0.2 after 60 and 80 % of the
+    epochs) or "cosine" (to 0, by epochs). every_epoch: score after each epoch, not only the last."""
 
     rate: float
     head_rate: float
@@ -41,7 +41,7 @@ class Tuning:
 
 
 def factor(schedule: str, epoch: int, epochs: int) -> float:
-    """What both learning rates are multiplied by in an epoch."""
+    """The factor of both learning rates in an epoch."""
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     return 0.2 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
@@ -65,20 +65,20 @@ def finetune(
     central: Crops,
     training: Crops,
     tuning: Tuning,
-    place: Place,
+    session: Session,
     progress: Path | None,
     what: str,
 ) -> list[float]:
-    """Top-1 on data.test_rows after the last epoch of training on data.train_rows, or after each. The backbone itself
-    is left as it is.
+    """Train on data.train_rows; returns top-1 on data.test_rows after the last epoch, or after each. `backbone` itself
+    does not change.
 
-    progress: file to resume from and to save to after each epoch, removed at the end; None: none.
+    progress: file to resume from and to save to after each epoch, deleted at the end; None: no file.
     """  # fmt: skip
-    cluster, table = place.cluster, take(data.train, data.train_rows)
+    cluster, table = session.cluster, take(data.train, data.train_rows)
     labels = torch.as_tensor(table.label).long()
     classes = int(max(int(labels.max()), int(data.test.label[data.test_rows].max()))) + 1
-    torch.manual_seed(place.seed)
-    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, classes).to(place.device)
+    torch.manual_seed(session.seed)
+    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, classes).to(session.device)
     if cluster.world_size > 1:
         replace_batch_norm(network, 0, cluster.world_size, cluster.rank)
     groups = [
@@ -87,7 +87,7 @@ def finetune(
     ]
     optimizer = torch.optim.SGD(groups, lr=tuning.rate, momentum=0.9, weight_decay=tuning.weight_decay)
     curves = load_progress(progress, network, optimizer)
-    loader = training_loader(place, table, training, len(curves))
+    loader = training_loader(session, table, training, len(curves))
     with closing(loader), progress_bar(tuning.epochs * len(loader), what, "step", cluster.main) as bar:
         bar.update(len(curves) * len(loader))
         for epoch in range(len(curves), tuning.epochs):
@@ -95,9 +95,9 @@ def finetune(
                 group["lr"] = group["base"] * factor(tuning.schedule, epoch, tuning.epochs)
             network.train()
             for images in loader:
-                with place.precision():
-                    logits = network(images.crops[0].to(place.device, torch.float32)).float()
-                loss = functional.cross_entropy(logits, labels[torch.as_tensor(images.rows)].to(place.device))
+                with session.precision():
+                    logits = network(images.crops[0].to(session.device, torch.float32)).float()
+                loss = functional.cross_entropy(logits, labels[torch.as_tensor(images.rows)].to(session.device))
                 optimizer.zero_grad()
                 loss.backward()
                 average_([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
@@ -105,7 +105,7 @@ def finetune(
                 bar.update()
             average_([buffer for buffer in network.buffers() if buffer.is_floating_point()])
             scored = tuning.every_epoch or epoch + 1 == tuning.epochs
-            curves.append([_accuracy(network, data, central, place)] if scored else [])
+            curves.append([_accuracy(network, data, central, session)] if scored else [])
             if progress is not None and cluster.main:
                 save_progress(progress, network, optimizer, curves)
     if progress is not None and cluster.main:
@@ -114,18 +114,18 @@ def finetune(
 
 
 @torch.no_grad()
-def _accuracy(network: nn.Module, data: Labelled, central: Crops, place: Place) -> float:
+def _accuracy(network: nn.Module, data: Labelled, central: Crops, session: Session) -> float:
     """Share of data.test_rows that are classified right; each process scores its own part of them."""
     network.eval()
-    rows = data.test_rows[place.cluster.rank :: place.cluster.world_size]
+    rows = data.test_rows[session.cluster.rank :: session.cluster.world_size]
     right = 0
     batches = evaluation_batches(
-        data.test, rows, central, backend=place.backend, batch_size=max(1, min(place.batch, len(rows))),
-        threads=place.threads, device_id=place.device_id, max_bad_fraction=MAX_BAD,
+        data.test, rows, central, backend=session.backend, batch_size=max(1, min(session.batch, len(rows))),
+        threads=session.threads, device_id=session.device_id, max_bad_fraction=MAX_BAD,
     )  # fmt: skip
-    with progress_bar(len(rows), "test", "img", place.cluster.main) as bar:
+    with progress_bar(len(rows), "test", "img", session.cluster.main) as bar:
         for images in counted(batches, bar, lambda batch: len(batch.rows)) if len(rows) else ():
-            with place.precision():
-                found = network(images.crops[0].to(place.device, torch.float32)).argmax(1).cpu()
-            right += int((found == torch.as_tensor(data.test.label[images.rows]).long()).sum())
-    return place.cluster.add_up([right])[0] / len(data.test_rows)
+            with session.precision():
+                predicted = network(images.crops[0].to(session.device, torch.float32)).argmax(1).cpu()
+            right += int((predicted == torch.as_tensor(data.test.label[images.rows]).long()).sum())
+    return session.cluster.add_up([right])[0] / len(data.test_rows)

@@ -1,7 +1,7 @@
-"""Weighted k-nearest-neighbour classification on frozen features: the quickest honest score of a backbone.
+"""Weighted k-nearest-neighbor classification on frozen features, a quick score of a backbone without training.
 
-The protocol is that of Wu et al. (CVPR 2018) as later papers use it: cosine similarity, each of the k neighbours votes
-for its class with exp(similarity / temperature).
+The protocol of Wu et al. (CVPR 2018), as later papers use it: cosine similarity; each of the k neighbors votes for its
+class with exp(similarity / temperature).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def predict_each(
     bank: Float[Tensor, "train features"],
     bank_labels: Int[Tensor, " train"],
     queries: Float[Tensor, "test features"],
-    neighbours: Sequence[int],
+    neighbors: Sequence[int],
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> list[Int[Tensor, " test"]]:
-    """The same for several k at once: one search, and each k counts the first k of those found."""
+    """`predict` for several k with one search; each k uses the first k neighbors."""
     classes = int(bank_labels.max()) + 1
-    counts = [min(k, len(bank)) for k in neighbours]
+    counts = [min(k, len(bank)) for k in neighbors]
     found: list[list[Tensor]] = [[] for _ in counts]
     with progress_bar(len(queries), "k-NN: search", "img", not dist.is_initialized() or dist.get_rank() == 0) as bar:
         for part in counted(queries.split(chunk), bar):
@@ -133,7 +133,7 @@ def backbone_knn(
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
-    """k-NN accuracy of the pixels themselves (in [0, 1], of images scaled to 32 pixels or less): the floor to beat."""
+    """k-NN accuracy (in [0, 1]) on raw pixels of images scaled to 32 pixels or less: a baseline."""
     side = min(config.evaluation.size, 32)
     central = crops.for_evaluation(side, config.evaluation.share)
     mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)

@@ -1,7 +1,7 @@
-"""Linear classifiers on a frozen backbone by the published protocol, several learning rates in one pass.
+"""Trains linear classifiers on a frozen backbone by the published protocol, several learning rates in one pass.
 
 SwAV's code: RandomResizedCrop and flip; weights normal(0, 0.01), bias 0; SGD, momentum 0.9, weight decay 1e-6; learning
-rate 0.3 at 256 images a step, cosine to 0 by epochs; 100 epochs. The backbone stays in eval mode.
+rate 0.3 at 256 images per step, cosine to 0 by epochs; 100 epochs. The backbone stays in eval mode.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from common.progress import progress_bar
 from evaluation.progress import average_, load_progress, save_progress
-from evaluation.session import Place, training_loader
+from evaluation.session import Session, training_loader
 from evaluation.subsets import take
 from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
@@ -27,7 +27,7 @@ from pipeline.dataset.labelled import Labelled
 
 @dataclass(frozen=True)
 class Protocol:
-    """rates: learning rates, each with a classifier of its own. batch_norm: in front of each classifier."""
+    """rates: learning rates, one classifier each. batch_norm: put one in front of each classifier."""
 
     rates: tuple[float, ...]
     epochs: int = 100
@@ -43,7 +43,7 @@ def cosine(rate: float, epoch: int, epochs: int) -> float:
 
 
 def classifier(dim: int, classes: int, batch_norm: bool) -> nn.Sequential:
-    """A linear layer as the protocol starts it, behind batch norm if asked for."""
+    """A linear layer with the protocol's initial weights, after batch norm if `batch_norm`."""
     layer = nn.Linear(dim, classes)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
@@ -56,21 +56,21 @@ def train_classifiers(
     data: Labelled,
     crops: Crops,
     protocol: Protocol,
-    place: Place,
+    session: Session,
     progress: Path | None,
     what: str = "linear",
 ) -> list[list[float]]:
-    """Top-1 on the test after each epoch, a list for each learning rate.
+    """Top-1 on the test images after each epoch: one list per learning rate.
 
     function: images to features; crops: of training; test: features and labels of the images to score.
-    progress: file to resume from and to save to after each epoch, removed at the end; None: none.
+    progress: file to resume from and to save to after each epoch, deleted at the end; None: no file.
     """
-    table, cluster = take(data.train, data.train_rows), place.cluster
-    features, wanted = (part.to(place.device) for part in test)
-    classes = int(max(int(table.label.max()), int(wanted.max()))) + 1
-    torch.manual_seed(place.seed)
+    table, cluster = take(data.train, data.train_rows), session.cluster
+    features, expected = (part.to(session.device) for part in test)
+    classes = int(max(int(table.label.max()), int(expected.max()))) + 1
+    torch.manual_seed(session.seed)
     heads = nn.ModuleList([classifier(features.shape[1], classes, protocol.batch_norm) for _ in protocol.rates]).to(
-        place.device
+        session.device
     )
     optimizer = torch.optim.SGD(
         [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, protocol.rates, strict=True)],
@@ -80,7 +80,7 @@ def train_classifiers(
         weight_decay=protocol.weight_decay,
     )
     curves = load_progress(progress, heads, optimizer)
-    loader = training_loader(place, table, crops, len(curves))
+    loader = training_loader(session, table, crops, len(curves))
     labels = torch.as_tensor(table.label).long()
     total = protocol.epochs * len(loader)
     with closing(loader), progress_bar(total, what, "step", cluster.main) as bar:
@@ -90,17 +90,17 @@ def train_classifiers(
                 group["lr"] = cosine(rate, epoch, protocol.epochs)
             heads.train()
             for images in loader:
-                with torch.no_grad(), place.precision():
-                    seen = function(images.crops[0].to(place.device, torch.float32)).float()
-                target = labels[torch.as_tensor(images.rows)].to(place.device)
-                loss = torch.stack([functional.cross_entropy(head(seen), target) for head in heads]).sum()
+                with torch.no_grad(), session.precision():
+                    inputs = function(images.crops[0].to(session.device, torch.float32)).float()
+                target = labels[torch.as_tensor(images.rows)].to(session.device)
+                loss = torch.stack([functional.cross_entropy(head(inputs), target) for head in heads]).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 average_([parameter.grad for parameter in heads.parameters() if parameter.grad is not None])
                 optimizer.step()
                 bar.update()
             average_([buffer for buffer in heads.buffers() if buffer.is_floating_point()])
-            curves.append(_scores(heads.eval(), features, wanted))
+            curves.append(_scores(heads.eval(), features, expected))
             if progress is not None and cluster.main:
                 save_progress(progress, heads, optimizer, curves)
     if progress is not None and cluster.main:
@@ -109,5 +109,5 @@ def train_classifiers(
 
 
 @torch.no_grad()
-def _scores(heads: nn.ModuleList, features: Tensor, wanted: Tensor) -> list[float]:
-    return [float((head(features).argmax(1) == wanted).double().mean()) for head in heads]
+def _scores(heads: nn.ModuleList, features: Tensor, expected: Tensor) -> list[float]:
+    return [float((head(features).argmax(1) == expected).double().mean()) for head in heads]

@@ -1,7 +1,7 @@
-"""Weighted k-nearest-neighbour classification on frozen features (Wu et al., CVPR 2018): nothing is trained.
+"""Weighted k-nearest-neighbor classification on frozen features (Wu et al., CVPR 2018); nothing is trained.
 
-Cosine similarity; each of the k nearest images votes for its class with exp(similarity / temperature). All k come from
-one pass. The figure usually quoted is k = 20, temperature 0.07.
+Each of the k nearest images by cosine similarity votes for its class with exp(similarity / temperature). All k take
+one pass. The figure usually quoted is k = 20 at temperature 0.07.
 
     evaluate.py knn runs/demo
     evaluate.py knn swav_800ep_pretrain.pth.tar /data/imagenet --peers random torchvision:resnet50
@@ -17,7 +17,9 @@ from evaluation.command import Evaluate, Figures, compare
 
 def main(arguments: list[str]) -> int:
     parser = command_parser("knn", __doc__)
-    parser.add_argument("--k", default="10,20,100,200", help="neighbours, with commas (default 10,20,100,200)")
+    parser.add_argument(
+        "--k", default="10,20,100,200", help="numbers of neighbors, with commas (default 10,20,100,200)"
+    )
     parser.add_argument("--temperature", type=float, default=0.07, help="of the votes (default 0.07)")
     return compare("knn", parser.parse_args(arguments), check, prepare)
 
@@ -35,21 +37,21 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.features import labels
     from evaluation.frozen_features import split_features
 
-    neighbours = [int(k) for k in numbers("--k", options.k, whole=True)]
+    neighbors = [int(k) for k in numbers("--k", options.k, whole=True)]
 
-    def evaluate(backbone, data, place) -> Figures:
-        train, test = split_features(backbone, data, place, options)
-        cluster = place.cluster
+    def evaluate(backbone, data, session) -> Figures:
+        train, test = split_features(backbone, data, session, options)
+        cluster = session.cluster
         mine = slice(cluster.rank, None, cluster.world_size)  # every process classifies its share of the test
-        wanted = labels(data.test, data.test_rows[mine], place.device)
-        found = predict_each(
-            normalize(train).to(place.device),
-            labels(data.train, data.train_rows, place.device),
-            normalize(test[mine]).to(place.device),
-            neighbours,
+        expected = labels(data.test, data.test_rows[mine], session.device)
+        predictions = predict_each(
+            normalize(train).to(session.device),
+            labels(data.train, data.train_rows, session.device),
+            normalize(test[mine]).to(session.device),
+            neighbors,
             options.temperature,
         )
-        right = cluster.add_up([int((classes == wanted).sum()) for classes in found])
-        return {"k-NN top1": {f"k={k}": n / len(data.test_rows) for k, n in zip(neighbours, right, strict=True)}}
+        right = cluster.add_up([int((classes == expected).sum()) for classes in predictions])
+        return {"k-NN top1": {f"k={k}": n / len(data.test_rows) for k, n in zip(neighbors, right, strict=True)}}
 
     return evaluate

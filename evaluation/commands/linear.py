@@ -1,10 +1,10 @@
 """Linear classification on a frozen backbone.
 
-The published protocol: RandomResizedCrop and flip, SGD with momentum 0.9, 100 epochs, learning rate 0.3 for 256 images
-a step (scaled with --batch) falling as a cosine by epochs, weight decay 1e-6. The last epoch is the result. Several
-learning rates are trained in one pass over the images. An interrupted command goes on after its last whole epoch.
-The protocol's windows of 8 % of the area and more are made for photographs: on Fashion-MNIST's 28 pixels (4 epochs on a
-demo's checkpoint) they gave 73.0 %, from 30 % on 73.3 %, from 60 % on 75.0 %, the whole image (--scale 1 1) 79.1 %.
+The published protocol: RandomResizedCrop and flip, SGD with momentum 0.9, 100 epochs, weight decay 1e-6, learning rate
+0.3 for 256 images per step (scaled with --batch), which falls as a cosine by epochs. The last epoch is the result.
+Several learning rates are trained in one pass over the images. An interrupted command resumes after its last epoch.
+The protocol's crops of 8 % of the area and more are for photographs. On Fashion-MNIST's 28 pixels (4 epochs on a demo's
+checkpoint) they gave 73.0 %, crops from 30 % 73.3 %, from 60 % 75.0 %, the whole image (--scale 1 1) 79.1 %.
 
     evaluate.py linear runs/demo --epochs 10 --lr 0.1,0.3,1
     evaluate.py linear swav_800ep_pretrain.pth.tar /data/imagenet --stage layer3
@@ -25,10 +25,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--weight-decay", type=float, default=1e-6)
     add_scale(parser)
-    parser.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    parser.add_argument("--nesterov", action="store_true", help="use Nesterov momentum")
     parser.add_argument("--bn", action="store_true", help="batch norm in front of the classifier")
     parser.add_argument("--best", action="store_true", help="also the best over epochs, chosen on the scored images")
-    parser.add_argument("--cached", action="store_true", help="logistic regression on kept features, for small sets")
+    parser.add_argument("--cached", action="store_true", help="logistic regression on cached features, for small sets")
     return compare("linear", parser.parse_args(arguments), check, prepare)
 
 
@@ -48,42 +48,42 @@ def prepare(options: argparse.Namespace) -> Evaluate:
 
     from evaluation.backbones import feature_function
     from evaluation.classifiers.linear import Protocol, train_classifiers
-    from evaluation.classifiers.logistic import best_regression, told_of_edge
+    from evaluation.classifiers.logistic import best_regression, edge_note
     from evaluation.feature_cache import cache_key
     from evaluation.features import labels
-    from evaluation.frozen_features import about, split_features
-    from evaluation.session import batch_of, central_crops, tell, training_crops
+    from evaluation.frozen_features import feature_source, split_features
+    from evaluation.session import batch_of, central_crops, print_note, training_crops
 
     rates = tuple(numbers("--lr", options.lr))
 
-    def evaluate(backbone, data, place) -> Figures:
-        wanted = labels(data.test, data.test_rows, place.device)
+    def evaluate(backbone, data, session) -> Figures:
+        test_labels = labels(data.test, data.test_rows, session.device)
         if options.cached:
-            return regression(backbone, data, place, wanted)
+            return regression(backbone, data, session, test_labels)
         central = central_crops(backbone, options)
         training = training_crops(central, tuple(options.scale))
-        test = split_features(backbone, data, place, options, only_test=True)[1]
-        scaled = tuple(rate * batch_of(place, len(data.train_rows)) / 256 for rate in rates)
+        test = split_features(backbone, data, session, options, only_test=True)[1]
+        scaled = tuple(rate * batch_of(session, len(data.train_rows)) / 256 for rate in rates)
         protocol = Protocol(scaled, options.epochs, 0.9, options.nesterov, options.weight_decay, options.bn)
         progress = None
-        if place.cache is not None:
-            key = cache_key(about(backbone, options), data.train, data.train_rows, central, place.backend)
+        if session.cache is not None:
+            key = cache_key(feature_source(backbone, options), data.train, data.train_rows, central, session.backend)
             key += cache_key({}, data.test, data.test_rows, central, "")
             key += repr((protocol, training, options.batch, options.seed))
-            progress = place.cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+            progress = session.cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         function = feature_function(backbone, backbone.network, options.stage, options.pool)
         what = f"{backbone.word}: linear"
-        curves = train_classifiers(function, (test, wanted), data, training, protocol, place, progress, what)
+        curves = train_classifiers(function, (test, test_labels), data, training, protocol, session, progress, what)
         figures: Figures = {"linear top1": {f"lr={rate:g}": c[-1] for rate, c in zip(rates, curves, strict=True)}}
         if options.best:
             figures["best epoch's top1"] = {f"lr={r:g}": max(c) for r, c in zip(rates, curves, strict=True)}
         return {**figures, "curves": {f"lr={rate:g}": curve for rate, curve in zip(rates, curves, strict=True)}}
 
-    def regression(backbone, data, place, wanted: torch.Tensor) -> Figures:
-        known = labels(data.train, data.train_rows, place.device)
-        train, test = (part.to(place.device) for part in split_features(backbone, data, place, options))
-        figures = best_regression(train, known, test, wanted)
-        tell(place, told_of_edge(figures["penalty"]))
+    def regression(backbone, data, session, test_labels: torch.Tensor) -> Figures:
+        train_labels = labels(data.train, data.train_rows, session.device)
+        train, test = (part.to(session.device) for part in split_features(backbone, data, session, options))
+        figures = best_regression(train, train_labels, test, test_labels)
+        print_note(session, edge_note(figures["penalty"]))
         return figures
 
     return evaluate

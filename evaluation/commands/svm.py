@@ -1,8 +1,8 @@
-"""A linear support vector machine for each class on frozen features, scored by mean average precision.
+"""A linear support vector machine per class on frozen features, scored by mean average precision.
 
-DATA is a Pascal VOC folder (VOCdevkit/VOC2007: learns from trainval, scores test, difficult objects do not count), or
-images in folders by class, where top-1 is given too. The cost of each class is chosen by cross validation on the images
-to learn from. mAP is the area under precision over recall; "mAP 11 points" is VOC 2007's own measure.
+DATA is a Pascal VOC folder (VOCdevkit/VOC2007: trains on trainval, scores test, difficult objects do not count), or
+images in folders by class, where top-1 is given too. The cost of each class is chosen by cross validation on the
+training images. mAP is the area under precision over recall; "mAP 11 points" is VOC 2007's own measure.
 
     evaluate.py svm swav_800ep_pretrain.pth.tar VOCdevkit/VOC2007
     evaluate.py svm runs/demo --costs 1
@@ -20,7 +20,7 @@ from evaluation.command import Evaluate, Figures, compare
 
 def main(arguments: list[str]) -> int:
     parser = command_parser("svm", __doc__)
-    parser.add_argument("--costs", default="0.001,0.01,0.1,1,10,100", help="to choose from, with commas")
+    parser.add_argument("--costs", default="0.001,0.01,0.1,1,10,100", help="costs to choose from, with commas")
     parser.add_argument("--folds", type=int, default=3, help="of the cross validation (default 3)")
     options = parser.parse_args(arguments)
     return compare("svm", options, check, prepare, open_images)
@@ -29,20 +29,20 @@ def main(arguments: list[str]) -> int:
 def check(options: argparse.Namespace) -> None:
     numbers("--costs", options.costs)
     if options.folds < 2:
-        raise ValueError(f"--folds={options.folds}: expected an integer from 2 on")
+        raise ValueError(f"--folds={options.folds}: expected an integer of at least 2")
     if importlib.util.find_spec("sklearn") is None:
         raise ValueError("svm needs scikit-learn: .venv/bin/python -m pip install scikit-learn")
 
 
-def open_images(options: argparse.Namespace, backbone, place):
-    """A VOC folder, with its targets left in options.targets, or folders by class."""
+def open_images(options: argparse.Namespace, backbone, session):
+    """The images of a VOC folder, whose targets are stored in options.targets, or of folders by class."""
     from evaluation.session import open_labelled
     from evaluation.voc import is_voc, open_voc
 
     options.targets = None
     if options.data is None or not is_voc(Path(options.data)):
-        return open_labelled(options, backbone, place)
-    data, *options.targets = open_voc(Path(options.data), options.tables, place.cluster.main)
+        return open_labelled(options, backbone, session)
+    data, *options.targets = open_voc(Path(options.data), options.tables, session.cluster.main)
     return data, options.data
 
 
@@ -56,37 +56,43 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.frozen_features import split_features
 
     voc, costs = options.targets, numbers("--costs", options.costs)
-    del options.targets  # no setting, so not for the result file
+    del options.targets  # not a setting: keep it out of the result file
 
-    def evaluate(backbone, data, place) -> Figures:
-        train, test = (normalize(part).double().numpy() for part in split_features(backbone, data, place, options))
-        label, wanted = (
+    def evaluate(backbone, data, session) -> Figures:
+        train, test = (normalize(part).double().numpy() for part in split_features(backbone, data, session, options))
+        train_labels, test_labels = (
             np.asarray(t.label[r]) for t, r in ((data.train, data.train_rows), (data.test, data.test_rows))
         )
         if voc is None:
-            count = int(max(label.max(), wanted.max())) + 1
-            known, truth = (np.where(one[:, None] == np.arange(count), 1, -1) for one in (label, wanted))
+            count = int(max(train_labels.max(), test_labels.max())) + 1
+            train_targets, test_targets = (
+                np.where(one[:, None] == np.arange(count), 1, -1) for one in (train_labels, test_labels)
+            )
         else:
-            known, truth = voc
-        cluster = place.cluster
-        mine = range(cluster.rank, known.shape[1], cluster.world_size)
+            train_targets, test_targets = voc
+        cluster = session.cluster
+        mine = range(cluster.rank, train_targets.shape[1], cluster.world_size)
         with progress_bar(len(mine), f"{backbone.word}: svm", "class", cluster.main) as bar:
-            found = fit_classes(train, known, test, costs, options.folds, place.threads, mine, bar)
-        scores, chosen = found.scores, np.array([cost or 0.0 for cost in found.costs])
-        if cluster.world_size > 1:  # every process has its own classes' columns
-            summed = torch.from_numpy(np.nan_to_num(np.vstack([scores, chosen]))).to(place.device)
+            fitted = fit_classes(train, train_targets, test, costs, options.folds, session.threads, mine, bar)
+        scores, chosen = fitted.scores, np.array([cost or 0.0 for cost in fitted.costs])
+        if cluster.world_size > 1:  # each process has the columns of its own classes
+            summed = torch.from_numpy(np.nan_to_num(np.vstack([scores, chosen]))).to(session.device)
             torch.distributed.all_reduce(summed)
             scores, chosen = summed[:-1].cpu().numpy(), summed[-1].cpu().numpy()
-            scores[:, chosen == 0] = np.nan  # a class without examples of both kinds
-        scored = [i for i in range(known.shape[1]) if (truth[:, i] > 0).any() and np.isfinite(scores[:, i]).all()]
-        each = {i: average_precision(scores[:, i], truth[:, i]) for i in scored}
-        names = data.train.classes or [str(i) for i in range(known.shape[1])]
+            scores[:, chosen == 0] = np.nan  # a class without positive or without negative examples
+        scored = [
+            i
+            for i in range(train_targets.shape[1])
+            if (test_targets[:, i] > 0).any() and np.isfinite(scores[:, i]).all()
+        ]
+        each = {i: average_precision(scores[:, i], test_targets[:, i]) for i in scored}
+        names = data.train.classes or [str(i) for i in range(train_targets.shape[1])]
         figures: Figures = {
             "mAP": float(np.mean(list(each.values()))),
-            "mAP 11 points": float(np.mean([eleven_points(scores[:, i], truth[:, i]) for i in scored])),
+            "mAP 11 points": float(np.mean([eleven_points(scores[:, i], test_targets[:, i]) for i in scored])),
         }
         if voc is None:
-            figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == wanted).mean())
+            figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == test_labels).mean())
         return figures | {"classes": [{"class": names[i], "AP": each[i], "cost": float(chosen[i])} for i in scored]}
 
     return evaluate

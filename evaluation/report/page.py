@@ -1,4 +1,4 @@
-"""The report's HTML: one page with its pictures inside."""
+"""The report's HTML: one page that contains its pictures."""
 
 from __future__ import annotations
 
@@ -43,21 +43,21 @@ def heading(text: str, level: int = 2) -> str:
 
 
 def picture(image: Image.Image, caption: str) -> str:
-    """The picture inside the page, and what it shows."""
+    """A picture inside the page, with a caption."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    told = html.escape(caption)
-    return f'<figure><img alt="{told}" src="data:image/png;base64,{data}"><figcaption>{told}</figcaption></figure>'
+    text = html.escape(caption)
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def side_by_side(figures: Sequence[str]) -> str:
-    """Pictures of the same kind beside each other where there is room, else below each other."""
+    """Pictures of one kind, side by side if there is room, or else below each other."""
     return f'<div class="side">{"".join(figures)}</div>'
 
 
 def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
-    """A table for each command and dataset, the backbones of all files under each other."""
+    """A table for each command and dataset, with the backbones of all files as rows."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for whole in wholes:
         groups.setdefault((whole["command"], whole["data"]["path"]), []).append(whole)
@@ -68,8 +68,8 @@ def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
         rows = [
             [result["backbone"], *(figure_text(name, flat(result).get(name)) for name in columns)] for result in results
         ]
-        found = members[0]["data"]
-        counted = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in found.items() if isinstance(v, int))
+        data = members[0]["data"]
+        counted = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if isinstance(v, int))
         parts += [heading(f"{command} on {path}"), f'<p class="note">{html.escape(counted)}</p>']
         parts.append(_table(["backbone", *columns], rows))
     return parts

@@ -1,4 +1,4 @@
-"""Pictures for sheets and for the report, out of datasets."""
+"""Draws the pictures of sheets and of the report from datasets and features."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 
 
-def neighbour_sheet(
-    data: Labelled, queries: Int[np.ndarray, " queries"], neighbours: Int[np.ndarray, "queries shown"], tile: int = TILE
+def neighbor_sheet(
+    data: Labelled, queries: Int[np.ndarray, " queries"], neighbors: Int[np.ndarray, "queries shown"], tile: int = TILE
 ) -> Image.Image:
-    """A row a query: the query, then its neighbours, in green where they are of its class and in red where not.
+    """One row per query: the query, then its neighbors, framed in green if they have its class, or else in red.
 
-    queries: indices into data.test_rows; neighbours: into data.train_rows.
+    queries: indices into data.test_rows; neighbors: into data.train_rows.
     """
     step, edge = tile + GAP, 3
-    sheet = Image.new("RGB", ((1 + neighbours.shape[1]) * step + 3 * GAP, len(queries) * step + GAP), "white")
+    sheet = Image.new("RGB", ((1 + neighbors.shape[1]) * step + 3 * GAP, len(queries) * step + GAP), "white")
     test, train = Reader(data.test), Reader(data.train)
     try:
-        for line, (query, found) in enumerate(zip(queries, neighbours, strict=True)):
+        for line, (query, indices) in enumerate(zip(queries, neighbors, strict=True)):
             row = int(data.test_rows[query])
             sheet.paste(thumbnail(test.decode(row), tile), (GAP, GAP + line * step))
-            for column, index in enumerate(found):
+            for column, index in enumerate(indices):
                 other = int(data.train_rows[index])
                 same = data.train.label[other] == data.test.label[row]
                 framed = Image.new("RGB", (tile, tile), "#3cb44b" if same else "#e6194b")
@@ -46,18 +46,18 @@ def neighbour_sheet(
 
 
 def principal_plane(features: Float[np.ndarray, "rows features"]) -> tuple[Float[np.ndarray, "rows 2"], float]:
-    """The rows on the plane of their two largest variances (PCA), and the share of all variance that it shows."""
-    centred = features.astype(np.float64) - features.mean(0)
-    variances, axes = np.linalg.eigh(centred.T @ centred)
-    plane = centred @ axes[:, ::-1][:, :2]
+    """The rows projected on their first two principal components, and these components' share of the variance."""
+    centered = features.astype(np.float64) - features.mean(0)
+    variances, axes = np.linalg.eigh(centered.T @ centered)
+    plane = centered @ axes[:, ::-1][:, :2]
     if plane.shape[1] < 2:
         plane = np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
     total = float(variances.sum())
     return plane, float(variances[-2:].sum() / total) if total > 0 else 1.0
 
 
-def neighbour_plane(features: Float[np.ndarray, "rows features"], seed: int = 0) -> Float[np.ndarray, "rows 2"]:
-    """The rows in two dimensions by t-SNE: neighbours stay neighbours, distances between groups mean nothing."""
+def neighbor_plane(features: Float[np.ndarray, "rows features"], seed: int = 0) -> Float[np.ndarray, "rows 2"]:
+    """The rows in two dimensions by t-SNE: neighbors stay neighbors, distances between groups mean nothing."""
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, (len(features) - 1) / 3)
@@ -68,16 +68,16 @@ def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str], 
     """Features (N, D) of images in two dimensions, a color for each class. way: "pca" or "tsne"."""
     pyplot = _pyplot()
     if way == "tsne":
-        plane, title = neighbour_plane(features), "t-SNE"
+        plane, title = neighbor_plane(features), "t-SNE"
     else:
         plane, share = principal_plane(features)
         title = f"two principal components, {share:.0%} of the variance"
     figure, axes = pyplot.subplots(figsize=(7.5, 5), layout="constrained")
     colors = pyplot.get_cmap("tab20" if len(np.unique(label)) > 10 else "tab10")
-    for place, number in enumerate(np.unique(label)):
+    for position, number in enumerate(np.unique(label)):
         inside = label == number
         name = classes[number] if classes else str(number)
-        axes.scatter(*plane[inside].T, s=6, color=colors(place % 20), label=name, alpha=0.7, linewidths=0)
+        axes.scatter(*plane[inside].T, s=6, color=colors(position % 20), label=name, alpha=0.7, linewidths=0)
     axes.set(xticks=[], yticks=[], title=title)
     if len(np.unique(label)) <= 20:
         axes.legend(markerscale=2, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left", frameon=False)
@@ -85,7 +85,7 @@ def projection(features: np.ndarray, label: np.ndarray, classes: Sequence[str], 
 
 
 def curves(lines: Mapping[str, Sequence[float]], what: str) -> Image.Image:
-    """Figures after each epoch (in [0, 1]), a line for each name."""
+    """A plot of figures after each epoch (in [0, 1]), one line per name."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
     for name, values in lines.items():
@@ -105,8 +105,8 @@ def atlas(
     shown: int = 24,
     images: int = 10,
 ) -> Image.Image:
-    """A line for each of the `shown` largest prototypes: how many images, the entropy (nats) of their classes, and the
-    images with the highest scores. assigned: columns of `evaluation.clusters.assigned` for `rows`."""
+    """One line for each of the `shown` largest prototypes: its number of images, the entropy (nats) of their classes,
+    and the images with the highest scores. assigned: columns of `evaluation.clusters.assigned` for `rows`."""
     sizes = np.bincount(assigned["prototype"], minlength=prototypes)
     largest = [int(number) for number in np.argsort(-sizes, kind="stable")[:shown] if sizes[number]]
     tile, left, font = 64, 150, ImageFont.load_default(13)
@@ -126,14 +126,14 @@ def atlas(
 
 
 def run_curve(run: Path) -> Image.Image | None:
-    """The learning curve of a run's directory (or of a checkpoint's), None where no metrics are kept with k-NN."""
+    """The learning curve of a run or checkpoint directory; None without metrics, or without loss or k-NN in them."""
     folder = next((one for one in (run, *run.parents[:2]) if (one / "metrics.jsonl").is_file()), None)
     if folder is None:
         return None
     with tempfile.TemporaryDirectory() as scratch:
         try:
             draw_curve(folder, Path(scratch) / "curve.png")
-        except (ValueError, KeyError, TypeError):  # a run that has no loss or no score yet
+        except (ValueError, KeyError, TypeError):  # the run has no loss or no score yet
             return None
         return Image.open(Path(scratch) / "curve.png").convert("RGB")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,9 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from common.progress import progress_bar
+from common.signals import signal_on_parents_death
 from config.recipe import ROOT
-
-PR_SET_PDEATHSIG = 1  # of prctl(2): the signal to get when the parent dies
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def start(job: Job, core: int) -> subprocess.Popen[bytes]:
 def bind(core: int) -> None:
     """In the new process: stay on `core`, and get SIGTERM if the parent is killed."""
     os.sched_setaffinity(0, {core})
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_on_parents_death(signal.SIGTERM)
 
 
 def check(job: Job, code: int) -> None:

@@ -47,7 +47,7 @@ def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
         f"**{verdict(report)}**",
         as_markdown(results(report)),
         "Top-1 accuracy on the test images, mean and standard deviation over seeds. k-NN: weighted, k = 20, among all "
-        "training images; linear: logistic regression on the standardised features. The seconds are for training only, "
+        "training images; linear: logistic regression on the standardized features. The seconds are for training only, "
         "on one core while another run uses the other; each method trained for the whole number of epochs that comes "
         f"nearest to the same time, from a measurement on {report['part_images']:,} images. The third column is for "
         "supervised training: its own classifier, trained with all labels.",

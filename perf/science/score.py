@@ -3,7 +3,7 @@
     python -m perf.science.score OUT.json WEIGHTS RECIPE DATA --seed S [--along RUN]
 
 WEIGHTS: a run, a file, `random`, or `pixels`. Both scores use all images: k-NN as in `evaluate.py knn` (k = 20), and
-logistic regression on the standardised features. --along also scores the checkpoints of a run for its learning curve,
+logistic regression on the standardized features. --along also scores the checkpoints of a run for its learning curve,
 by k-NN among a part of the training images.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evaluation.backbones import Backbone
-    from evaluation.session import Place
+    from evaluation.session import Session
     from pipeline.crops import Crops
     from pipeline.dataset.labelled import Labelled
 
@@ -61,18 +61,18 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
 
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.knn import predict
-    from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardised
+    from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardized
     from evaluation.features import labels
 
     began = time.monotonic()
-    data, place = labelled_at(options.data, options.tables), one_process(256, options.seed)
+    data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
     pixels = options.weights == "pixels"
     name = f"random@{options.recipe}" if pixels or options.weights == "random" else options.weights
     backbone = open_backbone(f"{name}@{options.recipe}" if name.endswith(".safetensors") else name, options.seed)
     function = pixels_of(backbone) if pixels else backbone.network
-    train, test = features_of(function, data, data.train_rows, backbone, place)
+    train, test = features_of(function, data, data.train_rows, backbone, session)
     train_labels, test_labels = (
-        labels(*part, place.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
+        labels(*part, session.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
     )
 
     def accuracy(predicted: Tensor) -> float:
@@ -81,21 +81,21 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     scores: dict[str, Any] = {"knn": accuracy(predict(normalize(train), train_labels, normalize(test), 20))}
     if (classifier := classifier_of(options.weights)) is not None:
         scores["classifier"] = accuracy((test @ classifier[0].T + classifier[1]).argmax(1))
-    train_x, test_x = standardised(train, test)
+    train_x, test_x = standardized(train, test)
     penalty = chosen_penalty(train_x[::CHOOSE], train_labels[::CHOOSE], PENALTIES)
     weights, bias = logistic_regression(train_x, train_labels, penalty, ITERATIONS)
     scores |= {"linear": accuracy((test_x.double() @ weights.T + bias).argmax(1)), "penalty": penalty}
     if options.along is not None:
         scores["curve"] = [
-            {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, place)}
+            {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, session)}
             for epoch, seconds, weights_at in kept_checkpoints(options.along)
         ]
     if options.weights == "random":
-        scores["curve_start"] = curve_point(options.weights, options, data, place)
+        scores["curve_start"] = curve_point(options.weights, options, data, session)
     return {**scores, "threads": torch.get_num_threads(), "seconds": time.monotonic() - began}
 
 
-def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place: Place) -> float:
+def curve_point(weights: str, options: argparse.Namespace, data: Labelled, session: Session) -> float:
     """k-NN accuracy of all test images among CURVE_IMAGES training images."""
     from torch.nn.functional import normalize
 
@@ -106,8 +106,11 @@ def curve_point(weights: str, options: argparse.Namespace, data: Labelled, place
     without_recipe = weights == "random" or weights.endswith(".safetensors")
     backbone = open_backbone(f"{weights}@{options.recipe}" if without_recipe else weights, options.seed)
     rows = data.train_rows[:: max(1, len(data.train_rows) // CURVE_IMAGES)]
-    train, test = features_of(backbone.network, data, rows, backbone, place)
-    train_labels, test_labels = labels(data.train, rows, place.device), labels(data.test, data.test_rows, place.device)
+    train, test = features_of(backbone.network, data, rows, backbone, session)
+    train_labels, test_labels = (
+        labels(data.train, rows, session.device),
+        labels(data.test, data.test_rows, session.device),
+    )
     return float((predict(normalize(train), train_labels, normalize(test), 20) == test_labels).double().mean())
 
 
@@ -127,15 +130,15 @@ def kept_checkpoints(run: Path) -> list[tuple[int, float, str]]:
 
 
 def features_of(
-    function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, place: Place
+    function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, session: Session
 ) -> tuple[Tensor, Tensor]:
     """Features of training `rows` and of all test rows: `function` of their central crops."""
-    from evaluation.feature_cache import features
+    from evaluation.feature_cache import cached_features
 
     crops, about = central_crops_of(backbone), {"backbone": backbone.word}
     return (
-        features(function, about, data.train, rows, crops, place, "train"),
-        features(function, about, data.test, data.test_rows, crops, place, "test"),
+        cached_features(function, about, data.train, rows, crops, session, "train"),
+        cached_features(function, about, data.test, data.test_rows, crops, session, "test"),
     )
 
 
@@ -185,14 +188,14 @@ def labelled_at(path: Path, tables: str) -> Labelled:
     return data
 
 
-def one_process(batch: int, seed: int) -> Place:
+def one_process(batch: int, seed: int) -> Session:
     """The setting of an evaluation: this process, on the CPU, with one thread and no cache of features."""
     import torch
 
-    from evaluation.session import Place
+    from evaluation.session import Session
     from training.distributed import Cluster
 
-    return Place(Cluster(), torch.device("cpu"), "dali", 1, batch, False, None, seed)
+    return Session(Cluster(), torch.device("cpu"), "dali", 1, batch, False, None, seed)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def train(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     data = labelled_at(options.data, options.tables)
     table = take(data.train, data.train_rows)
-    place = one_process(min(BATCH, len(table)), options.seed)
+    session = one_process(min(BATCH, len(table)), options.seed)
     backbone = open_backbone(f"random@{options.recipe}", options.seed)
     labels = torch.as_tensor(table.label).long()
     network = Classifier(backbone.network, backbone.feature_dim, len(data.train.classes))
@@ -62,7 +62,7 @@ def train(options: argparse.Namespace) -> None:
 
     resume = options.out / "progress.safetensors"
     epochs: list[Any] = load_progress(resume, network, optimizer)  # for each epoch [seconds of training so far]
-    loader = training_loader(place, table, crops, len(epochs))
+    loader = training_loader(session, table, crops, len(epochs))
     earlier_seconds, began = epochs[-1][0] if epochs else 0.0, time.monotonic()
     steps, step = options.epochs * len(loader), len(epochs) * len(loader)
     with closing(loader), progress_bar(steps, options.out.name, "step", True) as bar:

@@ -112,8 +112,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     fit(config, images, Cluster(0, ranks, 0, ranks))
     if config.run.batch_size > len(table.usable()):
-        told = f"run.batch_size={config.run.batch_size} is more than the {len(table.usable())} images of {source}"
-        raise ValueError(f"{told}; lower it")
+        problem = f"run.batch_size={config.run.batch_size} is more than the {len(table.usable())} images of {source}"
+        raise ValueError(f"{problem}; lower it")
 
     # ------------------------------------------------------------------ the step, and its variants
     with tempfile.TemporaryDirectory() as folder:
@@ -123,21 +123,21 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         classes = max(int(table.label.max()), -1) + 1
         case = Case(given, ranks, images, options.budget * SHARE, path, options.peer, on_gpu=gpus > 0, classes=classes)
         with progress_bar(1 + (len(VARIANTS) if options.variants else 0), "settings", "set", True) as bar:
-            found = measured(case)
+            ranks_figures = measured(case)
             bar.update()
             taken = monotonic() - begun
-            variants = [own_variant(found, config)]
+            variants = [own_variant(ranks_figures, config)]
             for changes in VARIANTS if options.variants else ():
                 left = options.budget - (monotonic() - begun)
                 variants += variant(case, config, changes, left, taken - options.budget * SHARE)
                 bar.update()
-    profile = summary([rank["profile"] for rank in found])
+    profile = summary([rank["profile"] for rank in ranks_figures])
     left_out = beyond_it(config) if options.peer else ""
-    report = figures(found, profile) | {"variants": variants, "trace": None, "peer_left_out": left_out or None}
+    report = figures(ranks_figures, profile) | {"variants": variants, "trace": None, "peer_left_out": left_out or None}
     if options.trace:
         from training.profiling.trace import trace
 
-        options.trace.write_text(json.dumps(trace([rank["profile"] for rank in found])) + "\n")
+        options.trace.write_text(json.dumps(trace([rank["profile"] for rank in ranks_figures])) + "\n")
         report["trace"] = str(options.trace)
     return report | {"machine": machine(), "seconds": round(monotonic() - begun, 1)}
 
@@ -172,7 +172,7 @@ def recipe_of(options: argparse.Namespace, gpus: int) -> tuple[list[str], str | 
 
 
 def measured(case: Case) -> list[dict[str, Any]]:
-    """What each rank found, in processes of their own. Raises RuntimeError where one failed."""
+    """The figures of each rank (perf/step/ranks.py), in new processes. Raises RuntimeError if one fails."""
     from perf.ranks import run_ranks
     from perf.step.ranks import run_rank
 
@@ -196,7 +196,7 @@ def figures(ranks: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]) -> d
     computing = batch / median(turns["kept"]) if "kept" in turns else batch / seconds
     codes = [row["count"] for row in profile["collectives"] if row["kind"] == "codes"]
     lines = roofline(computing, work, first["itemsize"], together)
-    found = dict(profile) | {
+    report = dict(profile) | {
         "images_per_second": batch / seconds,
         "step_ms": 1e3 * seconds,
         "rounds_ms": [1e3 * one for one in turns["plain"]],
@@ -213,15 +213,15 @@ def figures(ranks: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]) -> d
     }
     if "peer" in turns:
         ratios = [ours / theirs for ours, theirs in zip(turns["kept"], turns["peer"], strict=True)]
-        found["peer_ratio"] = within_rounds(turns["kept"], turns["peer"])
-        found["peer"] = {
+        report["peer_ratio"] = within_rounds(turns["kept"], turns["peer"])
+        report["peer"] = {
             "step_ms": 1e3 * median(turns["peer"]),
             "ours_ms": 1e3 * median(turns["kept"]),
             "ratio_min": min(ratios),
             "ratio_max": max(ratios),
             "rounds": ratios,
         }
-    return found
+    return report
 
 
 def own_variant(ranks: Sequence[Mapping[str, Any]], config: Any) -> dict[str, Any]:
@@ -230,8 +230,10 @@ def own_variant(ranks: Sequence[Mapping[str, Any]], config: Any) -> dict[str, An
 
 
 def variant(case: Case, config: Any, changes: Mapping[str, Any], left: float, start: float) -> list[dict[str, Any]]:
-    """The row of other settings, if they are others: measured, or with the reason why not. left: seconds of the
-    budget; start: what the processes take before they measure, about."""
+    """The row of changed settings, if they differ from the case: measured, or with the reason why not.
+
+    left: seconds of the budget; start: about how many the processes take before they measure.
+    """
     from dataclasses import replace
 
     row = _row(config, changes)

@@ -22,16 +22,16 @@ EPS = 1e-8
 
 
 def beyond_it(config: DictConfig) -> str:
-    """What of a recipe this loop does not do, with commas between; empty where it is plain SwAV. A step with less in it
-    is no measure of ours."""
-    named = {
+    """The settings of a recipe that this loop does not have, separated by commas; empty for plain SwAV. A comparison
+    would not be fair with one of them."""
+    missing = {
         f"method={config.method}": config.method != "swav",
         f"model.heads={config.model.heads}": config.model.heads > 1,
         "swav.hard=true": config.swav.hard,
         f"swav.teacher.momentum={config.swav.teacher.momentum}": config.swav.teacher.momentum,
         "evaluation.probe=true": config.evaluation.probe,
     }
-    return ", ".join(name for name, it_is in named.items() if it_is)
+    return ", ".join(name for name, is_set in missing.items() if is_set)
 
 
 def plain_step(

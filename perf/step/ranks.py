@@ -61,8 +61,8 @@ def run_rank(rank: int, case: Case, folder: Path) -> None:
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster, timeout=300.0):
         torch.backends.cudnn.benchmark = True
-        found = measure(case, cluster)
-    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+        figures = measure(case, cluster)
+    (folder / f"rank{rank}.json").write_text(json.dumps(figures))
 
 
 def measure(case: Case, cluster: Cluster) -> dict[str, Any]:
@@ -87,10 +87,10 @@ def measure(case: Case, cluster: Cluster) -> dict[str, Any]:
         seconds = _agreed(_turn(steps.step, batches, 1, device), device)
         share = case.seconds / 2 if with_peer else case.seconds
         count, rounds = turns_in(share, seconds, 2 if case.table else 1, device.type == "cuda")
-        found: dict[str, Any] = {"turns": {}, "steps_a_turn": count, "case": asdict(case) | {"table": None}}
+        figures: dict[str, Any] = {"turns": {}, "steps_a_turn": count, "case": asdict(case) | {"table": None}}
         ours = partial(_turn, steps.step, kept, count, device)
         if case.table is None:
-            found["turns"] = _turns({"kept": lambda _: ours()}, rounds)
+            figures["turns"] = _turns({"kept": lambda _: ours()}, rounds)
         else:
             timeline, calls = Timeline(device), list[Any]()
             plain = partial(_turn, steps.step, batches, count, device)
@@ -98,21 +98,21 @@ def measure(case: Case, cluster: Cluster) -> dict[str, Any]:
             def watched(counts: bool) -> float:
                 return _watched(steps, batches, count, timeline, calls, counts)
 
-            found["turns"] |= _turns({"plain": lambda _: plain(), "watched": watched}, rounds)
-            found["profile"] = of_rank(cluster.rank, timeline, calls)
-        found["peak_gb"] = peak_gb(device)  # before the peer has a network of its own
+            figures["turns"] |= _turns({"plain": lambda _: plain(), "watched": watched}, rounds)
+            figures["profile"] = of_rank(cluster.rank, timeline, calls)
+        figures["peak_gb"] = peak_gb(device)  # before the peer has a network of its own
         if with_peer:
             torch.manual_seed(config.run.seed)
             network = build_network(config.model, [size for size, _ in steps.crops.groups]).to(device)
             peer = plain_step(config, network, cluster, device, steps.learning_rate)
             theirs = itertools.cycle([[crop.contiguous() for crop in batch.crops] for batch in fixed])
             other = partial(_turn, lambda crops: peer(next(crops)), theirs, count, device)
-            found["turns"] |= _turns({"kept": lambda _: ours(), "peer": lambda _: other()}, rounds)
+            figures["turns"] |= _turns({"kept": lambda _: ours(), "peer": lambda _: other()}, rounds)
         dist.barrier()
-        found["ceilings"] = asdict(ceilings(device, steps.dtype))
-    found |= {"work": asdict(steps.work), "itemsize": steps.dtype.itemsize, "batch": config.run.batch_size}
+        figures["ceilings"] = asdict(ceilings(device, steps.dtype))
+    figures |= {"work": asdict(steps.work), "itemsize": steps.dtype.itemsize, "batch": config.run.batch_size}
     settings = settings_of(config, device.type, cluster) | {"probe_labels": _origin_of_labels(steps, case)}
-    return found | {"device": device.type, "settings": settings}
+    return figures | {"device": device.type, "settings": settings}
 
 
 def _copied(batch: Batch, device: torch.device, dtype: torch.dtype) -> Batch:

@@ -7,7 +7,6 @@ does not exist, and a second run keeps it if its digest is right.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -29,6 +28,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from common.files import replacing, sha256, sync, sync_file
+from common.signals import signal_on_parents_death
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
 from pipeline.conversion.spool import ABSENT
@@ -37,7 +37,6 @@ from pipeline.dataset.shards import Record, Shard
 from pipeline.dataset.table import DatasetError, Names
 
 CHUNK = 16  # images per read
-PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal to receive when the parent dies
 COLUMNS = {
     "rows": np.int64, "offset": np.int64, "length": np.int64,
     "width": np.int32, "height": np.int32, "label": np.int32, "state": np.uint8,
@@ -290,6 +289,6 @@ def _end_with_parent(parent: int) -> None:
     SIGINT is ignored, because Ctrl-C goes to all processes of a terminal and the parent ends its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_on_parents_death(signal.SIGKILL)
     if os.getppid() != parent:  # it died before prctl
         os._exit(1)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from common.progress import tqdm
+from common.signals import ENDING
 from config.recipe import ROOT
 from pipeline.dataset.table import DatasetError
 
@@ -42,7 +43,7 @@ def on_ray(work: Callable[[Any], Any], tasks: Iterator[Any], address: str, worke
         settings |= {"num_cpus": workers, "include_dashboard": False}
     elif address == "auto":
         tqdm.write(f"joining the Ray cluster at {cluster}", file=sys.stderr)  # above the progress bar
-    handlers = {sign: signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {sign: signal.getsignal(sign) for sign in ENDING}
     try:
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         ray.init(**settings, runtime_env=environment, log_to_driver=False, logging_level="error")

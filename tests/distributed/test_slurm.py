@@ -23,34 +23,52 @@ EXPORTS = "MASTER_ADDR=host1 MASTER_PORT=29517 OMP_NUM_THREADS=1 "
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 
 
-@contextlib.contextmanager
-def started(folder):
-    lack = missing()
-    if lack:
-        pytest.skip(f"no SLURM here: {lack}")
-    with Hosts(2, folder / "hosts") as hosts, Slurm(hosts, folder / "slurm") as slurm:
-        yield slurm
+class Shared:
+    """A cluster of two hosts with SLURM, started when it is asked for and not there."""
+
+    def __init__(self, make_folder):
+        self.make_folder, self.stack = make_folder, contextlib.ExitStack()
+        self.slurm = None
+
+    def start(self):
+        if self.slurm is None:
+            folder = self.make_folder("slurm")
+            hosts = self.stack.enter_context(Hosts(2, folder / "hosts"))
+            self.slurm = self.stack.enter_context(Slurm(hosts, folder / "slurm"))
+        return self.slurm
+
+    def end(self):
+        self.slurm = None
+        self.stack.close()
 
 
 @pytest.fixture(scope="module")
 def shared(hosts_possible, tmp_path_factory):
-    with started(tmp_path_factory.mktemp("slurm")) as slurm:
-        yield slurm
+    lack = missing()
+    if lack:
+        pytest.skip(f"no SLURM here: {lack}")
+    cluster = Shared(tmp_path_factory.mktemp)
+    yield cluster
+    cluster.end()
 
 
 @pytest.fixture
 def slurm(shared):
-    """SLURM on two hosts, which stay; no job of the test before is left."""
-    yield shared
-    shared.ask("scancel", "--user=root")
-    shared.wait_until_idle()
+    """SLURM on two idle hosts, without a job of the test before."""
+    started = shared.start()
+    yield started
+    try:
+        started.ask("scancel", "--user=root")
+        started.wait_until_idle()
+    except RuntimeError:
+        shared.end()
 
 
 @pytest.fixture
-def own_slurm(hosts_possible, tmp_path):
-    """For a test that loses a host."""
-    with started(tmp_path / "own") as slurm:
-        yield slurm
+def lost_slurm(shared):
+    """For a test that loses a host: the next one gets another cluster."""
+    yield shared.start()
+    shared.end()
 
 
 class Job(Run):
@@ -131,10 +149,10 @@ def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
     assert job.output.count("swave: rank 1 on host2 died: killed, or crashed without a word") == 1, job.output
 
 
-def test_a_node_that_is_gone_is_noticed_though_srun_does_not(own_slurm, tmp_path):
-    job = Job(own_slurm, tmp_path, TRAIN, "run.epochs=5000")
+def test_a_node_that_is_gone_is_noticed_though_srun_does_not(lost_slurm, tmp_path):
+    job = Job(lost_slurm, tmp_path, TRAIN, "run.epochs=5000")
     job.steps(3)
-    own_slurm.hosts.kill(1)
+    lost_slurm.hosts.kill(1)
     begun = time.monotonic()
     assert job.process.wait(timeout=60) != 0
     assert time.monotonic() - begun < 30
@@ -142,12 +160,12 @@ def test_a_node_that_is_gone_is_noticed_though_srun_does_not(own_slurm, tmp_path
     job.gone([0])
 
 
-def test_without_a_node_that_is_gone_the_other_goes_on(own_slurm, tmp_path):
+def test_without_a_node_that_is_gone_the_other_goes_on(lost_slurm, tmp_path):
     settings = ["run.epochs=20", "run.batch_size=12", "swav.queue.length=0"]
     elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
-    job = Job(own_slurm, tmp_path, TRAIN, *settings, *elastic)
+    job = Job(lost_slurm, tmp_path, TRAIN, *settings, *elastic)
     job.steps(3)
-    own_slurm.hosts.kill(1)
+    lost_slurm.hosts.kill(1)
     assert job.process.wait(timeout=180) == 0, job.output
     job.gone([0])
     assert "going on with host1; engine.accumulation=2" in job.output

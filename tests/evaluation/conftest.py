@@ -1,4 +1,4 @@
-"""Small labelled images, and a run on them."""
+"""Small labeled images, and a run that was trained on them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Any backbone from one word, and features kept on disk."""
+"""Backbones open by one word, and features are cached on disk."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
 from evaluation.backbones import feature_function, open_backbone, open_backbones, weights_digest
-from evaluation.feature_cache import features, part_size
-from evaluation.session import Place
+from evaluation.feature_cache import cached_features, part_size
+from evaluation.session import Session
 from evaluation.subsets import listed_rows, share_of_each_class, take
 from export.__main__ import export
 from model.backbone import build_backbone
@@ -28,7 +28,7 @@ PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
 
 @pytest.fixture
 def options(tmp_path, data):
-    """What every call is given: no cache of another test, the torchvision backend (no warm-up), a result file."""
+    """Arguments of every call: a cache of its own, the torchvision backend (no warm-up), a result file."""
     return [
         "--tables", tmp_path / "tables", "--cache", tmp_path / "features", "--backend", "torchvision",
         "--json", tmp_path / "result.json",
@@ -49,11 +49,11 @@ def features_of(network, size=32):
 # ---------------------------------------------------------------------------------------------- one word
 def test_a_published_checkpoint_gives_its_own_networks_features_and_prototypes(tmp_path):
     network = published_network()
-    found = open_backbone(str(published_file(tmp_path / "swav.pth.tar", network)))
-    torch.testing.assert_close(features_of(found.network), features_of(network.backbone))
-    assert found.swav is not None and found.swav.prototypes.weight.shape == (20, 8)
-    assert found.feature_dim == 512
-    assert found.inputs.std == (0.228, 0.224, 0.225)
+    backbone = open_backbone(str(published_file(tmp_path / "swav.pth.tar", network)))
+    torch.testing.assert_close(features_of(backbone.network), features_of(network.backbone))
+    assert backbone.swav is not None and backbone.swav.prototypes.weight.shape == (20, 8)
+    assert backbone.feature_dim == 512
+    assert backbone.inputs.std == (0.228, 0.224, 0.225)
 
 
 def test_the_widths_of_the_published_family_are_read_from_their_shapes(tmp_path):
@@ -84,11 +84,11 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_backbone(tmp_path, run):
         tmp_path / "export" / "model.safetensors",
         f"{tmp_path}/plain.pth@{recipe}",
     ]
-    found = [open_backbone(str(word)) for word in words]
-    assert len({backbone.weights for backbone in found}) == 1
-    assert found[0].inputs == found[2].inputs
-    assert found[0].inputs.size == 16
-    assert found[0].swav is not None and found[0].data is not None
+    backbones = [open_backbone(str(word)) for word in words]
+    assert len({one.weights for one in backbones}) == 1
+    assert backbones[0].inputs == backbones[2].inputs
+    assert backbones[0].inputs.size == 16
+    assert backbones[0].swav is not None and backbones[0].data is not None
 
 
 def test_torchvision_and_timm_files_load_with_their_classifier_left_out(tmp_path):
@@ -106,12 +106,12 @@ def test_torchvision_and_timm_files_load_with_their_classifier_left_out(tmp_path
     torch.testing.assert_close(features_of(theirs.network, 64), features_of(resnet, 64))
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=10).eval()
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
-    found = open_backbone(f"{tmp_path}/vit.pth@timm:vit_tiny_patch16_224")
+    backbone = open_backbone(f"{tmp_path}/vit.pth@timm:vit_tiny_patch16_224")
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = vit.forward_head(vit.forward_features(images), pre_logits=True)
-        torch.testing.assert_close(found.network(images), expected)
-    with pytest.raises(ValueError, match=r"no ResNet's.*say which network"):
+        torch.testing.assert_close(backbone.network(images), expected)
+    with pytest.raises(ValueError, match=r"not those of a ResNet.*name the network"):
         open_backbone(f"{tmp_path}/vit.pth")
 
 
@@ -162,8 +162,8 @@ def test_a_stages_output_is_pooled_as_asked(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- the cache
-def place_of(cache, batch=16):
-    return Place(Cluster(), torch.device("cpu"), "torchvision", 1, batch, False, cache, 0)
+def session_of(cache, batch=16):
+    return Session(Cluster(), torch.device("cpu"), "torchvision", 1, batch, False, cache, 0)
 
 
 def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_path, monkeypatch):
@@ -181,7 +181,9 @@ def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_
 
     def extract():
         seen.clear()
-        return features(function, {"backbone": "a/b c"}, table, rows, crops, place_of(tmp_path / "f")), sum(seen)
+        return cached_features(function, {"backbone": "a/b c"}, table, rows, crops, session_of(tmp_path / "f")), sum(
+            seen
+        )
 
     first, images = extract()
     assert images == 90
@@ -197,11 +199,12 @@ def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_
     mended, images = extract()
     assert images == 25 + 15
     torch.testing.assert_close(first, mended, rtol=0, atol=0)
-    other = features(function, {"backbone": "other"}, table, rows, crops, place_of(tmp_path / "f"))
+    other = cached_features(function, {"backbone": "other"}, table, rows, crops, session_of(tmp_path / "f"))
     torch.testing.assert_close(first, other, rtol=0, atol=0)
     assert len(list((tmp_path / "f").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_table_of_one(tmp_path, run, data, capsys, options):
     one = evaluate(capsys, run, data, *options)
     (tmp_path / "two").mkdir()
@@ -216,9 +219,9 @@ def test_two_processes_give_the_table_of_one(tmp_path, run, data, capsys, option
 
 # ---------------------------------------------------------------------------------------------- k-NN
 def test_knn_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_path, run, data, capsys, options):
-    found = evaluate(capsys, run, data, "--k", "1,5,20", "--peers", "random", *options)
-    assert [result["backbone"] for result in found["results"]] == [str(run), "random"]
-    assert "k=20" in found["text"]
+    output = evaluate(capsys, run, data, "--k", "1,5,20", "--peers", "random", *options)
+    assert [result["backbone"] for result in output["results"]] == [str(run), "random"]
+    assert "k=20" in output["text"]
     folders = [path.parent for path in (tmp_path / "features").glob("*/about.json")]
     own = [folder for folder in folders if json.loads((folder / "about.json").read_text())["backbone"] == str(run)]
     parts = [np.load(path) for folder in own for path in folder.glob("part-*.npy")]
@@ -230,23 +233,23 @@ def test_knn_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_pat
     for k in (1, 5, 20):
         theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
         accuracy = theirs.fit(train, labels["train"]).score(test, labels["val"])
-        assert found["results"][0]["k-NN top1"][f"k={k}"] == pytest.approx(accuracy)
+        assert output["results"][0]["k-NN top1"][f"k={k}"] == pytest.approx(accuracy)
 
 
 def test_a_published_checkpoint_is_evaluated(tmp_path, data, capsys, options):
     path = published_file(tmp_path / "swav_pretrain.pth.tar", published_network())
-    found = evaluate(capsys, path, data, "--size", 32, "--k", "5", *options)
-    assert 0 <= found["results"][0]["k-NN top1"]["k=5"] <= 1
-    assert found["data"] == {"path": str(data), "train_images": 90, "test_images": 30, "classes": 3}
+    output = evaluate(capsys, path, data, "--size", 32, "--k", "5", *options)
+    assert 0 <= output["results"][0]["k-NN top1"]["k=5"] <= 1
+    assert output["data"] == {"path": str(data), "train_images": 90, "test_images": 30, "classes": 3}
 
 
 def test_file_lists_choose_the_images(tmp_path, run, data, capsys, options):
     names = [f"class{i % 3}/{i:05d}.png" for i in range(12)]
     (tmp_path / "list").write_text("\n".join(names))
-    found = evaluate(capsys, run, data, "--train-list", tmp_path / "list", "--k", "1", *options)
-    assert found["data"]["train_images"] == 12
+    output = evaluate(capsys, run, data, "--train-list", tmp_path / "list", "--k", "1", *options)
+    assert output["data"]["train_images"] == 12
     (tmp_path / "bad").write_text("class0/00000.png\nnone.png\n")
-    assert "none.png is not among the 90 images" in mistake(
+    assert "none.png is not one of the 90 images" in mistake(
         capsys, run, data, "--train-list", tmp_path / "bad", *options
     )
 
@@ -273,7 +276,7 @@ def test_a_share_of_each_class_is_the_same_everywhere_and_grows():
 
 # ---------------------------------------------------------------------------------------------- mistakes
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (["nowhere", "{data}"], "backbone nowhere: no such run or file"),
         (["{run}", "/none"], "DATA=/none: "),
@@ -286,15 +289,15 @@ def test_a_share_of_each_class_is_the_same_everywhere_and_grows():
         (["random@nothing", "{data}"], "network 'nothing' is unknown"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, run, data, capsys, arguments, told):
+def test_mistakes_are_one_line(tmp_path, run, data, capsys, arguments, message):
     words = [word.format(run=run, data=data) for word in arguments]
     line = mistake(capsys, *words, "--tables", tmp_path / "t", "--cache", "none", "--threads", 1)
-    assert told in line
+    assert message in line
 
 
 def test_the_script_knows_its_commands_and_helps():
     done = subprocess.run(script("knm", "x"), cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (2, "swave: 'knm' is no command of evaluate.py; perhaps knn\n")
+    assert (done.returncode, done.stderr) == (2, "swave: 'knm' is not a command of evaluate.py; perhaps knn\n")
     helped = subprocess.run(script("--help"), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert helped.returncode == 0
     assert "knn" in helped.stdout

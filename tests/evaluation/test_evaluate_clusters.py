@@ -1,4 +1,4 @@
-"""Clusters of images: the table, its figures, the pictures."""
+"""Clusters of images: their table, figures and pictures."""
 
 import csv
 
@@ -20,7 +20,7 @@ def arguments(root):
 
 
 def test_each_image_has_its_prototype_score_and_entropy(tmp_path, run, data, capsys):
-    found = evaluate(capsys, run, data, *arguments(tmp_path), command="clusters")
+    output = evaluate(capsys, run, data, *arguments(tmp_path), command="clusters")
     table = parquet.read_table(tmp_path / "out" / "clusters.parquet").to_pydict()
     assert len(table["name"]) == 90
     assert table["name"][0] == "class0/00000.png" and table["class"][0] == "class0"
@@ -29,7 +29,7 @@ def test_each_image_has_its_prototype_score_and_entropy(tmp_path, run, data, cap
     with open(tmp_path / "out" / "prototypes.csv") as file:
         sizes = [int(row["images"]) for row in csv.DictReader(file)]
     assert sizes == np.bincount(table["prototype"], minlength=6).tolist()
-    assert found["results"][0]["in use"] == sum(size > 0 for size in sizes)
+    assert output["results"][0]["in use"] == sum(size > 0 for size in sizes)
     largest = int(np.argmax(sizes))
     sheet = np.asarray(Image.open(tmp_path / "out" / f"cluster-{largest:05d}.png"))
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100  # pictures, not blanks
@@ -45,20 +45,20 @@ def test_scores_are_those_that_the_whole_network_gives(run):
 
 
 def test_scores_become_prototype_probability_and_entropy():
-    found = assigned(torch.tensor([[0.5, 0.1, 0.1], [0.2, 0.2, 0.2]]), 0.1)
-    assert found["prototype"].tolist() == [0, 0]
+    columns = assigned(torch.tensor([[0.5, 0.1, 0.1], [0.2, 0.2, 0.2]]), 0.1)
+    assert columns["prototype"].tolist() == [0, 0]
     share = np.exp([5, 1, 1]) / np.exp([5, 1, 1]).sum()
-    assert found["probability"][0] == pytest.approx(share[0])
-    assert found["entropy"] == pytest.approx([-(share * np.log(share)).sum(), np.log(3)])
+    assert columns["probability"][0] == pytest.approx(share[0])
+    assert columns["entropy"] == pytest.approx([-(share * np.log(share)).sum(), np.log(3)])
 
 
 def test_purity_and_information_of_a_clustering():
     generator = np.random.default_rng(0)
     label, prototype = generator.integers(0, 4, 500), generator.integers(0, 9, 500)
     prototype[:300] = label[:300]
-    found = summary(prototype, label, 12)
-    assert found["mutual information"] == pytest.approx(normalized_mutual_info_score(label, prototype))
-    assert found["in use"] == 9 and found["prototypes"] == 12
+    figures = summary(prototype, label, 12)
+    assert figures["mutual information"] == pytest.approx(normalized_mutual_info_score(label, prototype))
+    assert figures["in use"] == 9 and figures["prototypes"] == 12
     assert summary(label, label, 4)["purity"] == 1.0
     assert "purity" not in summary(label, np.full(500, -1), 4)
     entropy = class_entropy(np.array([0, 0, 1, 3]), np.array([0, 1, 1, -1]), 4)

@@ -1,4 +1,4 @@
-"""A few steps of train.py on a part of Fashion-MNIST, and what evaluate.py makes of its checkpoint."""
+"""Evaluations of a checkpoint that train.py made in a few steps on a part of Fashion-MNIST."""
 
 import json
 
@@ -19,7 +19,7 @@ TRAIN, TEST = 640, 200
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run's directory: ten steps with the demo's network. Its images are tables beside it."""
+    """A run's directory: ten steps with the demo's network. The tables of its images are next to it."""
     root = tmp_path_factory.mktemp("fashion")
     try:
         tables = prepare(ROOT / "data/fashion-mnist", progress=False)
@@ -40,26 +40,30 @@ def figures(trained, tmp_path, capsys):
 
     def of(command, *words):
         places = ["--cache", trained.parent / "features", "--json", tmp_path / "r.json"]
-        found = evaluate(capsys, trained, *words, *places, command=command)
-        assert found["data"]["path"] == str(trained.parent / "train.npz")
-        return found
+        output = evaluate(capsys, trained, *words, *places, command=command)
+        assert output["data"]["path"] == str(trained.parent / "train.npz")
+        return output
 
     return of
 
 
 def test_knn_is_the_one_that_training_ended_with(trained, figures):
-    found = figures("knn", "--k", "1,20", "--peers", "random")
-    assert (found["data"]["train_images"], found["data"]["test_images"], found["data"]["classes"]) == (TRAIN, TEST, 10)
+    output = figures("knn", "--k", "1,20", "--peers", "random")
+    assert (output["data"]["train_images"], output["data"]["test_images"], output["data"]["classes"]) == (
+        TRAIN,
+        TEST,
+        10,
+    )
     summary = json.loads((trained / "summary.json").read_text())
-    assert found["results"][0]["k-NN top1"]["k=20"] == summary["knn"]
-    assert found["results"][1]["weights"] != found["results"][0]["weights"]
+    assert output["results"][0]["k-NN top1"]["k=20"] == summary["knn"]
+    assert output["results"][1]["weights"] != output["results"][0]["weights"]
 
 
-def test_the_first_image_retrieved_is_the_nearest_neighbour(figures):
+def test_the_first_image_retrieved_is_the_nearest_neighbor(figures):
     nearest = figures("knn", "--k", "1")["results"][0]["k-NN top1"]["k=1"]
-    found = figures("retrieval", "--k", "1,10")["results"][0]
-    assert found["recall"]["at 1"] == found["precision"]["at 1"] == pytest.approx(nearest)
-    assert found["recall"]["at 10"] > nearest > found["mAP at R"] > 0.1  # a guess is a tenth
+    result = figures("retrieval", "--k", "1,10")["results"][0]
+    assert result["recall"]["at 1"] == result["precision"]["at 1"] == pytest.approx(nearest)
+    assert result["recall"]["at 10"] > nearest > result["mAP at R"] > 0.1  # a guess is a tenth
 
 
 def test_a_linear_classifier_learns_more_than_a_guess(figures):

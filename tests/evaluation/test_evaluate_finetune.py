@@ -1,7 +1,5 @@
 """Fine-tuning on a part of the labels, and on other images."""
 
-import subprocess
-
 import numpy as np
 import pytest
 import torch
@@ -9,8 +7,9 @@ import torch
 from config.recipe import ROOT
 from evaluation.classifiers import finetune, tuning
 from evaluation.classifiers.finetune import factor
-from evaluation.classifiers.tuning import steady_rate, told_of_steps
-from support.evaluations import evaluate, mistake, script
+from evaluation.classifiers.tuning import short_training_note, steady_rate
+from support.evaluations import evaluate, mistake
+from support.forks import Script
 
 
 def arguments(root):
@@ -27,26 +26,25 @@ def test_the_published_steps_and_the_cosine():
 
 def test_a_fraction_of_each_class_is_learnt_from(tmp_path, run, data, capsys):
     words = [run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 4, "--epochs", 8, *arguments(tmp_path)]
-    found = evaluate(capsys, *words, command="semisup")
-    assert found["data"]["train_images"] == 45
-    assert found["results"][0]["semisup top1"] > 0.45  # a guess is a third
-    assert "curves" not in found["results"][0]
+    output = evaluate(capsys, *words, command="semisup")
+    assert output["data"]["train_images"] == 45
+    assert output["results"][0]["semisup top1"] > 0.45  # a guess is a third
+    assert "curves" not in output["results"][0]
 
 
 def test_rates_are_the_published_ones_for_a_tenth(tmp_path, run, data, capsys):
     (tmp_path / "list").write_text("".join(f"{i:05d}\n" for i in range(18)))
     words = [run, data, "--train-list", tmp_path / "list", "--epochs", 1, *arguments(tmp_path)]
-    found = evaluate(capsys, *words, command="semisup")
-    assert (found["settings"]["lr"], found["settings"]["head_lr"]) == (0.01, 0.2)
-    assert found["data"]["train_images"] == 18
-    told = mistake(capsys, run, data, "--fraction", 0.3, command="semisup")
-    assert "--fraction=0.3: rates are published for 0.1 and 0.01; give --lr and --head-lr" in told
+    output = evaluate(capsys, *words, command="semisup")
+    assert (output["settings"]["lr"], output["settings"]["head_lr"]) == (0.01, 0.2)
+    assert output["data"]["train_images"] == 18
+    line = mistake(capsys, run, data, "--fraction", 0.3, command="semisup")
+    assert "--fraction=0.3: published rates exist for 0.1 and 0.01 only; give --lr and --head-lr" in line
 
 
 @pytest.mark.parametrize("classes", [3, 10, 100])
-def test_a_linear_classifier_is_steady_at_the_rate_that_its_features_bear(classes):
-    """Positive features as pooling gives them: at that rate the loss falls from step to step, at ten times it does
-    not."""
+def test_a_linear_classifier_is_stable_at_the_rate_computed_from_its_features(classes):
+    """With positive features, as after pooling, the loss falls at every step; at ten times the rate it does not."""
     generator = torch.Generator().manual_seed(classes)
     labels = torch.arange(600) % classes
     features = (
@@ -79,15 +77,15 @@ def test_a_published_head_rate_is_lowered_to_what_the_features_bear_and_a_given_
     monkeypatch.setattr(tuning, "steady_rate", lambda length, classes: 0.001 * classes)
     (tmp_path / "list").write_text("".join(f"{i:05d}\n" for i in range(32)))
     words = [run, data, "--train-list", tmp_path / "list", "--epochs", 1, *arguments(tmp_path), "--fraction", 0.01]
-    found = evaluate(capsys, *words, command="semisup")
-    assert found["results"][0]["head lr"] == pytest.approx(0.003 * 256 / 16)
-    assert "auto: --head-lr=0.048  (the published 5" in found["text"]
+    output = evaluate(capsys, *words, command="semisup")
+    assert output["results"][0]["head lr"] == pytest.approx(0.003 * 256 / 16)
+    assert "auto: --head-lr=0.048  (a classifier on these features would diverge at the published 5" in output["text"]
     given = evaluate(capsys, *words, "--head-lr", 5, command="semisup")
     assert "head lr" not in given["results"][0] and "auto" not in given["text"]
 
 
 def test_a_training_of_few_steps_is_told():
-    assert told_of_steps(1000, 256) is None and "40 steps of 256 images" in told_of_steps(40, 256)
+    assert short_training_note(1000, 256) is None and "40 steps of 256 images" in short_training_note(40, 256)
 
 
 def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):
@@ -120,20 +118,18 @@ def test_the_backbone_itself_is_left_as_it_was(tmp_path, run, data, capsys):
 def test_transfer_takes_a_list(tmp_path, run, data, capsys):
     (tmp_path / "list").write_text("".join(f"class{i % 3}/{i:05d}.png\n" for i in range(30)))
     words = [run, data, "--train-list", tmp_path / "list", *arguments(tmp_path)]
-    found = evaluate(capsys, *words, command="transfer")
-    assert found["data"]["train_images"] == 30
-    assert "fine-tuned top1" not in found["results"][0]
+    output = evaluate(capsys, *words, command="transfer")
+    assert output["data"]["train_images"] == 30
+    assert "fine-tuned top1" not in output["results"][0]
 
 
 def test_two_processes_fine_tune_together(tmp_path, run, data):
-    command = script(
-        "semisup", run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 2, *arguments(tmp_path)
-    )
-    command[:1] = [str(ROOT / ".venv/bin/torchrun"), "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
+    words = ["semisup", run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 2, *arguments(tmp_path)]
+    process = Script(ROOT / "evaluate.py", map(str, words), tmp_path / "output", ranks=2)
+    output, _ = process.communicate(timeout=150)
+    assert process.returncode == 0, output
     assert (tmp_path / "r.json").is_file()
-    assert "semisup top1" in done.stdout
+    assert "semisup top1" in output
 
 
 def test_wrong_rates_are_one_line(run, data, capsys):

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation.classifiers import linear
 from evaluation.classifiers.linear import cosine
-from evaluation.classifiers.logistic import LEAST, chosen_penalty, logistic_regression, told_of_edge
+from evaluation.classifiers.logistic import LEAST, chosen_penalty, edge_note, logistic_regression
 from support.evaluations import evaluate, mistake
 
 
@@ -23,8 +23,8 @@ def test_logistic_regression_agrees_with_scikit_learn():
     theirs = LogisticRegression(C=0.5, tol=1e-8, max_iter=5000).fit(points.astype(np.float64), labels)
     weights, bias = logistic_regression(torch.from_numpy(points), torch.from_numpy(labels), 1 / (0.5 * 300))
     np.testing.assert_allclose(weights.numpy(), theirs.coef_, atol=2e-4)
-    found = (torch.from_numpy(points).double() @ weights.T + bias).argmax(1).numpy()
-    assert (found == theirs.predict(points)).all()
+    predicted = (torch.from_numpy(points).double() @ weights.T + bias).argmax(1).numpy()
+    assert (predicted == theirs.predict(points)).all()
 
 
 def test_the_rate_falls_as_a_cosine_by_epochs():
@@ -62,8 +62,8 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, ca
 
 
 def test_cached_features_learn_the_classes(tmp_path, run, data, capsys):
-    found = evaluate(capsys, run, data, "--cached", *arguments(tmp_path), command="linear")
-    assert found["results"][0]["linear top1"] > 0.5  # a guess is a third
+    output = evaluate(capsys, run, data, "--cached", *arguments(tmp_path), command="linear")
+    assert output["results"][0]["linear top1"] > 0.5  # a guess is a third
 
 
 def test_a_penalty_is_sought_beyond_those_that_are_tried_first():
@@ -71,13 +71,13 @@ def test_a_penalty_is_sought_beyond_those_that_are_tried_first():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 100)
     points = torch.from_numpy(generator.normal(size=(100, 60)) + 0.35 * labels[:, None])
-    found = chosen_penalty(points, torch.from_numpy(labels), [1e-6, 1e-5])
-    assert found > 1e-3
-    assert chosen_penalty(points, torch.from_numpy(labels), [found / 10, found, 10 * found]) == found
+    penalty = chosen_penalty(points, torch.from_numpy(labels), [1e-6, 1e-5])
+    assert penalty > 1e-3
+    assert chosen_penalty(points, torch.from_numpy(labels), [penalty / 10, penalty, 10 * penalty]) == penalty
 
 
 def test_a_penalty_at_the_edge_of_all_is_told():
-    assert told_of_edge(1e-3) is None and "lies at the edge" in told_of_edge(LEAST)
+    assert edge_note(1e-3) is None and "is at the edge" in edge_note(LEAST)
 
 
 def test_training_crops_take_the_scale_that_is_asked_for(tmp_path, run, data, capsys):

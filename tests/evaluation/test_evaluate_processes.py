@@ -47,7 +47,7 @@ def both(tmp_path, weights, images, capsys):
     """both(command, *words): result files of one process and of two, which share no features."""
 
     def compare(command, *words, out=False):
-        found = []
+        results = []
         for name in ("one", "two"):
             folder = tmp_path / name
             folder.mkdir()
@@ -66,8 +66,8 @@ def both(tmp_path, weights, images, capsys):
             else:
                 by_two(tmp_path / "output", command, weights, images, *words, *places)
             (result,) = json.loads((folder / "r.json").read_text())["results"]
-            found.append({key: value for key, value in result.items() if key != "seconds"})
-        return found
+            results.append({key: value for key, value in result.items() if key != "seconds"})
+        return results
 
     return compare
 

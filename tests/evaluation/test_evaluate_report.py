@@ -7,7 +7,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from evaluation.commands import report
-from evaluation.report.pictures import neighbour_plane, principal_plane
+from evaluation.report.pictures import neighbor_plane, principal_plane
 from support.evaluations import evaluate, mistake
 
 
@@ -26,7 +26,7 @@ def test_the_plane_is_scikit_learns():
 def test_t_sne_keeps_groups_together():
     generator = np.random.default_rng(0)
     group = np.arange(60) % 2
-    plane = neighbour_plane((generator.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32))
+    plane = neighbor_plane((generator.normal(size=(60, 8)) + 12 * group[:, None]).astype(np.float32))
     apart = np.linalg.norm(plane[:, None] - plane[None], axis=2)
     np.fill_diagonal(apart, np.inf)
     assert (group[apart.argmin(1)] == group).all()
@@ -34,14 +34,14 @@ def test_t_sne_keeps_groups_together():
 
 def test_one_page_holds_tables_and_pictures(tmp_path, run, data, capsys):
     knn, linear, out = tmp_path / "knn.json", tmp_path / "linear.json", tmp_path / "page.html"
-    found = evaluate(capsys, run, data, "--k", "5", *places(tmp_path), "--json", knn)
+    output = evaluate(capsys, run, data, "--k", "5", *places(tmp_path), "--json", knn)
     evaluate(capsys, run, data, "--epochs", 2, *places(tmp_path), "--json", linear, command="linear")
     words = [run, data, "--peers", "random", "--results", knn, linear, "--out", out, *places(tmp_path)]
     assert report.main([str(word) for word in words]) == 0
     page = out.read_text()
-    assert f"{found['results'][0]['k-NN top1']['k=5']:.2%}" in page
-    assert page.count('<div class="side">') == 4  # curves; atlas; neighbours of both; planes of both
-    # curves; atlas, neighbours and plane of the run; neighbours and plane of the random network
+    assert f"{output['results'][0]['k-NN top1']['k=5']:.2%}" in page
+    assert page.count('<div class="side">') == 4  # curves; atlas; neighbors of both; planes of both
+    # curves; atlas, neighbors and plane of the run; neighbors and plane of the random network
     assert page.count("data:image/png;base64,") == 1 + 3 + 2
     assert "http" not in page
 
@@ -57,7 +57,7 @@ def test_results_alone_make_a_page(tmp_path, run, data, capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert "nothing to report" in mistake(capsys, "none", command="report")
     (tmp_path / "x.json").write_text("{}")
-    assert "is no result" in mistake(capsys, "none", "--results", tmp_path / "x.json", command="report")
+    assert "is not a result file" in mistake(capsys, "none", "--results", tmp_path / "x.json", command="report")
     assert "--projection=umap: expected pca or tsne" in mistake(
         capsys, "none", "--projection", "umap", command="report"
     )

@@ -66,7 +66,7 @@ def test_a_class_without_both_kinds_has_no_machine():
 
 
 def test_svm_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_path, run, data, capsys):
-    found = evaluate(capsys, run, data, "--costs", "1", *arguments(tmp_path), command="svm")["results"][0]
+    result = evaluate(capsys, run, data, "--costs", "1", *arguments(tmp_path), command="svm")["results"][0]
     parts = sorted((np.load(path) for path in (tmp_path / "features").glob("*/part-*.npy")), key=len)
     test, train = (normalize(part).astype(np.float64) for part in parts)
     known, wanted = (open_dataset(data / s, tmp_path / "x", workers=1, progress=False).label for s in ("train", "val"))
@@ -77,10 +77,10 @@ def test_svm_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_pat
         for i in range(3)
     ]
     scores = np.stack([machine.decision_function(test) for machine in machines], 1)
-    assert found["svm top1"] == pytest.approx((scores.argmax(1) == wanted).mean())
+    assert result["svm top1"] == pytest.approx((scores.argmax(1) == wanted).mean())
     expected = np.mean([average_precision_score(wanted == i, scores[:, i]) for i in range(3)])
-    assert found["mAP"] == pytest.approx(expected, abs=1e-3)
-    assert [one["class"] for one in found["classes"]] == ["class0", "class1", "class2"]
+    assert result["mAP"] == pytest.approx(expected, abs=1e-3)
+    assert [one["class"] for one in result["classes"]] == ["class0", "class1", "class2"]
 
 
 # ---------------------------------------------------------------------------------------------- Pascal VOC
@@ -96,11 +96,11 @@ def voc(tmp_path):
         (root / folder).mkdir(parents=True)
     kinds = [[("cat", 0)], [("dog", 0)], [("cat", 1), ("dog", 0)], [("cat", 0), ("cat", 1)]]
     for index in range(16):
-        found = kinds[index % 4]
-        bright = 90 * any(name == "dog" for name, _ in found)
+        objects = kinds[index % 4]
+        bright = 90 * any(name == "dog" for name, _ in objects)
         pixels = (noise.integers(0, 120, (24, 24, 3)) + bright).astype(np.uint8)
         Image.fromarray(pixels).save(root / f"JPEGImages/{index:06d}.jpg")
-        text = XML.format(name=f"{index:06d}", objects="".join(OBJECT.format(*one) for one in found))
+        text = XML.format(name=f"{index:06d}", objects="".join(OBJECT.format(*one) for one in objects))
         (root / f"Annotations/{index:06d}.xml").write_text(text)
     for split, rows in (("trainval", range(10)), ("test", range(10, 16))):
         (root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{row:06d}\n" for row in rows))
@@ -121,11 +121,11 @@ def test_voc_annotations_become_targets(voc, tmp_path):
 
 def test_voc_is_scored_from_its_folder(voc, run, tmp_path, capsys):
     words = [run, voc, "--size", 24, "--costs", "1,10", *arguments(tmp_path)]
-    found = evaluate(capsys, *words, command="svm")
-    result = found["results"][0]
+    output = evaluate(capsys, *words, command="svm")
+    result = output["results"][0]
     assert [one["class"] for one in result["classes"]] == ["cat", "dog"]
     assert result["mAP"] == pytest.approx(np.mean([one["AP"] for one in result["classes"]]))
-    assert "svm top1" not in result and "targets" not in found["settings"]
+    assert "svm top1" not in result and "targets" not in output["settings"]
 
 
 def test_wrong_folds_are_one_line(run, data, capsys):
@@ -151,8 +151,8 @@ def test_retrieval_figures_by_brute_force():
 
 def test_retrieval_writes_its_sheet(tmp_path, run, data, capsys):
     words = [run, data, "--sheet", tmp_path / "s.png", "--queries", 4, *arguments(tmp_path)]
-    found = evaluate(capsys, *words, command="retrieval")["results"][0]
-    assert found["recall"]["at 1"] == found["precision"]["at 1"] <= found["recall"]["at 10"]
+    result = evaluate(capsys, *words, command="retrieval")["results"][0]
+    assert result["recall"]["at 1"] == result["precision"]["at 1"] <= result["recall"]["at 10"]
     sheet = np.asarray(Image.open(tmp_path / "s.png"))
     assert sheet.shape[0] > 4 * 96
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100

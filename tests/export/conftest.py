@@ -1,4 +1,4 @@
-"""Networks to be exported."""
+"""Networks that tests export."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from support.exports import make_run
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Small networks, each made once: backbone, options, crop size -> run's directory, network in eval mode."""
+    """Small networks, each built once: backbone, options, crop size -> run's directory, network in eval mode."""
     store, runs = tmp_path_factory.mktemp("store") / "store", {}
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
 

@@ -1,4 +1,4 @@
-"""Exported weights, loaded by the libraries that they are for, give our features; mistakes are one line."""
+"""Exported weights give the same features when other libraries load them; mistakes are one line."""
 
 import json
 import os
@@ -109,11 +109,11 @@ def test_published_resnet50_loads_for_a_warm_start(tmp_path, wrapped):
 def test_published_layout_has_the_published_names_and_shapes(trained, tmp_path):
     run, _ = trained("resnet50", {}, 64)
     export(run, tmp_path / "weights.pth.tar", "swav")
-    found = torch.load(tmp_path / "weights.pth.tar", weights_only=True)["state_dict"]
+    weights = torch.load(tmp_path / "weights.pth.tar", weights_only=True)["state_dict"]
     expected = {f"module.{key}": shape for key, shape in SHAPES["resnet50"].items()}
-    assert found.keys() == expected.keys()
+    assert weights.keys() == expected.keys()
     of_backbone = [key for key in expected if "projection_head" not in key and "prototypes" not in key]
-    assert all(list(found[key].shape) == expected[key] for key in of_backbone)  # the test's heads are smaller
+    assert all(list(weights[key].shape) == expected[key] for key in of_backbone)  # the test's heads are smaller
 
 
 @pytest.mark.parametrize("network", [TINY_RESNET, RESNET18, TINY_VIT], ids=["resnet", "resnet18", "vit"])
@@ -192,7 +192,7 @@ def test_no_checkpoint_is_one_line(tmp_path, capsys):
     out = tmp_path / "x.pth"
     assert "no such folder" in refused(capsys, tmp_path / "nowhere", out, "--format", "swav")
     assert "no checkpoint there" in refused(capsys, tmp_path, out, "--format", "swav")
-    assert "CKPT is not set" in refused(capsys, "", out, "--format", "swav")
+    assert "CKPT is missing" in refused(capsys, "", out, "--format", "swav")
     assert "--format" in refused(capsys, tmp_path, out)
     assert not out.exists()
 
@@ -232,7 +232,7 @@ def test_unknown_format_is_one_line_with_the_known_ones(trained, tmp_path, capsy
 )
 def test_no_counterpart_is_one_line_with_the_formats_that_do(trained, tmp_path, capsys, network, format, others):
     line = refused(capsys, trained(*network)[0], tmp_path / "x.pth", "--format", format)
-    assert f"no counterpart in {format}" in line and line.endswith(f"these formats take it: {others}\n")
+    assert f"no counterpart in {format}" in line and line.endswith(f"use one of these formats: {others}\n")
     assert not os.listdir(tmp_path)
 
 

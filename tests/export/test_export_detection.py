@@ -1,4 +1,4 @@
-"""A backbone for detectron2 and for DETR: their names, shapes, and our features under them."""
+"""Exports for detectron2 and DETR have their key names and shapes, and give the same features."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ NORMS = ("weight", "bias", "running_mean", "running_var")
 
 
 def names_of_detectron2(factor=1):
-    """detectron2's ResNet-50 with FrozenBN: its keys and shapes, written down from its modeling/backbone/resnet.py."""
+    """detectron2's ResNet-50 with FrozenBN: keys and shapes, as its modeling/backbone/resnet.py builds them."""
     shapes = {"stem.conv1.weight": (64 * factor, 3, 7, 7)}
     shapes |= {f"stem.conv1.norm.{part}": (64 * factor,) for part in NORMS}
     entering = 64 * factor
@@ -39,7 +39,7 @@ def names_of_detectron2(factor=1):
 
 
 def to_torchvision(name):
-    """A key of torchvision's ResNet from one of detectron2's."""
+    """The key of torchvision's ResNet for one of detectron2's."""
     name = name.removeprefix("stem.").replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
     name = re.sub(r"^res(\d)", lambda stage: f"layer{int(stage[1]) - 1}", name)
     return re.sub(r"conv(\d)\.norm", r"bn\1", name)
@@ -63,10 +63,10 @@ def test_detectron2_finds_its_names_and_shapes_and_our_features_lie_under_them(t
     )
     assert not missing.unexpected_keys and all("num_batches" in key for key in missing.missing_keys)
     assert difference(ours.backbone, theirs.eval(), (2, 3, 64, 96)) < 1e-5
-    told = yaml.safe_load("\n".join(lines))
-    assert told["MODEL"]["RESNETS"] == {"DEPTH": 50, "STRIDE_IN_1X1": False, "NORM": "SyncBN"}
-    assert told["MODEL"]["PIXEL_MEAN"] == pytest.approx([255 * 0.286] * 3)  # the demo's, from 0 to 1
-    assert told["INPUT"]["FORMAT"] == "RGB"
+    settings = yaml.safe_load("\n".join(lines))
+    assert settings["MODEL"]["RESNETS"] == {"DEPTH": 50, "STRIDE_IN_1X1": False, "NORM": "SyncBN"}
+    assert settings["MODEL"]["PIXEL_MEAN"] == pytest.approx([255 * 0.286] * 3)  # the demo's, from 0 to 1
+    assert settings["INPUT"]["FORMAT"] == "RGB"
 
 
 def test_detr_builds_with_frozen_batch_norm_what_torchvisions_layout_fills(trained, tmp_path):
@@ -76,8 +76,8 @@ def test_detr_builds_with_frozen_batch_norm_what_torchvisions_layout_fills(train
     run, ours = trained("resnet50", {}, 64)
     export(run, tmp_path / "backbone.pth", "torchvision")
     theirs = torchvision.models.resnet50(norm_layer=FrozenBatchNorm2d)
-    found = theirs.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=False)
-    assert found.missing_keys == ["fc.weight", "fc.bias"] and not found.unexpected_keys
+    keys = theirs.load_state_dict(torch.load(tmp_path / "backbone.pth", weights_only=True), strict=False)
+    assert keys.missing_keys == ["fc.weight", "fc.bias"] and not keys.unexpected_keys
     theirs.fc = torch.nn.Identity()
     assert difference(ours.backbone, theirs.eval(), (2, 3, 64, 96)) < 1e-5
 
@@ -106,5 +106,5 @@ def test_the_pickle_names_nothing_that_an_older_numpy_has_not(trained, tmp_path)
 @pytest.mark.parametrize("network", [TINY_RESNET, TINY_VIT], ids=["resnet", "vit"])
 def test_what_detectron2_does_not_build_is_one_line(trained, tmp_path, capsys, network):
     line = refused(capsys, trained(*network)[0], tmp_path / "x.pkl", "--format", "detectron2")
-    assert "is none that detectron2 builds" in line and not os.listdir(tmp_path)
+    assert "detectron2 cannot build backbone" in line and not os.listdir(tmp_path)
     assert "suffix .pkl" in refused(capsys, trained(*network)[0], tmp_path / "x.pth", "--format", "detectron2")

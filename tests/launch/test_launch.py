@@ -1,4 +1,4 @@
-"""Starting a run: who we are, what is started, and what ranks agree on."""
+"""Starting a run: the rank in the environment, the commands, signals, and what ranks agree on."""
 
 import itertools
 import os
@@ -53,10 +53,10 @@ PORT = {"MASTER_PORT": "29500"}
             | {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", **PORT},
             Cluster(3, 5, 1, 2),
         ),
-        ({"SLURM_NTASKS": "4"}, Cluster(0, 1, 0, 1)),  # a batch script's own shell is no task
+        ({"SLURM_NTASKS": "4"}, Cluster(0, 1, 0, 1)),  # the shell of a batch script is not a task
     ],
 )
-def test_the_usual_environments_say_who_we_are(environment, expected):
+def test_the_usual_environments_give_rank_and_world_size(environment, expected):
     assert cluster_from_environment(environment) == expected
 
 
@@ -101,7 +101,7 @@ def test_processes_that_the_batch_does_not_split_over_are_refused():
 
 
 def start(tmp_path, *settings):
-    """launch.start on 2 processes and as many images as it takes a while to scan."""
+    """Start launch.start on 2 processes."""
     command = [sys.executable, "-m", "launch.start", "--processes", "2", "config/demo.yaml"]
     return subprocess.Popen(
         [*command, f"run.directory={tmp_path / 'run'}", f"data.cache={tmp_path}", *settings],
@@ -159,14 +159,14 @@ def last_collectives(rank, port):
 
 @pytest.mark.slow
 def test_ranks_end_with_0_right_after_a_collective():
-    """Without `wait_for_gloo` 21 of 50 ended with -6."""
+    """Without `wait_for_gloo` 21 of 50 processes ended with code -6."""
     for _ in range(4):
         port = free_port()
         run_processes(last_collectives, [(rank, port) for rank in range(2)])
 
 
 def waits_of_groups(rank):
-    """Seconds after which groups give up that are made by others than us, such as DeepSpeed."""
+    """Timeouts in seconds of groups that other code creates, such as DeepSpeed."""
     with connected(Cluster(), timeout=7.0):
         groups = [None, torch.distributed.new_group(), torch.distributed.new_group(backend="gloo")]
         groups = [torch.distributed.group.WORLD if group is None else group for group in groups]
@@ -179,8 +179,8 @@ def test_every_group_of_processes_gives_up_after_the_timeout():
 
 
 def agreements(rank):
-    """What each rank hears of seven steps, with losses shared every second one: rank 1 has one that is not finite in
-    step 3, and a signal in step 5."""
+    """What each rank learns in seven steps, with losses exchanged every second step: rank 1 has a loss that is not
+    finite in step 3, and receives a signal in step 5."""
     agreement, heard, stops = Agreement(world_size=2, device="cpu", every=2), [], []
     for step in range(1, 8):
         loss = torch.tensor(float("nan") if (step, rank) == (3, 1) else float(step + rank))
@@ -194,6 +194,6 @@ def test_ranks_agree_on_losses_and_signals_one_step_later():
     for heard, stops in run_ranks([0, 1], agreements):
         assert [one[0] if one else None for one in heard] == [None, None, 2, None, 4, None, 6, 7, None]
         assert heard[2] == (2, "2.5", None, 0)
-        assert heard[4] == (4, "4.5", 3, 1)  # no step is forgotten between two that are shared
+        assert heard[4] == (4, "4.5", 3, 1)  # steps between two exchanges count too
         assert heard[6:8] == [(6, "6.5", None, 0), (7, "7.5", None, 0)]
-        assert stops == [False] * 5 + [True] * 2  # stays, though nobody wishes it any more
+        assert stops == [False] * 5 + [True] * 2  # stays set although no rank asks for it any more

@@ -1,4 +1,4 @@
-"""Which nodes a run has: hostfiles and SLURM's short forms, and their mistakes in one line."""
+"""The nodes of a run: hostfiles and SLURM's short forms; mistakes in them are one line."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-3]"}
     ("more", "processes"),
     [
         ({}, [8, 8, 8]),
-        ({"SLURM_TASKS_PER_NODE": "1(x3)"}, [8, 8, 8]),  # what SLURM sets where nobody asked for tasks
+        ({"SLURM_TASKS_PER_NODE": "1(x3)"}, [8, 8, 8]),  # what SLURM sets if the job does not ask for tasks
         ({"SLURM_NTASKS_PER_NODE": "4"}, [4, 4, 4]),
         ({"SLURM_NTASKS": "9", "SLURM_TASKS_PER_NODE": "4(x2),1"}, [4, 4, 1]),
     ],

@@ -1,5 +1,5 @@
-"""What is shipped for clusters, as far as it can be tried without one: the SLURM script's body on this machine, the
-manifests against their schemas, the pod's launcher as PID 1, the Dockerfile against the checkout."""
+"""Files for clusters, tested without one: the SLURM script's body runs on this machine, manifests fit their schemas,
+the pod's launcher runs as PID 1, and the Dockerfile fits the checkout."""
 
 import copy
 import os
@@ -36,7 +36,7 @@ def test_the_slurm_script_parses_and_asks_for_its_warning():
 
 
 def submit(folder, *settings):
-    """The script's body, as SLURM would run it on a node, with an scontrol that writes down what it is asked for."""
+    """Run the script's body as SLURM does on a node, with an scontrol that records its arguments."""
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n')
     (folder / "bin" / "scontrol").chmod(0o755)
@@ -84,8 +84,8 @@ def manifests(name):
 
 
 def complaint(manifest):
-    """What the schema of its kind has against a manifest; "" if nothing. Keys that no schema knows are dropped by the
-    models, so the manifest must come out of them as it went in."""
+    """Why a manifest does not fit the schema of its kind; "" if it fits. The models drop unknown keys, so a manifest
+    that fits comes out of them unchanged."""
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="kubeflow-trainer-api (dev) is not installed")
     kinds = {
         ("v1", "Service"): models.IoK8sApiCoreV1Service,
@@ -101,7 +101,7 @@ def complaint(manifest):
 
 
 def difference(mine, known, place=""):
-    """The first place where `known` lacks something of `mine`, "" if there is none."""
+    """The first place where `known` lacks something of `mine`, or ""."""
     if isinstance(mine, dict) and isinstance(known, dict):
         return next((d for key in mine if (d := difference(mine[key], known.get(key), f"{place}.{key}"))), "")
     if isinstance(mine, list) and isinstance(known, list) and len(mine) == len(known):
@@ -145,7 +145,7 @@ def test_the_jobs_parts_fit_each_other_and_the_program():
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
     assert options["master"] == f"{job['metadata']['name']}-0.{pod['subdomain']}"
     assert int(options["port"]) == container["ports"][0]["containerPort"] == service["spec"]["ports"][0]["port"]
-    assert pod["restartPolicy"] == "Never"  # podFailurePolicy wants it
+    assert pod["restartPolicy"] == "Never"  # podFailurePolicy requires it
     assert all(
         rule.get("onExitCodes", {}).get("containerName", "node") == "node" for rule in spec["podFailurePolicy"]["rules"]
     )
@@ -166,7 +166,7 @@ PLACE = ["--nodes", "1", "--processes", "1", "--master", "127.0.0.1", "--port", 
 
 
 def pod(folder, *settings):
-    """launch.pod as a container's PID 1: in a PID namespace of its own, with nothing on its standard input."""
+    """Start launch.pod as a container's PID 1: in a new PID namespace, with empty standard input."""
     inside = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"] if may_unshare() else []
     with (folder / "output").open("a") as output:
         return subprocess.Popen(
@@ -182,8 +182,8 @@ def may_unshare():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not may_unshare(), reason="no PID namespaces here (they want root)")
-def test_a_pod_that_is_evicted_saves_and_does_not_pass_for_done(tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(not may_unshare(), reason="no PID namespaces here (they need root)")
+def test_a_pod_that_is_evicted_saves_and_does_not_count_as_done(tmp_path, monkeypatch, capsys):
     recipe = str(make_recipe(tmp_path))
     settings = [recipe, f"run.directory={tmp_path}/run", "run.epochs=2000", "checkpoint.every=never"]
     process = pod(tmp_path, *settings)
@@ -192,7 +192,7 @@ def test_a_pod_that_is_evicted_saves_and_does_not_pass_for_done(tmp_path, monkey
     assert process.wait(timeout=60) == 75, (tmp_path / "output").read_text()
     assert "stopped by a signal, saved" in (tmp_path / "output").read_text()
 
-    (tmp_path / "run" / "summary.json").write_text("{}")  # from here on as if the others had come to the end
+    (tmp_path / "run" / "summary.json").write_text("{}")  # as if the other pods had finished
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
     assert main([*PLACE, *settings]) == 0
     assert "the run is done" in capsys.readouterr().err
@@ -206,19 +206,19 @@ def test_a_mistake_that_train_finds_is_exit_code_2_of_the_pod_as_well(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("index", "setting", "said"),
+    ("index", "setting", "message"),
     [
         ("0", "run.epochs=none", "run.epochs"),
         ("1", "run.epochs=1", "completions must be 1"),
         ("", "run.epochs=1", "pod of"),
     ],
 )
-def test_a_mistake_that_the_pod_finds_is_one_line(index, setting, said, monkeypatch, capsys):
+def test_a_mistake_that_the_pod_finds_is_one_line(index, setting, message, monkeypatch, capsys):
     monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
     with pytest.raises(SystemExit) as end:
         main([*PLACE, "config/demo.yaml", setting])
-    told = capsys.readouterr().err
-    assert end.value.code == 2 and said in told and told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and message in error and error.count("\n") == 1
 
 
 def test_the_pods_index():
@@ -250,7 +250,7 @@ def wheel(folder, name, version):
     return path
 
 
-def test_wheels_get_a_lock_of_their_own_that_pip_holds_to(tmp_path):
+def test_wheels_get_their_own_lock_file_which_pip_enforces(tmp_path):
     import hashlib
 
     known, built, other = wheel(tmp_path, "One_Thing", "1.0"), wheel(tmp_path, "two", "2"), wheel(tmp_path, "two", "1")

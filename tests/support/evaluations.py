@@ -36,7 +36,7 @@ def small_dataset(root: Path, train: int = 90, test: int = 30) -> Path:
 
 
 def small_run(directory: Path, data: Path) -> Path:
-    """A run's directory with one checkpoint of a network at random initialisation."""
+    """A run's directory with one checkpoint of a network with random weights."""
     config = load_config(["config/demo.yaml", f"data.path={data}", f"data.cache={directory}/tables"])
     config.model = {
         **config.model,
@@ -63,7 +63,7 @@ def small_run(directory: Path, data: Path) -> Path:
 
 
 def published_file(path: Path, network: SwAV) -> Path:
-    """A network's weights as the published checkpoints have them."""
+    """A network's weights in the layout of the published checkpoints."""
     weights = {f"module.{key.removeprefix('backbone.')}": value for key, value in network.state_dict().items()}
     if path.suffix == ".safetensors":
         save_file(weights, path)
@@ -76,9 +76,9 @@ def evaluate(capsys, *arguments: object, command: str = "knn") -> dict:
     """A sub-command in this process; its result file. Fails with its error line."""
     words = [str(argument) for argument in arguments]
     code = importlib.import_module(f"evaluation.commands.{command}").main(words)
-    told = capsys.readouterr()
-    assert code == 0, told.err
-    return json.loads(Path(words[words.index("--json") + 1]).read_text()) | {"text": told.out}
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return json.loads(Path(words[words.index("--json") + 1]).read_text()) | {"text": printed.out}
 
 
 def mistake(capsys, *arguments: object, command: str = "knn") -> str:

@@ -1,4 +1,4 @@
-"""Small networks with a checkpoint each, and what tests of exports ask of them."""
+"""Small networks with a checkpoint each, and helpers for tests of exports."""
 
 import contextlib
 import json
@@ -65,17 +65,17 @@ def make_run(directory, backbone, options, size):
 @torch.no_grad()
 def difference(ours, theirs, *shapes):
     """Largest difference of features, relative to the largest feature."""
-    found = []
+    differences = []
     for shape in shapes:
         images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         expected, features = ours(images), theirs(images)
         assert features.shape == expected.shape
-        found.append(float((features - expected).abs().max() / expected.abs().max()))
-    return max(found)
+        differences.append(float((features - expected).abs().max() / expected.abs().max()))
+    return max(differences)
 
 
 def built_by(code, folder):
-    """What the code that an export gives to its users builds, run where the file lies."""
+    """Run the code that an export prints, in the folder of the file; the network that it builds."""
     names = {}
     with contextlib.chdir(folder):
         exec("\n".join(code), names)
@@ -84,10 +84,10 @@ def built_by(code, folder):
 
 
 def refused(capsys, *arguments):
-    """The one line that the command says before it ends with exit code 2."""
+    """The one line that the command prints before it ends with exit code 2."""
     with pytest.raises(SystemExit) as ended:
         main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    assert ended.value.code == 2 and not said.out
-    assert said.err.startswith("swave: ") and said.err.count("\n") == 1
-    return said.err
+    output = capsys.readouterr()
+    assert ended.value.code == 2 and not output.out
+    assert output.err.startswith("swave: ") and output.err.count("\n") == 1
+    return output.err

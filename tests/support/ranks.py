@@ -1,5 +1,6 @@
 """Functions run on several gloo ranks, each a process of its own."""
 
+import pickle
 import queue
 import tempfile
 from collections.abc import Callable
@@ -37,21 +38,22 @@ def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
         for rank in ranks:
             rank.start()
         try:
-            found = dict(results.get(timeout=60) for _ in ranks)
+            by_rank = dict(pickle.loads(results.get(timeout=120)) for _ in ranks)
         except queue.Empty:
             raise AssertionError(f"ranks hang or died: {[rank.exitcode for rank in ranks]}") from None
         finally:
             for rank in ranks:
                 rank.join(timeout=10)
                 rank.kill()
-    return [found[rank] for rank in range(len(inputs))]
+    return [by_rank[rank] for rank in range(len(inputs))]
 
 
 def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
     try:
-        results.put((rank, function(inputs[rank])))
+        # As bytes: the queue would send a tensor as a handle on memory, which is gone once this process ends.
+        results.put(pickle.dumps((rank, function(inputs[rank]))))
     finally:
         dist.destroy_process_group()
 

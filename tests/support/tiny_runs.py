@@ -39,13 +39,13 @@ def make_workplace(root, more=""):
     return root
 
 
-def train(workplace, name, *settings, launcher=None, ranks=1, environment=None, wait=True):
+def train(workplace, name, *settings, launcher=(), ranks=1, environment=None, wait=True):
     """train.py on forked processes, or, with `launcher`, started by that command (python itself: [sys.executable]).
 
     The output, or without `wait` the process (forks.Script or Popen).
     """
     arguments = [str(workplace / "tiny.yaml"), f"run.directory={workplace / name}", *settings]
-    if launcher is None:
+    if not launcher:
         output = workplace / f"output-{len(list(workplace.glob('output-*')))}"
         process = Script(ROOT / "train.py", arguments, output, ranks, environment)
     else:

@@ -28,8 +28,8 @@ def undisturbed(request, tmp_path_factory):
     """A run on one process, left alone: its workplace and settings."""
     workplace = make_workplace(tmp_path_factory.mktemp(request.param))
     settings = (*SETTINGS, f"method={request.param}")
-    output = train(workplace, "undisturbed", *settings)
-    assert "first embeddings" in output
+    train(workplace, "undisturbed", *settings)
+    assert losses(workplace, "undisturbed")[1] > 0  # rows without targets, as without a first pass, have a loss of 0
     return workplace, settings
 
 

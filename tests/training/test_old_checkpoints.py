@@ -5,7 +5,6 @@ old_checkpoints/METHOD holds the recipe, the checkpoint, and the losses and epoc
 """
 
 import json
-import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -17,17 +16,16 @@ from support.tiny_runs import train
 SAVED_STEP = 6
 ELSEWHERE = 1e-3  # another processor or another torch rounds differently, and six steps make more of that
 SERIAL = {"OMP_NUM_THREADS": "1"}
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture
 def resume(tmp_path):
-    """A function from method and launcher to (losses, epoch figures) of the steps after the saved one."""
+    """A function from method and number of ranks to (losses, epoch figures) of the steps after the saved one."""
 
-    def run(method, launcher=()):
+    def run(method, ranks=1):
         root = old_run(tmp_path, method)
         data = [f"data.path={root}/images", f"data.cache={root}/tables"]
-        output = train(root, method, *data, launcher=launcher, environment=SERIAL)
+        output = train(root, method, *data, ranks=ranks, environment=SERIAL)
         assert f"resuming from {root}/{method}/checkpoints/step-000000006 (step {SAVED_STEP})" in output
         return following_values(root / method / "metrics.jsonl")
 
@@ -63,7 +61,7 @@ def expected_values(method):
 
 @pytest.mark.parametrize("method", ["swav", "deepclusterv2"])
 def test_an_old_checkpoint_resumes_to_the_same_losses(resume, method):
-    losses, epochs = resume(method, TWO)
+    losses, epochs = resume(method, 2)
     old_losses, old_epochs, tolerance = expected_values(method)
     assert losses == pytest.approx(old_losses, rel=tolerance, abs=0)
     assert list(epochs) == list(old_epochs)
