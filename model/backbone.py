@@ -11,6 +11,10 @@ from torch import nn
 from model.resnet import RESNETS, ResNet
 
 
+class UnknownBackbone(ValueError):
+    """No backbone has the given name."""
+
+
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
     """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialized.
 
@@ -59,7 +63,8 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         names = ["resnet", *RESNETS, *timm.list_models()]
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
-        raise ValueError(f"backbone {name!r} is neither one of swave's nor a model of timm; nearest: {', '.join(near)}")
+        nearest = ", ".join(near)
+        raise UnknownBackbone(f"backbone {name!r} is neither one of swave's nor a model of timm; nearest: {nearest}")
     options = {"num_classes": 0, "pretrained": False, **options}
     # Multi-crop needs several resolutions; by default, models with position embeddings accept only one.
     try:

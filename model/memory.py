@@ -16,7 +16,7 @@ class Memory:
     capacity: samples of an epoch on this rank.
     dim: size of an embedding.
 
-    A row may lie on another rank in each epoch; nothing depends on which.
+    A sample may be on another rank in each epoch; no result depends on this.
     """
 
     def __init__(self, crops: int, capacity: int, dim: int, device: torch.device | str = "cpu") -> None:
@@ -57,9 +57,9 @@ class Memory:
         return {"own/memory.rows": self.rows, "own/memory.embeddings": self.embeddings}
 
     def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
-        """Goes on from saved samples; another number of ranks deals all samples out anew, one after the other.
+        """Continue from saved samples. On another number of ranks W, rank r takes samples r, r + W, r + 2W, ...
 
-        Raises KeyError where no memory was saved, ValueError if the samples do not fit.
+        Raises KeyError if no memory was saved, ValueError if the samples do not fit.
         """
         same_ranks = len(saved) == world_size
         sources = [saved[rank]] if same_ranks else saved

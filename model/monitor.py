@@ -1,4 +1,4 @@
-"""Collapse diagnostics: how the prototypes are used, gathered over an epoch without waiting for the device."""
+"""Collapse diagnostics: statistics of codes and embeddings over an epoch, gathered without waiting for the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 class CodeMonitor:
     """Sums over the codes, embeddings and losses of this rank; `summary` adds up all ranks.
 
-    num_prototypes: of a head; heads: sets of so many, side by side in the codes.
+    num_prototypes: of each head. heads: the codes of all heads are concatenated.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class CodeMonitor:
         embeddings: Float[Tensor, "crops batch dim"],
         loss: Float[Tensor, ""],
     ) -> None:
-        """Take in a step's codes, the embeddings of the same crops, and the loss. A code of zeros is none."""
-        self.sums["alike"] += _squared_cosine(embeddings[0])  # of one crop: two of an image are meant to be alike
+        """Add a step's codes, the embeddings of the same crops, and the loss. A code of zeros uses no prototype."""
+        self.sums["alike"] += _squared_cosine(embeddings[0])  # of one crop: the crops of an image should be similar
         codes, embeddings = codes.flatten(0, 1), embeddings.flatten(0, 1)
-        # counted by scatter: bincount makes the host wait for a GPU
+        # scatter_add_, since bincount makes the host wait for a GPU
         most, strongest = codes.reshape(-1, self.num_prototypes).max(1)
         strongest += torch.arange(self.heads, device=codes.device).repeat(len(codes)) * self.num_prototypes
         self.sums["hard"].scatter_add_(0, strongest, (most > 0).double())
@@ -59,7 +59,7 @@ class CodeMonitor:
 
         mean_loss           in nats
         prototypes_in_use   share of prototypes that were some crop's strongest code, in [0, 1]
-        code_entropy        mean entropy of a crop's code in nats; ln(prototypes) is a code that says nothing
+        code_entropy        mean entropy of a crop's code in nats; ln(prototypes) is a uniform code
         mean_code_entropy   entropy of the mean code in nats; far below ln(prototypes): a few prototypes take all
                             (both: the mean over heads)
         embedding_std       mean over dimensions of the embeddings' standard deviation; 0 is collapse,
@@ -81,7 +81,7 @@ class CodeMonitor:
         }
 
     def state_dict(self) -> dict[str, list[float]]:
-        """The sums over all ranks, alike on every rank; to be called on all of them at once."""
+        """The sums over all ranks, the same on every rank. Collective: call it on all ranks at once."""
         total = torch.cat(list(self.sums.values()))
         if dist.is_initialized():
             dist.all_reduce(total)
@@ -89,12 +89,12 @@ class CodeMonitor:
         return {name: part.tolist() for name, part in zip(self.sums, parts, strict=True)}
 
     def load_state_dict(self, state: dict[str, list[float]], rank: int = 0) -> None:
-        """Go on from saved sums: rank 0 takes them over, the others start from zero. A sum that an older checkpoint
-        lacks starts from zero. Raises KeyError, TypeError or ValueError, on all ranks, for malformed sums."""
+        """Continue from saved sums: rank 0 takes them, the others start from zero. A sum that an older checkpoint lacks
+        starts from zero. Raises KeyError, TypeError or ValueError, on all ranks, for malformed sums."""
         saved = {name: torch.tensor(values, dtype=torch.float64) for name, values in state.items()}
         wrong = [name for name, values in saved.items() if values.shape != self.sums[name].shape]
         if wrong:
-            raise ValueError(f"'{wrong[0]}' is of another length")
+            raise ValueError(f"'{wrong[0]}' has another length")
         self.reset()
         if rank == 0:
             for name, values in saved.items():
@@ -106,16 +106,16 @@ class CodeMonitor:
 
 
 def _squared_cosine(embeddings: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
-    """Mean over pairs of different rows of the square of their product, rows being of unit length.
+    """The mean squared dot product over pairs of different rows, which have unit length.
 
-    In the limit the squared norm of their second moment, whose trace is 1: of k equal directions 1 / k.
+    For many rows this is the squared norm of their second moment, whose trace is 1: 1 / k for k equal directions.
     """
     pairs = (embeddings.T @ embeddings).square().sum() - embeddings.square().sum(1).square().sum()
     return pairs / max(len(embeddings) * (len(embeddings) - 1), 1)
 
 
 def loss_of_a_guess(num_prototypes: int, embedding_dim: int, temperature: float) -> float:
-    """The mean loss of embeddings that know nothing of their codes, at most, in nats.
+    """An upper bound, in nats, on the mean loss of embeddings that are independent of their codes.
 
     Guessing is not uniform: scores s of random unit vectors in d dimensions have mean 0 and variance 1/d, so that
 

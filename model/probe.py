@@ -1,7 +1,7 @@
-"""A linear classifier that learns beside the network, on its features as they come: a curve of quality while training.
+"""The online probe: a linear classifier on the network's features, trained together with the network.
 
-It takes nothing from the network's training and gives nothing to it: features come detached, and the classifier has an
-optimizer of its own. Each image is seen once an epoch, by one augmented crop, and the features move under it, so its
+It shows the quality of the features during training and does not influence the network: its features are detached, and
+it has a separate optimizer. It sees each image once an epoch, as one augmented crop, while the features change, so its
 accuracy is below that of `evaluate.py linear`.
 """
 
@@ -17,33 +17,35 @@ from model.state import ALIKE, RankTensors
 
 LEARNING_RATE = 2.0  # for inputs of unit length
 MOMENTUM = 0.9
-SHARE = 0.01  # at least so much of a batch's mean and variance goes into the running ones
+SHARE = 0.01  # least weight of a batch in the running mean and variance
 
 
 class Probe:
-    """Softmax regression on L2-normalised features, standardised by running statistics; SGD with momentum.
+    """Softmax regression on L2-normalized features, standardized by running statistics; SGD with momentum.
 
-    labels: [images] class of each row of the training table, -1 for those it must not learn from.
-    classes: how many there are. features: size of one.
+    labels: [images] class of each row of the training table, -1 for images it must not learn from.
+    classes: their number. features: dimension of a feature.
 
-    One all-reduce a step carries gradient, statistics and counts, so all ranks hold the same numbers at any time.
+    One all-reduce a step sums gradient, statistics and counts, so the state is always the same on all ranks.
     """
 
     def __init__(
         self, labels: Int[np.ndarray, " images"], classes: int, features: int, device: torch.device | str = "cpu"
     ) -> None:
         self.labels, self.features = labels, features
-        self.state = {  # all that there is of it, written in place, and alike on all ranks
+        self.state = {  # the whole state, updated in place, the same on all ranks
             "weight": torch.zeros(classes, features + 1, device=device),  # the last column is the bias
             "velocity": torch.zeros(classes, features + 1, device=device),
             "mean": torch.zeros(features, device=device),
             "variance": torch.full((features,), 1.0 / features, device=device),  # of a vector of unit length
-            "seen": torch.zeros(3, dtype=torch.float64, device=device),  # steps; since `summary`: images, rightly told
+            "seen": torch.zeros(
+                3, dtype=torch.float64, device=device
+            ),  # steps; since the last `summary`: images, correct ones
         }
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch features"], rows: Int[np.ndarray, " batch"]) -> None:
-        """Classify a step's images, then learn from them; rows: of the training table."""
+        """Classify the images of a step, then learn from them. rows: their rows in the training table."""
         state = self.state
         labels = torch.from_numpy(self.labels[rows]).to(state["mean"].device, non_blocking=True)
         known = (labels >= 0).float()
@@ -62,7 +64,7 @@ class Probe:
         gradient, first, second, counts = sums.split([gradient.numel(), self.features, self.features, 3])
         state["velocity"].mul_(MOMENTUM).add_(gradient.view_as(state["velocity"]) / counts[0].clamp(min=1))
         state["weight"].sub_(state["velocity"], alpha=LEARNING_RATE)
-        # running mean and variance of a mixture: the old values, and a share of the batch's
+        # mean and variance of a mixture of the old distribution and, with weight `share`, the batch's
         share = (1 / (state["seen"][0] + 1)).clamp(min=SHARE).float()
         shift, spread = share * first / counts[2], share * second / counts[2]
         state["mean"].add_(shift)
@@ -71,13 +73,15 @@ class Probe:
 
     @torch.no_grad()
     def classify(self, features: Float[Tensor, "batch features"]) -> Int[Tensor, " batch"]:
-        """The class of each, by the present weights."""
+        """The predicted class of each image."""
         unit = torch.nn.functional.normalize(features.float())
         return (self._inputs(unit) @ self.state["weight"].T).argmax(1)
 
     def summary(self) -> dict[str, float]:
-        """probe_train: share in [0, 1] of the training images since the last call that were told rightly, each before
-        it was learnt from. Empty where there were none. Waits for the device."""
+        """{"probe_train": accuracy in [0, 1] on the training images since the last call}, {} without such images.
+
+        Each image is classified before the probe learns from it. Waits for the device.
+        """
         _, images, right = self.state["seen"].tolist()
         self.state["seen"][1:] = 0
         return {"probe_train": right / images} if images else {}
@@ -87,13 +91,13 @@ class Probe:
         return {f"{ALIKE}probe/{name}": tensor for name, tensor in self.state.items()}
 
     def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
-        """Goes on from a saved probe. A tensor that was not saved, or for other classes, starts anew: the probe may be
-        switched on, and test images of other classes given, in the middle of a run."""
+        """Continue from a saved probe. Tensors that are missing or have another shape keep their initial values: a run
+        may switch the probe on, or get labels of other classes, after it has begun."""
         for name, tensor in self.state_tensors().items():
             if name in saved[0] and saved[0][name].shape == tensor.shape:
                 tensor.copy_(saved[0][name])
 
     def _inputs(self, unit: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features_and_one"]:
-        """Standardised, of about unit length whatever their number, and a column of ones for the bias."""
+        """The standardized features, scaled to about unit length, and a column of ones for the bias."""
         scale = self.features * (self.state["variance"] + 1e-5 / self.features)
         return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)

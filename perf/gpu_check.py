@@ -4,7 +4,7 @@
 
     numerics  every ZeRO stage against stage 0 in float32, from the same 20 states and over the first steps of a run;
               fp16 and bf16 against float32 over 50 steps; on several GPUs also overlap_comm on and off, and batch norm
-              synchronised over all GPUs against one GPU with the whole batch
+              synchronized over all GPUs against one GPU with the whole batch
     decode    crops of DALI's mixed decoder and of the ffcv backend's GPU half against crops made on the CPU
     codes     which is fastest: eager, compiled, as a CUDA graph or by Triton kernels; and whether the codes in training
               take at most 1.5 % of a ResNet-50 step and 3 all-reduces
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 # ---------------------------------------------------------------------------------------------- correctness
 def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[str] = ("bf16", "fp16")) -> Any:
-    """{"rows": as in perf.zero_check, "holds"} on all GPUs; on several also overlap and synchronised batch norm."""
+    """{"rows": as in perf.zero_check, "holds"} on all GPUs; on several also overlap and synchronized batch norm."""
     from perf.zero_check import HALF_STEPS, STEPS, row_of, run_case
     from perf.zero_ranks import Case
 
@@ -97,10 +97,10 @@ def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[
                 changed = case(1, overlap=overlap)
                 result = run_case(changed, folder / f"{changed}", states, STEPS, reference=folder / "base")
                 rows.append(row_of(changed, result, reference["losses"]) | {"overlap_comm": overlap})
-            synchronised = run_case(case(0, sync=0), folder / "synchronised", 5, STEPS)
+            synchronized = run_case(case(0, sync=0), folder / "synchronized", 5, STEPS)
             single = Case(0, 1, on_gpu=on_gpu)
-            result = run_case(single, folder / "one", 5, STEPS, reference=folder / "synchronised")
-            deviation = max(abs(a - b) / abs(b) for a, b in zip(result["losses"], synchronised["losses"], strict=True))
+            result = run_case(single, folder / "one", 5, STEPS, reference=folder / "synchronized")
+            deviation = max(abs(a - b) / abs(b) for a, b in zip(result["losses"], synchronized["losses"], strict=True))
             rows.append({"batch_norm_over": gpus, "loss_deviation": deviation, "holds": deviation <= 1e-4})
     return {"rows": rows, "holds": all(row["holds"] for row in rows)}
 

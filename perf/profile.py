@@ -86,7 +86,7 @@ def check(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any] | None:
     """Run all parts one after the other, each in its own process, and return the report: the figures of each part, and
-    message a part failed. None if the first part ends with a mistake in its arguments."""
+    why a part failed. None if the first part ends with a mistake in its arguments."""
     begun = time.monotonic()
     parts: dict[str, Any] = {}
     failed: dict[str, str] = {}

@@ -12,7 +12,7 @@ these states every other stage takes one step with the same images, and its resu
     loss_deviation                          the largest relative difference over the first 6 steps of a run; for half
                                             precision over 50 steps of a tiny network, against float32
 
-Rows in fp64 compare one rank that has the whole batch with several ranks whose batch norm is synchronised over all of
+Rows in fp64 compare one rank that has the whole batch with several ranks whose batch norm is synchronized over all of
 them (in float32 rounding alone, through single ReLUs, changes an update by 2e-3).
 
 The bias in front of the head's batch norm is left out: its gradient is zero except for rounding.
@@ -70,7 +70,7 @@ def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True
                     rows.append(row_of(case, result, reference["losses"]))
                     bar.update()
         for ranks in larger_worlds:
-            reference_folder, single = Path(scratch) / f"synchronised-{ranks}", Case(0, 1, "fp64")
+            reference_folder, single = Path(scratch) / f"synchronized-{ranks}", Case(0, 1, "fp64")
             reference = run_case(Case(0, ranks, "fp64", sync=0), reference_folder, STATES, STEPS)
             bar.update()
             result = run_case(single, Path(scratch) / f"one-{ranks}", STATES, STEPS, reference=reference_folder)

@@ -36,7 +36,7 @@ FILE = "rank0.json"
 @dataclass(frozen=True)
 class Case:
     """A training to run: ZeRO `stage` on `ranks` processes, in `precision` (fp32, bf16, fp16, or fp64 without visible
-    rounding), each step in `accumulation` parts, with batch norm synchronised over `sync` ranks (0: all).
+    rounding), each step in `accumulation` parts, with batch norm synchronized over `sync` ranks (0: all).
 
     tiny: a smaller network, for results that do not depend on the network. on_gpu: a GPU for each rank; otherwise all
     ranks use the CPU, even if there are GPUs. overlap: overlap_comm, None for DeepSpeed's default.

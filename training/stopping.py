@@ -9,7 +9,7 @@ from typing import Any
 from common.cli import print_error
 from pipeline.dataset.table import DatasetError
 
-STOPPED_EARLY = "stopped by a signal before the first step; the same command goes on from here"
+STOPPED_EARLY = "stopped by a signal before the first step; the same command continues from here"
 
 
 class StopSignal:

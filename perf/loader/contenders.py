@@ -40,7 +40,7 @@ def crops_of(config: str | None, settings: Sequence[str]) -> Crops:
 
 
 def line_up(backends: Sequence[str], enough: bool, threads: int) -> list[Key]:
-    """All contenders, in the order in which to make them. enough: whether memory holds a batch owners JPEGs."""
+    """All contenders, in the order in which to make them. enough: whether memory holds a batch of JPEGs."""
     one_core = [1] if threads > 1 and "ffcv" in backends else []
     keys: list[Key] = [("ffcv-stock-one-view", "crops", threads)]  # first: FFCV's writer forks
     keys += [(name, "full", threads) for name in ("torchvision", "dali-random", "dali", "ffcv-affine")]

@@ -50,7 +50,7 @@ def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
 
 
 class PublishedRecipe:
-    """A dataset of image files: for each all views as normalised float32 (3, size, size) tensors."""
+    """A dataset of image files: for each all views as normalized float32 (3, size, size) tensors."""
 
     def __init__(self, files: list[str], crops: Crops):
         self.files = files
@@ -118,7 +118,7 @@ def dali_random(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
 
 
 def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> Any:
-    """DALI's own reader, one decode, then random operators for each view: normalised (batch, size, size, 3) float32."""
+    """DALI's own reader, one decode, then random operators for each view: normalized (batch, size, size, 3) float32."""
     from nvidia.dali import fn, pipeline_def, types
 
     jitter, uniform = crops.jitter, fn.random.uniform

@@ -18,7 +18,7 @@ ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the rows in the table;
 class Method:
     """A way to train. name: of its files. title: in tables. settings: key=value in addition to the recipe.
 
-    supervised: trained with labels; the recipe then gives only the network and the normalisation of the images.
+    supervised: trained with labels; the recipe then gives only the network and the normalization of the images.
     """
 
     name: str

@@ -89,7 +89,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def numbers(options: argparse.Namespace, name: str, kind: type = int) -> list[Any]:
-    """The numbers kind a flag with commas. Raises ValueError, one line, if it is not a list kind numbers above 0."""
+    """The numbers of a flag, separated by commas. Raises ValueError, one line, unless all are numbers above 0."""
     given = getattr(options, name)
     flag = name.replace("_", "-")
     try:

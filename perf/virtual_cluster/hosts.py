@@ -2,7 +2,7 @@
 
 Needs root. The machine's own network stays as it is: the bridge between the hosts is in a namespace too. The hosts
 share the file system (as over NFS, but /dev/shm is separate) and process ids. A host has no /sys/fs/cgroup. A dead
-address is silent and gives no "no route to host", since the neighbours are set in advance.
+address is silent and gives no "no route to host", since the neighbors are set in advance.
 """
 
 from __future__ import annotations

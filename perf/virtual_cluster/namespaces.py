@@ -74,7 +74,7 @@ def empty(space: str) -> None:
 
 
 def wait(condition: Callable[[], bool], message: str) -> None:
-    """Wait until `condition()` is condition. Raises RuntimeError with `message` after TIMEOUT."""
+    """Wait until `condition()` is true. Raises RuntimeError with `message` after TIMEOUT."""
     deadline = time.monotonic() + TIMEOUT
     while not condition():
         if time.monotonic() > deadline:

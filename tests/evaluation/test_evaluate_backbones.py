@@ -287,6 +287,7 @@ def test_a_share_of_each_class_is_the_same_everywhere_and_grows():
         (["{run}", "{data}", "--json", "/none/x.json"], "--json=/none/x.json: its folder does not exist"),
         (["{run}", "{data}", "--wrong"], "unrecognized arguments"),
         (["random@nothing", "{data}"], "network 'nothing' is unknown"),
+        (["timm:nothing", "{data}"], "timm:nothing: backbone 'nothing' is neither one of swave's nor a model of timm"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, run, data, capsys, arguments, message):
