@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 
 def launch_environment(processes: int) -> dict[str, str]:
-    """The environment of `processes` here: cores shared out evenly, DeepSpeed on the CPU where there is no GPU. What is
-    set already stays."""
+    """The environment of `processes` here: cores shared out evenly, DeepSpeed on the CPU where there is no GPU.
+    Variables that are already set stay as they are."""
     cores = len(os.sched_getaffinity(0))
     environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "DS_LOG_LEVEL": "warning"}
     if not visible_gpus():
@@ -30,13 +30,13 @@ def gpu_names() -> list[str]:
 
 def visible_gpus() -> int:
     """CUDA GPUs that a process started from here would see, without importing torch."""
-    found, visible = len(gpu_names()), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
+    count, visible = len(gpu_names()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if visible is None else min(count, len([name for name in visible.split(",") if name.strip()]))
 
 
 def interface_to(address: str) -> str | None:
     """The network interface by which this machine reaches `address` (a name or IPv4 address; on its own machine the one
-    that has it); None if that cannot be told."""
+    that has it); None if it is unknown."""
     import psutil
 
     try:
@@ -45,7 +45,8 @@ def interface_to(address: str) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
-    return interface_of(own, {name: [one.address for one in found] for name, found in psutil.net_if_addrs().items()})
+    interfaces = psutil.net_if_addrs().items()
+    return interface_of(own, {name: [entry.address for entry in entries] for name, entries in interfaces})
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
