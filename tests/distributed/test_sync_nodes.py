@@ -95,7 +95,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
         (["missing"], os.environ["PATH"], "HOSTFILE=missing: No such file"),
         ([str(tmp_path / "hosts"), "--data", "nothing"], os.environ["PATH"], "DATA=nothing: there is no such"),
         ([str(tmp_path / "hosts")], os.environ["PATH"], "nowhere.invalid: ssh: Could not resolve"),
-        ([str(tmp_path / "hosts")], str(tmp_path), "rsync is not there"),
+        ([str(tmp_path / "hosts")], str(tmp_path), "rsync is not installed"),
     ):
         monkeypatch.setenv("PATH", path)
         done = run_module("launch.sync", *arguments, folder=ROOT)
