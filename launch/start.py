@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from common.cli import Parser, exit_on_mistake, print_error
+from common.cli import Parser, exit_on_mistake, note, print_error
 from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
         scan_dataset(config)
         stop_signal.at_once = False  # from here on signals are forwarded to the nodes
     if how == "local" and len(nodes) > 1:
-        print(BANNER.format(nodes=len(nodes)), file=sys.stderr, flush=True)
+        note(BANNER.format(nodes=len(nodes)))
     return run(how, nodes, ssh, config, settings)
 
 
