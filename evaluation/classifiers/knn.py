@@ -49,16 +49,16 @@ def predict_each(
     """`predict` for several k with one search; each k uses the first k neighbors."""
     classes = int(bank_labels.max()) + 1
     counts = [min(k, len(bank)) for k in neighbors]
-    predicted: list[list[Tensor]] = [[] for _ in counts]
+    found: list[list[Tensor]] = [[] for _ in counts]
     with progress_bar(len(queries), "k-NN: search", "img", not dist.is_initialized() or dist.get_rank() == 0) as bar:
         for part in counted(queries.split(chunk), bar):
             similarity, nearest = (part @ bank.T).topk(max(counts))
             weights, voters = (similarity / temperature).exp(), bank_labels[nearest]
-            for k, classes_of_parts in zip(counts, predicted, strict=True):
+            for k, classified in zip(counts, found, strict=True):
                 votes = torch.zeros(len(part), classes, device=part.device)
                 votes.scatter_add_(1, voters[:, :k], weights[:, :k])
-                classes_of_parts.append(votes.argmax(1))
-    return [torch.cat(parts) for parts in predicted]
+                classified.append(votes.argmax(1))
+    return [torch.cat(parts) for parts in found]
 
 
 def knn_accuracy(
@@ -70,7 +70,7 @@ def knn_accuracy(
     probe: Callable[[Tensor], Tensor] | None = None,
     what: str = "k-NN",
 ) -> dict[str, float]:
-    """`knn`: share in [0, 1] of the test images whose class is predicted; `function` maps crops (B, 3, s, s) to (B,
+    """`knn`: share in [0, 1] of the test images whose class is found; `function` maps crops (B, 3, s, s) to (B,
     features). `probe`: the same by a classifier of features, where there is one. `what`: the progress bar's title.
 
     All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
@@ -94,13 +94,13 @@ def knn_accuracy(
     with progress_bar(len(train_rows) + len(test_rows), what, "img", rank == 0) as bar:
         bank, queries = gather(features(data.train, train_rows, bar)), features(data.test, test_rows, bar)
     bank_labels, expected = gather(labels(data.train, train_rows, device)), labels(data.test, test_rows, device)
-    predicted = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
+    found = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
     if probe is not None:
-        predicted["probe"] = probe(queries)
-    right = torch.stack([(classes == expected).sum() for classes in predicted.values()]).double()
+        found["probe"] = probe(queries)
+    right = torch.stack([(classes == expected).sum() for classes in found.values()]).double()
     if world > 1:
         dist.all_reduce(right)
-    return {name: share / len(data.test_rows) for name, share in zip(predicted, right.tolist(), strict=True)}
+    return {name: share / len(data.test_rows) for name, share in zip(found, right.tolist(), strict=True)}
 
 
 def backbone_knn(
@@ -115,21 +115,21 @@ def backbone_knn(
     probe: Probe | None = None,
 ) -> dict[str, float]:
     """Accuracies on the recipe's central crops: `knn` of the backbone's features, `probe` of the probe on them, and
-    `knn_teacher` of the teacher's features; the last two only for a run with probe or teacher.
+    `knn_teacher` of the teacher's features, where there are these.
 
     engine: images of `dtype` to features, the network itself or what runs it; network: is put into evaluation mode.
     """
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
         classify = None if probe is None else probe.classify
-        accuracies = knn_accuracy(
+        found = knn_accuracy(
             lambda images: engine(images.to(dtype)), data, central, config, device, classify, "k-NN: backbone"
         )
     if teacher is not None:
         with evaluation_mode(teacher.network):
-            of_teacher = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
-        accuracies["knn_teacher"] = of_teacher["knn"]
-    return accuracies
+            accuracies = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
+        found["knn_teacher"] = accuracies["knn"]
+    return found
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
