@@ -10,8 +10,8 @@ from itertools import takewhile
 
 
 def launch_environment(processes: int) -> dict[str, str]:
-    """The environment of `processes` here: cores shared out evenly, DeepSpeed on the CPU where there is no GPU. What is
-    set already stays."""
+    """The environment of `processes` here: cores shared out evenly, DeepSpeed on the CPU where there is no GPU.
+    Variables that are already set stay as they are."""
     cores = len(os.sched_getaffinity(0))
     environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "DS_LOG_LEVEL": "warning"}
     if not visible_gpus():
@@ -55,7 +55,7 @@ def devices_of_processes(processes: int, environment: Mapping[str, str]) -> list
 
 def interface_to(address: str) -> str | None:
     """The network interface by which this machine reaches `address` (a name or IPv4 address; on its own machine the one
-    that has it); None if that cannot be told."""
+    that has it); None if it is unknown."""
     import psutil
 
     try:
@@ -64,7 +64,8 @@ def interface_to(address: str) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
-    return interface_of(own, {name: [one.address for one in found] for name, found in psutil.net_if_addrs().items()})
+    interfaces = psutil.net_if_addrs().items()
+    return interface_of(own, {name: [entry.address for entry in entries] for name, entries in interfaces})
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
