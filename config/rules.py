@@ -1,4 +1,4 @@
-"""What settings demand of each other. A rule is a function that raises ConfigError for a configuration that breaks it.
+"""What settings require of each other. A rule is a function that raises ConfigError for a configuration that breaks it.
 
 The range of each setting by itself is declared in config/schema; what depends on the images and the processes is
 checked in training/auto.py.

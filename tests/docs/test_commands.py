@@ -67,6 +67,7 @@ NOT_RUN = {
     "kubectl": CLUSTER,
     "docker": CLUSTER,
     "ipykernel": OTHER,
+    "tensorboard": OTHER,
     "tools/train_net.py": OTHER,
     "run_with_submitit.py": OTHER,
     "make setup": SETUP,
