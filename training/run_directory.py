@@ -47,7 +47,7 @@ class Journal:
                 f"run.directory={self.directory} holds a finished run on data.path={before.data.path}; choose another"
             )
         self.say(closing_table(summary))
-        self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train anew")
+        self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train again")
         return True
 
     def take(self) -> None:

@@ -62,6 +62,6 @@ def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
 
 def not_finite(step: int, what: object, last_saved: object) -> TrainingStopped:
     """The error of a loss that is not finite. what: the fault in words. last_saved: the last checkpoint, if any."""
-    checkpoint = last_saved or "there is none yet"
-    advice = "start anew, in another run.directory, with a lower optimizer.base_lr"
+    checkpoint = last_saved or "not saved yet"
+    advice = "start a new run, in another run.directory, with a lower optimizer.base_lr"
     return TrainingStopped(f"step {step}: {what}; last good checkpoint: {checkpoint}; {advice}")

@@ -1,4 +1,4 @@
-"""Hosts in namespaces: they resolve, answer, fall silent, lose power, see what is theirs and leave nothing."""
+"""Virtual hosts: names, ssh, cut links, power cuts, private files, delay and loss, and removal without remains."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from perf.virtual_cluster.hosts import Hosts
 from perf.virtual_cluster.throughput import on_host, pings
 
-# Connects, says so, and then, at each line of its input, sends and tells what comes back within a second.
+# Connects and prints `connected`; then sends each line of its input and prints the answer, or the error after a timeout.
 TALK = """import socket, sys
 with socket.create_connection((sys.argv[1], 7000), timeout=10) as connection:
     connection.settimeout(float(sys.argv[2]))
@@ -61,10 +61,10 @@ def output(hosts, index, *command):
     return start(hosts, index, *command).communicate(timeout=20)[0]
 
 
-def conversation(hosts, other, patience):
-    """A connection from the first host to another: say(line) -> what came back within `patience` seconds."""
+def conversation(hosts, other, timeout):
+    """Connect the first host to another; returns say(line), which gives the answer, or the error after `timeout` s."""
     assert script(hosts, other, ECHO).stdout.readline() == "ready\n"
-    talk = script(hosts, 0, TALK, hosts.names[other], str(patience))
+    talk = script(hosts, 0, TALK, hosts.names[other], str(timeout))
     assert talk.stdout.readline() == "connected\n"
 
     def say(line):
@@ -74,8 +74,8 @@ def conversation(hosts, other, patience):
     return say
 
 
-def left():
-    """Names of namespaces and of folders of this process."""
+def remains():
+    """Paths of the namespaces and folders of this process."""
     folders = [path for path in (Path("/run/netns"), Path("/etc/netns")) if path.is_dir()]
     return [path for folder in folders for path in folder.iterdir() if path.name.startswith(f"swave-{os.getpid()}-")]
 
@@ -89,11 +89,11 @@ def test_names_resolve_and_ssh_reaches_every_host(make_hosts):
                 assert words == [name, name, str(home), str(home), address, name]
         assert output(hosts, 1, "sh", "-c", "hostname; echo $HOME").split() == ["host2", str(hosts.homes[1])]
         assert output(hosts, 1, "pwd").strip() == os.getcwd()
-    assert not left()
+    assert not remains()
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.002])
-def test_a_cut_link_is_silent_and_a_join_mends_it(make_hosts, delay):
+def test_a_cut_link_is_silent_until_it_is_joined(make_hosts, delay):
     with make_hosts(3, delay=delay) as hosts:
         say = conversation(hosts, 1, 0.3)
         assert say("one") == "'one\\n'"
@@ -117,7 +117,7 @@ def test_a_kill_leaves_no_process_and_says_nothing_to_the_others(make_hosts, del
         session = start(hosts, 0, "ssh", "host2", "echo in; sleep 100")
         assert session.stdout.readline() == "in\n"
         before = hosts.processes(1)
-        assert len(before) >= 4  # the namespaces' own, sshd, its session, the echo
+        assert len(before) >= 4  # the one that keeps the namespaces, sshd, its session, the echo
         hosts.kill(1)
         assert not hosts.processes(1) and not [pid for pid in before if runs(pid)]
         assert say("one") == "TimeoutError" and session.poll() is None
@@ -152,7 +152,7 @@ def test_a_bind_and_shared_memory_are_seen_by_one_host(make_hosts, tmp_path):
     assert (tmp_path / "shared" / "name").read_text() == "shared"
 
 
-def test_delay_and_loss_are_as_asked_for(make_hosts):
+def test_delay_and_loss_are_as_requested(make_hosts):
     with make_hosts(2, delay=0.005) as hosts:
         trips = pings(hosts, 0, "host2", 20)
         assert len(trips) == 20 and min(trips) >= 0.01 and statistics.median(trips) < 0.014, trips
@@ -171,18 +171,18 @@ def test_nothing_is_left_after_an_error_and_two_live_side_by_side(make_hosts):
         assert not pings(one, 0, two.addresses[1], 0)
         assert Path("/proc/net/dev").read_text().count(":") == network
         sleeper = two.run(1, ["sleep", "100"])
-        assert len(left()) == 12 - 2  # the wires have no folder
+        assert len(remains()) == 12 - 2  # the namespaces of the networks have no folder
         raise KeyError
-    assert sleeper.wait(timeout=1) == -9 and not left()
+    assert sleeper.wait(timeout=1) == -9 and not remains()
     with (
         pytest.raises(RuntimeError, match=r"host2 does not start.*nowhere"),
         make_hosts(2, binds={1: {"/": "/nowhere"}}),
     ):
         pass
-    assert not left()
+    assert not remains()
 
 
-def test_what_a_killed_process_left_is_removed(hosts_possible, make_hosts, tmp_path):
+def test_hosts_of_a_killed_process_are_removed(hosts_possible, make_hosts, tmp_path):
     text = "import time\nfrom perf.virtual_cluster.hosts import Hosts\n"
     text += f"h = Hosts(1, {str(tmp_path / 'killed')!r}, delay=0.001)\n"
     text += "h.__enter__()\nprint('up', h.processes(0)[0], flush=True)\ntime.sleep(100)"
@@ -197,7 +197,7 @@ def test_what_a_killed_process_left_is_removed(hosts_possible, make_hosts, tmp_p
         assert not [p for p in Path("/etc/netns").iterdir() if p.name.startswith(f"swave-{process.pid}-")]
 
 
-def test_numbers_out_of_range_are_told(tmp_path):
+def test_numbers_out_of_range_raise_an_error(tmp_path):
     for wrong in ({"count": 0}, {"count": 2, "loss": 2.0}, {"count": 2, "delay": -1.0}, {"count": 2, "binds": {2: {}}}):
         with pytest.raises(ValueError, match="hosts, delay"):
             Hosts(folder=tmp_path, **wrong)

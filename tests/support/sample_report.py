@@ -1,4 +1,4 @@
-"""A report as perf.profile writes it, small, with figures as a machine could give them."""
+"""A small report in the form of perf.profile, with plausible figures."""
 
 from perf.machine import machine
 from perf.report.verdict import verdict
@@ -15,7 +15,7 @@ SETTINGS = {
 
 
 def loader(rates, decode=3000.0):
-    """backend -> rounds of images/s."""
+    """The loader's part. rates: images/s of each round, by backend; decode: images/s of bare decoding."""
     results = [
         {"backend": backend, "mode": "full", "images_per_second": sorted(rounds)[len(rounds) // 2],
          "min": min(rounds), "max": max(rounds), "rounds": rounds, "cpu_ms_per_image": 1.2, "memory_mb": 310.0}
@@ -45,7 +45,7 @@ def loader(rates, decode=3000.0):
 
 
 def step(milliseconds):
-    """Rounds of a step's time."""
+    """The step's part. milliseconds: of each round."""
     middle = sorted(milliseconds)[len(milliseconds) // 2]
     times = {
         name: {"median": share * middle, "min": share * middle, "max": share * middle} for name, share in PHASES.items()
@@ -76,7 +76,7 @@ def step(milliseconds):
 
 
 def sinkhorn():
-    """Two variants on one and two ranks, three numbers of prototypes, and nodes."""
+    """The codes' part: two variants, one and two ranks, three numbers of prototypes, and predictions for nodes."""
     measured = [
         Point(variant, prototypes, 64, 3, 2)._asdict()
         | {"ranks": ranks, "link": "local", "ms": cost * prototypes / 1000, "min": 1.0, "max": 2.0, "compute_ms": 0.8,
@@ -114,7 +114,7 @@ def sinkhorn():
 
 
 def sample(milliseconds=(100.0, 101.0, 99.0, 100.5, 99.5), ffcv=(1500.0, 1510.0, 1490.0, 1505.0, 1495.0)):
-    """The whole report."""
+    """The whole report. milliseconds: of a step, for each round; ffcv: images/s of that backend, for each round."""
     report = {
         "loader": loader({"ffcv": list(ffcv), "torchvision": [150.0, 152.0, 149.0]}),
         "step": step(list(milliseconds)),

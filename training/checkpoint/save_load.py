@@ -127,7 +127,7 @@ def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
         if say is not None:
             say(f"{directory / name} is damaged ({damage}); the one before it is used")
     if names:
-        raise CheckpointError(f"{directory}: no checkpoint is whole; move the folder away to start anew")
+        raise CheckpointError(f"{directory}: no checkpoint is whole; move the folder away to start from the beginning")
     return None
 
 

@@ -31,9 +31,9 @@ def rank_file(rank: int) -> str:
 
 
 def tensors_to_write(tensors: Mapping[str, Tensor], rank: int, world_size: int) -> dict[str, Tensor]:
-    """Copies on the CPU of what rank `rank` writes of its tensors: of those alike on all ranks, every world_size-th.
+    """CPU copies of the tensors that rank `rank` writes: its own ones, and every world_size-th of the common ones.
 
-    tensors: in the same order on all ranks, as far as they are alike.
+    tensors: all tensors of this rank; the common ones are in the same order on all ranks.
     """
     alike = [name for name in tensors if name.startswith(ALIKE)]
     left_to_others = set(alike) - set(alike[rank::world_size])

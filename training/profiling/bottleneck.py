@@ -25,8 +25,8 @@ def verdict(profile: Mapping[str, Any], settings: Mapping[str, Any], roofline: M
     shares, slow = profile["shares"], profile.get("slow")
     if slow is not None and slow["own_ms"] > 1.2 * slow["others_ms"]:
         return (
-            f"bound by a slow rank: rank {slow['rank']} on {slow['host']} takes {slow['own_ms']:.1f} ms of its own a "
-            f"step where the others take {slow['others_ms']:.1f}, most of it in {slow['phase']}; look at that "
+            f"bound by a slow rank: rank {slow['rank']} on {slow['host']} takes {slow['own_ms']:.1f} ms of own time "
+            f"a step, the others take {slow['others_ms']:.1f}, most of it in {slow['phase']}; look at that "
             "machine's load, or leave it out"
         )
     batch_norm = sum(row["ms"] for row in profile["collectives"] if row["kind"] == "batch_norm") / profile["step_ms"]

@@ -104,7 +104,7 @@ def summary_lines(profile: Mapping[str, Any]) -> list[str]:
     slow = profile["slow"]
     if slow is not None:
         lines.append(
-            f"rank {slow['rank']} on {slow['host']} is slow: {slow['own_ms']:.1f} ms of its own a step, the others "
+            f"rank {slow['rank']} on {slow['host']} is slow: {slow['own_ms']:.1f} ms of own time a step, the others "
             f"{slow['others_ms']:.1f}; most of it in {slow['phase']}"
         )
     elif profile["ranks"] > 1:
