@@ -12,7 +12,7 @@ import pytest
 from perf.virtual_cluster.hosts import Hosts
 from perf.virtual_cluster.throughput import on_host, pings
 
-# Connects and prints `connected`; then sends each line of its input and prints the answer, or the error after a timeout.
+# Connects and prints `connected`, sends each line of its input and prints the answer, or an error after a timeout.
 TALK = """import socket, sys
 with socket.create_connection((sys.argv[1], 7000), timeout=10) as connection:
     connection.settimeout(float(sys.argv[2]))
