@@ -1,8 +1,8 @@
-"""A linear classifier that learns beside the network, on its features as they come: a curve of quality while training.
+"""A linear classifier that trains at the same time as the network: a curve of the features' quality during training.
 
-It takes nothing from the network's training and gives nothing to it: features come detached, and the classifier has an
-optimizer of its own. Each image is seen once an epoch, by one augmented crop, and the features move under it, so its
-accuracy is below that of `evaluate.py linear`.
+It does not change the network: its features are detached, and the classifier has its own optimizer. It sees each image
+once per epoch, by one augmented crop, while the features still change, so its accuracy is below that of
+`evaluate.py linear`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Probe:
         self, labels: Int[np.ndarray, " images"], classes: int, features: int, device: torch.device | str = "cpu"
     ) -> None:
         self.labels, self.features = labels, features
-        self.state = {  # all that there is of it, written in place, and alike on all ranks
+        self.state = {  # written in place, the same on all ranks
             "weight": torch.zeros(classes, features + 1, device=device),  # the last column is the bias
             "velocity": torch.zeros(classes, features + 1, device=device),
             "mean": torch.zeros(features, device=device),
             "variance": torch.full((features,), 1.0 / features, device=device),  # of a vector of unit length
-            "seen": torch.zeros(3, dtype=torch.float64, device=device),  # steps; since `summary`: images, rightly told
+            "seen": torch.zeros(3, dtype=torch.float64, device=device),  # steps; since `summary`: images, correct ones
         }
 
     @torch.no_grad()
