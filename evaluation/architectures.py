@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from config.recipe import load_config
-from model.backbone import build_backbone
+from model.backbone import UnknownBackbone, build_backbone
 from model.resnet import RESNETS
 
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # what torchvision and timm call them
@@ -162,9 +162,9 @@ def _fetched(word: str, make: Any) -> nn.Module:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it prints a line for each of ten retries
     try:
         return make()
+    except UnknownBackbone as error:
+        raise ValueError(f"{word}: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:  # no network, a damaged file, a model without weights
-        if "is not ours nor a model" in str(error):
-            raise ValueError(f"{word}: {error}") from None
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"{word}: its weights cannot be fetched ({reason}); give random@{word} for random ones, or FILE@{word}"

@@ -137,6 +137,11 @@ def test_random_alone_has_the_first_backbones_network_and_other_weights(tmp_path
         open_backbones(["random"])
 
 
+def test_an_unknown_name_of_a_library_is_an_error_with_the_nearest_names():
+    with pytest.raises(ValueError, match=r"^timm:restnet50: backbone 'restnet50' is neither .*nearest: .*resnet50"):
+        open_backbone("timm:restnet50")
+
+
 def test_the_digest_sees_every_bit():
     network = torch.nn.Linear(3, 2)
     before = weights_digest(network)
