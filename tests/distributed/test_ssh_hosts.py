@@ -19,7 +19,7 @@ from support.nodes.host_runs import Run, loader_state, losses
 
 pytestmark = pytest.mark.slow(seconds=15)
 THREE = ("run.batch_size=12", "swav.queue.length=0")  # for three processes: 8 images do not split over them
-ALL_SYNCHRONISED = "engine.sync_batch_norm=0"
+ALL_SYNCHRONIZED = "engine.sync_batch_norm=0"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def alone(tmp_path_factory):
     """The recipe and the run of one process with all batches, an epoch long."""
     folder = tmp_path_factory.mktemp("alone")
     recipe = make_recipe(folder)
-    arguments = [recipe, f"run.directory={folder}/alone", "run.epochs=1", ALL_SYNCHRONISED]
+    arguments = [recipe, f"run.directory={folder}/alone", "run.epochs=1", ALL_SYNCHRONIZED]
     process = Script(ROOT / "train.py", map(str, arguments), folder / "output")
     assert process.wait(timeout=120) == 0, process.output.read_text()
     return folder
@@ -37,7 +37,7 @@ def alone(tmp_path_factory):
 def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path, count, delay):
     shutil.copy(alone / "tiny.yaml", tmp_path)
     with make_hosts(count, delay=delay) as hosts:
-        run = Run(hosts, tmp_path, "hosts", "run.epochs=1", ALL_SYNCHRONISED, nodes=count)
+        run = Run(hosts, tmp_path, "hosts", "run.epochs=1", ALL_SYNCHRONIZED, nodes=count)
         assert run.end() == 0, run.output
     expected = losses(alone / "alone")
     assert sorted(run.losses) == sorted(expected) and len(expected) >= 5

@@ -24,9 +24,9 @@ from support.ranks import run_ranks
 
 def test_weighted_knn_agrees_with_scikit_learn():
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(7, 16))
+    centers = generator.normal(size=(7, 16))
     labels = generator.integers(0, 7, 900)
-    points = centres[labels] + generator.normal(size=(900, 16)) * 1.5
+    points = centers[labels] + generator.normal(size=(900, 16)) * 1.5
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
     bank, queries = points[:600], points[600:]
     theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))

@@ -59,7 +59,7 @@ def test_two_steps_at_momentum_a_half_are_the_average_that_hand_computes():
 
 
 def test_a_teacher_that_copies_gives_what_the_student_gives():
-    """The embeddings bit for bit; normalising unit prototypes once more may turn their last bit."""
+    """The embeddings bit for bit; normalizing unit prototypes once more may turn their last bit."""
     student = network()
     teacher = Teacher(student, [0, 1])
     disturb(student, 0.01)

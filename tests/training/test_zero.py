@@ -67,7 +67,7 @@ def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])
-def test_ranks_with_synchronised_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
+def test_ranks_with_synchronized_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
     """In float64: in float32 the ranks' sums end differently in the last bits, a ReLU here and there makes more of
     that, and updates differ by 2e-3."""
     base = run_case(Case(0, ranks, "fp64", sync=0), tmp_path / "many", 3, 3)
