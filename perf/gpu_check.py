@@ -4,7 +4,7 @@
 
     numerics  from the same 20 states, and over the first steps of a run: every ZeRO stage against stage 0 in float32,
               fp16 and bf16 against float32 over 50 steps; on several GPUs also overlap_comm on against off, and batch
-              norm synchronized over all of them against one GPU on the whole batch
+              norm synchronised over all of them against one GPU on the whole batch
     decode    crops of DALI's mixed decode and of the ffcv backend's GPU half against the CPU's
     codes     eager, compiled, as a CUDA graph and by Triton kernels: which is fastest; and whether training's take
               at most 1.5 % of a ResNet-50 step and 3 all-reduces
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 # ---------------------------------------------------------------------------------------------- is it right?
 def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[str] = ("bf16", "fp16")) -> Any:
-    """Rows as in perf.zero_check, on all GPUs; on several, overlap and synchronized batch norm too."""
+    """Rows as in perf.zero_check, on all GPUs; on several, overlap and synchronised batch norm too."""
     from perf.zero_check import HALF_STEPS, STEPS, row_of, run_case
     from perf.zero_ranks import Case
 
@@ -97,9 +97,9 @@ def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[
                 changed = case(1, overlap=overlap)
                 found = run_case(changed, folder / f"{changed}", states, STEPS, reference=folder / "base")
                 rows.append(row_of(changed, found, base["losses"]) | {"overlap_comm": overlap})
-            whole = run_case(case(0, sync=0), folder / "synchronized", 5, STEPS)
+            whole = run_case(case(0, sync=0), folder / "synchronised", 5, STEPS)
             one = Case(0, 1, on_gpu=on_gpu)
-            found = run_case(one, folder / "one", 5, STEPS, reference=folder / "synchronized")
+            found = run_case(one, folder / "one", 5, STEPS, reference=folder / "synchronised")
             deviation = max(abs(a - b) / abs(b) for a, b in zip(found["losses"], whole["losses"], strict=True))
             rows.append({"batch_norm_over": gpus, "loss_deviation": deviation, "holds": deviation <= 1e-4})
     return {"rows": rows, "holds": all(row["holds"] for row in rows)}

@@ -12,7 +12,7 @@ loop itself is chaotic: after a dozen steps rounding alone moves the loss by a p
     loss_deviation                          over the first 6 steps of a run of their own, relative; for half precision
                                             over 50 steps of a tiny network against float32
 
-Rows in fp64 compare so one rank, given the whole batch, with several whose batch norm is synchronized over all of them
+Rows in fp64 compare so one rank, given the whole batch, with several whose batch norm is synchronised over all of them
 (in float32 rounding alone, by way of a ReLU here and there, makes 2e-3 of an update).
 
 The bias in front of the head's batch norm is left out: its gradient is zero but for rounding.
@@ -70,7 +70,7 @@ def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True
                     rows.append(row_of(case, found, base["losses"]))
                     bar.update()
         for ranks in several:
-            first, one = Path(scratch) / f"synchronized-{ranks}", Case(0, 1, "fp64")
+            first, one = Path(scratch) / f"synchronised-{ranks}", Case(0, 1, "fp64")
             base = run_case(Case(0, ranks, "fp64", sync=0), first, STATES, STEPS)
             bar.update()
             found = run_case(one, Path(scratch) / f"one-{ranks}", STATES, STEPS, reference=first)

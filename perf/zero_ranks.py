@@ -36,7 +36,7 @@ FILE = "rank0.json"
 @dataclass(frozen=True)
 class Case:
     """What is run: ZeRO `stage` on `ranks` processes, in `precision` (fp64 too, to have rounding out of the way), each
-    step in `accumulation` parts, batch norm synchronized over `sync` ranks (0: all). tiny: another network, for what
+    step in `accumulation` parts, batch norm synchronised over `sync` ranks (0: all). tiny: another network, for what
     does not depend on it. on_gpu: a GPU for each rank; otherwise all is done on the CPU, whatever there is. overlap: of
     communication and backward."""
 
