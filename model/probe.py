@@ -77,7 +77,7 @@ class Probe:
 
     def summary(self) -> dict[str, float]:
         """probe_train: share in [0, 1] of the training images since the last call that were told rightly, each before
-        it was learnt from. Empty where there were none. Waits for the device."""
+        it was learned from. Empty where there were none. Waits for the device."""
         _, images, right = self.state["seen"].tolist()
         self.state["seen"][1:] = 0
         return {"probe_train": right / images} if images else {}
