@@ -1,4 +1,4 @@
-"""The house rules of the source tree: imports point down, no circles, small files, and each folder says its job."""
+"""Rules of the source tree: imports point down without circles, files are small, and each folder states its job."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BELOW = {  # what each package may import besides itself
+BELOW = {  # the packages that each package may import
     "common": "",
     "config": "common",
     "model": "common config",
