@@ -1,4 +1,4 @@
-"""What this machine has for training processes: GPUs, and the environment that shares its cores out."""
+"""This machine's GPUs, network interfaces, and the environment of its training processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 
 def launch_environment(processes: int) -> dict[str, str]:
-    """The environment of `processes` here: cores shared out evenly, DeepSpeed on the CPU where there is no GPU. What is
-    set already stays."""
+    """The environment for `processes` on this machine: an even share of the cores for each, and DeepSpeed on the CPU if
+    no GPU is visible. Variables that are already set keep their values."""
     cores = len(os.sched_getaffinity(0))
     environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "DS_LOG_LEVEL": "warning"}
     if not visible_gpus():
@@ -19,7 +19,7 @@ def launch_environment(processes: int) -> dict[str, str]:
 
 
 def gpu_names() -> list[str]:
-    """Names of this machine's GPUs, as nvidia-smi has them."""
+    """Names of this machine's GPUs by nvidia-smi; [] without it."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -30,13 +30,13 @@ def gpu_names() -> list[str]:
 
 def visible_gpus() -> int:
     """CUDA GPUs that a process started from here would see, without importing torch."""
-    found, visible = len(gpu_names()), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip()]))
+    count, visible = len(gpu_names()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return count if visible is None else min(count, len([name for name in visible.split(",") if name.strip()]))
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface by which this machine reaches `address` (a name or IPv4 address; on its own machine the one
-    that has it); None if that cannot be told."""
+    """The network interface by which this machine reaches `address` (a name or IPv4 address; for an address of this
+    machine the interface that has it); None if it is unknown."""
     import psutil
 
     try:
@@ -45,7 +45,8 @@ def interface_to(address: str) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
-    return interface_of(own, {name: [one.address for one in found] for name, found in psutil.net_if_addrs().items()})
+    interfaces = psutil.net_if_addrs()
+    return interface_of(own, {name: [entry.address for entry in entries] for name, entries in interfaces.items()})
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:
