@@ -95,7 +95,7 @@ def test_a_mistake_in_the_arguments_of_sync_is_one_line(tmp_path, monkeypatch):
         (["missing"], os.environ["PATH"], "HOSTFILE=missing: No such file"),
         ([str(tmp_path / "hosts"), "--data", "nothing"], os.environ["PATH"], "DATA=nothing: there is no such"),
         ([str(tmp_path / "hosts")], os.environ["PATH"], "nowhere.invalid: ssh: Could not resolve"),
-        ([str(tmp_path / "hosts")], str(tmp_path), "rsync is not there"),
+        ([str(tmp_path / "hosts")], str(tmp_path), "rsync is not installed"),
     ):
         monkeypatch.setenv("PATH", path)
         done = run_module("launch.sync", *arguments, folder=ROOT)

@@ -229,7 +229,7 @@ def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "work", "arguments"),
-    [("perf.loader", "run", []), ("pipeline.convert", "convert", ["a", "b", "--format=index"])],
+    [("perf.loader.__main__", "run", []), ("pipeline.convert", "convert", ["a", "b", "--format=index"])],
 )
 def test_sigint_within_exec_of_a_text_ends_it_with_the_same_code(tmp_path, module, work, arguments):
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print()"  # as imports of numba do

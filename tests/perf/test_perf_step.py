@@ -176,7 +176,8 @@ def test_a_vision_transformer_s_step_has_its_teacher(images, tmp_path):
     assert found["peer_ratio"] is None and found["peer_left_out"] == "swav.teacher.momentum=0.996"
 
 
-@pytest.mark.parametrize("labels", ["drawn at random", pytest.param("images", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("labels", ["drawn at random", "images"])
 def test_deepcluster_has_its_three_heads_and_the_probe_its_labels(images, tmp_path, labels):
     settings = "method=deepclusterv2", "evaluation.probe=true", "engine.accumulation=2", "swav.queue.length=0"
     data = images if labels == "images" else write_flat(tmp_path / "flat")

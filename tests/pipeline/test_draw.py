@@ -142,10 +142,17 @@ def test_extreme_shapes_fall_back_to_the_central_window():
     assert window.tolist() == [[0, 493, 10, 13], [493, 0, 13, 10]]  # aspect ratios 4/3 and 3/4, in the middle
 
 
+def test_an_image_within_the_ratios_falls_back_to_all_of_it():
+    crops = Crops(views=(View(224, (1.0, 1.0)),))
+    window = draw(crops, 0, 0, np.arange(2), np.array([900, 1000]), np.array([1000, 900])).window[:, 0]
+    assert window.tolist() == [[0, 0, 900, 1000], [0, 0, 1000, 900]]
+
+
 def test_the_evaluation_draw_is_the_usual_center_crop():
     crops = SWAV.for_evaluation(224, 0.875)
     drawn = center(crops, np.arange(1), np.array([256]), np.array([400]))
     assert drawn.window[0, 0].tolist() == [16, 88, 224, 224]
+    assert drawn.factors[0, 0].tolist() == [1, 1, 1, 0]  # neutral
     assert not any(flag.any() for flag in (drawn.flip, drawn.jitter, drawn.grayscale, drawn.blur))
 
 

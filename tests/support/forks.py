@@ -14,6 +14,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from unittest import mock
 
+from common import progress
 from config.recipe import ROOT
 
 PRELOADED = (
@@ -126,5 +127,6 @@ def _run_script(path, arguments, output, environment):
     file = os.open(output, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    progress.DELAY = 0.0  # bars are shown at once, as these runs have no waits that are long enough for one
     sys.argv = [path, *arguments]
     runpy.run_path(path, run_name="__main__")
