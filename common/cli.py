@@ -41,8 +41,8 @@ def error_line(error: BaseException | str) -> str:
 
 
 def print_error(error: BaseException | str, speaks: bool = True, below_bar: bool = False) -> None:
-    """Print one line on stderr. speaks: false on ranks other than 0, which print nothing. below_bar: keep the last line,
-    which may hold a progress bar."""
+    """Print one line on stderr. speaks: false on ranks other than 0, which print nothing. below_bar: keep the last line
+    (a progress bar may stand there)."""
     if speaks:
         print("\n" * below_bar + error_line(error), file=sys.stderr, flush=True)
 
