@@ -117,7 +117,7 @@ def folders_with_python():
 
 
 @pytest.mark.parametrize("folder", folders_with_python(), ids=str)
-def test_a_folder_says_its_job_and_is_small(folder):
+def test_a_folder_states_its_job_and_is_small(folder):
     own = [path for path in python_files() if path.parent == folder]
     assert len(own) <= MOST_FILES, f"{folder}: {len(own)} Python files of its own; make folders in it"
     if folder.parts[0] != "tests":

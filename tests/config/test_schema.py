@@ -49,7 +49,7 @@ def test_every_setting_has_a_help_text_of_one_line(key):
     assert help and help == " ".join(help.split()) and len(help) < 240
 
 
-def test_every_section_says_what_it_is_for():
+def test_every_section_has_a_help_text():
     assert all(entry.help for entry in outline() if isinstance(entry, Heading))
 
 
@@ -186,7 +186,7 @@ def test_help_names_the_settings_that_were_asked_for(names, keys):
     assert [line.strip().partition("=")[0] for line in lines] == keys
 
 
-def test_help_has_default_range_text_and_what_resuming_does(capsys):
+def test_help_has_default_range_text_and_effect_on_resume(capsys):
     assert main(["run.epochs"]) == 0
     text = capsys.readouterr().out
     assert "run.epochs=100" in text and "an integer (at least 1)" in text and "passes over the images" in text

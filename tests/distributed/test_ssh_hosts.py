@@ -158,7 +158,7 @@ def test_torchrun_elastic_starts_it_too(make_hosts, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "program"), [("pdsh", "pdsh"), ("openmpi", "mpirun.openmpi"), ("mpich", "mpirun.mpich")]
 )
-def test_deepspeeds_own_runners_start_it_if_they_are_installed(make_hosts, tmp_path, monkeypatch, launcher, program):
+def test_deepspeeds_runners_start_it_if_they_are_installed(make_hosts, tmp_path, monkeypatch, launcher, program):
     if not shutil.which(program):
         pytest.skip(f"no {program} here (Debian: {launcher if launcher != 'openmpi' else 'openmpi-bin'})")
     (tmp_path / "bin").mkdir()
@@ -218,7 +218,7 @@ def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts,
         assert json.loads((after.directory / "summary.json").read_text())["world_size"] == 3
 
 
-def test_the_check_of_a_cluster_says_what_it_found(make_hosts, tmp_path):
+def test_the_cluster_check_reports_its_results(make_hosts, tmp_path):
     with make_hosts(2) as hosts:
         make_recipe(tmp_path)
         (tmp_path / "hosts").write_text("host1 slots=1\nhost2 slots=1\n")

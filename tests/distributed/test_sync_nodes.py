@@ -102,7 +102,7 @@ def test_a_mistake_in_the_arguments_of_sync_is_one_line(tmp_path, monkeypatch):
         assert done.returncode == 2 and done.stderr.startswith(f"swave: {error}") and done.stderr.count("\n") == 1, done
 
 
-def test_help_is_there(capsys):
+def test_sync_prints_its_help(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0 and "--data" in capsys.readouterr().out

@@ -31,7 +31,7 @@ RUN_BY = {
     "evaluation.curve": "test_the_learning_curve_of_a_run_is_drawn",
     "export": "test_a_run_its_checkpoint_and_its_exports_are_one_backbone",
     "launch.start": "test_the_same_run_starts_under_every_launcher",
-    "launch.cluster_check": "test_the_check_of_a_cluster_says_what_it_found",
+    "launch.cluster_check": "test_the_cluster_check_reports_its_results",
     "launch.sync": "test_a_checkout_is_copied_and_the_nodes_own_files_stay",
     "launch.wheels": "test_wheels_get_their_own_lock_file_which_pip_enforces",
     "perf.compare": "test_parts_by_themselves_are_taken_too",

@@ -107,7 +107,7 @@ def test_an_interrupted_training_resumes_to_the_same_result(tmp_path, run, data,
     assert again["best epoch's semisup top1"] == max(whole["curves"]["semisup top1"])
 
 
-def test_the_backbone_itself_is_left_as_it_was(tmp_path, run, data, capsys):
+def test_fine_tuning_does_not_change_the_backbone(tmp_path, run, data, capsys):
     words = [run, data, "--finetune", "--epochs", 1, *arguments(tmp_path)]
     result = evaluate(capsys, *words, "--peers", run, command="transfer")["results"]
     assert result[0]["weights"] == result[1]["weights"]

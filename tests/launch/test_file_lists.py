@@ -67,7 +67,7 @@ def test_mypy_checks_all_packages_and_scripts():
     assert sorted(settings["tool"]["mypy"]["files"]) == sorted([*PACKAGES, *SCRIPTS])
 
 
-def test_only_one_module_derives_the_checkouts_path_from_its_own():
+def test_only_one_module_derives_the_checkouts_path_from_its_file():
     """Other modules would give another path once they move to another depth."""
     climbs = re.compile(r"__file__\)(\.resolve\(\)|\.absolute\(\))?\.(parent\.parent|parents\b)")
     files = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in Path(ROOT / package).rglob("*.py"))]
