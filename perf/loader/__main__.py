@@ -4,7 +4,7 @@
 
 Contenders take turns of a second or two, round after round, all on the same cores, and never at the same time.
 
-    full     files -> 2 x 224 and 6 x 96 pixel crops with all of SwAV's augmentation, normalized float32 in batches
+    full     files -> 2 x 224 and 6 x 96 pixel crops with all of SwAV's augmentation, normalised float32 in batches
              ffcv, dali          our loader with these backends: order, reading, draw, backend, hand-over
              ffcv-affine         ffcv with crops.jitter.exact=false: one affine map in place of the color steps
              ffcv-kernel         of ffcv the kernel alone, on bytes in memory

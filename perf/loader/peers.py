@@ -49,7 +49,7 @@ def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
 
 
 class PublishedRecipe:
-    """A dataset of all views of each image file, float32 (3, size, size) tensors, normalized."""
+    """A dataset of all views of each image file, float32 (3, size, size) tensors, normalised."""
 
     def __init__(self, files: list[str], crops: Crops):
         self.files = files
@@ -117,7 +117,7 @@ def dali_random(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
 
 
 def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> Any:
-    """DALI's own reader, one decode, then random operators for each view, (batch, size, size, 3) float32 normalized."""
+    """DALI's own reader, one decode, then random operators for each view, (batch, size, size, 3) float32 normalised."""
     from nvidia.dali import fn, pipeline_def, types
 
     jitter, uniform = crops.jitter, fn.random.uniform

@@ -17,7 +17,7 @@ ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the table; further rec
 @dataclass(frozen=True)
 class Method:
     """name: of its files. title: in tables. recipe: what it is trained with. settings: key=value beside the recipe's.
-    supervised: trained with labels, the recipe gives only the network and the images' normalization."""
+    supervised: trained with labels, the recipe gives only the network and the images' normalisation."""
 
     name: str
     title: str

@@ -33,7 +33,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
 
 
 def candidates(methods: Sequence[Method]) -> list[Method]:
-    """A method for each candidate of these, in turns, so that neighbors on the machine are of both."""
+    """A method for each candidate of these, in turns, so that neighbours on the machine are of both."""
     found = []
     for number in range(max(map(len, CANDIDATES.values()))):
         for method in methods:

@@ -26,7 +26,7 @@ RATE, MOMENTUM, DECAY, BATCH, SCALE = 0.1, 0.9, 5e-4, 128, (0.5, 1.0)
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.science.supervised", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("recipe", help="its network and its images' normalization are taken")
+    parser.add_argument("recipe", help="its network and its images' normalisation are taken")
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)

@@ -2,7 +2,7 @@
 
 Needs root. Nothing of it is in the machine's own network: the bridge between the hosts has a namespace too. What the
 hosts share is the file system (as over NFS; /dev/shm is each one's own) and the numbering of processes. A host has no
-/sys/fs/cgroup. An address that does not answer is silent, never "no route to host": neighbors are known in advance.
+/sys/fs/cgroup. An address that does not answer is silent, never "no route to host": neighbours are known in advance.
 """
 
 from __future__ import annotations
