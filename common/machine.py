@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
 
 def launch_environment(processes: int) -> dict[str, str]:
@@ -30,8 +31,26 @@ def gpu_names() -> list[str]:
 
 def visible_gpus() -> int:
     """CUDA GPUs that a process started from here would see, without importing torch."""
-    count, visible = len(gpu_names()), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return count if visible is None else min(count, len([name for name in visible.split(",") if name.strip()]))
+    names, devices = gpu_names(), visible_devices(os.environ)
+    return len(names) if devices is None else min(len(names), len(devices))
+
+
+def visible_devices(environment: Mapping[str, str]) -> list[str] | None:
+    """The devices that CUDA_VISIBLE_DEVICES lists: indices, UUIDs or MIG names. None where it is not set.
+
+    As in CUDA, the list ends at the first entry that names no device, such as -1.
+    """
+    text = environment.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return list(takewhile(lambda name: name and not name.startswith("-"), names))
+
+
+def devices_of_processes(processes: int, environment: Mapping[str, str]) -> list[str]:
+    """A device for each process of this machine: the first ones that the user lets it see, else the first ones."""
+    devices = visible_devices(environment) or []
+    return devices[:processes] if len(devices) >= processes else [str(index) for index in range(processes)]
 
 
 def interface_to(address: str) -> str | None:
@@ -45,8 +64,8 @@ def interface_to(address: str) -> str | None:
             own = probe.getsockname()[0]
     except OSError:
         return None
-    interfaces = psutil.net_if_addrs()
-    return interface_of(own, {name: [entry.address for entry in entries] for name, entries in interfaces.items()})
+    interfaces = psutil.net_if_addrs().items()
+    return interface_of(own, {name: [entry.address for entry in entries] for name, entries in interfaces})
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[str]]) -> str | None:

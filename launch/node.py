@@ -13,6 +13,7 @@ last step, how process 0 ended, and the files with stacks.
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import json
 import os
@@ -23,14 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from common.cli import Parser
-from common.machine import interface_to, launch_environment
+from common.machine import devices_of_processes, interface_to, launch_environment
 from config.recipe import ROOT
-from launch.nodes import Node, hostfile_text
 from training.rank_status import LIFELINE, STACKS, WORDS, stacks_of, status_of, step_of
 from training.stopping import stop_signals
 
@@ -54,10 +55,8 @@ def main(arguments: list[str]) -> int:
     # Orphaned descendants become children of this process, so that it can always reach and end them.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
-        hostfile = Path(scratch) / "hosts"
-        hostfile.write_text(hostfile_text([Node("", count) for count in counts]))
         program = [str(ROOT / options.program)] if options.program.endswith(".py") else ["--module", options.program]
-        command = launch_command(hostfile, rank, options.master, options.port, [*program, *options.settings])
+        command = launch_command(counts, rank, options.master, options.port, [*program, *options.settings])
         if len(counts) > 1:  # the interface of the address that the host name resolves to may not reach other nodes
             interface = interface_to(options.master)
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
@@ -65,11 +64,17 @@ def main(arguments: list[str]) -> int:
         return Supervisor(command, Path(scratch), rank, counts[rank], program[-1], options.directory).run()
 
 
-def launch_command(hostfile: Path, rank: int, master: str, port: int, program: list[str]) -> list[str]:
-    """The deepspeed launcher's command line on the node number `rank`."""
+def launch_command(counts: Sequence[int], rank: int, master: str, port: int, program: list[str]) -> list[str]:
+    """The command line of deepspeed's launcher on the node number `rank`. counts: processes on each node.
+
+    `deepspeed` itself would start this same program. It would import torch once more before, and it would replace the
+    user's CUDA_VISIBLE_DEVICES by the first devices of the machine.
+    """
+    devices = [devices_of_processes(count, os.environ) for count in counts]  # of other nodes only the number counts
+    nodes = json.dumps({f"node{index}": names for index, names in enumerate(devices)})
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "critical", "--no_local_rank"),
-        *("--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(rank)),
+        *(sys.executable, "-m", "deepspeed.launcher.launch", "--log_level", "critical", "--no_local_rank"),
+        *("--world_info", base64.urlsafe_b64encode(nodes.encode()).decode(), "--node_rank", str(rank)),
         *("--master_addr", master, "--master_port", str(port), *program),
     ]
 

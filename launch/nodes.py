@@ -113,8 +113,3 @@ def first_nodes(nodes: Sequence[Node], count: int, source: str) -> list[Node]:
     if count > len(nodes):
         raise ConfigError(f"NODES={count}, but {source} has {len(nodes)}")
     return list(nodes[: count or None])
-
-
-def hostfile_text(nodes: Sequence[Node]) -> str:
-    """The hostfile that the deepspeed launcher reads on each node. Names are made up: two nodes may share a machine."""
-    return "".join(f"node{index} slots={node.processes}\n" for index, node in enumerate(nodes))

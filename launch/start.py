@@ -29,7 +29,7 @@ from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
 from launch.node import launch_command
-from launch.nodes import Node, first_nodes, hostfile_text, read_hostfile, slurm_nodes
+from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
 from launch.preflight import ask_nodes, ask_port, find_problems
 from launch.remote_commands import address, node_commands, node_program
 from launch.restart import keep_batch, no_progress, reachable_nodes, restart_delay
@@ -147,11 +147,10 @@ def show_commands(
     master, port = master_address(how, nodes, ssh), free_port()
     program = node_program(nodes, master, port, config.run.directory, settings)
     print("\n".join(shlex.join(command) for command in node_commands(how, nodes, program, ssh)))
+    counts = [node.processes for node in nodes]
     for rank, node in enumerate(nodes):
-        command = launch_command(Path("HOSTS"), rank, master, port, [str(ROOT / "train.py"), *settings])
+        command = launch_command(counts, rank, master, port, [str(ROOT / "train.py"), *settings])
         print(f"\n# {node.host}, {node.processes} processes, under launch.node:\n# {shlex.join(command)}")
-    print("\n# HOSTS: written by launch.node, holds")
-    print("\n".join(f"# {line}" for line in hostfile_text(nodes).splitlines()))
 
 
 def fetch_demo(config: Any) -> None:

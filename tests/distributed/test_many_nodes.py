@@ -90,7 +90,7 @@ def test_a_dry_run_prints_the_commands(tmp_path, places):
     reached = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
     assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["env"])
     assert flags or " srun --overlap " in reached[0]
-    assert done.stdout.count("deepspeed.launcher.runner") == 2 and "--node_rank 1" in done.stdout
+    assert done.stdout.count("deepspeed.launcher.launch") == 2 and "--node_rank 1" in done.stdout
     assert ("# me@10.0.0.1, 2 processes" if flags else "# n2, 2 processes") in done.stdout
 
 

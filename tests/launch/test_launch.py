@@ -1,12 +1,13 @@
 """Starting a run: the rank in the environment, the commands, signals, and the ranks' agreement on losses and stops."""
 
+import base64
 import itertools
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -74,13 +75,25 @@ def test_an_environment_that_contradicts_itself_is_one_line(environment, message
         cluster_from_environment(environment)
 
 
-def test_on_a_node_the_launcher_is_deepspeed():
-    command = launch_command(Path("hosts"), 3, "node0", 29501, ["train.py", "config/demo.yaml", "run.epochs=1"])
-    assert command[1:3] == ["-m", "deepspeed.launcher.runner"]
+def world_of(command):
+    """What deepspeed's launcher is given: the devices of each node."""
+    return json.loads(base64.urlsafe_b64decode(command[command.index("--world_info") + 1]))
+
+
+def test_on_a_node_the_launcher_is_deepspeed(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    program = ["train.py", "config/demo.yaml", "run.epochs=1"]
+    command = launch_command([2, 1, 1, 2], 3, "node0", 29501, program)
+    assert command[1:3] == ["-m", "deepspeed.launcher.launch"]
+    assert [len(devices) for devices in world_of(command).values()] == [2, 1, 1, 2]
     given = dict(itertools.pairwise(command))
     assert given["--node_rank"] == "3" and given["--master_addr"] == "node0" and given["--master_port"] == "29501"
-    assert "--no_ssh" in command and given["--hostfile"] == "hosts"
-    assert command[-3:] == ["train.py", "config/demo.yaml", "run.epochs=1"]
+    assert command[-3:] == program
+
+
+def test_the_launcher_gets_the_devices_that_the_user_chose(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert world_of(launch_command([2], 0, "127.0.0.1", 29501, ["train.py"])) == {"node0": ["2", "3"]}
 
 
 def test_dry_prints_the_command_and_starts_nothing():
@@ -137,7 +150,7 @@ def test_a_signal_before_the_processes_are_there_reaches_them_all(tmp_path):
 
 
 def launcher_of(pid):
-    return [c for c in psutil.Process(pid).children(recursive=True) if "deepspeed.launcher.runner" in words_of(c)]
+    return [c for c in psutil.Process(pid).children(recursive=True) if "deepspeed.launcher.launch" in words_of(c)]
 
 
 def wait_for(condition, process):

@@ -10,7 +10,7 @@ from common.cli import UserError
 from common.machine import interface_of, interface_to
 from common.slurm import expand_counts
 from config.recipe import ConfigError
-from launch.nodes import Node, expand_hosts, first_nodes, hostfile_text, read_hostfile, slurm_nodes
+from launch.nodes import Node, expand_hosts, first_nodes, read_hostfile, slurm_nodes
 
 
 def test_the_interface_of_an_address():
@@ -122,7 +122,3 @@ def test_the_first_nodes_are_taken():
     assert first_nodes(nodes, 1, "hosts") == nodes[:1]
     with pytest.raises(ConfigError, match="NODES=3, but hosts has 2"):
         first_nodes(nodes, 3, "hosts")
-
-
-def test_the_hostfile_for_deepspeed():
-    assert hostfile_text([Node("a", 2), Node("b", 4)]) == "node0 slots=2\nnode1 slots=4\n"
