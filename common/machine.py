@@ -10,8 +10,8 @@ from itertools import takewhile
 
 
 def launch_environment(processes: int) -> dict[str, str]:
-    """The environment for `processes` on this machine: an even share of the cores for each, and DeepSpeed on the CPU if
-    no GPU is visible. Variables that are already set keep their values."""
+    """The environment of `processes` here: cores shared out evenly, DeepSpeed on the CPU where there is no GPU.
+    Variables that are already set stay as they are."""
     cores = len(os.sched_getaffinity(0))
     environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), "DS_LOG_LEVEL": "warning"}
     if not visible_gpus():

@@ -1,7 +1,7 @@
 """A recipe becomes a checked configuration: defaults, then the recipe, then `key=value` arguments.
 
-config/schema declares the settings, config/rules.py what they demand of each other. Every mistake is a ConfigError of
-one line that names the key, the value and the expectation. No heavy library is imported; pydantic only for loading.
+config/schema declares the settings, config/rules.py what they require of each other. Every mistake is a ConfigError of
+one line that names the key, the value and what is expected. Nothing heavy is imported, pydantic only to load and check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rules between settings. A rule is a function that raises ConfigError for a configuration that breaks it.
+"""What settings require of each other. A rule is a function that raises ConfigError for a configuration that breaks it.
 
 config/schema declares the range of each single setting; training/auto.py checks rules that depend on the images and the
 processes.
