@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
-    """The whole run; returns what it came to. What a user can get wrong is found before the processes meet."""
+    """The whole run; returns how it ended. A user's mistakes are reported before the processes connect."""
     import torch
 
     from evaluation.classifiers.knn import backbone_knn, pixel_knn

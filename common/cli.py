@@ -47,6 +47,11 @@ def print_error(error: BaseException | str, speaks: bool = True, below_bar: bool
         print("\n" * below_bar + error_line(error), file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """A line on stderr that is not an error."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
 def exit_on_mistake(speaks: bool = True) -> Iterator[None]:
     """Inside the block a ValueError is a user's mistake: one line, exit code 2, no stack trace.

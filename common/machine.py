@@ -20,7 +20,7 @@ def launch_environment(processes: int) -> dict[str, str]:
 
 
 def gpu_names() -> list[str]:
-    """Names of this machine's GPUs by nvidia-smi; [] without it."""
+    """Names of this machine's GPUs, as nvidia-smi has them."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         listing = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -54,8 +54,8 @@ def devices_of_processes(processes: int, environment: Mapping[str, str]) -> list
 
 
 def interface_to(address: str) -> str | None:
-    """The network interface by which this machine reaches `address` (a name or IPv4 address; for an address of this
-    machine the interface that has it); None if it is unknown."""
+    """The network interface by which this machine reaches `address` (a name or IPv4 address; on its own machine the one
+    that has it); None if it is unknown."""
     import psutil
 
     try:

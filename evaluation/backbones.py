@@ -40,7 +40,7 @@ from evaluation.architectures import (
 from model.backbone import build_backbone
 from model.swav import SwAV
 from model.weights import heads_of, read_weights, swave_names, take_weights
-from training.checkpoint.weights import TEACHER, read_trained
+from training.trained_network import TEACHER, read_trained
 
 RANDOM = "random"
 HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}

@@ -59,7 +59,7 @@ def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]
         raise ValueError(f"format {format!r} is unknown; give {', '.join(FORMATS)}")
     _check_out(out, format, force)
     from export.formats import WRITERS
-    from training.checkpoint.weights import read_trained
+    from training.trained_network import read_trained
 
     with progress_bar(3, f"export to {format}", "part") as bar:
         trained = read_trained(path)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.resnet import RESNETS, ResNet
-from training.checkpoint.weights import Trained
+from training.trained_network import Trained
 
 # patch size, width, blocks, heads, MLP width -> builder in torchvision.models
 VISION_TRANSFORMERS = {

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from model.resnet import ResNet
-from training.checkpoint.weights import Trained
+from training.trained_network import Trained
 
 # blocks of the four stages -> MODEL.RESNETS.DEPTH
 DEPTHS: dict[tuple[str, tuple[int, ...]], int] = {

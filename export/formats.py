@@ -18,7 +18,7 @@ from export.detectron2 import write_detectron2
 from export.model_card import header, model_card
 from model.resnet import ResNet
 from model.weights import published_names
-from training.checkpoint.weights import Trained
+from training.trained_network import Trained
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 ONNX_LIMIT = 2**31 - 2**20  # bytes: the limit of a protobuf, less room for the graph

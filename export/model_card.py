@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.versions import versions
-from training.checkpoint.weights import Trained
+from training.trained_network import Trained
 
 
 def facts(trained: Trained) -> dict[str, Any]:

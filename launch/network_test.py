@@ -10,6 +10,7 @@ import sys
 import time
 from statistics import median
 
+from common.cli import note
 from training.distributed import cluster_from_environment, connected
 from training.rank_status import mark_ending, watched
 
@@ -41,7 +42,7 @@ def main(_arguments: list[str]) -> int:
         if cluster.main:
             line = f"all-reduce over {cluster.world_size} processes: {latency * 1e3:.2f} ms for {SMALL} bytes, "
             line += f"{bandwidth / 1e9:.2f} GB/s for {LARGE >> 20} MiB"
-            print(line, file=sys.stderr, flush=True)
+            note(line)
     mark_ending("all-reduce")
     return 0
 

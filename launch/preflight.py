@@ -19,7 +19,7 @@ from config.recipe import ROOT
 from launch.node_facts import gather_facts
 from launch.nodes import Node
 from launch.remote_commands import node_commands
-from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
+from training.disk_space import checkpoint_gb, disk_gb, memory_gb
 
 ANSWER_TIMEOUT = 60.0  # seconds
 DATASET_TIMEOUT = 3600.0  # seconds; a node may have to scan the dataset first

@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from common.cli import Parser, exit_on_mistake, print_error
+from common.cli import Parser, exit_on_mistake, note, print_error
 from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
         scan_dataset(config)
         stop_signal.at_once = False  # from here on signals are forwarded to the nodes
     if how == "local" and len(nodes) > 1:
-        print(BANNER.format(nodes=len(nodes)), file=sys.stderr, flush=True)
+        note(BANNER.format(nodes=len(nodes)))
     return run(how, nodes, ssh, config, settings)
 
 
@@ -83,7 +83,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--launcher", help=f"start the nodes by DeepSpeed's own runner: {', '.join(LAUNCHERS)}")
     parser.add_argument("--dry", action="store_true", help="only print the commands")
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
-    parser.add_argument("settings", nargs="*", help="key=value settings that override the recipe's")
+    parser.add_argument("settings", nargs="*", default=[], help="key=value settings that override the recipe's")
     return parser.parse_args(arguments)
 
 

@@ -11,6 +11,8 @@ The prototypes of all heads are one matrix, head after head: [heads * prototypes
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
@@ -21,22 +23,30 @@ from model.memory import Memory
 from model.sinkhorn import sinkhorn
 
 IGNORED = -100  # target of a row that is not in the memory; the loss ignores it
+ITERATIONS = 10  # of k-means for each head, as published
 
 
 @torch.no_grad()
 def kmeans_targets(
-    memory: Memory, images: int, heads: int, prototypes: int, seed: int, epoch: int, iterations: int = 10
+    memory: Memory,
+    images: int,
+    heads: int,
+    prototypes: int,
+    seed: int,
+    epoch: int,
+    tick: Callable[[], object] = lambda: None,
 ) -> tuple[Int[Tensor, "heads images"], Float[Tensor, "heads_prototypes dim"]]:
     """DeepCluster-v2: the cluster of every row for each head (IGNORED for rows without one), and the new prototypes.
 
     images: rows of the dataset's table. Heads use the memories of the crops in turn. The random first centroids depend
-    on seed, epoch and head alone. The results are equal on all ranks. Raises ValueError for too few samples.
+    on seed, epoch and head alone. The results are equal on all ranks. tick: called after each of the ITERATIONS of each
+    head. Raises ValueError for too few samples.
     """
     targets, centroids = [], []
     for head in range(heads):
         embeddings = memory.embeddings[head % len(memory.embeddings)]
         start = first_centroids(memory.rows, embeddings, prototypes, images, (seed, epoch, head))
-        clusters, final = spherical_kmeans(embeddings, start, iterations)
+        clusters, final = spherical_kmeans(embeddings, start, ITERATIONS, tick)
         targets.append(_over_images(memory.rows, clusters, images))
         centroids.append(final)
     return torch.stack(targets), torch.cat(centroids)
@@ -50,16 +60,19 @@ def sinkhorn_targets(
     prototypes: Float[Tensor, "heads_prototypes dim"],
     epsilon: float,
     iterations: int = 3,
+    tick: Callable[[], object] = lambda: None,
 ) -> Int[Tensor, "heads images"]:
     """SeLa-v2: the strongest code of every row for each head (IGNORED for rows without one), balanced over all ranks.
 
-    Needs memory for this rank's samples times the prototypes of one head. The result is equal on all ranks.
+    Needs memory for this rank's samples times the prototypes of one head. The result is equal on all ranks. tick:
+    called after each head.
     """
     targets = []
     for head, weight in enumerate(prototypes.chunk(heads)):
         scores = memory.embeddings[head % len(memory.embeddings)] @ weight.T
         codes = sinkhorn(scores, epsilon, iterations)
         targets.append(_over_images(memory.rows, codes.argmax(1), images))
+        tick()
     return torch.stack(targets)
 
 

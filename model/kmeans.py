@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -43,12 +43,16 @@ def first_centroids(
 
 @torch.no_grad()
 def spherical_kmeans(
-    embeddings: Float[Tensor, "samples dim"], centroids: Float[Tensor, "count dim"], iterations: int = 10
+    embeddings: Float[Tensor, "samples dim"],
+    centroids: Float[Tensor, "count dim"],
+    iterations: int = 10,
+    tick: Callable[[], object] = lambda: None,
 ) -> tuple[Int[Tensor, " samples"], Float[Tensor, "count dim"]]:
     """The nearest centroid of each of this rank's samples, and the centroids, after `iterations` of Lloyd's algorithm.
 
     embeddings: this rank's samples, of unit length; ranks may have different numbers of them.
     centroids: the first ones, of unit length, equal on all ranks.
+    tick: called after each iteration.
 
     Nearest means the largest dot product. A centroid is the sum of its samples over all ranks, scaled to unit length; a
     centroid without samples does not change. The returned assignment is to the returned centroids. Sums are float64, so
@@ -64,6 +68,7 @@ def spherical_kmeans(
         unit_rows_(means)
         centroids = torch.where(sums[:, -1:] > 0, means.to(centroids), centroids)
         clusters = _nearest(embeddings, centroids)
+        tick()
     return clusters, centroids
 
 

@@ -1,4 +1,4 @@
-"""What things cost, measured on the machine at hand, peers included.
+"""Benchmarks and checks: speed and memory on this machine, compared with other programs in the same run.
 
-`python -m perf.loader` compares loaders; results that we keep are in `perf/results`.
+Each is a program (`python -m perf.loader`); results worth keeping are in `perf/results`, notes in `perf/NOTES.md`.
 """

@@ -1,14 +1,15 @@
-"""Two runs of a benchmark against each other: ratios with confidence intervals, and regressions by name.
+"""Compare two runs of a benchmark: ratios with confidence intervals, and the names of the figures that got worse.
 
     python -m perf.compare OLD.json NEW.json [--threshold 0.05] [--relative] [--json FILE]
 
-Takes reports of perf.profile (perf/report.json), perf.loader, perf.step or perf.sinkhorn. A figure's interval (95 %) is
-a bootstrap of the ratio of medians over the rounds of both runs. A figure has regressed where NEW is worse by more than
-the threshold and the whole interval is on the worse side of 1. Figures with fewer than 3 rounds in either run are
-shown, but judge nothing. Exit codes: 0, 1 with a regression, 2 for a mistake.
+Reads reports of perf.profile (perf/report.json), perf.loader, perf.step or perf.sinkhorn. The interval (95 %) of a
+figure is a bootstrap of the ratio of medians over the rounds of both runs. A figure has regressed if NEW is worse by
+more than the threshold and the whole interval is on the worse side of 1. Figures with fewer than 3 rounds in either run
+are shown but not judged. Exit codes: 0, or 1 after a regression, or 2 for a mistake.
 
-    --relative   each run's loaders over its own bare decoding, for runs on different machines; what has no yardstick of
-                 its own (step times, codes) is left out, the ratio to the plain loop stays
+    --relative   for runs on different machines: each loader's rate is divided by the rate of bare decoding in the same
+                 run. Step times and codes, which have no such reference, are left out; the ratio to the plain PyTorch
+                 loop stays
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import numpy as np
 
 from common.cli import EXIT_MISTAKE, Parser, print_error
 
-THRESHOLD, LEVEL, RESAMPLED, FEWEST = 0.05, 0.95, 4000, 3
+THRESHOLD, LEVEL, RESAMPLES, MIN_ROUNDS = 0.05, 0.95, 4000, 3
+NOT_A_REPORT = "not a report of perf.profile, perf.loader, perf.step or perf.sinkhorn"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """What rounds of a run gave. better: "more" or "less"."""
+    """A figure of one run, with a value for each round. better: "more" or "less"."""
 
     better: str
     rounds: Sequence[float]
@@ -39,7 +41,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """NEW over OLD of a figure, with its interval (None: too few rounds). regressed: worse past the threshold."""
+    """NEW / OLD for one figure. low, high: ends of the interval, None for too few rounds. regressed: see the top."""
 
     name: str
     better: str
@@ -68,112 +70,112 @@ def main(arguments: list[str]) -> int:
     regressions = [row.name for row in rows if row.regressed]
     show(rows, sorted(set(old) ^ set(new)), options.threshold)
     if options.json:
-        found = {"threshold": options.threshold, "rows": [asdict(row) for row in rows], "regressions": regressions}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        report = {"threshold": options.threshold, "rows": [asdict(row) for row in rows], "regressions": regressions}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     return int(bool(regressions))
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("python -m perf.compare", __doc__)
     parser.add_argument("old", type=Path, metavar="OLD.json", help="the run to compare with")
-    parser.add_argument("new", type=Path, metavar="NEW.json", help="the run in question")
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="share that may be lost (default 0.05)")
-    parser.add_argument("--relative", action="store_true", help="over each run's own yardsticks")
+    parser.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help="accepted loss, a share (default 0.05)")
+    parser.add_argument("--relative", action="store_true", help="divide by each run's own decoding rate")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows here")
     return parser.parse_args(arguments)
 
 
 # ---------------------------------------------------------------------------------------------- figures of a run
 def figures_of(path: Path, relative: bool = False) -> dict[str, Figure]:
-    """Name -> rounds, of a report or a part of one. Raises ValueError for another file."""
+    """Figures by name, from a whole report or one part of it. Raises ValueError for any other file."""
     try:
         report = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     if not isinstance(report, Mapping):
-        raise ValueError(f"{path}: not a report of perf.profile, perf.loader, perf.step or perf.sinkhorn")
+        raise ValueError(f"{path}: {NOT_A_REPORT}")
     parts = report if "loader" in report else {kind_of(report): report}
     if None in parts:
-        raise ValueError(f"{path}: not a report of perf.profile, perf.loader, perf.step or perf.sinkhorn")
-    found: dict[str, Figure] = {}
-    for name, figures in (("loader", _loader), ("step", _step), ("sinkhorn", _sinkhorn)):
+        raise ValueError(f"{path}: {NOT_A_REPORT}")
+    figures: dict[str, Figure] = {}
+    for name, read_part in (("loader", _loader), ("step", _step), ("sinkhorn", _sinkhorn)):
         if parts.get(name):
-            found |= figures(parts[name], relative)
-    return found
+            figures |= read_part(parts[name], relative)
+    return figures
 
 
 def kind_of(report: Mapping[str, Any]) -> str | None:
-    """Which program wrote it."""
+    """The part that a report is: "loader", "step" or "sinkhorn"; None if it is no such part."""
     for name, key in (("loader", "results"), ("step", "phases_ms"), ("sinkhorn", "nodes_at_1_percent")):
         if key in report:
             return name
     return None
 
 
-def _loader(found: Mapping[str, Any], relative: bool) -> dict[str, Figure]:
-    yardstick = median(found["decode_rounds"]) if relative and found["decode_rounds"] else None
-    if relative and yardstick is None:
+def _loader(loader: Mapping[str, Any], relative: bool) -> dict[str, Figure]:
+    decode_rate = median(loader["decode_rounds"]) if relative and loader["decode_rounds"] else None
+    if relative and decode_rate is None:
         return {}
-    scale = yardstick or 1.0
+    scale = decode_rate or 1.0
     over = ", over decoding" if relative else ", images/s"
     rows = {
         f"loader: {row['backend']} {row['mode']}{over}": Figure("more", [rate / scale for rate in row["rounds"]])
-        for row in found["results"]
+        for row in loader["results"]
     }
-    if not relative and found["decode_rounds"]:
-        rows["loader: decoding alone, images/s"] = Figure("more", found["decode_rounds"])
+    if not relative and loader["decode_rounds"]:
+        rows["loader: decoding alone, images/s"] = Figure("more", loader["decode_rounds"])
     return rows
 
 
-def _step(found: Mapping[str, Any], relative: bool) -> dict[str, Figure]:
-    rows = {} if relative else {"step: ms": Figure("less", found["rounds_ms"])}
-    if found["peer"]:
-        rows["step: over plain PyTorch's"] = Figure("less", found["peer"]["rounds"])
+def _step(step: Mapping[str, Any], relative: bool) -> dict[str, Figure]:
+    rows = {} if relative else {"step: ms": Figure("less", step["rounds_ms"])}
+    if step["peer"]:
+        rows["step: over plain PyTorch's"] = Figure("less", step["peer"]["rounds"])
     if not relative:
-        rows["step: peak memory of a rank, GB"] = Figure("less", [found["peak_gb"]])
+        rows["step: peak memory of a rank, GB"] = Figure("less", [step["peak_gb"]])
     return rows
 
 
-def _sinkhorn(found: Mapping[str, Any], relative: bool) -> dict[str, Figure]:
+def _sinkhorn(sinkhorn: Mapping[str, Any], relative: bool) -> dict[str, Figure]:
     if relative:
         return {}
     return {
         f"codes: {row['variant']}, K {row['prototypes']}, batch {row['batch']}, {row['iterations']} it., "
         f"{row['ranks']} ranks, {row['link']}, ms": Figure("less", row.get("rounds_ms") or [row["ms"]])
-        for row in found["measured"]
+        for row in sinkhorn["measured"]
         if row["variant"] == "ours"
     }
 
 
-# ---------------------------------------------------------------------------------------------- one against the other
+# ---------------------------------------------------------------------------------------------- comparison
 def compare(old: Mapping[str, Figure], new: Mapping[str, Figure], threshold: float = THRESHOLD) -> list[Row]:
-    """Rows of what both have, in OLD's order."""
+    """A row for each figure that both runs have, in the order of `old`."""
     return [row_of(name, figure, new[name], threshold) for name, figure in old.items() if name in new]
 
 
 def row_of(name: str, old: Figure, new: Figure, threshold: float) -> Row:
-    """A figure's ratio, interval, and whether it has regressed."""
+    """The comparison of one figure."""
     before, after = median(old.rounds), median(new.rounds)
     ratio = after / before if before else float("nan")
     low, high = interval(old.rounds, new.rounds)
     regressed = False
     if low is not None and high is not None:
         worse = high < 1 if old.better == "more" else low > 1
-        lost = 1 - ratio if old.better == "more" else ratio - 1
-        regressed = worse and lost > threshold
+        loss = 1 - ratio if old.better == "more" else ratio - 1
+        regressed = worse and loss > threshold
     return Row(name, old.better, before, after, ratio, low, high, regressed)
 
 
 def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float | None, float | None]:
-    """The middle 95 % of the ratio of medians, rounds of both drawn anew with replacement; None for too few rounds.
+    """The middle 95 % of the bootstrapped ratios of medians, as (low, high); (None, None) for too few rounds.
 
-    The draw is seeded: the same files give the same interval.
+    The bootstrap is seeded: the same files give the same interval.
     """
-    if min(len(old), len(new)) < FEWEST or min(old) <= 0:
+    if min(len(old), len(new)) < MIN_ROUNDS or min(old) <= 0:
         return None, None
     random = np.random.default_rng(0)
     medians = [
-        np.median(random.choice(np.asarray(rounds, float), (RESAMPLED, len(rounds))), axis=1) for rounds in (old, new)
+        np.median(random.choice(np.asarray(rounds, float), (RESAMPLES, len(rounds))), axis=1) for rounds in (old, new)
     ]
     tail = 50 * (1 - LEVEL)
     low, high = np.percentile(medians[1] / medians[0], [tail, 100 - tail])
@@ -181,7 +183,7 @@ def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float | None, 
 
 
 def show(rows: Sequence[Row], alone: Sequence[str], threshold: float) -> None:
-    """Print the table, and the regressions by name."""
+    """Print the table and the names of the regressions. alone: figures that only one run has."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -189,13 +191,13 @@ def show(rows: Sequence[Row], alone: Sequence[str], threshold: float) -> None:
     numbers = [Column(name, justify="right") for name in ("old", "new", "new/old", "95 %")]
     table = Table("figure", *numbers, "")
     for row in rows:
-        sure = "too few rounds" if row.low is None else f"{row.low:.3f} to {row.high:.3f}"
+        interval_text = "too few rounds" if row.low is None else f"{row.low:.3f} to {row.high:.3f}"
         better = row.ratio > 1 if row.better == "more" else row.ratio < 1
-        word = "regressed" if row.regressed else "better" if better and excludes_one(row) else ""
-        table.add_row(row.name, f"{row.old:,.4g}", f"{row.new:,.4g}", f"{row.ratio:.3f}", sure, word)
+        remark = "regressed" if row.regressed else "better" if better and excludes_one(row) else ""
+        table.add_row(row.name, f"{row.old:,.4g}", f"{row.new:,.4g}", f"{row.ratio:.3f}", interval_text, remark)
     console.print(table)
     if alone:
-        console.print(f"In one of the files only: {'; '.join(alone)}", markup=False)
+        console.print(f"In only one of the files: {'; '.join(alone)}", markup=False)
     regressions = [row.name for row in rows if row.regressed]
     if regressions:
         console.print(f"Regressed by more than {threshold:.0%}: {'; '.join(regressions)}", markup=False)

@@ -1,18 +1,18 @@
-"""Everything about swave that needs a GPU, in one command: is it right there, and how fast?
+"""All checks of swave that need a GPU, in one command: are the results correct, and how fast is it?
 
     python -m perf.gpu_check [--only numerics decode codes step tests] [--json F]        make gpu-check
 
-    numerics  from the same 20 states, and over the first steps of a run: every ZeRO stage against stage 0 in float32,
-              fp16 and bf16 against float32 over 50 steps; on several GPUs also overlap_comm on against off, and batch
-              norm synchronised over all of them against one GPU on the whole batch
-    decode    crops of DALI's mixed decode and of the ffcv backend's GPU half against the CPU's
-    codes     eager, compiled, as a CUDA graph and by Triton kernels: which is fastest; and whether training's take
-              at most 1.5 % of a ResNet-50 step and 3 all-reduces
-    step      images a second, memory, and share of the roofline of ResNet-50 with 2x224 + 6x96 crops: bf16 and fp16,
-              per stage, compiled or not. Marks: 1,300 images/s on an H200, then 2,000; 1,100 on an H100
+    numerics  every ZeRO stage against stage 0 in float32, from the same 20 states and over the first steps of a run;
+              fp16 and bf16 against float32 over 50 steps; on several GPUs also overlap_comm on and off, and batch norm
+              synchronised over all GPUs against one GPU with the whole batch
+    decode    crops of DALI's mixed decoder and of the ffcv backend's GPU half against crops made on the CPU
+    codes     which is fastest: eager, compiled, as a CUDA graph or by Triton kernels; and whether the codes in training
+              take at most 1.5 % of a ResNet-50 step and 3 all-reduces
+    step      images a second, memory and share of the roofline of ResNet-50 with 2x224 + 6x96 crops: bf16 and fp16,
+              per stage, compiled or not. Targets: 1,300 images/s on an H200, 1,100 on an H100
     tests     pytest -m gpu
 
-Writes perf/results/gpu-NAME-OF-THE-DEVICE.json; ends with 1 if something does not hold, and with 2 without a GPU.
+Writes perf/results/gpu-DEVICE.json. Exit codes: 0, or 1 if a check fails, or 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from common.cli import EXIT_MISTAKE, Parser, print_error
 from config.recipe import ROOT
 
 PARTS = ("numerics", "decode", "codes", "step", "tests")
-MARKS = {"H200": 1300.0, "H100": 1100.0}  # images a second of ResNet-50, 2x224 + 6x96
+TARGETS = {"H200": 1300.0, "H100": 1100.0}  # images a second; the next target on an H200 is 2,000
 BATCH = 128  # images a GPU
-CODES_SHARE = 0.015  # of the step
-LEVELS = 2.0  # mean absolute difference of decoded crops, of 255
+MAX_CODES_SHARE = 0.015  # of a step, at most
+MAX_LEVELS = 2.0  # mean absolute difference of crops, in levels of 255, at most
 
 
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.gpu_check", __doc__)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of it")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"images a GPU in `step` (default {BATCH})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: perf/results/gpu-DEVICE.json")
     options = parser.parse_args(arguments)
     import torch
 
     if not torch.cuda.is_available():
-        print_error("gpu-check needs a GPU, and none is visible")
+        print_error("gpu-check needs a GPU, and no GPU is visible")
         return EXIT_MISTAKE
     name, gpus = torch.cuda.get_device_name(), torch.cuda.device_count()
     path = options.json or ROOT / "perf" / "results" / f"gpu-{re.sub('[^A-Za-z0-9]+', '-', name).strip('-')}.json"
     from common.versions import versions
 
     report: dict[str, Any] = {"device": name, "gpus": gpus, "cuda": torch.version.cuda, "versions": versions()}
-    makers: dict[str, Any] = {
+    checks: dict[str, Any] = {
         "numerics": lambda: numerics(gpus),
         "decode": decode,
         "codes": lambda: codes(gpus, options.batch),
@@ -63,17 +63,17 @@ def main(arguments: list[str]) -> int:
     for part in options.only:
         begun = time.monotonic()
         print(f"{part} ...", flush=True)
-        report[part] = makers[part]()
+        report[part] = checks[part]()
         report[part]["seconds"] = time.monotonic() - begun
-        path.write_text(json.dumps(report, indent=1) + "\n")  # what is known so far
+        path.write_text(json.dumps(report, indent=1) + "\n")  # so that an interrupted check keeps its first parts
         show(part, report[part])
     print(f"{path}: written")
     return int(any(not report[part]["holds"] for part in options.only))
 
 
-# ---------------------------------------------------------------------------------------------- is it right?
+# ---------------------------------------------------------------------------------------------- correctness
 def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[str] = ("bf16", "fp16")) -> Any:
-    """Rows as in perf.zero_check, on all GPUs; on several, overlap and synchronised batch norm too."""
+    """{"rows": as in perf.zero_check, "holds"} on all GPUs; on several also overlap and synchronised batch norm."""
     from perf.zero_check import HALF_STEPS, STEPS, row_of, run_case
     from perf.zero_ranks import Case
 
@@ -83,30 +83,30 @@ def numerics(gpus: int, on_gpu: bool = True, states: int = 20, halves: Sequence[
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        base = run_case(case(0), folder / "base", states, STEPS)
+        reference = run_case(case(0), folder / "base", states, STEPS)
         for stage in (1, 2, 3):
-            found = run_case(case(stage), folder / f"stage{stage}", states, STEPS, reference=folder / "base")
-            rows.append(row_of(case(stage), found, base["losses"]))
-        exact = run_case(case(0, tiny=True), folder / "exact", 0, HALF_STEPS)
+            result = run_case(case(stage), folder / f"stage{stage}", states, STEPS, reference=folder / "base")
+            rows.append(row_of(case(stage), result, reference["losses"]))
+        full_precision = run_case(case(0, tiny=True), folder / "exact", 0, HALF_STEPS)
         for precision in halves:
             for stage in range(4):
                 half = case(stage, precision, tiny=True)
-                rows.append(row_of(half, run_case(half, folder / f"{half}", 0, HALF_STEPS), exact["losses"]))
+                rows.append(row_of(half, run_case(half, folder / f"{half}", 0, HALF_STEPS), full_precision["losses"]))
         if gpus > 1:
             for overlap in (False, True):
                 changed = case(1, overlap=overlap)
-                found = run_case(changed, folder / f"{changed}", states, STEPS, reference=folder / "base")
-                rows.append(row_of(changed, found, base["losses"]) | {"overlap_comm": overlap})
-            whole = run_case(case(0, sync=0), folder / "synchronised", 5, STEPS)
-            one = Case(0, 1, on_gpu=on_gpu)
-            found = run_case(one, folder / "one", 5, STEPS, reference=folder / "synchronised")
-            deviation = max(abs(a - b) / abs(b) for a, b in zip(found["losses"], whole["losses"], strict=True))
+                result = run_case(changed, folder / f"{changed}", states, STEPS, reference=folder / "base")
+                rows.append(row_of(changed, result, reference["losses"]) | {"overlap_comm": overlap})
+            synchronised = run_case(case(0, sync=0), folder / "synchronised", 5, STEPS)
+            single = Case(0, 1, on_gpu=on_gpu)
+            result = run_case(single, folder / "one", 5, STEPS, reference=folder / "synchronised")
+            deviation = max(abs(a - b) / abs(b) for a, b in zip(result["losses"], synchronised["losses"], strict=True))
             rows.append({"batch_norm_over": gpus, "loss_deviation": deviation, "holds": deviation <= 1e-4})
     return {"rows": rows, "holds": all(row["holds"] for row in rows)}
 
 
 def decode() -> dict[str, Any]:
-    """Mean absolute difference, in levels of 255, of crops made on the GPU from those made on the CPU."""
+    """Crops made on the GPU against crops made on the CPU: mean absolute difference, in levels of 255."""
     from config.recipe import default_config
     from perf.images import make_jpegs
     from pipeline.crops import crops_from_config
@@ -124,34 +124,36 @@ def decode() -> dict[str, Any]:
             loader.close()
         scale = 255 * sum(crops.std) / 3
         levels = [float((a - b).abs().mean()) * scale for a, b in zip(*batches, strict=True)]
-        rows.append({"backend": backend, "levels": max(levels), "holds": max(levels) <= LEVELS})
+        rows.append({"backend": backend, "levels": max(levels), "holds": max(levels) <= MAX_LEVELS})
     return {"rows": rows, "holds": all(row["holds"] for row in rows)}
 
 
 def tests() -> dict[str, Any]:
-    """The tests that need a GPU."""
+    """Run the tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return {"rows": [{"pytest": (done.stdout.strip().splitlines() or [""])[-1]}], "holds": done.returncode == 0}
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return {"rows": [{"pytest": (process.stdout.strip().splitlines() or [""])[-1]}], "holds": process.returncode == 0}
 
 
-# ---------------------------------------------------------------------------------------------- how fast?
+# ---------------------------------------------------------------------------------------------- speed
 def steps(gpus: int, device: str, batch: int) -> dict[str, Any]:
-    """The step of config/folder.yaml in several ways; the fastest is held against the device's mark."""
+    """The step of config/folder.yaml in several settings; "best", the fastest, must reach the target of this device."""
     from perf.step.device_step import StepCase
 
     recipe = str(ROOT / "config" / "folder.yaml")
-    ways = [("bf16", 0 if gpus == 1 else 1, False), ("bf16", 0 if gpus == 1 else 1, True), ("fp16", 1, False)]
-    ways += [("bf16", 2, False), ("bf16", 3, False), ("fp32", 0, False)]
-    rows = [run_step(StepCase(recipe, batch, gpus, precision, stage, compiled)) for precision, stage, compiled in ways]
+    settings = [("bf16", 0 if gpus == 1 else 1, False), ("bf16", 0 if gpus == 1 else 1, True), ("fp16", 1, False)]
+    settings += [("bf16", 2, False), ("bf16", 3, False), ("fp32", 0, False)]
+    rows = [
+        run_step(StepCase(recipe, batch, gpus, precision, stage, compiled)) for precision, stage, compiled in settings
+    ]
     best = max(row.get("images_per_second", 0.0) for row in rows)
-    mark = next((rate for name, rate in MARKS.items() if name in device), None)
+    target = next((rate for name, rate in TARGETS.items() if name in device), None)
     failed = any("error" in row for row in rows)
-    return {"rows": rows, "best": best, "mark": mark, "holds": not failed and (mark is None or best >= mark)}
+    return {"rows": rows, "best": best, "mark": target, "holds": not failed and (target is None or best >= target)}
 
 
 def codes(gpus: int, batch: int) -> dict[str, Any]:
-    """The codes in several ways on one GPU, and their share of the bf16 step of config/folder.yaml on all of them."""
+    """The codes in several implementations on one GPU; their share of a bf16 step of config/folder.yaml on all GPUs."""
     import torch
 
     from perf.sinkhorn.device import compare
@@ -159,16 +161,16 @@ def codes(gpus: int, batch: int) -> dict[str, Any]:
 
     rows = compare(batch, torch.device("cuda"))
     step = run_step(StepCase(str(ROOT / "config" / "folder.yaml"), batch, gpus, "bf16", 0 if gpus == 1 else 1))
-    ran = [row for row in rows if "ms" in row]
-    best = min(ran, key=lambda row: row["ms"])["way"] if ran else None
+    timed = [row for row in rows if "ms" in row]
+    best = min(timed, key=lambda row: row["ms"])["way"] if timed else None
     share, collectives = step.get("codes_share"), step.get("codes_collectives")
-    holds = share is not None and share <= CODES_SHARE and collectives == 3 and all(row["holds"] for row in rows)
+    holds = share is not None and share <= MAX_CODES_SHARE and collectives == 3 and all(row["holds"] for row in rows)
     rows.append({"codes_share": share, "codes_collectives": collectives, "error": step.get("error")})
-    return {"rows": rows, "best": best, "codes_share": share, "mark": CODES_SHARE, "holds": holds}
+    return {"rows": rows, "best": best, "codes_share": share, "mark": MAX_CODES_SHARE, "holds": holds}
 
 
 def run_step(case: Any) -> dict[str, Any]:
-    """What rank 0 measured, in processes of their own; its case and an "error" if they failed."""
+    """What rank 0 of a case measures, with a new process for each rank; the case with "error" if they fail."""
     from dataclasses import asdict
 
     from perf.ranks import run_ranks
@@ -182,12 +184,12 @@ def run_step(case: Any) -> dict[str, Any]:
         return json.loads((Path(scratch) / "step.json").read_text())
 
 
-def show(part: str, found: dict[str, Any]) -> None:
-    """A part's rows, one after the other, as `name value`."""
-    for row in found["rows"]:
+def show(part: str, result: dict[str, Any]) -> None:
+    """Print the rows of a part, each as `name value, name value, ...`, and whether the part holds."""
+    for row in result["rows"]:
         cells = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if v not in (None, []))
         print("  " + ", ".join(cells))
-    print(f"{part}: {'holds' if found['holds'] else 'DOES NOT HOLD'} ({found['seconds']:.0f} s)", flush=True)
+    print(f"{part}: {'holds' if result['holds'] else 'DOES NOT HOLD'} ({result['seconds']:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

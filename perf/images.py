@@ -17,10 +17,10 @@ from common.progress import progress_bar
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable, State
 
-BYTES = 85_000  # a JPEG made here has at most; smooth ones stay below, so that the mean is 76 kB
-SHAPES = ((500, 375), (500, 375), (500, 375), (375, 500), (500, 333))  # width, height: in turn
+BYTES = 85_000  # of a made JPEG, at most; smooth images stay below it, so that the mean is 76 kB
+SHAPES = ((500, 375), (500, 375), (500, 375), (375, 500), (500, 333))  # width, height; images take them in turn
 QUALITIES = (60, 98)  # lowest and highest
-IN_MEMORY = 2048  # images that are held for contenders that read no files
+IN_MEMORY = 2048  # images kept for contenders that read no files
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Jpegs:
         return len(self.encoded)
 
     def part(self, first: int, last: int) -> Jpegs:
-        """Those from `first` to `last`, the latter not included."""
+        """Images `first` to `last` - 1."""
         return Jpegs(self.encoded[first:last], self.height[first:last], self.width[first:last])
 
 
 def make_jpegs(
     folder: Path, count: int, threads: int, maker: Callable[[list[Image.Image], int], bytes] | None = None
 ) -> Path:
-    """`count` JPEGs 00000.jpg ... in `folder`, those that are not there yet. The same ones on every machine.
+    """Make the missing ones of `count` JPEGs 00000.jpg, 00001.jpg, ... in `folder`; the same on every machine.
 
-    maker: makes image `index` out of the photographs; `jpeg_of` by default. Raises ValueError where the photographs
-    are not installed.
+    maker: makes the bytes of image `index` from the photographs; `jpeg_of` by default. Returns `folder`. Raises
+    ValueError if the photographs are not installed.
     """
     maker = maker or jpeg_of
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,21 +57,21 @@ def make_jpegs(
             with replacing(folder / f"{index:05d}.jpg") as file:
                 file.write(maker(sources, index))
 
-        told = f"making JPEGs in {folder}"
-        with progress_bar(len(missing), told, "img", True) as bar, ThreadPoolExecutor(threads) as pool:
+        title = f"making JPEGs in {folder}"
+        with progress_bar(len(missing), title, "img", True) as bar, ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(make, missing):
                 bar.update()
     return folder
 
 
 def photographs() -> list[Image.Image]:
-    """Eight color photographs of 0.1 to 0.4 megapixels."""
+    """Eight RGB photographs of 0.1 to 0.4 megapixels. Raises ValueError if their packages are not installed."""
     try:
         import skimage.data
         from sklearn.datasets import load_sample_images
     except ImportError as error:
-        told = f"{error.name} is not installed, and its photographs are the images; run `make setup` or give --data"
-        raise ValueError(told) from None
+        message = f"{error.name}, whose photographs are the images, is not installed; run `make setup` or give --data"
+        raise ValueError(message) from None
     left, right, _ = skimage.data.stereo_motorcycle()
     arrays = [
         *load_sample_images().images,
@@ -86,7 +86,7 @@ def photographs() -> list[Image.Image]:
 
 
 def jpeg_of(sources: list[Image.Image], index: int) -> bytes:
-    """A random part of one of the photographs as a JPEG of up to `BYTES`; which one is a function of `index`."""
+    """A random part of a photograph as a JPEG of at most `BYTES`; `index` alone decides which part of which one."""
     random = np.random.default_rng(index)
     source, (width, height) = sources[index % len(sources)], SHAPES[index % len(SHAPES)]
     largest = min(source.width / width, source.height / height)
@@ -109,7 +109,7 @@ def _encoded(image: Image.Image, quality: int) -> bytes:
 
 
 def choose(table: SampleTable, count: int) -> SampleTable:
-    """A table of `count` of the rows that every decoder reads, evenly spread; of all of them where there are fewer."""
+    """A table of `count` evenly spread rows that every decoder reads, or of all such rows if there are fewer."""
     rows = np.flatnonzero(table.state == State.OK)
     if count < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
@@ -118,12 +118,12 @@ def choose(table: SampleTable, count: int) -> SampleTable:
 
 
 def files_of(table: SampleTable, folder: Path) -> list[str]:
-    """A file for each row, for loaders that know only files: the images' own, or copies in `folder` out of shards."""
+    """A file for each row, for loaders that read only files: of shards, copies of the images in `folder`."""
     if table.loose:
         return [str(table.root / table.containers[container]) for container in table.container]
     reader, paths = Reader(table), []
     for row in range(len(table)):
-        path = folder / f"{row:07d}.jpg"  # the suffix matters to nobody: all loaders look at the bytes
+        path = folder / f"{row:07d}.jpg"  # also for PNG: all loaders look at the bytes
         path.write_bytes(reader.read([row])[0].tobytes())
         paths.append(str(path))
     reader.close()
@@ -131,12 +131,12 @@ def files_of(table: SampleTable, folder: Path) -> list[str]:
 
 
 def jpegs_in_memory(table: SampleTable, accepted: Callable[[Jpegs], np.ndarray]) -> Jpegs:
-    """The JPEGs among the first `IN_MEMORY` rows that the kernel accepts: `accepted` says which, (N,) bool."""
+    """The JPEGs among the first `IN_MEMORY` rows that the kernel accepts. accepted: returns (N,) bool for N JPEGs."""
     reader = Reader(table)
     rows = np.arange(min(len(table), IN_MEMORY))
     encoded = reader.read(rows)
     reader.close()
     rows = rows[[image[:2].tobytes() == b"\xff\xd8" for image in encoded]]
-    found = Jpegs([encoded[row] for row in rows], table.height[rows].astype(int), table.width[rows].astype(int))
-    good = np.flatnonzero(accepted(found))
-    return Jpegs([found.encoded[index] for index in good], found.height[good], found.width[good])
+    jpegs = Jpegs([encoded[row] for row in rows], table.height[rows].astype(int), table.width[rows].astype(int))
+    kept = np.flatnonzero(accepted(jpegs))
+    return Jpegs([jpegs.encoded[index] for index in kept], jpegs.height[kept], jpegs.width[kept])

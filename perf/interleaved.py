@@ -1,6 +1,6 @@
-"""Turns: contenders work one after another for a second or two, round after round, and never at the same time.
+"""Contenders take turns of a second or two, round after round, and never work at the same time.
 
-What slows the machine for a while slows all of them, so ratios are taken within a round.
+If something slows the machine for a while, it slows all of them: therefore ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Turn:
-    """What a contender did in one turn: images made, wall seconds, and CPU seconds of this process and its workers."""
+    """One turn of a contender: images made, wall seconds, and CPU seconds of this process and its workers."""
 
     images: int
     seconds: float
@@ -35,10 +35,10 @@ class Turn:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something that makes images: `turn(seconds)` works for about so long, from idle to idle.
+    """A program that makes images: `turn(seconds)` works for about `seconds`, is idle before and after.
 
     mode: "full" (all crops, augmented, float32), "crops" (crops only, uint8) or "decode".
-    cores: CPU cores that it may use, and threads or worker processes that it was given.
+    cores: how many CPU cores it may use, and how many threads or worker processes it has.
     """
 
     backend: str
@@ -48,9 +48,9 @@ class Contender:
 
 
 def timed(batches: Iterator[int], seconds: float, skip: int) -> Turn:
-    """Time an endless iterator of batches (it yields how many images came) for `seconds` and at least one batch.
+    """Time an endless iterator, which yields the size of each batch, for `seconds` and at least one batch.
 
-    The first `skip` batches are not counted: they come late, from a pipeline that was empty.
+    The first `skip` batches do not count: they come late, because the pipeline is empty at the start.
     """
     for _ in range(skip):
         next(batches)
@@ -70,10 +70,9 @@ def play(
     done: Callable[[], object],
     warm_up: int = 1,
 ) -> list[list[Turn]]:
-    """Turns of each contender, a list of `rounds`; whoever begins is another one each round.
+    """The turns of each contender, a list of `rounds` for each; each round begins with the next contender.
 
-    Every contender has `warm_up` first turns that do not count. cores: the CPUs to share out; `done` is called after a
-    turn.
+    warm_up: first turns of each contender that do not count. cores: the CPUs to use. done: called after each turn.
     """
 
     def take(contender: Contender, counts: bool) -> Turn:
@@ -85,7 +84,7 @@ def play(
 
 
 def one_turn(contender: Contender, seconds: float, cores: Sequence[int]) -> Turn:
-    """A turn of one contender on as many of `cores` as it may use, until nothing of it works any more."""
+    """A turn of one contender on as many of `cores` as it may use; returns when its threads are idle again."""
     use_cores(cores[-contender.cores :])
     turn = contender.turn(seconds)
     use_cores(cores)
@@ -94,32 +93,32 @@ def one_turn(contender: Contender, seconds: float, cores: Sequence[int]) -> Turn
 
 
 def take_turns(works: Sequence[Callable[[bool], T]], rounds: int, warm_up: int = 1) -> list[list[T]]:
-    """What each of `works` returned, a list of `rounds`: interleaved, and whoever begins is another one each round.
+    """The results of each of `works`, a list of `rounds` for each, interleaved: each round begins with the next work.
 
-    A work is called with whether the turn counts; the first `warm_up` rounds do not. Ranks that measure together get
-    the same order.
+    A work is called with True if the turn counts; turns of the first `warm_up` rounds do not. The order is the same on
+    ranks that measure together.
     """
-    found: list[list[T]] = [[] for _ in works]
+    results: list[list[T]] = [[] for _ in works]
     for round in range(-warm_up, rounds):
-        for place in range(len(works)):
-            which = (place + max(round, 0)) % len(works)
-            result = works[which](round >= 0)
+        for position in range(len(works)):
+            index = (position + max(round, 0)) % len(works)
+            result = works[index](round >= 0)
             if round >= 0:
-                found[which].append(result)
-    return found
+                results[index].append(result)
+    return results
 
 
 def use_cores(cores: Sequence[int]) -> None:
-    """Bind all threads of this process, and those that they will start, to these CPUs."""
+    """Bind all threads of this process, and the threads that they start later, to these CPUs."""
     for thread in os.listdir("/proc/self/task"):
         try:
             os.sched_setaffinity(int(thread), cores)
-        except ProcessLookupError:  # it ended meanwhile
+        except ProcessLookupError:  # the thread has ended
             continue
 
 
 def wait_until_idle(longest: float = 10.0) -> None:
-    """Wait until the threads of this process rest (what was read ahead is done), `longest` seconds at most."""
+    """Wait until this process uses no CPU (reading ahead is finished), for `longest` seconds at most."""
     end = time.perf_counter() + longest
     while time.perf_counter() < end:
         cpu = time.process_time()
@@ -129,20 +128,20 @@ def wait_until_idle(longest: float = 10.0) -> None:
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """CPU seconds that this machine has spent or lost to its host so far, and those of this process and its workers."""
+    """CPU seconds of this machine so far, with the time lost to its host; and of this process and its workers."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - times.iowait - times.guest, own_cpu_seconds()
 
 
 def own_cpu_seconds() -> float:
-    """CPU seconds of this process and of the workers that it has now, to a hundredth for the latter."""
-    found = time.process_time()
+    """CPU seconds of this process and of its present workers; those of workers are rounded to 0.01 s."""
+    seconds = time.process_time()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            found += sum(child.cpu_times()[:2])
-    return found
+            seconds += sum(child.cpu_times()[:2])
+    return seconds
 
 
 def within_rounds(one: Sequence[float], other: Sequence[float]) -> float:
-    """Median over rounds of the ratio of two figures of the same round."""
+    """The median over rounds of one / other, both of the same round."""
     return median(a / b for a, b in zip(one, other, strict=True))

@@ -1,17 +1,17 @@
-"""Kill runs at random times, over and over: do they come to the weights of a run left alone, bit for bit?
+"""Kill runs at random times: do they end with exactly the weights of a run that was never killed?
 
     python -m perf.kill_check [--kills 200] [--json perf/results/kill_check.json]        make kill-check KILLS=200
 
-A tiny network trains by `train.py` on 64 images, with a checkpoint every second step: for each number of processes and
-ZeRO stage once left alone, then killed with SIGKILL at a random moment of its life (start, step, save or end): one
-rank first, drawn at random, the others up to 50 ms later. The same command goes on until the next kill, or to the end;
-then another run begins. Masters, optimizer state, buffers and queue of the last checkpoints are compared. Per case:
+A tiny network trains by `train.py` on 64 images, with a checkpoint every second step. For each number of processes and
+ZeRO stage one run is not killed. Other runs get SIGKILL at a random moment (start, step, save or end): first a random
+rank, up to 50 ms later the others. The same_bits command resumes the run until the next kill or the end; then a new run
+begins. Masters, optimizer state, buffers and queue of the last checkpoints are compared. Per case:
 
-    kills           SIGKILLs of a run with all its processes
-    runs            that came to their end
-    identical       whether all of them ended with the same bits
-    steps_lost      the most that a kill cost: steps that were logged and had to be done again
-    unusable        kills after which the run could not go on
+    kills           SIGKILLs, each to all processes of a run
+    runs            runs that reached their end
+    identical       whether all of these ended with the same_bits bits
+    steps_lost      the most steps that a kill cost: logged before it and repeated after it
+    unusable        kills after which the run did not resume
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from training.distributed import free_port
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
 INTERVAL, EPOCHS, BATCH, IMAGES = 2, 3, 8, 64
 RANK_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-# Imported once, before the ranks are forked: a rank that imports them itself spends most of its life on that, and most
-# kills would hit it there. Nothing here may start a thread or open a connection.
+# Imported once, before the ranks are forked. If each rank imported them, most of its time would go there, and so would
+# most kills. No module here may start a thread or open a connection.
 PRELOADED = (
     "deepspeed nvidia.dali.fn torch.utils.tensorboard tqdm evaluation.classifiers.knn model.monitor "
     "model.optimizer.build pipeline.backends.dali pipeline.dataset.open training.auto training.build "
     "training.run_directory training.checkpoint.save_load"
 ).split()
-LONGEST = 120  # seconds that a run may take, once it is left alone
+TIME_LIMIT = 120  # seconds for a run that is not killed any more
 RECIPE = f"""
 run: {{epochs: {EPOCHS}, batch_size: {BATCH}, log_every: 1, seed: 5}}
 checkpoint: {{every: {INTERVAL} steps}}
@@ -70,12 +70,12 @@ evaluation: {{size: 16, batch_size: 32}}
 
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.kill_check", __doc__)
-    parser.add_argument("--kills", type=int, default=200, help="over all cases (default 200)")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments (default 1)")
+    parser.add_argument("--kills", type=int, default=200, help="in all cases together (default 200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random moments (default 1)")
     parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "kill_check.json", metavar="FILE")
     options = parser.parse_args(arguments)
     if options.kills < len(CASES):
-        print_error(f"--kills={options.kills}: expected {len(CASES)} or more, one a case")
+        print_error(f"--kills={options.kills}: expected {len(CASES)} or more, one for each case")
         return EXIT_MISTAKE
     if not options.json.absolute().parent.is_dir():
         print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
 
 @dataclass
 class Counts:
-    """What happened to the runs of a case."""
+    """What happened to the runs of a case; see the top of this file."""
 
     kills: int = 0
     runs: int = 0
@@ -102,7 +102,7 @@ class Counts:
 
 
 def check(cases: Any, kills: int, seed: int, progress: bool = True) -> list[dict[str, Any]]:
-    """A row per (ranks, stage); the kills are shared out evenly."""
+    """A row for each of `cases`, (ranks, stage); each case gets an equal share of the kills."""
     chance, rows = random.Random(seed), []
     with tempfile.TemporaryDirectory() as scratch, progress_bar(kills, "kills", "kill", progress) as bar:
         recipe = make_recipe(Path(scratch))
@@ -119,12 +119,12 @@ def check(cases: Any, kills: int, seed: int, progress: bool = True) -> list[dict
 
 
 def make_recipe(folder: Path) -> Path:
-    """64 images of noise in two classes, and a recipe that trains on them."""
+    """Write 64 training images of noise in two classes and a recipe for them; returns its path."""
     import numpy as np
     from PIL import Image
 
     noise = np.random.default_rng(1)
-    for index in range(IMAGES + 8):  # a tenth of them is held out as the test
+    for index in range(IMAGES + 8):  # a tenth becomes the test set
         path = folder / "images" / f"class{index % 2}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((noise.integers(0, 128, (20, 20, 3)) + 100 * (index % 2)).astype(np.uint8)).save(path)
@@ -137,12 +137,12 @@ def make_recipe(folder: Path) -> Path:
 def kill_runs(
     ranks: int, stage: int, recipe: Path, folder: Path, kills: int, chance: random.Random, done: Any
 ) -> Counts:
-    """Runs of a case until `kills` of them were killed and the last came to its end."""
+    """Runs of a case, until they were killed `kills` times and the last one has ended. done: called after each kill."""
     counts = Counts()
-    Run(ranks, stage, recipe, folder / "first").end()  # scans the images, for all that follow
+    Run(ranks, stage, recipe, folder / "first").end()  # also scans the images, for all later runs
     begun = time.monotonic()
     Run(ranks, stage, recipe, folder / "alone").end()
-    life = time.monotonic() - begun
+    duration = time.monotonic() - begun
     while counts.kills < kills:
         directory = folder / f"run{counts.runs}"
         try:
@@ -151,7 +151,7 @@ def kill_runs(
                 logged = last_step(directory)
                 run = Run(ranks, stage, recipe, directory)
                 counts.starts += 1
-                finished = counts.kills >= kills or not run.kill(chance.uniform(0, life), chance)
+                finished = counts.kills >= kills or not run.kill(chance.uniform(0, duration), chance)
                 if finished:
                     run.end()
                 else:
@@ -161,7 +161,7 @@ def kill_runs(
                 if resumed is not None:
                     counts.steps_lost = max(counts.steps_lost, logged - resumed)
             counts.runs += 1
-            if not same(folder / "alone", directory):
+            if not same_bits(folder / "alone", directory):
                 counts.different.append(directory.name)
         except RuntimeError as error:
             counts.unusable += 1
@@ -171,7 +171,7 @@ def kill_runs(
 
 
 class Run:
-    """A start of `train.py` on `ranks` processes of this machine, forked from one that has imported everything."""
+    """A start of `train.py` on `ranks` processes of this machine, forked from a server that has imported everything."""
 
     def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -182,12 +182,12 @@ class Run:
         self.processes = [
             context.Process(target=train_rank, args=(rank, ranks, port, settings, self.log)) for rank in range(ranks)
         ]
-        with environment(RANK_ENVIRONMENT):  # of the fork server too, which the first process starts
+        with environment(RANK_ENVIRONMENT):  # the first start also starts the fork server, which keeps it
             for process in self.processes:
                 process.start()
 
     def kill(self, seconds: float, chance: random.Random) -> bool:
-        """SIGKILL after so many seconds; False if the run ended before."""
+        """Send SIGKILL to all ranks after `seconds`; False if the run has ended before."""
         if wait([process.sentinel for process in self.processes], seconds):
             return False
         first = chance.choice(self.processes)
@@ -199,26 +199,28 @@ class Run:
         return True
 
     def end(self) -> None:
-        """Wait for it. Raises RuntimeError, with what it said, if it fails or hangs."""
-        deadline = time.monotonic() + LONGEST
+        """Wait for the end of the run. Raises RuntimeError, with the end of its log, if it fails or hangs."""
+        deadline = time.monotonic() + TIME_LIMIT
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
         for process in self.processes:
             process.kill()
         if any(codes):
-            raise RuntimeError(f"exit codes {codes} (None: it hung): {self.log.read_text()[-3000:]}")
+            raise RuntimeError(f"exit codes {codes} (None: still running): {self.log.read_text()[-3000:]}")
 
     def resumed_from(self) -> int | None:
-        """The step that it went on from, if it came so far as to say so."""
-        found = re.search(r"resuming from .*\(step (\d+)\)", self.log.read_text() if self.log.exists() else "")
-        return int(found[1]) if found else None
+        """The step from which the run resumed; None if its log does not say so."""
+        match = re.search(r"resuming from .*\(step (\d+)\)", self.log.read_text() if self.log.exists() else "")
+        return int(match[1]) if match else None
 
 
 def train_rank(rank: int, ranks: int, port: int, settings: list[str], log: Path) -> None:
-    """train.py as one rank; what it says goes to `log`."""
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    os.environ |= RANK_ENVIRONMENT | {name: str(value) for name, value in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    """Run train.py as one rank; its output goes to `log`."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    os.environ |= (
+        RANK_ENVIRONMENT | {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    )
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -227,15 +229,15 @@ def train_rank(rank: int, ranks: int, port: int, settings: list[str], log: Path)
 
 
 def last_step(directory: Path) -> int:
-    """The last step that a run has logged."""
+    """The last step that a run has logged; 0 before its first."""
     path = directory / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    steps = [int(found[1]) for line in lines if (found := re.match(r'{"step": (\d+), .*}$', line))]
+    steps = [int(match[1]) for line in lines if (match := re.match(r'{"step": (\d+), .*}$', line))]
     return max(steps, default=0)
 
 
-def same(one: Path, other: Path) -> bool:
-    """Whether two runs' last checkpoints hold the same bits: every tensor of every rank, and the step."""
+def same_bits(one: Path, other: Path) -> bool:
+    """Whether the last checkpoints of two runs have the same step and the same bits in every tensor of every rank."""
     from safetensors.torch import load_file
 
     folders = [run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip() for run in (one, other)]
@@ -243,8 +245,8 @@ def same(one: Path, other: Path) -> bool:
     if folders[0].name != folders[1].name or names[0] != names[1]:
         return False
     for name in names[0]:
-        mine, theirs = (load_file(folder / name) for folder in folders)
-        if mine.keys() != theirs.keys() or not all(bool((mine[key] == theirs[key]).all()) for key in mine):
+        tensors, others = (load_file(folder / name) for folder in folders)
+        if tensors.keys() != others.keys() or not all(bool((tensors[key] == others[key]).all()) for key in tensors):
             return False
     return True
 

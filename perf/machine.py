@@ -1,4 +1,4 @@
-"""What figures were measured on, and when: in every JSON that `perf/` writes."""
+"""Machine, versions and date of a measurement: part of every JSON file that `perf/` writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from common.versions import versions
 
 
 def machine(cores: Sequence[int] | None = None) -> dict[str, Any]:
-    """cpu, cores (how many were used: `cores`, or all that this process may use), cache (bytes of the first core's last
-    level, which others may share; None where Linux does not tell), gpus, os, python, versions, date."""
+    """The facts about this machine: cpu, cores, cache, gpus, os, python, versions and date.
+
+    "cores": how many are used, the length of `cores` or all that this process may use. "cache": bytes of the last cache
+    level of the first core, which other cores may share; None if Linux does not report it.
+    """
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]

@@ -1,28 +1,29 @@
-"""What memory a network's training state takes on each rank, for every ZeRO stage: computed, and measured on CPU ranks.
+"""Memory of a network's training state on each rank, at every ZeRO stage: computed, and measured on CPU ranks.
 
-    python -m perf.memory [--ranks 1 8 64] [--precision fp32]        the table, computed
-    python -m perf.memory --measure [--only resnet50] [--json F]     and beside it what 1, 2 and 4 processes here take:
-                                                                     resident memory, as far as it fits
+    python -m perf.memory [--ranks 1 8 64] [--precision fp32]        computed
+    python -m perf.memory --measure [--only resnet50] [--json F]     computed and measured: resident memory of 1, 2 and
+                                                                     4 processes of this machine, if they fit
 
-Counted are parameters, gradients, float32 masters and the optimizer's state, and what DeepSpeed 0.19.8 holds to
-communicate them, at the moment of a step when they are most. Activations come on top. In bytes, for P parameters on N
-ranks, b bytes a parameter (4; 2 in fp16), s bytes of optimizer state a parameter (4 for LARS, 8 for AdamW), and a
-bucket of P/8 elements:
+This counts parameters, gradients, float32 masters, the optimizer's state, and the buffers with which DeepSpeed 0.19.8
+communicates them, at the peak within a step. Activations come on top. In bytes, for P parameters on N ranks, b bytes a
+parameter (4; 2 in fp16), s bytes of optimizer state a parameter (4 for LARS, 8 for AdamW), and a bucket of P/8
+elements:
 
-    stage 0     parameters bP + gradients bP + state sP, and the most of
-                  the gradients once more, flat, for the all-reduce bP (fp32 on several ranks: nothing worth a term,
-                  training/gradient_averaging.py sends them as they lie)
+    stage 0     parameters bP + gradients bP + state sP + the largest of
+                  all-reduce: a flat copy of the gradients bP (in fp32 on several ranks no copy worth a term:
+                  training/gradient_averaging.py reduces the gradients in place)
                   step: AdamW 4P; in fp16 masters 4P, and float32 gradients 4P
-    stages 1,2  parameters bP + masters and state (4+s)P/N, and the most of
+    stages 1,2  parameters bP + masters and state (4+s)P/N + the largest of
                   backward: this rank's gradients bP/N (stage 1: all, bP) + a bucket
-                  step: this rank's gradients bP/N and again in float32, flat, 4P/N + two buckets; AdamW: + 4P/N
-                  publishing: the parameters gathered from all ranks + two buckets; gloo holds them twice, NCCL does not
-    stage 3     parameters, masters, gradients and state (2b+4+s)P/N, and the most of
-                  forward, backward: small parameters, which are always whole, and (6 + 5/N) buckets for what is
-                  being gathered and reduced
+                  step: this rank's gradients bP/N, a flat float32 copy of them 4P/N + two buckets; AdamW: + 4P/N
+                  publishing: two buckets; with gloo also a second copy of the gathered parameters, bP
+    stage 3     parameters, masters, gradients and state (2b+4+s)P/N + the larger of
+                  forward, backward: the small parameters, which every rank keeps whole, and (6 + 5/N) buckets for
+                  gathering and reducing
                   step: (4 + 5/N) buckets; AdamW: + 4P/N         (these numbers of buckets are measured, not derived)
 
-bf16 is as fp32: the weights' copies in bfloat16, 2P, go in backward while gradients come; at stage 3 it is P more.
+bf16 takes as much as fp32: backward frees the bfloat16 copies of the weights, 2P, while it makes gradients. Stage 3
+takes P more.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 STATE_BYTES = {"lars": 4, "adamw": 8}
-WORK_BYTES = {"lars": 0, "adamw": 4}  # a parameter's, while its step is computed
+WORK_BYTES = {"lars": 0, "adamw": 4}  # for each parameter, during the optimizer's step
 GB = 1e9
-FITS = 20 * GB  # of this machine's memory, for all ranks together
+FITS = 20 * GB  # memory of this machine that all ranks together may take
 
 
 def main(arguments: list[str]) -> int:
@@ -60,8 +61,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 64], metavar="N")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--only", choices=tuple(MODELS), help="one network")
-    parser.add_argument("--measure", action="store_true", help="on 1, 2 and 4 CPU processes, as far as they fit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--measure", action="store_true", help="measure 1, 2 and 4 CPU processes, if they fit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(arguments)
     if min(options.ranks) < 1:
         print_error(f"--ranks={min(options.ranks)}: expected 1 or more")
@@ -79,7 +80,8 @@ def main(arguments: list[str]) -> int:
 def peak_bytes(
     parameters: int, small: int, stage: int, ranks: int, precision: str, optimizer: str, gathered_twice: bool
 ) -> float:
-    """The formula at the head of this file. small: elements of those that stage 3 keeps whole; gathered_twice: gloo."""
+    """Bytes of a rank, by the formula at the top of this file. parameters: elements of all; small: elements of those
+    that stage 3 keeps whole. gathered_twice: True for gloo."""
     state, work = STATE_BYTES[optimizer], WORK_BYTES[optimizer]
     b, p = (2 if precision == "fp16" else 4), float(parameters)
     share = p / ranks
@@ -99,7 +101,7 @@ def peak_bytes(
 
 
 def table(models: list[str], worlds: list[int], precision: str) -> list[dict[str, Any]]:
-    """A row per network, stage and number of ranks, computed for NCCL."""
+    """A row for each network, stage and number of ranks, computed for NCCL; "computed" in bytes."""
     rows = []
     for name in models:
         count, small = parameters_of(name)
@@ -112,34 +114,34 @@ def table(models: list[str], worlds: list[int], precision: str) -> list[dict[str
 
 
 def measured(models: list[str], precision: str) -> list[dict[str, Any]]:
-    """The same for 1, 2 and 4 gloo ranks of this machine, as far as all together fit, with what they really took."""
-    rows = table(models, [1, 2, 4], precision)
-    found = []
-    with progress_bar(len(rows), "cases", "case", True) as bar:
-        for row in rows:
-            model, optimizer = MODELS[row["network"]]
-            stage, ranks = row["stage"], row["ranks"]
-            count, small = parameters_of(row["network"])
+    """The same for 1, 2 and 4 gloo ranks of this machine, if they fit: "computed", "measured" (bytes), "deviation"."""
+    cases = table(models, [1, 2, 4], precision)
+    rows = []
+    with progress_bar(len(cases), "cases", "case", True) as bar:
+        for case in cases:
+            model, optimizer = MODELS[case["network"]]
+            stage, ranks = case["stage"], case["ranks"]
+            count, small = parameters_of(case["network"])
             peak = peak_bytes(count, small, stage, ranks, precision, optimizer, gathered_twice=ranks > 1)
             if peak * ranks < FITS:
-                case = Case(row["network"], model, optimizer, stage, ranks, precision)
-                highest = 1e6 * max(rank["peak"] for rank in run(case))
+                rank_case = Case(case["network"], model, optimizer, stage, ranks, precision)
+                highest = 1e6 * max(rank["peak"] for rank in run(rank_case))
                 deviation = abs(peak - highest) / highest
-                found.append(row | {"computed": peak, "measured": highest, "deviation": deviation})
+                rows.append(case | {"computed": peak, "measured": highest, "deviation": deviation})
             bar.update()
-    return found
+    return rows
 
 
 def run(case: Case) -> list[dict[str, float]]:
-    """What each rank of a case found, in processes of its own. Raises RuntimeError if one fails."""
+    """The measurement of each rank of a case, with a new process for each. Raises RuntimeError if one fails."""
     with tempfile.TemporaryDirectory() as scratch:
-        with environment({"MALLOC_MMAP_THRESHOLD_": "65536"}):  # so that freed memory goes back to the system
+        with environment({"MALLOC_MMAP_THRESHOLD_": "65536"}):  # glibc then returns freed memory to the system
             run_ranks(run_rank, case.ranks, case, Path(scratch), method="spawn")
         return [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(case.ranks)]
 
 
 def parameters_of(name: str) -> tuple[int, int]:
-    """Elements of the whole network (backbone, head and prototypes), and of its small parameters alone."""
+    """Elements of the whole network (backbone, head and prototypes), and of its small parameters only."""
     import torch
 
     from training.build import build_network
@@ -150,7 +152,7 @@ def parameters_of(name: str) -> tuple[int, int]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The rows as a Markdown table on stdout, in GB of 1e9 bytes."""
+    """Print the rows as a Markdown table, in GB of 1e9 bytes."""
     worlds = sorted({row["ranks"] for row in rows})
     print("| GB a rank | " + " | ".join(f"{n} rank{'s' if n > 1 else ''}" for n in worlds) + " |")
     print("| --- |" + " --- |" * len(worlds))

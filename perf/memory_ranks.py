@@ -1,7 +1,7 @@
-"""One rank of perf.memory: three steps of a real network, and the most memory that the process took in the third.
+"""One rank of perf.memory: three steps of a real network, and the peak memory of the process in the third.
 
-Counted is resident memory above what the process had after training a tiny network in the same way, so libraries are
-not in it. The activations are: two images a rank, of 32 pixels, keep them small.
+The figure is resident memory above that after three steps of a tiny network, and so without libraries. It includes the
+activations; two images of 32 pixels a rank keep them small.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Case:
 
 
 def run_rank(rank: int, case: Case, folder: Path) -> None:
-    """As rank `rank` of the case; writes MB to `folder`/RANK.json: `peak` of the third step, and `after` it."""
+    """Run rank `rank` of the case; writes `folder`/RANK.json with "peak" of the third step and "after" it, in MB."""
     from training.distributed import Cluster, connected
 
-    if case.precision == "fp16":  # DeepSpeed refuses it on CPUs; torch computes it all the same
+    if case.precision == "fp16":  # DeepSpeed refuses it on CPUs, although torch computes it
         from deepspeed.accelerator import get_accelerator
 
         type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -47,14 +47,14 @@ def run_rank(rank: int, case: Case, folder: Path) -> None:
         three_steps(replace(case, model=TINY), cluster)
         gc.collect()
         before = resident("VmRSS")
-        kept = three_steps(case, cluster)
+        engine = three_steps(case, cluster)
         memory = {"peak": resident("VmHWM") - before, "after": resident("VmRSS") - before}
-        del kept
+        del engine
         (folder / f"{rank}.json").write_text(json.dumps(memory))
 
 
 def three_steps(case: Case, cluster: Any) -> Any:
-    """Train for three steps, the peak of memory beginning anew before the last; returns the engine."""
+    """Train for three steps and reset the peak of memory before each; returns the engine."""
     from model.optimizer.build import build_optimizer, set_step
     from training.build import build_network, build_objective
     from training.deepspeed_engine import build_engine, input_dtype
@@ -78,7 +78,7 @@ def three_steps(case: Case, cluster: Any) -> Any:
 
 def config_of(case: Case) -> Any:
     """The settings of a case, all others at their defaults."""
-    # a loss scale that does not overflow: a step that is skipped needs less
+    # this loss scale does not overflow; a skipped step would take less memory
     low_scale = {"deepspeed": {"fp16": {"initial_scale_power": 4}}} if case.precision == "fp16" else {}
     changes: dict[str, Any] = {
         "run": {"batch_size": IMAGES * case.ranks},

@@ -1,9 +1,9 @@
-"""How far the loaders' crops are from torchvision's for the same draw, operation by operation.
+"""How much the loaders' crops differ from torchvision's for the same draw, operation by operation.
 
     python -m perf.parity [--json FILE] [--images 200]
 
 Mean absolute difference to the torchvision backend in levels of 255, over SwAV's eight views (2 x 224 and 6 x 96) of
-the benchmark's JPEGs, each view counting alike. "limit" is what the default, ffcv with exact color, has to keep.
+the benchmark's JPEGs; each view has the same weight. "limit" is for the default, ffcv with exact color.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ BATCH = 40
 
 @dataclass(frozen=True)
 class Operation:
-    """Crops that change in one way only: `crops` and, where it is one step of the jitter, which. limit: in levels."""
+    """Crops with one kind of change only. step: the jitter factor that stays, None for all. limit: in levels of 255."""
 
     crops: Crops
     limit: float
     step: int | None = None
 
     def draw(self, *arguments: Any) -> Draw:
-        """The draw, with the other steps of the jitter neutral."""
+        """As pipeline.draw.draw, with the other factors of the jitter neutral."""
         drawn = draw(self.crops, *arguments)
         if self.step is None:
             return drawn
@@ -50,7 +50,7 @@ class Operation:
 
 
 def operations(crops: Crops) -> dict[str, Operation]:
-    """The operations of a recipe, each alone and for every crop (flips as drawn), and "everything" as it is drawn."""
+    """The operations of a recipe, each by itself on every crop (flips as drawn), and "everything" as drawn."""
     jitter = replace(crops.jitter, probability=1.0)
     plain = replace(crops, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))
     jittered = replace(plain, jitter=jitter)
@@ -71,21 +71,21 @@ def operations(crops: Crops) -> dict[str, Operation]:
 def differences(
     table: SampleTable, rows: np.ndarray, operation: Operation, contenders: Sequence[str], threads: int
 ) -> dict[str, float]:
-    """Mean absolute difference of each contender to torchvision, in levels, over all views of these rows; epoch 0."""
-    asked = [("torchvision", True), *(CONTENDERS[name] for name in contenders)]
-    streams = [crops_of(table, rows, operation, backend, exact, threads) for backend, exact in asked]
+    """Mean absolute difference of each contender to torchvision in levels of 255, over all views of `rows`; epoch 0."""
+    backends = [("torchvision", True), *(CONTENDERS[name] for name in contenders)]
+    streams = [crops_of(table, rows, operation, backend, exact, threads) for backend, exact in backends]
     sums = np.zeros(len(contenders))
     for expected, *others in zip(*streams, strict=True):
-        for index, found in enumerate(others):
-            sums[index] += sum(np.abs(a - b).mean(axis=(1, 2, 3)).sum() for a, b in zip(found, expected, strict=True))
-    shares = sums / (len(rows) * len(operation.crops.views))
-    return dict(zip(contenders, shares.tolist(), strict=True))
+        for index, crops in enumerate(others):
+            sums[index] += sum(np.abs(a - b).mean(axis=(1, 2, 3)).sum() for a, b in zip(crops, expected, strict=True))
+    means = sums / (len(rows) * len(operation.crops.views))
+    return dict(zip(contenders, means.tolist(), strict=True))
 
 
 def crops_of(
     table: SampleTable, rows: np.ndarray, operation: Operation, backend: str, exact: bool, threads: int
 ) -> Iterator[list[np.ndarray]]:
-    """Batch by batch the (views * B, size, size, 3) float32 crops of each resolution, in levels."""
+    """Yield for each batch the crops of each resolution: (views * B, size, size, 3) float32, in levels of 255."""
     from pipeline.dataset.reader import Reader
     from pipeline.loader import BACKENDS, execute
     from pipeline.requests import Feed
@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(images: int) -> dict[str, Any]:
-    """Make the images, compare, put the report together."""
+    """Make the images, compare, and return the report."""
     from config.recipe import default_config
     from perf.images import make_jpegs
     from perf.loader.__main__ import FOLDER
@@ -135,13 +135,15 @@ def run(images: int) -> dict[str, Any]:
 
     cores = sorted(os.sched_getaffinity(0))
     table = open_dataset(make_jpegs(FOLDER / "photographs", images, len(cores)), FOLDER / "tables", setting="--images")
-    rows = table.usable()[:images]  # the folder may hold more: those of a longer benchmark
+    rows = table.usable()[:images]  # a longer benchmark may have made more
     crops = crops_from_config(default_config().crops)
     results: dict[str, Any] = {}
     with progress_bar(len(operations(crops)), "operations", "op", True) as bar:
         for name, operation in operations(crops).items():
-            found = differences(table, rows, operation, list(CONTENDERS), len(cores))
-            results[name] = {who: round(value, 3) for who, value in found.items()} | {"limit": operation.limit}
+            levels = differences(table, rows, operation, list(CONTENDERS), len(cores))
+            results[name] = {contender: round(value, 3) for contender, value in levels.items()} | {
+                "limit": operation.limit
+            }
             bar.update()
     return {"levels": results, "images": len(rows), "machine": machine(cores)}
 
@@ -153,10 +155,10 @@ def show(report: dict[str, Any]) -> None:
 
     head = [Column(name, justify="right") for name in (*CONTENDERS, "limit")]
     title = f"Mean absolute difference to torchvision, levels of 255, {report['images']} images"
-    told = Table("operation", *head, title=title)
-    for name, found in report["levels"].items():
-        told.add_row(name, *(f"{found[who]:.2f}" for who in CONTENDERS), f"{found['limit']:g}")
-    Console(width=None if Console().is_terminal else 110).print(told)
+    table = Table("operation", *head, title=title)
+    for name, levels in report["levels"].items():
+        table.add_row(name, *(f"{levels[contender]:.2f}" for contender in CONTENDERS), f"{levels['limit']:g}")
+    Console(width=None if Console().is_terminal else 110).print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the benchmarks of perf/ run and end: signals, mistakes and failures in one line, the report shown and written."""
+"""The frame of a benchmark: show and write its report; signals, mistakes and failures end it with one line."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Report = dict[str, Any]
 def program(
     measure: Callable[[Sequence[BaseException]], Report], show: Callable[[Report], None], path: Path | None
 ) -> int:
-    """Measure, show, and write the report to `path`; the exit code: 2 for a mistake (ValueError, OSError, ImportError),
-    1 for a failure (RuntimeError), 128 and its number after a signal.
+    """Measure, show the report, and write it to `path` as JSON. Returns the exit code: 0, 2 for a mistake (ValueError,
+    OSError, ImportError), 1 for a failure (RuntimeError), or 128 + the number of a signal.
 
-    measure: is given what signals have raised so far. What falls into a library's callback is lost there, so that a
-    long measurement raises the first of it again.
+    measure: gets the list of exceptions that signals have raised so far. An exception raised inside a callback of a
+    library is lost, so a long measurement checks this list and raises its first entry again.
     """
     stopped: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""A function run by several ranks of this machine, each in a process of its own."""
+"""Run a function on several ranks of this machine, each in its own process."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from training.distributed import free_port
 def run_ranks(
     function: Callable[..., None], ranks: int, *arguments: Any, on_gpu: bool = False, method: str = "forkserver"
 ) -> None:
-    """`function(rank, *arguments)` on all ranks at once, who find their place in the environment.
+    """Run `function(rank, *arguments)` on all ranks at once; RANK, WORLD_SIZE and so on are in the environment.
 
-    on_gpu: a GPU for each; otherwise none sees one, and each has a single thread. method: "forkserver" starts them
-    faster, from a server that has imported torch; "spawn" gives each an interpreter and a memory that is its own from
-    the start. Raises RuntimeError, with the exit codes, if one fails.
+    on_gpu: a GPU for each rank; otherwise the ranks see no GPU and have one thread each. method: "forkserver" starts
+    ranks faster, from a server that has imported torch; "spawn" starts each with a new interpreter, so that ranks share
+    no memory pages. Raises RuntimeError with the exit codes if a rank fails.
     """
     context: Any = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["torch", "torch._dynamo"])  # neither starts threads or touches a GPU
+    context.set_forkserver_preload(["torch", "torch._dynamo"])  # their import starts no threads and uses no GPU
     port = free_port()
     processes = [
         context.Process(target=_rank, args=(rank, ranks, port, on_gpu, function, arguments)) for rank in range(ranks)
@@ -39,8 +39,8 @@ def run_ranks(
 
 def _rank(rank: int, ranks: int, port: int, on_gpu: bool, function: Callable[..., None], arguments: Any) -> None:
     warnings.simplefilter("ignore")
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in own.items()}
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in variables.items()}
     if not on_gpu:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
         torch.set_num_threads(1)

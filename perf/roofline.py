@@ -1,8 +1,8 @@
-"""What a device could do at most: matrix products and memory traffic, both measured on it, against a network's needs.
+"""The roofline of a device: its measured peak of matrix products and its memory bandwidth, against a network's needs.
 
-A step of a ResNet is bound by memory traffic more than by products, so the share of the peak of matrix products (MFU)
-alone does not tell how far is left. The traffic is an estimate: every output of a convolution is moved about 22 times
-in forward and backward (its batch norm, ReLU, sum and their gradients), which fits the best published trainings.
+Memory traffic limits a ResNet step more than matrix products do, so the share of their peak (MFU) alone does not show
+how much faster a step could be. The traffic is an estimate: forward and backward move every output of a convolution
+about 22 times (its batch norm, ReLU, sum and their gradients), which fits the fastest published trainings.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import torch
 from torch import Tensor, nn
 
 PASSES = 22  # over each convolution's output, forward and backward
-COPIED = {"cuda": 1 << 28, "cpu": 1 << 27}  # bytes: more than any cache holds
-SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that are multiplied
+COPIED = {"cuda": 1 << 28, "cpu": 1 << 27}  # bytes, more than any cache holds
+SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices in the product
 
 
 @dataclass(frozen=True)
 class Work:
-    """Of one image with all its crops: elements that convolutions put out, and multiply-adds of the forward pass."""
+    """For one image with all its crops: output elements of convolutions, and multiply-adds of the forward pass."""
 
     elements: float
     products: float
 
     @property
     def operations(self) -> float:
-        """Floating-point operations forward and backward, which has two products for each."""
+        """Floating-point operations: 2 for each multiply-add, and backward has two products for each one of forward."""
         return 6 * self.products
 
     def traffic(self, itemsize: int) -> float:
-        """Bytes moved, about."""
+        """Bytes moved, an estimate. itemsize: bytes of an element."""
         return self.elements * itemsize * PASSES
 
 
 def work_of(network: nn.Module, groups: list[tuple[int, int]], device: torch.device) -> Work:
-    """What a network needs for an image of which it sees `groups` of (views, size in pixels)."""
+    """The work of a network on one image with the crops `groups`: (views, size in pixels) for each resolution."""
     elements, products = 0, 0
 
     def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -61,15 +61,15 @@ def work_of(network: nn.Module, groups: list[tuple[int, int]], device: torch.dev
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What was measured: bytes a second of a copy (read and written), and floating-point operations a second of a
-    product of matrices in `dtype`."""
+    """Measured limits: bytes a second of a copy (read and written), and floating-point operations a second of a matrix
+    product."""
 
     bandwidth: float
     peak_flops: float
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Of this device, by this process. Ranks that share a machine measure at the same time."""
+    """Measure the limits of `device`, with products in `dtype`. Ranks that share a device measure at the same time."""
     source = torch.empty(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     bandwidth = 2 * len(source) / seconds_of(lambda: target.copy_(source), device)
@@ -79,12 +79,15 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def roofline(images_per_second: float, work: Work, itemsize: int, limits: Ceilings) -> dict[str, Any]:
-    """How far a rate is below what `limits` (of all ranks together) would allow.
+    """A rate against the rates that `limits` (of all ranks together) allow. itemsize: bytes of an element.
 
-    peak_flops, bandwidth   the measured limits, operations and bytes a second
-    flops_per_second        what the network computes
-    intensity               operations for each byte moved
-    mfu                     of peak_flops; `share_of_roofline` of the lower of both ceilings, which `bound` names
+    peak_flops, bandwidth                     the measured limits: operations and bytes a second
+    flops_per_second                          operations a second of the network
+    flops_per_image, bytes_per_image          its work
+    intensity                                 operations for each byte moved
+    mfu                                       share of peak_flops
+    images_by_products, images_by_bandwidth   images a second at each limit; `bound` names the lower one
+    share_of_roofline                         share of the lower one
     """
     by_products = limits.peak_flops / work.operations
     by_memory = limits.bandwidth / work.traffic(itemsize)
@@ -105,18 +108,18 @@ def roofline(images_per_second: float, work: Work, itemsize: int, limits: Ceilin
 
 
 def seconds_of(act: Callable[[], Any], device: torch.device) -> float:
-    """The shortest of ten runs."""
-    found = []
+    """Seconds of `act`, the shortest of ten runs."""
+    times = []
     for _ in range(10):
         finish(device)
         begun = time.perf_counter()
         act()
         finish(device)
-        found.append(time.perf_counter() - begun)
-    return min(found)
+        times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 def finish(device: torch.device) -> None:
-    """Wait until the device has done everything."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,10 +1,10 @@
-"""How long training stands still while a checkpoint is written, and how long reading one takes.
+"""How long writing a checkpoint stops training, and how long reading one takes.
 
     python -m perf.save_time [--model resnet50] [--ranks 1 2] [--folder runs] [--json perf/results/save_time.json]
 
-The training state of a network with LARS after a step (masters, momentum, batch-norm statistics, a queue of 3,840) is
-saved five times by all ranks into `--folder`, whose disk is what is measured, and loaded once. A save is written
-while the ranks wait; `share` is the part of the time that this takes at a save every ten minutes.
+All ranks save the training state of a network with LARS after a step (masters, momentum, batch-norm statistics, a queue
+of 3,840) five times into `--folder`, whose disk this measures, and load it once. The ranks wait during a save; `share`
+is the share of the time that this takes with a save every ten minutes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.save_time", __doc__)
     parser.add_argument("--model", choices=tuple(MODELS), default="resnet50")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="on the disk to be measured (default: runs)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs"), help="a folder on the disk to measure (default: runs)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = [measure(options.model, ranks, options.folder) for ranks in options.ranks]
@@ -49,18 +51,18 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
-    """A row: the state of `model` saved by so many ranks of this machine."""
+    """A row of the report: the state of `model` saved and loaded by `ranks` processes."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         run_ranks(run_rank, ranks, ranks, model, Path(scratch))
-        found = json.loads((Path(scratch) / "found.json").read_text())
-    seconds = found["seconds"]
+        figures = json.loads((Path(scratch) / "figures.json").read_text())
+    seconds = figures["seconds"]
     share = median(seconds) / (60 * MINUTES + median(seconds))
-    row = {"model": model, "ranks": ranks, "megabytes": found["bytes"] / 1e6, "seconds": median(seconds)}
-    return row | {"longest": max(seconds), "load_seconds": found["load_seconds"], "share": share}
+    row = {"model": model, "ranks": ranks, "megabytes": figures["bytes"] / 1e6, "seconds": median(seconds)}
+    return row | {"longest": max(seconds), "load_seconds": figures["load_seconds"], "share": share}
 
 
 def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
-    """As a rank: one step's worth of state, saved and loaded; rank 0 writes `folder`/found.json."""
+    """Run one rank: save and load its state after one step; rank 0 writes `folder`/figures.json."""
     from model.optimizer.lars import LARS, parameter_groups
     from model.optimizer.segments import Layout
     from model.queue import EmbeddingQueue
@@ -91,9 +93,9 @@ def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
         state, saved = load_checkpoint(path)
         load_network(state, saved, network, optimizer, rank, ranks)
         queue.load_state_tensors(saved.ranks, rank, ranks)
-        found = {"seconds": seconds, "load_seconds": time.perf_counter() - begun, "bytes": size}
+        figures = {"seconds": seconds, "load_seconds": time.perf_counter() - begun, "bytes": size}
         if rank == 0:
-            (folder / "found.json").write_text(json.dumps(found))
+            (folder / "figures.json").write_text(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Does every ZeRO stage take the steps that stage 0 takes? On this machine's CPU, with real ranks (gloo).
+"""Does every ZeRO stage take the same steps as stage 0? On this machine's CPU, with real ranks (gloo).
 
     python -m perf.zero_check [--json perf/results/zero_check.json] [--quick]        make zero-check
 
-For each number of ranks and parts of a step (accumulation) stage 0 makes a run in float32 and saves its states. From
-each of 20 of them the other stages take one step with the same images, and what they do is compared per parameter (the
-loop itself is chaotic: after a dozen steps rounding alone moves the loss by a percent):
+For each number of ranks and parts of a step (accumulation), stage 0 runs in float32 and saves 20 states. From each of
+these states every other stage takes one step with the same images, and its result is compared parameter by parameter.
+(Whole runs cannot be compared: after a dozen steps rounding alone changes the loss by a percent.)
 
-    update_deviation, momentum_deviation    |theirs - stage 0's| / |stage 0's|, the largest; of the update what goes
-                                            beyond the last bit of the float32 parameter that it is added to
-    trust_ratio_deviation                   |theirs / stage 0's - 1|, the largest
-    loss_deviation                          over the first 6 steps of a run of their own, relative; for half precision
-                                            over 50 steps of a tiny network against float32
+    update_deviation, momentum_deviation    the largest |stage's - stage 0's| / |stage 0's|; of an update only the part
+                                            above the last bit of the float32 parameter to which it is added
+    trust_ratio_deviation                   the largest |stage's / stage 0's - 1|
+    loss_deviation                          the largest relative difference over the first 6 steps of a run; for half
+                                            precision over 50 steps of a tiny network, against float32
 
-Rows in fp64 compare so one rank, given the whole batch, with several whose batch norm is synchronised over all of them
-(in float32 rounding alone, by way of a ReLU here and there, makes 2e-3 of an update).
+Rows in fp64 compare one rank that has the whole batch with several ranks whose batch norm is synchronised over all of
+them (in float32 rounding alone, through single ReLUs, changes an update by 2e-3).
 
-The bias in front of the head's batch norm is left out: its gradient is zero but for rounding.
+The bias in front of the head's batch norm is left out: its gradient is zero except for rounding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LOSS_LIMITS = {"fp32": 1e-5, "fp64": 1e-5, "bf16": 0.02, "fp16": 0.02}
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.zero_check", __doc__)
     parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "zero_check.json", metavar="FILE")
-    parser.add_argument("--quick", action="store_true", help="2 ranks and whole steps alone")
+    parser.add_argument("--quick", action="store_true", help="only 2 ranks and whole steps")
     options = parser.parse_args(arguments)
     if not options.json.absolute().parent.is_dir():
         print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
@@ -54,64 +54,70 @@ def main(arguments: list[str]) -> int:
 
 
 def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True) -> list[dict[str, Any]]:
-    """A row per stage, ranks, precision and accumulation."""
+    """A row for each stage, number of ranks, precision and accumulation. worlds: numbers of ranks; parts: of a step."""
     rows = []
-    several = [ranks for ranks in worlds if ranks > 1]
-    cases = len(worlds) * len(parts) * 4 + len(several) * 2 + 4 * 2 + 1
+    larger_worlds = [ranks for ranks in worlds if ranks > 1]
+    cases = len(worlds) * len(parts) * 4 + len(larger_worlds) * 2 + 4 * 2 + 1
     with tempfile.TemporaryDirectory() as scratch, progress_bar(cases, "cases", "case", progress) as bar:
         for ranks in worlds:
             for accumulation in parts:
-                first = Path(scratch) / f"first-{ranks}-{accumulation}"
-                base = run_case(Case(0, ranks, accumulation=accumulation), first, STATES, STEPS)
+                reference_folder = Path(scratch) / f"first-{ranks}-{accumulation}"
+                reference = run_case(Case(0, ranks, accumulation=accumulation), reference_folder, STATES, STEPS)
                 bar.update()
                 for stage in (1, 2, 3):
                     case = Case(stage, ranks, accumulation=accumulation)
-                    found = run_case(case, Path(scratch) / f"{case}", STATES, STEPS, reference=first)
-                    rows.append(row_of(case, found, base["losses"]))
+                    result = run_case(case, Path(scratch) / f"{case}", STATES, STEPS, reference=reference_folder)
+                    rows.append(row_of(case, result, reference["losses"]))
                     bar.update()
-        for ranks in several:
-            first, one = Path(scratch) / f"synchronised-{ranks}", Case(0, 1, "fp64")
-            base = run_case(Case(0, ranks, "fp64", sync=0), first, STATES, STEPS)
+        for ranks in larger_worlds:
+            reference_folder, single = Path(scratch) / f"synchronised-{ranks}", Case(0, 1, "fp64")
+            reference = run_case(Case(0, ranks, "fp64", sync=0), reference_folder, STATES, STEPS)
             bar.update()
-            found = run_case(one, Path(scratch) / f"one-{ranks}", STATES, STEPS, reference=first)
-            rows.append(row_of(one, found, base["losses"]) | {"ranks": ranks})
+            result = run_case(single, Path(scratch) / f"one-{ranks}", STATES, STEPS, reference=reference_folder)
+            rows.append(row_of(single, result, reference["losses"]) | {"ranks": ranks})
             bar.update()
-        exact = run_case(Case(0, 2, tiny=True), Path(scratch) / "exact", 0, HALF_STEPS)
+        full_precision = run_case(Case(0, 2, tiny=True), Path(scratch) / "exact", 0, HALF_STEPS)
         bar.update()
         for precision in ("bf16", "fp16"):
             for stage in range(4):
                 case = Case(stage, 2, precision, tiny=True)
-                found = run_case(case, Path(scratch) / f"{case}", 0, HALF_STEPS)
-                rows.append(row_of(case, found, exact["losses"]))
+                result = run_case(case, Path(scratch) / f"{case}", 0, HALF_STEPS)
+                rows.append(row_of(case, result, full_precision["losses"]))
                 bar.update()
     return rows
 
 
 def run_case(case: Case, folder: Path, states: int, steps: int, reference: Path | None = None) -> dict[str, Any]:
-    """What rank 0 wrote of a case, run in processes of its own. Raises RuntimeError if one of them fails."""
+    """The result of rank 0 for a case, with a new process for each rank. Raises RuntimeError if one of them fails.
+
+    states, steps, reference: as for perf.zero_ranks.run_rank.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run_ranks(run_rank, case.ranks, case, folder, states, steps, reference, on_gpu=case.on_gpu)
     return json.loads((folder / FILE).read_text())
 
 
-def row_of(case: Case, found: dict[str, Any], losses: list[float]) -> dict[str, Any]:
-    """A row of the table: the case, its deviations from stage 0 in float32, and whether they hold the limits."""
-    deviation = max(abs(a - b) / abs(b) for a, b in zip(found["losses"], losses, strict=True))
+def row_of(case: Case, result: dict[str, Any], losses: list[float]) -> dict[str, Any]:
+    """A row of the table: the case, its deviations, and whether they are within the limits.
+
+    result: of `run_case`; losses: of the reference, one for each step.
+    """
+    deviation = max(abs(a - b) / abs(b) for a, b in zip(result["losses"], losses, strict=True))
     row = {
         "stage": case.stage,
         "ranks": case.ranks,
         "precision": case.precision,
         "accumulation": case.accumulation,
-        **{name: found.get(name) for name in LIMITS},
+        **{name: result.get(name) for name in LIMITS},
         "loss_deviation": deviation,
         "steps": len(losses),
     }
-    good = [row[name] <= limit for name, limit in LIMITS.items() if row[name] is not None]
-    return row | {"holds": all(good) and deviation <= LOSS_LIMITS[case.precision]}
+    within = [row[name] <= limit for name, limit in LIMITS.items() if row[name] is not None]
+    return row | {"holds": all(within) and deviation <= LOSS_LIMITS[case.precision]}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table on stdout."""
+    """Print the rows as a table."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,11 +1,11 @@
 """One rank of perf.zero_check: SwAV's steps on the golden network, with queue, frozen prototypes and LARS.
 
-Codes and loss are written out here once more, without model/objective.py: what this check compares is an independent
-witness of the step, which a mistake there does not change as well.
+Codes and loss are written out here again, without model/objective.py: the check stays independent of that module, so a
+mistake there shows.
 
-The network is that of the golden training loop (bottleneck ResNet, a block a stage); images are noise that depends on
-the step alone, so that any number of ranks sees the same global batch. Small crops are of 24 pixels, not 16: torch 2.11
-on a CPU gives NaN for the weight gradient of a bfloat16 3x3 convolution of stride 2 on one pixel, and 16 come to that.
+The network is that of the golden training loop (bottleneck ResNet, one block a stage). Images are noise that depends
+only on the step, so any number of ranks sees the same global batch. Small crops have 24 pixels, not 16: with 16 a
+3x3 convolution of stride 2 sees a single pixel, for which torch 2.11 on a CPU gives NaN as bfloat16 weight gradient.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ TINY: dict[str, Any] = {
     "sizes": ((2, 16), (3, 8)),
 }
 QUEUE, QUEUE_FROM, FROZEN, RATE = 96, 4, 3, 0.3
-NOISE = "projection_head.0.bias"  # in front of a batch norm: its gradient is zero, and what is computed is rounding
+NOISE = "projection_head.0.bias"  # in front of a batch norm: its gradient is zero except for rounding
 FILE = "rank0.json"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is run: ZeRO `stage` on `ranks` processes, in `precision` (fp64 too, to have rounding out of the way), each
-    step in `accumulation` parts, batch norm synchronised over `sync` ranks (0: all). tiny: another network, for what
-    does not depend on it. on_gpu: a GPU for each rank; otherwise all is done on the CPU, whatever there is. overlap: of
-    communication and backward."""
+    """A training to run: ZeRO `stage` on `ranks` processes, in `precision` (fp32, bf16, fp16, or fp64 without visible
+    rounding), each step in `accumulation` parts, with batch norm synchronised over `sync` ranks (0: all).
+
+    tiny: a smaller network, for results that do not depend on the network. on_gpu: a GPU for each rank; otherwise all
+    ranks use the CPU, even if there are GPUs. overlap: overlap_comm, None for DeepSpeed's default.
+    """
 
     stage: int
     ranks: int
@@ -53,14 +55,20 @@ class Case:
 
 
 def run_rank(rank: int, case: Case, folder: Path, states: int, steps: int, reference: Path | None) -> None:
-    """As rank `rank` of a case: `steps` steps, then, given a `reference`'s folder, from each of its `states` states one
-    step that is compared with its. Rank 0 writes `folder`/rank0.json, and a case without reference its states."""
+    """Run rank `rank` of a case; rank 0 writes the result to `folder`/rank0.json.
+
+    Without `reference` it takes `states` steps and saves the state before and after each in `folder`/states. With
+    `reference`, the folder of such a case, it takes one step from each of those states and compares. Then it takes
+    `steps` steps from the start, for the losses.
+    """
     if case.on_gpu:
-        torch.backends.cudnn.allow_tf32 = False  # rounding is what is compared
+        torch.backends.cudnn.allow_tf32 = False  # the check compares rounding
         torch.backends.cudnn.deterministic = True
     from training.distributed import Cluster, connected
 
-    if case.precision in ("fp16", "fp64") and not case.on_gpu:  # DeepSpeed refuses them on CPUs, torch computes them
+    if (
+        case.precision in ("fp16", "fp64") and not case.on_gpu
+    ):  # DeepSpeed refuses them on CPUs, although torch computes
         from deepspeed.accelerator import get_accelerator
 
         type(get_accelerator()).is_fp16_supported = lambda self: True
@@ -69,25 +77,25 @@ def run_rank(rank: int, case: Case, folder: Path, states: int, steps: int, refer
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
         training = Training(case, cluster)
-        found: dict[str, Any] = {"case": asdict(case)}
+        result: dict[str, Any] = {"case": asdict(case)}
         if reference is None:
-            found["trust_ratios"] = []
+            result["trust_ratios"] = []
             for step in range(states):
                 training.save(folder / "states", step)
-                found["trust_ratios"].append(training.step(step)[1])
+                result["trust_ratios"].append(training.step(step)[1])
             training.save(folder / "states", states)
             training = Training(case, cluster)
         else:
-            first = json.loads((reference / FILE).read_text())
-            found |= training.compare(reference / "states", states, first["trust_ratios"])
+            reference_result = json.loads((reference / FILE).read_text())
+            result |= training.compare(reference / "states", states, reference_result["trust_ratios"])
             training = Training(case, cluster)
-        found["losses"] = [training.step(step)[0] for step in range(steps)]
+        result["losses"] = [training.step(step)[0] for step in range(steps)]
         if rank == 0:
-            (folder / FILE).write_text(json.dumps(found))
+            (folder / FILE).write_text(json.dumps(result))
 
 
 class Training:
-    """Network, optimizer, queue and engine of a case on this rank, all new."""
+    """New network, optimizer, queue and engine of a case on this rank."""
 
     def __init__(self, case: Case, cluster: Any) -> None:
         from model.backbone import build_backbone
@@ -112,7 +120,7 @@ class Training:
         self.dtype = torch.float64 if case.precision == "fp64" else input_dtype(self.config)
 
     def step(self, step: int) -> tuple[float, list[float]]:
-        """One step on the images of `step`: the mean loss of the ranks and parts, and all trust ratios."""
+        """Take one step on the images of `step`; returns the mean loss over ranks and parts, and all trust ratios."""
         from model.loss import swapped_prediction
         from model.optimizer.build import set_step
         from model.sinkhorn import sinkhorn
@@ -120,15 +128,15 @@ class Training:
 
         rate = RATE if self.case.optimizer == "lars" else RATE / 300
         set_step(self.optimizer, rate, frozen_prototypes=step < FROZEN)
-        parts, here = self.case.accumulation, BATCH // self.case.ranks
+        parts, batch = self.case.accumulation, BATCH // self.case.ranks
         losses = []
-        for part in split_batch(self._images(step), here, parts):
+        for part in split_batch(self._images(step), batch, parts):
             queued = self.queue.queued() if step >= QUEUE_FROM else None
-            embeddings, scores, queue_scores, _ = self.engine(part, here // parts, queued)
+            embeddings, scores, queue_scores, _ = self.engine(part, batch // parts, queued)
             targets = scores[:2].detach()
             if queue_scores is not None:
                 targets = torch.cat([queue_scores, targets], dim=1)
-            codes = sinkhorn(targets, 0.05, 3)[:, -(here // parts) :]
+            codes = sinkhorn(targets, 0.05, 3)[:, -(batch // parts) :]
             self.queue.push(embeddings[:2])
             loss = swapped_prediction(codes, scores, (0, 1), 0.1)
             self.engine.backward(loss)
@@ -142,12 +150,12 @@ class Training:
     def _images(self, step: int) -> list[Tensor]:
         """This rank's rows of the step's global batch: a tensor per resolution, view-major."""
         generator = torch.Generator().manual_seed(1000 + step)
-        here = BATCH // self.case.ranks
+        batch = BATCH // self.case.ranks
         crops = []
         for views, size in self.setup["sizes"]:
             images = torch.randn(views, BATCH, 3, size, size, generator=generator)
-            mine = images[:, self.cluster.rank * here : (self.cluster.rank + 1) * here]
-            crops.append(mine.flatten(0, 1).to(self.device, self.dtype))
+            own_images = images[:, self.cluster.rank * batch : (self.cluster.rank + 1) * batch]
+            crops.append(own_images.flatten(0, 1).to(self.device, self.dtype))
         return crops
 
     def save(self, folder: Path, step: int) -> None:
@@ -159,7 +167,7 @@ class Training:
         save_checkpoint(folder, state, self.tensors() | self.queue.state_tensors(), keep=10**6)
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's masters, optimizer state and buffers by their names in a checkpoint."""
+        """Masters, optimizer state and buffers of this rank by their names in a checkpoint."""
         from training.checkpoint.masters import network_tensors
 
         return network_tensors(self.network, self.optimizer, self.cluster.rank, self.cluster.world_size)
@@ -177,29 +185,37 @@ class Training:
 
     # ------------------------------------------------------------------ against a reference
     def compare(self, states: Path, count: int, trust_ratios: list[list[float]]) -> dict[str, Any]:
-        """From each state one step; the largest deviations from the reference's, over states and parameters."""
+        """Take one step from each saved state; returns the largest deviations over states and parameters.
+
+        states: folder of checkpoints step-N, before and after each of `count` steps of the reference; trust_ratios: its
+        trust ratios of each step.
+        """
         assert self.optimizer.layout is not None
         names = self.optimizer.layout.names
-        kept = [number for number, name in enumerate(names) if name != NOISE]
+        columns = [number for number, name in enumerate(names) if name != NOISE]
         worst = {"update": 0.0, "whole_update": 0.0, "momentum": 0.0, "trust_ratio": 0.0}
         for step in range(count):
             before, after = (states / f"step-{number:09d}" for number in (step, step + 1))
             self.load(before)
             ratios = torch.tensor(self.step(step)[1])
-            wrong, right, state_wrong, state_right = self._norms(before, after)[:, kept].unbind()
-            found = {
-                "update": float((wrong / right.clamp_min(1e-30)).max()),
-                "whole_update": float(wrong.norm() / right.norm()),
-                "momentum": float((state_wrong / state_right.clamp_min(1e-30)).max()),
+            difference, update, state_difference, state = self._norms(before, after)[:, columns].unbind()
+            deviations = {
+                "update": float((difference / update.clamp_min(1e-30)).max()),
+                "whole_update": float(difference.norm() / update.norm()),
+                "momentum": float((state_difference / state.clamp_min(1e-30)).max()),
             }
             if len(ratios):
-                found["trust_ratio"] = float((ratios / torch.tensor(trust_ratios[step]) - 1).abs()[kept].max())
-            worst = {name: max(value, found.get(name, 0.0)) for name, value in worst.items()}
+                deviations["trust_ratio"] = float((ratios / torch.tensor(trust_ratios[step]) - 1).abs()[columns].max())
+            worst = {name: max(value, deviations.get(name, 0.0)) for name, value in worst.items()}
         return {f"{name}_deviation": value for name, value in worst.items()} | {"states": count, "excluded": [NOISE]}
 
     def _norms(self, before: Path, after: Path) -> Tensor:
-        """(4, parameters) over all ranks: |update - the reference's|, |the reference's|, and likewise of momentum. Of
-        the update what goes beyond the parameter's last bit, which is 1e-5 of an update and falls as rounding will."""
+        """(4, parameters) float64 norms over all ranks: of the difference to the reference's update, of that update, of
+        the difference to its optimizer state, and of that state.
+
+        A difference of updates counts only above the last bit of the parameter: that bit is 1e-5 of an update, and
+        rounding decides it.
+        """
         from training.checkpoint.save_load import load_checkpoint
 
         layout = self.optimizer.layout
@@ -211,15 +227,15 @@ class Training:
             own_state = self.optimizer.state[tensor].get(state_name)
             states = layout.pieces(tensor, own_state) if own_state is not None else [None] * len(segments)
             for segment, piece, state in zip(segments, layout.pieces(tensor, tensor.detach()), states, strict=True):
-                where = layout.names[segment.parameter], segment.start, segment.length
-                start = old.read("master", *where).double()
-                expected = new.read("master", *where).double() - start
+                slice_of = layout.names[segment.parameter], segment.start, segment.length
+                start = old.read("master", *slice_of).double()
+                expected = new.read("master", *slice_of).double() - start
                 difference = piece.reshape(-1).double().cpu() - start - expected
                 last_bit = (start + expected).abs() * torch.finfo(piece.dtype).eps
                 difference = (difference.abs() - last_bit).clamp_min(0)
                 values = [difference, expected]
                 if state is not None:
-                    saved = new.read(state_name, *where).double()
+                    saved = new.read(state_name, *slice_of).double()
                     values += [state.reshape(-1).double().cpu() - saved, saved]
                 for row, value in enumerate(values):
                     sums[row, segment.parameter] += value.square().sum()
@@ -237,7 +253,7 @@ def _config(case: Case) -> Any:
     }
     if case.overlap is not None:
         engine["deepspeed"] = {"zero_optimization": {"overlap_comm": case.overlap}}
-    if case.precision == "fp16":  # from 2**16 on stage 0 would skip the first step, and be a step behind
+    if case.precision == "fp16":  # with 2**16 stage 0 skips the first step and is then a step behind
         engine["deepspeed"] = {"fp16": {"initial_scale_power": 10}}
     optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
     return OmegaConf.merge(default_config(), {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})

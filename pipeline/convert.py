@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from common.cli import EXIT_MISTAKE, EXIT_SIGNAL, Parser, UserError, print_error
+from common.cli import EXIT_MISTAKE, EXIT_SIGNAL, Parser, UserError, note, print_error
 from common.files import lock, write_atomically
 from common.processes import in_processes
 from common.progress import progress_bar
@@ -207,11 +207,11 @@ def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
     parts = len(list((folder / "parts").glob("*.npz")))
     if before == run:
         if parts:
-            say(f"resuming: {parts} of {count} parts exist, their digests are checked")
+            note(f"resuming: {parts} of {count} parts exist, their digests are checked")
     else:
         changed = ", ".join(name for name in run if before.get(name) != run[name])
         if parts:
-            say(f"starting over: {parts} parts exist, but of another conversion ({changed})")
+            note(f"starting over: {parts} parts exist, but of another conversion ({changed})")
         stamp.unlink(missing_ok=True)
         for path in folder.iterdir():
             if path.name not in ("spool", "lock"):
@@ -230,10 +230,6 @@ def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
     if seed is None:
         return np.arange(rows)
     return np.argsort(np.random.Philox(key=seed).random_raw(rows), kind="stable")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- command line
@@ -278,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
             ray=given.ray, max_bad_fraction=given.max_bad_fraction,
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
-        say("stopped; the same command continues from here")
+        note("stopped; the same command continues from here")
         return EXIT_SIGNAL + (stopped.args[0] if stopped.args else signal.SIGINT)
     except UserError as error:
         print_error(error)

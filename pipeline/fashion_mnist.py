@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.cli import EXIT_MISTAKE, Parser, note, print_error
 from common.progress import progress_bar
 from pipeline.dataset.idx import parse_idx, stored_png
 from pipeline.dataset.shards import Record, pack
@@ -99,7 +99,7 @@ def _from_debian(temporary: Path, names: tuple[str, ...], address: str, progress
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise _Unavailable("no apt-get here")
     if progress:
-        print(f"fetching Debian's package {PACKAGE} (31 MB)", file=sys.stderr, flush=True)
+        note(f"fetching Debian's package {PACKAGE} (31 MB)")
     # As root, apt would let the user _apt download, who may not write here, and print a warning.
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
     _run(["apt-get", *sandbox, "-q", "download", PACKAGE], temporary, "run `apt-get update` once, as root")

@@ -33,7 +33,7 @@ TILE, GAP = 176, 8  # pixels: longest side of an image on the sheet, and the spa
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m pipeline.preview", __doc__.splitlines()[0])
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
-    parser.add_argument("settings", nargs="*", help="key=value settings that override the recipe's")
+    parser.add_argument("settings", nargs="*", default=[], help="key=value settings that override the recipe's")
     parser.add_argument("--rows", type=int, default=6, help="images on the sheet (default 6)")
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (default 0)")
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="PNG to write (default preview.png)")

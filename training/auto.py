@@ -17,6 +17,7 @@ from pipeline.crops import exact_color
 from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
+MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
@@ -55,7 +56,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
 
     _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
-    prototypes = min(3000, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
+    prototypes = min(MOST_PROTOTYPES, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
@@ -135,7 +136,7 @@ def _fit_queue(
     if batch >= QUEUE_BELOW:
         choose("swav.queue.length", 0, f"{batch} images a step need none")
     else:
-        length = min(3840, images // 4) // batch * batch
+        length = min(LONGEST_QUEUE, images // 4) // batch * batch
         few = f"{batch} images a step are few for {config.model.prototypes} prototypes"
         choose("swav.queue.length", length, few if length else f"{images} images are too few for one")
     if not queue.length:

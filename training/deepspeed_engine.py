@@ -53,7 +53,7 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": device == "cuda"}
     elif engine.stage in (1, 2) and engine.precision != "fp16" and not engine.clipping:
         zero["compute_grad_norm"] = False  # unused, and it makes the host wait for the device each step
-    ours: dict[str, Any] = {
+    base: dict[str, Any] = {
         "train_batch_size": config.run.batch_size,
         "train_micro_batch_size_per_gpu": config.run.batch_size // world_size // engine.accumulation,
         "gradient_accumulation_steps": engine.accumulation,
@@ -66,33 +66,33 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
         "steps_per_print": 2**31 - 1,
     }
     if engine.comms_logger:  # DeepSpeed turns it on wherever the section stands, "enabled": false or not
-        ours["comms_logger"] = {"enabled": True, "prof_all": True}
+        base["comms_logger"] = {"enabled": True, "prof_all": True}
     if engine.precision == "bf16":
         # Parameters and batch norm stay float32, at every stage; convolutions and linear layers run in bfloat16.
-        ours["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        base["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if engine.precision == "fp16":
         scaling = {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
-        ours["fp16"] = {"enabled": True, **scaling}
+        base["fp16"] = {"enabled": True, **scaling}
     extra: Any = OmegaConf.to_container(engine.deepspeed)
-    return _merged(ours, extra)
+    return _merged(base, extra)
 
 
-def _merged(ours: dict[str, Any], extra: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """`ours` with `extra` merged in, section by section. Raises ConfigError for keys that may not be set."""
-    merged = dict(ours)
+def _merged(base: dict[str, Any], extra: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """`base` with `extra` merged in, section by section. Raises ConfigError for keys that may not be set."""
+    merged = dict(base)
     for key, value in extra.items():
         path = f"{above}{key}"
         if path in BROKEN and value not in (False, None):
             raise ConfigError(f"engine.deepspeed.{path}={value}: {BROKEN[path]}; leave it out")
-        if path == "torch_autocast" or (path == "fp16" and "fp16" not in ours):
+        if path == "torch_autocast" or (path == "fp16" and "fp16" not in base):
             reason = " (float16 by torch_autocast is broken under ZeRO)" if path == "torch_autocast" else ""
             raise ConfigError(f"engine.deepspeed.{path}: set engine.precision=bf16 or fp16 instead{reason}")
-        if isinstance(ours.get(key), dict) and not isinstance(value, dict):
+        if isinstance(base.get(key), dict) and not isinstance(value, dict):
             raise ConfigError(f"engine.deepspeed.{path}={value}: expected a section, as DeepSpeed has it")
-        if isinstance(value, dict) and isinstance(ours.get(key), dict):
-            merged[key] = _merged(ours[key], value, f"{path}.")
-        elif key in ours and ours[key] != value and not _tunable(path):
-            raise ConfigError(f"engine.deepspeed.{path}={value} is set by the recipe ({ours[key]}), leave it out")
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merged(base[key], value, f"{path}.")
+        elif key in base and base[key] != value and not _tunable(path):
+            raise ConfigError(f"engine.deepspeed.{path}={value} is set by the recipe ({base[key]}), leave it out")
         else:
             merged[key] = value
     return merged

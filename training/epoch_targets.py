@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from common.progress import progress_bar
-from model.deepcluster import IGNORED, kmeans_targets, sinkhorn_targets
+from model.deepcluster import IGNORED, ITERATIONS, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
 from model.targets import EpochTargets
 from model.views import select_views
@@ -36,8 +36,8 @@ def build_clusters(config: DictConfig, loader: Loader, images: int, device: torc
 def begin_epoch(
     clusters: EpochTargets, run_state: RunState, config: DictConfig, cluster: Cluster, stop_signal: StopSignal
 ) -> bool:
-    """At the start of an epoch, on all ranks: its targets from the memory, which is emptied. Resumed in the middle of
-    an epoch nothing is done.
+    """At the start of an epoch, on all ranks: its targets from the memory, which is emptied. It does nothing if the
+    run resumes in the middle of an epoch.
 
     DeepCluster-v2 also sets the prototypes to the centroids, in the float32 masters. Before the first epoch the memory
     is filled by a pass without steps. Returns False if a signal has ended that pass.
@@ -50,13 +50,17 @@ def begin_epoch(
     images, heads = clusters.targets.shape[1], config.model.heads
     if config.method == "deepclusterv2":
         prototypes, seed = config.model.prototypes, config.run.seed
-        clusters.targets, centroids = kmeans_targets(memory, images, heads, prototypes, seed, epoch)
+        with progress_bar(heads * ITERATIONS, "k-means", "iteration", cluster.main) as bar:
+            clusters.targets, centroids = kmeans_targets(memory, images, heads, prototypes, seed, epoch, bar.update)
         write_parameter(run_state.engine, run_state.optimizer, "prototypes.weight", centroids)
     else:
         weight = run_state.network.get_parameter("prototypes.weight")
         with full([weight]):
             weights, swav = weight.detach().float().clone(), config.swav
-        clusters.targets = sinkhorn_targets(memory, images, heads, weights, swav.epsilon, swav.iterations)
+        with progress_bar(heads, "targets", "head", cluster.main) as bar:
+            clusters.targets = sinkhorn_targets(
+                memory, images, heads, weights, swav.epsilon, swav.iterations, bar.update
+            )
     memory.clear()
     return True
 

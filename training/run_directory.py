@@ -14,11 +14,10 @@ from common.files import lock, write_atomically
 from common.progress import tqdm
 from common.versions import versions
 from config.recipe import ConfigError
+from config.schema.setting import SPEED
 from config.schema.settings import defaults, effect_on_resume
 from training.checkpoint.save_load import read_state
 from training.report import closing_table
-
-QUIET = ("run.", "checkpoint.", "pipeline.", "launch.", "perf.", "data.workers", "data.cache")  # not worth a line then
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
 
@@ -36,8 +35,8 @@ class Journal:
         self._loss: float | None = None  # the last one logged, for the bar
 
     def finished(self, config: DictConfig) -> bool:
-        """Whether the directory holds a run that is done; then its result is said again. Raises ConfigError if it is
-        one of other settings."""
+        """Whether the directory holds a run that is done; then its result is printed again. Raises ConfigError if that
+        run has other settings."""
         summary = self.read("summary.json")
         if summary is None or summary["epochs"] < config.run.epochs:
             return False
@@ -52,8 +51,8 @@ class Journal:
         return True
 
     def take(self) -> None:
-        """Make the directory and keep it for this run alone. Raises ConfigError where another run has it, or it cannot
-        be written."""
+        """Make the directory and lock it for this run. Raises ConfigError if another run holds the lock, or if it
+        cannot be written."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self.main:
@@ -66,7 +65,7 @@ class Journal:
     def check_same_run(self, config: DictConfig, checkpoints: Path, images: int, digest: str) -> None:
         """Refuse to resume a run of other settings or images (ConfigError); say what has changed.
 
-        Asks the newest checkpoint that can be read; there need be none.
+        Reads the newest readable checkpoint; without a checkpoint everything is allowed.
         """
         for path in sorted(checkpoints.glob("step-*"), reverse=True):
             try:
@@ -89,7 +88,7 @@ class Journal:
                 "choose another run.directory"
             )
         for key, change in changes.items():
-            if not key.startswith(QUIET) or key == "run.epochs":
+            if effect_on_resume(key) != SPEED:
                 self.say(f"changed since the last checkpoint: {key}: {change} ({effect_on_resume(key)})")
 
     def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
@@ -153,7 +152,7 @@ class Journal:
             write_atomically(self.directory / name, json.dumps(values, indent=1) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """The run is done: summary.json is its marker; the closing table is said."""
+        """Mark the run as done by summary.json, and print the closing table."""
         summary = {"directory": str(self.directory), **summary, "versions": versions()}
         self.record("summary.json", summary)
         self.close()
@@ -175,9 +174,9 @@ class Journal:
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
     """`key: old -> new` of every setting that differs from a saved configuration. ConfigError for one that may not."""
     new = _flat(OmegaConf.to_container(config))
-    # Settings that there were not when it was saved: it was trained at their defaults.
-    unsaid = {key: new.get(key) if value == "auto" else value for key, value in _flat(defaults()).items()}
-    old = unsaid | _flat(saved)
+    # A setting that is newer than the saved run: the run was trained at its default.
+    fallback = {key: new.get(key) if value == "auto" else value for key, value in _flat(defaults()).items()}
+    old = fallback | _flat(saved)
     changed = {key: f"{old.get(key)} -> {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)}
     for key, change in changed.items():
         if not effect_on_resume(key):

@@ -7,13 +7,11 @@ from typing import Annotated, Literal
 from annotated_types import Len
 
 from config.schema.ranges import Auto, NotNegative, PerColor, Probability, Range, ZeroOrMore, rising
-from config.schema.setting import MISSING, Section, setting
+from config.schema.setting import MISSING, SPEED, Section, setting
 
 Pair = Len(2, 2)
 Pixels = Annotated[int, Range(ge=4, le=4096, unit="pixels")]
 ShareOfArea = Annotated[list[float], Pair, rising(1)]
-
-SPEED = "nothing changes but speed"
 
 
 class Data(Section):

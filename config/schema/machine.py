@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from config.schema.ranges import AtLeastOne, Auto, Free, NotNegative, Range, ZeroOrMore
-from config.schema.setting import Section, setting
+from config.schema.setting import SPEED, Section, setting
 
 ROUNDING = "losses change by rounding"
 LAUNCH = "from this start on"
@@ -17,7 +17,7 @@ class Engine(Section):
     stage: Literal["auto"] | Annotated[int, Range(ge=0, le=3)] = setting(
         "auto",
         "of ZeRO; several GPUs take 1, all else 0",
-        resume=f"the state is cut anew; {ROUNDING}",
+        resume=f"the state is divided again; {ROUNDING}",
         expected="auto, 0, 1, 2 or 3",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
@@ -28,7 +28,7 @@ class Engine(Section):
     accumulation: AtLeastOne = setting(
         1,
         "parts of the batch that go through the network one after the other, in one step",
-        resume="each part has codes of its own, so losses change",
+        resume="each part has its own codes, so losses change",
     )
     clipping: NotNegative = setting(
         0.0, "largest norm of the gradient; 0: no clipping", resume="the new limit holds from now on"
@@ -53,11 +53,11 @@ class Engine(Section):
     max_skipped_steps: AtLeastOne = setting(
         50, "the run ends after so many steps in a row with fp16 overflow", resume="the new limit holds from now on"
     )
-    wall_clock_breakdown: bool = setting(False, "DeepSpeed's own timers", resume="nothing changes but speed")
+    wall_clock_breakdown: bool = setting(False, "DeepSpeed's own timers", resume=SPEED)
     comms_logger: bool = setting(
         False,
         "counts collectives; waits for each, so its times mislead",
-        resume="nothing changes but speed",
+        resume=SPEED,
     )
     deepspeed: Free = setting(
         {}, "anything more for DeepSpeed's configuration", resume="DeepSpeed takes the new configuration"

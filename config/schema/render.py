@@ -32,7 +32,7 @@ Written by `make default-yaml` from `config/schema`. `make help-settings` prints
 
 A recipe (`config/*.yaml`) overrides the defaults, and `key=value` arguments override the recipe. `auto` is chosen from
 the data, the batch and the machine at the start, and printed with the reason. The last column says whether a run may
-resume with another value, and what happens then; "no" means that it would be another run, with a directory of its own.
+resume with another value, and what happens then; "no" means that a change needs another `run.directory`.
 """
 
 

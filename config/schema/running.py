@@ -6,7 +6,7 @@ from typing import Annotated
 
 from config.every import EXAMPLES, is_every
 from config.schema.ranges import AtLeastOne, Auto, Holds, Positive, Range, ZeroOrMore
-from config.schema.setting import Section, setting
+from config.schema.setting import SPEED, Section, setting
 
 NOW = "from now on"
 EVALUATIONS = "later evaluations use it"
@@ -64,7 +64,7 @@ class Evaluation(Section):
     share: Annotated[float, Range(gt=0, le=1, what="a share")] = setting(
         0.875, "of the shorter side that the central crop takes", resume=EVALUATIONS
     )
-    batch_size: AtLeastOne = setting(256, "images a step and process", resume="nothing changes but speed")
+    batch_size: AtLeastOne = setting(256, "images a step and process", resume=SPEED)
     max_train: ZeroOrMore = setting(
         0, "images of the training set to compare with; 0: all", resume="later evaluations use so many"
     )

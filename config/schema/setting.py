@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from config.schema.ranges import alternatives, kind_words, range_words
 
 MISSING = "???"  # OmegaConf's mark of a value to be given
+SPEED = "nothing changes but speed"  # effect of such a change on a resumed run, which then does not mention it
 
 
 class Section(BaseModel):

@@ -1,4 +1,4 @@
-"""How many images a second each loader gives: `python -m perf.loader`, or `make bench`.
+"""The rates of data loaders in images a second: `python -m perf.loader`, or `make bench`.
 
-Ours and the peers take turns in one run, so that their ratios hold on any machine.
+swave's loaders and other projects' loaders take turns in one run, so that their ratios hold on any machine.
 """

@@ -1,27 +1,28 @@
-"""How many images a second each loader gives on this machine: SwAV's crops from JPEG files, on the CPU.
+"""The rates of data loaders on this machine in images a second: SwAV's crops from JPEG files, on the CPU.
 
     python -m perf.loader [--json FILE] [--data PATH] [--budget SECONDS] [--config RECIPE] [key=value ...]
 
-Contenders take turns of a second or two, round after round, all on the same cores, and never at the same time.
+Contenders take turns of a second or two, round after round, on the same cores and never at the same time.
 
     full     files -> 2 x 224 and 6 x 96 pixel crops with all of SwAV's augmentation, normalised float32 in batches
-             ffcv, dali          our loader with these backends: order, reading, draw, backend, hand-over
-             ffcv-affine         ffcv with crops.jitter.exact=false: one affine map in place of the color steps
-             ffcv-kernel         of ffcv the kernel alone, on bytes in memory
+             ffcv, dali          swave's loader with these backends: order, reading, draw, backend, hand-over
+             ffcv-affine         ffcv with crops.jitter.exact=false: one affine map instead of the color steps
+             ffcv-kernel         only the kernel of ffcv, on bytes in memory
              dali-random         DALI with its own reader and random operators, one decode an image
              torchvision         the published recipe: DataLoader, PIL, torchvision's transforms
-    crops    JPEG bytes in memory -> the same crops as uint8, without color and blur: what a GPU leaves to the CPU
-             ffcv                our kernel
+    crops    JPEG bytes in memory -> the same crops as uint8, without color and blur: the CPU's work if a GPU does these
+             ffcv                swave's kernel
              ffcv-stock-one-view FFCV's own loader on a .beton, and one crop instead of eight
-    decode   JPEG bytes in memory -> pixels: libjpeg-turbo alone, the yardstick
+    decode   JPEG bytes in memory -> pixels: only libjpeg-turbo, the reference
 
-Beside rates: CPU time and memory of each, the time of the kernel's stages, how fast storage gives the files, how many
-GPUs the rates would feed, and with --sweep or --budget our backends against threads, batch and image size.
+The report also has CPU time and memory of each contender, the time of the kernel's stages, the speed of the storage,
+the number of GPUs that the rates can feed, and with --sweep or --budget the rates of swave's backends against threads,
+batch and image size.
 
-Images: those of --data, or 1,200 JPEGs made from photographs of scikit-image and -learn, kept in data/bench:
+Images: those of --data, or 1,200 JPEGs made from photographs of scikit-image and scikit-learn, kept in data/bench:
 `--images-like bench`, about 500 x 375 pixels and 76 kB, or `imagenet`, 90 to 4,288 pixels and 100 kB on average (the
-default under --budget). The files are in the page cache, except where storage itself is measured. --config and
-key=value, as for train.py, choose other crops.
+default with --budget). The files are in the page cache, except when storage itself is measured. --config and key=value,
+as for train.py, choose other crops.
 """
 
 from __future__ import annotations
@@ -60,19 +61,29 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("python -m perf.loader", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--data", metavar="PATH", help="your own images: anything that data.path takes")
-    parser.add_argument("--config", metavar="RECIPE", help="the recipe whose crops are made (default: the defaults')")
+    parser.add_argument(
+        "--config", metavar="RECIPE", help="the recipe that defines the crops (default: config/default.yaml)"
+    )
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="choose rounds, turns and sweep to fit")
-    parser.add_argument("--images", type=int, help="how many of them, evenly spread (default 1200)")
-    parser.add_argument("--images-like", choices=tuple(LIKE), help="what made images are like (see above)")
-    parser.add_argument("--backends", default=",".join(BACKENDS), help="default: all, " + ",".join(BACKENDS))
+    parser.add_argument("--images", type=int, help="how many images, evenly spread (default 1200)")
+    parser.add_argument("--images-like", choices=tuple(LIKE), help="the kind of made images (see above)")
+    parser.add_argument(
+        "--backends", default=",".join(BACKENDS), help="some contenders (default: all, " + ",".join(BACKENDS) + ")"
+    )
     parser.add_argument("--batch", type=int, default=64, help="images a batch (default 64)")
-    parser.add_argument("--threads", type=int, default=0, help="cores, and threads or workers on them (default: all)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="number of cores, and of threads or workers (default: all cores)"
+    )
     parser.add_argument("--rounds", type=int, help="turns of each contender (default 5)")
-    parser.add_argument("--seconds", type=float, help="length of a turn, at least (default 1.5)")
+    parser.add_argument("--seconds", type=float, help="least length of a turn (default 1.5)")
     parser.add_argument("--sweep", action=argparse.BooleanOptionalAction, help="vary threads, batch and image size")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the measuring of memory out")
-    parser.add_argument("--gpu-rate", type=float, metavar="RATE", help="images/s that a GPU trains on, for GPUs fed")
-    parser.add_argument("--step-json", type=Path, metavar="FILE", help="the same from what perf.step wrote on a GPU")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure memory")
+    parser.add_argument(
+        "--gpu-rate", type=float, metavar="RATE", help="images/s that a GPU trains on, for the number of GPUs fed"
+    )
+    parser.add_argument(
+        "--step-json", type=Path, metavar="FILE", help="take this rate from a report of perf.step on a GPU"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the recipe")
     return parser.parse_intermixed_args(arguments)
 
@@ -86,7 +97,7 @@ def run(options: argparse.Namespace, stopped: Sequence[BaseException] = ()) -> d
 
 
 def prepared(options: argparse.Namespace) -> tuple[Crops, Plan]:
-    """Crops and plan; fills in what `options` leave open. Raises ValueError for arguments that cannot work."""
+    """Crops and plan; completes `options`. Raises ValueError for arguments that cannot work."""
     options.backends = options.backends.split(",")
     check(options, len(os.sched_getaffinity(0)))
     for text in options.settings:
@@ -94,7 +105,7 @@ def prepared(options: argparse.Namespace) -> tuple[Crops, Plan]:
             raise ValueError(f"{text}: expected key=value; a recipe is given as --config={text}")
         if text.startswith("data.path="):
             if options.data is not None:
-                raise ValueError(f"{text}: --data={options.data} is given too; take one of them")
+                raise ValueError(f"{text}: --data={options.data} is given too; give only one of them")
             options.data = text.partition("=")[2]
     crops = crops_of(options.config, options.settings)
     options.usual_crops = crops == crops_of(None, [])
@@ -106,12 +117,12 @@ def prepared(options: argparse.Namespace) -> tuple[Crops, Plan]:
 
 def check(options: argparse.Namespace, cores: int) -> None:
     """Raises ValueError, one line, for arguments that cannot work."""
-    told = ",".join(options.backends)
+    given = ",".join(options.backends)
     for name in options.backends:
         if name not in BACKENDS:
-            raise ValueError(f"--backends={told}: unknown backend {name!r}; take some of {','.join(BACKENDS)}")
+            raise ValueError(f"--backends={given}: unknown backend {name!r}; take some of {','.join(BACKENDS)}")
     if len(set(options.backends)) < len(options.backends):
-        raise ValueError(f"--backends={told}: name each backend once")
+        raise ValueError(f"--backends={given}: name each backend once")
     for name in ("images", "batch", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -1,4 +1,4 @@
-"""Who takes part in the loader's benchmark, and how each is made."""
+"""The contenders of the loader benchmark, and how to make each."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ NEEDS_JPEGS = ("ffcv-stock-one-view", "ffcv-kernel", "libjpeg-turbo")
 
 @dataclass(frozen=True)
 class Material:
-    """What contenders work on: the table, its JPEGs in memory, the crops, images a batch, and a folder to write to."""
+    """Input of the contenders: the table, its JPEGs in memory, crops, images a batch, and a folder for their files."""
 
     table: SampleTable
     jpegs: Jpegs
     crops: Crops
     batch: int
     scratch: Path
-    files: list[str] = field(default_factory=list)  # filled where a contender knows only files
+    files: list[str] = field(default_factory=list)  # of the table, for contenders that read only files
 
 
 def crops_of(config: str | None, settings: Sequence[str]) -> Crops:
-    """The crops of a recipe with `key=value` settings; without a recipe the defaults'. Raises ValueError."""
+    """The crops of a recipe (None: the defaults) with `key=value` settings. Raises ValueError for mistakes in them."""
     data = [] if any(text.startswith("data.path=") for text in settings) else ["data.path=none"]
     return crops_from_config(load_config([config or str(DEFAULTS), *data, *settings]).crops)
 
 
 def line_up(backends: Sequence[str], enough: bool, threads: int) -> list[Key]:
-    """All contenders in the order in which they are made; `enough`: whether a batch of JPEGs is in memory."""
+    """All contenders, in the order in which to make them. enough: whether memory holds a batch owners JPEGs."""
     one_core = [1] if threads > 1 and "ffcv" in backends else []
-    found: list[Key] = [("ffcv-stock-one-view", "crops", threads)]  # first: FFCV's writer forks
-    found += [(name, "full", threads) for name in ("torchvision", "dali-random", "dali", "ffcv-affine")]
+    keys: list[Key] = [("ffcv-stock-one-view", "crops", threads)]  # first: FFCV's writer forks
+    keys += [(name, "full", threads) for name in ("torchvision", "dali-random", "dali", "ffcv-affine")]
     for cores in (threads, *one_core):
-        found += [("ffcv", "full", cores), ("ffcv", "crops", cores), ("libjpeg-turbo", "decode", cores)]
-    found += [("ffcv-kernel", "full", threads)]
-    of = {"libjpeg-turbo": None, "ffcv-kernel": "ffcv"}  # belongs to whom
-    wanted = [key for key in found if of.get(key[0], key[0]) in (None, *backends)]
-    return [key for key in wanted if enough or not in_memory(key)]
+        keys += [("ffcv", "full", cores), ("ffcv", "crops", cores), ("libjpeg-turbo", "decode", cores)]
+    keys += [("ffcv-kernel", "full", threads)]
+    owners = {"libjpeg-turbo": None, "ffcv-kernel": "ffcv"}  # included with this backend; None: always
+    chosen = [key for key in keys if owners.get(key[0], key[0]) in (None, *backends)]
+    return [key for key in chosen if enough or not in_memory(key)]
 
 
 def in_memory(key: Key) -> bool:
-    """Whether a contender works on JPEGs in memory."""
+    """Whether a contender takes JPEGs from memory."""
     return key[0] in NEEDS_JPEGS or key[1] == "crops"
 
 
 def make(key: Key, material: Material) -> Contender:
-    """One contender, ready."""
+    """Make one contender."""
     from perf.images import files_of
-    from perf.loader import ours, peers
+    from perf.loader import peers, swave_loaders
 
     backend, mode, cores = key
     crops, batch = material.crops, material.batch
@@ -74,5 +74,5 @@ def make(key: Key, material: Material) -> Contender:
     if backend in makers:
         return makers[backend]()
     if in_memory(key):
-        return ours.kernel(mode, material.jpegs, crops, batch, cores)
-    return ours.loader(backend, material.table, crops, batch, cores)
+        return swave_loaders.kernel(mode, material.jpegs, crops, batch, cores)
+    return swave_loaders.loader(backend, material.table, crops, batch, cores)

@@ -1,4 +1,4 @@
-"""Figures out of turns, and how they are shown."""
+"""Computes the figures of the loader benchmark from its turns, and prints its report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATIOS = {  # name -> (numerator, denominator), each a (backend, mode)
     "time_over_decode": (DECODE, FULL),
     "crops_over_decode": (CROPS, DECODE),
 }
-TARGETS = {  # name -> what it should be at least, or (time, memory) at most
+TARGETS = {  # least value of each figure; largest value of those in AT_MOST
     "full_over_torchvision": 6.0,
     "full_over_dali": 3.5,
     "time_over_decode": 2.5,
@@ -28,36 +28,36 @@ TARGETS = {  # name -> what it should be at least, or (time, memory) at most
 }
 AT_MOST = ("time_over_decode", "above_imports_mb")
 WORDS = {
-    "full_over_torchvision": "ffcv, full: rate over torchvision's",
-    "full_over_dali": "ffcv, full: rate over our dali backend's",
-    "full_over_dali_random": "ffcv, full: rate over dali-random's",
-    "affine_over_full": "ffcv-affine, full: rate over ffcv's",
-    "time_over_decode": "ffcv, full: time over the bare decode's",
-    "crops_over_decode": "ffcv, crops: rate over the bare decode's",
+    "full_over_torchvision": "ffcv, full: rate / torchvision's",
+    "full_over_dali": "ffcv, full: rate / that of swave's dali backend",
+    "full_over_dali_random": "ffcv, full: rate / dali-random's",
+    "affine_over_full": "ffcv-affine, full: rate / ffcv's",
+    "time_over_decode": "ffcv, full: time / that of bare decoding",
+    "crops_over_decode": "ffcv, crops: rate / that of bare decoding",
 }
 
 
 def figures(contenders: Sequence[Contender], turns: Sequence[Sequence[Turn]], cores: int) -> dict[str, Any]:
-    """The results of all contenders on `cores` cores, the rate of the bare decode, ratios, and how rates scale."""
+    """The results of all contenders on `cores` cores, the rate of bare decoding, ratios, and the gain from cores."""
     rates = {
-        (contender.backend, contender.mode, contender.cores): [turn.rate for turn in done]
-        for contender, done in zip(contenders, turns, strict=True)
+        (contender.backend, contender.mode, contender.cores): [turn.rate for turn in own_turns]
+        for contender, own_turns in zip(contenders, turns, strict=True)
     }
     costs = {
-        (contender.backend, contender.mode, contender.cores): median(1000 * t.cpu_seconds / t.images for t in done)
-        for contender, done in zip(contenders, turns, strict=True)
+        (contender.backend, contender.mode, contender.cores): median(1000 * t.cpu_seconds / t.images for t in own_turns)
+        for contender, own_turns in zip(contenders, turns, strict=True)
     }
     results = [
         {
             "backend": backend,
             "mode": mode,
-            "images_per_second": round(median(found), 1),
-            "min": round(min(found), 1),
-            "max": round(max(found), 1),
-            "rounds": [round(rate, 1) for rate in found],
+            "images_per_second": round(median(rounds), 1),
+            "min": round(min(rounds), 1),
+            "max": round(max(rounds), 1),
+            "rounds": [round(rate, 1) for rate in rounds],
             "cpu_ms_per_image": round(costs[(backend, mode, used)], 3),
         }
-        for (backend, mode, used), found in rates.items()
+        for (backend, mode, used), rounds in rates.items()
         if used == cores
     ]
     decode = rates.get((*DECODE, cores))
@@ -75,7 +75,10 @@ def figures(contenders: Sequence[Contender], turns: Sequence[Sequence[Turn]], co
 
 
 def scaling(rates: Mapping[tuple[str, str, int], Sequence[float]], cores: int) -> dict[str, Any]:
-    """Gain in rate from one core to `cores`, of each kind and of ours over the bare decode's; {} without such turns."""
+    """Gain in rate from one core to `cores`, by mode and relative to bare decoding; {} if this was not measured.
+
+    rates: images a second of each round, by (backend, mode, cores).
+    """
     gains = {
         mode: [many / one for many, one in zip(rates[(backend, mode, cores)], rates[(backend, mode, 1)], strict=True)]
         for backend, mode in (DECODE, FULL, CROPS)
@@ -83,12 +86,12 @@ def scaling(rates: Mapping[tuple[str, str, int], Sequence[float]], cores: int) -
     }
     if "decode" not in gains:
         return {}
-    found: dict[str, Any] = {"cores": [1, cores]}
+    figures: dict[str, Any] = {"cores": [1, cores]}
     for mode, gain in gains.items():
-        found[mode] = round(median(gain), 3)
+        figures[mode] = round(median(gain), 3)
         if mode != "decode":
-            found[f"{mode}_over_decode"] = round(within_rounds(gain, gains["decode"]), 3)
-    return found
+            figures[f"{mode}_over_decode"] = round(within_rounds(gain, gains["decode"]), 3)
+    return figures
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -97,9 +100,9 @@ def show(report: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(width=None if Console().is_terminal else 110)
-    images, settings, where = report["images"], report["settings"], report["machine"]
+    images, settings, machine = report["images"], report["settings"], report["machine"]
     console.print(
-        f"\n{where['cpu']}, {settings['threads']} of {where['cores']} cores; {images['count']} images of "
+        f"\n{machine['cpu']}, {settings['threads']} of {machine['cores']} cores; {images['count']} images of "
         f"{images['mean_width']} x {images['mean_height']} pixels, {images['mean_bytes'] / 1000:.0f} kB on average; "
         f"batches of {settings['batch']}; {settings['rounds']} rounds"
     )
@@ -130,20 +133,20 @@ def show(report: Mapping[str, Any]) -> None:
         steps = Table(*(_right(name) for name in report["stages_ms"]), title="ffcv, full: CPU ms an image")
         steps.add_row(*(f"{value:.3f}" for value in report["stages_ms"].values()))
         console.print(steps)
-    if where["taken_by_others"] > 0.02:
-        told = f"Other programs took {where['taken_by_others']:.0%} of this machine's CPU time meanwhile"
-        console.print(f"{told}: rates are too low, and ratios less certain.")
+    if machine["taken_by_others"] > 0.02:
+        share = f"Other programs took {machine['taken_by_others']:.0%} of this machine's CPU time"
+        console.print(f"{share}: rates are too low, and ratios less certain.")
 
 
 def _checks(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows of what has a target, or belongs there: name, value, target and whether it is met."""
+    """Rows of the figures that have targets, and of related ones: name, value, target and whether it is met."""
     rows = [(WORDS[name], f"{value:.2f}", _verdict(name, value)) for name, value in report["ratios"].items()]
     for mode in ("full", "crops"):
         value = report["scaling"].get(f"{mode}_over_decode")
         if value is not None:
             step = "1 to {1} cores".format(*report["scaling"]["cores"])
             rows.append(
-                (f"ffcv, {mode}: gain from {step} over the decode's", f"{value:.2f}", _verdict("scaling", value))
+                (f"ffcv, {mode}: gain from {step} / that of decoding", f"{value:.2f}", _verdict("scaling", value))
             )
     memory = report["memory"]
     if memory:
@@ -151,7 +154,7 @@ def _checks(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         what = f"ffcv, crops, batch {memory['batch']}: peak memory above imports"
         rows.append((what, f"{value:.0f} MB", _verdict("above_imports_mb", value)))
         first, last = memory["epochs_mb"][0], memory["epochs_mb"][-1]
-        rows.append((f"  the same, after epoch 1 and {len(memory['epochs_mb'])}", f"{first:.0f}, {last:.0f} MB", ""))
+        rows.append((f"  after epoch 1 and {len(memory['epochs_mb'])}", f"{first:.0f}, {last:.0f} MB", ""))
     return rows
 
 

@@ -1,18 +1,18 @@
-"""What memory the CPU half of a GPU's loader takes, measured in a process of its own.
+"""Memory of the CPU half of a GPU's loader, measured in a separate process.
 
     python -m perf.loader.gpu_feed_memory TABLE.npz --batch 256 --threads 2 --epochs 10
 
-It runs the training loader with the ffcv backend as on a GPU, up to the hand-over: where crops go across, here they
-are let go of, since there they are in the GPU's memory by the time their host memory is used again. Prints one line of
-JSON; in MB (1e6 bytes) of resident memory:
+The program runs the training loader with the ffcv backend as for a GPU, but drops the crops instead of copying them to
+the GPU: in training they are in GPU memory before their host memory is used again. It prints one line of JSON, in MB
+(1e6 bytes) of resident memory:
 
-    imports_mb        after all imports: the interpreter with torch, numba and numpy
-    built_mb          with table, reader and kernel, before the first batch
-    epochs_mb         after each epoch
-    peak_mb           the highest from building on
-    above_imports_mb  peak_mb - imports_mb
-    cpu_above_imports_mb  the same of the loader on a CPU alone: float32 crops, 478 MB for 256 images, of which the
-                          training loop holds one batch, one waits, and one or two are made
+    imports_mb            after all imports: the interpreter with torch, numba and numpy
+    built_mb              with table, reader and kernel, before the first batch
+    epochs_mb             after each epoch
+    peak_mb               the highest after building
+    above_imports_mb      peak_mb - imports_mb
+    cpu_above_imports_mb  the same for the loader without a GPU: float32 crops, 478 MB for 256 images; the training loop
+                          holds one batch, one waits, and one or two are in the making
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import pipeline.backends.ffcv
-import pipeline.kernel.kernel  # with numba, which the backend imports when it is made
+import pipeline.kernel.kernel  # imports numba, as the backend does when it is made
 from common.cli import Parser
 from perf.loader.contenders import crops_of
 from pipeline.crops import Crops
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--config", help="a recipe whose crops are made; default: the defaults'")
-    parser.add_argument("settings", nargs="*", help="key=value of the recipe")
+    parser.add_argument("--config", help="the recipe that defines the crops (default: config/default.yaml)")
+    parser.add_argument("settings", nargs="*", help="settings of the recipe, key=value")
     options = parser.parse_intermixed_args(arguments)
     crops = crops_of(options.config, options.settings)
     print(json.dumps(measure(options.table, crops, options.batch, options.threads, options.epochs)))
@@ -49,10 +49,10 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(path: Path, crops: Crops, batch: int, threads: int, epochs: int) -> dict[str, object]:
-    """See the head of this file."""
+    """The figures of this program, see the top of this file. path: of a sample table (.npz)."""
     imports = resident("VmRSS")
     table = SampleTable.load(path)
-    pipeline.backends.ffcv.finish_on_gpu = across  # type: ignore[assignment]
+    pipeline.backends.ffcv.finish_on_gpu = drop_crops  # type: ignore[assignment]
     loader = Loader(table, crops, backend="ffcv", seed=0, global_batch=batch, threads=threads, device_id=0)
     built = resident("VmRSS")
     after, peak = run(loader, epochs)
@@ -69,26 +69,26 @@ def measure(path: Path, crops: Crops, batch: int, threads: int, epochs: int) -> 
     }
 
 
-def across(groups: list[Tensor], *_: object) -> list[Tensor]:
-    """In place of `finish_on_gpu`: nothing of the host's memory is held."""
+def drop_crops(groups: list[Tensor], *_: object) -> list[Tensor]:
+    """Replaces `finish_on_gpu`: returns empty tensors, so that no host memory stays in use."""
     return [torch.empty(0, *group.shape[1:], dtype=group.dtype) for group in groups]
 
 
 def run(loader: Loader, epochs: int) -> tuple[list[float], float]:
-    """Resident memory after each epoch, and the highest."""
+    """Run and close the loader; resident memory after each epoch and its peak, in MB."""
     forget_peak()
     after = []
     for _ in range(epochs):
         for batch in loader:
             del batch
         after.append(resident("VmRSS"))
-    peak = max(resident("VmHWM"), *after)  # Linux notes the highest some pages late
+    peak = max(resident("VmHWM"), *after)  # Linux updates VmHWM some pages late
     loader.close()
     return after, peak
 
 
 def resident(field: str) -> float:
-    """VmRSS (now) or VmHWM (highest) of this process, in MB."""
+    """VmRSS (now) or VmHWM (peak) of this process, in MB (1e6 bytes). Raises OSError."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return round(int(line.split()[1]) * 1024 / 1e6, 1)
@@ -96,7 +96,7 @@ def resident(field: str) -> float:
 
 
 def forget_peak() -> None:
-    """Let VmHWM begin anew; where that is forbidden it goes on from the start of the process, and tells too much."""
+    """Reset VmHWM. Where this is forbidden, VmHWM stays the peak since the start of the process: an overestimate."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -1,17 +1,17 @@
-"""JPEGs in sizes like ImageNet's, or all of one size, made from the photographs of `perf/images.py`.
+"""JPEGs with the sizes of ImageNet's images, or all of one size, made from the photographs of `perf/images.py`.
 
-What is known of ImageNet's training set, and what the shares below were fitted to:
+The shares below are fitted to these facts about ImageNet's training set:
 
     bytes     138 GB in 1,281,167 files: 108 kB an image
-    pixels    FFCV's table of its size as raw RGB, with longer sides cut to 256, 384, 512 and 1600 pixels: 170, 371, 616
-              and 789 GB, so 44, 97, 160 and 205 thousand pixels an image
-    coding    most files are of quality 96 and without chroma subsampling, as Flickr made its pictures of 500 pixels
-              (terryalanunlimited.com, "Compression in the ImageNet Dataset"); others are taken for 4:2:0 at 85 here
-    shapes    most are 500 pixels long, at 4:3 or 3:2; two in seven upright
+    pixels    170, 371, 616 and 789 GB as raw RGB with longer sides cut to 256, 384, 512 and 1600 pixels (a table of
+              FFCV), so 44, 97, 160 and 205 thousand pixels an image
+    coding    most files have quality 96 without chroma subsampling, as Flickr coded its pictures of 500 pixels
+              (terryalanunlimited.com, "Compression in the ImageNet Dataset"); the others have 4:2:0 at 85 here
+    shapes    most are 500 pixels long, at 4:3 or 3:2; two in seven are upright
 
-The shares themselves are not published; these give 45, 96, 158 and 200 thousand pixels and 100 kB, with 1.5 % longer
-than 1,024 pixels and the longest at 4,288. A batch that holds one waits for it, and the
-rates of short turns scatter by it.
+The shares of the sizes are not published. The ones below give 45, 96, 158 and 200 thousand pixels and 100 kB; 1.5 % of
+the images are longer than 1,024 pixels, the longest has 4,288. A batch waits for its largest image, so the rates of
+short turns vary.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from itertools import accumulate
 import numpy as np
 from PIL import Image
 
-GOLDEN = (5**0.5 - 1) / 2  # steps of this through [0, 1) spread evenly, however many there are
+GOLDEN = (5**0.5 - 1) / 2  # any number of steps of this size spreads evenly over [0, 1)
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """A share of the images, with their longer side (log-uniform) and shorter over longer side (uniform)."""
+    """A share of the images. longer: range of the longer side, log-uniform; ratio: of shorter / longer, uniform."""
 
     share: float
     longer: tuple[int, int]
@@ -49,14 +49,14 @@ STRATA = (
     Stratum(0.006, (1600, 4288), (0.66, 0.75)),
 )
 UPRIGHT = 2 / 7
-SIZES = ((250, 188), (500, 375), (1600, 1200))  # width, height: of the sets whose images are all alike
+SIZES = ((250, 188), (500, 375), (1600, 1200))  # width, height; a set of images has only one of these sizes
 
 
 def size_of(index: int) -> tuple[int, int]:
-    """Width and height in pixels of image `index`. Any stretch of a hundred images has about the shares of STRATA."""
+    """Width and height in pixels of image `index`. Any hundred successive images have about the shares of STRATA."""
     ends = list(accumulate(stratum.share for stratum in STRATA))
-    place = (0.5 + index * GOLDEN) % 1.0 * ends[-1]
-    stratum = STRATA[min(bisect(ends, place), len(STRATA) - 1)]
+    point = (0.5 + index * GOLDEN) % 1.0 * ends[-1]
+    stratum = STRATA[min(bisect(ends, point), len(STRATA) - 1)]
     random = np.random.default_rng((index, 1))
     low, high = stratum.longer
     longer = round(low * (high / low) ** random.random())
@@ -65,19 +65,21 @@ def size_of(index: int) -> tuple[int, int]:
 
 
 def imagenet_like(sources: list[Image.Image], index: int) -> bytes:
-    """A random part of one of the photographs as a JPEG of ImageNet's sizes; which one is a function of `index`."""
+    """A random part of a photograph as a JPEG with the size of `index`, which also decides the part."""
     width, height = size_of(index)
     return encoded(part_of(sources, index, width, height), flickr=max(width, height) == 500)
 
 
 def of_size(sources: list[Image.Image], index: int, width: int, height: int) -> bytes:
-    """The same at one size, coded as ImageNet's pictures of that size are."""
+    """A random part of a photograph at this size, coded as ImageNet's images of the size."""
     return encoded(part_of(sources, index, width, height), flickr=max(width, height) == 500)
 
 
 def part_of(sources: list[Image.Image], index: int, width: int, height: int) -> Image.Image:
-    """A random part of a photograph at this size: made smaller, or out of mirrored tiles where it is larger than the
-    photograph, so that large images have details as fine as small ones."""
+    """A random part of a photograph, scaled down to this size; for a larger size, mirrored tiles of the photograph.
+
+    So large images have details as fine as small ones. `index` decides the photograph and the part.
+    """
     random = np.random.default_rng((index, 2))
     source = sources[index % len(sources)]
     if width <= source.width and height <= source.height:
@@ -95,7 +97,7 @@ def part_of(sources: list[Image.Image], index: int, width: int, height: int) -> 
 
 
 def encoded(image: Image.Image, flickr: bool) -> bytes:
-    """As a JPEG: quality 96 without chroma subsampling, or 85 with it."""
+    """JPEG bytes: of quality 96 without chroma subsampling (flickr), or of 85 with it."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=96 if flickr else 85, subsampling=0 if flickr else 2)
     return out.getvalue()

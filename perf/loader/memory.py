@@ -1,11 +1,11 @@
-"""What memory each contender of the loader's benchmark takes, each measured in a process of its own.
+"""Memory of each contender of the loader benchmark, measured in a separate process.
 
     python -m perf.loader.memory TABLE.npz --backend ffcv --mode full --batch 64 --threads 2 [--config RECIPE]
 
-Prints one line of JSON: `memory_mb`, the most memory (1e6 bytes) that the process and its workers held while they made
-batches, above what this process held once its libraries were imported, and `imports_mb`, the latter. Pages of files,
-which the kernel can drop, do not count; memory that processes share counts once. JPEGs that a contender takes from
-memory do not count either; what worker processes import does.
+Prints one line of JSON, in MB (1e6 bytes): `imports_mb`, the memory of the process after its imports, and `memory_mb`,
+how much more the process and its workers held at most while they made batches. Pages of files, which the kernel can
+drop, and JPEGs that a contender takes from memory do not count. Memory that processes share counts once; the imports of
+worker processes count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from perf.loader.contenders import Key, Material, crops_of, in_memory, make
 from pipeline.crops import Crops
 
 GPU_BATCH, GPU_EPOCHS = 256, 10
-EVERY = 0.02  # seconds between looks at the memory
+INTERVAL = 0.02  # seconds between two readings of the memory
 LIBRARIES = {"dali": "nvidia.dali", "dali-random": "nvidia.dali", "torchvision": "torchvision"}
 
 
@@ -43,9 +43,10 @@ def memory_of(
     until: float,
     done: Callable[[], object],
 ) -> dict[Key, float | None]:
-    """MB of each contender, `at_once` of them measured at a time; None for those not begun at `until` (perf_counter).
+    """MB of each contender; None for those that have not begun at `until`, a time of perf_counter.
 
-    recipe: --config and settings. Raises OSError.
+    table: path of a sample table. recipe: --config and settings. at_once: how many to measure at the same time. done:
+    called after each. Raises OSError if a measurement fails.
     """
 
     def measured(key: Key) -> float | None:
@@ -53,25 +54,25 @@ def memory_of(
             return None
         flags = ["--backend", key[0], "--mode", key[1], "--threads", str(key[2]), "--batch", str(batch), *recipe]
         command = [sys.executable, "-m", "perf.loader.memory", str(table.absolute()), *flags]
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if found.returncode:
-            raise OSError(f"measuring the memory of {key[0]} failed: {found.stderr.strip().splitlines()[-1:]}")
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if process.returncode:
+            raise OSError(f"measuring the memory of {key[0]} failed: {process.stderr.strip().splitlines()[-1:]}")
         done()
-        return float(json.loads(found.stdout.splitlines()[-1])["memory_mb"])
+        return float(json.loads(process.stdout.splitlines()[-1])["memory_mb"])
 
     with ThreadPoolExecutor(at_once) as pool:
         return dict(zip(keys, pool.map(measured, keys), strict=True))
 
 
 def gpu_half(table: Path, images: int, threads: int, recipe: Sequence[str]) -> dict[str, Any]:
-    """What perf/loader/gpu_feed_memory.py tells of the ffcv backend on a GPU's host. Raises OSError."""
+    """Memory of the ffcv backend on a GPU's host: the JSON of perf.loader.gpu_feed_memory. Raises OSError."""
     settings = {"batch": min(GPU_BATCH, images), "threads": threads, "epochs": GPU_EPOCHS}
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "perf.loader.gpu_feed_memory", str(table.absolute()), *flags, *recipe]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if found.returncode:
-        raise OSError(f"measuring the memory failed: {found.stderr.strip().splitlines()[-1:]}")
-    return json.loads(found.stdout)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if process.returncode:
+        raise OSError(f"measuring the memory failed: {process.stderr.strip().splitlines()[-1:]}")
+    return json.loads(process.stdout)
 
 
 def main(arguments: list[str]) -> int:
@@ -91,11 +92,11 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(key: Key, options: argparse.Namespace, crops: Crops, scratch: Path) -> dict[str, float]:
-    """See the head of this file."""
+    """The figures of this program, see the top of this file. key: backend, mode and cores."""
     import importlib
 
     from perf.images import Jpegs, jpegs_in_memory
-    from perf.loader import ours  # with torch and numba, which every loader's user has imported
+    from perf.loader import swave_loaders  # imports torch and numba, as users of every loader do
     from pipeline.dataset.table import SampleTable
 
     if key[0] in LIBRARIES:
@@ -103,13 +104,13 @@ def measure(key: Key, options: argparse.Namespace, crops: Crops, scratch: Path) 
     table = SampleTable.load(options.table)
     jpegs = Jpegs([], table.height[:0], table.width[:0])
     if in_memory(key):
-        jpegs = jpegs_in_memory(table, lambda found: ours.accepted(found, crops, options.threads))
-    before = held()
+        jpegs = jpegs_in_memory(table, lambda jpegs: swave_loaders.accepted(jpegs, crops, options.threads))
+    before = held_bytes()
     highest, stop = [before], threading.Event()
 
     def watch() -> None:
-        while not stop.wait(EVERY):
-            highest[0] = max(highest[0], held())
+        while not stop.wait(INTERVAL):
+            highest[0] = max(highest[0], held_bytes())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -121,14 +122,14 @@ def measure(key: Key, options: argparse.Namespace, crops: Crops, scratch: Path) 
     return {"memory_mb": round((highest[0] - before) / 1e6, 1), "imports_mb": round(before / 1e6, 1)}
 
 
-def held() -> int:
-    """Bytes of this process and all below it: their own pages, and those they share among each other in proportion."""
+def held_bytes() -> int:
+    """Bytes that this process and its descendants hold; pages that they share count once."""
     process = psutil.Process()
     return sum(own_pages(each.pid) for each in [process, *process.children(recursive=True)])
 
 
 def own_pages(process: int) -> int:
-    """Bytes of a process that are no file's (of libraries, or of images in the page cache); 0 of one that has ended."""
+    """Bytes of a process without pages of files, such as libraries or cached images; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:

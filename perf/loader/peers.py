@@ -1,4 +1,4 @@
-"""The peers: what others would load SwAV's crops with, each in its own best manner, from files in the page cache."""
+"""The peers: other ways to load SwAV's crops from files in the page cache, each with its best settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from pipeline.crops import Blur, Crops, View
 def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Contender:
     """The published recipe: a torch DataLoader with a worker process for each core, PIL and torchvision's transforms.
 
-    A turn is whole epochs of two batches a worker, from the first request to the last batch: nothing is left under way.
+    A turn is a number of epochs with two batches a worker each, from the first request to the last batch, so that no
+    work is left over.
     """
     from torch.utils.data import DataLoader, RandomSampler
 
@@ -34,7 +35,7 @@ def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
         sampler=RandomSampler(dataset, num_samples=2 * cores * batch),
         num_workers=cores,
         persistent_workers=True,
-        multiprocessing_context="spawn",  # this process has threads, which forks do not survive well
+        multiprocessing_context="spawn",  # this process has threads, and forks of such a process may hang
     )
 
     def turn(seconds: float) -> Turn:
@@ -49,7 +50,7 @@ def torchvision(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
 
 
 class PublishedRecipe:
-    """A dataset of all views of each image file, float32 (3, size, size) tensors, normalised."""
+    """A dataset of image files: for each all views as normalised float32 (3, size, size) tensors."""
 
     def __init__(self, files: list[str], crops: Crops):
         self.files = files
@@ -67,7 +68,7 @@ class PublishedRecipe:
 
 
 def published_transform(crops: Crops, view: View) -> Any:
-    """SwAV's augmentation for one view, in torchvision's operations on PIL images."""
+    """SwAV's augmentation for one view, with torchvision's operations on PIL images."""
     from torchvision import transforms
 
     jitter = crops.jitter
@@ -86,7 +87,7 @@ def published_transform(crops: Crops, view: View) -> Any:
 
 
 class PilBlur:
-    """Gaussian blur by PIL of a PIL image, by chance."""
+    """Gaussian blur of a PIL image by PIL, with the probability of `blur`."""
 
     def __init__(self, blur: Blur):
         self.blur = blur
@@ -101,7 +102,7 @@ class PilBlur:
 
 # ---------------------------------------------------------------------- DALI
 def dali_random(files: list[str], crops: Crops, batch: int, cores: int) -> Contender:
-    """DALI on the CPU as its users write it; batches are torch tensors without a copy."""
+    """DALI on the CPU with its own reader and random operators; batches become torch tensors without a copy."""
     import torch
 
     pipeline = random_pipeline(files, crops, batch, cores)
@@ -117,7 +118,7 @@ def dali_random(files: list[str], crops: Crops, batch: int, cores: int) -> Conte
 
 
 def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> Any:
-    """DALI's own reader, one decode, then random operators for each view, (batch, size, size, 3) float32 normalised."""
+    """DALI's own reader, one decode, then random operators for each view: normalised (batch, size, size, 3) float32."""
     from nvidia.dali import fn, pipeline_def, types
 
     jitter, uniform = crops.jitter, fn.random.uniform
@@ -167,7 +168,7 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
 
 # ---------------------------------------------------------------------- FFCV
 def ffcv_stock(jpegs: Jpegs, crops: Crops, batch: int, cores: int, folder: Path) -> Contender:
-    """FFCV's own loader on a .beton of the same JPEG bytes: one random crop of the first view's size, not all views."""
+    """FFCV's own loader on a .beton of the same JPEG bytes: one random crop in the size of the first view, not all."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import ToTensor
@@ -175,7 +176,7 @@ def ffcv_stock(jpegs: Jpegs, crops: Crops, batch: int, cores: int, folder: Path)
     path, field = write_beton(jpegs, folder)
     view = crops.views[0]
     decoder = RandomResizedCropRGBImageDecoder((view.size, view.size), view.scale, crops.ratio)
-    times = -(-100_000 // len(jpegs))  # an epoch outlasts any turn: FFCV allocates its memory anew in each
+    times = -(-100_000 // len(jpegs))  # an epoch outlasts any turn, since FFCV allocates memory in each epoch
     source = Loader(
         str(path),
         batch_size=batch,
@@ -190,7 +191,7 @@ def ffcv_stock(jpegs: Jpegs, crops: Crops, batch: int, cores: int, folder: Path)
     def turn(seconds: float) -> Turn:
         epoch = iter(source)
         try:
-            return timed((len(images) for (images,) in epoch), seconds, skip=5)  # it works three batches ahead
+            return timed((len(images) for (images,) in epoch), seconds, skip=5)  # FFCV works three batches ahead
         finally:
             epoch.close()
 
@@ -198,12 +199,12 @@ def ffcv_stock(jpegs: Jpegs, crops: Crops, batch: int, cores: int, folder: Path)
 
 
 def write_beton(jpegs: Jpegs, folder: Path) -> tuple[Path, Any]:
-    """A .beton by FFCV's writer in `folder`, and the field to read it with."""
+    """Write a .beton in `folder` with FFCV's writer; returns its path, and the field class to read it with."""
     from ffcv.fields import RGBImageField
     from ffcv.writer import DatasetWriter
 
     class SameBytes(RGBImageField):
-        """FFCV would encode the pixels again, to other bytes than the others decode."""
+        """Stores the given JPEG bytes. FFCV's own field would encode the pixels again, to other bytes."""
 
         def encode(self, destination: Any, image: tuple[np.ndarray, int, int], malloc: Any) -> None:
             encoded, height, width = image
@@ -213,6 +214,6 @@ def write_beton(jpegs: Jpegs, folder: Path) -> tuple[Path, Any]:
 
     path = folder / "images.beton"
     rows = [((image, h, w),) for image, h, w in zip(jpegs.encoded, jpegs.height, jpegs.width, strict=True)]
-    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
+    with contextlib.redirect_stderr(io.StringIO()):  # hides FFCV's progress bar
         DatasetWriter(str(path), {"image": SameBytes()}, num_workers=1).from_indexed_dataset(rows)
     return path, SameBytes

@@ -1,4 +1,4 @@
-"""How a budget of seconds is spent: pure functions from what is known to how long and how often to measure."""
+"""How to spend a budget of seconds: pure functions that choose how long and how often to measure."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 TURN = (0.1, 1.5)  # seconds of a turn: shortest, longest
-SHORT = 200.0  # a budget below this many seconds has no time for everything
+SHORT = 200.0  # seconds; a smaller budget leaves something out
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does.
+    """What a run measures.
 
-    images: at most; rounds, and seconds a turn (None: what the budget allows); stage_rounds: of the kernel's stages;
-    memory_of: "all", "loaders" (those that a training could use) or "none"; gpu_half: whether the ffcv backend's memory
-    on a GPU's host is measured too; sweep: whether there is one, of sweep_rounds with turns of sweep_seconds.
+    images: at most. rounds, seconds: of turns and of a turn (None: as the budget allows). stage_rounds: for the
+    kernel's stages. memory_of: "all", "loaders" (those that a training can use) or "none". gpu_half: measure also the
+    memory of the ffcv backend on a GPU's host. sweep, sweep_rounds, sweep_seconds: whether there is a sweep, its rounds
+    and the seconds of its turns.
     """
 
     images: int
@@ -38,7 +39,7 @@ def plan(
     sweep: bool | None,
     batch: int,
 ) -> Plan:
-    """A plan for `budget` seconds, or without one; what the user gave stays as it is (None: not given)."""
+    """A plan for `budget` seconds (None: no limit). The other arguments are the user's and stay; None: not given."""
     if budget is None:
         return Plan(
             images=images or max(1200, batch),
@@ -66,14 +67,16 @@ def plan(
 
 
 def turn_seconds(fixed: Sequence[float], rounds: int, available: float) -> float:
-    """Length of a turn so that `rounds` of all contenders take `available` seconds. fixed: what a turn of each takes
-    beside it, in seconds (batches that do not count)."""
+    """Length of a turn, so that `rounds` turns of all contenders take `available` seconds.
+
+    fixed: for each contender the seconds that a turn takes in addition (batches that do not count).
+    """
     left = available / rounds - sum(fixed)
     low, high = TURN
     return min(high, max(low, left / max(1, len(fixed))))
 
 
 def rounds_within(fixed: Sequence[float], seconds: float, rounds: int, available: float) -> int:
-    """As many of `rounds` as fit into `available` seconds, but three (or `rounds`, if less): fewer tell nothing."""
+    """As many of `rounds` as fit into `available` seconds; but at least three (or `rounds`), since fewer are no use."""
     each = sum(fixed) + seconds * len(fixed)
     return max(min(3, rounds), min(rounds, int(available / each)))

@@ -1,4 +1,4 @@
-"""A run of the loader's benchmark from checked arguments to its report."""
+"""Runs the loader benchmark: from checked arguments to its report."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     from perf.interleaved import Contender, Turn
     from pipeline.dataset.table import SampleTable
 
-FOLDER = Path("data/bench")  # made images, tables, and what is written for a run and goes with it
+FOLDER = Path("data/bench")  # made images, tables, and temporary files of a run
 LIKE = {"bench": "photographs", "imagenet": "imagenet-like"}  # folders of made images
-MAIN, MEMORY = 0.5, 0.4  # shares of what is left of a budget: for the turns, and for memory of what is left after them
-LEAST = 0.12  # of the budget goes to the sweep, even where all else took longer than it should
-LOADERS = ("ffcv", "dali", "torchvision", "dali-random")  # what a training could use
+TURNS_SHARE, MEMORY_SHARE = 0.5, 0.4  # of the rest of a budget: for the turns, then of what these leave for memory
+SWEEP_SHARE = 0.12  # of the budget for the sweep, at least, even if all else took too long
+LOADERS = ("ffcv", "dali", "torchvision", "dali-random")  # those that a training can use
 
 
 def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence[BaseException] = ()) -> dict[str, Any]:
-    """Get the images, play, put the report together. Raises ValueError for a mistake, and after a turn the first of
-    `stopped`: what a signal raises is lost if it falls into a library's callback."""
+    """Run the whole benchmark; returns its report. Raises ValueError for a mistake.
+
+    stopped: exceptions raised by signals so far (see perf.program); after each turn this raises the first of them.
+    """
     begun = perf_counter()
     cores = sorted(os.sched_getaffinity(0))
     threads = options.threads or len(cores)
@@ -47,19 +49,19 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
     # ------------------------------------------------------------------ images
     from perf.images import choose, jpegs_in_memory
     from perf.interleaved import cpu_seconds, one_turn, play, use_cores
-    from perf.loader import ours
+    from perf.loader import swave_loaders
     from perf.loader.figures import figures
     from perf.loader.gpus_fed import gpu_rate, gpus_fed
     from perf.loader.storage import read_ceilings
     from perf.machine import machine
 
-    where = machine(cores)
+    machine_facts = machine(cores)
     rate = gpu_rate(options.gpu_rate, options.step_json, ROOT / "perf" / "results", options.usual_crops)
     source = options.data or made_images(options.images_like, plan.images, threads)
     table = choose(open_dataset(find_split(source)[0], FOLDER / "tables", setting="--data"), plan.images)
     if len(table) < options.batch:
-        told = f"--batch={options.batch}: there are only {len(table)} images in {source} that every decoder reads"
-        raise ValueError(f"{told}; give more images or a smaller --batch")
+        problem = f"--batch={options.batch}: there are only {len(table)} images in {source} that every decoder reads"
+        raise ValueError(f"{problem}; give more images or a smaller --batch")
     use_cores(used)
 
     def step(bar: Any) -> Callable[[], None]:
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
 
     with tempfile.TemporaryDirectory(dir=_made(FOLDER)) as scratch:
         # ------------------------------------------------------------------ the contenders' turns
-        jpegs = jpegs_in_memory(table, lambda found: ours.accepted(found, crops, threads))
+        jpegs = jpegs_in_memory(table, lambda jpegs: swave_loaders.accepted(jpegs, crops, threads))
         material = Material(table, jpegs, crops, options.batch, Path(scratch))
         keys = line_up(options.backends, len(jpegs) >= options.batch, threads)
         contenders = [make(key, material) for key in keys]
@@ -83,17 +85,17 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
                 one_turn(contender, 0.0, used)  # does not count
                 fixed.append(perf_counter() - start)
                 step(bar)()
-            available = MAIN * left()
+            available = TURNS_SHARE * left()
             seconds = plan.seconds or turn_seconds(fixed, plan.rounds, available)
             rounds = plan.rounds if options.budget is None else rounds_within(fixed, seconds, plan.rounds, available)
             bar.total = len(keys) * (rounds + 1)
             before, start = cpu_seconds(), perf_counter()
             turns = play(contenders, rounds, seconds, used, step(bar), warm_up=0)
             (busy, own), taken = np.subtract(cpu_seconds(), before), perf_counter() - start
-        where["taken_by_others"] = round(max(0.0, busy - own) / (taken * (os.cpu_count() or 1)), 3)
+        machine_facts["taken_by_others"] = round(max(0.0, busy - own) / (taken * (os.cpu_count() or 1)), 3)
 
         # ------------------------------------------------------------------ ceilings, stages, sweep, memory
-        found = figures(contenders, turns, threads)
+        results = figures(contenders, turns, threads)
         stages = stage_figures(contenders, turns, jpegs, crops, threads, plan.stage_rounds)
         reading = read_ceilings(table, threads, min(1.0, seconds), min(3, rounds))
         del contenders
@@ -102,26 +104,26 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
             plan,
             crops,
             table,
-            found["results"],
+            results["results"],
             used,
-            max((1 - MEMORY) * left(), LEAST * (options.budget or 0.0)),
+            max((1 - MEMORY_SHARE) * left(), SWEEP_SHARE * (options.budget or 0.0)),
             step,
         )
         memory = {}
         if plan.memory_of != "none":
-            memory = memory_figures(options, plan, table, found["results"], threads, Path(scratch), left, step)
+            memory = memory_figures(options, plan, table, results["results"], threads, Path(scratch), left, step)
 
-    for result in found["results"]:
+    for result in results["results"]:
         result["memory_mb"] = memory.get("each", {}).get((result["backend"], result["mode"], threads))
     return {
-        **found,
+        **results,
         **swept,
-        "ceilings": {"decode": found["decode_images_per_second"], **reading},
+        "ceilings": {"decode": results["decode_images_per_second"], **reading},
         "stages_ms": stages,
         "memory": memory.get("gpu_half", {}),
-        "gpus_fed": gpus_fed(found["results"], rate),
+        "gpus_fed": gpus_fed(results["results"], rate),
         "gpu_rate": rate,
-        "machine": where,
+        "machine": machine_facts,
         "images": described(table, options) | {"jpegs_in_memory": len(jpegs)},
         "settings": {
             "backends": options.backends,
@@ -139,7 +141,7 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
 
 
 def made_images(like: str, count: int, threads: int) -> Path:
-    """A folder of made JPEGs: `like` "bench" (all of about 500 x 375 pixels) or "imagenet"."""
+    """Make `count` JPEGs and return their folder. like: "bench" (about 500 x 375 pixels) or "imagenet"."""
     from perf.images import jpeg_of, make_jpegs
     from perf.loader.image_sizes import imagenet_like
 
@@ -147,7 +149,7 @@ def made_images(like: str, count: int, threads: int) -> Path:
 
 
 def described(table: SampleTable, options: argparse.Namespace) -> dict[str, Any]:
-    """The images in figures, and where they are from."""
+    """The facts about the images: count, mean sizes and source."""
     return {
         "count": len(table),
         "mean_bytes": round(float(table.length.mean())),
@@ -161,7 +163,7 @@ def described(table: SampleTable, options: argparse.Namespace) -> dict[str, Any]
 
 
 def megapixels(table: SampleTable) -> float:
-    """Megapixels of an image on average."""
+    """Mean megapixels of an image."""
     return float((table.width.astype(float) * table.height).mean() / 1e6)
 
 
@@ -173,23 +175,28 @@ def stage_figures(
     threads: int,
     rounds: int,
 ) -> dict[str, float]:
-    """CPU milliseconds an image: the kernel's stages and their sum, what the loader takes beside the kernel (reading,
-    drawing, passing on; within rounds), and both together; {} without the ffcv backend or JPEGs."""
-    from perf.loader import ours
+    """CPU milliseconds an image of the ffcv backend; {} without this backend or without JPEGs.
 
-    each = {
-        (contender.backend, contender.mode, contender.cores): [1000 * turn.cpu_seconds / turn.images for turn in done]
-        for contender, done in zip(contenders, turns, strict=True)
+    Each stage of the kernel, "kernel" (their sum), "hand_over" (the loader's other work: reading, drawing, passing on;
+    a difference within rounds), and "loader" (both together).
+    """
+    from perf.loader import swave_loaders
+
+    milliseconds = {
+        (contender.backend, contender.mode, contender.cores): [
+            1000 * turn.cpu_seconds / turn.images for turn in own_turns
+        ]
+        for contender, own_turns in zip(contenders, turns, strict=True)
     }
-    alone = each.get(("ffcv-kernel", "full", threads))
-    if alone is None:
+    kernel_alone = milliseconds.get(("ffcv-kernel", "full", threads))
+    if kernel_alone is None:
         return {}
-    found = ours.stages(jpegs, crops, threads, rounds)
-    kernel = found.pop("total")
-    whole = each[("ffcv", "full", threads)]
-    hand_over = median(both - inner for both, inner in zip(whole, alone, strict=True))
-    found |= {"kernel": kernel, "hand_over": hand_over, "loader": kernel + hand_over}
-    return {name: round(value, 4) for name, value in found.items()}
+    times = swave_loaders.stages(jpegs, crops, threads, rounds)
+    kernel = times.pop("total")
+    whole_loader = milliseconds[("ffcv", "full", threads)]
+    hand_over = median(both - inner for both, inner in zip(whole_loader, kernel_alone, strict=True))
+    times |= {"kernel": kernel, "hand_over": hand_over, "loader": kernel + hand_over}
+    return {name: round(value, 4) for name, value in times.items()}
 
 
 def swept_figures(
@@ -202,7 +209,7 @@ def swept_figures(
     available: float,
     step: Callable[[Any], Callable[[], None]],
 ) -> dict[str, Any]:
-    """`sweep`, and `sweep_left_out`: points that the budget or the memory had no room for, each with "why"."""
+    """{"sweep": points with their rates, "sweep_left_out": points without enough time or memory, each with "why"}."""
     import psutil
 
     from perf.loader.sweep import FILES, SIZE_NAMES, choose, cost_of, has_room, points_of, sized_tables, sweep
@@ -219,16 +226,16 @@ def swept_figures(
     left_out = []
     try:
         tables |= sized_tables(FOLDER, len(used))
-    except ValueError as error:  # no photographs to make images of
+    except ValueError as error:  # there are no photographs to make images from
         left_out = [asdict(point) | {"why": str(error)} for point in points if point.source != FILES]
         points = [point for point in points if point.source == FILES]
     free, counts = psutil.virtual_memory().available, {name: len(of) for name, of in tables.items()}
-    taken, others = choose(
+    chosen, not_chosen = choose(
         points, costs, lambda point: has_room(point, crops, counts, free), available - (perf_counter() - start)
     )
-    with progress_bar(len(taken) * (plan.sweep_rounds + 1), "sweep", "turn", True) as bar:
-        found = sweep(taken, tables, crops, used, plan.sweep_rounds, plan.sweep_seconds, step(bar))
-    return {"sweep": found, "sweep_left_out": left_out + others}
+    with progress_bar(len(chosen) * (plan.sweep_rounds + 1), "sweep", "turn", True) as bar:
+        points_with_rates = sweep(chosen, tables, crops, used, plan.sweep_rounds, plan.sweep_seconds, step(bar))
+    return {"sweep": points_with_rates, "sweep_left_out": left_out + not_chosen}
 
 
 def memory_figures(
@@ -241,7 +248,7 @@ def memory_figures(
     left: Callable[[], float],
     step: Callable[[Any], Callable[[], None]],
 ) -> dict[str, Any]:
-    """`each`: MB of contenders; `gpu_half`: what perf.loader.gpu_feed_memory measures."""
+    """{"each": MB of each contender, "gpu_half": the figures of perf.loader.gpu_feed_memory}."""
     from perf.loader.memory import gpu_half, memory_of
 
     table.save(scratch / "table.npz", digests={name: "" for name in table.containers})
@@ -251,15 +258,15 @@ def memory_figures(
         keys = [key for key in order if key in keys]
     recipe = [*(["--config", options.config] if options.config else []), *options.settings]
     until = perf_counter() + left()
-    found: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     with progress_bar(len(keys), "memory", "process", True) as bar:
-        found["each"] = memory_of(
+        memory["each"] = memory_of(
             keys, scratch / "table.npz", options.batch, recipe, len(os.sched_getaffinity(0)), until, step(bar)
         )
     full = ("ffcv", "full") in {(result["backend"], result["mode"]) for result in results}
     if plan.gpu_half and full and left() > 0:
-        found["gpu_half"] = gpu_half(scratch / "table.npz", len(table), threads, recipe)
-    return found
+        memory["gpu_half"] = gpu_half(scratch / "table.npz", len(table), threads, recipe)
+    return memory
 
 
 def _made(folder: Path) -> Path:

@@ -1,8 +1,8 @@
-"""How fast the images' bytes come from storage: out of the page cache, and from the device below it.
+"""How fast storage delivers the bytes of the images: from the page cache, and from the device below it.
 
-The pages of the images, and of nothing else, are dropped from the page cache for that, and `mincore` says whether they
-are gone: some file systems ignore the wish, and then there is no figure. What a host keeps of a virtual disk cannot be
-seen from within, so a machine in a cloud may tell too much.
+For the device, the pages of the images (and no others) are dropped from the page cache. `mincore` says whether they are
+gone: some file systems ignore the request, and then there is no figure. On a virtual disk the figure may be too high,
+since the host may cache the disk.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ import numpy as np
 
 from pipeline.dataset.table import SampleTable
 
-LEFT = 0.02  # of the images' pages may be in the cache after they were dropped
-CHUNK = 16  # rows a task: hand-over costs little, and no thread waits long for the last one
+LEFT = 0.02  # share of the images' pages that may stay in the cache after dropping them
+CHUNK = 16  # rows a task: tasks cost little, and no thread waits long for the last one
 Extent = tuple[str, int, int]  # file, first byte, bytes
 
 
 def read_ceilings(table: SampleTable, threads: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """`read_warm` and `read_cold`: whole images read in random order by `threads` threads, `rounds` times for about
-    `seconds` each, medians of images and MB (1e6 bytes) a second. Of a cold read that cannot be had: None, and "why".
+    """{"read_warm", "read_cold"}: `threads` threads read whole images in random order, in `rounds` of about `seconds`.
+
+    Each has the medians of "images_per_second" and "mb_per_second" (1e6 bytes), and "rounds". If a cold read cannot be
+    measured its figures are None, with "why".
     """
     extents = extents_of(table)
     order = [extents[row] for row in np.random.default_rng(0).permutation(len(extents))]
     with ThreadPoolExecutor(threads) as pool:
-        read_for(pool, order, 600.0, repeat=False)  # all of them once, into the cache
+        read_for(pool, order, 600.0, repeat=False)  # once all images, to fill the cache
         warm = [read_for(pool, order, seconds, repeat=True) for _ in range(rounds)]
         cold, why = [], None
         for _ in range(rounds):
@@ -57,7 +59,7 @@ def rates(rounds: Sequence[tuple[int, int, float]]) -> dict[str, Any]:
 
 
 def extents_of(table: SampleTable) -> list[Extent]:
-    """Where the bytes of each row lie."""
+    """The place of each row's bytes: file, first byte, number of bytes."""
     names = [str(table.root / name) for name in table.containers]
     rows = zip(table.container, table.offset, table.length, strict=True)
     return [(names[container], int(offset), int(length)) for container, offset, length in rows]
@@ -66,7 +68,10 @@ def extents_of(table: SampleTable) -> list[Extent]:
 def read_for(
     pool: ThreadPoolExecutor, extents: Sequence[Extent], seconds: float, repeat: bool
 ) -> tuple[int, int, float]:
-    """Images and bytes read, and seconds taken: all extents once, or for `seconds`; less where time is up before."""
+    """Read all extents once, or again and again (repeat), for at most about `seconds`.
+
+    Returns the number of images and bytes read, and the seconds taken.
+    """
     parts = [extents[first : first + CHUNK] for first in range(0, len(extents), CHUNK)]
     start = perf_counter()
     images, size = 0, 0
@@ -79,7 +84,7 @@ def read_for(
 
 
 def read_part(extents: Sequence[Extent], end: float) -> tuple[int, int]:
-    """Images and bytes read before `end`; each file is opened for its image, as for a folder of them."""
+    """Read extents until `end`, a time of perf_counter; returns images and bytes. Opens the file for each image."""
     images, size = 0, 0
     for path, offset, length in extents:
         if perf_counter() > end:
@@ -95,8 +100,8 @@ def read_part(extents: Sequence[Extent], end: float) -> tuple[int, int]:
 
 # ---------------------------------------------------------------------- the page cache
 def cannot_drop(extents: Sequence[Extent]) -> str | None:
-    """Drop these bytes from the page cache. None, or why it did not succeed."""
-    for flush in (False, True):  # pages that were written just now must reach the disk first
+    """Drop these bytes from the page cache. Returns None, or the reason if that fails."""
+    for flush in (False, True):  # pages written just now must first reach the disk
         for path, offset, length in extents:
             with whole_pages(path, offset, length) as (file, start, size):
                 if flush:
@@ -105,26 +110,26 @@ def cannot_drop(extents: Sequence[Extent]) -> str | None:
         try:
             share = cached_share(extents)
         except OSError as error:
-            return f"mincore cannot tell what is in the page cache ({error.strerror})"
+            return f"mincore does not show the page cache ({error.strerror})"
         if share <= LEFT:
             return None
-    told = f"{share:.0%} of the pages stay in the page cache, or look so"
-    return f"{told}: the file system ignores posix_fadvise(DONTNEED), or the files are another user's"
+    problem = f"{share:.0%} of the pages stay in the page cache, or seem to"
+    return f"{problem}: the file system ignores posix_fadvise(DONTNEED), or another user owns the files"
 
 
 def cached_share(extents: Sequence[Extent]) -> float:
-    """Share of the pages of these bytes that is in the page cache."""
-    inside, pages = 0, 0
+    """The share of the pages of these bytes that are in the page cache. Raises OSError."""
+    cached, pages = 0, 0
     for path, offset, length in extents:
         with whole_pages(path, offset, length) as (file, start, size):
-            found = resident(file, start, size)
-        inside, pages = inside + int(found.sum()), pages + len(found)
-    return inside / max(1, pages)
+            in_cache = resident(file, start, size)
+        cached, pages = cached + int(in_cache.sum()), pages + len(in_cache)
+    return cached / max(1, pages)
 
 
 @contextmanager
 def whole_pages(path: str, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """The open file, and first byte and length of the pages that hold these bytes."""
+    """Open the file: its descriptor, and first byte and length of the pages that hold these bytes."""
     page = mmap.PAGESIZE
     start = offset // page * page
     file = os.open(path, os.O_RDONLY)
@@ -141,12 +146,12 @@ def resident(file: int, start: int, size: int) -> np.ndarray:
     if address == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     try:
-        found = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
-        if libc.mincore(address, size, found):
+        flags = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
+        if libc.mincore(address, size, flags):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         libc.munmap(address, size)
-    return (np.frombuffer(bytes(found), np.uint8) & 1).astype(bool)
+    return (np.frombuffer(bytes(flags), np.uint8) & 1).astype(bool)
 
 
 def _libc() -> Any:

@@ -1,7 +1,7 @@
-"""Rates of our backends against worker threads, batch size and image size: short interleaved turns, one thing varied.
+"""Rates of swave's backends against worker threads, batch size and image size, in short interleaved turns.
 
-The size of the images is varied over made ones that are all alike, in batches of `SIZE_BATCH`: large images in large
-batches would take a turn of many seconds.
+Each point changes one of these. For the image size there are sets of made images of one size, in batches of
+`SIZE_BATCH`: with larger batches a turn of large images would take many seconds.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pipeline.dataset.table import SampleTable
 
 BACKENDS = ("ffcv", "dali")
-BATCHES = (16, 256)  # beside the run's own
+BATCHES = (16, 256)  # besides the run's own
 SIZE_BATCH, SIZE_IMAGES = 16, 48
-SKIPPED = 3  # batches that a loader makes before a turn counts
+SKIPPED = 3  # batches at the start of a turn that do not count
 FILES = "files"  # the run's own images
 SIZE_NAMES = {f"{width} x {height}": (width, height) for width, height in SIZES}
-CROPS_MEGAPIXELS = 0.3  # what an image costs beside its pixels: SwAV's crops take about the time of so many decoded
+CROPS_MEGAPIXELS = 0.3  # SwAV's crops of an image take about the time of decoding so many
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Point:
 
 
 def points_of(backends: Sequence[str], cores: int, batch: int, sizes: Sequence[str]) -> list[Point]:
-    """All points worth measuring, those first that tell most: few and many threads, small batches, image sizes, more
-    threads than cores, what lies between, large batches. Both backends of a point follow each other."""
+    """All points of a sweep, the most useful first: few and many threads, small batches, image sizes, more threads than
+    cores, numbers of threads in between, large batches. The backends of a point follow each other."""
     between = [2**power for power in range(1, 10) if 2**power < cores]
-    ways = [(cores, batch, FILES)]
-    ways += [(1, batch, FILES)] if cores > 1 else []
-    ways += [(cores, BATCHES[0], FILES)]
-    ways += [(cores, SIZE_BATCH, size) for size in sizes]
-    ways += [(threads, batch, FILES) for threads in (2 * cores, *between)]
-    ways += [(cores, size, FILES) for size in BATCHES[1:]]
-    unique = list(dict.fromkeys(ways))
-    return [Point(backend, *way) for way in unique for backend in BACKENDS if backend in backends]
+    settings = [(cores, batch, FILES)]
+    settings += [(1, batch, FILES)] if cores > 1 else []
+    settings += [(cores, BATCHES[0], FILES)]
+    settings += [(cores, SIZE_BATCH, size) for size in sizes]
+    settings += [(threads, batch, FILES) for threads in (2 * cores, *between)]
+    settings += [(cores, size, FILES) for size in BATCHES[1:]]
+    unique = list(dict.fromkeys(settings))
+    return [Point(backend, *setting) for setting in unique for backend in BACKENDS if backend in backends]
 
 
 def cost_of(
     point: Point, rates: Mapping[str, float], cores: int, megapixels: float, rounds: int, seconds: float
 ) -> float:
-    """Seconds that a point will take. rates: images a second of each backend on all cores on the run's own images,
-    which have `megapixels` on average."""
+    """Estimated seconds for a point, with `rounds` turns of `seconds`. rates: images a second of each backend on all
+    `cores` with the run's own images, whose mean size is `megapixels`."""
     width, height = SIZE_NAMES.get(point.source, (0, 0))
     larger = (CROPS_MEGAPIXELS + width * height / 1e6) / (CROPS_MEGAPIXELS + megapixels) if width else 1.0
     rate = rates[point.backend] * min(point.threads, cores) / cores / larger
@@ -66,8 +66,8 @@ def cost_of(
 def choose(
     points: Sequence[Point], costs: Sequence[float], room: Callable[[Point], bool], available: float
 ) -> tuple[list[Point], list[dict[str, Any]]]:
-    """The first points that fit into `available` seconds and into memory; the others, each with "why"."""
-    taken: list[Point] = []
+    """The first points that fit into `available` seconds and into memory; and the others, each with "why"."""
+    chosen: list[Point] = []
     left_out = []
     for point, cost in zip(points, costs, strict=True):
         if not room(point):
@@ -77,31 +77,31 @@ def choose(
                 asdict(point) | {"why": f"it would take {cost:.0f} s of a budget with {available:.0f} left"}
             )
         else:
-            taken.append(point)
+            chosen.append(point)
             available -= cost
-    return taken, left_out
+    return chosen, left_out
 
 
 def has_room(point: Point, crops: Crops, images: Mapping[str, int], free: float) -> bool:
-    """Whether there are images for a batch, and a quarter of `free` bytes for the six that are under way at most."""
+    """Whether there are images for a batch, and six batches (the most in use) fit into a quarter of `free` bytes."""
     pixels = sum(view.size**2 for view in crops.views)
     return point.batch <= images[point.source] and 6 * point.batch * pixels * 3 * 4 < free / 4
 
 
 def sized_tables(folder: Path, threads: int) -> dict[str, SampleTable]:
-    """A table of made images for each size. Raises ValueError without photographs to make them of."""
+    """A table of made images for each size. Raises ValueError if there are no photographs to make them from."""
     from functools import partial
 
     from perf.images import make_jpegs
     from pipeline.dataset.open import open_dataset
 
-    found = {}
+    tables = {}
     for name, (width, height) in SIZE_NAMES.items():
-        made = make_jpegs(
+        images = make_jpegs(
             folder / f"{width}x{height}", SIZE_IMAGES, threads, partial(of_size, width=width, height=height)
         )
-        found[name] = open_dataset(made, folder / "tables", workers=1, progress=False)
-    return found
+        tables[name] = open_dataset(images, folder / "tables", workers=1, progress=False)
+    return tables
 
 
 def sweep(
@@ -113,16 +113,19 @@ def sweep(
     seconds: float,
     done: Callable[[], object],
 ) -> list[dict[str, Any]]:
-    """Each point with its rates; `done` is called after every turn, of which there are `rounds` + 1 a point."""
+    """Each point with its rates. done: called after each turn, `rounds` + 1 for each point."""
     from perf.interleaved import play
-    from perf.loader.ours import loader
+    from perf.loader.swave_loaders import loader
 
     contenders = [
         loader(point.backend, tables[point.source], crops, point.batch, min(point.threads, len(cores)), point.threads)
         for point in points
     ]
     turns = play(contenders, rounds, seconds, cores, done)
-    return [asdict(point) | _figures([turn.rate for turn in found]) for point, found in zip(points, turns, strict=True)]
+    return [
+        asdict(point) | _figures([turn.rate for turn in own_turns])
+        for point, own_turns in zip(points, turns, strict=True)
+    ]
 
 
 def _figures(rates: Sequence[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables of the loader's report beside its rates and ratios: ceilings, GPUs fed, the sweep."""
+"""Further tables of the loader's report: ceilings, GPUs fed, the sweep."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from typing import Any
 
 
 def more_tables(report: Mapping[str, Any]) -> list[Any]:
-    """rich tables, and lines of text where there are no figures."""
-    found = [ceilings(report["ceilings"]), *gpus(report)]
-    return [*found, *sweep(report)]
+    """rich tables, or lines of text if there are no figures. report: as perf.loader writes it."""
+    return [ceilings(report["ceilings"]), *gpus(report), *sweep(report)]
 
 
 def ceilings(figures: Mapping[str, Any]) -> Any:
-    """The bare decode and the storage: no loader gives more."""
+    """Rates of bare decoding and of reading, which no loader can exceed."""
     from rich.table import Column, Table
 
     table = Table("ceiling", *(Column(text, justify="right") for text in ("images/s", "MB/s")), title="Ceilings")
     if figures["decode"]:
         table.add_row("bare decode", f"{figures['decode']:,.0f}", "")
     for name, text in (("read_warm", "reading, page cache"), ("read_cold", "reading, from the disk")):
-        found = figures[name]
-        if found["images_per_second"] is None:
-            table.add_row(f"{text}: not measured; {found['why']}", "", "")
+        rates = figures[name]
+        if rates["images_per_second"] is None:
+            table.add_row(f"{text}: not measured; {rates['why']}", "", "")
         else:
-            table.add_row(text, f"{found['images_per_second']:,.0f}", f"{found['mb_per_second']:,.0f}")
+            table.add_row(text, f"{rates['images_per_second']:,.0f}", f"{rates['mb_per_second']:,.0f}")
     return table
 
 
 def gpus(report: Mapping[str, Any]) -> list[Any]:
-    """How many GPUs each backend feeds, or why that is not known."""
+    """How many GPUs each backend feeds, or why this is unknown."""
     from rich.table import Column, Table
 
     if not report["gpus_fed"]:
@@ -37,13 +36,13 @@ def gpus(report: Mapping[str, Any]) -> list[Any]:
     rate = report["gpu_rate"]
     title = f"GPUs fed, at {rate['images_per_second']:,.0f} images/s each ({rate['from']})"
     table = Table("backend", Column("GPUs", justify="right"), title=title)
-    for name, found in report["gpus_fed"].items():
-        table.add_row(name, f"{found['gpus']:.2f}")
+    for name, fed in report["gpus_fed"].items():
+        table.add_row(name, f"{fed['gpus']:.2f}")
     return [table]
 
 
 def sweep(report: Mapping[str, Any]) -> list[Any]:
-    """Rates against threads, batch and image size, and what was left out."""
+    """Rates against threads, batch and image size, and the number of points left out."""
     from rich.table import Column, Table
 
     if not report["sweep"]:

@@ -1,4 +1,4 @@
-"""The report as Markdown: the same sections and tables as the page, without its plots."""
+"""The report as Markdown: the sections and tables of the page, without its plots."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from perf.report.sections import Table, headline, sections
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The whole text."""
-    where = report["machine"]
-    device = ", ".join(where["gpus"]) or where["cpu"]
-    parts = ["# Throughput report", f"**{report['verdict']}**", f"{device}, {where['cores']} cores; {where['date']}"]
-    if found := headline(report):
-        parts.append(table(_figures(found)))
+    """The text of report.md. report: as perf.profile writes it."""
+    machine = report["machine"]
+    device = ", ".join(machine["gpus"]) or machine["cpu"]
+    parts = [
+        "# Throughput report",
+        f"**{report['verdict']}**",
+        f"{device}, {machine['cores']} cores; {machine['date']}",
+    ]
+    if figures := headline(report):
+        parts.append(table(_figures(figures)))
     for section in sections(report):
         parts += [f"## {section.title}", *section.lead]
         if section.key_figures:
             parts.append(table(_figures(section.key_figures)))
-        for one in section.tables:
-            parts += [f"**{one.title}**", table(one)]
+        for content in section.tables:
+            parts += [f"**{content.title}**", table(content)]
     return "\n\n".join(parts) + "\n"
 
 
-def table(one: Table) -> str:
-    """A Markdown table; numbers to the right."""
-    lines = [_row(one.head), _row(["---" if name in one.words else "---:" for name in one.head])]
-    return "\n".join([*lines, *map(_row, one.rows)])
+def table(content: Table) -> str:
+    """A Markdown table, with numbers aligned to the right."""
+    lines = [_row(content.head), _row(["---" if name in content.words else "---:" for name in content.head])]
+    return "\n".join([*lines, *map(_row, content.rows)])
 
 
-def _figures(found: Sequence[tuple[str, str]]) -> Table:
-    return Table("", ("", "figure"), found, ("",))
+def _figures(figures: Sequence[tuple[str, str]]) -> Table:
+    return Table("", ("", "figure"), figures, ("",))
 
 
 def _row(cells: Sequence[str]) -> str:

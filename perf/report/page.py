@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: styles and plots are inside, and there is no script."""
+"""The report as one self-contained HTML page: styles and plots are inside, and there is no script."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """The whole page. report: as in perf/report.json (perf.profile)."""
+    """The text of report.html. report: as perf.profile writes it."""
     from jinja2 import Environment
 
-    where = report["machine"]
-    shown = {name: value for name, value in where.items() if name != "versions"} | dict(where["versions"])
+    facts = report["machine"]
+    all_facts = {name: value for name, value in facts.items() if name != "versions"} | dict(facts["versions"])
     machine = [
-        (name, ", ".join(value) or "none" if isinstance(value, list) else value) for name, value in shown.items()
+        (name, ", ".join(value) or "none" if isinstance(value, list) else value) for name, value in all_facts.items()
     ]
     first, *others = sentences(report)
     template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text())
     return template.render(
         report=report,
-        device=", ".join(where["gpus"]) or where["cpu"],
+        device=", ".join(facts["gpus"]) or facts["cpu"],
         seconds=report.get("seconds"),
         first=first,
         others=others,

@@ -1,4 +1,8 @@
-"""The report's plots."""
+"""The plots of the report.
+
+Each function draws figures of one part of the report, a mapping as in report.json, on matplotlib axes. It returns the
+height of the plot in inches, or None if there is nothing to draw.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from perf.report.svg import COLORS, GRID, INK, LIMIT, MUTED, OURS, PEERS, Draw, 
 
 VARIANT_COLORS = {"ours": COLORS[0], "published": COLORS[1], "gather": COLORS[2]}
 BACKEND_COLORS = {"ffcv": COLORS[0], "ffcv-affine": COLORS[0], "ffcv-kernel": COLORS[0], "dali": COLORS[7]}
-SIZE = re.compile(r"\d+ x \d+")  # the sources of a sweep that are sizes, as perf.loader.sweep names them
+SIZE = re.compile(r"\d+ x \d+")  # images of one size in perf.loader.sweep, by their name
 
 
 def plots(report: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Of each plot that there are figures for: a title, and its SVG."""
-    found = {}
+    """Title and SVG by name, for each plot that the report has figures for."""
+    svgs = {}
     for name, (part, title, draw) in PLOTS.items():
         svg = report.get(part) and drawn(draw, report[part], title)
         if svg:
-            found[name] = title, svg
-    return found
+            svgs[name] = title, svg
+    return svgs
 
 
 # ---------------------------------------------------------------------------------------------- the step
@@ -36,44 +40,44 @@ def phases(axes: Any, step: Mapping[str, Any]) -> float:
 
 
 def ranks(axes: Any, step: Mapping[str, Any]) -> float | None:
-    """Own time and collectives of each rank, one bar of two parts."""
+    """Time of each rank: one bar, its own time and then the time in collectives."""
     rows = step["per_rank"][:64]
     if len(rows) < 2:
         return None
     names = [f"rank {row['rank']}" for row in rows]
     own = [row["own_ms"] for row in rows]
-    waited = [row["communication_ms"] for row in rows]
-    totals = [a + b for a, b in zip(own, waited, strict=True)]
-    labels = [f"{a:,.1f} + {b:,.1f}" for a, b in zip(own, waited, strict=True)]
+    collectives = [row["communication_ms"] for row in rows]
+    totals = [a + b for a, b in zip(own, collectives, strict=True)]
+    labels = [f"{a:,.1f} + {b:,.1f}" for a, b in zip(own, collectives, strict=True)]
     height = bars(axes, names, totals, labels, PEERS)
     axes.barh(range(len(names)), own, color=OURS, height=0.62)
     axes.set_xlim(0, 1.35 * max(totals))
-    axes.set_xlabel("ms a step: its own (first) + in collectives")
+    axes.set_xlabel("ms a step: own time (first) + collectives")
     return height
 
 
 def roofline(axes: Any, step: Mapping[str, Any]) -> float:
-    """The two measured ceilings, and where this network is."""
+    """The two measured limits, and the point of this network."""
     line = step["roofline"]
-    at, reached = line["intensity"], line["flops_per_second"]
+    intensity, flops = line["intensity"], line["flops_per_second"]
     ridge = line["peak_flops"] / line["bandwidth"]
-    left, right = min(at, ridge) / 8, max(at, ridge) * 8
+    left, right = min(intensity, ridge) / 8, max(intensity, ridge) * 8
     axes.loglog([left, ridge, right], [left * line["bandwidth"], line["peak_flops"], line["peak_flops"]], color=LIMIT)
     axes.annotate(
         "matrix products", (right, line["peak_flops"]), xytext=(0, 3), textcoords="offset points", ha="right",
         va="bottom", color=LIMIT,
     )  # fmt: skip
-    low = left**0.85 * ridge**0.15
+    label_at = left**0.85 * ridge**0.15
     axes.annotate(
-        "memory\nbandwidth", (low, low * line["bandwidth"]), xytext=(6, 0),
+        "memory\nbandwidth", (label_at, label_at * line["bandwidth"]), xytext=(6, 0),
         textcoords="offset points", ha="left", va="top", color=LIMIT,
     )  # fmt: skip
-    axes.plot([at], [reached], "o", color=OURS, markersize=7)
+    axes.plot([intensity], [flops], "o", color=OURS, markersize=7)
     axes.annotate(
-        f"this step, {line['share_of_roofline']:.0%} of it", (at, reached), xytext=(0, -12), color=INK,
+        f"this step, {line['share_of_roofline']:.0%} of it", (intensity, flops), xytext=(0, -12), color=INK,
         textcoords="offset points", ha="center", va="top",
     )  # fmt: skip
-    bottom, top = min(axes.get_ylim()[0], reached / 6), 2 * axes.get_ylim()[1]
+    bottom, top = min(axes.get_ylim()[0], flops / 6), 2 * axes.get_ylim()[1]
     axes.set(xlabel="operations a byte", ylabel="GFLOP/s", xlim=(left, right), ylim=(bottom, top))
     plain_ticks(axes.xaxis, [10.0**power for power in range(-3, 7) if left < 10.0**power < right])
     plain_ticks(axes.yaxis, [10.0**power for power in range(3, 19) if bottom < 10.0**power < top], 1e9)
@@ -81,18 +85,18 @@ def roofline(axes: Any, step: Mapping[str, Any]) -> float:
 
 
 def variants(axes: Any, step: Mapping[str, Any]) -> float | None:
-    """Images a second with other settings."""
+    """Images a second with the measured settings and with others."""
     rows = [row for row in step["variants"] if not row["skipped"]]
     if len(rows) < 2:
         return None
     base, names = rows[0], []
     for row in rows:
-        other = [
+        changes = [
             f"{key.replace('channels_last', 'channels-last')}={str(row[key]).lower()}"
             for key in ("precision", "stage", "compile", "channels_last")
             if row[key] != base[key]
         ]
-        names.append(",\n".join(other) or "as it is")
+        names.append(",\n".join(changes) or "as measured")
     speeds = [row["images_per_second"] for row in rows]
     colors = [OURS, *[PEERS] * (len(rows) - 1)]
     height = bars(axes, names, speeds, [f"{speed:,.1f}" for speed in speeds], colors)
@@ -102,7 +106,7 @@ def variants(axes: Any, step: Mapping[str, Any]) -> float | None:
 
 # ---------------------------------------------------------------------------------------------- the loader
 def rates(axes: Any, loader: Mapping[str, Any]) -> float | None:
-    """All crops, by backend; the bare decode as a line."""
+    """Images a second with all crops, by backend; bare decoding as a line."""
     rows = sorted((row for row in loader["results"] if row["mode"] == "full"), key=lambda r: -r["images_per_second"])
     if not rows:
         return None
@@ -117,53 +121,53 @@ def rates(axes: Any, loader: Mapping[str, Any]) -> float | None:
             f"decoding alone, {decode:,.0f}", (decode, len(rows) - 0.15), xytext=(-4, 0), textcoords="offset points",
             ha="right", va="center", color=LIMIT,
         )  # fmt: skip
-        axes.set_ylim(len(rows) + 0.25, -0.6)  # the lowest row is the line's name
+        axes.set_ylim(len(rows) + 0.25, -0.6)  # the lowest row is for the name of the line
         height += 0.27
     axes.set_xlabel("images a second, all crops")
     return height
 
 
 def threads(axes: Any, loader: Mapping[str, Any]) -> float | None:
-    """Images a second against worker threads, where the sweep varied them."""
+    """Images a second against worker threads, from the sweep."""
     settings = loader["settings"]
     rows = _swept(loader, "threads", source="files", batch=settings["batch"])
     return _lines(axes, rows, "threads")
 
 
 def batches(axes: Any, loader: Mapping[str, Any]) -> float | None:
-    """Images a second against the batch, where the sweep varied it."""
+    """Images a second against the batch size, from the sweep."""
     rows = _swept(loader, "batch", source="files", threads=loader["settings"]["threads"])
     return _lines(axes, rows, "images a batch")
 
 
 def sizes(axes: Any, loader: Mapping[str, Any]) -> float | None:
-    """Images a second against the size of images, each size by itself."""
+    """Images a second against the image size, from the sweep."""
     rows = [row for row in loader.get("sweep") or [] if SIZE.fullmatch(str(row["source"]))]
     if not rows:
         return None
     names = list(dict.fromkeys(row["source"] for row in rows))
-    shown = sorted(rows, key=lambda row: (names.index(row["source"]), row["backend"]))
+    ordered = sorted(rows, key=lambda row: (names.index(row["source"]), row["backend"]))
     height = bars(
         axes,
-        [f"{row['source'].replace(' x ', 'x')}, {row['backend']}" for row in shown],
-        [row["images_per_second"] for row in shown],
-        [f"{row['images_per_second']:,.0f}" for row in shown],
-        [BACKEND_COLORS.get(row["backend"], PEERS) for row in shown],
+        [f"{row['source'].replace(' x ', 'x')}, {row['backend']}" for row in ordered],
+        [row["images_per_second"] for row in ordered],
+        [f"{row['images_per_second']:,.0f}" for row in ordered],
+        [BACKEND_COLORS.get(row["backend"], PEERS) for row in ordered],
     )
     axes.set_xlabel("images a second, by pixels of an image")
     return height
 
 
 def _swept(loader: Mapping[str, Any], varied: str, **fixed: Any) -> dict[str, list[tuple[int, float]]]:
-    """Backend -> points of the sweep in which only `varied` differs from `fixed`."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    """For each backend the sweep's points (value of `varied`, images a second) whose other settings are `fixed`."""
+    lines: dict[str, list[tuple[int, float]]] = {}
     for row in loader.get("sweep") or []:
         if all(row[key] == value for key, value in fixed.items()):
-            found.setdefault(row["backend"], []).append((row[varied], row["images_per_second"]))
-    return {backend: sorted(points) for backend, points in found.items() if len(points) > 1}
+            lines.setdefault(row["backend"], []).append((row[varied], row["images_per_second"]))
+    return {backend: sorted(points) for backend, points in lines.items() if len(points) > 1}
 
 
-def _lines(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]], what: str) -> float | None:
+def _lines(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]], label: str) -> float | None:
     if not lines:
         return None
     for backend, points in lines.items():
@@ -174,14 +178,14 @@ def _lines(axes: Any, lines: Mapping[str, Sequence[tuple[int, float]]], what: st
     axes.set_xscale("log", base=2)
     plain_ticks(axes.xaxis, counts)
     axes.set(
-        xlabel=what, ylabel="images a second", xlim=(counts[0] / 1.2, counts[-1] * (counts[-1] / counts[0]) ** 0.3)
+        xlabel=label, ylabel="images a second", xlim=(counts[0] / 1.2, counts[-1] * (counts[-1] / counts[0]) ** 0.3)
     )
     axes.set_ylim(0, 1.08 * max(rate for points in lines.values() for _, rate in points))
     return 2.6
 
 
 def stages(axes: Any, loader: Mapping[str, Any]) -> float | None:
-    """CPU time of the ffcv backend by stage, without the sums."""
+    """CPU time of each stage of the ffcv backend."""
     rows = {name: value for name, value in loader["stages_ms"].items() if name not in ("kernel", "loader")}
     if not rows:
         return None
@@ -193,15 +197,15 @@ def stages(axes: Any, loader: Mapping[str, Any]) -> float | None:
 
 # ---------------------------------------------------------------------------------------------- Sinkhorn
 def nodes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
-    """Share of the step that codes take on N nodes, for the middle one of the given latencies."""
-    kept = [
+    """Share of a step that codes take on N nodes, at the middle one of the given latencies."""
+    rows = [
         row for row in sinkhorn["predicted"]
         if row["link"] == sinkhorn["nodes_at_link"] and row["prototypes"] == sinkhorn["settings"]["prototypes"]
     ]  # fmt: skip
-    if not kept:
+    if not rows:
         return None
-    for variant in dict.fromkeys(row["variant"] for row in kept):
-        points = [(row["nodes"], 100 * row["share"]) for row in kept if row["variant"] == variant]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        points = [(row["nodes"], 100 * row["share"]) for row in rows if row["variant"] == variant]
         color = VARIANT_COLORS[variant]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, color=color)
         line_end(axes, points[-1], variant, color)
@@ -212,23 +216,23 @@ def nodes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
     axes.set_yscale("log")
     plain_ticks(axes.xaxis, (1, 4, 16, 64, 256))
     axes.set(xlabel=f"nodes ({sinkhorn['nodes_at_link']} a hop)", ylabel="share of the step, %", xlim=(0.85, 1800))
-    shares = [100 * row["share"] for row in kept]
+    shares = [100 * row["share"] for row in rows]
     plain_ticks(axes.yaxis, [tick for tick in (0.01, 0.1, 1, 10, 100) if min(shares) / 9 < tick < 9 * max(shares)])
     return 2.8
 
 
 def held_out(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
-    """Predictions against measurements of what the model was not fitted on."""
+    """Predictions against measurements on which the model was not fitted."""
     rows = sinkhorn["held_out"]
     if not rows:
         return None
-    every = [row[key] / 1e3 for row in rows for key in ("measured_us", "predicted_us")]
-    ends = min(every) / 1.5, max(every) * 1.5
+    times = [row[key] / 1e3 for row in rows for key in ("measured_us", "predicted_us")]
+    ends = min(times) / 1.5, max(times) * 1.5
     axes.fill_between(ends, [0.75 * e for e in ends], [1.25 * e for e in ends], color=GRID, linewidth=0)
     axes.plot(ends, ends, color=MUTED, linewidth=0.8)
     for number, link in enumerate(dict.fromkeys(row["link"] for row in rows)):
-        own = [row for row in rows if row["link"] == link]
-        points = [row["measured_us"] / 1e3 for row in own], [row["predicted_us"] / 1e3 for row in own]
+        own_rows = [row for row in rows if row["link"] == link]
+        points = [row["measured_us"] / 1e3 for row in own_rows], [row["predicted_us"] / 1e3 for row in own_rows]
         axes.plot(*points, "o", markersize=4.5, color=COLORS[number], label=link)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -241,7 +245,7 @@ def held_out(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
 
 
 def prototypes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
-    """Time of a step's codes against prototypes, on the most ranks of this machine."""
+    """Time of the codes of a step against the number of prototypes, on the most ranks of this machine."""
     settings = sinkhorn["settings"]
     rows = [
         row for row in sinkhorn["measured"]
@@ -255,8 +259,8 @@ def prototypes(axes: Any, sinkhorn: Mapping[str, Any]) -> float | None:
             lines.setdefault(row["variant"], []).append((row["prototypes"], row["ms"]))
     if max(map(len, lines.values()), default=0) < 2:
         return None
-    for variant, found in lines.items():
-        points = sorted(found)
+    for variant, pairs in lines.items():
+        points = sorted(pairs)
         axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=VARIANT_COLORS[variant])
         line_end(axes, points[-1], variant, VARIANT_COLORS[variant])
     axes.set_xscale("log")

@@ -1,6 +1,6 @@
-"""Drawing for a page: SVG texts without size, font or colors of their own, and what plots share.
+"""SVG plots that take size, font and colors from the page, and the drawing functions that plots share.
 
-Colors are the page's CSS variables: light and dark need no second plot.
+Colors are CSS variables of the page, so one plot serves the light and the dark scheme.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-# What matplotlib draws with, each to be replaced by a variable: any six digits that are no color of its own.
+# Placeholder colors for matplotlib, each later replaced by a CSS variable; no other color has these digits.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 COLORS = tuple(f"#0102{number:02x}" for number in range(16, 26))
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid"} | {
     color: f"--c{number}" for number, color in enumerate(COLORS)
 }
 OURS, PEERS, LIMIT = COLORS[0], COLORS[5], COLORS[3]
-WIDTH = 4.0  # inches: a column of the page and a phone show it at 1.1 to 1.2 of its size, so that 9 points stay legible
+WIDTH = 4.0  # inches; a page column and a phone enlarge it by 1.1 to 1.2, so that 9 points stay legible
 STYLE: Any = {
     "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "swave",
     "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.linewidth": 0.6,
@@ -30,7 +30,7 @@ Draw = Callable[[Any, Mapping[str, Any]], float | None]
 
 
 def drawn(draw: Draw, part: Mapping[str, Any], title: str) -> str | None:
-    """The SVG of a plot; `draw` returns its height in inches, or None where there is nothing to draw."""
+    """The SVG of a plot of a report's part, or None. draw: returns the height in inches, None for nothing to draw."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -51,7 +51,7 @@ def drawn(draw: Draw, part: Mapping[str, Any], title: str) -> str | None:
 
 
 def themed(svg: str, title: str) -> str:
-    """Without head, fixed size and font; colors as variables; named for those who do not see it."""
+    """The SVG without XML head, fixed size and font, with CSS variables for colors and a label for screen readers."""
     svg = svg[svg.index("<svg") :]
     for size in ("width", "height"):
         svg = re.sub(rf'(<svg [^>]*?){size}="[^"]*" ?', r"\1", svg, count=1)
@@ -64,12 +64,12 @@ def themed(svg: str, title: str) -> str:
 
 
 def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Sequence[str], colors: Any) -> float:
-    """Horizontal bars from the top, each with its label at its end; the height that they want."""
+    """Draw horizontal bars from the top, each with its label at its end; returns the height in inches."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    places = range(len(names))
-    axes.barh(places, values, color=colors, height=0.62)
-    axes.set_yticks(places, names)
+    positions = range(len(names))
+    axes.barh(positions, values, color=colors, height=0.62)
+    axes.set_yticks(positions, names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -77,18 +77,18 @@ def bars(axes: Any, names: Sequence[str], values: Sequence[float], labels: Seque
     axes.set_xlim(0, 1.3 * max([*values, 1e-9]))
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    for place, value, label in zip(places, values, labels, strict=True):
-        axes.annotate(label, (value, place), xytext=(4, 0), textcoords="offset points", va="center")
+    for position, value, label in zip(positions, values, labels, strict=True):
+        axes.annotate(label, (value, position), xytext=(4, 0), textcoords="offset points", va="center")
     return 0.75 + sum(0.27 if "\n" not in name else 0.38 for name in names)
 
 
 def line_end(axes: Any, point: Sequence[float], text: str, color: str) -> None:
-    """A line's name at its end, in its color."""
+    """Write the name of a line at its end, in its color."""
     axes.annotate(text, point, xytext=(5, 0), textcoords="offset points", va="center", color=color)
 
 
 def plain_ticks(axis: Any, ticks: Sequence[float], unit: float = 1.0) -> None:
-    """Ticks of a logarithmic axis at these values, written as plain numbers of a unit."""
+    """Set the ticks of a logarithmic axis to these values, written as plain multiples of `unit`."""
     from matplotlib.ticker import NullLocator
 
     axis.set_ticks(list(ticks), [f"{tick / unit:,.6g}" for tick in ticks])

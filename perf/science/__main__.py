@@ -2,15 +2,15 @@
 
     make science                                              45 minutes of two cores
     python -m perf.science [--minutes 45] [--seeds 1,2,3] [--data data/fashion-mnist] [--work runs/science]
-    python -m perf.science --search [--minutes 20]            the settings that were tried, on a seed of its own
+    python -m perf.science --search [--minutes 20]            a search over settings, with another seed
 
-Methods: a recipe of config/science each, and supervised training of the same network; beside them random weights and
-the raw pixels. Two programs run at a time, each on one core with one thread, so that both cores are busy and nobody
-waits for anybody. First short runs tell what an epoch of each method costs under these conditions; from that each gets
-the number of epochs whose training time is the same, as nearly as whole epochs allow. Scores are no training time.
+The methods are the recipes of config/science and supervised training of the same network; random weights and raw pixels
+are baselines. Two programs run at a time, each on one core with one thread, so that both cores are always busy. First,
+short runs measure the time of an epoch of each method under these conditions. Then each method trains for the number of
+epochs that takes the same time, as nearly as whole epochs allow. Time for scores is not training time.
 
-Ended, it goes on when it is started again. Writes science.md, science.json and science.png to --out (docs); the search
-science-search.json, which science.md shows too.
+The same command continues an interrupted check. It writes science.md, science.json and science.png to --out (docs); the
+search writes science-search.json, which science.md also shows.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def main(arguments: list[str]) -> int:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("python -m perf.science", __doc__)
-    parser.add_argument("--minutes", type=float, help="of all cores that are used, about (default 45; search: 20)")
-    parser.add_argument("--seeds", help="with commas (default 1,2,3; search: 7)")
-    parser.add_argument("--methods", help="some of them, with commas (default: all)")
+    parser.add_argument("--minutes", type=float, help="time for the whole check, about (default 45; search: 20)")
+    parser.add_argument("--seeds", help="separated by commas (default 1,2,3; search: 7)")
+    parser.add_argument("--methods", help="some methods, separated by commas (default: all)")
     parser.add_argument(
         "--data", type=Path, default=DEMO, help="labelled images of about 28 pixels (default %(default)s)"
     )
-    parser.add_argument("--work", type=Path, help="where runs and scores are kept (default runs/science)")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where the results go (default docs)")
-    parser.add_argument("--cores", type=int, default=0, help="programs at a time (default: 2, or what there is)")
-    parser.add_argument("--rounds", type=int, help="how often an epoch of each is timed (default 2; search: 1)")
+    parser.add_argument("--work", type=Path, help="folder for runs and scores (default runs/science)")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for the results (default docs)")
+    parser.add_argument("--cores", type=int, default=0, help="programs at a time (default: 2, or 1 on one core)")
+    parser.add_argument("--rounds", type=int, help="how often to time an epoch of each method (default 2; search: 1)")
     parser.add_argument("--search", action="store_true", help="try the settings of perf/science/search.py instead")
-    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder with one for each method")
+    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder with a recipe for each method")
     return parser.parse_args(arguments)
 
 
@@ -72,19 +72,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.search:
         methods = candidates([method for method in methods if not method.supervised])
         if not methods:
-            raise ValueError(f"--methods={options.methods}: nothing was tried for these")
+            raise ValueError(f"--methods={options.methods}: there are no candidates for these methods")
     check_settings(methods, options.data)
 
-    from perf.science.check import compare, held
-    from perf.science.runs import Place
+    from perf.science.check import compare, locked
+    from perf.science.runs import Setup
     from pipeline.fashion_mnist import prepare
 
     if options.data == DEMO:
         prepare(DEMO, workers=len(cores))
     work = options.work or Path("runs/science-search" if options.search else "runs/science")
-    place = Place(work.absolute(), options.data.absolute(), cores, rounds)
-    with held(place.work):
-        return compare(methods, seeds, minutes, place, whole=not options.search)
+    setup = Setup(work.absolute(), options.data.absolute(), cores, rounds)
+    with locked(setup.work):
+        return compare(methods, seeds, minutes, setup, whole=not options.search)
 
 
 def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int], int]:
@@ -96,10 +96,12 @@ def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int
     seeds = [int(seed) for seed in numbers("--seeds", text, low=-1, whole=True)]
     rounds = options.rounds if options.rounds is not None else 1 if options.search else 2
     if rounds < 1:
-        raise ValueError(f"--rounds={rounds}: expected an integer from 1 on")
+        raise ValueError(f"--rounds={rounds}: expected 1 or more")
     available = sorted(os.sched_getaffinity(0))
     if not 0 <= options.cores <= len(available):
-        raise ValueError(f"--cores={options.cores}: expected 1 to {len(available)}, the cores that may be used here")
+        raise ValueError(
+            f"--cores={options.cores}: expected 1 to {len(available)}, the cores that this process may use"
+        )
     if not options.out.is_dir():
         raise ValueError(f"--out={options.out}: no such folder")
     if not any(options.recipes.glob("*.yaml")):
@@ -110,7 +112,7 @@ def checked(options: argparse.Namespace) -> tuple[float, list[int], Sequence[int
 
 
 def check_settings(methods: Sequence[Any], data: Path) -> None:
-    """Every recipe with its settings must load. Raises ConfigError."""
+    """Raises ConfigError if a recipe with its settings does not load."""
     from config.recipe import load_config
 
     for method in methods:

@@ -1,4 +1,4 @@
-"""Programs run side by side, one to a core; what is done is not run again."""
+"""Runs programs in parallel, one on each core, and skips those that are done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from common.progress import progress_bar
 from common.signals import signal_on_parents_death
@@ -20,8 +19,8 @@ from config.recipe import ROOT
 
 @dataclass(frozen=True)
 class Job:
-    """command: arguments of Python. done: the file whose presence says that it is done. seconds: that it will take,
-    for the bar. It logs to done's folder's name + .log."""
+    """A program to run. command: arguments of Python. done: a file that exists once the job is done. seconds: estimated
+    time, for the progress bar."""
 
     name: str
     command: tuple[str, ...]
@@ -30,19 +29,21 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """The file for its output, next to the folder of `done`."""
         return self.done.parent.with_name(f"{self.done.parent.name}-{self.done.stem}.log")
 
 
-def run_jobs(jobs: Sequence[Job], cores: Sequence[int], what: str, log: Any = None) -> dict[str, float]:
-    """Run all that are not done, in order, each on one core by itself with one thread; seconds of each that ran.
+def run_jobs(jobs: Sequence[Job], cores: Sequence[int], title: str) -> dict[str, float]:
+    """Run the jobs that are not done, in order, each with one thread on its own core; returns the seconds of each one.
 
-    Raises RuntimeError, one line, when one fails; the others are ended then, and go on when this is called again.
+    title: of the progress bar. Raises RuntimeError, one line, if a job fails; the other jobs are then stopped, and the
+    next call continues them.
     """
     waiting = [job for job in jobs if not job.done.exists()]
     free, taken = list(cores), {}
     running: dict[Job, tuple[subprocess.Popen[bytes], int, float]] = {}
     total, finished = sum(job.seconds for job in waiting) / len(cores), 0.0
-    with progress_bar(round(total), what, "s", bool(waiting)) as bar:
+    with progress_bar(round(total), title, "s", bool(waiting)) as bar:
         try:
             while waiting or running:
                 while waiting and free:
@@ -67,32 +68,32 @@ def run_jobs(jobs: Sequence[Job], cores: Sequence[int], what: str, log: Any = No
 
 
 def start(job: Job, core: int) -> subprocess.Popen[bytes]:
-    """The program on that core, in a process group of its own: a Ctrl-C is ours to pass on."""
+    """Start the program on `core`, in a new session: a Ctrl-C reaches only this process, which then stops the jobs."""
     job.done.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     with job.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, *job.command], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=log, start_new_session=True, preexec_fn=partial(alone, core),
+            stderr=log, start_new_session=True, preexec_fn=partial(bind, core),
         )  # fmt: skip
 
 
-def alone(core: int) -> None:
-    """In the new process: on that core only, and asked to end should we be killed."""
+def bind(core: int) -> None:
+    """In the new process: stay on `core`, and get SIGTERM if the parent is killed."""
     os.sched_setaffinity(0, {core})
     signal_on_parents_death(signal.SIGTERM)
 
 
 def check(job: Job, code: int) -> None:
-    """Raises RuntimeError where it has failed, or was ended before it was done."""
+    """Raises RuntimeError if the job has failed, or has ended before it was done."""
     if code or not job.done.exists():
-        said = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
-        told = said[-1].strip()[:300] if said else "it said nothing"
-        raise RuntimeError(f"{job.name} ended with code {code} before it was done: {told} (all of it: {job.log})")
+        lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+        last = lines[-1].strip()[:300] if lines else "no output"
+        raise RuntimeError(f"{job.name} ended with code {code} before it was done: {last} (whole log: {job.log})")
 
 
 def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ask them to save and end, and kill those that have not after 30 seconds."""
+    """Ask the processes to save and end; kill those that do not within 30 seconds."""
     for process in processes:
         process.terminate()
     for process in processes:

@@ -1,4 +1,4 @@
-"""The report as science.json, science.md and science.png. No figure is written by hand."""
+"""Writes the report as science.json, science.md and science.png; all figures come from the report."""
 
 from __future__ import annotations
 
@@ -15,75 +15,82 @@ from perf.science.plan import RECIPES
 from perf.science.score import CURVE_IMAGES
 
 SEARCH = "science-search.json"
-FEW_EPOCHS = 3
+ENOUGH_EPOCHS = 3
 
 
 def write(report: Mapping[str, Any], out: Path, search: bool) -> None:
-    """The files into `out`, and the table on stdout."""
+    """Write the files into `out`, and print the table."""
     name = SEARCH if search else "science.json"
     write_atomically(out / name, json.dumps(report, indent=1) + "\n")
-    shown = searched(report) if search else results(report)
-    print(as_markdown(shown))
+    table = searched(report) if search else results(report)
+    print(as_markdown(table))
     if not search:
         draw(report, out / "science.png")
     if (out / "science.json").exists():
-        other = out / SEARCH
-        whole = json.loads((out / "science.json").read_text())
-        write_atomically(out / "science.md", page(whole, json.loads(other.read_text()) if other.exists() else None))
+        search_file = out / SEARCH
+        main_report = json.loads((out / "science.json").read_text())
+        write_atomically(
+            out / "science.md", page(main_report, json.loads(search_file.read_text()) if search_file.exists() else None)
+        )
     print("written:", ", ".join(str(out / n) for n in (name, "science.md", "science.png") if (out / n).exists()))
 
 
 def page(report: Mapping[str, Any], search: Mapping[str, Any] | None) -> str:
-    """science.md."""
+    """The text of science.md. search: the report of the search, if there is one."""
     machine, seeds = report["machine"], report["seeds"]
     parts = [
         "# Does it learn?",
         f"`make science`: {report['train_images']:,} training and {report['test_images']:,} test images, "
         f"{counted(seeds)} ({', '.join(map(str, seeds))}), budget {report['minutes']:g} minutes of "
-        f"{machine['cores']} cores ({machine['cpu']}; {machine['date']}). All figures here are written by the program; "
-        "[science.json](science.json) has those of every run.",
+        f"{machine['cores']} cores ({machine['cpu']}; {machine['date']}). The program writes all figures of this page; "
+        "[science.json](science.json) has the figures of every run.",
         f"**{verdict(report)}**",
         as_markdown(results(report)),
-        "Top-1 on the test images, mean and standard deviation over seeds. k-NN: weighted, k = 20, of all training "
-        "images; linear: logistic regression on the standardized features. The seconds are those of training alone, "
-        "on one core, another run beside it on the other; each method was given the whole number of epochs that comes "
-        f"nearest to the same time, from {report['part_images']:,} images timed beforehand. Supervised: its own "
-        "classifier, trained with all labels, has the third column.",
+        "Top-1 accuracy on the test images, mean and standard deviation over seeds. k-NN: weighted, k = 20, among all "
+        "training images; linear: logistic regression on the standardized features. The seconds are for training only, "
+        "on one core while another run uses the other; each method trained for the whole number of epochs that comes "
+        f"nearest to the same time, from a measurement on {report['part_images']:,} images. The third column is for "
+        "supervised training: its own classifier, trained with all labels.",
         "![learning curves](science.png)",
-        "Left: k-NN along the runs (mean over seeds, band: standard deviation) against "
-        f"{min(CURVE_IMAGES, report['train_images']):,} training images, so lower than the table's. Right: the table.",
+        "Left: k-NN during the runs (mean over seeds, band: standard deviation) among "
+        f"{min(CURVE_IMAGES, report['train_images']):,} training images, so lower than in the table. Right: the table.",
         as_markdown(costs(report)),
     ]
     if search is not None:
         parts += [
-            "## What was tried before",
+            "## Search over settings",
             f"By `make science ARGS=--search`, with {counted(search['seeds'])} "
-            f"({', '.join(map(str, search['seeds']))}) of its own, on the same test images: as many candidates "
-            f"for both, and the same time for each as far as whole epochs go ({search['machine']['date']}). "
-            "The last column marks what the recipes hold." + short(search),
+            f"({', '.join(map(str, search['seeds']))}) that the table above does not use, on the same test images: as "
+            "many candidates for each method, and the same time for each candidate, as nearly as whole epochs allow "
+            f"({search['machine']['date']}). The last column marks the settings that the recipes have." + short(search),
             as_markdown(searched(search)),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def short(search: Mapping[str, Any]) -> str:
-    """A sentence where candidates had so few epochs that their order says little, "" where not."""
+    """A warning if the candidates had so few epochs that their order says little; otherwise ""."""
     least = min(row["epochs"] for row in search["rows"])
-    few = f" Of only {least} epoch{'s' * (least > 1)} a candidate: their order says little about long runs."
-    return few if least < FEW_EPOCHS else ""
+    warning = f" With only {least} epoch{'s' * (least > 1)} a candidate, their order says little about long runs."
+    return warning if least < ENOUGH_EPOCHS else ""
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Whether multi-crop beat two crops at equal time, by the means and their spread."""
+    """A sentence that compares multi-crop with two crops at equal training time."""
     rows = {row["name"]: row for row in report["rows"]}
     if not {"multicrop", "two_crops"} <= set(rows):
         return "Multi-crop and two crops were not both run."
-    told = [against(rows["multicrop"], rows["two_crops"], *pair) for pair in (("knn", "k-NN"), ("linear", "linear"))]
-    return f"Multi-crop against two crops at equal time: {'; '.join(told)}."
+    comparisons = [
+        against(rows["multicrop"], rows["two_crops"], *pair) for pair in (("knn", "k-NN"), ("linear", "linear"))
+    ]
+    return f"Multi-crop against two crops at equal time: {'; '.join(comparisons)}."
 
 
 def against(one: Mapping[str, Any], other: Mapping[str, Any], figure: str, name: str) -> str:
-    """`k-NN 86.10 % against 85.30 %: better by 0.80 points, ahead with 3 of 3 seeds`. Runs of one seed are compared."""
+    """`k-NN 86.10 % against 85.30 %: better by 0.80 points, ahead with 3 of 3 seeds`.
+
+    The last number counts the seeds with which `one` is better. figure: a key of the runs; name: its name in the text.
+    """
     pairs = list(zip(one["runs"], other["runs"], strict=True))
     ahead = sum(a[figure] > b[figure] for a, b in pairs)
     mean, rival = one[figure]["mean"], other[figure]["mean"]
@@ -93,7 +100,7 @@ def against(one: Mapping[str, Any], other: Mapping[str, Any], figure: str, name:
 
 
 def results(report: Mapping[str, Any]) -> Table:
-    """A row a method."""
+    """A row for each method."""
     head = ("method", "k-NN", "linear", "own classifier", "epochs", "training seconds")
     rows = []
     for row in report["rows"]:
@@ -103,25 +110,25 @@ def results(report: Mapping[str, Any]) -> Table:
 
 
 def searched(report: Mapping[str, Any]) -> Table:
-    """A row a candidate."""
+    """A row for each candidate."""
     head = ("method", "settings", "k-NN", "linear", "epochs", "training seconds", "recipe")
     rows = []
     for row in report["rows"]:
-        told, figures = " ".join(row["settings"]), [share(row.get(name)) for name in ("knn", "linear")]
-        held = "this" if holds(row) else ""
-        rows.append([row["title"], told, *figures, str(row["epochs"]), seconds(row["training_seconds"]), held])
+        settings, figures = " ".join(row["settings"]), [share(row.get(name)) for name in ("knn", "linear")]
+        marker = "this" if holds(row) else ""
+        rows.append([row["title"], settings, *figures, str(row["epochs"]), seconds(row["training_seconds"]), marker])
     return Table("search", head, sorted(rows, key=lambda row: row[0]), ("method", "settings", "recipe"))
 
 
 def holds(row: Mapping[str, Any]) -> bool:
-    """Whether the recipe says what the settings say."""
+    """Whether the recipe already has the settings of a candidate."""
     recipe, data = str(RECIPES / f"{row['recipe']}.yaml"), "data.path=."
     return load_config([recipe, data, *row["settings"]]) == load_config([recipe, data])
 
 
 def costs(report: Mapping[str, Any]) -> Table:
-    """What an epoch was measured to cost, and what it took in the runs."""
-    head = ("method", "images/s, measured first", "images/s in the runs", "seconds of start and end")
+    """The rate of each method as measured first and as reached in the runs."""
+    head = ("method", "images/s, measured first", "images/s in the runs", "seconds for start and end")
     rows = []
     for row in report["rows"]:
         if (cost := report["costs"].get(row["name"])) is not None:
@@ -150,7 +157,7 @@ def seconds(figure: Mapping[str, Any] | None) -> str:
 
 
 def draw(report: Mapping[str, Any], out: Path) -> None:
-    """Learning curves over training seconds, and the final figures as points with their spread."""
+    """Draw learning curves over training seconds, and the final figures as points with their spread."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -171,12 +178,14 @@ def draw(report: Mapping[str, Any], out: Path) -> None:
     left.set(xlabel="seconds of training on one core", ylabel="k-NN, %", title="learning curves")
     left.grid(alpha=0.25)
     left.legend(loc="lower right", fontsize=8)
-    places = range(len(report["rows"]), 0, -1)
+    positions = range(len(report["rows"]), 0, -1)
     for name, title, shift in (("knn", "k-NN", 0.12), ("linear", "linear", -0.12)):
         values = [row[name]["mean"] * 100 for row in report["rows"]]
         errors = [(row[name]["deviation"] or 0.0) * 100 for row in report["rows"]]
-        right.errorbar(values, [p + shift for p in places], xerr=errors, fmt="o", ms=4, capsize=3, label=title)
-    right.set_yticks(list(places), [row["title"] for row in report["rows"]], fontsize=8)
+        right.errorbar(
+            values, [position + shift for position in positions], xerr=errors, fmt="o", ms=4, capsize=3, label=title
+        )
+    right.set_yticks(list(positions), [row["title"] for row in report["rows"]], fontsize=8)
     right.set(xlabel="top-1, %", title=f"after training, {counted(report['seeds'])}")
     right.grid(alpha=0.25, axis="x")
     right.legend(fontsize=8)
@@ -185,13 +194,13 @@ def draw(report: Mapping[str, Any], out: Path) -> None:
 
 
 def curve(runs: Sequence[Mapping[str, Any]], start: Sequence[float]) -> tuple[list[float], list[float], list[float]]:
-    """Seconds, mean and deviation (in per cent) of each point, with that of random weights in front."""
+    """Seconds, mean and deviation (in percent) of each point. start: k-NN of random weights, a share for each seed."""
     from perf.science.plan import mean_and_deviation
 
     points = list(zip(*(run["curve"] for run in runs), strict=True))
-    columns = [[point["knn"] for point in same] for same in points]
-    times = [sum(point["training_seconds"] for point in same) / len(same) for same in points]
+    columns = [[point["knn"] for point in of_all_seeds] for of_all_seeds in points]
+    times = [sum(point["training_seconds"] for point in of_all_seeds) / len(of_all_seeds) for of_all_seeds in points]
     if start:
         columns, times = [list(start), *columns], [0.0, *times]
-    found = [mean_and_deviation(column) for column in columns]
-    return times, [mean * 100 for mean, _ in found], [(deviation or 0.0) * 100 for _, deviation in found]
+    pairs = [mean_and_deviation(column) for column in columns]
+    return times, [mean * 100 for mean, _ in pairs], [(deviation or 0.0) * 100 for _, deviation in pairs]

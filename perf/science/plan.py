@@ -1,4 +1,4 @@
-"""Which methods are compared, and how long each may train: pure functions over what was measured."""
+"""The methods, and how long each trains: pure functions of measured costs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from config.recipe import ROOT
 
 RECIPES = ROOT / "config" / "science"
 SUPERVISED = "supervised"
-ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the table; further recipes follow
+ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the rows in the table; other recipes follow
 
 
 @dataclass(frozen=True)
 class Method:
-    """name: of its files. title: in tables. recipe: what it is trained with. settings: key=value beside the recipe's.
-    supervised: trained with labels, the recipe gives only the network and the images' normalisation."""
+    """A way to train. name: of its files. title: in tables. settings: key=value in addition to the recipe.
+
+    supervised: trained with labels; the recipe then gives only the network and the normalisation of the images.
+    """
 
     name: str
     title: str
@@ -31,8 +33,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a method on one core: of an epoch; of what comes once before the first (a memory to be filled); and
-    of starting and ending the program, which are not training."""
+    """Seconds of a method on one core. epoch: of each epoch; first: once before the first epoch, to fill a memory;
+    around: of starting and ending the program, which is not training."""
 
     epoch: float
     first: float
@@ -40,7 +42,7 @@ class Cost:
 
 
 def methods_of(folder: Path = RECIPES) -> list[Method]:
-    """A method for each recipe of the folder, its title the head's words before the colon; and supervised training."""
+    """A method for each recipe of the folder, with the words before the first colon as its title; and supervised."""
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     names = [name for name in ORDER if name in recipes] + [name for name in recipes if name not in ORDER]
     methods = [Method(name, title_of(recipes[name].read_text()), recipes[name]) for name in names]
@@ -53,38 +55,38 @@ def title_of(recipe: str) -> str:
 
 
 def epochs_for(costs: Mapping[str, Cost], share: float, slack: float = 0.1) -> dict[str, int]:
-    """Whole epochs of each method, so that all train for as nearly the same time as whole epochs allow.
+    """Whole epochs of each method, so that all methods train for nearly the same time.
 
-    That time is chosen between share * (1 - slack) and share, seconds: where the largest deviation from it is least,
-    and the longest of those that do equally well. One epoch at least, so a share too small for that is overrun.
+    The time is between share * (1 - slack) and share, in seconds: the one with the smallest of the largest deviations,
+    and the longest of equally good ones. Each method gets at least one epoch, even if this takes longer than `share`.
     """
-    best, chosen = float("inf"), dict.fromkeys(costs, 1)
+    smallest, chosen = float("inf"), dict.fromkeys(costs, 1)
     if share <= 0:
         return chosen
     for part in range(201):
         time = share * (1 - slack * part / 200)
         epochs = {name: max(1, round((time - cost.first) / cost.epoch)) for name, cost in costs.items()}
-        off = max(abs(epochs[name] * cost.epoch + cost.first - time) / time for name, cost in costs.items())
-        if off < best:
-            best, chosen = off, epochs
+        deviation = max(abs(epochs[name] * cost.epoch + cost.first - time) / time for name, cost in costs.items())
+        if deviation < smallest:
+            smallest, chosen = deviation, epochs
     return chosen
 
 
 def share_of(budget: float, spent: float, around: Sequence[float], scoring: float) -> float:
     """Seconds of training that each run gets.
 
-    budget, spent: core-seconds in all and so far. around: of each run to come, what its start and end take. scoring:
-    what a run's scores take.
+    budget, spent: core-seconds in all and so far. around: seconds for start and end of each future run. scoring:
+    seconds for the scores of a run.
     """
     left = budget - spent - sum(around) - scoring * len(around)
     return max(0.0, left / len(around))
 
 
 def curve_epochs(epochs: int, points: int = 8) -> int:
-    """Every how many epochs a checkpoint is kept to be scored: at most about `points` of them."""
+    """Epochs between checkpoints to score: there are about `points` of them at most."""
     return max(1, round(epochs / points))
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and sample standard deviation (None of a single value)."""
+    """Mean, and sample standard deviation (None for a single value)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None

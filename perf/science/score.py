@@ -1,10 +1,10 @@
-"""k-NN and linear figures of one network, or of the pixels: a program for one core.
+"""Scores one network, or the pixels, by k-NN and a linear classifier: a program for one core.
 
     python -m perf.science.score OUT.json WEIGHTS RECIPE DATA --seed S [--along RUN]
 
-WEIGHTS: a run, a file, `random`, or `pixels`. k-NN as in `evaluate.py knn` (k = 20) and logistic regression on the
-standardized features, both on all images; --along scores the checkpoints that a run has kept by k-NN against some of
-the training images, for its learning curve.
+WEIGHTS: a run, a file, `random`, or `pixels`. Both scores use all images: k-NN as in `evaluate.py knn` (k = 20), and
+logistic regression on the standardized features. --along also scores the checkpoints of a run for its learning curve,
+by k-NN among a part of the training images.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pipeline.crops import Crops
     from pipeline.dataset.labelled import Labelled
 
-CURVE_IMAGES = 10_000  # of the training set that a learning curve's k-NN compares with
+CURVE_IMAGES = 10_000  # training images for the k-NN of a learning curve
 PENALTIES = [1e-5, 1e-4, 1e-3]
-CHOOSE = 6  # the penalty is chosen on one training image in so many
+CHOOSE = 6  # one training image in six serves to choose the penalty
 ITERATIONS = 300
 
 
@@ -51,7 +51,11 @@ def main(arguments: list[str]) -> int:
 
 
 def score(options: argparse.Namespace) -> dict[str, Any]:
-    """{"knn", "linear", "penalty", "seconds", and "classifier" where the weights have one, "curve" with --along}."""
+    """Accuracies "knn" and "linear", shares in [0, 1]; "penalty" of the latter, "threads" and "seconds".
+
+    Also "classifier", the accuracy of a classifier in the weights, if there is one; "curve" with --along; "curve_start"
+    for random weights.
+    """
     import torch
     from torch.nn.functional import normalize
 
@@ -63,69 +67,72 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
     pixels = options.weights == "pixels"
-    word = f"random@{options.recipe}" if pixels or options.weights == "random" else options.weights
-    backbone = open_backbone(f"{word}@{options.recipe}" if word.endswith(".safetensors") else word, options.seed)
+    name = f"random@{options.recipe}" if pixels or options.weights == "random" else options.weights
+    backbone = open_backbone(f"{name}@{options.recipe}" if name.endswith(".safetensors") else name, options.seed)
     function = pixels_of(backbone) if pixels else backbone.network
     train, test = features_of(function, data, data.train_rows, backbone, session)
-    known, wanted = (
+    train_labels, test_labels = (
         labels(*part, session.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
     )
 
-    def share(found: Tensor) -> float:
-        return float((found == wanted).double().mean())
+    def accuracy(predicted: Tensor) -> float:
+        return float((predicted == test_labels).double().mean())
 
-    found: dict[str, Any] = {"knn": share(predict(normalize(train), known, normalize(test), 20))}
+    scores: dict[str, Any] = {"knn": accuracy(predict(normalize(train), train_labels, normalize(test), 20))}
     if (classifier := classifier_of(options.weights)) is not None:
-        found["classifier"] = share((test @ classifier[0].T + classifier[1]).argmax(1))
-    x, y = standardized(train, test)
-    penalty = chosen_penalty(x[::CHOOSE], known[::CHOOSE], PENALTIES)
-    weights, bias = logistic_regression(x, known, penalty, ITERATIONS)
-    found |= {"linear": share((y.double() @ weights.T + bias).argmax(1)), "penalty": penalty}
+        scores["classifier"] = accuracy((test @ classifier[0].T + classifier[1]).argmax(1))
+    train_x, test_x = standardized(train, test)
+    penalty = chosen_penalty(train_x[::CHOOSE], train_labels[::CHOOSE], PENALTIES)
+    weights, bias = logistic_regression(train_x, train_labels, penalty, ITERATIONS)
+    scores |= {"linear": accuracy((test_x.double() @ weights.T + bias).argmax(1)), "penalty": penalty}
     if options.along is not None:
-        found["curve"] = [
+        scores["curve"] = [
             {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, session)}
-            for epoch, seconds, weights_at in kept(options.along)
+            for epoch, seconds, weights_at in kept_checkpoints(options.along)
         ]
     if options.weights == "random":
-        found["curve_start"] = curve_point(options.weights, options, data, session)
-    return {**found, "threads": torch.get_num_threads(), "seconds": time.monotonic() - began}
+        scores["curve_start"] = curve_point(options.weights, options, data, session)
+    return {**scores, "threads": torch.get_num_threads(), "seconds": time.monotonic() - began}
 
 
 def curve_point(weights: str, options: argparse.Namespace, data: Labelled, session: Session) -> float:
-    """k-NN of all test images against CURVE_IMAGES of the training set."""
+    """k-NN accuracy of all test images among CURVE_IMAGES training images."""
     from torch.nn.functional import normalize
 
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.knn import predict
     from evaluation.features import labels
 
-    foreign = weights == "random" or weights.endswith(".safetensors")
-    backbone = open_backbone(f"{weights}@{options.recipe}" if foreign else weights, options.seed)
+    without_recipe = weights == "random" or weights.endswith(".safetensors")
+    backbone = open_backbone(f"{weights}@{options.recipe}" if without_recipe else weights, options.seed)
     rows = data.train_rows[:: max(1, len(data.train_rows) // CURVE_IMAGES)]
     train, test = features_of(backbone.network, data, rows, backbone, session)
-    known, wanted = labels(data.train, rows, session.device), labels(data.test, data.test_rows, session.device)
-    return float((predict(normalize(train), known, normalize(test), 20) == wanted).double().mean())
+    train_labels, test_labels = (
+        labels(data.train, rows, session.device),
+        labels(data.test, data.test_rows, session.device),
+    )
+    return float((predict(normalize(train), train_labels, normalize(test), 20) == test_labels).double().mean())
 
 
-def kept(run: Path) -> list[tuple[int, float, str]]:
-    """Epoch, training seconds until then, and weights of each checkpoint that a run has kept, in order."""
+def kept_checkpoints(run: Path) -> list[tuple[int, float, str]]:
+    """Epoch, training seconds until then, and weights of each checkpoint of a run, in order."""
     from training.checkpoint.save_load import read_state
 
     summary = json.loads((run / "summary.json").read_text())
     if files := sorted(run.glob("epoch-*.safetensors")):
         numbers = [int(path.stem.partition("-")[2]) for path in files]
         return [(n, summary["training_seconds"][n - 1], str(path)) for n, path in zip(numbers, files, strict=True)]
-    found, steps = [], summary["steps"] // summary["epochs"]
+    checkpoints, steps = [], summary["steps"] // summary["epochs"]
     for path in sorted((run / "checkpoints").glob("step-*")):
         state = read_state(path)
-        found.append((state["step"] // steps, state["clock"]["training_seconds"], str(path)))
-    return found
+        checkpoints.append((state["step"] // steps, state["clock"]["training_seconds"], str(path)))
+    return checkpoints
 
 
 def features_of(
     function: Callable[[Tensor], Tensor], data: Labelled, rows: Any, backbone: Backbone, session: Session
 ) -> tuple[Tensor, Tensor]:
-    """Features of these training rows and of all test rows, by `function` of the central crops."""
+    """Features of training `rows` and of all test rows: `function` of their central crops."""
     from evaluation.feature_cache import cached_features
 
     crops, about = central_crops_of(backbone), {"backbone": backbone.word}
@@ -136,7 +143,7 @@ def features_of(
 
 
 def pixels_of(backbone: Backbone) -> Callable[[Tensor], Tensor]:
-    """Crops [batch, 3, s, s] to their pixels in [0, 1]; of gray images one channel says all."""
+    """A function from crops [batch, 3, s, s] to pixels in [0, 1], [batch, values]; one channel for gray images."""
     import torch
 
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (backbone.inputs.mean, backbone.inputs.std))
@@ -150,7 +157,7 @@ def pixels_of(backbone: Backbone) -> Callable[[Tensor], Tensor]:
 
 
 def classifier_of(weights: str) -> tuple[Tensor, Tensor] | None:
-    """Weights and bias of a file's own classifier, None where there is none."""
+    """Weights and bias of the classifier in a file; None if it has no classifier."""
     from safetensors.torch import load_file
 
     if not weights.endswith(".safetensors"):
@@ -160,7 +167,7 @@ def classifier_of(weights: str) -> tuple[Tensor, Tensor] | None:
 
 
 def central_crops_of(backbone: Backbone) -> Crops:
-    """The central crop that the network's recipe is evaluated on."""
+    """The central crop with which the network's recipe is evaluated."""
     from evaluation.session import central_crops
 
     return central_crops(backbone, argparse.Namespace(size=None, share=None))
@@ -182,7 +189,7 @@ def labelled_at(path: Path, tables: str) -> Labelled:
 
 
 def one_process(batch: int, seed: int) -> Session:
-    """Where the work is done: this process, on the CPU, with one thread; nothing is kept."""
+    """The setting of an evaluation: this process, on the CPU, with one thread and no cache of features."""
     import torch
 
     from evaluation.session import Session

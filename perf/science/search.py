@@ -1,7 +1,7 @@
-"""Settings that were tried for each method before the check, on a seed that is not among its three.
+"""The candidate settings of the search that precedes the check, with a seed that the check does not use.
 
-Both SwAV variants get the same number of candidates. docs/science.md has their figures, and marks those that the
-recipes hold.
+Both variants of SwAV have the same number of candidates. docs/science.md has their figures and marks the settings of
+the recipes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
 
 
 def candidates(methods: Sequence[Method]) -> list[Method]:
-    """A method for each candidate of these, in turns, so that neighbours on the machine are of both."""
-    found = []
+    """A method for each candidate, alternating between `methods`, so that both run under the same conditions."""
+    chosen = []
     for number in range(max(map(len, CANDIDATES.values()))):
         for method in methods:
-            tried = CANDIDATES.get(method.name, ())
-            if number < len(tried):
-                name, settings = f"{method.name}-{number + 1}", tuple(tried[number].split())
-                found.append(Method(name, method.title, method.recipe, settings))
-    return found
+            choices = CANDIDATES.get(method.name, ())
+            if number < len(choices):
+                name, settings = f"{method.name}-{number + 1}", tuple(choices[number].split())
+                chosen.append(Method(name, method.title, method.recipe, settings))
+    return chosen

@@ -1,4 +1,4 @@
-"""A part of a labelled dataset, packed anew: a short run on it has whole epochs to be timed."""
+"""Packs a part of a labelled dataset, on which a short run can time whole epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.dataset.table import SampleTable
 
 
 def pack_part(data: Labelled, train: int, test: int, out: Path) -> None:
-    """So many training and test rows, evenly spread, to `out`/train and `out`/test; those that are there stay."""
+    """Pack `train` and `test` evenly spread rows into `out`/train and `out`/test, unless they are there already."""
     for name, table, rows, count in (
         ("train", data.train, data.train_rows, train), ("test", data.test, data.test_rows, test)
     ):  # fmt: skip
@@ -24,7 +24,7 @@ def pack_part(data: Labelled, train: int, test: int, out: Path) -> None:
 
 
 def records(table: SampleTable, rows: np.ndarray) -> Iterator[Record]:
-    """The rows' bytes as they lie in the dataset."""
+    """The unchanged bytes of these rows, with their labels."""
     reader = Reader(table)
     try:
         for number, row in enumerate(rows):

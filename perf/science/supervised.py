@@ -1,10 +1,10 @@
-"""Supervised training from scratch, the yardstick: the same network, all labels, cross entropy.
+"""Supervised training from scratch, as a reference: the same network, all labels, cross entropy.
 
     python -m perf.science.supervised OUT RECIPE DATA --epochs N --seed S
 
-SGD with Nesterov's momentum, batches of 128, a cosine to 0 by steps; windows of half the image at least, and flips.
-Leaves OUT/epoch-NNN.safetensors (backbone and classifier, every --keep epochs and the last) and at the end
-OUT/summary.json with the training seconds after each epoch.
+SGD with Nesterov momentum, batches of 128, a cosine schedule to 0; crops of at least half the image, and flips. Writes
+OUT/epoch-NNN.safetensors (backbone and classifier; every --keep epochs, and the last) and, at the end, OUT/summary.json
+with the training seconds after each epoch.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ RATE, MOMENTUM, DECAY, BATCH, SCALE = 0.1, 0.9, 5e-4, 128, (0.5, 1.0)
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.science.supervised", __doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("recipe", help="its network and its images' normalisation are taken")
+    parser.add_argument("recipe", help="gives the network and the normalisation of the images")
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--keep", type=int, default=1, help="epochs between weights that are kept")
+    parser.add_argument("--keep", type=int, default=1, help="epochs between two files of weights")
     parser.add_argument("--tables", default="data/tables")
     train(parser.parse_args(arguments))
     return 0
 
 
 def train(options: argparse.Namespace) -> None:
-    """The whole training; goes on after the last whole epoch of one that was ended."""
+    """Train; continues an interrupted training after its last whole epoch."""
     import torch
     from safetensors.torch import save_file
 
@@ -61,9 +61,9 @@ def train(options: argparse.Namespace) -> None:
     crops = training_crops(central_crops_of(backbone), SCALE)
 
     resume = options.out / "progress.safetensors"
-    epochs: list[Any] = load_progress(resume, network, optimizer)  # each epoch's [seconds of training so far]
+    epochs: list[Any] = load_progress(resume, network, optimizer)  # for each epoch [seconds of training so far]
     loader = training_loader(session, table, crops, len(epochs))
-    earlier, began = epochs[-1][0] if epochs else 0.0, time.monotonic()
+    earlier_seconds, began = epochs[-1][0] if epochs else 0.0, time.monotonic()
     steps, step = options.epochs * len(loader), len(epochs) * len(loader)
     with closing(loader), progress_bar(steps, options.out.name, "step", True) as bar:
         bar.update(step)
@@ -79,7 +79,7 @@ def train(options: argparse.Namespace) -> None:
                 optimizer.step()
                 step += 1
                 bar.update()
-            epochs.append([earlier + time.monotonic() - began])
+            epochs.append([earlier_seconds + time.monotonic() - began])
             if (epoch + 1) % options.keep == 0 or epoch + 1 == options.epochs:
                 weights = {name.removeprefix("backbone."): value for name, value in network.state_dict().items()}
                 save_file(weights, options.out / f"epoch-{epoch + 1:03d}.safetensors")

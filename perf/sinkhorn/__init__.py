@@ -1,4 +1,4 @@
-"""What codes cost: `python -m perf.sinkhorn`.
+"""The cost of codes: `python -m perf.sinkhorn`.
 
-Sinkhorn and its all-reduces timed on the ranks at hand, and predicted for up to 512 nodes.
+Measures Sinkhorn and its all-reduces on the ranks of this machine, and predicts them for up to 512 nodes.
 """

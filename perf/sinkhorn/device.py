@@ -1,13 +1,13 @@
-"""The codes on a GPU in several ways: which is fastest, and what share of a ResNet-50 step it is.
+"""The codes on a GPU in several implementations: which one is the fastest?
 
     python -m perf.gpu_check --only codes
 
     eager     model.sinkhorn without its kernels
     compiled  the same through torch.compile
     graph     the same as one CUDA graph
-    triton    model.sinkhorn_fused, which model.sinkhorn takes on a GPU
+    triton    the kernels of model.sinkhorn_fused, which model.sinkhorn can use on a GPU
 
-All on the same scores in interleaved turns, on one GPU and so without anything between ranks.
+All use the same scores in interleaved turns, on one GPU and so without communication.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 EPSILON, ITERATIONS, CROPS, WIDTH, PROTOTYPES = 0.05, 3, 2, 128, 3000
-AGREE = 1e-5  # largest difference of a code from the eager version's
+AGREE = 1e-5  # largest difference of a code from that of the eager version
 ROUNDS, CALLS, WARM_UP = 20, 20, 3
 
 
 def compare(batch: int, device: torch.device, prototypes: int = PROTOTYPES) -> list[dict[str, Any]]:
-    """A row for each way: {"way", "ms", "min", "max", "difference"}, or "error" where it did not run.
+    """A row for each implementation: {"way", "ms", "min", "max", "difference", "holds"}, or "error" if it did not run.
 
-    batch: images a GPU. Times are of a call, as the device finishes it.
+    batch: images a GPU. Times are for a call, until the device finishes it.
     """
     torch.manual_seed(0)
     embeddings = functional.normalize(torch.randn(CROPS, batch, WIDTH, device=device), dim=-1)
     scores = embeddings @ functional.normalize(torch.randn(prototypes, WIDTH, device=device), dim=-1).T
-    with plain_only():
+    with without_kernels():
         expected = eager(scores)
     rows: list[dict[str, Any]] = []
     works: list[Callable[[], Tensor]] = []
@@ -46,22 +46,27 @@ def compare(batch: int, device: torch.device, prototypes: int = PROTOTYPES) -> l
         try:
             work = make(scores)
             row["difference"] = float((work() - expected).abs().max())
-        except Exception as error:  # one that this GPU or torch cannot do must not hide the others
+        except Exception as error:  # one that fails on this GPU or torch must not hide the others
             row["error"] = " ".join(str(error).split())[:200]
             continue
         works.append(work)
     times = iter(timed(works, device))
     for row in rows:
         if "error" not in row:
-            found = next(times)
-            row |= {"ms": median(found), "min": min(found), "max": max(found), "holds": row["difference"] <= AGREE}
+            milliseconds = next(times)
+            row |= {
+                "ms": median(milliseconds),
+                "min": min(milliseconds),
+                "max": max(milliseconds),
+                "holds": row["difference"] <= AGREE,
+            }
         else:
             row["holds"] = False
     return rows
 
 
 def timed(works: list[Callable[[], Tensor]], device: torch.device) -> list[list[float]]:
-    """Milliseconds of a call of each, a list of rounds."""
+    """Milliseconds of a call of each work, a list over rounds for each."""
     from perf.interleaved import take_turns
     from perf.roofline import finish
 
@@ -77,9 +82,9 @@ def timed(works: list[Callable[[], Tensor]], device: torch.device) -> list[list[
 
 
 def ways(device: torch.device) -> dict[str, Callable[[Tensor], Callable[[], Tensor]]]:
-    """For each way what makes a call of it from the scores."""
-    found: dict[str, Callable[[Tensor], Callable[[], Tensor]]] = {"eager": eagerly, "compiled": compiled}
-    return found | {"graph": graph, "triton": triton} if device.type == "cuda" else found
+    """For each implementation a function that takes the scores and returns a call of it."""
+    functions: dict[str, Callable[[Tensor], Callable[[], Tensor]]] = {"eager": eagerly, "compiled": compiled}
+    return functions | {"graph": graph, "triton": triton} if device.type == "cuda" else functions
 
 
 def eager(scores: Tensor) -> Tensor:
@@ -90,7 +95,7 @@ def eager(scores: Tensor) -> Tensor:
 
 def eagerly(scores: Tensor) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        with plain_only():
+        with without_kernels():
             return eager(scores)
 
     return call
@@ -100,7 +105,7 @@ def compiled(scores: Tensor) -> Callable[[], Tensor]:
     work = torch.compile(eager)
 
     def call() -> Tensor:
-        with plain_only():
+        with without_kernels():
             return work(scores)
 
     return call
@@ -108,7 +113,7 @@ def compiled(scores: Tensor) -> Callable[[], Tensor]:
 
 def graph(scores: Tensor) -> Callable[[], Tensor]:
     side = torch.cuda.Stream()
-    with plain_only():
+    with without_kernels():
         with torch.cuda.stream(side):
             for _ in range(3):
                 eager(scores)
@@ -131,8 +136,8 @@ def triton(scores: Tensor) -> Callable[[], Tensor]:
 
 
 @contextmanager
-def plain_only() -> Iterator[None]:
-    """Within it model.sinkhorn does without its kernels."""
+def without_kernels() -> Iterator[None]:
+    """Within this context model.sinkhorn does not use its kernels."""
     from model import sinkhorn
 
     usual, sinkhorn.with_kernels = sinkhorn.with_kernels, False

@@ -1,4 +1,4 @@
-"""Codes and their collectives timed over the links at hand: ranks of this machine, and hosts in network namespaces."""
+"""Times codes and their collectives over several links: ranks of this machine, and hosts in network namespaces."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from perf.ranks import run_ranks
 from perf.sinkhorn.ranks import Plan, run_rank
 from perf.sinkhorn.variants import Point, sent
 
-PORT = 29577  # on the first host, where nothing else runs
-# Bytes that a rank may gather. Beyond it glibc takes memory anew for each call, and page faults are most of the time.
+PORT = 29577  # on the first host, where no other program runs
+# Bytes that a rank may gather. For more, glibc maps new memory in each call, and page faults take most of the time.
 GATHERED = 32 << 20
 LOCAL = "local"
-PLACE = ("ranks", "crowded", "bytes", "point")  # what tells rows of a link apart
-# Starts of the processes of this machine: how their memory lies in its caches is drawn by lot at each.
-STARTS, START_SECONDS = 3, 15  # at most, and of so many seconds at least
+KEY = ("ranks", "crowded", "bytes", "point")  # identifies a row of a link
+# The processes of this machine start several times, since the position of their memory in the caches is random.
+STARTS, START_SECONDS = 3, 15  # largest number of starts, least seconds of each
 
 
 def points(prototypes: Sequence[int], batches: Sequence[int], iterations: Sequence[int]) -> list[Point]:
-    """All variants with the first of each, then those that differ from it in one thing."""
+    """All variants with the first value of each list, then with each other value of one list."""
     first = (prototypes[0], batches[0], iterations[0])
     shapes = [first]
     shapes += [(count, *first[1:]) for count in prototypes[1:]]
@@ -39,19 +39,19 @@ def points(prototypes: Sequence[int], batches: Sequence[int], iterations: Sequen
 
 
 def fits(point: Point, ranks: int) -> bool:
-    """Whether each of so many ranks of one machine can gather what this point needs."""
+    """Whether each of `ranks` on one machine may gather the bytes that this point needs."""
     return point.variant != "gather" or sent(point)[0].bytes * ranks <= GATHERED
 
 
 def on_this_machine(plan: Plan) -> list[dict[str, Any]]:
-    """Rows of perf.sinkhorn.ranks, of ranks that are processes of this machine."""
+    """Rows of perf.sinkhorn.ranks, measured on processes of this machine. Raises RuntimeError if one fails."""
     with tempfile.TemporaryDirectory() as folder:
         run_ranks(run_rank, max(plan.groups), plan, Path(folder), on_gpu=plan.on_gpu)
         return _read(folder)
 
 
 def on_hosts(plan: Plan, delay: float) -> list[dict[str, Any]]:
-    """The same, of hosts with a rank each and `delay` seconds one way between them. Raises RuntimeError."""
+    """The same on hosts with one rank each and `delay` seconds one way between them. Raises RuntimeError."""
     from perf.virtual_cluster.hosts import Hosts
 
     count = max(plan.groups)
@@ -68,8 +68,8 @@ def on_hosts(plan: Plan, delay: float) -> list[dict[str, Any]]:
         processes = []
         for rank in range(count):
             environment = os.environ | {name: str(value) for name, value in {**common, "RANK": rank}.items()}
-            told = None if rank == 0 else subprocess.DEVNULL  # one of them shows how far it is, or why it failed
-            processes.append(hosts.run(rank, command, cwd=ROOT, env=environment, stderr=told))
+            errors = None if rank == 0 else subprocess.DEVNULL  # only one shows its progress, or why it failed
+            processes.append(hosts.run(rank, command, cwd=ROOT, env=environment, stderr=errors))
         codes = [process.wait() for process in processes]
         if any(codes):
             raise RuntimeError(f"{plan}: exit codes {codes}")
@@ -82,34 +82,36 @@ def _read(folder: str) -> list[dict[str, Any]]:
 
 
 def collect(plans: Sequence[tuple[Plan, float | None]], until: float) -> list[dict[str, Any]]:
-    """Rows of all plans, each with its `link`; by hosts where there is a delay (seconds, one way).
+    """The rows of all plans, each with its `link`. A plan with a delay (in seconds, one way) runs on hosts.
 
-    Each plan gets an equal share of the time that is left until `until` (time.time()), the first twice that of others.
+    Each plan gets an equal share of the time until `until`, a time of time.time(); the first plan gets two shares.
     """
     rows: list[dict[str, Any]] = []
     for number, (plan, delay) in enumerate(plans):
         begun = time.time()
-        left, others = until - begun, len(plans) - number - 1
-        share = left * 2 / (2 + others) if number == 0 else left / (1 + others)
+        left, plans_left = until - begun, len(plans) - number - 1
+        share = left * 2 / (2 + plans_left) if number == 0 else left / (1 + plans_left)
         starts = 1 if plan.on_gpu or delay is not None else max(1, min(STARTS, int(share / START_SECONDS)))
-        found = []
+        rows_of_starts = []
         for start in range(starts):
             timed = replace(plan, deadline=begun + share * (start + 1) / starts)
-            found.append(on_this_machine(timed) if delay is None else on_hosts(timed, delay))
-        rows += [row | {"link": plan.link, "delay": delay, "on_gpu": plan.on_gpu} for row in pooled(found)]
+            rows_of_starts.append(on_this_machine(timed) if delay is None else on_hosts(timed, delay))
+        rows += [row | {"link": plan.link, "delay": delay, "on_gpu": plan.on_gpu} for row in pooled(rows_of_starts)]
     return rows
 
 
 def pooled(starts: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows that all starts have, with the rounds of all of them: medians in seconds, and both figures of the
-    fastest."""
+    """The rows that all starts have in common, each with the rounds of all starts.
+
+    "seconds" and "in_collectives" are medians, "fastest" has both for the fastest round, "rounds" all seconds.
+    """
     rows = []
     for row in starts[0]:
-        same = [[other for other in start if all(other[key] == row[key] for key in PLACE)] for start in starts]
+        same = [[other for other in start if all(other[key] == row[key] for key in KEY)] for start in starts]
         if all(same):
             calls = [tuple(call) for (other,) in same for call in other["calls"]]
             rows.append(
-                {key: row[key] for key in (*PLACE, "sent")}
+                {key: row[key] for key in (*KEY, "sent")}
                 | {
                     "seconds": median(seconds for seconds, _ in calls),
                     "in_collectives": median(inside for _, inside in calls),
@@ -121,7 +123,7 @@ def pooled(starts: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What the report has of codes: milliseconds of a step's codes, and what is in them."""
+    """The rows of the report about codes: milliseconds of the codes of a step, and their parts."""
     return [
         row["point"]._asdict()
         | {

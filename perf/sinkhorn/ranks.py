@@ -1,10 +1,10 @@
-"""What a rank does to time codes and their collectives; on a host of its own: `python -m perf.sinkhorn.ranks FOLDER`.
+"""A rank that times codes and their collectives; on a virtual host: `python -m perf.sinkhorn.ranks FOLDER`.
 
-All ranks start once and form groups of 1, 2, 4, ...; these take turns, so that what slows the machine for a while
-slows all of them, and a model fitted on small groups is held against large ones of the same minute.
+All ranks start once and form groups of 1, 2, 4, ... that take turns: if something slows the machine for a while, it
+slows all groups, and a model fitted on small groups is compared with large groups of the same minute.
 
-On CPUs each rank stays on a core, in turn, and keeps the memory that it frees: where the kernel moves ranks about, an
-all-reduce of two takes 100 to 210 us from one start to the next, where they stay 102 to 105 (seen on two cores).
+On CPUs each rank stays on one core and keeps the memory that it frees. If the kernel moves ranks between cores, an
+all-reduce of two takes 100 to 210 us from one start to the next; if they stay, 102 to 105 us (on two cores).
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from perf.roofline import finish
 from perf.sinkhorn.variants import VARIANTS, Point
 from training.distributed import wait_for_gloo
 
-LEAST_ROUNDS = 3
-CROWD = 2  # ranks on one core
-TURN = 0.02  # seconds of calls in a turn, at least: the clock and the start are nothing against it
+MIN_ROUNDS = 3
+CROWD = 2  # ranks that share one core in a crowded measurement
+TURN = 0.02  # least seconds of calls in a turn: long against the clock's resolution and the start
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure over a link, what matters most first, until `deadline` (time.time()).
+    """Measurements over a link until `deadline`, a time of time.time(); the most important points come first.
 
-    groups: numbers of ranks. bytes: of all-reduces by themselves. points: of codes, in all groups.
-    crowded: everything is timed of CROWD ranks that share a core, too. rounds: at most.
+    groups: numbers of ranks. bytes: of all-reduces without codes. points: of codes, for all groups. crowded: time all
+    also on CROWD ranks that share a core. rounds: at most.
     """
 
     link: str
@@ -72,7 +72,7 @@ class Plan:
 
 
 class Call(NamedTuple):
-    """Seconds of one call, and of its collectives, the waiting for other ranks in them included."""
+    """Seconds of one call, and of its collectives with their waits for other ranks."""
 
     seconds: float
     in_collectives: float
@@ -80,9 +80,9 @@ class Call(NamedTuple):
 
 @dataclass
 class Work:
-    """One thing to time: a call in the group of the first `ranks`, an all-reduce of `bytes` or the codes of `point`.
+    """A call to time on the first `ranks`: an all-reduce of `bytes`, or the codes of `point`.
 
-    crowded: while these ranks share one core.
+    crowded: these ranks share one core. repeats: calls in a turn.
     """
 
     ranks: int
@@ -91,14 +91,15 @@ class Work:
     call: Callable[[], object]
     crowded: bool = False
     repeats: int = 1
-    sent: list[tuple[str, int]] = field(default_factory=list)  # by one call: kind and bytes
+    sent: list[tuple[str, int]] = field(default_factory=list)  # collectives of one call: kind and bytes
 
 
 def run_rank(rank: int, plan: Plan, folder: Path) -> None:
-    """As a rank of perf.ranks.run_ranks or of a host; rank 0 writes `folder`/measured.json."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the program that started it speaks
+    """Run a rank, started by perf.ranks.run_ranks or on a host; rank 0 writes `folder`/measured.json."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process prints the message
     if not plan.on_gpu:
-        # Ranks that wait wake others without taking the core from them: four on two cores take a quarter of the time.
+        # With this policy a woken rank does not take the core from a running one: four ranks on two cores take a
+        # quarter of the time.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         torch.set_num_threads(1)
         keep_memory()
@@ -108,24 +109,24 @@ def run_rank(rank: int, plan: Plan, folder: Path) -> None:
     dist.init_process_group("nccl" if plan.on_gpu else "gloo", timeout=timedelta(seconds=120))
     try:
         with torch.no_grad():
-            found = measure(rank, plan, device)
+            rows = measure(rank, plan, device)
         if rank == 0:
-            (folder / "measured.json").write_text(json.dumps(found))
+            (folder / "measured.json").write_text(json.dumps(rows))
     finally:
         wait_for_gloo()
         dist.destroy_process_group()
 
 
 def keep_memory() -> None:
-    """Freed memory stays with this process, so that no page faults are timed (glibc; elsewhere nothing happens)."""
+    """Make glibc keep freed memory, so that the times include no page faults; does nothing with other C libraries."""
     with suppress(AttributeError):
         allocator = ctypes.CDLL(None)
-        allocator.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: from the heap, up to 1 GiB
-        allocator.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: which is never given back
+        allocator.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: up to 1 GiB comes from the heap
+        allocator.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: never return the heap
 
 
 def measure(rank: int, plan: Plan, device: torch.device) -> list[dict[str, Any]]:
-    """A row for each work that time allows."""
+    """A row for each work that fits into the time."""
     alone = [dist.new_group([other]) for other in range(dist.get_world_size())][rank]
     groups = {ranks: dist.new_group(list(range(ranks))) for ranks in plan.groups}
     works = list(all_works(plan, groups, alone, device))
@@ -133,16 +134,16 @@ def measure(rank: int, plan: Plan, device: torch.device) -> list[dict[str, Any]]
     with progress_bar(rounds * len(chosen), f"codes, {plan.link}", "turn", plan.progress and rank == 0) as bar:
 
         def turn(work: Work, counts: bool) -> Call:
-            found = timed(work, groups[work.ranks], rank, device)
+            call = timed(work, groups[work.ranks], rank, device)
             bar.update()
-            return found
+            return call
 
         calls = take_turns([partial(turn, work) for work in chosen], rounds, warm_up=0)
-    return [row(work, found) for work, found in zip(chosen, calls, strict=True)]
+    return [row(work, own_calls) for work, own_calls in zip(chosen, calls, strict=True)]
 
 
 def all_works(plan: Plan, groups: dict[int, Any], alone: Any, device: torch.device) -> Iterator[Work]:
-    """All-reduces by themselves, then codes, each in all groups."""
+    """All-reduces without codes, then codes, each in all groups. alone: a process group of this rank only."""
     for size in plan.bytes:
         values = torch.zeros(max(1, size // 4), device=device)
         calls = {ranks: partial(_all_reduce, values, group) for ranks, group in groups.items()}
@@ -150,7 +151,7 @@ def all_works(plan: Plan, groups: dict[int, Any], alone: Any, device: torch.devi
     scores: dict[tuple[int, int, int], Tensor] = {}
     for point in plan.points:
         shape = (point.crops, point.batch, point.prototypes)
-        if shape not in scores:  # cosines of unit vectors of 128 numbers are about so
+        if shape not in scores:  # distributed like cosines of unit vectors with 128 numbers
             scores[shape] = torch.randn(shape, device=device).mul_(0.09).clamp_(-1, 1)
         codes = partial(VARIANTS[point.variant], scores[shape], point.iterations)
         yield from _in_groups(plan, 0, point, {ranks: partial(codes, group, alone) for ranks, group in groups.items()})
@@ -172,52 +173,53 @@ def _all_reduce(values: Tensor, group: Any) -> None:
 def choose(
     works: list[Work], groups: dict[int, Any], plan: Plan, rank: int, device: torch.device
 ) -> tuple[list[Work], int]:
-    """How many of `works`, from the first on, in how many rounds; each called twice for that, and its repeats set.
+    """The first of `works`, as many as fit into the time, and the number of rounds.
 
-    Fewer works rather than fewer than LEAST_ROUNDS rounds; whether time is short is for rank 0 to say.
+    Calls each work twice and sets its repeats. Takes fewer works instead of fewer than MIN_ROUNDS rounds. Rank 0
+    decides for all ranks.
     """
     chosen: list[Work] = []
     needed = 0.0
-    each = len(groups) + any(work.crowded for work in works)  # works of a point
-    least = sum(work.point is None for work in works) + each  # what the model needs, and the first codes
+    works_a_point = len(groups) + any(work.crowded for work in works)
+    required = sum(work.point is None for work in works) + works_a_point  # those for the model, and the first codes
     for work in works:
         begun = time.perf_counter()
         timed(work, groups[work.ranks], rank, device)
-        once = timed(work, groups[work.ranks], rank, device).seconds
-        repeats = min(200, 1 + int(TURN / max(once, 1e-9)))
-        # What a turn takes besides its calls, the meeting of all ranks, is in the time of these two.
-        turn = repeats * once + max(0.0, (time.perf_counter() - begun) / 2 - once)
+        call_seconds = timed(work, groups[work.ranks], rank, device).seconds
+        repeats = min(200, 1 + int(TURN / max(call_seconds, 1e-9)))
+        # The other part of a turn, until all ranks have arrived, is in the time of these two calls.
+        turn_seconds = repeats * call_seconds + max(0.0, (time.perf_counter() - begun) / 2 - call_seconds)
         left = plan.deadline - time.time()
-        go_on = needed + turn <= left / LEAST_ROUNDS or len(chosen) < least
-        told = torch.tensor([repeats if go_on else 0], device=device)
-        dist.broadcast(told, 0)
-        if not told.item():
+        fits_in = needed + turn_seconds <= left / MIN_ROUNDS or len(chosen) < required
+        decision = torch.tensor([repeats if fits_in else 0], device=device)
+        dist.broadcast(decision, 0)
+        if not decision.item():
             break
-        work.repeats = int(told.item())
+        work.repeats = int(decision.item())
         chosen.append(work)
-        needed += turn
-    fit = min(plan.rounds, max(LEAST_ROUNDS, int((plan.deadline - time.time()) / max(needed, 1e-9))))
-    rounds = torch.tensor([fit], device=device)
+        needed += turn_seconds
+    rounds_that_fit = min(plan.rounds, max(MIN_ROUNDS, int((plan.deadline - time.time()) / max(needed, 1e-9))))
+    rounds = torch.tensor([rounds_that_fit], device=device)
     dist.broadcast(rounds, 0)
-    whole = len(chosen) - len(chosen) % each  # a point in all groups or in none
-    return chosen[:whole], int(rounds.item())
+    complete = len(chosen) - len(chosen) % works_a_point  # a point in all groups, or not at all
+    return chosen[:complete], int(rounds.item())
 
 
 def timed(work: Work, group: Any, rank: int, device: torch.device) -> Call:
-    """Seconds of a call, the median of the work's repeats; nothing on ranks that have no part in it."""
+    """The median call of the work's repeats; zeros on ranks outside its group."""
     cores = sorted(os.sched_getaffinity(0))
     if device.type == "cpu":
         use_cores([cores[0 if work.crowded else rank % len(cores)]])
     dist.barrier()
-    found = _timed(work, group, device) if rank < work.ranks else Call(0.0, 0.0)
+    call = _timed(work, group, device) if rank < work.ranks else Call(0.0, 0.0)
     if device.type == "cpu":
         use_cores(cores)
-    return found
+    return call
 
 
 def _timed(work: Work, group: Any, device: torch.device) -> Call:
     marks = []
-    with noted(group, device) as calls:
+    with recorded(group, device) as calls:
         finish(device)
         for _ in range(work.repeats):
             marks.append(_mark(device))
@@ -232,34 +234,34 @@ def _timed(work: Work, group: Any, device: torch.device) -> Call:
 
 
 @contextmanager
-def noted(group: Any, device: torch.device) -> Iterator[list[tuple[str, int, Callable[[], float]]]]:
-    """The collectives in `group` of this block: kind, bytes that this rank puts in, and a function: seconds taken."""
-    found: list[tuple[str, int, Callable[[], float]]] = []
+def recorded(group: Any, device: torch.device) -> Iterator[list[tuple[str, int, Callable[[], float]]]]:
+    """Record the collectives in `group` within this block: kind, bytes of this rank, and a function for the seconds."""
+    records: list[tuple[str, int, Callable[[], float]]] = []
     originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor")}
 
-    def noting(name: str, kind: str, values: int) -> Callable[..., Any]:
+    def recording(name: str, kind: str, values: int) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             if options.get("group") is not group:
                 return originals[name](*arguments, **options)
             start = _mark(device)
             result = originals[name](*arguments, **options)
             end = _mark(device)
-            found.append((kind, arguments[values].numel() * arguments[values].element_size(), partial(end, start)))
+            records.append((kind, arguments[values].numel() * arguments[values].element_size(), partial(end, start)))
             return result
 
         return call
 
     try:
-        dist.all_reduce = noting("all_reduce", "all_reduce", 0)
-        dist.all_gather_into_tensor = noting("all_gather_into_tensor", "all_gather", 1)
-        yield found
+        dist.all_reduce = recording("all_reduce", "all_reduce", 0)
+        dist.all_gather_into_tensor = recording("all_gather_into_tensor", "all_gather", 1)
+        yield records
     finally:
         for name, original in originals.items():
             setattr(dist, name, original)
 
 
 def _mark(device: torch.device) -> Any:
-    """A point in time, called with an earlier one: seconds between."""
+    """The present time on the device; called with an earlier one it gives the seconds in between."""
     if device.type == "cpu":
         return _Instant(time.perf_counter())
     event = torch.cuda.Event(enable_timing=True)
@@ -289,5 +291,5 @@ def row(work: Work, calls: list[Call]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    run_rank(int(os.environ["RANK"]), Plan.load(place), place)
+    folder = Path(sys.argv[1])
+    run_rank(int(os.environ["RANK"]), Plan.load(folder), folder)

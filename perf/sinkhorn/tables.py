@@ -1,21 +1,21 @@
-"""The report of perf.sinkhorn as tables."""
+"""Tables and sentences for the report of perf.sinkhorn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LIMIT = 0.25  # relative error that a held-out prediction may have
+LIMIT = 0.25  # largest accepted relative error of a held-out prediction
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print it."""
+    """Print the report."""
     from rich.console import Console
 
     console = Console(width=None if Console().is_terminal else 110)
-    where, settings = report["machine"], report["settings"]
+    machine, settings = report["machine"], report["settings"]
     console.print(
-        f"\n{where['cpu']}, {where['cores']} cores, GPUs: {', '.join(where['gpus']) or 'none'}; "
+        f"\n{machine['cpu']}, {machine['cores']} cores, GPUs: {', '.join(machine['gpus']) or 'none'}; "
         f"{settings['crops']} crops; {settings['seconds']:.0f} s"
     )
     for title, head, rows in tables(report):
@@ -25,15 +25,15 @@ def show(report: Mapping[str, Any]) -> None:
 
 
 def tables(report: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Titles, heads and rows."""
-    found = [
+    """The tables that have rows: title, head, and rows of text."""
+    all_tables = [
         (
             "Codes of a step: ms, and ms in collectives (medians)",
             ["link", "ranks", "K", "batch", "it.", "ours", "in", "published", "in", "gather", "in"],
             _codes(report["measured"]),
         ),
         (
-            "All-reduces by themselves, and the model fitted on the fastest rounds of 1 and 2 ranks",
+            "All-reduces without codes, and the model fitted on the fastest rounds of 1 and 2 ranks",
             ["link", "ranks", "bytes", "median, us", "fastest, us", "model, us"],
             [
                 [
@@ -48,7 +48,7 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[st
             ],
         ),
         (
-            "The model on ranks that it was not fitted on: fastest rounds",
+            "The model on ranks on which it was not fitted: fastest rounds",
             ["link", "ranks", "what", "measured, us", "predicted, us", "error"],
             [
                 [
@@ -68,53 +68,53 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[st
             _nodes(report),
         ),
     ]
-    return [(title, head, rows) for title, head, rows in found if rows]
+    return [(title, head, rows) for title, head, rows in all_tables if rows]
 
 
 def codes_name(row: Mapping[str, Any]) -> str:
-    """What codes a row is about."""
+    """The variant and sizes of the codes in a row, as text."""
     return f"{row['variant']}, K {row['prototypes']:,}, batch {row['batch']}, {row['iterations']} it."
 
 
 def sentences(report: Mapping[str, Any]) -> list[str]:
-    """What to know about the figures."""
+    """Sentences about the conditions and the limits of the figures."""
     settings = report["settings"]
     error = report["error"]
     lines = [
         f"Step: {report['step_ms']:g} ms ({settings['step']}). Compute: {settings['compute']}. Between nodes "
         f"{settings['bandwidth_gb']:g} GB/s, {settings['ranks_per_node']} ranks each; within: "
         f"{settings['within_a_node']}.",
-        "Waiting for ranks that come late is in what is measured, not in what is predicted for given links.",
+        "Measured times include waits for late ranks; predictions for given links do not.",
     ]
     if error is None:
-        lines.append("The model is not checked: nothing was measured on more than two ranks.")
+        lines.append("The model is not checked: there are no measurements on more than two ranks.")
     else:
         verdict = "within" if error <= LIMIT else "not within"
         lines.append(f"Largest error of a held-out prediction: {error:.0%}, {verdict} {LIMIT:.0%}.")
     cache = report["machine"]["cache"]
     if cache and error is not None:
         lines.append(
-            f"Held out are codes for which all ranks together work on no more than the {cache >> 20} MB of this "
-            "machine's last cache: beyond it the memory decides, which is no term of the model."
+            f"The model is checked only with codes for which all ranks together work on at most {cache >> 20} MB, this "
+            "machine's last cache: beyond it memory bandwidth decides, which the model lacks."
         )
     others = report["machine"]["taken_by_others"]
     if others > 0.05:
-        told = f"Other programs took {others:.0%} of this machine's CPU time meanwhile: ranks that wait for each other"
         lines.append(
-            f"{told} wait for those too, and the model does not know of them. Measure again on a quiet machine."
+            f"Other programs took {others:.0%} of this machine's CPU time. Ranks also waited for these programs, which "
+            "the model does not include; measure again on a quiet machine."
         )
     return lines + [f"Left out: {reason}." for reason in report["left_out"]]
 
 
 def _codes(measured: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The variants side by side."""
-    places: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
+    """A row for each link and size, with the variants next to each other."""
+    by_size: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for row in measured:
-        place = tuple(row[key] for key in ("link", "ranks", "prototypes", "batch", "iterations"))
-        places.setdefault(place, {})[row["variant"]] = row
+        size = tuple(row[key] for key in ("link", "ranks", "prototypes", "batch", "iterations"))
+        by_size.setdefault(size, {})[row["variant"]] = row
     rows = []
-    for (link, ranks, prototypes, batch, iterations), found in places.items():
-        cells = [found.get(name) for name in ("ours", "published", "gather")]
+    for (link, ranks, prototypes, batch, iterations), variants in by_size.items():
+        cells = [variants.get(name) for name in ("ours", "published", "gather")]
         figures = [text for cell in cells for text in (_ms(cell, "ms"), _ms(cell, "all_reduce_ms"))]
         rows.append([link, str(ranks), f"{prototypes:,}", str(batch), str(iterations), *figures])
     return rows
@@ -129,20 +129,20 @@ def _columns(report: Mapping[str, Any]) -> list[str]:
 
 
 def _nodes(report: Mapping[str, Any]) -> list[list[str]]:
-    place = {
+    by_nodes = {
         (row["link"], row["variant"], row["nodes"]): row
         for row in report["predicted"]
         if row["prototypes"] == report["settings"]["prototypes"]
     }
     rows = []
-    for at in report["nodes_at"]:
-        cells = [place.get((at["link"], at["variant"], count)) for count in (1, 8, 64, 512)]
+    for thresholds in report["nodes_at"]:
+        cells = [by_nodes.get((thresholds["link"], thresholds["variant"], count)) for count in (1, 8, 64, 512)]
         rows.append(
             [
-                at["link"],
-                at["variant"],
+                thresholds["link"],
+                thresholds["variant"],
                 *("" if cell is None else f"{cell['exposed_ms']:,.2f} ({cell['share']:.1%})" for cell in cells),
-                *(str(at[f"{percent}_percent"] or "-") for percent in (1, 5)),
+                *(str(thresholds[f"{percent}_percent"] or "-") for percent in (1, 5)),
             ]
         )
     return rows

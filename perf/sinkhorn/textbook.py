@@ -1,13 +1,13 @@
-"""How fast are the codes? `model.sinkhorn` against the textbook version, on the CPU, in the same run.
+"""Compares the speed of `model.sinkhorn` with that of the textbook algorithm, on the CPU, in the same run.
 
     python -m perf.sinkhorn --against-textbook [--json FILE] [--prototypes 3000] [--batch 64] [--threads 1,2] ...
 
-    plain  Algorithm 1 of the SwAV paper as it stands, crop by crop: exp, the global sum, then in turn the sums of the
-           prototypes and of the samples; 8 all-reduces for 2 crops and 3 iterations
-    ours   model.sinkhorn with check=False, as training calls it: both crops together, 3 all-reduces
+    plain  Algorithm 1 of the SwAV paper without changes, crop by crop: exp, the global sum, then in turn the sums of
+           the prototypes and of the samples; 8 all-reduces for 2 crops and 3 iterations
+    ours   model.sinkhorn with check=False, as in training: both crops together, 3 all-reduces
 
-Both take turns, round after round, on the same scores, and must agree; the exit code is 1 where they do not. On several
-ranks each has one thread, and a turn's time is the slowest rank's.
+Both take turns, round after round, on the same scores. Their codes must agree, otherwise the exit code is 1. With
+several ranks each rank has one thread, and the time of a turn is that of the slowest rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from common.cli import EXIT_MISTAKE, Parser, print_error
 from common.progress import progress_bar
 
-if TYPE_CHECKING:  # heavy: imported once the arguments are known to be good
+if TYPE_CHECKING:  # heavy, so imported only after the arguments are checked
     import torch.distributed as dist
     from torch import Tensor
 
@@ -54,8 +54,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--prototypes", type=int, default=3000, help="default 3000")
     parser.add_argument("--batch", type=int, default=64, help="images a rank (default 64)")
-    parser.add_argument("--threads", default="1,2", help="numbers of threads, on one rank (default 1,2)")
-    parser.add_argument("--ranks", default="1,2", help="numbers of ranks, of one thread each (default 1,2)")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads with one rank (default 1,2)")
+    parser.add_argument("--ranks", default="1,2", help="numbers of ranks with one thread each (default 1,2)")
     parser.add_argument("--rounds", type=int, default=30, help="turns of each (default 30)")
     parser.add_argument("--calls", type=int, default=5, help="calls in a turn (default 5)")
     return parser.parse_args(arguments)
@@ -66,13 +66,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     cases = checked(options)
     from perf.machine import machine
 
-    where, measured = machine(), []
+    machine_facts, measured = machine(), []
     with progress_bar(len(cases), "codes", "case", True) as bar:
         for ranks, threads in cases:
             measured.append(run_case(ranks, threads, options))
             bar.update()
     agree = all(row["difference"] <= AGREE for row in measured)
-    return {"measured": measured, "agree": agree, "settings": settings_of(options), "machine": where}
+    return {"measured": measured, "agree": agree, "settings": settings_of(options), "machine": machine_facts}
 
 
 def show(report: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_case(ranks: int, threads: int, options: argparse.Namespace) -> dict[str, Any]:
-    """A row of the report: medians over rounds, in processes of their own."""
+    """A row of the report: medians over rounds, measured in new processes."""
     from perf.interleaved import within_rounds
     from perf.ranks import run_ranks
 
@@ -118,7 +118,7 @@ def run_case(ranks: int, threads: int, options: argparse.Namespace) -> dict[str,
         run_ranks(measure, ranks, Path(scratch), ranks, threads, vars(options))
         reports = [json.loads((Path(scratch) / f"{rank}.json").read_text()) for rank in range(ranks)]
     plain, ours = (
-        [max(times) for times in zip(*(one[name] for one in reports), strict=True)] for name in ("plain", "ours")
+        [max(times) for times in zip(*(report[name] for report in reports), strict=True)] for name in ("plain", "ours")
     )
     return {
         "ranks": ranks,
@@ -128,13 +128,13 @@ def run_case(ranks: int, threads: int, options: argparse.Namespace) -> dict[str,
         "faster": within_rounds(plain, ours),
         "plain_all_reduces": reports[0]["plain_all_reduces"],
         "ours_all_reduces": reports[0]["ours_all_reduces"],
-        "difference": max(one["difference"] for one in reports),
+        "difference": max(report["difference"] for report in reports),
         "rounds": {"plain_ms": plain, "ours_ms": ours},
     }
 
 
 def measure(rank: int, folder: Path, ranks: int, threads: int, options: dict[str, Any]) -> None:
-    """As one of `ranks`: turns of both, into `folder`/RANK.json."""
+    """Run rank `rank` of `ranks`: time the turns of both and write `folder`/RANK.json."""
     import torch
     import torch.distributed as dist
     import torch.nn.functional as functional
@@ -201,8 +201,11 @@ def all_reduces_of(work: Any) -> tuple[int, Tensor]:
 def textbook_codes(
     crops: Tensor | Sequence[Tensor], epsilon: float, iterations: int, group: dist.ProcessGroup | None = None
 ) -> Tensor:
-    """The codes [crops, batch, prototypes] by Algorithm 1 of the paper, crop by crop, over the ranks of `group` (all if
-    None), or in this process where torch.distributed is not initialized. |scores| / epsilon must be in exp's range."""
+    """The codes [crops, batch, prototypes] of scores with this shape, by Algorithm 1 of the SwAV paper, crop by crop.
+
+    Over the ranks of `group` (None: all), or this process alone if torch.distributed is not initialized. exp(scores /
+    epsilon) must be finite.
+    """
     import torch
 
     with torch.no_grad():

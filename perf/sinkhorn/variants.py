@@ -1,9 +1,9 @@
-"""Three ways to the same codes of a global batch, and what each sends in a step.
+"""Three ways to compute the same codes of a global batch, and the messages that each sends in a step.
 
-published   crop by crop, as the published algorithm goes: a sum over the whole plan, then one sum over the samples
-            an iteration; with two crops and three iterations 8 all-reduces
+published   crop by crop, as in the published algorithm: a sum over the whole plan, then one sum over the samples in
+            each iteration; with two crops and three iterations 8 all-reduces
 ours        model/sinkhorn.py: both crops at once, without the sum that cancels: 3 all-reduces
-gather      one all-gather of all scores, then everything on every rank: its compute grows with the ranks
+gather      one all-gather of all scores, then all computation on every rank: it grows with the ranks
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ EPSILON = 0.05
 
 
 class Message(NamedTuple):
-    """A collective: its kind, and the bytes that a rank puts into it."""
+    """A collective: its kind, and the bytes of each rank."""
 
     kind: Kind
     bytes: int
 
 
 class Point(NamedTuple):
-    """What codes are computed of: `crops` x `batch` samples a rank, `prototypes`, by `iterations`, in a `variant`."""
+    """A case of codes: a variant, `crops` x `batch` samples a rank, and numbers of prototypes and iterations."""
 
     variant: str
     prototypes: int
@@ -53,13 +53,13 @@ def sent(point: Point) -> list[Message]:
 
 
 def worked_on(point: Point, ranks: int) -> int:
-    """Bytes that a rank goes through to compute codes: scores, their exponentials, the codes."""
+    """Bytes of the arrays in which a rank computes codes: scores, their exponentials, the codes (float32)."""
     rows = point.crops * point.batch * (ranks if point.variant == "gather" else 1)
     return 3 * 4 * rows * point.prototypes
 
 
 def published(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
-    """Codes [crops, batch, prototypes] of scores of the same shape, float32; `group` shares the batch."""
+    """Float32 codes [crops, batch, prototypes] of scores with this shape. group: ranks of the global batch."""
     return textbook_codes(scores, EPSILON, iterations, group)
 
 
@@ -69,7 +69,7 @@ def ours(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.
 
 
 def gather(scores: Tensor, iterations: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Tensor:
-    """As `published`; `alone` is a group of this rank only, in which nothing is sent."""
+    """As `published`. alone: a group of this rank only, for sums without communication."""
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     crops, batch, prototypes = scores.shape
     everyone = scores.new_empty(ranks * crops, batch, prototypes)

@@ -1,4 +1,4 @@
-"""Hosts of a cluster on one machine: network namespaces with their own address, name, home and sshd.
+"""A cluster on one machine: hosts are network namespaces, each with its address, name, home and sshd.
 
-`delay` makes the links between them slow or lossy, `throughput` measures them.
+`delay` makes the links between the hosts slow or lossy, `throughput` measures them.
 """

@@ -1,10 +1,10 @@
-"""The wire between hosts that are far apart or lose packets.
+"""The network between virtual hosts, with a delay and with loss of packets.
 
     python -m perf.virtual_cluster.delay SECONDS LOSS NAMESPACE=ADDRESS...
 
-Makes a TUN device eth0 in each network namespace and carries IPv4 packets between them, each after SECONDS, a share
-LOSS of them not at all; others (IPv6, broadcasts) vanish. Reads commands from stdin, `cut ADDRESS`, `join ADDRESS` or
-`hello`, and says `done` to each. Ends with its stdin. Needs root.
+Makes a TUN device eth0 in each network namespace and forwards IPv4 packets between them, each after SECONDS. Drops a
+share LOSS of them, and all other packets (IPv6, broadcasts). Reads the commands `cut ADDRESS`, `join ADDRESS` and
+`hello` from stdin and answers each with `done`. Ends when stdin ends. Needs root.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from collections import deque
 
 NEW_NET, TIMER_SLACK = 0x40000000, 29  # Linux: CLONE_NEWNET, PR_SET_TIMERSLACK
 SET_DEVICE, TUN, NO_INFORMATION = 0x400454CA, 0x0001, 0x1000  # TUNSETIFF, IFF_TUN, IFF_NO_PI
-BURST = 32  # packets of one device in a row, then the others and those that are due have their turn
+BURST = 32  # packets read from one device before other devices and packets that are due
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 
 def enter(space: str) -> None:
-    """Move this process to the network namespace of a file. Raises OSError."""
+    """Move this process to the network namespace with this path. Raises OSError."""
     file = os.open(space, os.O_RDONLY)
     try:
         if libc.setns(file, NEW_NET):
@@ -38,7 +38,7 @@ def enter(space: str) -> None:
 
 
 def open_tun(space: str) -> int:
-    """A descriptor, without blocking, of a new device eth0 in the namespace of a file. Leaves this process there."""
+    """Enter the namespace with this path and make a device eth0 there; returns its non-blocking descriptor."""
     enter(space)
     tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(tun, SET_DEVICE, struct.pack("16sH22x", b"eth0", TUN | NO_INFORMATION))
@@ -46,37 +46,37 @@ def open_tun(space: str) -> int:
 
 
 def forward(links: dict[bytes, int], delay: float, loss: float) -> None:
-    """Carry packets between the devices `links`, by packed address, until stdin ends."""
-    way: deque[tuple[float, int, int, bytes]] = deque()  # when it is due, from, to, packet
+    """Forward packets until stdin ends. links: device of each packed address; delay: in seconds; loss: a share."""
+    queue: deque[tuple[float, int, int, bytes]] = deque()  # due time, source, target, packet
     cut: set[int] = set()
     while True:
-        wait = max(0.0, way[0][0] - time.monotonic()) if way else None
+        wait = max(0.0, queue[0][0] - time.monotonic()) if queue else None
         ready = select.select([0, *links.values()], [], [], wait)[0]
         if 0 in ready:
             ready.remove(0)
             command = os.read(0, 4096).decode().split()
             if not command:
                 return
-            _obey(command, links, cut)
-            way = deque(entry for entry in way if not cut.intersection(entry[1:3]))
+            _run_command(command, links, cut)
+            queue = deque(entry for entry in queue if not cut.intersection(entry[1:3]))
             print("done", flush=True)
         for tun in ready:
-            _take(tun, links, cut, way, delay, loss)
-        _deliver(way)
+            _receive(tun, links, cut, queue, delay, loss)
+        _deliver(queue)
 
 
-def _obey(command: list[str], links: dict[bytes, int], cut: set[int]) -> None:
+def _run_command(command: list[str], links: dict[bytes, int], cut: set[int]) -> None:
     if command[0] == "hello":
         return
     change = {"cut": cut.add, "join": cut.discard}[command[0]]
     change(links[socket.inet_aton(command[1])])
 
 
-def _take(
+def _receive(
     tun: int,
     links: dict[bytes, int],
     cut: set[int],
-    way: deque[tuple[float, int, int, bytes]],
+    queue: deque[tuple[float, int, int, bytes]],
     delay: float,
     loss: float,
 ) -> None:
@@ -88,16 +88,16 @@ def _take(
         target = links.get(packet[16:20]) if packet[0] >> 4 == 4 else None
         if target is None or tun in cut or target in cut or (loss and random.random() < loss):
             continue
-        way.append((time.monotonic() + delay, tun, target, packet))
+        queue.append((time.monotonic() + delay, tun, target, packet))
 
 
-def _deliver(way: deque[tuple[float, int, int, bytes]]) -> None:
+def _deliver(queue: deque[tuple[float, int, int, bytes]]) -> None:
     now = time.monotonic()
-    while way and way[0][0] <= now:
-        _, _, target, packet = way.popleft()
+    while queue and queue[0][0] <= now:
+        _, _, target, packet = queue.popleft()
         try:
             os.write(target, packet)
-        except OSError:  # a device that is not up takes none
+        except OSError:  # a device that is down accepts no packets
             continue
 
 

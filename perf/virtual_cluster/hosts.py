@@ -1,8 +1,8 @@
-"""Hosts of a cluster on one machine: network namespaces with an address, a hostname, a home and an sshd each.
+"""Hosts of a cluster on one machine: network namespaces, each with an address, a hostname, a home and an sshd.
 
-Needs root. Nothing of it is in the machine's own network: the bridge between the hosts has a namespace too. What the
-hosts share is the file system (as over NFS; /dev/shm is each one's own) and the numbering of processes. A host has no
-/sys/fs/cgroup. An address that does not answer is silent, never "no route to host": neighbours are known in advance.
+Needs root. The machine's own network stays as it is: the bridge between the hosts is in a namespace too. The hosts
+share the file system (as over NFS, but /dev/shm is separate) and process ids. A host has no /sys/fs/cgroup. A dead
+address is silent and gives no "no route to host", since the neighbours are set in advance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from perf.virtual_cluster.namespaces import (
     wait,
 )
 
-# Files to be laid over others come in pairs behind the hostname.
+# Arguments: the hostname, then pairs of files, each first one to be mounted over the second.
 BOOT = """set -e; echo "$1" > /proc/sys/kernel/hostname; shift; mount -t tmpfs shm /dev/shm
 while [ $# -gt 0 ]; do mount --bind "$1" "$2"; shift 2; done; echo up; exec sleep infinity"""
 SSHD = """Port 22
@@ -55,15 +55,14 @@ SSH = """Host {name}
 
 
 class Hosts:
-    """`count` hosts (at most 250), made on entry, of which nothing but `folder` is left on exit.
+    """`count` hosts (at most 250), made on entry and removed on exit, except for `folder`.
 
-    delay: seconds from host to host, one way. loss: share of the packets that vanish. With either, packets go through
-    one process (perf/virtual_cluster/delay.py), otherwise over a bridge. binds: what only one host sees, by its
-    index: {source:
-    target}, paths, the target existing. Indices count from 0, names from 1.
+    delay: seconds from host to host, one way. loss: share of lost packets. With either of them a process
+    (perf/virtual_cluster/delay.py) forwards packets, otherwise a bridge. binds: for a host index {source: target},
+    paths that this host alone sees mounted; the target must exist. Indices count from 0, names from 1.
 
-    names, addresses, homes: by index. ssh_config: for `ssh -F` on any host, where plain `ssh NAME` works as well.
-    Raises ValueError for numbers out of range; RuntimeError, here and in the methods, if a tool or a host fails.
+    names, addresses, homes: by index. ssh_config: for `ssh -F`; on the hosts plain `ssh NAME` works as well.
+    Raises ValueError for numbers out of range; RuntimeError, also in the methods, if a tool or a host fails.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Hosts:
         if not 1 <= count <= 250 or delay < 0 or not 0 <= loss <= 1 or not set(binds or {}) <= set(range(count)):
             raise ValueError(f"{count} hosts, delay {delay} s, loss {loss}, binds of {sorted(binds or {})}")
         self.names = [f"host{index + 1}" for index in range(count)]
-        self.addresses: list[str] = []  # known on entry
+        self.addresses: list[str] = []  # set on entry
         self.folder = Path(folder).resolve()
         self.homes = [self.folder / name / "home" for name in self.names]
         self.ssh_config = self.folder / "ssh_config"
@@ -97,7 +96,7 @@ class Hosts:
                 ip("netns", "add", space)
                 ip("-n", space, "link", "set", "lo", "up")
             self._link = self._make_link(wire)
-            stack.callback(self._link.end)  # before the namespaces of its devices go
+            stack.callback(self._link.end)  # before the namespaces of its devices are removed
             for index in range(len(self.names)):
                 self._start(index)
             self._leave = stack.pop_all()
@@ -107,16 +106,16 @@ class Hosts:
         self._leave.close()
 
     def run(self, index: int, command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
-        """Start `command` on a host, in a session of its own; HOME is the host's. options: those of Popen."""
+        """Start `command` on a host, in a new session and with the host's HOME. options: those of Popen."""
         if not self._daemons[index]:
             raise RuntimeError(f"{self.names[index]} was killed")
-        folder = Path(options.pop("cwd", None) or Path.cwd()).resolve()  # a path, to be looked up on the host
+        folder = Path(options.pop("cwd", None) or Path.cwd()).resolve()  # looked up on the host
         environment = {**(options.pop("env", None) or os.environ), "HOME": str(self.homes[index])}
         enter = ["nsenter", "-t", str(self._daemons[index][0].pid), "-m", "-u", "-n", f"--wdns={folder}"]
         return subprocess.Popen([*enter, *command], env=environment, **{"start_new_session": True, **options})
 
     def cut(self, index: int) -> None:
-        """Take a host's link down: packets vanish in both directions, also those on their way."""
+        """Take a host's link down: packets are lost in both directions, also those on their way."""
         self._link.switch(index, up=False)
 
     def join(self, index: int) -> None:
@@ -124,7 +123,7 @@ class Hosts:
         self._link.switch(index, up=True)
 
     def kill(self, index: int) -> None:
-        """A power cut: no packet leaves any more, then all processes of the host are killed, its sshd too."""
+        """A power cut: first no packet leaves any more, then all processes of the host are killed, with its sshd."""
         self.cut(index)
         empty(self._spaces[index])
         self._reap(index)
@@ -137,7 +136,7 @@ class Hosts:
         self._start(index)
 
     def processes(self, index: int) -> list[int]:
-        """Ids of all processes on a host: one that holds its namespaces, its sshd, and what was started since."""
+        """Ids of all processes on a host: one that keeps its namespaces, its sshd, and those started later."""
         return processes(self._spaces[index])
 
     def _write_files(self) -> None:
@@ -148,12 +147,12 @@ class Hosts:
             (self.homes[index] / ".ssh" / "config").unlink(missing_ok=True)
             (self.homes[index] / ".ssh" / "config").symlink_to(self.ssh_config)
         _make_key(self.folder / "key")
-        places = list(zip(self.names, self.addresses, strict=True))
-        self.ssh_config.write_text("".join(SSH.format(name=n, address=a, folder=self.folder) for n, a in places))
-        known = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in places)
+        hosts = list(zip(self.names, self.addresses, strict=True))
+        self.ssh_config.write_text("".join(SSH.format(name=n, address=a, folder=self.folder) for n, a in hosts))
+        hosts_file = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts)
         for space, home in zip(self._spaces, self.homes, strict=True):
             (FILES / space).mkdir(parents=True, exist_ok=True)
-            (FILES / space / "hosts").write_text(known)
+            (FILES / space / "hosts").write_text(hosts_file)
             (FILES / space / "passwd").write_text(_with_home(Path("/etc/passwd").read_text(), home))
 
     def _make_link(self, wire: str) -> Bridge | Forwarder:
@@ -162,7 +161,7 @@ class Hosts:
         return Bridge(wire, self._spaces, self.addresses)
 
     def _start(self, index: int) -> None:
-        """Namespaces of mounts and of the hostname, which live as long as a process that sleeps; then sshd."""
+        """Start a sleeping process that keeps the mount and hostname namespaces, then sshd."""
         name, space = self.names[index], self._spaces[index]
         binds = [str(path) for pair in self.binds.get(index, {}).items() for path in pair]
         boot = ["netns", "exec", space, "unshare", "--uts", "sh", "-c", BOOT, "boot", name, *binds]
@@ -190,7 +189,7 @@ class Hosts:
 
 
 def missing() -> str | None:
-    """What this machine lacks for `Hosts`, in a few words; None if nothing."""
+    """The first thing that `Hosts` needs and this machine lacks, in a few words; None if nothing is missing."""
     if os.geteuid() != 0:
         return "not root"
     packages = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "nsenter": "util-linux"}
@@ -200,12 +199,12 @@ def missing() -> str | None:
     if not Path("/dev/net/tun").exists():
         return "no /dev/net/tun"
     probe = "mount -t tmpfs none /dev/shm && ip link add swave0 type veth peer name swave1"
-    tried = subprocess.run(["unshare", "--mount", "--uts", "--net", "sh", "-c", probe], capture_output=True, text=True)
-    return f"namespaces are not permitted: {tried.stderr.strip()[-200:]}" if tried.returncode else None
+    trial = subprocess.run(["unshare", "--mount", "--uts", "--net", "sh", "-c", probe], capture_output=True, text=True)
+    return f"namespaces are not permitted: {trial.stderr.strip()[-200:]}" if trial.returncode else None
 
 
 def _listens(pid: int) -> bool:
-    """Whether port 22 (16 in hexadecimal) has a listener (state 0A) in the network that the process sees."""
+    """Whether port 22 (16 in hexadecimal) has a listener (state 0A) in the network of a process."""
     rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()]
     return any(row[1].endswith(":0016") and row[3] == "0A" for row in rows)
 
@@ -217,6 +216,6 @@ def _make_key(file: Path) -> None:
 
 
 def _with_home(users: str, home: Path) -> str:
-    """`users`, as in /etc/passwd, with another home for root."""
+    """`users`, the text of an /etc/passwd, with `home` for root."""
     lines = [line.split(":") for line in users.splitlines()]
     return "".join(":".join([*row[:5], str(home), *row[6:]] if row[0] == "root" else row) + "\n" for row in lines)

@@ -1,4 +1,4 @@
-"""What joins the hosts of perf/virtual_cluster/hosts.py: a bridge, or a process that delays and drops packets."""
+"""Networks between the hosts of perf/virtual_cluster/hosts.py: a bridge, or a process that delays and drops packets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from config.recipe import ROOT
 from perf.virtual_cluster.namespaces import ip, ip_lines, program
 
-MTU, QUEUE = 9000, 10000  # bytes and packets, of a link with delay or loss
+MTU, QUEUE = 9000, 10000  # bytes and packets, for a link with delay or loss
 
 
 class Bridge:
-    """A bridge in the namespace `wire` and a veth pair to each of `spaces`, there eth0. Raises RuntimeError."""
+    """A bridge in the namespace `wire`, and a veth pair to each of `spaces`, where it is eth0. Raises RuntimeError."""
 
     def __init__(self, wire: str, spaces: Sequence[str], addresses: Sequence[str]) -> None:
         self.wire, self.ports = wire, [f"port{index + 1}" for index in range(len(spaces))]
@@ -30,15 +30,15 @@ class Bridge:
             ip_lines(space, [f"addr add {address}/24 dev eth0", "link set eth0 up", *others])
 
     def switch(self, index: int, up: bool) -> None:
-        """Port and bridge part. With the device down a host would get errors instead of silence."""
+        """Connect or disconnect a port. With its device down a host would get errors instead of silence."""
         ip("-n", self.wire, "link", "set", self.ports[index], *(["master", "bridge"] if up else ["nomaster"]))
 
     def end(self) -> None:
-        """Nothing: the bridge goes with its namespace."""
+        """Does nothing: the bridge disappears with its namespace."""
 
 
 class Forwarder:
-    """`perf.virtual_cluster.delay` in the namespace `wire`. delay: seconds. loss: share. Raises RuntimeError."""
+    """`perf.virtual_cluster.delay` in the namespace `wire`. delay: in seconds. loss: a share. Raises RuntimeError."""
 
     def __init__(self, wire: str, spaces: Sequence[str], addresses: Sequence[str], delay: float, loss: float) -> None:
         self.addresses = list(addresses)

@@ -1,9 +1,9 @@
-"""Round trips and throughput between two hosts of perf.virtual_cluster.hosts, measured and printed.
+"""Measures round trips and throughput between two hosts of perf.virtual_cluster.hosts.
 
     python -m perf.virtual_cluster.throughput
 
-On a host, with `ping NAME COUNT` it prints the round trips in seconds that came back, as JSON;
-`receive` prints the bytes per second of one connection, which `send NAME SECONDS` fills.
+Prints a table for several delays and losses. The same program runs on the hosts: `ping NAME COUNT` prints the round
+trips in seconds as JSON; `receive` prints the bytes per second of one connection, over which `send NAME SECONDS` sends.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PORT, CHUNK = 5201, 1 << 18
 
 
 def ping(name: str, count: int, timeout: float = 0.5, pause: float = 0.02) -> list[float]:
-    """Seconds of each ICMP echo that came back within `timeout` seconds, `pause` seconds apart. Needs root."""
-    trips, here = [], os.getpid() & 0xFFFF
+    """Seconds of each ICMP echo that returns within `timeout` seconds; a pause in seconds follows each. Needs root."""
+    trips, identifier = [], os.getpid() & 0xFFFF
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.settimeout(timeout)
         for number in range(count):
             start = time.perf_counter()
-            raw.sendto(_echo(here, number), (name, 0))
+            raw.sendto(_echo(identifier, number), (name, 0))
             while time.perf_counter() - start < timeout:
                 try:
                     reply = raw.recv(2048)
                 except TimeoutError:
                     break
-                if reply[20] == 0 and struct.unpack("!HH", reply[24:28]) == (here, number):
+                if reply[20] == 0 and struct.unpack("!HH", reply[24:28]) == (identifier, number):
                     trips.append(time.perf_counter() - start)
                     break
             time.sleep(pause)
@@ -58,13 +58,13 @@ def receive() -> float:
         print("ready", flush=True)
         with server.accept()[0] as connection:
             start = time.perf_counter()
-            while got := connection.recv_into(buffer):
-                size += got
+            while count := connection.recv_into(buffer):
+                size += count
             return size / (time.perf_counter() - start)
 
 
 def send(name: str, seconds: float) -> None:
-    """Send zeros for so long."""
+    """Send zeros for `seconds`."""
     deadline, zeros = time.perf_counter() + seconds, bytes(CHUNK)
     with socket.create_connection((name, PORT)) as connection:
         while time.perf_counter() < deadline:
@@ -72,7 +72,7 @@ def send(name: str, seconds: float) -> None:
 
 
 def on_host(hosts: Hosts, index: int, *words: str) -> subprocess.Popen[str]:
-    """This program on a host, its stdout a pipe."""
+    """Start this program on a host, with its stdout as a pipe."""
     return hosts.run(
         index,
         [sys.executable, "-m", "perf.virtual_cluster.throughput", *words],
@@ -83,12 +83,12 @@ def on_host(hosts: Hosts, index: int, *words: str) -> subprocess.Popen[str]:
 
 
 def pings(hosts: Hosts, index: int, name: str, count: int) -> list[float]:
-    """`ping` from a host. Raises ValueError if it fails."""
+    """`ping` from the host `index` to the host `name`: seconds of each echo. Raises ValueError if it fails."""
     return list(json.loads(on_host(hosts, index, "ping", name, str(count)).communicate()[0]))
 
 
 def throughput(hosts: Hosts, seconds: float) -> float:
-    """Bytes per second from the second host to the first."""
+    """Bytes per second from the second host to the first, over `seconds`."""
     receiver = on_host(hosts, 0, "receive")
     assert receiver.stdout
     receiver.stdout.readline()
@@ -97,12 +97,12 @@ def throughput(hosts: Hosts, seconds: float) -> float:
 
 
 def measure(delay: float, loss: float) -> str:
-    """One row: delay in ms, loss, round trip of 200 pings in ms (median, 95 %), MB/s of 4 s."""
+    """A row of the table: delay in ms, loss, echoes of 200, round trip in ms (median, 95 %), MB/s over 4 s."""
     with tempfile.TemporaryDirectory() as folder, Hosts(2, folder, delay=delay, loss=loss) as hosts:
         trips = [1000 * trip for trip in pings(hosts, 0, "host2", 200)]
-        middle, late = statistics.median(trips), statistics.quantiles(trips, n=20)[-1]
+        median, percentile_95 = statistics.median(trips), statistics.quantiles(trips, n=20)[-1]
         speed = throughput(hosts, 4) / 1e6
-        return f"| {1000 * delay:g} | {loss:g} | {len(trips)} | {middle:.2f} | {late:.2f} | {speed:.0f} |"
+        return f"| {1000 * delay:g} | {loss:g} | {len(trips)} | {median:.2f} | {percentile_95:.2f} | {speed:.0f} |"
 
 
 if __name__ == "__main__":

@@ -109,15 +109,15 @@ class FfcvBackend:
         """Replace the encoded images `which` by their pixels (H, W, 3)."""
 
         def pixels(index: int) -> np.ndarray:
-            found = from_ppm(images[index])
-            if found is None:
-                found = decode(images[index].tobytes())
-            if found.shape[:2] != (height[index], width[index]):  # the file changed since the table was made
-                found = np.asarray(Image.fromarray(found).resize((int(width[index]), int(height[index]))))
-            return found
+            rgb = from_ppm(images[index])
+            if rgb is None:
+                rgb = decode(images[index].tobytes())
+            if rgb.shape[:2] != (height[index], width[index]):  # the file changed since the table was made
+                rgb = np.asarray(Image.fromarray(rgb).resize((int(width[index]), int(height[index]))))
+            return rgb
 
-        for index, found in zip(which, self.pool.map(pixels, which), strict=True):
-            images[index] = found
+        for index, rgb in zip(which, self.pool.map(pixels, which), strict=True):
+            images[index] = rgb
 
     # ------------------------------------------------------------------ memory
     def _buffers(self, batch: int) -> list[np.ndarray]:

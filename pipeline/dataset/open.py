@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from common.cli import note
 from common.files import lock
 from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.folder import list_folder, scan_folder
@@ -139,7 +139,7 @@ def _open_beton(source: Path, cache: Path, workers: int, progress: bool, setting
     if table is not None:
         return table
     if source.with_suffix(".npz").exists():
-        _say(f"{setting}={source}: {source.stem}.npz is not the table of this file; scanning it instead")
+        note(f"{setting}={source}: {source.stem}.npz is not the table of this file; scanning it instead")
     return _cached(source, cache, setting, lambda: beton, lambda beton: scan_beton(beton, workers, progress))
 
 
@@ -182,7 +182,7 @@ def _cached(
             if table.quarantine:
                 reasons = count_reasons(table.quarantine)
                 summary = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons})"
-                _say(f"{setting}={source}: {summary}; their names are in {file.with_suffix('.json')}")
+                note(f"{setting}={source}: {summary}; their names are in {file.with_suffix('.json')}")
         stamp.truncate(0)
         stamp.write(str(time.time()))
         return table
@@ -197,10 +197,10 @@ def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
     try:
         table = SampleTable.load(file)
     except DatasetError as error:
-        _say(f"{what}: scanning again ({error})")
+        note(f"{what}: scanning again ({error})")
         return None
     if table.fingerprint != listing.fingerprint():
-        _say(f"{what}: scanning again, the files changed since {file} was written")
+        note(f"{what}: scanning again, the files changed since {file} was written")
         return None
     return table
 
@@ -224,7 +224,3 @@ def _checked(table: SampleTable) -> SampleTable:
 def _no_images(source: Path) -> str:
     where = "in this tar" if source.is_file() else "found"
     return f"no images {where} (looked for {' '.join(EXTENSIONS)}; only `make convert` reads other extensions); {KINDS}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

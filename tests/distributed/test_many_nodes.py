@@ -22,7 +22,7 @@ from launch.start import choose_nodes
 from launch.supervise import Outcome
 from perf.kill_check import make_recipe
 from support.programs import run_module, wait_for_steps, words_of
-from training.checkpoint.size import checkpoint_gb, disk_gb, memory_gb
+from training.disk_space import checkpoint_gb, disk_gb, memory_gb
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
 

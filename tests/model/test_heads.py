@@ -17,7 +17,7 @@ from model.sinkhorn import hard_codes, sinkhorn
 from model.swav import SwAV
 from model.weights import heads_of, published_names, take_weights
 from support.ranks import count_collectives, run_ranks
-from training.checkpoint.weights import Trained
+from training.trained_network import Trained
 
 SMALL = {"block": "basic", "layers": (1, 1), "base_width": 8, "stem": "small"}
 

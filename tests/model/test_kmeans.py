@@ -9,7 +9,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional
 
-from model.deepcluster import IGNORED, assigned_prediction, kmeans_targets, sinkhorn_targets
+from model.deepcluster import IGNORED, ITERATIONS, assigned_prediction, kmeans_targets, sinkhorn_targets
 from model.kmeans import first_centroids, spherical_kmeans
 from model.memory import Memory
 from model.sinkhorn import sinkhorn
@@ -101,6 +101,13 @@ def test_heads_take_the_crops_memories_in_turn():
         assigned, actual = spherical_kmeans(memory.embeddings[crop], start)
         assert torch.equal(clusters[head][memory.rows], assigned)
         assert torch.equal(centroids[head * CLUSTERS : (head + 1) * CLUSTERS], actual)
+
+
+def test_progress_is_reported_after_each_iteration_and_each_head():
+    memory, ticks = filled(0, 1), []
+    _, centroids = kmeans_targets(memory, IMAGES, 3, CLUSTERS, seed=31, epoch=4, tick=lambda: ticks.append("k-means"))
+    sinkhorn_targets(memory, IMAGES, 3, centroids, 0.05, tick=lambda: ticks.append("head"))
+    assert ticks == ["k-means"] * 3 * ITERATIONS + ["head"] * 3
 
 
 def test_selav2_takes_the_strongest_code_of_sinkhorn_over_the_whole_memory():

@@ -1,4 +1,4 @@
-"""Ranks of perf.ranks are forked from the server of all tests, which has imported more than perf.ranks asks for."""
+"""perf.ranks forks its ranks from the fork server of all tests, which has already imported the heavy libraries."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The benchmark of the codes: its figures are there and belong together, mistakes are one line and code 2."""
+"""The benchmark of the codes: its figures are consistent; mistakes give one line and exit code 2."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_figures_of_one_rank_and_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--batch", "0"], "--batch=0: give 1 or more"),
         (["--threads", "1,x"], "--threads=1,x: give whole numbers from 1 with commas between them, as in 1,2"),
@@ -35,9 +35,11 @@ def test_figures_of_one_rank_and_two(tmp_path: Path) -> None:
         (["--json", "no/such/a.json"], "--json=no/such/a.json: there is no folder no/such"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line_and_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--against-textbook", *arguments]) == 2
-    assert capsys.readouterr().err == f"swave: {told}\n"
+    assert capsys.readouterr().err == f"swave: {message}\n"
 
 
 def test_the_textbook_s_codes_balance_prototypes_and_samples() -> None:

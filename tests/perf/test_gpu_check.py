@@ -1,4 +1,4 @@
-"""perf.gpu_check without a GPU: it says so; and what of it a CPU can run, runs."""
+"""perf.gpu_check without a GPU: its error, and those of its parts that run on a CPU."""
 
 import subprocess
 import sys
@@ -14,10 +14,10 @@ from perf.step.device_step import StepCase
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_is_one_line_and_code_2():
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "perf.gpu_check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (2, "swave: gpu-check needs a GPU, and none is visible\n")
+    assert (process.returncode, process.stderr) == (2, "swave: gpu-check needs a GPU, and no GPU is visible\n")
 
 
 @pytest.mark.slow
@@ -43,7 +43,7 @@ def test_work_of_resnet50_is_the_published_one():
 
 @pytest.mark.slow
 def test_numerics_run_on_a_cpu(tmp_path):
-    """One rank, few states: what a GPU session runs, so that it does not fail there for a slip of the pen."""
-    found = numerics(1, on_gpu=False, states=1, halves=("fp16",))
-    assert len(found["rows"]) == 7
-    assert all(row["holds"] for row in found["rows"]), found["rows"]
+    """The code of the GPU check on one CPU rank with few states, so that a slip in it does not cost time on a GPU."""
+    result = numerics(1, on_gpu=False, states=1, halves=("fp16",))
+    assert len(result["rows"]) == 7
+    assert all(row["holds"] for row in result["rows"]), result["rows"]

@@ -1,4 +1,4 @@
-"""Runs killed at random come to the weights of one left alone. `make kill-check KILLS=200` is the long form."""
+"""Runs killed at random times end with the weights of an undisturbed run; `make kill-check KILLS=200` runs longer."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from perf.kill_check import Run, check, make_recipe, same
+from perf.kill_check import Run, check, make_recipe, same_bits
 
 
 @pytest.mark.slow
@@ -17,19 +17,19 @@ def test_killed_runs_end_with_the_same_bits_at_each_stage():
 
 
 @pytest.mark.slow
-def test_another_bit_is_found_and_a_run_that_fails_is_told(tmp_path):
+def test_a_changed_bit_is_noticed_and_a_failed_run_raises_an_error(tmp_path):
     recipe, environment = make_recipe(tmp_path), dict(os.environ)
     run = Run(1, 0, recipe, tmp_path / "one")
     run.end()
     assert dict(os.environ) == environment
     shutil.copytree(tmp_path / "one", tmp_path / "other")
-    assert same(tmp_path / "one", tmp_path / "other")
+    assert same_bits(tmp_path / "one", tmp_path / "other")
     (file,) = (tmp_path / "other" / "checkpoints" / "step-000000027").glob("rank-*.safetensors")
     tensors = load_file(file)
     name = sorted(tensors)[0]
     tensors[name].view(-1)[0] += 1e-3
     save_file(tensors, file)
-    assert not same(tmp_path / "one", tmp_path / "other")
+    assert not same_bits(tmp_path / "one", tmp_path / "other")
     recipe.write_text(recipe.read_text().replace("epochs: 3", "epochs: -3"))
     with pytest.raises(RuntimeError, match=r"exit codes \[2\].*run.epochs=-3"):
         Run(1, 0, recipe, tmp_path / "wrong").end()

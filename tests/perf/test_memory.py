@@ -1,4 +1,4 @@
-"""What a rank needs: the formula of perf.memory against real ranks; larger networks: perf/results/memory.json."""
+"""The formula of perf.memory against real ranks; for larger networks against perf/results/memory.json."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from support.programs import run_module
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_the_formula_is_within_10_percent_of_what_two_ranks_take(stage):
+def test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks(stage):
     model, optimizer = MODELS["resnet50"]
     count, small = parameters_of("resnet50")
     computed = peak_bytes(count, small, stage, 2, "fp32", optimizer, gathered_twice=True)
@@ -46,15 +46,15 @@ def test_the_measured_table_holds_10_percent():
         assert computed == pytest.approx(row["measured"], rel=0.1), row
 
 
-def test_stages_need_less_the_more_they_cut():
+def test_a_higher_stage_needs_less_memory():
     count, small = parameters_of("resnet50w4")
     for precision in ("fp32", "fp16"):
         needs = [peak_bytes(count, small, stage, 64, precision, "lars", gathered_twice=False) for stage in range(4)]
         assert needs == sorted(needs, reverse=True)
-        # in fp32 stage 0 holds no flat copy of the gradients, so there is less to gain from it
+        # in fp32 stage 0 has no flat copy of the gradients, so stage 3 saves less
         assert needs[3] < needs[0] / (4 if precision == "fp16" else 3)
 
 
 def test_a_mistake_is_one_line_and_code_2():
-    done = run_module("perf.memory", "--ranks", "0")
-    assert (done.returncode, done.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")
+    process = run_module("perf.memory", "--ranks", "0")
+    assert (process.returncode, process.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")

@@ -1,4 +1,4 @@
-"""The report's page and Markdown, and the page in a real browser."""
+"""The HTML page and the Markdown of a report, and the page in a real browser."""
 
 import re
 
@@ -13,7 +13,7 @@ from support import browser
 from support.sample_report import sample
 
 
-def test_the_page_has_every_plot_with_a_table_and_needs_nothing_else():
+def test_the_page_has_every_plot_with_a_table_and_is_self_contained():
     report = sample()
     text = page(report)
     drawn = plots(report)
@@ -41,19 +41,19 @@ def test_markdown_has_the_same_tables():
             assert len(width) == 1
 
 
-def test_a_part_that_failed_says_why_and_the_others_stand():
+def test_the_page_says_why_a_part_failed_and_still_shows_the_others():
     report = sample() | {"sinkhorn": None, "failed": {"sinkhorn": "a rank ended <with> 1"}}
     text = page(report)
     assert "Not measured: a rank ended &lt;with&gt; 1" in text
     assert text.count("<svg") == len(plots(report)) == 9
 
 
-def test_the_verdict_has_a_sentence_of_each_part():
+def test_the_verdict_has_a_sentence_for_each_part():
     report = sample()
-    told = verdict(report)
-    assert told.startswith("Loader-bound: the network waits 38 % of each step")
-    assert "1,500 images/s with backend ffcv: enough for 1.1 devices at 1,400 images/s each" in told
-    assert "pass 1 % of a step at 100 nodes (20 us a hop), and stay below 5 % on up to 512" in told
+    text = verdict(report)
+    assert text.startswith("Loader-bound: the network waits 38 % of each step")
+    assert "1,500 images/s with backend ffcv: enough for 1.1 devices at 1,400 images/s each" in text
+    assert "pass 1 % of a step at 100 nodes (20 us a hop), and stay below 5 % on up to 512" in text
     report["sinkhorn"]["nodes_at_1_percent"]["ours"] = None
     assert "stay below 1 % of a step on up to 512 nodes" in verdict(report)
     assert verdict({}) == "Nothing was measured."

@@ -1,4 +1,4 @@
-"""The loader benchmark: a real, tiny run whose figures must agree with each other, and mistakes told in one line."""
+"""The loader benchmark: a tiny real run with consistent figures, and mistakes, which end with one line."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from support.programs import run_module
 
 ROOT = Path(__file__).resolve().parents[2]
 CROPS = Crops((View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 6)
-SLOW = pytest.mark.slow  # by the run that these tests share
+SLOW = pytest.mark.slow  # because of the run that these tests share
 
 
 def benchmark(folder: Path, *flags: str, program: str = "perf.loader") -> subprocess.CompletedProcess:
@@ -42,7 +42,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(images, tmp_path_factory):
-    """What two rounds of ffcv, in both of its modes, and torchvision wrote."""
+    """The report of two rounds of ffcv, in both of its modes, and torchvision."""
     folder = tmp_path_factory.mktemp("run")
     flags = "--backends ffcv,ffcv-affine,torchvision --batch 8 --rounds 2 --seconds 0.05".split()
     flags += "--sweep --gpu-rate 100 --json figures.json".split()
@@ -98,12 +98,12 @@ def test_stages_add_up_to_the_kernel_and_the_kernel_with_hand_over_to_the_loader
 
 
 @SLOW
-def test_memory_is_told_for_each_epoch_and_its_peak_is_the_highest(report):
+def test_memory_is_reported_for_each_epoch_and_its_peak_is_the_highest(report):
     memory = report["memory"]
     assert len(memory["epochs_mb"]) == 10
     assert memory["peak_mb"] >= max(memory["epochs_mb"])
     assert memory["above_imports_mb"] == pytest.approx(memory["peak_mb"] - memory["imports_mb"], abs=0.11)
-    room = 24 * 3 * (2 * 224**2 + 6 * 96**2) / 1e6  # of a batch of crops: without it nothing was made
+    room = 24 * 3 * (2 * 224**2 + 6 * 96**2) / 1e6  # of a batch of crops, without which nothing was made
     assert memory["above_imports_mb"] > room
 
 
@@ -138,7 +138,7 @@ def test_the_sweep_has_points_in_threads_and_batch_and_says_what_it_left_out(rep
 
 
 @SLOW
-def test_gpus_fed_are_told_for_the_given_rate(report):
+def test_gpus_fed_are_reported_for_the_given_rate(report):
     (full,) = (r for r in report["results"] if (r["backend"], r["mode"]) == ("ffcv", "full"))
     assert report["gpus_fed"]["ffcv"]["gpus"] == pytest.approx(full["images_per_second"] / 100, abs=0.01)
 
@@ -186,7 +186,7 @@ def test_chosen_images_are_spread_over_the_whole_set(images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--data", "/no/such/folder"], "swave: --data=/no/such/folder: no such file or folder"),
         (["--backends", "ffcv,pillow"], "swave: --backends=ffcv,pillow: unknown backend 'pillow'; take some of ffcv,"),
@@ -201,15 +201,15 @@ def test_chosen_images_are_spread_over_the_whole_set(images, tmp_path):
         (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
+def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, message):
     done = run_module("perf.loader", *flags, folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 
 @SLOW
-def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
+def test_sigint_ends_the_benchmark_with_one_line_and_leaves_no_files(images, tmp_path):
     flags = "--backends ffcv,torchvision --images 24 --batch 8 --rounds 9999".split()
     command = [sys.executable, "-m", "perf.loader", "--data", str(images), *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -231,7 +231,7 @@ def test_sigint_ends_it_with_one_line_and_leaves_nothing(images, tmp_path):
     ("module", "work", "arguments"),
     [("perf.loader.__main__", "run", []), ("pipeline.convert", "convert", ["a", "b", "--format=index"])],
 )
-def test_sigint_within_exec_of_a_text_ends_it_with_the_same_code(tmp_path, module, work, arguments):
+def test_sigint_during_exec_of_a_text_gives_the_same_exit_code(tmp_path, module, work, arguments):
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print()"  # as imports of numba do
     (tmp_path / "stopped.py").write_text(
         f"import sys\nimport {module} as program\nprogram.{work} = lambda *_, **__: exec({interrupt!r})\n"
@@ -243,28 +243,28 @@ def test_sigint_within_exec_of_a_text_ends_it_with_the_same_code(tmp_path, modul
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--images", "0"], "swave: --images=0: expected at least 1"),
         (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
     ],
 )
-def test_a_mistake_in_asking_for_parity_is_one_line_and_code_2(tmp_path, flags, told):
+def test_a_mistake_in_asking_for_parity_is_one_line_and_code_2(tmp_path, flags, message):
     done = run_module("perf.parity", *flags, folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
 
 
 @SLOW
-def test_parity_is_told_for_every_operation_and_keeps_its_limits(tmp_path):
-    done = benchmark(tmp_path, "--images", "8", "--json", "out.json", program="perf.parity")
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["images"] == 8
-    assert {"resize, flip", "blur", "hue", "everything"} < set(found["levels"])
-    for name, levels in found["levels"].items():
-        assert name in done.stdout
+def test_parity_is_reported_for_every_operation_and_within_its_limits(tmp_path):
+    process = benchmark(tmp_path, "--images", "8", "--json", "out.json", program="perf.parity")
+    assert process.returncode == 0, process.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["images"] == 8
+    assert {"resize, flip", "blur", "hue", "everything"} < set(report["levels"])
+    for name, levels in report["levels"].items():
+        assert name in process.stdout
         assert 0 < levels["ffcv"] < levels["limit"]
         assert levels["ffcv"] <= levels["ffcv-affine"]
 
@@ -280,11 +280,11 @@ def test_too_few_images_for_a_batch_are_one_line_and_code_2(images, tmp_path):
 def test_another_recipes_crops_are_made_and_measured_throughout(images, tmp_path):
     recipe = ["--config", str(ROOT / "config" / "fashion_mnist.yaml"), "crops.local.count=2"]
     flags = "--backends ffcv --images 24 --batch 8 --rounds 1 --seconds 0.05 --json out.json".split()
-    done = benchmark(tmp_path, "--data", str(images), *recipe, *flags)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["settings"]["crops"] == [[2, 20], [2, 12]]
-    assert all(result["memory_mb"] is not None for result in found["results"])
-    assert found["memory"]["above_imports_mb"] > 0
-    assert found["gpus_fed"] == {}
-    assert "--gpu-rate" in found["gpu_rate"]["why"]
+    process = benchmark(tmp_path, "--data", str(images), *recipe, *flags)
+    assert process.returncode == 0, process.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["settings"]["crops"] == [[2, 20], [2, 12]]
+    assert all(result["memory_mb"] is not None for result in report["results"])
+    assert report["memory"]["above_imports_mb"] > 0
+    assert report["gpus_fed"] == {}
+    assert "--gpu-rate" in report["gpu_rate"]["why"]

@@ -1,4 +1,4 @@
-"""perf.profile: the three benchmarks one after the other, and their report."""
+"""perf.profile: it runs the three benchmarks one after the other and writes their report."""
 
 import html
 import json
@@ -48,15 +48,15 @@ def profile(*arguments):
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(arguments, message):
-    done = run_module("perf.profile", *arguments)
-    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    process = run_module("perf.profile", *arguments)
+    assert process.returncode == 2 and message in process.stderr and process.stderr.count("\n") == 1, process.stderr
 
 
 def options(**changes):
     return Namespace(**{"budget": 300.0, "data": None, "config": None, "settings": [], **changes})
 
 
-def test_each_part_gets_its_share_of_the_budget_and_what_was_given():
+def test_each_part_gets_its_share_of_the_budget_and_the_given_options():
     given = options(data="/images", config="config/folder.yaml", settings=["run.batch_size=64"])
     lines = {name: command(name, Path("x.json"), given, {}) for name in ("step", "loader", "sinkhorn")}
     budgets = [float(line[line.index("--budget") + 1]) for line in lines.values()]
@@ -67,7 +67,7 @@ def test_each_part_gets_its_share_of_the_budget_and_what_was_given():
     assert "--peer" in lines["step"] and "--data" not in lines["sinkhorn"]
 
 
-def test_of_a_gpus_step_the_loader_learns_the_rate_and_the_codes_the_time():
+def test_the_loader_gets_the_rate_and_the_codes_get_the_time_of_a_step_on_gpus():
     measured = step([100.0, 101.0, 99.0]) | {"device": "NVIDIA H100"}
     assert on_gpu(measured) and not on_gpu(step([1.0]))
     # 128 images in 62 ms, the step without its waits for data, on two ranks
@@ -78,15 +78,15 @@ def test_of_a_gpus_step_the_loader_learns_the_rate_and_the_codes_the_time():
     assert sinkhorn[sinkhorn.index("--step-ms") + 1] == "100"
 
 
-def test_a_part_that_fails_is_told_by_its_last_line():
-    told = "import sys; print('some', file=sys.stderr); print('swave: a rank ended', file=sys.stderr); sys.exit(1)"
-    assert part([sys.executable, "-c", told]) == (1, "a rank ended")
+def test_the_last_line_of_a_failed_part_is_its_message():
+    program = "import sys; print('some', file=sys.stderr); print('swave: a rank ended', file=sys.stderr); sys.exit(1)"
+    assert part([sys.executable, "-c", program]) == (1, "a rank ended")
     assert part([sys.executable, "-c", ""]) == (0, "")
 
 
-def test_a_setting_that_the_first_part_refuses_ends_it_before_anything_is_drawn(tmp_path):
-    done = profile("--out", tmp_path, "run.no_such_setting=1")
-    assert done.returncode == 2 and "no_such_setting" in done.stderr
+def test_a_setting_that_the_first_part_refuses_ends_the_profile_before_anything_is_written(tmp_path):
+    process = profile("--out", tmp_path, "run.no_such_setting=1")
+    assert process.returncode == 2 and "no_such_setting" in process.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -94,10 +94,10 @@ def test_the_three_files_have_the_same_figures(tmp_path):
     report = sample()
     write(report, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
-    found = json.loads((tmp_path / "report.json").read_text())
-    assert found == report
-    assert {"images_per_second", "shares", "peer_ratio", "codes_share", "codes_collectives"} <= set(found["step"])
-    assert {"measured", "predicted", "error", "nodes_at_1_percent", "nodes_at_5_percent"} <= set(found["sinkhorn"])
+    read = json.loads((tmp_path / "report.json").read_text())
+    assert read == report
+    assert {"images_per_second", "shares", "peer_ratio", "codes_share", "codes_collectives"} <= set(read["step"])
+    assert {"measured", "predicted", "error", "nodes_at_1_percent", "nodes_at_5_percent"} <= set(read["sinkhorn"])
     for name in ("report.html", "report.md"):
         assert "1,280" in (tmp_path / name).read_text()
 
@@ -106,11 +106,11 @@ def test_the_three_files_have_the_same_figures(tmp_path):
 def test_the_whole_report_of_a_tiny_recipe(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     write_folder(tmp_path / "images", [np.ascontiguousarray(p[::2, ::2]) for p in photographs()] * 16, suffix=".jpg")
-    done = profile(
+    process = profile(
         *("--budget", 75, "--out", tmp_path, "--config", tmp_path / "tiny.yaml", "--data", tmp_path / "images"),
         f"data.cache={tmp_path / 'tables'}",
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"loader", "step", "sinkhorn", "machine", "verdict"} <= set(report) and report["failed"] == {}
     assert sum(report["step"]["shares"].values()) == pytest.approx(1)

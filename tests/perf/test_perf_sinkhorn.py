@@ -1,4 +1,4 @@
-"""What codes cost: the arithmetic of the model, what is sent as counted, a real small run, and mistakes."""
+"""The cost of codes: the arithmetic of the model, the messages sent, a small real run, and mistakes."""
 
 import json
 import os
@@ -43,21 +43,21 @@ def program(*flags, folder=ROOT):
 
 
 @pytest.mark.parametrize("latency", [0.0, 2e-3])
-def test_the_fit_of_one_and_two_ranks_finds_the_link_that_made_them(latency):
+def test_the_fit_of_one_and_two_ranks_recovers_their_link(latency):
     true = Link(20e-6, latency, 150e-6, 2e-9)
     sizes = (2_400, 24_000, 240_000)
     timed = [Timed(ranks, size, seconds_of(true, "all_reduce", size, ranks, 2)) for ranks in (1, 2) for size in sizes]
-    found = fit(timed, latency, cores=2)
-    assert [found.call, found.work, found.per_byte] == pytest.approx([20e-6, 150e-6, 2e-9], rel=1e-6)
+    fitted = fit(timed, latency, cores=2)
+    assert [fitted.call, fitted.work, fitted.per_byte] == pytest.approx([20e-6, 150e-6, 2e-9], rel=1e-6)
     for ranks in (3, 4, 64):
         expected = seconds_of(true, "all_reduce", 50_000, ranks, 2)
-        assert seconds_of(found, "all_reduce", 50_000, ranks, 2) == pytest.approx(expected)
+        assert seconds_of(fitted, "all_reduce", 50_000, ranks, 2) == pytest.approx(expected)
 
 
 def test_a_fit_has_no_term_below_zero():
     falling = [Timed(1, 100, 1e-5), Timed(2, 1_000, 3e-4), Timed(2, 1_000_000, 2e-4)]
-    found = fit(falling)
-    assert found.work > 0 and found.per_byte == 0
+    fitted = fit(falling)
+    assert fitted.work > 0 and fitted.per_byte == 0
     steep = [Timed(1, 100, 1e-5), Timed(2, 1_000, 1.01e-5), Timed(2, 1_000_000, 1e-2)]
     assert fit(steep).per_byte > 0 and fit(steep).work >= 0
     with pytest.raises(ValueError, match="two ranks or more"):
@@ -66,10 +66,10 @@ def test_a_fit_has_no_term_below_zero():
 
 def test_a_single_number_has_a_share_of_a_hop_that_more_ranks_keep():
     timed = [Timed(1, 4, 0.0), Timed(2, 2_400, 2.0), Timed(2, 24_000, 2.0), Timed(2, 4, 0.9)]
-    found = fit(timed, latency=0.5)
-    assert found.single == pytest.approx(0.45)
-    assert seconds_of(found, "all_reduce", 4, 4) == pytest.approx(2.7)
-    assert seconds_of(found, "all_reduce", 2_400, 4) == pytest.approx(6.0)
+    fitted = fit(timed, latency=0.5)
+    assert fitted.single == pytest.approx(0.45)
+    assert seconds_of(fitted, "all_reduce", 4, 4) == pytest.approx(2.7)
+    assert seconds_of(fitted, "all_reduce", 2_400, 4) == pytest.approx(6.0)
 
 
 def test_ring_and_tree_take_the_hops_and_move_the_bytes_of_the_textbook():
@@ -87,37 +87,37 @@ def test_ranks_that_share_cores_wait_for_each_other_but_a_wire_does_not():
     assert seconds_of(wire, "all_reduce", 24_000, 4, 2) == seconds_of(wire, "all_reduce", 24_000, 4, 4)
 
 
-# ---------------------------------------------------------------------------- what is sent, and that codes agree
+# ---------------------------------------------------------------------------- messages and codes of the variants
 
 
 def codes_and_messages(task):
-    """Of each variant: the codes, and what a hook in torch.distributed sees of the group's collectives."""
+    """For each variant the codes, and the group's collectives that a hook in torch.distributed sees."""
     import torch.distributed as dist
 
-    from perf.sinkhorn.ranks import noted
+    from perf.sinkhorn.ranks import recorded
 
     scores, iterations = task
     ranks = dist.get_world_size()
     group = dist.new_group(list(range(ranks)))
     alone = [dist.new_group([rank]) for rank in range(ranks)][dist.get_rank()]
-    found = {}
+    results = {}
     for name, codes in VARIANTS.items():
-        with noted(group, torch.device("cpu")) as calls:
-            found[name] = codes(torch.from_numpy(scores), iterations, group, alone).numpy()
-        found[f"{name} sends"] = [(kind, size) for kind, size, _ in calls]
-    return found
+        with recorded(group, torch.device("cpu")) as calls:
+            results[name] = codes(torch.from_numpy(scores), iterations, group, alone).numpy()
+        results[f"{name} sends"] = [(kind, size) for kind, size, _ in calls]
+    return results
 
 
 @pytest.mark.parametrize(("ranks", "iterations"), [(1, 3), (2, 3), (4, 2)])
 def test_variants_give_the_same_codes_and_send_what_the_model_counts(ranks, iterations):
-    draw = np.random.RandomState(0)
-    scores = [draw.uniform(-1, 1, (2, 5, 12)).astype(np.float32) for _ in range(ranks)]
-    found = run_ranks([(part, iterations) for part in scores], codes_and_messages)
-    for one in found:
-        np.testing.assert_allclose(one["published"], one["ours"], rtol=0, atol=2e-6)
-        np.testing.assert_allclose(one["gather"], one["ours"], rtol=0, atol=2e-6)
+    random = np.random.RandomState(0)
+    scores = [random.uniform(-1, 1, (2, 5, 12)).astype(np.float32) for _ in range(ranks)]
+    results = run_ranks([(part, iterations) for part in scores], codes_and_messages)
+    for result in results:
+        np.testing.assert_allclose(result["published"], result["ours"], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(result["gather"], result["ours"], rtol=0, atol=2e-6)
         for name in VARIANTS:
-            assert one[f"{name} sends"] == sent(Point(name, 12, 5, iterations)), name
+            assert result[f"{name} sends"] == sent(Point(name, 12, 5, iterations)), name
     counts = [len(sent(Point(name, 3000, 64, 3))) for name in ("published", "ours", "gather")]
     assert counts == [8, 3, 1]
 
@@ -126,7 +126,7 @@ def test_variants_give_the_same_codes_and_send_what_the_model_counts(ranks, iter
 
 
 def rows_of(link, name, cores, point, compute):
-    """Rows as perf.sinkhorn.ranks gives them, of a machine that is just as the model says."""
+    """Rows as from perf.sinkhorn.ranks, for a machine that follows the model exactly."""
     rows = []
     for ranks in (1, 2, 4):
         slower = max(1.0, ranks / cores)
@@ -150,7 +150,7 @@ def rows_of(link, name, cores, point, compute):
     return rows
 
 
-def test_held_out_has_no_error_where_the_machine_is_as_the_model_and_one_where_it_is_not():
+def test_the_held_out_error_is_zero_if_and_only_if_the_machine_follows_the_model():
     point = Point("ours", 3000, 64, 3)
     rows = rows_of(TRUE, "local", 2, point, 1e-3)
     tested = held_out(rows, links(rows, 2), 2)
@@ -161,24 +161,24 @@ def test_held_out_has_no_error_where_the_machine_is_as_the_model_and_one_where_i
 
 
 def on_one_core(rows, link, point, compute, meeting):
-    """The rows of two ranks again, as on one core; and of four on two cores, who wait twice as long."""
-    found = []
+    """The rows, with two ranks again as on one core, and with four ranks on two cores that wait twice as long."""
+    all_rows = []
     for row in rows:
         inside = row["point"] and sum(seconds_of(link, kind, size, 2, 1) for kind, size in sent(point))
         if row["ranks"] == 2:
             alone = (seconds_of(link, "all_reduce", row["bytes"], 2, 1),) * 2
             whole = (2 * compute + meeting + inside, meeting + inside) if row["point"] else alone
-            found.append(row | {"crowded": True, "fastest": whole})
+            all_rows.append(row | {"crowded": True, "fastest": whole})
         if row["ranks"] == 4 and row["point"]:
             row = row | {"fastest": (row["fastest"][0] + 2 * meeting, row["fastest"][1] + 2 * meeting)}
-        found.append(row)
-    return found
+        all_rows.append(row)
+    return all_rows
 
 
-def test_two_ranks_on_one_core_tell_what_four_on_two_cores_take():
+def test_two_ranks_on_one_core_predict_four_on_two_cores():
     point = Point("ours", 3000, 64, 3)
     rows = on_one_core(rows_of(TRUE, "local", 2, point, 1e-3), TRUE, point, 1e-3, 5e-4)
-    for row in rows:  # on a core of their own they switch nothing and are faster than the model's link
+    for row in rows:  # with their own cores there is no switching, and they are faster than the link of the model
         if row["ranks"] == 2 and not row["crowded"] and not row["point"]:
             row["fastest"] = (0.5 * row["fastest"][0], 0.5 * row["fastest"][1])
     tested = held_out(rows, links(rows, 2), 2)
@@ -193,13 +193,13 @@ def test_codes_that_do_not_fit_into_the_cache_are_not_held_out():
     assert {row["what"] for row in held_out(rows, links(rows, 2), 2, everyone - 1)} == {"all-reduce"}
 
 
-def test_what_all_starts_measured_is_pooled():
+def test_rows_of_all_starts_are_pooled():
     row = {"ranks": 2, "crowded": False, "bytes": 4, "point": None, "sent": []}
     other = row | {"bytes": 8, "calls": [(9.0, 9.0)]}
     starts = [[row | {"calls": [[3.0, 1.0], [4.0, 2.0]]}, other], [row | {"calls": [[2.0, 1.5]]}]]
-    (found,) = pooled(starts)
-    assert found["rounds"] == [3.0, 4.0, 2.0] and found["fastest"] == (2.0, 1.5)
-    assert (found["seconds"], found["in_collectives"]) == (3.0, 1.5)
+    (pooled_row,) = pooled(starts)
+    assert pooled_row["rounds"] == [3.0, 4.0, 2.0] and pooled_row["fastest"] == (2.0, 1.5)
+    assert (pooled_row["seconds"], pooled_row["in_collectives"]) == (3.0, 1.5)
 
 
 def test_a_tree_overtakes_the_ring_with_the_nodes():
@@ -236,7 +236,7 @@ def test_exposed_time_adds_up_and_the_thresholds_are_where_the_shares_pass_them(
     assert nodes_at(0.9, point, network, step, compute) is None
 
 
-def test_what_is_gathered_costs_more_arithmetic_with_every_rank():
+def test_gathering_costs_more_arithmetic_with_every_rank():
     rows = [
         {"point": Point(name, 3000, 64, 3), "ranks": 1, "crowded": False, "seconds": 3e-3, "in_collectives": 1e-3}
         for name in VARIANTS
@@ -272,7 +272,7 @@ def test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collective
 
 
 @SLOW
-def test_the_model_is_held_against_four_ranks_and_its_worst_error_is_told(report):
+def test_the_model_is_compared_with_four_ranks_and_its_worst_error_is_reported(report):
     tested = report["held_out"]
     assert {(row["what"], row["ranks"]) for row in tested} == {("all-reduce", 4), ("codes", 4)}
     assert report["error"] == max(abs(row["error"]) for row in tested)
@@ -295,7 +295,7 @@ def test_nodes_are_predicted_for_given_and_measured_links_of_the_given_step(repo
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--prototypes", "30,many"], "swave: --prototypes=30,many: expected numbers"),
         (["--batch", "0"], "swave: --batch=0: expected numbers above 0"),
@@ -307,7 +307,7 @@ def test_nodes_are_predicted_for_given_and_measured_links_of_the_given_step(repo
         (["--json", "nowhere/out.json"], "swave: --json=nowhere/out.json: there is no folder"),
     ],
 )
-def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, told):
-    done = run_module("perf.sinkhorn", f"{flags[0]}={flags[1]}", folder=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(told) and done.stderr.count("\n") == 1
+def test_a_mistake_is_one_line_and_code_2(tmp_path, flags, message):
+    process = run_module("perf.sinkhorn", f"{flags[0]}={flags[1]}", folder=tmp_path)
+    assert process.returncode == 2
+    assert process.stderr.startswith(message) and process.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT
-from perf.science.check import held
+from perf.science.check import locked
 from perf.science.output import against, holds
 from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
 from perf.science.runs import cost_of
@@ -42,13 +42,13 @@ def toy_recipes(folder: Path, *names: str) -> Path:
 
 
 @pytest.mark.slow(seconds=60)
-def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
+def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
     data, out = small_dataset(tmp_path / "data", 240, 60), tmp_path / "docs"
     out.mkdir()
     words = ["--data", data, "--recipes", toy_recipes(tmp_path / "recipes", "deepclusterv2"), "--out", out]
     words += ["--work", tmp_path / "work", "--seeds", 5, "--rounds", 1]
-    done = science(*words, "--minutes", 0.1)
-    assert done.returncode == 0, done.stderr
+    process = science(*words, "--minutes", 0.1)
+    assert process.returncode == 0, process.stderr
     report = json.loads((out / "science.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == ["deepclusterv2", "supervised", "random", "pixels"]
@@ -59,7 +59,7 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
         assert run["curve"][-1]["epoch"] == report["epochs"][name] == rows[name]["epochs"]
         assert run["curve"][-1]["training_seconds"] == rows[name]["training_seconds"]["mean"] > 0
         assert run["images"] == 240 * report["epochs"][name]
-    # the curve's k-NN is of all training images here: they are few
+    # here the k-NN of the curve uses all training images too, since there are few
     assert rows["deepclusterv2"]["runs"][0]["curve"][-1]["knn"] == rows["deepclusterv2"]["runs"][0]["knn"]
     assert "classifier" in rows["supervised"] and "classifier" not in rows["deepclusterv2"]
     page = (out / "science.md").read_text()
@@ -80,7 +80,7 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--minutes", "0"], "--minutes=0: expected more than 0"),
         (["--seeds", "1,1"], "--seeds=1,1: expected different integers"),
@@ -91,17 +91,17 @@ def test_the_whole_check_at_toy_size_and_nothing_is_run_twice(tmp_path):
         (["--recipes", "tests"], "--recipes=tests: no recipe"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, told):
+def test_a_mistake_is_one_line(arguments, message):
     done = run_module("perf.science", *arguments, folder=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("swave: ") and told in line
+    assert line.startswith("swave: ") and message in line
 
 
-def test_a_folder_is_held_by_one_program_at_a_time(tmp_path):
-    with held(tmp_path), pytest.raises(ValueError, match="another of these works there"), held(tmp_path):
+def test_one_check_at_a_time_locks_a_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another science check works there"), locked(tmp_path):
         pass
-    with held(tmp_path):
+    with locked(tmp_path):
         pass
 
 
@@ -110,16 +110,16 @@ def test_methods_train_for_the_same_time_as_nearly_as_whole_epochs_allow():
     epochs = epochs_for(costs, 280)
     taken = {name: epochs[name] * cost.epoch + cost.first for name, cost in costs.items()}
     assert all(250 <= seconds <= 281 for seconds in taken.values())
-    assert max(taken.values()) / min(taken.values()) < 1.01  # 270 seconds are 9, 6 and (nearly) 9 epochs
+    assert max(taken.values()) / min(taken.values()) < 1.01  # 9, 6 and 9 epochs take about 270 seconds each
     assert epochs_for(costs, 5) == {"a": 1, "b": 1, "c": 1}
 
 
-def test_what_an_epoch_costs_is_told_by_two_short_ones():
+def test_two_short_epochs_give_the_cost_of_a_long_one():
     assert cost_of([4.0, 7.0], 20.0, 6.0, memory=False) == Cost(18.0, 1.0, 13.0)
     assert cost_of([4.0, 7.0], 20.0, 6.0, memory=True) == Cost(18.0, 6.0, 13.0)
 
 
-def test_the_budget_is_shared_after_what_is_no_training():
+def test_the_runs_share_the_budget_that_other_work_leaves():
     assert share_of(5400, 600, [20.0] * 12, 80.0) == pytest.approx((5400 - 600 - 240 - 960) / 12)
     assert share_of(100, 600, [20.0], 80.0) == 0
 
@@ -130,24 +130,24 @@ def test_small_pieces():
     assert mean_and_deviation([0.8]) == (0.8, None)
 
 
-def test_both_variants_of_swav_were_searched_alike_and_settings_load():
+def test_both_variants_of_swav_have_as_many_candidates_and_their_settings_load():
     from config.recipe import load_config
 
     assert len(CANDIDATES["multicrop"]) == len(CANDIDATES["two_crops"])
-    found = candidates(methods_of())
-    assert len(found) == sum(map(len, CANDIDATES.values()))
-    assert len({method.settings for method in found}) == len(found)
-    for method in found:
+    methods = candidates(methods_of())
+    assert len(methods) == sum(map(len, CANDIDATES.values()))
+    assert len({method.settings for method in methods}) == len(methods)
+    for method in methods:
         config = load_config([str(method.recipe), *method.settings])
         assert (config.crops.local.count > 0) == method.name.startswith("multicrop")
 
 
-def test_the_page_says_who_was_ahead_and_marks_what_the_recipes_hold():
+def test_the_page_compares_methods_and_marks_the_settings_of_the_recipes():
     def runs(*scores: float) -> dict:
         return {"knn": {"mean": sum(scores) / len(scores)}, "runs": [{"knn": score} for score in scores]}
 
-    told = against(runs(0.86, 0.87, 0.85), runs(0.85, 0.85, 0.86), "knn", "k-NN")
-    assert told == "k-NN 86.00% against 85.33%, better by 0.67 points, ahead with 2 of 3 seeds"
+    sentence = against(runs(0.86, 0.87, 0.85), runs(0.85, 0.85, 0.86), "knn", "k-NN")
+    assert sentence == "k-NN 86.00% against 85.33%, better by 0.67 points, ahead with 2 of 3 seeds"
     assert "worse by 5.00 points, ahead with 0 of 1 seed" in against(runs(0.8), runs(0.85), "knn", "k-NN")
     assert holds({"recipe": "two_crops", "settings": []})
     assert not holds({"recipe": "two_crops", "settings": ["optimizer.final_lr=1.0"]})

@@ -21,7 +21,7 @@ from support.ranks import run_ranks
 from training.checkpoint import save_load as checkpoint
 from training.checkpoint.masters import load_network, network_shapes, network_tensors
 from training.checkpoint.save_load import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
-from training.checkpoint.weights import full_weights
+from training.trained_network import full_weights
 
 LENGTH = 12
 

@@ -15,8 +15,8 @@ from support.on_ranks.cluster_moves import set_prototypes
 from support.ranks import run_ranks
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 from training.checkpoint.shards import tensors_to_write
-from training.checkpoint.weights import read_trained
 from training.distributed import free_port
+from training.trained_network import read_trained
 
 # Batch norm over all processes, so that their number changes only rounding.
 SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")

@@ -8,7 +8,7 @@ from model.loss import swapped_prediction
 from model.sinkhorn import sinkhorn
 from training.auto import fit
 from training.build import build_network
-from training.checkpoint.size import checkpoint_gb
+from training.disk_space import checkpoint_gb
 from training.distributed import Cluster
 
 

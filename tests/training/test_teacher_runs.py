@@ -11,7 +11,7 @@ from evaluation.backbones import open_backbone
 from support.tiny_runs import losses, make_workplace
 from support.tiny_runs import train as run_train
 from training.checkpoint.save_load import CheckpointError, latest_checkpoint
-from training.checkpoint.weights import full_weights
+from training.trained_network import full_weights
 
 SETTINGS = (
     *("swav.teacher.momentum=0.7", "evaluation.probe=true", "evaluation.every=1", "engine.sync_batch_norm=0"),

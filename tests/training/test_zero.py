@@ -14,8 +14,8 @@ from support.forks import run_processes, start_server
 from support.on_ranks import zero_moves
 from training.checkpoint.save_load import latest_checkpoint, load_checkpoint
 from training.checkpoint.shards import SavedTensors
-from training.checkpoint.weights import full_weights
 from training.distributed import free_port
+from training.trained_network import full_weights
 
 STATES = 6
 

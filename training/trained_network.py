@@ -54,10 +54,10 @@ def find_checkpoint(path: Path) -> Path:
         if damage := damage_of(path):
             raise CheckpointError(f"{path} is damaged: {damage}; give another checkpoint")
         return path
-    found = latest_checkpoint(path if path.name == "checkpoints" else path / "checkpoints")
-    if found is None:
+    newest = latest_checkpoint(path if path.name == "checkpoints" else path / "checkpoints")
+    if newest is None:
         raise CheckpointError(f"{path}: no checkpoint there; give a run's directory or a folder checkpoints/step-...")
-    return found
+    return newest
 
 
 def full_weights(checkpoint: Path, teacher: bool = False) -> dict[str, Tensor]:

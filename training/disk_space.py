@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from training.auto import heads_of
+from training.auto import LONGEST_QUEUE, MOST_PROTOTYPES, heads_of
 
 STATE_BYTES = {"lars": 4, "adamw": 8}  # of optimizer state for each parameter
-MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the most that `auto` chooses (training/auto.py)
 LEAST_GB = 1.0  # covers all other files of a run
 
 
