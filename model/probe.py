@@ -21,7 +21,7 @@ SHARE = 0.01  # at least so much of a batch's mean and variance goes into the ru
 
 
 class Probe:
-    """Softmax regression on L2-normalized features, standardized by running statistics; SGD with momentum.
+    """Softmax regression on L2-normalised features, standardised by running statistics; SGD with momentum.
 
     labels: [images] class of each row of the training table, -1 for those it must not learn from.
     classes: how many there are. features: size of one.
@@ -77,7 +77,7 @@ class Probe:
 
     def summary(self) -> dict[str, float]:
         """probe_train: share in [0, 1] of the training images since the last call that were told rightly, each before
-        it was learned from. Empty where there were none. Waits for the device."""
+        it was learnt from. Empty where there were none. Waits for the device."""
         _, images, right = self.state["seen"].tolist()
         self.state["seen"][1:] = 0
         return {"probe_train": right / images} if images else {}
@@ -94,6 +94,6 @@ class Probe:
                 tensor.copy_(saved[0][name])
 
     def _inputs(self, unit: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features_and_one"]:
-        """Standardized, of about unit length whatever their number, and a column of ones for the bias."""
+        """Standardised, of about unit length whatever their number, and a column of ones for the bias."""
         scale = self.features * (self.state["variance"] + 1e-5 / self.features)
         return torch.cat([(unit - self.state["mean"]) * scale.rsqrt(), torch.ones_like(unit[:, :1])], dim=1)
