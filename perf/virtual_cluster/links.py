@@ -21,12 +21,12 @@ class Bridge:
         ip("-n", wire, "link", "add", "bridge", "type", "bridge", "forward_delay", "0")
         ip("-n", wire, "link", "set", "bridge", "up")
         cards = [f"02:00:00:00:00:{index + 1:02x}" for index in range(len(spaces))]
-        neighbours = list(zip(addresses, cards, strict=True))
-        for space, port, (address, card) in zip(spaces, self.ports, neighbours, strict=True):
+        neighbors = list(zip(addresses, cards, strict=True))
+        for space, port, (address, card) in zip(spaces, self.ports, neighbors, strict=True):
             ends = [port, "type", "veth", "peer", "name", "eth0", "address", card, "netns", space]
             ip("-n", wire, "link", "add", *ends)
             ip("-n", wire, "link", "set", port, "master", "bridge", "up")
-            others = [f"neigh add {a} lladdr {c} dev eth0 nud permanent" for a, c in neighbours if a != address]
+            others = [f"neigh add {a} lladdr {c} dev eth0 nud permanent" for a, c in neighbors if a != address]
             ip_lines(space, [f"addr add {address}/24 dev eth0", "link set eth0 up", *others])
 
     def switch(self, index: int, up: bool) -> None:

@@ -1,4 +1,4 @@
-"""Runs of an older trainer, of which tests/training/old_checkpoints holds recipe and checkpoint, and their images."""
+"""Lays out runs of an older trainer: recipe and checkpoint from tests/training/old_checkpoints, and images."""
 
 import hashlib
 import shutil
