@@ -37,7 +37,7 @@ def alone(tmp_path_factory):
 def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path, count, delay):
     shutil.copy(alone / "tiny.yaml", tmp_path)
     with make_hosts(count, delay=delay) as hosts:
-        run = Run(hosts, tmp_path, "hosts", "run.epochs=1", ALL_SYNCHRONIZED, nodes=count)
+        run = Run(hosts, tmp_path, "together", "run.epochs=1", ALL_SYNCHRONIZED, nodes=count)
         assert run.end() == 0, run.output
     expected = losses(alone / "alone")
     assert sorted(run.losses) == sorted(expected) and len(expected) >= 5
