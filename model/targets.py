@@ -37,6 +37,6 @@ class EpochTargets:
     def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
         """Continues from tensors of any number of ranks. Raises KeyError if they hold no memory or no targets."""
         self.memory.load_state_tensors(saved, rank, world_size)
-        # Older checkpoints (tests/training/old_checkpoints) hold the targets as rank 0's own tensor.
+        # Older checkpoints (tests/training/checkpoint/old_checkpoints) hold the targets as rank 0's own tensor.
         name = "alike/targets" if "alike/targets" in saved[0] else "own/targets"
         self.targets.copy_(saved[0][name])

@@ -1,11 +1,11 @@
-"""Lays out runs of an older trainer: recipe and checkpoint from tests/training/old_checkpoints, and images."""
+"""Lays out runs of an older trainer: recipe and checkpoint from tests/training/checkpoint/old_checkpoints, and images."""
 
 import hashlib
 import shutil
 
 from config.recipe import ROOT
 
-OLD = ROOT / "tests" / "training" / "old_checkpoints"
+OLD = ROOT / "tests" / "training" / "checkpoint" / "old_checkpoints"
 IMAGES = 36
 
 
