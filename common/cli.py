@@ -41,8 +41,8 @@ def error_line(error: BaseException | str) -> str:
 
 
 def print_error(error: BaseException | str, speaks: bool = True, below_bar: bool = False) -> None:
-    """One line on stderr. speaks: false on the ranks that leave this to rank 0. below_bar: a progress bar may stand in
-    the last line; it stays."""
+    """Print one line on stderr. speaks: false on ranks other than 0, which print nothing. below_bar: keep the last line
+    (a progress bar may stand there)."""
     if speaks:
         print("\n" * below_bar + error_line(error), file=sys.stderr, flush=True)
 
@@ -56,8 +56,8 @@ def note(text: str) -> None:
 def exit_on_mistake(speaks: bool = True) -> Iterator[None]:
     """Inside the block a ValueError is a user's mistake: one line, exit code 2, no stack trace.
 
-    ConfigError, DatasetError, CheckpointError and the model's refusals are all ValueErrors. speaks: false on the ranks
-    that leave the message to rank 0.
+    ConfigError, DatasetError, CheckpointError and the model's refusals are all ValueErrors. speaks: false on ranks
+    other than 0, which print nothing.
     """
     try:
         yield

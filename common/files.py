@@ -32,7 +32,7 @@ def replacing_path(path: Path, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """The same with a binary file, open for writing."""
+    """`replacing_path` with a binary file, open for writing."""
     with replacing_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
@@ -72,8 +72,8 @@ def fingerprint(path: Path) -> dict[str, Any]:
 def lock(path: Path, wait: bool = True) -> IO[str]:
     """Take the exclusive lock on `path`, which is made if absent; closing the returned text file releases it.
 
-    wait: for the present holder; otherwise BlockingIOError is raised at once. The kernel releases the lock when its
-    holder dies, so a kill leaves no stale one.
+    wait: until the present holder releases it; otherwise BlockingIOError is raised at once. The kernel releases the
+    lock when its holder dies, so a kill leaves no stale lock.
     """
     file = path.open("a+")
     try:

@@ -1,4 +1,4 @@
-"""What this machine has for training processes: GPUs, and the environment that shares its cores out."""
+"""This machine's GPUs, network interfaces, and the environment of its training processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path of the checkout, which every other module takes from here."""
+"""The path of the checkout; every other module imports it."""
 
 from __future__ import annotations
 

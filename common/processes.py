@@ -1,4 +1,4 @@
-"""Work shared out over processes of this machine, and the environment that new processes get."""
+"""Work on several processes of this machine, and the environment of new processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_processes(work: Any, tasks: Iterator[Any], workers: int, setting: str = "
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """`os.environ` has `values` during the block, for the processes that start in it, and is as before afterwards."""
+    """Set `values` in `os.environ` during the block, for processes that start in it, and restore it afterwards."""
     before = dict(os.environ)
     os.environ |= values
     try:

@@ -1,4 +1,4 @@
-"""How SLURM writes a list of numbers in the environment."""
+"""SLURM's notation for a list of numbers in the environment."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ PACKAGES = (
 
 
 def version() -> str:
-    """swave's own, from pyproject.toml; the code runs from its repository and is not installed as a package."""
+    """swave's version from pyproject.toml: the code runs from its repository and is not installed as a package."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return str(tomllib.loads(text)["project"]["version"])
 
 
 def versions() -> dict[str, str]:
-    """swave, python and those of PACKAGES that are installed."""
+    """Versions by name: swave, python, and the installed ones of PACKAGES."""
     numbers = {"swave": version(), "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -11,7 +11,7 @@ PATTERN = re.compile(r"0*([1-9]\d*) *(epoch|step|minute)s?")
 
 
 def is_every(text: str) -> bool:
-    """Whether `parse_every` understands it."""
+    """Whether `parse_every` accepts `text`."""
     return text == "never" or PATTERN.fullmatch(text) is not None
 
 

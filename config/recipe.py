@@ -28,7 +28,7 @@ DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, f
 
 
 def default_config() -> DictConfig:
-    """Every setting at its default; data.path is missing ("???")."""
+    """Every setting at its default; data.path, which has none, is "???"."""
     from config.schema.settings import defaults
 
     return OmegaConf.create(defaults())
@@ -44,7 +44,7 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     if len(recipes) != 1:
         raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}")
     config = _merge(config, _read(recipes[0]), known, recipes[0])
-    # Another backbone drops the options of the one before, so it goes first.
+    # Another backbone drops the options of the previous one, so its argument goes first.
     for argument in sorted(arguments, key=lambda a: not a.startswith("model.backbone=")):
         if "=" in argument:
             try:
@@ -68,7 +68,7 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         and "run.directory" not in given
         and _read(recipes[0]).get("data", {}).get("path", "???") != "???"
     ):
-        # other images than the recipe's own are another run
+        # Other images than the recipe's are another run.
         config.run.directory += f"-{Path(config.data.path).resolve().stem}"
     return config
 
@@ -91,7 +91,7 @@ def _read(recipe: str) -> DictConfig:
         raise ConfigError(f"{recipe}: no such recipe; there are {', '.join(known)}")
     try:
         loaded = OmegaConf.load(path)
-    except Exception as error:  # PyYAML's and OmegaConf's many kinds: all are the recipe's fault
+    except Exception as error:  # of many kinds in PyYAML and OmegaConf; each is a mistake in the recipe
         raise ConfigError(f"{recipe}: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{recipe}: a recipe is a mapping of sections")
@@ -109,7 +109,7 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
 
 
 def _leaves(node: Any, prefix: str = "") -> list[str]:
-    """Dotted keys of all values that are not themselves sections."""
+    """Dotted keys of all values that are not sections."""
     if not isinstance(node, DictConfig) or not len(node):
         return [prefix] if prefix else []
     return [

@@ -1,7 +1,7 @@
 """What settings require of each other. A rule is a function that raises ConfigError for a configuration that breaks it.
 
-The range of each setting by itself is declared in config/schema; what depends on the images and the processes is
-checked in training/auto.py.
+config/schema declares the range of each single setting; training/auto.py checks rules that depend on the images and the
+processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from config.errors import ConfigError
 
 
 def check_rules(config: DictConfig) -> None:
-    """Refuse combinations that cannot work. The types and ranges are right. Raises ConfigError."""
+    """Check a configuration whose types and ranges are right. Raises ConfigError for the first broken rule."""
     for rule in RULES:
         rule(config)
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
+from config.recipe import default_config
 from evaluation.backbones import Backbone
 from evaluation.subsets import listed_rows
 from pipeline.crops import Blur, Crops, Jitter, View
@@ -23,7 +24,7 @@ from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.loader import Loader
 from training.distributed import Cluster, connected
 
-MAX_BAD = 0.01  # of the images, as data.max_bad_fraction
+MAX_BAD: float = default_config().data.max_bad_fraction  # of the images
 
 
 @dataclass(frozen=True)

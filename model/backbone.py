@@ -12,7 +12,7 @@ from model.resnet import RESNETS, ResNet
 
 
 class UnknownBackbone(ValueError):
-    """No backbone has the given name."""
+    """A name that is no backbone; the message, in one line, has the nearest ones."""
 
 
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
@@ -23,8 +23,7 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
         their patch size divides.
     sizes: the crop sizes; a model of timm is tested on each.
 
-    Raises ValueError for an unknown name (with the nearest ones), and for an option or size that the backbone does not
-    accept.
+    Raises UnknownBackbone, and ValueError for an option or size that the backbone does not accept.
     """
     if name in RESNETS or name == "resnet":
         known = list(inspect.signature(ResNet).parameters)
@@ -63,8 +62,8 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         names = ["resnet", *RESNETS, *timm.list_models()]
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
-        nearest = ", ".join(near)
-        raise UnknownBackbone(f"backbone {name!r} is neither one of swave's nor a model of timm; nearest: {nearest}")
+        kinds = "neither one of swave's nor a model of timm"
+        raise UnknownBackbone(f"backbone {name!r} is {kinds}; nearest: {', '.join(near)}")
     options = {"num_classes": 0, "pretrained": False, **options}
     # Multi-crop needs several resolutions; by default, models with position embeddings accept only one.
     try:

@@ -26,9 +26,9 @@ def swapped_prediction(
     heads: sets of prototypes that lie side by side in the last axis; each predicts its own codes.
 
     Returns the mean over assigning crops, the other crops, the batch and the heads, in nats: ln(prototypes) for uniform
-    predictions, those of one head. float32 (float64 for float64 scores) whatever autocast says.
+    predictions, where prototypes counts those of one head. float32 (float64 for float64 scores), also under autocast.
 
-    Raises ValueError if there are fewer than two crops or as many codes as assigning crops are not given.
+    Raises ValueError for fewer than two crops, or if codes and assigning crops differ in number.
     """
     crops = scores.shape[0]
     if crops < 2 or len(codes) != len(assigning):

@@ -32,7 +32,7 @@ from model.views import select_views
 
 @dataclass(frozen=True)
 class Objective:
-    """The settings of a run's codes and loss; it has no state.
+    """Computes codes and loss by a run's settings; it has no state.
 
     assigning: the crops that give codes, by their place among all crops ((0, 1) in the paper).
     epsilon, iterations: of Sinkhorn-Knopp (0.05 and 3 in the paper).
@@ -50,7 +50,7 @@ class Objective:
     hard: bool = False
 
     def of_assigning(self, values: Float[Tensor, "crops batch width"]) -> Float[Tensor, "assigning batch width"]:
-        """The rows of the assigning crops, without gradient: a view of `values` where these crops are neighbors."""
+        """The rows of the assigning crops, without gradient: a view of `values` where these crops are consecutive."""
         return select_views(values.detach(), self.assigning)
 
     @torch.no_grad()
@@ -64,9 +64,9 @@ class Objective:
 
         scores: cosine similarities of the assigning crops' embeddings with the prototypes, from the network or from
             its teacher. Collective: the batch is that of all ranks.
-        queue_scores: those of the queued embeddings, which share the batch and get no codes (section 3.1).
-        targets: for the methods that cluster, the clusters of the images in this epoch: they are the codes then, as
-            rows with a single 1 (zeros for an image without a cluster).
+        queue_scores: scores of the queued embeddings, which enlarge the batch and get no codes (section 3.1).
+        targets: for the clustering methods, the clusters of the images in this epoch. The codes are then these clusters
+            as one-hot rows (zeros for an image without a cluster).
         """
         if targets is not None:
             return one_hot(targets, self.prototypes).expand(len(self.assigning), -1, -1)
@@ -84,7 +84,7 @@ class Objective:
     ) -> Float[Tensor, ""]:
         """The mean cross entropy of a step on this rank, in nats, with the gradient of `scores`.
 
-        scores: of all crops, from the network. codes: of `codes`. targets: as there; None for SwAV.
+        scores: of all crops, from the network. codes, targets: the result and the argument of `codes`.
         """
         if targets is not None:
             return assigned_prediction(targets, scores, self.temperature)

@@ -1,8 +1,8 @@
-"""The online probe: a linear classifier on the network's features, trained together with the network.
+"""A linear classifier that trains at the same time as the network: a curve of the features' quality during training.
 
-It shows the quality of the features during training and does not influence the network: its features are detached, and
-it has a separate optimizer. It sees each image once an epoch, as one augmented crop, while the features change, so its
-accuracy is below that of `evaluate.py linear`.
+It does not change the network: its features are detached, and the classifier has its own optimizer. It sees each image
+once per epoch, as one augmented crop, while the features still change, so its accuracy is below that of
+`evaluate.py linear`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,12 @@ class Probe:
         self, labels: Int[np.ndarray, " images"], classes: int, features: int, device: torch.device | str = "cpu"
     ) -> None:
         self.labels, self.features = labels, features
-        self.state = {  # the whole state, updated in place, the same on all ranks
+        self.state = {  # written in place, the same on all ranks
             "weight": torch.zeros(classes, features + 1, device=device),  # the last column is the bias
             "velocity": torch.zeros(classes, features + 1, device=device),
             "mean": torch.zeros(features, device=device),
             "variance": torch.full((features,), 1.0 / features, device=device),  # of a vector of unit length
-            "seen": torch.zeros(
-                3, dtype=torch.float64, device=device
-            ),  # steps; since the last `summary`: images, correct ones
+            "seen": torch.zeros(3, dtype=torch.float64, device=device),  # steps; since `summary`: images, correct ones
         }
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class EmbeddingQueue:
 
     @property
     def full(self) -> bool:
-        """True once the last row holds an embedding; it stays so."""
+        """Whether the last row holds an embedding; once true, it stays true."""
         return self._filled >= self.embeddings.shape[1]
 
     def queued(self) -> Float[Tensor, "assigning length dim"] | None:
@@ -51,7 +51,7 @@ class EmbeddingQueue:
 
     @torch.no_grad()
     def push(self, embeddings: Float[Tensor, "assigning batch dim"]) -> None:
-        """Puts this rank's batch in front, without gradient, and drops as many of the oldest rows."""
+        """Puts this rank's batch in front, without gradient, and drops the same number of oldest rows."""
         batch, length = embeddings.shape[1], self.embeddings.shape[1]
         if batch > length:
             raise ValueError(f"a batch of {batch} does not fit into a queue of {length} rows on this rank")

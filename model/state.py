@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 OWN, ALIKE = "own/", "alike/"
 
-# For each rank that saved, in order: all tensors that it saved by name, and every tensor that was alike on all ranks.
+# For each saving rank, in order: by name, the rank's own tensors and every "alike" tensor.
 RankTensors = Sequence[Mapping[str, Tensor]]
 
 
@@ -25,8 +25,8 @@ class HasState(Protocol):
         """This rank's tensors by name. They may share memory with the part."""
 
     def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
-        """Go on from what any number of ranks saved, as rank `rank` of `world_size`. Raises KeyError with the name of
-        a tensor that is missing, ValueError or RuntimeError for one of another shape."""
+        """Continue, as rank `rank` of `world_size`, from the tensors that any number of ranks saved. Raises KeyError
+        with the name of a missing tensor, ValueError or RuntimeError for a tensor of another shape."""
 
 
 def buffer_tensors(network: nn.Module, prefix: str = OWN) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ def load_buffers(network: nn.Module, saved: RankTensors, rank: int = 0, world_si
 
 
 def rank_mean(saved: RankTensors, name: str) -> Tensor:
-    """The mean over the ranks of a float tensor, added up in float64; of an integer tensor rank 0's values."""
+    """The mean of a float tensor over the ranks, summed in float64; for an integer tensor, rank 0's values."""
     tensors = [tensors_of_rank[name] for tensors_of_rank in saved]
     if not tensors[0].is_floating_point():
         return tensors[0]

@@ -35,8 +35,8 @@ class EpochTargets:
         return self.memory.state_tensors() | {"alike/targets": self.targets.int()}
 
     def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
-        """Goes on from what any number of ranks saved. Raises KeyError where it holds no memory or no targets."""
+        """Continues from tensors of any number of ranks. Raises KeyError if they hold no memory or no targets."""
         self.memory.load_state_tensors(saved, rank, world_size)
-        # Older checkpoints (tests/training/old_checkpoints) hold the targets under a name of rank 0's own.
+        # Older checkpoints (tests/training/checkpoint/old_checkpoints) hold the targets as rank 0's own tensor.
         name = "alike/targets" if "alike/targets" in saved[0] else "own/targets"
         self.targets.copy_(saved[0][name])

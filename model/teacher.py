@@ -72,7 +72,7 @@ class Teacher:
     def follow(self, network: nn.Module, momentum: float) -> None:
         """After a step: average = momentum * average + (1 - momentum) * network, then prototypes of unit length.
 
-        network: with whole parameters, which ZeRO stage 3 does not have. Buffers are not averaged.
+        network: has whole parameters, so not at ZeRO stage 3. Buffers are not averaged.
         """
         average: list[Tensor] = [*self.network.parameters()]
         present = [p.detach().to(a) for a, p in zip(average, network.parameters(), strict=True)]
@@ -86,7 +86,7 @@ class Teacher:
 
     @torch.no_grad()
     def load_state_tensors(self, saved: RankTensors, rank: int = 0, world_size: int = 1) -> None:
-        """Goes on from what any number of ranks saved. Raises KeyError where it holds no teacher."""
+        """Continues from tensors of any number of ranks. Raises KeyError if they hold no teacher."""
         for name, parameter in self.network.named_parameters():
             parameter.copy_(saved[0][f"{ALIKE}{PREFIX}{name}"])
         load_buffers(self.network, saved, rank, world_size, OWN + PREFIX)

@@ -1,4 +1,4 @@
-"""Picking some crops (views) of a step out of all."""
+"""Selects some of a step's crops (views)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 def select_views(values: Float[Tensor, "views batch ..."], views: Sequence[int]) -> Float[Tensor, "chosen batch ..."]:
     """`values` of the given views, in their order.
 
-    A slice (no copy) where they follow one another. A Python list as an index would be copied to the device in each
-    step, and the host would wait for it: an index that is needed is made once.
+    A slice (no copy) where the views are consecutive. Otherwise a cached index: a Python list as an index would be
+    copied to the device in each step, and the host would wait for it.
     """
     first, count = views[0], len(views)
     if list(views) == list(range(first, first + count)):

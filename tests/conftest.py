@@ -1,22 +1,22 @@
-"""What all tests share."""
+"""Settings of all tests."""
 
 import os
 import signal
 from collections import Counter
 from pathlib import Path
 
-USUAL = 10  # seconds of a slow test that does not say how many it takes
+USUAL = 10  # seconds that a test marked slow takes if it gives no `seconds`
 
 # Tests run on machines of two cores, several processes at a time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-# Under nohup a run would rightly take no notice of it.
+# Under nohup processes ignore SIGHUP; the tests of signals need the default.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that at the end no worker is left alone with one of them."""
+    """Run the slowest files first, so that at the end no worker still has a long file to run."""
     seconds: Counter[Path] = Counter()
     for item in items:
         marker = item.get_closest_marker("slow")

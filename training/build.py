@@ -44,7 +44,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
 
 
 def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
-    """A recipe's `model:` section at random initialisation, on the CPU; sizes: crops that it will be given, in pixels.
+    """A recipe's `model:` section at random initialization, on the CPU; sizes: crops that it will be given, in pixels.
     Raises ValueError for what the backbone does not take."""
     return SwAV(
         build_backbone(model["backbone"], sizes=sizes, **model["options"]),

@@ -1,4 +1,4 @@
-"""A configuration against the declaration: types and ranges, one line for the first mistake."""
+"""Checks the types and ranges of a configuration; the first mistake is one line."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def check_types_and_ranges(values: Mapping[str, Any]) -> None:
 
 
 def _setting(location: tuple[int | str, ...]) -> Setting:
-    """The setting that pydantic means; it adds positions in lists and members of unions."""
+    """The setting at pydantic's location, which also has positions in lists and members of unions."""
     setting = setting_of(".".join(map(str, location)))
     assert setting is not None, location
     return setting
 
 
 def _expected(setting: Setting, value: Any, kinds: set[str]) -> str:
-    """What to say that the setting takes. kinds: pydantic's names of all that is wrong with the value."""
+    """The words for the values that the setting takes. kinds: pydantic's names of all errors of the value."""
     if setting.expected:
         return setting.expected
     if "finite_number" in kinds:

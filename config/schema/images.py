@@ -1,4 +1,4 @@
-"""Settings of the images on their way from a file to crops."""
+"""Settings of the images, from files to crops."""
 
 from __future__ import annotations
 

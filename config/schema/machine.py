@@ -1,4 +1,4 @@
-"""Settings of DeepSpeed and of the launcher: how the machines are used."""
+"""Settings of DeepSpeed and of the launcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of the network, of SwAV, and of the optimizer: what the paper is about."""
+"""Settings of the network, of SwAV and the methods like it, and of the optimizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What values a setting takes: bounds for pydantic to check, and the words in which people read them."""
+"""The values that a setting takes: bounds that pydantic checks, and their words in messages and pages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Auto = Literal["auto"]
 
 @dataclass(frozen=True, slots=True)
 class Range(Interval):
-    """Bounds of a number. The texts go into its words: "a share from 0 to 1", "4 to 4096 pixels", "at least 2: why"."""
+    """Bounds of a number. `str` uses the texts: "a share from 0 to 1", "4 to 4096 pixels", "at least 2: why"."""
 
     what: str = ""
     unit: str = ""
@@ -47,7 +47,7 @@ class Range(Interval):
 
 @dataclass(frozen=True, slots=True)
 class Holds(Predicate):
-    """A condition that is no range, in `words`."""
+    """A condition other than a range; `words` describe it."""
 
     words: str
 
@@ -87,12 +87,12 @@ Free = Annotated[dict[Any, Any], Holds(all_finite, "finite numbers")]
 
 # ---------------------------------------------------------------------- words of an annotation
 def kind_words(annotation: Any) -> str:
-    """Which types a value may have: "auto or a number"."""
+    """The types of an annotation in words: "auto or a number"."""
     return _joined([name for kind, metadata in alternatives(annotation) for name in _names(kind, metadata)])
 
 
 def range_words(annotation: Any) -> str:
-    """Types and limits: "auto or an integer (at least 2)"."""
+    """Its types and limits in words: "auto or an integer (at least 2)"."""
     parts = []
     for kind, metadata in alternatives(annotation):
         *first, last = _names(kind, metadata)
@@ -102,7 +102,7 @@ def range_words(annotation: Any) -> str:
 
 
 def alternatives(annotation: Any) -> list[tuple[Any, Sequence[Any]]]:
-    """The types of a union (of any annotation: one), each with its metadata."""
+    """The types of a union, each with its metadata; one type for other annotations."""
     if get_origin(annotation) in (Union, UnionType):
         return [pair for choice in get_args(annotation) for pair in alternatives(choice)]
     if get_origin(annotation) is Annotated:

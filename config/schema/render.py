@@ -1,4 +1,4 @@
-"""The settings as text: default.yaml, docs/settings.md, and what a terminal shows."""
+"""The settings as text: default.yaml, docs/settings.md, and help in a terminal."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def shown(value: Any) -> str:
 
 
 def _with_choices(setting: Setting) -> str:
-    """The help text, after the choices where the values are a few words."""
+    """The help text, with the choices in front where the values are a few words."""
     choices = [get_args(kind) for kind, _ in alternatives(setting.annotation) if get_origin(kind) is Literal]
     words = " | ".join(choices[0]) if choices and len(choices[0]) > 1 else ""
     return f"{words}; {setting.help}" if words else setting.help
@@ -121,7 +121,7 @@ def help_text(names: Sequence[str] = ()) -> str:
 
 
 def _chosen(name: str) -> list[Heading | Setting]:
-    """The entry of this key and all below it; else settings whose last word it is; else the mapping that it lies in."""
+    """The entries of this key and below; else settings with this last word; else the mapping that holds the key."""
     entries = [entry for entry in outline() if entry.key]
     settings = [entry for entry in entries if isinstance(entry, Setting)]
     chosen = (

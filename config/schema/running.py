@@ -1,4 +1,4 @@
-"""Settings of a run as a whole: how long, what it keeps, how it is measured."""
+"""Settings of a run as a whole: its length, checkpoints, profile and evaluation."""
 
 from __future__ import annotations
 

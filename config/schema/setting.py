@@ -1,4 +1,4 @@
-"""How a setting is declared, and the flat list of what was declared."""
+"""The declaration of a setting, and the flat list of a section's settings."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Section(BaseModel):
 def setting(default: Any, help: str, *, resume: str = "", expected: str = "", name: str | None = None) -> Any:
     """Declare a key of a Section.
 
-    resume: what happens where a run resumes with another value; empty: it may not, that is another run.
-    expected: words for its range, where those made of its type are not enough. name: where it is a Python keyword.
+    resume: the effect of another value when a run resumes; empty: another value would be another run.
+    expected: words for the range in place of those from the type. name: the key, where it is a Python keyword.
     """
     return Field(default, description=help, alias=name, json_schema_extra={"resume": resume, "expected": expected})
 
@@ -52,7 +52,7 @@ class Setting:
 
     @property
     def auto(self) -> bool:
-        """Whether it may be chosen from the data, the batch and the machine (training/auto.py)."""
+        """Whether training/auto.py may choose it from the data, the batch and the machine."""
         return any("auto" in get_args(kind) for kind, _ in alternatives(self.annotation))
 
     @property

@@ -43,18 +43,18 @@ def settings() -> dict[str, Setting]:
 
 
 def defaults() -> dict[str, Any]:
-    """Sections of defaults, as default.yaml has them."""
+    """All defaults as nested sections, as in default.yaml."""
     return Settings().model_dump(by_alias=True)
 
 
 def setting_of(key: str) -> Setting | None:
-    """The setting that holds `key`: itself, or the free section that it lies in (model.options.width)."""
+    """The setting of `key`, or the mapping that holds it (model.options for model.options.width); else None."""
     while key and key not in settings():
         key = key.rpartition(".")[0]
     return settings().get(key)
 
 
 def effect_on_resume(key: str) -> str:
-    """What happens where a run resumes with another value of `key`; empty: it may not."""
+    """The effect of another value of `key` when a run resumes; empty: another value is refused."""
     setting = setting_of(key)
     return setting.resume if setting else ""

@@ -29,8 +29,8 @@ from pipeline.loader import evaluation_batches
 
 @dataclass(frozen=True)
 class Tuning:
-    """rate, head_rate: learning rates of backbone and classifier. schedule: "steps" (times 0.2 after 60 and 80 % of the
-    epochs) or "cosine" (to 0, by epochs). every_epoch: score after each epoch, not only the last."""
+    """rate, head_rate: learning rates of backbone and classifier. schedule: "steps" (times 0.2 after 60 % and 80 % of
+    the epochs) or "cosine" (to 0, by epochs). every_epoch: score after each epoch, not only after the last."""
 
     rate: float
     head_rate: float

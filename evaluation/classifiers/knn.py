@@ -49,16 +49,16 @@ def predict_each(
     """`predict` for several k with one search; each k uses the first k neighbors."""
     classes = int(bank_labels.max()) + 1
     counts = [min(k, len(bank)) for k in neighbors]
-    found: list[list[Tensor]] = [[] for _ in counts]
+    predictions: list[list[Tensor]] = [[] for _ in counts]
     with progress_bar(len(queries), "k-NN: search", "img", not dist.is_initialized() or dist.get_rank() == 0) as bar:
         for part in counted(queries.split(chunk), bar):
             similarity, nearest = (part @ bank.T).topk(max(counts))
             weights, voters = (similarity / temperature).exp(), bank_labels[nearest]
-            for k, classified in zip(counts, found, strict=True):
+            for k, classified in zip(counts, predictions, strict=True):
                 votes = torch.zeros(len(part), classes, device=part.device)
                 votes.scatter_add_(1, voters[:, :k], weights[:, :k])
                 classified.append(votes.argmax(1))
-    return [torch.cat(parts) for parts in found]
+    return [torch.cat(parts) for parts in predictions]
 
 
 def knn_accuracy(
@@ -70,8 +70,9 @@ def knn_accuracy(
     probe: Callable[[Tensor], Tensor] | None = None,
     what: str = "k-NN",
 ) -> dict[str, float]:
-    """`knn`: share in [0, 1] of the test images whose class is found; `function` maps crops (B, 3, s, s) to (B,
-    features). `probe`: the same by a classifier of features, where there is one. `what`: the progress bar's title.
+    """Accuracies in [0, 1] on the test images: `knn` and, with a probe, `probe`.
+
+    function: crops (B, 3, s, s) to features (B, dim). probe: features to classes. what: the progress bar's title.
 
     All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
     """
@@ -94,13 +95,13 @@ def knn_accuracy(
     with progress_bar(len(train_rows) + len(test_rows), what, "img", rank == 0) as bar:
         bank, queries = gather(features(data.train, train_rows, bar)), features(data.test, test_rows, bar)
     bank_labels, expected = gather(labels(data.train, train_rows, device)), labels(data.test, test_rows, device)
-    found = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
+    classified = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
     if probe is not None:
-        found["probe"] = probe(queries)
-    right = torch.stack([(classes == expected).sum() for classes in found.values()]).double()
+        classified["probe"] = probe(queries)
+    right = torch.stack([(classes == expected).sum() for classes in classified.values()]).double()
     if world > 1:
         dist.all_reduce(right)
-    return {name: share / len(data.test_rows) for name, share in zip(found, right.tolist(), strict=True)}
+    return {name: share / len(data.test_rows) for name, share in zip(classified, right.tolist(), strict=True)}
 
 
 def backbone_knn(
@@ -114,26 +115,26 @@ def backbone_knn(
     teacher: Teacher | None = None,
     probe: Probe | None = None,
 ) -> dict[str, float]:
-    """Accuracies on the recipe's central crops: `knn` of the backbone's features, `probe` of the probe on them, and
-    `knn_teacher` of the teacher's features, where there are these.
+    """Accuracies in [0, 1] on the recipe's central crops: `knn` of the backbone's features; with a probe, `probe` on
+    the same features; with a teacher, `knn_teacher` of its features.
 
-    engine: images of `dtype` to features, the network itself or what runs it; network: is put into evaluation mode.
+    engine: images of `dtype` to features, by `network` or its DeepSpeed engine. network: evaluated in eval mode.
     """
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
     with evaluation_mode(network):
         classify = None if probe is None else probe.classify
-        found = knn_accuracy(
+        accuracies = knn_accuracy(
             lambda images: engine(images.to(dtype)), data, central, config, device, classify, "k-NN: backbone"
         )
     if teacher is not None:
         with evaluation_mode(teacher.network):
-            accuracies = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
-        found["knn_teacher"] = accuracies["knn"]
-    return found
+            by_teacher = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
+        accuracies["knn_teacher"] = by_teacher["knn"]
+    return accuracies
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:
-    """k-NN accuracy (in [0, 1]) on raw pixels of images scaled to 32 pixels or less: a baseline."""
+    """k-NN accuracy in [0, 1] on raw pixels of images scaled to at most 32 pixels: a baseline."""
     side = min(config.evaluation.size, 32)
     central = crops.for_evaluation(side, config.evaluation.share)
     mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)

@@ -27,7 +27,7 @@ from pipeline.dataset.labelled import Labelled
 
 @dataclass(frozen=True)
 class Protocol:
-    """rates: learning rates, one classifier each. batch_norm: put one in front of each classifier."""
+    """rates: learning rates, one classifier each. batch_norm: put batch norm in front of each classifier."""
 
     rates: tuple[float, ...]
     epochs: int = 100

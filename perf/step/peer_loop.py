@@ -2,7 +2,7 @@
 
 DistributedDataParallel, torch.optim.SGD behind layer-wise scaling parameter by parameter (LARC; You et al., arXiv
 1708.03888), Sinkhorn-Knopp crop by crop with four all-reduces each (the sum of all, and the prototypes' sums of three
-iterations), torch's SyncBatchNorm where the recipe synchronises (a CPU has none, so ours there), prototypes normalised
+iterations), torch's SyncBatchNorm where the recipe synchronizes (a CPU has none, so ours there), prototypes normalized
 before each forward pass, a loss that goes through pairs of crops. Tensors are as torch makes them: NCHW.
 """
 

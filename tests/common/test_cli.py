@@ -30,7 +30,7 @@ def test_a_users_mistake_is_one_line_and_code_2(capsys, kind):
     assert capsys.readouterr().err == "swave: data.path=/x: no images\n"
 
 
-def test_other_ranks_leave_the_line_to_rank_0(capsys):
+def test_only_rank_0_prints_the_error_line(capsys):
     with pytest.raises(SystemExit) as end, exit_on_mistake(speaks=False):
         raise UserError("x")
     assert end.value.code == 2 and capsys.readouterr().err == ""

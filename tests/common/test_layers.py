@@ -1,4 +1,4 @@
-"""The house rules of the source tree: imports point down, no circles, small files, and each folder says its job."""
+"""Rules of the source tree: imports point down without circles, files are small, and each folder states its job."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BELOW = {  # what each package may import besides itself
+BELOW = {  # the packages that each package may import
     "common": "",
     "config": "common",
     "model": "common config",
@@ -117,7 +117,7 @@ def folders_with_python():
 
 
 @pytest.mark.parametrize("folder", folders_with_python(), ids=str)
-def test_a_folder_says_its_job_and_is_small(folder):
+def test_a_folder_states_its_job_and_is_small(folder):
     own = [path for path in python_files() if path.parent == folder]
     assert len(own) <= MOST_FILES, f"{folder}: {len(own)} Python files of its own; make folders in it"
     if folder.parts[0] != "tests":

@@ -1,4 +1,4 @@
-"""The environment that new processes get."""
+"""The environment of new processes."""
 
 import os
 

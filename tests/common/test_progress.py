@@ -50,7 +50,7 @@ def test_the_other_ranks_show_nothing(capsys):
 
 
 def test_k_nn_of_slow_images_shows_a_bar(capsys, monkeypatch):
-    """The wait before the first step of training: pixels and features of images that decode slowly."""
+    """Before the first training step, k-NN decodes images and computes their features."""
 
     def slow_batches(table, rows, crops, *, batch_size, **_):
         for start in range(0, len(rows), batch_size):
@@ -85,7 +85,7 @@ def test_a_program_that_ends_early_is_not_held_by_its_bar():
 
 
 def test_a_killed_process_leaves_no_semaphore_of_its_bar(tmp_path):
-    """multiprocessing warned of leaked semaphores at the end of every run with killed ranks."""
+    """Otherwise multiprocessing warns of leaked semaphores at the end of a run with killed ranks."""
     script = tmp_path / "killed.py"
     script.write_text(
         "import multiprocessing, os, signal\n"

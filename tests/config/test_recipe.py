@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line_that_names_the_key(setting, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_recipe_that_is_not_there_lists_those_that_are():
+def test_a_missing_recipe_lists_the_existing_ones():
     with pytest.raises(ConfigError, match=r"config/nope\.yaml: no such recipe; there are .*config/demo\.yaml"):
         load_config(["config/nope.yaml"])
 
@@ -112,7 +112,7 @@ def test_settings_are_checked_without_importing_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-# ---- what a recipe leaves open
+# ---- settings that a recipe leaves at auto
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_settings_are_checked_without_importing_torch():
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_color_is_exact_wherever_the_backend_can(backend, setting, exact, device):
+def test_color_is_exact_by_default_if_the_backend_supports_it(backend, setting, exact, device):
     settings = [f"pipeline.backend={backend}", f"crops.jitter.exact={setting}", f"pipeline.device={device}"]
     assert crops_from_config(load_config([DEMO, *settings]).crops, backend).jitter.exact is exact
 
@@ -140,9 +140,9 @@ def auto(tmp_path, *settings):
 @pytest.mark.parametrize(("batch", "rate"), [(256, 0.6), (4096, 4.8), (8192, 4.8), (64, 0.212)])
 def test_the_learning_rate_fits_the_global_batch_as_the_paper_chose_it(tmp_path, batch, rate):
     config = auto(tmp_path, f"run.batch_size={batch}")
-    said = fit(config, 1_281_167, Cluster())
+    notes = fit(config, 1_281_167, Cluster())
     assert config.optimizer.base_lr == pytest.approx(rate, rel=1e-2)
-    assert any(line.startswith("optimizer.base_lr=") and "override with" in line for line in said)
+    assert any(line.startswith("optimizer.base_lr=") and "override with" in line for line in notes)
 
 
 @pytest.mark.parametrize(("images", "prototypes"), [(1_281_167, 3000), (14_000_000, 3000), (60_000, 140), (500, 30)])
@@ -177,7 +177,7 @@ def test_the_queue_keeps_to_whole_batches_and_small_datasets(tmp_path):
         (["pipeline.device=gpu"], 10_000, 1, "pipeline.device=gpu, but no GPU is visible"),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path, settings, images, world_size, message):
+def test_settings_that_do_not_fit_the_data_are_an_error_of_one_line(tmp_path, settings, images, world_size, message):
     with pytest.raises(ConfigError) as error:
         fit(auto(tmp_path, *settings), images, Cluster(0, world_size, 0, world_size))
     assert message in str(error.value)
@@ -191,7 +191,7 @@ def test_another_backbone_drops_the_options_of_the_recipes():
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("run.epochs=[1", "run.epochs=[1: not to be read"),
         ("swav.temperature=.inf", "swav.temperature=inf: expected finite numbers"),
@@ -207,10 +207,10 @@ def test_another_backbone_drops_the_options_of_the_recipes():
         ("optimizer.layer_decay=0.7", "optimizer.layer_decay=0.7: expected 1 with optimizer.name=lars"),
     ],
 )
-def test_what_cannot_work_is_one_line(setting, told):
+def test_impossible_settings_are_an_error_of_one_line(setting, message):
     with pytest.raises(ConfigError) as caught:
         load_config(["config/demo.yaml", setting])
-    assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_offload_needs_a_stage():
@@ -218,7 +218,7 @@ def test_offload_needs_a_stage():
         load_config(["config/demo.yaml", "engine.offload=true", "engine.stage=0"])
 
 
-def test_other_images_than_the_recipes_own_are_another_run():
+def test_other_images_than_the_recipes_get_another_run_directory():
     assert load_config(["config/demo.yaml"]).run.directory == "runs/demo"
     assert load_config(["config/demo.yaml", "data.path=/my/images"]).run.directory == "runs/demo-images"
     assert load_config(["config/demo.yaml", "data.path=/my/images", "run.directory=x"]).run.directory == "x"
@@ -226,7 +226,7 @@ def test_other_images_than_the_recipes_own_are_another_run():
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "message"),
     [
         (
             {"zero_optimization": {"round_robin_gradients": True}},
@@ -239,15 +239,15 @@ def test_other_images_than_the_recipes_own_are_another_run():
         ({"zero_optimization": 3}, "zero_optimization=3: expected a section"),
     ],
 )
-def test_what_breaks_the_engine_is_refused(extra, told):
+def test_deepspeed_options_that_break_the_engine_are_refused(extra, message):
     config = load_config(["config/demo.yaml", "engine.stage=0", "engine.precision=fp32"])
     config.engine.deepspeed = extra
     with pytest.raises(ConfigError) as caught:
         deepspeed_config(config, 1, "cpu", 10**6)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_the_engine_never_clips_unless_asked_and_takes_what_else_deepspeed_has():
+def test_the_engine_does_not_clip_by_default_and_takes_other_deepspeed_options():
     config = load_config(["config/demo.yaml", "engine.stage=2", "engine.precision=bf16"])
     config.engine.deepspeed = {"prescale_gradients": True, "zero_optimization": {"reduce_scatter": False}}
     settings = deepspeed_config(config, 2, "cuda", 28_000_000)

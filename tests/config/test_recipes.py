@@ -1,4 +1,4 @@
-"""Every recipe: the published figures, networks of the published size, and two steps of each, scaled down."""
+"""Every recipe: the published figures, networks of the published size, and two scaled-down training steps."""
 
 from pathlib import Path
 
@@ -94,8 +94,8 @@ def test_a_recipe_of_a_method_that_clusters_has_the_published_figures(name):
     assert config.method == name.partition("_")[0]
     assert f"linear {linear} %" in (ROOT / f"config/imagenet/{name}.yaml").read_text()
     assert (config.run.epochs, config.run.batch_size, config.model.prototypes) == (epochs, 4096, 3000)
-    found = [config.crops[group] for group in ("global", "local")]
-    assert [(group["count"], group["size"], list(group["scale"])) for group in found] == crops
+    groups = [config.crops[group] for group in ("global", "local")]
+    assert [(group["count"], group["size"], list(group["scale"])) for group in groups] == crops
     assert (config.engine.precision, config.swav.temperature, config.swav.queue.length) == ("fp32", 0.1, 0)
     assert config.optimizer.weight_decay == 1e-6
     rates = schedule(config, 312)
@@ -104,7 +104,7 @@ def test_a_recipe_of_a_method_that_clusters_has_the_published_figures(name):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_steps_of_every_recipe_scaled_down(recipe):
-    """Its own crop counts, epsilon, optimizer, queue and schedule; small images, a narrow network of its family."""
+    """With the recipe's crop counts, epsilon, optimizer, queue and schedule, on small images and a narrow network."""
     shorter = ["run.batch_size=8", "run.epochs=2", "optimizer.warmup_epochs=1", "swav.queue.start_epoch=0"]
     config = load_config([str(ROOT / recipe), "data.path=/images", *shorter])
     vit = config.model.backbone.startswith("vit")
@@ -152,7 +152,7 @@ def test_the_learning_rate_scales_with_the_batch_when_asked():
     assert fitted("config/imagenet/swav_800ep.yaml", IMAGENET, "run.batch_size=2048").optimizer.base_lr == 4.8
 
 
-def test_every_recipe_of_a_dataset_says_what_is_to_be_beaten_and_how_it_is_run():
+def test_every_recipe_names_a_result_and_its_command():
     for recipe in RECIPES:
         head = [line for line in Path(ROOT / recipe).read_text().splitlines() if line.startswith("#")]
         assert any(f"make train CONFIG={recipe}" in line or line == "#   make train" for line in head), recipe

@@ -1,4 +1,4 @@
-"""The declaration of the settings: complete, right by itself, and what everything else about settings is made of."""
+"""The declaration of the settings is complete and consistent, and files and help texts follow from it."""
 
 import math
 import subprocess
@@ -33,7 +33,7 @@ SOME_CONFIG = OmegaConf.create(defaults())
 
 
 def values_with(key, value):
-    """The defaults as plain sections, but for one key."""
+    """The defaults as plain sections, with another value for one key."""
     values = defaults()
     *sections, name = key.split(".")
     reduce(getitem, sections, values)[name] = value
@@ -49,7 +49,7 @@ def test_every_setting_has_a_help_text_of_one_line(key):
     assert help and help == " ".join(help.split()) and len(help) < 240
 
 
-def test_every_section_says_what_it_is_for():
+def test_every_section_has_a_help_text():
     assert all(entry.help for entry in outline() if isinstance(entry, Heading))
 
 
@@ -62,7 +62,7 @@ def test_only_the_images_have_no_default():
 
 
 @pytest.mark.parametrize(("name", "text"), [(DEFAULTS, default_yaml), (PAGE, settings_page)])
-def test_a_file_made_of_the_declaration_is_current(name, text):
+def test_generated_files_are_current(name, text):
     assert name.read_text() == text(), "run `make default-yaml`"
 
 
@@ -105,7 +105,7 @@ def _fits_one(kind, metadata, value):
 
 @given(key=st.sampled_from(KEYS), value=VALUES)
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_value_outside_type_or_range_is_refused_in_one_line_and_no_other_is(key, value):
+def test_exactly_the_values_outside_type_or_range_are_refused_in_one_line(key, value):
     values = values_with(key, value)
     if fits(all_settings()[key].annotation, value):
         check_types_and_ranges(values)
@@ -136,8 +136,8 @@ def test_the_words_of_a_range(setting, message):
     assert str(caught.value) == message
 
 
-def test_what_a_recipe_leaves_at_auto_is_what_the_declaration_calls_auto():
-    """training/auto.py chooses them all; DeepSpeed's configuration chooses the size of the buckets."""
+def test_every_setting_that_may_be_auto_is_chosen():
+    """training/auto.py chooses all of them except the bucket size, which DeepSpeed's configuration chooses."""
     auto = {key for key, setting in all_settings().items() if setting.auto}
     config = default_config()
     for key in auto:
@@ -186,7 +186,7 @@ def test_help_names_the_settings_that_were_asked_for(names, keys):
     assert [line.strip().partition("=")[0] for line in lines] == keys
 
 
-def test_help_has_default_range_text_and_what_resuming_does(capsys):
+def test_help_has_default_range_text_and_effect_on_resume(capsys):
     assert main(["run.epochs"]) == 0
     text = capsys.readouterr().out
     assert "run.epochs=100" in text and "an integer (at least 1)" in text and "passes over the images" in text
@@ -201,7 +201,7 @@ def test_train_explains_a_setting_or_itself(flag, capsys):
     assert capsys.readouterr().out == f"{train.__doc__}\n"
 
 
-def test_a_misspelt_key_gets_the_nearest_and_exit_code_2(capsys):
+def test_a_misspelled_key_gets_the_nearest_and_exit_code_2(capsys):
     with pytest.raises(SystemExit) as end:
         train.main(["--help", "optimzer.base_lr"])
     assert end.value.code == 2
@@ -209,7 +209,7 @@ def test_a_misspelt_key_gets_the_nearest_and_exit_code_2(capsys):
     assert capsys.readouterr().err == expected
 
 
-def test_help_and_the_repositorys_root_cost_no_pydantic_and_settings_no_torch():
+def test_help_loads_no_pydantic_and_help_for_settings_no_torch():
     code = (
         "import sys, train\n"
         "assert train.main(['--help']) == 0 and 'pydantic' not in sys.modules\n"

@@ -1,4 +1,4 @@
-"""Hosts for tests of clusters; skipped by name where there can be none."""
+"""Hosts for tests of clusters; tests are skipped, with the reason, where hosts cannot be made."""
 
 import pytest
 
@@ -26,6 +26,6 @@ def make_hosts(hosts_possible, tmp_path):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """Two names that lead to an sshd on this machine; the test's folder, with their hostfile and ssh_config."""
+    """Two host names that lead to an sshd on this machine; the test's folder with their hostfile and ssh_config."""
     with sshd(tmp_path) as folder:
         yield folder

@@ -1,4 +1,4 @@
-"""The cost of codes between four hosts with delay: measured, and predicted from two of them."""
+"""The cost of codes over four hosts with delay: measured, and predicted from two of them."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Virtual hosts: names, ssh, cut links, power cuts, private files, delay and loss, and removal without remains."""
+"""Hosts in namespaces resolve names, answer, fall silent, lose power, see their own files and leave nothing."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from perf.virtual_cluster.hosts import Hosts
 from perf.virtual_cluster.throughput import on_host, pings
 
-# Connects and prints `connected`, sends each line of its input and prints the answer, or an error after a timeout.
+# Connects and prints that; then sends each line of its input and prints the answer, or the error without one.
 TALK = """import socket, sys
 with socket.create_connection((sys.argv[1], 7000), timeout=10) as connection:
     connection.settimeout(float(sys.argv[2]))
@@ -93,7 +93,7 @@ def test_names_resolve_and_ssh_reaches_every_host(make_hosts):
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.002])
-def test_a_cut_link_is_silent_until_it_is_joined(make_hosts, delay):
+def test_a_cut_link_is_silent_and_a_join_restores_it(make_hosts, delay):
     with make_hosts(3, delay=delay) as hosts:
         say = conversation(hosts, 1, 0.3)
         assert say("one") == "'one\\n'"
@@ -117,7 +117,7 @@ def test_a_kill_leaves_no_process_and_says_nothing_to_the_others(make_hosts, del
         session = start(hosts, 0, "ssh", "host2", "echo in; sleep 100")
         assert session.stdout.readline() == "in\n"
         before = hosts.processes(1)
-        assert len(before) >= 4  # the one that keeps the namespaces, sshd, its session, the echo
+        assert len(before) >= 4  # the namespaces' process, sshd, its session, the echo
         hosts.kill(1)
         assert not hosts.processes(1) and not [pid for pid in before if runs(pid)]
         assert say("one") == "TimeoutError" and session.poll() is None
@@ -152,7 +152,7 @@ def test_a_bind_and_shared_memory_are_seen_by_one_host(make_hosts, tmp_path):
     assert (tmp_path / "shared" / "name").read_text() == "shared"
 
 
-def test_delay_and_loss_are_as_requested(make_hosts):
+def test_delay_and_loss_are_as_given(make_hosts):
     with make_hosts(2, delay=0.005) as hosts:
         trips = pings(hosts, 0, "host2", 20)
         assert len(trips) == 20 and min(trips) >= 0.01 and statistics.median(trips) < 0.014, trips
@@ -163,7 +163,7 @@ def test_delay_and_loss_are_as_requested(make_hosts):
         assert 140 < int(count.communicate(timeout=20)[0]) < 260  # six standard deviations
 
 
-def test_nothing_is_left_after_an_error_and_two_live_side_by_side(make_hosts):
+def test_nothing_is_left_after_an_error_and_two_networks_do_not_mix(make_hosts):
     network = Path("/proc/net/dev").read_text().count(":")
     with pytest.raises(KeyError), make_hosts(2) as one, make_hosts(2, delay=0.001) as two:
         assert not set(one.addresses) & set(two.addresses)
@@ -182,7 +182,7 @@ def test_nothing_is_left_after_an_error_and_two_live_side_by_side(make_hosts):
     assert not remains()
 
 
-def test_hosts_of_a_killed_process_are_removed(hosts_possible, make_hosts, tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(hosts_possible, make_hosts, tmp_path):
     text = "import time\nfrom perf.virtual_cluster.hosts import Hosts\n"
     text += f"h = Hosts(1, {str(tmp_path / 'killed')!r}, delay=0.001)\n"
     text += "h.__enter__()\nprint('up', h.processes(0)[0], flush=True)\ntime.sleep(100)"
@@ -197,7 +197,7 @@ def test_hosts_of_a_killed_process_are_removed(hosts_possible, make_hosts, tmp_p
         assert not [p for p in Path("/etc/netns").iterdir() if p.name.startswith(f"swave-{process.pid}-")]
 
 
-def test_numbers_out_of_range_raise_an_error(tmp_path):
+def test_numbers_out_of_range_are_refused(tmp_path):
     for wrong in ({"count": 0}, {"count": 2, "loss": 2.0}, {"count": 2, "delay": -1.0}, {"count": 2, "binds": {2: {}}}):
         with pytest.raises(ValueError, match="hosts, delay"):
             Hosts(folder=tmp_path, **wrong)

@@ -1,4 +1,4 @@
-"""Two nodes, emulated by a launcher each on this machine: started, stopped, and lost in every way."""
+"""Two nodes, each emulated by a launcher on this machine: started, stopped, and lost in every way."""
 
 import json
 import os
@@ -27,8 +27,8 @@ from training.disk_space import checkpoint_gb, disk_gb, memory_gb
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
 
 
-# ---------------------------------------------------------------------------------------------- which, and how
-def test_nodes_are_the_hostfiles_else_slurms_else_made_believe(tmp_path):
+# ---------------------------------------------------------------------------------------------- choice, commands
+def test_nodes_come_from_the_hostfile_else_from_slurm_else_are_emulated(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text("a slots=8\nb\n")
     assert choose_nodes(0, 4, hosts, SLURM, 0) == ("ssh", [Node("a", 8), Node("b", 4)])
@@ -45,7 +45,7 @@ def test_nodes_are_not_emulated_where_there_are_gpus():
         choose_nodes(4, 0, None, {}, 8)
 
 
-def test_what_each_node_runs():
+def test_the_command_of_each_node():
     nodes = [Node("me@a", 2), Node("b", 1)]
     program = node_program(nodes, "a", 29500, "a b", ["r.yaml", "run.directory=a b"])
     first, second = node_commands("ssh", nodes, program, ["ssh", "-p", "22"])
@@ -63,13 +63,13 @@ def test_what_each_node_runs():
     assert "--rank slurm --processes 8,8 --master n1" in " ".join(command)
 
 
-def test_processes_that_are_asked_for_win_over_slurms():
+def test_a_given_number_of_processes_overrides_slurms():
     environment = SLURM | {"SLURM_NTASKS_PER_NODE": "1"}
     assert choose_nodes(2, 0, None, environment, 8)[1] == [Node("n1", 1), Node("n2", 1)]
     assert choose_nodes(2, 8, None, environment, 8)[1] == [Node("n1", 8), Node("n2", 8)]
 
 
-def test_a_run_that_does_not_say_what_it_came_to_is_no_success(tmp_path, monkeypatch, capsys):
+def test_a_run_that_reports_no_end_is_a_failure(tmp_path, monkeypatch, capsys):
     config = load_config([str(make_recipe(tmp_path))])
     for ended, code in (("", 1), ("saved", 0), ("done", 0)):
         monkeypatch.setattr(start_module, "start_once", lambda *_, ended=ended: Outcome(ended=ended))
@@ -78,7 +78,7 @@ def test_a_run_that_does_not_say_what_it_came_to_is_no_success(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("places", [["HOSTFILE"], ["SLURM"]])
-def test_a_dry_run_says_what_would_be_run(tmp_path, places):
+def test_a_dry_run_prints_the_commands(tmp_path, places):
     (tmp_path / "hosts").write_text("me@10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
     flags = ["--hostfile", str(tmp_path / "hosts")] if places == ["HOSTFILE"] else []
     command = [sys.executable, "-m", "launch.start", "--nodes", "2", "--processes", "2", *flags, "--dry"]
@@ -107,14 +107,14 @@ def test_a_dry_run_says_what_would_be_run(tmp_path, places):
         ),
     ],
 )
-def test_what_deepspeeds_runners_cannot_do_is_one_line(tmp_path, flags, settings, message):
+def test_options_that_deepspeeds_runners_lack_are_an_error_of_one_line(tmp_path, flags, settings, message):
     (tmp_path / "hosts").write_text("10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
     flags = [str(tmp_path / "hosts") if flag == "HOSTS" else flag for flag in flags]
     done = run_module("launch.start", "--nodes", "2", *flags, make_recipe(tmp_path), *settings)
     assert (done.returncode, done.stderr) == (2, f"swave: {message}\n")
 
 
-def test_deepspeeds_runner_is_told_where_the_processes_meet(tmp_path):
+def test_deepspeeds_runner_gets_the_masters_address_and_port(tmp_path):
     (tmp_path / "hosts").write_text("127.0.0.1 slots=2\n10.0.0.2 slots=2\n")
     places = ["--hostfile", tmp_path / "hosts", "--launcher", "pdsh"]
     done = run_module("launch.start", *places, "--dry", make_recipe(tmp_path))
@@ -132,7 +132,7 @@ def test_the_batch_is_kept_on_fewer_nodes():
         keep_batch([Node("a", 7)], 256, 8)
 
 
-def test_a_restart_that_comes_no_further_is_the_last():
+def test_a_restart_without_progress_is_the_last():
     assert not no_progress(None, 0) and not no_progress(5, 6)
     assert no_progress(5, 5) and no_progress(0, 0)
     assert [restart_delay(attempt, 5) for attempt in (1, 2, 3, 99)] == [5, 10, 20, 300]
@@ -145,7 +145,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"code": "x", "commit": "2"}, r"b: its code differs \(commit 2, here 1\); make sync"),
         ({"lock": "x"}, "b: .venv was made from another lock file; make setup there"),
@@ -163,14 +163,14 @@ FACTS = {
         ),
     ],
 )
-def test_a_problem_of_a_node_is_one_line_with_its_remedy(tmp_path, change, told):
+def test_a_problem_of_a_node_is_one_line_with_its_remedy(tmp_path, change, message):
     nodes, config = [Node("a", 8), Node("b", 8)], load_config([str(make_recipe(tmp_path))])
     assert find_problems([FACTS, FACTS], nodes, config, FACTS) == []
     (line,) = find_problems([FACTS, FACTS | change], nodes, config, FACTS)
-    assert re.match(told, line), line
+    assert re.match(message, line), line
 
 
-def test_the_disk_that_checkpoints_will_want_goes_with_the_network_and_how_many_stay(tmp_path):
+def test_the_disk_space_for_checkpoints_grows_with_the_network_and_the_number_kept(tmp_path):
     large = ["model.backbone=resnet50w4", "model.hidden_dim=8192", "model.options={}", "model.prototypes=3000"]
     config = load_config([str(make_recipe(tmp_path)), *large, "swav.queue.length=0", "checkpoint.keep=3"])
     one = checkpoint_gb(config)
@@ -180,8 +180,8 @@ def test_the_disk_that_checkpoints_will_want_goes_with_the_network_and_how_many_
     assert disk_gb(config, 0, one) == 8 * one
     config.optimizer.name = "adamw"
     assert checkpoint_gb(config) == pytest.approx(1.5 * one)
-    told = FACTS | {"free_gb": 9.0}
-    (line,) = find_problems([told], [Node("a", 8)], config, FACTS)
+    facts = FACTS | {"free_gb": 9.0}
+    (line,) = find_problems([facts], [Node("a", 8)], config, FACTS)
     assert re.match(r"a: 9.0 GB free at run.directory, but checkpoints of 5.3 GB need 42; make room", line), line
 
 
@@ -191,9 +191,9 @@ def test_the_memory_of_a_method_is_part_of_each_checkpoint(tmp_path):
     images = 1_281_167
     assert memory_gb(config, images) == pytest.approx(images * (2 * 128 * 4 + 8 + 3 * 4) / 1e9)  # 1.3 GB
     config.checkpoint.keep, node = 3, Node("a", 8)
-    told = FACTS | {"free_gb": 4.0}
-    assert find_problems([told], [node], config, FACTS) == []
-    (line,) = find_problems([told | {"images": images}], [node], config, FACTS)
+    facts = FACTS | {"free_gb": 4.0}
+    assert find_problems([facts], [node], config, FACTS) == []
+    (line,) = find_problems([facts | {"images": images}], [node], config, FACTS)
     assert re.match(r"a: 4.0 GB free at run.directory, but checkpoints of 1.3 GB need 5.4; make room", line), line
     config.method = "swav"
     assert memory_gb(config, images) == 0
@@ -201,13 +201,13 @@ def test_the_memory_of_a_method_is_part_of_each_checkpoint(tmp_path):
 
 def test_facts_of_this_machine(tmp_path):
     config = load_config([str(make_recipe(tmp_path)), f"data.path={tmp_path}", f"run.directory={tmp_path / 'a' / 'b'}"])
-    (told,) = ask_nodes("local", [Node("here", 1)], [], config)
-    assert told["data"] and told["free_gb"] > 0 and abs(told["clock_off"]) < 1 and len(told["code"]) == 12
-    assert find_problems([told], [Node("here", 1)], config) == []
+    (facts,) = ask_nodes("local", [Node("here", 1)], [], config)
+    assert facts["data"] and facts["free_gb"] > 0 and abs(facts["clock_off"]) < 1 and len(facts["code"]) == 12
+    assert find_problems([facts], [Node("here", 1)], config) == []
 
 
-def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
-    """They come in any order, and not from all."""
+def test_answers_by_srun_are_assigned_to_their_nodes(tmp_path, monkeypatch):
+    """Answers come in any order, and some nodes do not answer."""
     last = json.dumps({"node": 2, "time": time.time()})
     first = json.dumps({"node": 0, "time": time.time()})
     (tmp_path / "srun").write_text(
@@ -217,16 +217,16 @@ def test_answers_by_srun_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     nodes = [Node(name, 1) for name in "abc"]
     config = OmegaConf.create({"data": {"path": "d"}, "run": {"directory": "r"}})
-    told = ask_nodes("srun", nodes, [], config)
-    assert [one.get("node", one.get("error")) for one in told] == [0, "task 1: no such file", 2]
-    (line,) = find_problems([FACTS, told[1]], nodes[:2], load_config([str(make_recipe(tmp_path))]), FACTS, "srun")
+    answers = ask_nodes("srun", nodes, [], config)
+    assert [one.get("node", one.get("error")) for one in answers] == [0, "task 1: no such file", 2]
+    (line,) = find_problems([FACTS, answers[1]], nodes[:2], load_config([str(make_recipe(tmp_path))]), FACTS, "srun")
     assert "b: no proper answer" in line and "`srun -w b true`" in line
 
 
 # ---------------------------------------------------------------------------------------------- started and lost
 @pytest.fixture
 def start(tmp_path):
-    """Starts two nodes of one process, on a run too long to end by itself; the output file, too."""
+    """start(*settings, nodes=2): start a run on nodes of one process each; its output goes to tmp_path/output."""
     recipe = make_recipe(tmp_path)
     started = []
 
@@ -246,15 +246,15 @@ def start(tmp_path):
 
 
 def left_behind(tmp_path):
-    """Processes of the run, wherever they hang."""
-    found = []
+    """All processes of the run on this machine."""
+    processes = []
     for process in psutil.process_iter():
         try:
             if any(str(tmp_path / "run") in word for word in process.cmdline()):
-                found.append(process)
+                processes.append(process)
         except psutil.Error:
             continue
-    return found
+    return processes
 
 
 def ranks_of(tmp_path):
@@ -262,7 +262,7 @@ def ranks_of(tmp_path):
 
 
 def ended(tmp_path, process, longest=60):
-    """Exit code, seconds and what was said; nothing is left."""
+    """Wait for the end: exit code, seconds and output. Fails if a process is left."""
     begun = time.monotonic()
     code = process.wait(timeout=longest)
     assert not left_behind(tmp_path)
@@ -277,33 +277,33 @@ def test_two_nodes_train_to_the_end_under_a_loud_banner(tmp_path, start):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     ranks = [line["ranks"] for line in lines if "ranks" in line]
     assert ranks
-    for told in ranks:
-        assert len(told["data_wait"]) == len(told["forward"]) == 2 and min(told["forward"]) > 0
-        own = [a + b for a, b in zip(told["data_wait"], told["forward"], strict=True)]
-        assert told["spread"] == pytest.approx(max(own) - min(own), abs=1e-4)
+    for times in ranks:
+        assert len(times["data_wait"]) == len(times["forward"]) == 2 and min(times["forward"]) > 0
+        own = [a + b for a, b in zip(times["data_wait"], times["forward"], strict=True)]
+        assert times["spread"] == pytest.approx(max(own) - min(own), abs=1e-4)
         slowest = [f"rank {rank} on {os.uname().nodename}" for rank in range(2) if own[rank] > max(own) - 5e-5]
-        assert told["slowest"] in slowest  # within what the figures are rounded to
+        assert times["slowest"] in slowest  # within the rounding of the figures
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_killed_ends_all_within_30_seconds_with_one_line(tmp_path, start, victim):
+def test_a_killed_rank_ends_all_within_30_seconds_with_one_line(tmp_path, start, victim):
     process = start("run.epochs=2000")
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == str(victim)).kill()
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
     assert f"swave: rank {victim} on {os.uname().nodename} died: killed, or crashed without a word" in output
-    assert "Traceback" not in output  # that of the other one is in its stacks
+    assert "Traceback" not in output  # that of the other rank is in its stacks
     assert output.strip().splitlines()[-1].startswith("swave: ")
-    stacks = tmp_path / "run" / "stacks" / f"rank-{1 - victim}.txt"  # of the one that was left waiting
+    stacks = tmp_path / "run" / "stacks" / f"rank-{1 - victim}.txt"  # of the rank that was waiting
     assert "train.py" in stacks.read_text() and not stacks.with_name(f"rank-{victim}.txt").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start, nodes):
-    """DeepSpeed's own runner returns 0 then, and leaves the processes behind."""
+def test_a_killed_launcher_is_a_failure_and_leaves_no_process(tmp_path, start, nodes):
+    """With DeepSpeed's own runner the exit code is 0 and the processes stay."""
     process = start("run.epochs=2000", nodes=nodes)
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     launchers = [p for p in left_behind(tmp_path) if "deepspeed.launcher.launch" in words_of(p)]
@@ -316,7 +316,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_and_no_success(tmp_path, start
 
 
 @pytest.mark.slow
-def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, start):
+def test_a_killed_supervisor_is_a_failure_and_leaves_no_process(tmp_path, start):
     process = start("run.epochs=2000", nodes=1)
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     next(p for p in left_behind(tmp_path) if "launch.node" in words_of(p)).kill()
@@ -328,7 +328,7 @@ def test_a_supervisor_that_is_killed_leaves_nothing_and_no_success(tmp_path, sta
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_top_saves_on_all_nodes_and_ends_with_0(tmp_path, start):
+def test_a_signal_to_the_start_program_saves_on_all_nodes_and_ends_with_0(tmp_path, start):
     process = start("run.epochs=2000", "checkpoint.every=never")
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     process.send_signal(signal.SIGUSR1)
@@ -345,7 +345,7 @@ def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
     stopped = next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == "1")
     stopped.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + 30
-    while any(p.environ()["RANK"] == "0" for p in ranks_of(tmp_path)):  # it gives up, 5 seconds after it began to wait
+    while any(p.environ()["RANK"] == "0" for p in ranks_of(tmp_path)):  # rank 0 gives up after waiting for 5 seconds
         assert time.monotonic() < deadline
         time.sleep(0.1)
     stopped.send_signal(signal.SIGCONT)
@@ -369,7 +369,7 @@ def test_a_killed_run_starts_again_from_its_last_checkpoint_and_ends_with_0(tmp_
 
 
 @pytest.mark.slow
-def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path, start):
+def test_a_run_that_fails_twice_at_the_same_step_is_not_started_again(tmp_path, start):
     process = start("launch.restarts=9", "launch.backoff=0", "optimizer.base_lr=1e30", "run.epochs=2000", nodes=1)
     code, _, output = ended(tmp_path, process, 120)
     assert code == 1
@@ -378,7 +378,7 @@ def test_what_fails_at_the_same_step_again_is_not_started_a_third_time(tmp_path,
 
 
 @pytest.mark.slow
-def test_when_the_top_is_killed_everything_goes(tmp_path, start):
+def test_a_killed_start_program_leaves_no_process(tmp_path, start):
     process = start("run.epochs=2000")
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
     process.kill()

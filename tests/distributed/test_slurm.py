@@ -24,7 +24,7 @@ SCRIPT = ROOT / "launch" / "slurm.sbatch"
 
 
 class Shared:
-    """A cluster of two hosts with SLURM, started when it is asked for and not there."""
+    """A cluster of two hosts with SLURM; `start` starts it unless it is running."""
 
     def __init__(self, make_folder):
         self.make_folder, self.stack = make_folder, contextlib.ExitStack()
@@ -54,7 +54,7 @@ def shared(hosts_possible, tmp_path_factory):
 
 @pytest.fixture
 def slurm(shared):
-    """SLURM on two idle hosts, without a job of the test before."""
+    """SLURM on two idle hosts, without jobs of an earlier test."""
     started = shared.start()
     yield started
     try:
@@ -66,48 +66,48 @@ def slurm(shared):
 
 @pytest.fixture
 def lost_slurm(shared):
-    """For a test that loses a host: the next one gets another cluster."""
+    """SLURM for a test that loses a host; the next test gets another cluster."""
     yield shared.start()
     shared.end()
 
 
 class Job(Run):
-    """A command in an allocation of both hosts, asked for on the first one. asked: what more of it."""
+    """A command in an allocation of both hosts, from the first one. asked: more options of salloc."""
 
     def __init__(self, slurm, folder, command, *settings, asked=()):
         self.hosts, self.directory, self.output_file = slurm.hosts, folder / "run", folder / "output"
         self.recipe, self.settings = make_recipe(folder), [f"run.directory={self.directory}", *settings]
         words = command.format(recipe=self.recipe, settings=" ".join(self.settings))
         with self.output_file.open("w") as output:
-            wanted = ["salloc", "-N2", *asked, "sh", "-c", words]
-            self.process = slurm.run(0, wanted, cwd=ROOT, stdout=output, stderr=output)
+            allocation = ["salloc", "-N2", *asked, "sh", "-c", words]
+            self.process = slurm.run(0, allocation, cwd=ROOT, stdout=output, stderr=output)
 
     def processes_of_ranks(self):
-        """Rank -> process."""
-        found = {}
+        """Rank -> process id."""
+        processes = {}
         for pid, command in [*self.left_on(0), *self.left_on(1)]:
             environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
             rank = next((entry[5:] for entry in environment if entry.startswith("RANK=")), None)
             if rank is not None and str(ROOT / "train.py") in command:
-                found[int(rank)] = pid
-        return found
+                processes[int(rank)] = pid
+        return processes
 
     def check_ranks(self):
-        """Both hosts ran one process."""
+        """Assert that each host ran one process."""
         lines = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
-        told = [line["ranks"] for line in lines if "ranks" in line]
-        assert told and all(len(ranks["forward"]) == 2 for ranks in told)
-        assert {ranks["slowest"] for ranks in told} <= {"rank 0 on host1", "rank 1 on host2"}
+        times = [line["ranks"] for line in lines if "ranks" in line]
+        assert times and all(len(ranks["forward"]) == 2 for ranks in times)
+        assert {ranks["slowest"] for ranks in times} <= {"rank 0 on host1", "rank 1 on host2"}
 
     def check_saved_once(self):
-        """A signal's checkpoint, which holds all steps."""
+        """Assert that a signal saved once, and that the checkpoint holds all steps."""
         assert self.output.count("stopped by a signal, saved") == 1, self.output
         newest = self.directory / "checkpoints" / (self.directory / "checkpoints" / "latest").read_text().strip()
         assert json.loads((newest / "state.json").read_text())["step"] == max(self.losses)
 
 
-def test_in_an_allocation_the_nodes_are_reached_by_srun(slurm, tmp_path):
-    """With all cores of the job there, however few each of its own tasks would get."""
+def test_in_an_allocation_srun_starts_the_nodes(slurm, tmp_path):
+    """A node has all its cores of the job, although each of the job's tasks would get only one."""
     job = Job(slurm, tmp_path, TRAIN, "run.epochs=1", asked=["--ntasks-per-node=2", "--cpus-per-task=1"])
     assert job.end() == 0, job.output
     assert "k-NN accuracy, trained backbone" in job.output
@@ -129,7 +129,7 @@ def test_a_signal_saves_once_and_plain_srun_goes_on_to_the_end(slurm, tmp_path):
 
 
 def hold(pid):
-    """Stop a process for good, even if SLURM lets it go on to hear of its end. So waits one in NCCL for the others."""
+    """Keep a process stopped, even when SLURM continues it to end it: like a process that waits in NCCL for others."""
     with contextlib.suppress(ProcessLookupError):
         while True:
             os.kill(pid, signal.SIGSTOP)
@@ -137,7 +137,7 @@ def hold(pid):
 
 
 def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
-    """From within another step."""
+    """In a job step that starts further steps."""
     job = Job(slurm, tmp_path, "srun -N1 -n1 " + TRAIN, "run.epochs=5000")
     job.steps(3)
     ranks = job.processes_of_ranks()
@@ -149,7 +149,7 @@ def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
     assert job.output.count("swave: rank 1 on host2 died: killed, or crashed without a word") == 1, job.output
 
 
-def test_a_node_that_is_gone_is_noticed_though_srun_does_not(lost_slurm, tmp_path):
+def test_a_lost_node_is_noticed_although_srun_does_not_notice_it(lost_slurm, tmp_path):
     job = Job(lost_slurm, tmp_path, TRAIN, "run.epochs=5000")
     job.steps(3)
     lost_slurm.hosts.kill(1)
@@ -160,7 +160,7 @@ def test_a_node_that_is_gone_is_noticed_though_srun_does_not(lost_slurm, tmp_pat
     job.gone([0])
 
 
-def test_without_a_node_that_is_gone_the_other_goes_on(lost_slurm, tmp_path):
+def test_the_other_node_goes_on_without_a_lost_one(lost_slurm, tmp_path):
     settings = ["run.epochs=20", "run.batch_size=12", "swav.queue.length=0"]
     elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
     job = Job(lost_slurm, tmp_path, TRAIN, *settings, *elastic)
@@ -190,7 +190,7 @@ class BatchJob(Job):
         submit = ["sbatch", "--parsable", *asked, SCRIPT, self.recipe, *self.settings]
         options = {"env": slurm.environment({"GPUS": "1"}), "stdout": subprocess.PIPE, "text": True}
         self.number = slurm.run(0, submit, cwd=ROOT, **options).communicate(timeout=20)[0].strip()
-        self.process = slurm.run(0, ["sleep", "infinity"])  # nothing that we would wait for
+        self.process = slurm.run(0, ["sleep", "infinity"])  # stands in: the batch job is no child of this process
 
     def state(self):
         return set(self.slurm.ask("scontrol", "show", "job", self.number).split())
@@ -205,7 +205,7 @@ def test_a_batch_job_whose_time_is_over_is_queued_again_and_goes_on_to_the_end(s
     job.check_saved_once()
     assert f"saved; job {job.number} is queued again" in job.output
 
-    # SLURM waits for two minutes. What it starts in the very second in which the job was killed it refuses as killed.
+    # SLURM would wait for two minutes. It refuses a start within the second in which the job was killed.
     time.sleep(3)
     slurm.ask("scontrol", "update", f"JobId={job.number}", "StartTime=now")
 

@@ -1,4 +1,4 @@
-"""`make train NODES=4 HOSTFILE=...` on hosts of their own addresses, names and sshds: trained, cut off, killed."""
+"""`make train NODES=4 HOSTFILE=...` on hosts with separate addresses, names and sshds: trained, cut off, killed."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from support.forks import Script
 from support.nodes.host_runs import Run, loader_state, losses
 
 pytestmark = pytest.mark.slow(seconds=15)
-THREE = ("run.batch_size=12", "swav.queue.length=0")  # for three processes: 8 images do not split over them
-ALL_SYNCHRONISED = "engine.sync_batch_norm=0"
+THREE = ("run.batch_size=12", "swav.queue.length=0")  # for three processes, over which 8 images do not split
+ALL_SYNCHRONIZED = "engine.sync_batch_norm=0"
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The recipe and the run of one process with all batches, an epoch long."""
+    """The folder of a recipe and of a run of one process, an epoch long, with the same batches."""
     folder = tmp_path_factory.mktemp("alone")
     recipe = make_recipe(folder)
-    arguments = [recipe, f"run.directory={folder}/alone", "run.epochs=1", ALL_SYNCHRONISED]
+    arguments = [recipe, f"run.directory={folder}/alone", "run.epochs=1", ALL_SYNCHRONIZED]
     process = Script(ROOT / "train.py", map(str, arguments), folder / "output")
     assert process.wait(timeout=120) == 0, process.output.read_text()
     return folder
@@ -37,7 +37,7 @@ def alone(tmp_path_factory):
 def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path, count, delay):
     shutil.copy(alone / "tiny.yaml", tmp_path)
     with make_hosts(count, delay=delay) as hosts:
-        run = Run(hosts, tmp_path, "hosts", "run.epochs=1", ALL_SYNCHRONISED, nodes=count)
+        run = Run(hosts, tmp_path, "together", "run.epochs=1", ALL_SYNCHRONIZED, nodes=count)
         assert run.end() == 0, run.output
     expected = losses(alone / "alone")
     assert sorted(run.losses) == sorted(expected) and len(expected) >= 5
@@ -49,7 +49,7 @@ def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alo
         for line in (run.directory / "metrics.jsonl").read_text().splitlines()
         if "ranks" in line
     ]
-    assert all(told["slowest"] in {f"rank {i} on host{i + 1}" for i in range(count)} for told in ranks)
+    assert all(times["slowest"] in {f"rank {i} on host{i + 1}" for i in range(count)} for times in ranks)
 
 
 def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hosts, tmp_path):
@@ -60,7 +60,7 @@ def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hos
         noticed = run.wait_for(lambda run: "starting again" in run.output, 60)
         assert noticed < 30, run.output
         assert "host3" in run.output
-        assert run.gone([2]) < 30 - min(noticed, 20)  # the one that is cut off ends by itself
+        assert run.gone([2]) < 30 - min(noticed, 20)  # the process on the host that is cut off ends by itself
         hosts.join(2)
         run.wait_for(lambda run: "resuming from" in run.output)
         again = max(run.losses)
@@ -70,7 +70,7 @@ def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hos
         assert "stopped by a signal, saved" in run.output
 
 
-def test_without_a_host_that_was_killed_the_others_go_on(make_hosts, tmp_path):
+def test_the_others_go_on_without_a_killed_host(make_hosts, tmp_path):
     with make_hosts(3) as hosts:
         elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
         run = Run(hosts, tmp_path, "elastic", "run.epochs=20", *THREE, *elastic, nodes=3)
@@ -81,7 +81,7 @@ def test_without_a_host_that_was_killed_the_others_go_on(make_hosts, tmp_path):
         assert "k-NN accuracy, trained backbone" in run.output
 
 
-def test_a_killed_launcher_leaves_nothing_and_is_no_success(make_hosts, tmp_path):
+def test_a_killed_launcher_on_a_host_is_a_failure_and_leaves_no_process(make_hosts, tmp_path):
     with make_hosts(2) as hosts:
         run = Run(hosts, tmp_path, "launcher", "run.epochs=5000", nodes=2)
         run.steps(3)
@@ -94,7 +94,7 @@ def test_a_killed_launcher_leaves_nothing_and_is_no_success(make_hosts, tmp_path
 
 
 @pytest.mark.parametrize("victim", ["launch.node", "launch.start"])
-def test_a_killed_supervisor_or_top_leaves_nothing_on_any_host(make_hosts, tmp_path, victim):
+def test_a_killed_supervisor_or_start_program_leaves_no_process_on_any_host(make_hosts, tmp_path, victim):
     with make_hosts(3) as hosts:
         run = Run(hosts, tmp_path, "killed", "run.epochs=5000", *THREE, nodes=3)
         run.steps(3)
@@ -158,7 +158,7 @@ def test_torchrun_elastic_starts_it_too(make_hosts, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "program"), [("pdsh", "pdsh"), ("openmpi", "mpirun.openmpi"), ("mpich", "mpirun.mpich")]
 )
-def test_deepspeeds_own_runners_start_it_for_who_has_them(make_hosts, tmp_path, monkeypatch, launcher, program):
+def test_deepspeeds_runners_start_it_if_they_are_installed(make_hosts, tmp_path, monkeypatch, launcher, program):
     if not shutil.which(program):
         pytest.skip(f"no {program} here (Debian: {launcher if launcher != 'openmpi' else 'openmpi-bin'})")
     (tmp_path / "bin").mkdir()
@@ -178,7 +178,7 @@ def test_deepspeeds_own_runners_start_it_for_who_has_them(make_hosts, tmp_path, 
 
 @pytest.mark.skipif(not shutil.which("rsync"), reason="no rsync here (Debian: rsync)")
 def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts, tmp_path):
-    """Each host has a disk of its own for checkout and images. .venv is a link to this one, as it is large."""
+    """Each host has a separate disk for checkout and images. .venv, which is large, is a link to this checkout's."""
     checkout, images = tmp_path / "checkout", tmp_path / "images"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -201,8 +201,8 @@ def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts,
             done = hosts.run(0, command, cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             output = done.communicate(timeout=120)[0]
             assert done.returncode == 0, output
-            found = re.findall(r"^(host[23]): ([\d,]+) files, [\d.]+ MB sent in", output, re.MULTILINE)
-            return {host: int(files.replace(",", "")) for host, files in found}
+            sent = re.findall(r"^(host[23]): ([\d,]+) files, [\d.]+ MB sent in", output, re.MULTILINE)
+            return {host: int(files.replace(",", "")) for host, files in sent}
 
         before = train("before")
         assert before.end() == 2 and re.search("swave: host2: no proper answer", before.output)
@@ -218,7 +218,7 @@ def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts,
         assert json.loads((after.directory / "summary.json").read_text())["world_size"] == 3
 
 
-def test_the_check_of_a_cluster_says_what_it_found(make_hosts, tmp_path):
+def test_the_cluster_check_reports_its_results(make_hosts, tmp_path):
     with make_hosts(2) as hosts:
         make_recipe(tmp_path)
         (tmp_path / "hosts").write_text("host1 slots=1\nhost2 slots=1\n")
@@ -229,5 +229,5 @@ def test_the_check_of_a_cluster_says_what_it_found(make_hosts, tmp_path):
             done = hosts.run(0, command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             output = done.communicate(timeout=120)[0]
             assert (done.returncode == 0) is not cut, output
-            told = r"wrong: host2: no proper answer" if cut else r"all-reduce over 2 processes: [\d.]+ ms for 8 bytes"
-            assert re.search(told, output), output
+            part = r"wrong: host2: no proper answer" if cut else r"all-reduce over 2 processes: [\d.]+ ms for 8 bytes"
+            assert re.search(part, output), output

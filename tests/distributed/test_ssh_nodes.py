@@ -1,4 +1,4 @@
-"""Two nodes that are reached by a real sshd on this machine; skipped where there is none."""
+"""Two nodes that a real sshd on this machine serves; skipped where sshd is missing."""
 
 import os
 import signal
@@ -26,8 +26,9 @@ def start(folder, *settings):
 
 
 def left_behind(folder):
-    found = [p for p in psutil.process_iter(["cmdline"]) if any(f"{folder}/run" in w for w in p.info["cmdline"] or [])]
-    return [p for p in found if p.pid != os.getpid()]
+    processes = psutil.process_iter(["cmdline"])
+    with_folder = [p for p in processes if any(f"{folder}/run" in word for word in p.info["cmdline"] or [])]
+    return [p for p in with_folder if p.pid != os.getpid()]
 
 
 def finish(folder, process, seconds):

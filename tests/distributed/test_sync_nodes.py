@@ -1,4 +1,4 @@
-"""Bringing the checkout to the nodes: what rsync is told, and what it does through a real sshd on this machine."""
+"""Copying the checkout to the nodes: rsync's arguments, and its effect through a real sshd on this machine."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def with_marks(marks):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A stand-in for a checkout, and an older copy of it on the node that has things of its own."""
+    """A small checkout, and an older copy of it on the node that also holds files of the node."""
     here, there = tmp_path / "my checkout", tmp_path / "node" / "my checkout"
     for path in (
         "train.py",
@@ -46,7 +46,7 @@ def checkout(tmp_path):
     for path in ("train.py", "old.py", "gone/__pycache__/b.pyc", "gone/b.py", "runs/theirs/log", "data/theirs"):
         (there / path).parent.mkdir(parents=True, exist_ok=True)
         (there / path).write_text(f"old {path}")
-        os.utime(there / path, (1e9, 1e9))  # what rsync goes by are size and time
+        os.utime(there / path, (1e9, 1e9))  # rsync compares size and time
     return here, there
 
 
@@ -55,7 +55,7 @@ def files(folder):
 
 
 @with_marks(through_ssh)
-def test_a_checkout_comes_over_and_what_is_the_nodes_own_stays(cluster, checkout, capsys):
+def test_a_checkout_is_copied_and_the_nodes_own_files_stay(cluster, checkout, capsys):
     here, there = checkout
     ssh = f"ssh -F {cluster}/ssh_config"
     sync(["one"], [Source(here, there)], ssh)
@@ -64,14 +64,14 @@ def test_a_checkout_comes_over_and_what_is_the_nodes_own_stays(cluster, checkout
     assert (there / "train.py").read_text() == "new train.py" and (there / "runs/theirs/log").read_text().startswith(
         "old"
     )
-    assert not (there / "gone").exists()  # though it held a cache
+    assert not (there / "gone").exists()  # although it held a cache
     assert capsys.readouterr().out.startswith("one: 3 files, ")
     sync(["one"], [Source(here, there)], ssh)
     assert capsys.readouterr().out.startswith("one: 0 files, ")
 
 
 @with_marks(through_ssh)
-def test_images_come_to_a_place_that_is_not_there_yet_and_nothing_is_deleted(cluster, checkout):
+def test_images_are_copied_to_a_new_folder_and_nothing_is_deleted(cluster, checkout):
     here, there = checkout
     ssh, target = f"ssh -F {cluster}/ssh_config", there / "deep" / "images"
     sync(["one"], [Source(here / "runs", target, mirror=False)], ssh)
@@ -81,7 +81,7 @@ def test_images_come_to_a_place_that_is_not_there_yet_and_nothing_is_deleted(clu
 
 
 @with_marks(through_ssh)
-def test_hosts_that_fail_are_named_and_the_others_are_served(cluster, checkout, capsys):
+def test_hosts_that_fail_are_named_and_the_others_get_their_files(cluster, checkout, capsys):
     here, there = checkout
     with pytest.raises(ConfigError, match=r"^nowhere\.invalid: .*nowhere\.invalid"):
         sync(["nowhere.invalid", "one"], [Source(here, there)], f"ssh -F {cluster}/ssh_config")
@@ -89,9 +89,9 @@ def test_hosts_that_fail_are_named_and_the_others_are_served(cluster, checkout, 
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None or shutil.which("ssh") is None, reason="no rsync or no ssh here")
-def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
+def test_a_mistake_in_the_arguments_of_sync_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "hosts").write_text("nowhere.invalid slots=8\n")
-    for arguments, path, said in (
+    for arguments, path, error in (
         (["missing"], os.environ["PATH"], "HOSTFILE=missing: No such file"),
         ([str(tmp_path / "hosts"), "--data", "nothing"], os.environ["PATH"], "DATA=nothing: there is no such"),
         ([str(tmp_path / "hosts")], os.environ["PATH"], "nowhere.invalid: ssh: Could not resolve"),
@@ -99,16 +99,16 @@ def test_the_command_line_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
     ):
         monkeypatch.setenv("PATH", path)
         done = run_module("launch.sync", *arguments, folder=ROOT)
-        assert done.returncode == 2 and done.stderr.startswith(f"swave: {said}") and done.stderr.count("\n") == 1, done
+        assert done.returncode == 2 and done.stderr.startswith(f"swave: {error}") and done.stderr.count("\n") == 1, done
 
 
-def test_help_is_there(capsys):
+def test_sync_prints_its_help(capsys):
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0 and "--data" in capsys.readouterr().out
 
 
-def test_what_rsync_is_told(tmp_path, monkeypatch):
+def test_the_arguments_of_rsync(tmp_path, monkeypatch):
     command = rsync_command(Source(tmp_path, Path("/there")), "alice@fe80::1", "ssh -p 2222")
     assert command[-2:] == [f"{tmp_path}/", "alice@[fe80::1]:/there/"]
     assert "--delete" in command and "--exclude=/runs/" in command and "ssh -p 2222 -o BatchMode=yes" in command

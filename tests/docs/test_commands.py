@@ -1,5 +1,5 @@
-"""Commands that the pages show: each one's program is run by a test, or a reason says why not; each one's arguments
-are accepted by the program's own parser; each one's settings are known."""
+"""Commands in the pages: a test runs each program, or a reason says why not; the program's own parser accepts the
+arguments; all settings are known."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from config.recipe import ROOT, load_config
 from support.documents import command_lines, pages
 
-# Which test runs a program. Longer beginnings go first.
+# Program -> the test that runs it.
 RUN_BY = {
     "train.py": "test_the_same_run_starts_under_every_launcher",
     "torchrun train.py": "test_torchrun_elastic_starts_it_too",
     "torchrun evaluate.py": "test_two_processes_give_the_table_of_one",
     "evaluate.py knn": "test_a_published_checkpoint_is_evaluated",
     "evaluate.py linear": "test_one_pass_over_two_rates_is_two_passes_over_one",
-    "evaluate.py semisup": "test_a_fraction_of_each_class_is_learnt_from",
+    "evaluate.py semisup": "test_a_fraction_of_each_class_is_learned_from",
     "evaluate.py transfer": "test_transfer_takes_a_list",
     "evaluate.py svm": "test_voc_is_scored_from_its_folder",
     "evaluate.py retrieval": "test_retrieval_writes_its_sheet",
@@ -31,8 +31,8 @@ RUN_BY = {
     "evaluation.curve": "test_the_learning_curve_of_a_run_is_drawn",
     "export": "test_a_run_its_checkpoint_and_its_exports_are_one_backbone",
     "launch.start": "test_the_same_run_starts_under_every_launcher",
-    "launch.cluster_check": "test_the_check_of_a_cluster_says_what_it_found",
-    "launch.sync": "test_a_checkout_comes_over_and_what_is_the_nodes_own_stays",
+    "launch.cluster_check": "test_the_cluster_check_reports_its_results",
+    "launch.sync": "test_a_checkout_is_copied_and_the_nodes_own_files_stay",
     "launch.wheels": "test_wheels_get_their_own_lock_file_which_pip_enforces",
     "perf.compare": "test_single_parts_of_a_report_are_accepted",
     "perf.kill_check": "test_killed_runs_end_with_the_same_bits_at_each_stage",
@@ -77,9 +77,9 @@ NOT_RUN = {
     "make lint": SETUP,
     "pre-commit": SETUP,
 }
-PAGES = [page for page in pages() if page.name != "CHANGELOG.md"]  # which also has commands that are gone
+PAGES = [page for page in pages() if page.name != "CHANGELOG.md"]  # which also has removed commands
 LINES = sorted({line for page in PAGES for line in command_lines(page.read_text())})
-BARE = re.compile(r"make [a-z-]+")  # a target that the prose names
+BARE = re.compile(r"make [a-z-]+")  # a target named in prose
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -105,7 +105,7 @@ def test_its_program_takes_its_arguments(line, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make train") and "NODES" not in line])
-def test_a_training_says_what_it_would_run(line, capsys):
+def test_a_dry_training_prints_its_command(line, capsys):
     from launch import start
 
     ((_, arguments),) = programs(line)
@@ -171,7 +171,7 @@ def program_of_python(words):
 
 
 def programs_of_make(words):
-    """The programs of a target by `make -n`; the target by its own name where it runs none of our programs."""
+    """The programs that a target runs, by `make -n`; the target itself where it runs no program of swave."""
     variables = dict(word.split("=", 1) for word in words[2:] if "=" in word)
     needed = {"convert": {"SRC": "x", "OUT": "x.beton", "FORMAT": "beton"}, "sync": {"HOSTFILE": "hosts"}}
     needed["export"] = {"CKPT": "x", "OUT": "x.pth", "FORMAT": "timm"}
@@ -187,7 +187,7 @@ def programs_of_make(words):
 
 
 def module_of(name):
-    """The module that `python -m name` runs, None where it is not one of ours."""
+    """The module that `python -m name` runs, None if it is not one of swave's."""
     path = ROOT / name.replace(".", "/")
     if (path / "__main__.py").is_file():
         return f"{name}.__main__"
@@ -195,20 +195,20 @@ def module_of(name):
 
 
 def without_torchruns(words):
-    """The script's arguments; torchrun's own are parsed by its own parser."""
+    """The script's arguments; torchrun's parser takes off its own."""
     from torch.distributed.run import get_args_parser
 
     given = get_args_parser().parse_args(words)
     return given.training_script_args
 
 
-# ---------------------------------------------------------------------------------------------- what they take
+# ---------------------------------------------------------------------------------------------- their arguments
 class Parsed(Exception):
-    """Raised in place of the work: what a program's parser made of its arguments."""
+    """Raised in place of a program's work, with the arguments that its parser returned."""
 
 
 def parsed(monkeypatch, module, arguments):
-    """The namespace that the program's parser makes of them; fails where it refuses them."""
+    """The namespace that the program's parser returns; fails if the parser refuses the arguments."""
 
     def stopping_after(parse):
         def parse_and_stop(self, args=None, namespace=None):
@@ -226,7 +226,7 @@ def parsed(monkeypatch, module, arguments):
 
 
 def check_settings(options):
-    """Raises ConfigError for a recipe that is not there and for settings that a recipe does not know."""
+    """Raises ConfigError for a missing recipe and for unknown settings."""
     words = [options.recipe] if getattr(options, "recipe", None) else []
     words += getattr(options, "settings", None) or []
     recipe = getattr(options, "config", None)

@@ -1,4 +1,4 @@
-"""The pages for people: links, files, modules, functions, settings and make targets that they name exist."""
+"""The pages for people: the links, files, modules, functions, settings and make targets in them exist."""
 
 import ast
 import re
@@ -11,11 +11,11 @@ from config.recipe import DEFAULTS, ROOT
 from support.documents import GENERATED_PAGES, anchors, command_lines, links, pages, spans
 
 ROOMS = ("common", "config", "model", "pipeline", "training", "export", "evaluation", "launch", "perf", "tests", "docs")
-# What commands write, and paths inside other projects that docs/detection.md describes.
+# Paths that commands write.
 WRITTEN = re.compile(r"perf/report\.html|perf/results/.*|docs/report.*|tests/results/.*|data/.*")
 SUFFIXES = r"\.(?:py|md|yaml|json|jsonl|sh|sbatch|png|ipynb|toml|example|jinja|npz|lock)"
 PAGES = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in pages()]
-PROSE = [page for page in PAGES if page.values[0].name != "CHANGELOG.md"]  # which also names what is gone
+PROSE = [page for page in PAGES if page.values[0].name != "CHANGELOG.md"]  # which also names removed files
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -71,7 +71,7 @@ def test_generated_pages_are_there():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} >= GENERATED_PAGES
 
 
-# ---------------------------------------------------------------------------------------------- what there is
+# ---------------------------------------------------------------------------------------------- existing names
 @cache
 def targets():
     return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
@@ -101,7 +101,7 @@ def module_file(module):
 
 
 def is_name(dotted):
-    """Whether it is a module, or a module's function, class, constant, or a method of its class."""
+    """Whether `dotted` is a module, a function, class or constant of a module, or a method."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         file = module_file(".".join(parts[:count]))

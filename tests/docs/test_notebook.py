@@ -1,6 +1,6 @@
-"""docs/swav_step_by_step.ipynb: it runs from top to bottom, and its committed outputs are a whole run's.
+"""docs/swav_step_by_step.ipynb runs from top to bottom, and its committed outputs are those of a whole run.
 
-To make these anew: PYTHONPATH=. .venv/bin/python tests/docs/test_notebook.py
+To write new outputs: PYTHONPATH=. .venv/bin/python tests/docs/test_notebook.py
 """
 
 import json
@@ -24,10 +24,10 @@ def read():
 
 
 def executed(notebook):
-    """The notebook with new outputs; fails with the error of its cell."""
+    """The notebook with new outputs; fails with the error of the cell that fails."""
     client = NotebookClient(
         notebook,
-        timeout=None,  # a cell takes as long as the machine is busy
+        timeout=None,  # a cell takes longer on a busy machine
         kernel_name="python3",
         resources={"metadata": {"path": NOTEBOOK.parent}},
         coalesce_streams=True,
@@ -41,7 +41,7 @@ def executed(notebook):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """Where a notebook that is executed now writes to, in seconds."""
+    """Make an executed notebook take seconds; the folder that it writes to."""
     monkeypatch.setenv("SWAVE_NOTEBOOK_SCALE", "small")
     monkeypatch.setenv("SWAVE_NOTEBOOK_WORK", str(tmp_path / "work"))
     return tmp_path / "work"

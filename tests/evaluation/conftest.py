@@ -1,4 +1,4 @@
-"""Small labeled images, and a run that was trained on them."""
+"""Small labeled images, and a run's directory with a checkpoint for them."""
 
 import pytest
 

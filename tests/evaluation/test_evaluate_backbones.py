@@ -1,4 +1,4 @@
-"""Backbones open by one word, and features are cached on disk."""
+"""One word opens a backbone, and features are cached on disk."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
 
 @pytest.fixture
 def options(tmp_path, data):
-    """Arguments of every call: a cache of its own, the torchvision backend (no warm-up), a result file."""
+    """Arguments of every call: a separate cache, the torchvision backend (no warm-up), a result file."""
     return [
         "--tables", tmp_path / "tables", "--cache", tmp_path / "features", "--backend", "torchvision",
         "--json", tmp_path / "result.json",
@@ -91,7 +91,7 @@ def test_a_run_its_checkpoint_and_its_exports_are_one_backbone(tmp_path, run):
     assert backbones[0].swav is not None and backbones[0].data is not None
 
 
-def test_torchvision_and_timm_files_load_with_their_classifier_left_out(tmp_path):
+def test_torchvision_and_timm_files_load_without_their_classifier(tmp_path):
     import timm
     import torchvision
 
@@ -126,7 +126,7 @@ def test_weights_of_another_network_are_an_error_that_names_the_keys(tmp_path):
         open_backbone(str(path))
 
 
-def test_random_alone_has_the_first_backbones_network_and_other_weights(tmp_path):
+def test_the_word_random_has_the_first_backbones_network_and_other_weights(tmp_path):
     first, other = open_backbones([str(published_file(tmp_path / "swav.pth", published_network())), "random"])
     assert other.architecture == first.architecture
     assert other.weights != first.weights
@@ -135,6 +135,11 @@ def test_random_alone_has_the_first_backbones_network_and_other_weights(tmp_path
     assert open_backbones([str(tmp_path / "swav.pth"), "random"], seed=4)[1].weights != other.weights
     with pytest.raises(ValueError, match="needs a backbone before it"):
         open_backbones(["random"])
+
+
+def test_an_unknown_name_of_a_library_is_an_error_with_the_nearest_names():
+    with pytest.raises(ValueError, match=r"^timm:restnet50: backbone 'restnet50' is neither .*nearest: .*resnet50"):
+        open_backbone("timm:restnet50")
 
 
 def test_the_digest_sees_every_bit():
@@ -166,7 +171,7 @@ def session_of(cache, batch=16):
     return Session(Cluster(), torch.device("cpu"), "torchvision", 1, batch, False, cache, 0)
 
 
-def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_path, monkeypatch):
+def test_features_are_computed_once_and_only_a_lost_part_again(tmp_path, monkeypatch):
     from evaluation import feature_cache as cache
 
     table = open_dataset(small_dataset(tmp_path / "d", 90, 3) / "train", tmp_path / "t", workers=1, progress=False)
@@ -196,9 +201,9 @@ def test_features_are_computed_once_and_a_lost_part_alone_is_computed_again(tmp_
     assert parts == [f"part-{i:05d}.npy" for i in range(4)]
     (folder / parts[1]).unlink()
     (folder / parts[3]).write_bytes((folder / parts[3]).read_bytes()[:-9])  # cut short
-    mended, images = extract()
+    restored, images = extract()
     assert images == 25 + 15
-    torch.testing.assert_close(first, mended, rtol=0, atol=0)
+    torch.testing.assert_close(first, restored, rtol=0, atol=0)
     other = cached_features(function, {"backbone": "other"}, table, rows, crops, session_of(tmp_path / "f"))
     torch.testing.assert_close(first, other, rtol=0, atol=0)
     assert len(list((tmp_path / "f").iterdir())) == 2
@@ -254,7 +259,7 @@ def test_file_lists_choose_the_images(tmp_path, run, data, capsys, options):
     )
 
 
-def test_lists_take_paths_names_and_stems_and_refuse_doubt(tmp_path):
+def test_lists_take_paths_names_and_stems_and_refuse_duplicates(tmp_path):
     table = open_dataset(small_dataset(tmp_path / "d", 9, 3) / "train", tmp_path / "t", workers=1, progress=False)
     (tmp_path / "l").write_text("class1/00004.png 1\n00000.png\n./class2/00008.png\n00003\n")
     rows = listed_rows(table, tmp_path / "l", "--train-list")
@@ -296,7 +301,7 @@ def test_mistakes_are_one_line(tmp_path, run, data, capsys, arguments, message):
     assert message in line
 
 
-def test_the_script_knows_its_commands_and_helps():
+def test_the_script_suggests_a_command_and_prints_its_help():
     done = subprocess.run(script("knm", "x"), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (2, "swave: 'knm' is not a command of evaluate.py; perhaps knn\n")
     helped = subprocess.run(script("--help"), cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""Evaluations of a checkpoint that train.py made in a few steps on a part of Fashion-MNIST."""
+"""Evaluations of a checkpoint after a few training steps on a part of Fashion-MNIST."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_the_clusters_are_of_all_training_images(figures, trained, tmp_path):
     assert len(list((tmp_path / "out").glob("cluster-*.png"))) == 1
 
 
-def test_a_run_is_scored_on_its_own_test_images_only_beside_its_own_data(figures, trained, tmp_path, capsys):
+def test_a_runs_test_images_are_used_only_with_the_runs_own_data(figures, trained, tmp_path, capsys):
     words = [trained, trained.parent / "train.npz", "--k", 1, "--cache", "none", "--json", tmp_path / "other.json"]
     other = evaluate(capsys, *words, command="knn")  # DATA is given: a tenth of it is held out
     assert other["data"]["test_images"] != TEST

@@ -1,4 +1,4 @@
-"""Two processes give the rows, figures and files of one."""
+"""Two processes give the same rows, figures and files as one."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from support.evaluations import evaluate, published_file, small_dataset
 from support.forks import Script
 
 pytestmark = pytest.mark.slow
-TRAIN, TEST = 600, 300  # images: more than two parts of features, and two
+TRAIN, TEST = 600, 300  # images: more than two parts of features, and more than one
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A published-layout file whose prototypes lie where the images' embeddings do."""
+    """A file in the published layout whose prototypes lie near the images' embeddings."""
     torch.manual_seed(2)
     network = SwAV(build_backbone("resnet", block="bottleneck", layers=[1, 1, 1, 1], base_width=8), 16, 8, 6).eval()
     noise = 0.7 * torch.randn(6, 3, 32, 32) + torch.linspace(-1.8, -0.6, 6)[:, None, None, None]
@@ -37,14 +37,14 @@ def weights(tmp_path_factory):
 
 
 def by_two(output, *words):
-    """A sub-command on two processes, whose output goes to a file."""
+    """Run a sub-command on two processes; its output goes to a file."""
     process = Script(ROOT / "evaluate.py", map(str, words), output, ranks=2)
     assert process.wait(timeout=300) == 0, output.read_text()
 
 
 @pytest.fixture
 def both(tmp_path, weights, images, capsys):
-    """both(command, *words): result files of one process and of two, which share no features."""
+    """both(command, *words): the results of one process and of two, with separate caches of features."""
 
     def compare(command, *words, out=False):
         results = []

@@ -24,9 +24,9 @@ from support.ranks import run_ranks
 
 def test_weighted_knn_agrees_with_scikit_learn():
     generator = np.random.default_rng(0)
-    centres = generator.normal(size=(7, 16))
+    centers = generator.normal(size=(7, 16))
     labels = generator.integers(0, 7, 900)
-    points = centres[labels] + generator.normal(size=(900, 16)) * 1.5
+    points = centers[labels] + generator.normal(size=(900, 16)) * 1.5
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
     bank, queries = points[:600], points[600:]
     theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
@@ -64,7 +64,7 @@ def test_images_without_classes_give_no_knn(tmp_path):
     assert labelled_data(open_dataset(tmp_path / "a", tmp_path / "t", workers=1, progress=False), None) is None
 
 
-def test_the_monitor_tells_sharp_balanced_codes_from_uniform_ones():
+def test_the_monitor_distinguishes_sharp_balanced_codes_from_uniform_ones():
     sharp, uniform = CodeMonitor(8, 4), CodeMonitor(8, 4)
     embeddings = torch.nn.functional.normalize(
         torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0)), dim=-1
@@ -82,7 +82,7 @@ def test_the_monitor_tells_sharp_balanced_codes_from_uniform_ones():
     assert other["embedding_std"] == 0.0
 
 
-def test_trouble_is_named_with_what_to_try():
+def test_each_problem_is_named_with_a_remedy():
     healthy = {"mean_loss": 2.0, "prototypes_in_use": 0.9, "embedding_std": 0.1}
     assert advice(healthy, 100) == []
     (stuck,) = advice(healthy | {"mean_loss": math.log(100)}, 100)
@@ -91,11 +91,11 @@ def test_trouble_is_named_with_what_to_try():
     above, unused = advice(healthy | {"mean_loss": 7.2, "prototypes_in_use": 0.2}, 100)
     assert "worse than a guess" in above and "fewer model.prototypes" in unused
     stuck = advice(healthy | {"mean_loss": math.log(100), "prototypes_in_use": 0.2}, 100, "deepclusterv2")
-    assert len(stuck) == 2 and not any("swav." in line for line in stuck)  # settings that the method has not
+    assert len(stuck) == 2 and not any("swav." in line for line in stuck)  # settings that the method does not have
     assert "collapse" in advice(healthy | {"embedding_std": 0.0}, 100)[0]
 
 
-def test_classes_of_the_test_folder_are_the_training_sets_by_name(tmp_path):
+def test_classes_of_the_test_folder_are_matched_by_name(tmp_path):
     photos = photographs()
     for split, names in {"train": "abc", "val": "bc"}.items():
         for name in names:

@@ -1,4 +1,4 @@
-"""Networks that tests export."""
+"""Small trained networks for tests of exports."""
 
 import pytest
 import torch

@@ -63,14 +63,14 @@ def test_resnet50_loads_by_name_and_misses_the_classifier_alone(trained, tmp_pat
     assert difference(ours.backbone, theirs.eval(), (2, 3, 64, 96)) < 1e-5
 
 
-def test_any_backbone_of_timm_is_exported_as_it_is(trained, tmp_path):
+def test_any_backbone_of_timm_is_exported_unchanged(trained, tmp_path):
     run, ours = trained(*TINY_CONVNEXT)
     theirs = built_by(export(run, tmp_path / "weights.pth", "timm"), tmp_path)
     assert difference(ours.backbone, theirs, (2, 3, 64, 96)) == 0
 
 
 @pytest.mark.parametrize("network", [TINY_RESNET, TINY_VIT], ids=["resnet", "vit"])
-def test_published_layout_comes_back_with_heads_and_prototypes(trained, tmp_path, network):
+def test_published_layout_keeps_heads_and_prototypes(trained, tmp_path, network):
     run, ours = trained(*network)
     export(run, tmp_path / "weights.pth.tar", "swav")
     torch.manual_seed(1)
@@ -127,7 +127,7 @@ def test_safetensors_load_in_the_lines_of_their_model_card(trained, tmp_path, ne
     assert difference(ours.backbone, theirs, (2, 3, size, size)) < 1e-5
 
 
-def test_model_card_and_header_tell_recipe_data_score_and_input(trained, tmp_path):
+def test_model_card_and_header_hold_recipe_data_score_and_input(trained, tmp_path):
     run, _ = trained(*TINY_RESNET)
     export(run, tmp_path / "model", "safetensors")
     card = (tmp_path / "model" / "README.md").read_text()
@@ -148,7 +148,7 @@ def test_model_card_and_header_tell_recipe_data_score_and_input(trained, tmp_pat
     assert json.loads(header["mean"]) == OmegaConf.to_container(recipe.crops.mean)
 
 
-def test_score_of_another_step_is_not_this_checkpoints(tmp_path, trained):
+def test_a_score_of_another_step_is_left_out(tmp_path, trained):
     run, _ = trained(*TINY_RESNET)
     (tmp_path / "checkpoints").symlink_to(run / "checkpoints")
     (tmp_path / "summary.json").write_text(json.dumps({"steps": 8, "knn": KNN}))
@@ -230,7 +230,7 @@ def test_unknown_format_is_one_line_with_the_known_ones(trained, tmp_path, capsy
         (TINY_CONVNEXT, "torchvision", "timm, swav, safetensors, onnx"),
     ],
 )
-def test_no_counterpart_is_one_line_with_the_formats_that_do(trained, tmp_path, capsys, network, format, others):
+def test_a_missing_counterpart_is_an_error_that_lists_other_formats(trained, tmp_path, capsys, network, format, others):
     line = refused(capsys, trained(*network)[0], tmp_path / "x.pth", "--format", format)
     assert f"no counterpart in {format}" in line and line.endswith(f"use one of these formats: {others}\n")
     assert not os.listdir(tmp_path)
@@ -275,7 +275,7 @@ def test_force_replaces_an_export_and_no_other_folder(trained, tmp_path, capsys)
     assert (folder / "notes.txt").exists() and os.listdir(tmp_path) == ["model"]
 
 
-def test_what_fails_half_way_leaves_nothing(trained, tmp_path, monkeypatch):
+def test_an_export_that_fails_halfway_leaves_no_file(trained, tmp_path, monkeypatch):
     def fail(_trained, path):
         path.write_text("half")
         raise OSError(28, "No space left on device")

@@ -45,7 +45,7 @@ def to_torchvision(name):
     return re.sub(r"conv(\d)\.norm", r"bn\1", name)
 
 
-def test_detectron2_finds_its_names_and_shapes_and_our_features_lie_under_them(trained, tmp_path):
+def test_detectron2_gets_its_names_and_shapes_and_the_same_features(trained, tmp_path):
     import torchvision
 
     run, ours = trained("resnet50", {}, 64)
@@ -69,7 +69,7 @@ def test_detectron2_finds_its_names_and_shapes_and_our_features_lie_under_them(t
     assert settings["INPUT"]["FORMAT"] == "RGB"
 
 
-def test_detr_builds_with_frozen_batch_norm_what_torchvisions_layout_fills(trained, tmp_path):
+def test_torchvisions_layout_fills_detrs_network_with_frozen_batch_norm(trained, tmp_path):
     import torchvision
     from torchvision.ops import FrozenBatchNorm2d  # DETR has a copy of it
 
@@ -82,7 +82,7 @@ def test_detr_builds_with_frozen_batch_norm_what_torchvisions_layout_fills(train
     assert difference(ours.backbone, theirs.eval(), (2, 3, 64, 96)) < 1e-5
 
 
-def test_a_wide_resnet_tells_detectron2_its_widths():
+def test_a_wide_resnets_settings_hold_its_widths():
     with torch.device("meta"):
         backbone = build_backbone("resnet50w2")
     assert resnet_settings(backbone) == {
@@ -94,7 +94,7 @@ def test_a_wide_resnet_tells_detectron2_its_widths():
     ) == len(names_of_detectron2(2))
 
 
-def test_the_pickle_names_nothing_that_an_older_numpy_has_not(trained, tmp_path):
+def test_an_older_numpy_can_read_the_pickle(trained, tmp_path):
     export(trained(*RESNET18)[0], tmp_path / "backbone.pkl", "detectron2")
     named = [
         argument for code, argument, _ in pickletools.genops((tmp_path / "backbone.pkl").read_bytes())
@@ -104,7 +104,7 @@ def test_the_pickle_names_nothing_that_an_older_numpy_has_not(trained, tmp_path)
 
 
 @pytest.mark.parametrize("network", [TINY_RESNET, TINY_VIT], ids=["resnet", "vit"])
-def test_what_detectron2_does_not_build_is_one_line(trained, tmp_path, capsys, network):
+def test_backbones_that_detectron2_lacks_are_an_error_of_one_line(trained, tmp_path, capsys, network):
     line = refused(capsys, trained(*network)[0], tmp_path / "x.pkl", "--format", "detectron2")
     assert "detectron2 cannot build backbone" in line and not os.listdir(tmp_path)
     assert "suffix .pkl" in refused(capsys, trained(*network)[0], tmp_path / "x.pth", "--format", "detectron2")

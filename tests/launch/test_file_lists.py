@@ -1,4 +1,4 @@
-"""Lists of the program's folders and files are complete: what is digested, copied into the image, and type-checked."""
+"""Lists of the program's folders and files are complete: for the code digest, the image, and the type checker."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 
 
 def folders_with_python(root):
-    """Names of all folders in the checkout that hold Python files at any depth, the program's own or not."""
+    """Names of all top-level folders of the checkout that hold Python files at any depth, except NOT_THE_PROGRAM."""
     folders = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))]
     return {path.name for path in folders if next(path.rglob("*.py"), None)} - NOT_THE_PROGRAM
 
@@ -24,7 +24,7 @@ PACKAGES = sorted(folders_with_python(ROOT))
 
 
 def docker_copies(text):
-    """What a Dockerfile's COPY lines take out of the checkout."""
+    """The paths that a Dockerfile's COPY lines take from the checkout."""
     return {word for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE) for word in line.split()[:-1]}
 
 
@@ -67,8 +67,8 @@ def test_mypy_checks_all_packages_and_scripts():
     assert sorted(settings["tool"]["mypy"]["files"]) == sorted([*PACKAGES, *SCRIPTS])
 
 
-def test_one_module_alone_derives_the_checkouts_path_from_its_own():
-    """Another one would point elsewhere once it moves to another depth."""
+def test_only_one_module_derives_the_checkouts_path_from_its_file():
+    """Other modules would give another path once they move to another depth."""
     climbs = re.compile(r"__file__\)(\.resolve\(\)|\.absolute\(\))?\.(parent\.parent|parents\b)")
     files = [*ROOT.glob("*.py"), *(file for package in PACKAGES for file in Path(ROOT / package).rglob("*.py"))]
     (file,) = [file for file in files if climbs.search(file.read_text())]

@@ -1,4 +1,4 @@
-"""Starting a run: the rank in the environment, the commands, signals, and what ranks agree on."""
+"""Starting a run: the rank in the environment, the commands, signals, and the ranks' agreement on losses and stops."""
 
 import base64
 import itertools
@@ -161,7 +161,7 @@ def wait_for(condition, process):
 
 
 def last_collectives(rank, port):
-    """A rank whose process group outlives `connected`, as with DeepSpeed, and that ends right after collectives."""
+    """A rank that ends right after collectives, while its process group outlives `connected` as with DeepSpeed."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     with connected(Cluster(rank, 2, rank, 2)):
@@ -179,7 +179,7 @@ def test_ranks_end_with_0_right_after_a_collective():
 
 
 def waits_of_groups(rank):
-    """Timeouts in seconds of groups that other code creates, such as DeepSpeed."""
+    """Timeouts in seconds of groups that other code, such as DeepSpeed, creates."""
     with connected(Cluster(), timeout=7.0):
         groups = [None, torch.distributed.new_group(), torch.distributed.new_group(backend="gloo")]
         groups = [torch.distributed.group.WORLD if group is None else group for group in groups]
@@ -192,8 +192,8 @@ def test_every_group_of_processes_gives_up_after_the_timeout():
 
 
 def agreements(rank):
-    """What each rank learns in seven steps, with losses exchanged every second step: rank 1 has a loss that is not
-    finite in step 3, and receives a signal in step 5."""
+    """The agreements of seven steps that exchange losses every second step. Rank 1 has a loss that is not finite in
+    step 3 and receives a signal in step 5."""
     agreement, heard, stops = Agreement(world_size=2, device="cpu", every=2), [], []
     for step in range(1, 8):
         loss = torch.tensor(float("nan") if (step, rank) == (3, 1) else float(step + rank))

@@ -13,7 +13,7 @@ from config.recipe import ConfigError
 from launch.nodes import Node, expand_hosts, first_nodes, read_hostfile, slurm_nodes
 
 
-def test_the_interface_is_the_one_that_has_the_address():
+def test_the_interface_of_an_address():
     interfaces = {"lo": ["127.0.0.1", "::1"], "docker0": ["172.17.0.1"], "eth0": ["10.0.0.5", "fe80::1%eth0"]}
     assert interface_of("10.0.0.5", interfaces) == "eth0"
     assert interface_of("10.0.0.6", interfaces) is None
@@ -64,24 +64,24 @@ def test_a_hostfile_that_is_not_there_is_one_line():
         ("tux-[1-2].site.org,x", ["tux-1.site.org", "tux-2.site.org", "x"]),
     ],
 )
-def test_slurms_node_lists(text, hosts):
+def test_slurms_node_lists_are_expanded(text, hosts):
     assert expand_hosts(text) == hosts
 
 
 @pytest.mark.parametrize("text", ["", ",", "a,,b", "a[", "a[1-2", "a[2-1]", "a[x]", "a[]", "a b", "a]"])
-def test_what_is_no_node_list(text):
+def test_malformed_node_lists_are_refused(text):
     with pytest.raises(ConfigError, match="not a SLURM node list"):
         expand_hosts(text)
 
 
 @given(st.lists(st.tuples(st.integers(1, 99), st.integers(1, 5)), min_size=1, max_size=6))
-def test_slurms_counts(parts):
+def test_slurms_counts_are_expanded(parts):
     text = ",".join(f"{count}(x{times})" if times > 1 else str(count) for count, times in parts)
     assert expand_counts(text) == [count for count, times in parts for _ in range(times)]
 
 
 @pytest.mark.parametrize("text", ["", "4(x)", "four", "4,(x2)", "4x2"])
-def test_what_are_no_counts(text):
+def test_malformed_counts_are_refused(text):
     with pytest.raises(UserError, match="not a SLURM list of numbers"):
         expand_counts(text)
 
@@ -98,18 +98,18 @@ SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-3]"}
         ({"SLURM_NTASKS": "9", "SLURM_TASKS_PER_NODE": "4(x2),1"}, [4, 4, 1]),
     ],
 )
-def test_slurms_allocation(more, processes):
+def test_slurms_allocation_gives_nodes_and_processes(more, processes):
     assert slurm_nodes(SLURM | more, 8) == [Node(f"n{i + 1}", count) for i, count in enumerate(processes)]
 
 
-def test_outside_of_slurm_there_is_none():
+def test_outside_of_slurm_there_is_no_allocation():
     assert slurm_nodes({}, 8) is None
-    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1"}  # of one task, on two nodes' job
+    step = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "1"}  # a step of one task
     assert slurm_nodes(SLURM | step, 8) == slurm_nodes(SLURM, 8)
     assert slurm_nodes({"SLURM_JOB_NODELIST": "n1"}, 8) is None
 
 
-def test_an_allocation_that_contradicts_itself():
+def test_an_allocation_that_contradicts_itself_is_an_error():
     with pytest.raises(ConfigError, match="has 3 nodes, SLURM_TASKS_PER_NODE=4 has 1"):
         slurm_nodes(SLURM | {"SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "4"}, 8)
     with pytest.raises(ConfigError, match="SLURM_NTASKS_PER_NODE=many in the environment is not a number"):

@@ -1,5 +1,5 @@
-"""Files for clusters, tested without one: the SLURM script's body runs on this machine, manifests fit their schemas,
-the pod's launcher runs as PID 1, and the Dockerfile fits the checkout."""
+"""Files for clusters, tested without a cluster: the SLURM script's body runs on this machine, manifests fit their
+schemas, the pod's launcher runs as PID 1, and the Dockerfile fits the checkout."""
 
 import copy
 import os
@@ -110,12 +110,12 @@ def difference(mine, known, place=""):
 
 
 @pytest.mark.parametrize("name", ["shared.yaml", "job.yaml", "trainjob.yaml"])
-def test_manifests_hold_to_their_schemas(name):
+def test_manifests_fit_their_schemas(name):
     for manifest in manifests(name):
         assert complaint(manifest) == ""
 
 
-def test_the_schemas_find_what_is_wrong():
+def test_the_schemas_find_mistakes():
     _, job = manifests("job.yaml")
     for place, key, value in (
         ("spec", "completionmode", "Indexed"),
@@ -199,7 +199,7 @@ def test_a_pod_that_is_evicted_saves_and_does_not_count_as_done(tmp_path, monkey
 
 
 @pytest.mark.slow
-def test_a_mistake_that_train_finds_is_exit_code_2_of_the_pod_as_well(tmp_path):
+def test_a_mistake_that_train_finds_ends_the_pod_with_exit_code_2(tmp_path):
     settings = [str(make_recipe(tmp_path)), f"run.directory={tmp_path}/run", "data.path=/nowhere"]
     assert pod(tmp_path, *settings).wait(timeout=60) == 2
     assert "/nowhere" in (tmp_path / "output").read_text()
@@ -278,6 +278,6 @@ def test_wheels_get_their_own_lock_file_which_pip_enforces(tmp_path):
     assert subprocess.run([*command, "--upgrade"], capture_output=True).returncode != 0
 
 
-def test_the_example_of_a_hostfile_is_one():
+def test_the_example_hostfile_can_be_read():
     nodes = read_hostfile(Path(ROOT / "launch" / "hosts.example"), 1)
     assert [(node.host, node.processes) for node in nodes] == [("node1", 8), ("node2", 8)]

@@ -11,7 +11,7 @@ from config.recipe import ROOT
 
 REPORT = json.dumps({"node": 0, "died": [], "step": 3, "ended": "saved", "stacks": []})
 
-# A node that takes two seconds to save after the signal that it sends to the program watching it.
+# A node that sends a signal to its supervisor and then takes two seconds to save.
 SLOW_TO_SAVE = f"""
 import os, signal, sys, time
 os.kill(os.getppid(), signal.SIGTERM)

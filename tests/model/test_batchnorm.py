@@ -91,7 +91,7 @@ def deviation(actual: Arrays, expected: Arrays) -> float:
 
 
 def unequal_batches(sizes: list[int]) -> list[np.ndarray]:
-    """The images of each rank have a different mean and scale, so that one rank's statistics are far off."""
+    """Images with a different mean and scale on each rank, so that the statistics of a single rank are wrong."""
     return [(1 + rank) * images(rank, size) + rank for rank, size in enumerate(sizes)]
 
 
@@ -161,7 +161,7 @@ def norm_on_a_rank(task: tuple[np.ndarray, np.ndarray, torch.dtype, torch.dtype,
     x.requires_grad_()
     with torch.autocast("cpu", getattr(torch, autocast or "bfloat16"), enabled=bool(autocast)):
         out = norm(x)
-    out.backward(torch.from_numpy(dy).to(dtype))  # contiguous, whatever x is
+    out.backward(torch.from_numpy(dy).to(dtype))  # contiguous even where x is channels-last
     assert x.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
     assert out.dtype == x.dtype == x.grad.dtype and norm.weight.grad.dtype == weight_dtype
     assert norm.running_mean is not None and norm.running_mean.dtype == torch.float32
@@ -199,7 +199,7 @@ def reference(batch: np.ndarray, dy: np.ndarray) -> Arrays:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_it_computes_in_float32_whatever_it_is_given(world_size: int) -> None:
+def test_it_computes_in_float32_for_every_input_dtype(world_size: int) -> None:
     cases = [(shape, *dtypes) for shape in ((6, 4, 5, 5), (6, 4), (6, 4, 5)) for dtypes in DTYPES]
     data = [samples(shape, dtype) for shape, dtype, _, _ in cases]
     parts = [
@@ -266,7 +266,7 @@ def compiled_on_a_rank(batch: np.ndarray) -> Arrays:
     network = Checkpointed(*small_network())
     network.how = "not reentrant"
     replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
-    network.compile(backend="eager")  # the graphs and their breaks, without minutes of code generation
+    network.compile(backend="eager")  # graphs and graph breaks, without minutes of code generation
     return trained(network, batch, torch.float64)
 
 
@@ -284,7 +284,9 @@ def test_it_may_be_compiled_with_checkpoints_inside(world_size: int) -> None:
 @pytest.mark.parametrize("tracks", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_alone_it_is_torchs_to_the_bit(training: bool, affine: bool, tracks: bool, momentum: float | None) -> None:
+def test_in_one_process_it_gives_the_bits_of_torchs_batch_norm(
+    training: bool, affine: bool, tracks: bool, momentum: float | None
+) -> None:
     theirs = nn.BatchNorm2d(4, 1e-3, momentum, affine, tracks)
     converted = BatchNorm(4, 1e-3, momentum, affine, tracks)
     x = torch.from_numpy(samples((6, 4, 5, 5), torch.float32)[0])
@@ -302,7 +304,7 @@ def test_statistics_that_are_no_longer_tracked_do_not_change() -> None:
     assert norm.running_mean is not None and not norm.running_mean.any()
 
 
-def test_state_dicts_are_those_of_torchs_both_ways() -> None:
+def test_state_dicts_move_to_torchs_batch_norm_and_back() -> None:
     theirs, converted = small_network(), small_network()
     replace_batch_norm(converted, 1, 1, 0)
     trained(theirs, images(0, 4), torch.float64)
@@ -333,7 +335,7 @@ def test_a_bare_batch_norm_is_replaced_too() -> None:
     assert isinstance(norm, BatchNorm)
 
 
-# densenet121 and efficientnet_b0 have the norm and activation in one, regnety_002 both kinds
+# densenet121 and efficientnet_b0 have modules of norm and activation, regnety_002 has these and plain norms.
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "densenet121", "regnety_002", "levit_128s"])
 def test_timm_models_compute_the_same(name: str) -> None:
     import timm  # takes seconds, on each rank too
@@ -350,7 +352,7 @@ def test_timm_models_compute_the_same(name: str) -> None:
         assert torch.equal(network(x), expected)
 
 
-def test_a_batch_norm_that_computes_more_is_refused() -> None:
+def test_a_batch_norm_with_extra_computation_is_refused() -> None:
     from timm.layers import SplitBatchNorm2d
 
     network = nn.Sequential(SplitBatchNorm2d(4, num_splits=2))

@@ -44,7 +44,7 @@ def normalized(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_on_a_gpu_it_computes_what_the_cpu_does(dtype: torch.dtype, affine: bool, group_of_one: Any) -> None:
+def test_on_a_gpu_it_computes_the_same_as_on_the_cpu(dtype: torch.dtype, affine: bool, group_of_one: Any) -> None:
     cases = [
         ((70, 5, 32, 32), torch.channels_last),  # more values per channel than half can count
         ((70, 5, 32, 32), torch.contiguous_format),

@@ -91,7 +91,7 @@ def test_a_network_of_three_heads_scores_them_side_by_side():
         torch.testing.assert_close(scores[..., 10 * head : 10 * head + 10], embeddings @ weight.T)
 
 
-def test_several_heads_have_the_published_names_there_and_back():
+def test_several_heads_keep_their_weights_under_the_published_names():
     torch.manual_seed(0)
     three = SwAV(build_backbone("resnet", **SMALL), 12, 6, 10, heads=3)
     published = published_names(three.state_dict(), heads=3)

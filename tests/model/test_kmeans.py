@@ -19,7 +19,7 @@ IMAGES, DIM, CLUSTERS = 240, 8, 5
 
 
 def blobs(seed=0, samples=IMAGES):
-    """Unit vectors around five well separated directions, and which of them each is from."""
+    """Unit vectors around five well separated directions, and the direction's number for each."""
     generator = torch.Generator().manual_seed(seed)
     middles = functional.normalize(torch.linalg.qr(torch.randn(DIM, DIM, generator=generator))[0][:CLUSTERS], dim=1)
     origin = torch.arange(samples) % CLUSTERS
@@ -28,7 +28,7 @@ def blobs(seed=0, samples=IMAGES):
 
 
 def test_the_assignments_are_scikit_learns():
-    """In clusters this narrow, the unit-length mean and the mean itself order the same samples nearest."""
+    """In such narrow clusters the mean and the mean scaled to unit length have the same nearest samples."""
     embeddings, _ = blobs()
     start = embeddings[:CLUSTERS]
     assigned, centroids = spherical_kmeans(embeddings, start, 10)
@@ -118,7 +118,7 @@ def test_selav2_takes_the_strongest_code_of_sinkhorn_over_the_whole_memory():
     assert torch.equal(targets[1][memory.rows], codes.argmax(1))
 
 
-def test_the_loss_is_the_mean_cross_entropy_over_heads_crops_and_rows_of_which_those_without_a_target_count_0():
+def test_the_loss_is_the_mean_cross_entropy_in_which_rows_without_a_target_count_as_0():
     generator = torch.Generator().manual_seed(2)
     scores = torch.randn(4, 3, 2 * 5, generator=generator).requires_grad_()
     targets = torch.tensor([[0, IGNORED, 4], [2, IGNORED, 1]])

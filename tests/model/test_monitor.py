@@ -1,4 +1,4 @@
-"""How many dimensions the embeddings lie in: the kind of collapse that neither codes nor spread show."""
+"""The rank of the embeddings: it shows dimensional collapse, which codes and spread do not show."""
 
 import math
 
@@ -46,8 +46,8 @@ def test_dimensional_collapse_shows_where_codes_and_spread_do_not():
 
 
 @pytest.mark.parametrize(("prototypes", "dim"), [(12, 8), (30, 16), (3000, 128)])
-def test_embeddings_that_know_nothing_are_no_better_than_the_bound_says(prototypes, dim):
-    """Random embeddings and codes: their loss is the one that the advice measures trouble by."""
+def test_the_loss_of_random_embeddings_is_below_the_bound_of_a_guess(prototypes, dim):
+    """`advice` warns where a run's loss is well above that of random embeddings and codes."""
     random = torch.Generator().manual_seed(2)
     embeddings = functional.normalize(torch.randn(4000, dim, generator=random), dim=1)
     weights = functional.normalize(torch.randn(prototypes, dim, generator=random), dim=1)
@@ -61,8 +61,8 @@ def test_embeddings_that_know_nothing_are_no_better_than_the_bound_says(prototyp
     assert "worse than a guess" in line and "lower optimizer.base_lr" in line
 
 
-def test_the_tiny_recipe_s_losses_are_not_called_trouble():
-    """Twelve prototypes in eight dimensions: its first epochs' losses are 4.2 to 4.9, and fall."""
+def test_the_tiny_recipes_losses_bring_no_advice():
+    """Twelve prototypes in eight dimensions: the losses of its first epochs are 4.2 to 4.9, and fall."""
     healthy = {"prototypes_in_use": 1.0, "embedding_std": 0.2}
     for loss in (4.23, 4.87, 4.88):
         assert advice(healthy | {"mean_loss": loss}, 12, "swav", 8, 0.1) == []

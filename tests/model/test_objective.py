@@ -36,8 +36,8 @@ def codes_by_hand(scores, epsilon, iterations):
 @pytest.mark.parametrize("hard", [False, True])
 def test_codes_are_equation_5_over_batch_and_queue_for_each_crop_and_head(hard):
     scores, queue_scores = random_scores(2, BATCH, 0), random_scores(2, QUEUED, 1)
-    found = objective(hard=hard).codes(scores, queue_scores)
-    assert found.shape == (2, BATCH, HEADS * K) and not found.requires_grad
+    codes = objective(hard=hard).codes(scores, queue_scores)
+    assert codes.shape == (2, BATCH, HEADS * K) and not codes.requires_grad
     for crop in range(2):
         for head in range(HEADS):
             columns = slice(head * K, (head + 1) * K)
@@ -45,7 +45,7 @@ def test_codes_are_equation_5_over_batch_and_queue_for_each_crop_and_head(hard):
             expected = codes_by_hand(together, 0.05, 3)[QUEUED:]
             if hard:
                 expected = functional.one_hot(expected.argmax(1), K).double()
-            torch.testing.assert_close(found[crop, :, columns].double(), expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(codes[crop, :, columns].double(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_loss_is_the_mean_of_equation_2_over_equation_6s_pairs():
@@ -65,10 +65,10 @@ def test_the_loss_is_the_mean_of_equation_2_over_equation_6s_pairs():
     assert scores.grad is not None and scores.grad.abs().sum() > 0
 
 
-def test_clusters_are_the_codes_of_the_methods_that_have_them_and_every_crop_predicts_them():
+def test_clusters_serve_as_codes_that_every_crop_predicts():
     scores = random_scores(3, BATCH, 3)
     targets = torch.arange(HEADS * BATCH).reshape(HEADS, BATCH) % K
-    targets[0, 0] = -100  # an image that was not seen in the epoch before
+    targets[0, 0] = -100  # an image without a target
     ours = objective()
     codes = ours.codes(ours.of_assigning(scores), None, targets)
     assert codes.shape == (2, BATCH, HEADS * K) and codes[0, 0, :K].sum() == 0

@@ -11,27 +11,27 @@ CLASSES, FEATURES, IMAGES = 3, 12, 240
 
 
 def data(seed=0):
-    """Features whose class shows only in small differences between large common values, and the classes."""
+    """Features with large common values and small differences between classes; and the classes."""
     noise = np.random.default_rng(seed)
     labels = noise.integers(0, CLASSES, IMAGES)
     middles = 5 + 0.5 * noise.normal(size=(CLASSES, FEATURES))
     return torch.tensor(middles[labels] + 0.2 * noise.normal(size=(IMAGES, FEATURES))).float(), labels
 
 
-def learnt(epochs=10, batch=24, labels=None, features=None):
-    found, known = data()
-    probe = Probe(known if labels is None else labels, CLASSES, FEATURES)
+def trained_probe(epochs=10, batch=24, labels=None, features=None):
+    own_features, own_labels = data()
+    probe = Probe(own_labels if labels is None else labels, CLASSES, FEATURES)
     order = np.random.default_rng(1)
     for _ in range(epochs):
         for rows in order.permutation(IMAGES).reshape(-1, batch):
-            probe.update((found if features is None else features)[rows], rows)
+            probe.update((own_features if features is None else features)[rows], rows)
     return probe
 
 
-def test_it_tells_classes_that_differ_little():
-    probe, (features, labels) = learnt(), data()
+def test_it_separates_classes_that_differ_little():
+    probe, (features, labels) = trained_probe(), data()
     assert (probe.classify(features).numpy() == labels).mean() > 0.95
-    assert learnt(0).classify(features).unique().tolist() == [0]
+    assert trained_probe(0).classify(features).unique().tolist() == [0]
 
 
 def test_its_first_step_is_that_of_autograd():
@@ -49,13 +49,13 @@ def test_its_first_step_is_that_of_autograd():
 
 def test_its_running_mean_and_variance_are_those_of_all_rows_seen():
     features, _ = data()
-    probe = learnt(epochs=1)
+    probe = trained_probe(epochs=1)
     unit = functional.normalize(features)
     torch.testing.assert_close(probe.state["mean"], unit.mean(0))
     torch.testing.assert_close(probe.state["variance"], unit.var(0, correction=0))
 
 
-def test_rows_without_a_label_teach_nothing_and_do_not_count():
+def test_rows_without_a_label_change_nothing_and_do_not_count():
     features, labels = data()
     some = labels.copy()
     some[::2] = -1
@@ -72,7 +72,7 @@ def test_rows_without_a_label_teach_nothing_and_do_not_count():
     assert probe.state["seen"].tolist()[1] == 20
 
 
-def test_the_training_accuracy_is_that_before_each_image_was_learnt_from():
+def test_the_training_accuracy_is_measured_before_each_image_trains_the_probe():
     features, labels = data()
     probe, right = Probe(labels, CLASSES, FEATURES), 0
     for rows in np.arange(IMAGES).reshape(-1, 24):
@@ -92,15 +92,15 @@ def two_halves(share):
     return {name: value.numpy() for name, value in probe.state.items()} | probe.summary()
 
 
-def test_any_number_of_ranks_learns_alike():
-    """The ranks hold the same numbers to the last bit; only the order of sums tells them from one rank's."""
+def test_any_number_of_ranks_learns_the_same():
+    """All ranks hold the same bits; they differ from a single rank's only by the order of sums."""
     one, (first, second) = two_halves((0, 1)), run_ranks([(0, 2), (1, 2)], two_halves)
     for name, values in one.items():
         np.testing.assert_array_equal(first[name], second[name])
         np.testing.assert_allclose(first[name], values, atol=2e-4)
 
 
-def test_its_state_is_all_that_it_goes_on_from():
+def test_it_continues_from_its_saved_state_exactly():
     features, labels = data()
     straight = Probe(labels, CLASSES, FEATURES)
     before = Probe(labels, CLASSES, FEATURES)

@@ -38,7 +38,7 @@ def disturb(module, amount):
             parameter.add_(amount * torch.arange(parameter.numel()).view_as(parameter).remainder(3))
 
 
-def test_two_steps_at_momentum_a_half_are_the_average_that_hand_computes():
+def test_two_steps_at_momentum_one_half_give_the_average_computed_by_hand():
     student = network()
     teacher = Teacher(student, [0, 1])
     first = numbers(student)
@@ -58,8 +58,8 @@ def test_two_steps_at_momentum_a_half_are_the_average_that_hand_computes():
     )
 
 
-def test_a_teacher_that_copies_gives_what_the_student_gives():
-    """The embeddings bit for bit; normalising unit prototypes once more may turn their last bit."""
+def test_at_momentum_0_the_teacher_gives_the_students_outputs():
+    """Embeddings bit for bit; scores nearly, since normalizing unit prototypes again may change their last bit."""
     student = network()
     teacher = Teacher(student, [0, 1])
     disturb(student, 0.01)
@@ -82,7 +82,7 @@ def test_the_teacher_takes_no_gradient_and_gives_none():
     assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-def test_its_batch_norm_keeps_statistics_of_its_own_and_its_dropout_is_off():
+def test_its_batch_norm_has_separate_statistics_and_its_dropout_is_off():
     student = network()
     student.projection_head.append(nn.Dropout(0.9))
     teacher = Teacher(student, [0, 1])
@@ -106,7 +106,7 @@ def test_an_evaluation_leaves_each_modules_mode_and_statistics_as_they_were():
     assert set(modes) == {True, False}
     with evaluation_mode(teacher.network):
         one = teacher.features(crops())[:2]
-        two = teacher.features(crops()[:2])  # not of the batch's statistics
+        two = teacher.features(crops()[:2])  # does not depend on the other images of the batch
     torch.testing.assert_close(one, two)
     assert [module.training for module in teacher.network.modules()] == modes
     assert all(torch.equal(value, state[name]) for name, value in teacher.network.state_dict().items())
@@ -130,11 +130,11 @@ def test_only_the_assigning_crops_are_computed_and_come_in_their_order(assigning
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_average_is_float32_whatever_the_arithmetic(dtype):
+def test_the_average_is_float32_at_every_precision(dtype):
     """fp16's network has half parameters; bf16's are float32 under autocast."""
     student = network(dtype=torch.float16 if dtype == torch.float16 else torch.float32)
     teacher = Teacher(student, [0, 1], dtype)
-    teacher.follow(student, 0.999)  # a step that float16 could not tell from none
+    teacher.follow(student, 0.999)  # a step that float16 would round to nothing
     assert {parameter.dtype for parameter in teacher.network.parameters()} == {torch.float32}
     images = [crops().to(dtype)]
     embeddings, scores, _ = teacher(images, BATCH)
@@ -143,7 +143,7 @@ def test_the_average_is_float32_whatever_the_arithmetic(dtype):
     torch.testing.assert_close(scores, exact, atol=0.05, rtol=0)
 
 
-def test_the_momentum_goes_on_a_cosine_from_its_first_value_to_its_final_one():
+def test_the_momentum_follows_a_cosine_from_its_first_to_its_final_value():
     assert momentum_at(0, 100, 0.996, 1.0) == pytest.approx(0.996)
     assert momentum_at(50, 100, 0.996, 1.0) == pytest.approx(0.998)
     assert momentum_at(100, 100, 0.996, 1.0) == pytest.approx(1.0)

@@ -62,7 +62,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(images, tmp_path_factory):
-    """Two ranks, batch norm synchronised, with the peer and a trace; no variants."""
+    """Two ranks, batch norm synchronized, with the peer and a trace; no variants."""
     folder = tmp_path_factory.mktemp("step")
     files = "--json", folder / "step.json", "--trace", folder / "trace.json"
     cache = f"data.cache={folder / 'tables'}"

@@ -1,1 +1,1 @@
-"""What tests share: small data, tiny runs, ranks, hosts, a browser. No tests in here."""
+"""Helpers that several tests use: small data, tiny runs, ranks, hosts, a browser."""

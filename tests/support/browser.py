@@ -1,4 +1,4 @@
-"""A page in a real browser: Chromium without a window, spoken to over its debugging pipe.
+"""Opens a page in headless Chromium, which takes commands over its debugging pipe.
 
 python tests/support/browser.py perf/report.html docs/report      # docs/report-1280-light.png, -1280-dark,
 -390-light, ...
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
-# What is laid out, and what of it overlaps: texts of a plot against each other, by their boxes, shrunk by a pixel.
+# The page's layout. `overlapping`: pairs of texts in a plot whose boxes overlap even after shrinking by a pixel.
 FACTS = """(() => {
   const overlapping = [];
   for (const svg of document.querySelectorAll("svg")) {
@@ -45,7 +45,7 @@ def program():
 
 
 class Browser:
-    """A running Chromium; `requests` and `complaints` hold what the page asked of the network, and of the console."""
+    """A running Chromium. `requests`: URLs that the page loads; `complaints`: its exceptions and log entries."""
 
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -114,7 +114,7 @@ class Browser:
         return message
 
     def show(self, page, width, scheme):
-        """Open a file at a width, light or dark; what FACTS finds."""
+        """Open a file at a width, light or dark; returns the values of FACTS."""
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

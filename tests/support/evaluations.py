@@ -73,7 +73,7 @@ def published_file(path: Path, network: SwAV) -> Path:
 
 
 def evaluate(capsys, *arguments: object, command: str = "knn") -> dict:
-    """A sub-command in this process; its result file. Fails with its error line."""
+    """Run a sub-command in this process; its result file, and its output as `text`. Fails with its error line."""
     words = [str(argument) for argument in arguments]
     code = importlib.import_module(f"evaluation.commands.{command}").main(words)
     printed = capsys.readouterr()
@@ -82,7 +82,7 @@ def evaluate(capsys, *arguments: object, command: str = "knn") -> dict:
 
 
 def mistake(capsys, *arguments: object, command: str = "knn") -> str:
-    """The one line that a sub-command ends with, exit code 2."""
+    """Run a sub-command that ends with exit code 2; its one error line."""
     try:
         code = importlib.import_module(f"evaluation.commands.{command}").main([str(word) for word in arguments])
     except SystemExit as end:

@@ -1,7 +1,7 @@
 """Processes forked from a server that has imported torch, DeepSpeed and our modules: a start takes tenths of a second.
 
-A server starts with the first use in each pytest process. Imports are the only thing that such a process has more than
-one that is started anew: the server runs no threads and none of our code.
+Each pytest process starts its server at the first use. Compared with a new process, a forked one has only the imports
+in addition: the server runs no threads and no functions of ours.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ PRELOADED = (
 
 
 def start_server():
-    """Start the server of this pytest process, if there is none yet. It sees no GPU."""
+    """Start the server of this pytest process unless it is running. The server sees no GPU."""
     multiprocessing.set_forkserver_preload(list(PRELOADED))
     with mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""):
         forkserver.ensure_running()
@@ -48,10 +48,10 @@ def run_processes(function, arguments):
 
 
 class Script:
-    """A Python script on `ranks` forked processes, with what tests use of subprocess.Popen.
+    """A Python script on `ranks` forked processes, with the methods of subprocess.Popen that tests use.
 
-    Exit code: the first that is not 0. All processes write to the file `output`. environment: in addition to this
-    process's; the ranks find each other by it (RANK, WORLD_SIZE, ...), as under torchrun.
+    Exit code: the first that is not 0. All processes write to the file `output`. environment: variables in addition to
+    this process's and to RANK, WORLD_SIZE, ..., which the ranks get as under torchrun.
     """
 
     def __init__(self, path, arguments, output, ranks=1, environment=None):
@@ -92,7 +92,7 @@ class Script:
         return self.returncode
 
     def communicate(self, timeout=None):
-        """Its output and None, once it has ended."""
+        """Wait for the end; the output and None."""
         self.wait(timeout)
         return self.output.read_text(), None
 
@@ -105,7 +105,7 @@ class Script:
         self.send_signal(signal.SIGTERM)
 
     def kill(self):
-        """SIGKILL for all, with the processes that they have started."""
+        """Send SIGKILL to all ranks and the processes that they have started."""
         for process in self.processes:
             if process.exitcode is None:
                 os.killpg(process.pid, signal.SIGKILL)

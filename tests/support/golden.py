@@ -1,4 +1,4 @@
-"""The golden numbers: where they lie, and weights made as tests/golden/README.md says."""
+"""The golden numbers' folder, and weights filled as tests/golden/README.md describes."""
 
 import json
 import math

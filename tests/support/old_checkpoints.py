@@ -1,11 +1,11 @@
-"""Runs of an older trainer, of which tests/training/old_checkpoints holds recipe and checkpoint, and their images."""
+"""Lays out runs of an older trainer: recipe and checkpoint from training/checkpoint/old_checkpoints, and images."""
 
 import hashlib
 import shutil
 
 from config.recipe import ROOT
 
-OLD = ROOT / "tests" / "training" / "old_checkpoints"
+OLD = ROOT / "tests" / "training" / "checkpoint" / "old_checkpoints"
 IMAGES = 36
 
 

@@ -1,4 +1,4 @@
-"""Datasets as others pack them, tiny: tables of Hugging Face, IDX, CIFAR-10, and a pickle that would do harm."""
+"""Tiny datasets in formats of others: Hugging Face tables, IDX, CIFAR-10, and a malicious pickle."""
 
 import json
 import os
@@ -37,12 +37,12 @@ def idx(array):
 
 
 def cifar10(python2=False):
-    """Files of CIFAR-10's python version with 4 images in each batch, and their pixels; pickled by Python 3 or, as the
-    published ones, by Python 2 (whose text is bytes in Python 3)."""
+    """Files of CIFAR-10's python version with 4 images in each batch, and their pixels; pickled by Python 3 or, like
+    the published files, by Python 2 (whose text is bytes in Python 3)."""
 
     def pickled(value):
         data = pickle.dumps(value, protocol=2)
-        # Protocol 2 has names in plain text, so the module that NumPy had then can be put in.
+        # Protocol 2 has names in plain text: put in the module name of the NumPy of that time.
         return data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") if python2 else data
 
     text = str.encode if python2 else str

@@ -1,4 +1,4 @@
-"""Programs in tests: run in this process, looked at, and waited for."""
+"""Run programs in this process, read command lines of others, and wait for steps of a run."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ import psutil
 def run_module(module, *arguments, folder=None):
     """As subprocess.run([python, "-m", module, *arguments], cwd=folder) in this process; a CompletedProcess.
 
-    For what a program says and how it ends before it starts any work: its imports are already here.
+    For a program's messages and exit codes before it starts its work: this process has imported its modules already.
     """
     words, code = [str(argument) for argument in arguments], 0
     stdout, stderr = io.StringIO(), io.StringIO()
@@ -46,7 +46,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def words_of(process):
-    """The words of its command; none of one that has ended, or is about to."""
+    """The words of a process's command; [] if it has ended or is ending."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -54,7 +54,7 @@ def words_of(process):
 
 
 def wait_for_steps(directory, count, process, output=None, longest=120):
-    """Until the run in `directory` has logged `count` lines. Fails, with its output, if it ends before or takes longer.
+    """Wait until the run in `directory` has logged `count` lines. Fails with its output if it ends or takes too long.
 
     output: the file that the process writes to; None if it is asked by communicate().
     """
@@ -62,6 +62,6 @@ def wait_for_steps(directory, count, process, output=None, longest=120):
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
         ended = process.poll() is not None
         if ended or time.monotonic() > deadline:
-            said = output.read_text() if output else process.communicate()[0] if ended else "still running"
-            raise AssertionError(f"no step {count}: {said}")
+            text = output.read_text() if output else process.communicate()[0] if ended else "still running"
+            raise AssertionError(f"no step {count}: {text}")
         time.sleep(0.005)

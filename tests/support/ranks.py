@@ -1,4 +1,4 @@
-"""Functions run on several gloo ranks, each a process of its own."""
+"""Run a function on several gloo ranks, one process each."""
 
 import pickle
 import queue
@@ -52,7 +52,7 @@ def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], An
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
     try:
-        # As bytes: the queue would send a tensor as a handle on memory, which is gone once this process ends.
+        # As bytes: the queue would send a tensor as a handle to memory, which is gone once this process ends.
         results.put(pickle.dumps((rank, function(inputs[rank]))))
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Values on the grid of a dtype, so that only computing can go wrong."""
+"""Values that a dtype represents exactly, so that only computation can round."""
 
 import numpy as np
 import torch
@@ -9,6 +9,6 @@ def rounded(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 def samples(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and output gradients on the grid of `dtype`, so that only computing can go wrong."""
+    """Inputs and output gradients that `dtype` represents exactly."""
     random = np.random.RandomState(3)
     return rounded(random.normal(3, 2, size=shape), dtype), rounded(random.normal(size=shape), dtype)

@@ -1,4 +1,4 @@
-"""DeepSpeed synchronizes the device in no step of ours: on a GPU each time would drain its queue."""
+"""DeepSpeed does not synchronize the device in our steps: on a GPU this would drain its queue each time."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def count_synchronizations(rank, folder):
 
 
 @pytest.mark.slow
-def test_deepspeed_synchronizes_no_step(tmp_path):
+def test_deepspeed_does_not_synchronize_in_a_step(tmp_path):
     run_ranks(count_synchronizations, 2, tmp_path)
     results = json.loads((tmp_path / "found.json").read_text())
     assert [case for case in results["cases"] if case["callers"]] == []

@@ -1,4 +1,4 @@
-"""DeepCluster-v2 and SeLa-v2 in whole runs: kills, other numbers of processes, every ZeRO stage."""
+"""Whole runs of DeepCluster-v2 and SeLa-v2: kills, other numbers of processes, every ZeRO stage."""
 
 import json
 
@@ -18,25 +18,25 @@ from training.checkpoint.shards import tensors_to_write
 from training.distributed import free_port
 from training.trained_network import read_trained
 
-# Batch norm over all processes, so that their number changes nothing but rounding.
+# Batch norm over all processes, so that their number changes only rounding.
 SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")
 STEPS = 16
 
 
 @pytest.fixture(scope="module", params=["deepclusterv2", "selav2"])
 def undisturbed(request, tmp_path_factory):
-    """A run on one process, left alone: its workplace and settings."""
+    """An uninterrupted run on one process: its workplace and settings."""
     workplace = make_workplace(tmp_path_factory.mktemp(request.param))
     settings = (*SETTINGS, f"method={request.param}")
     train(workplace, "undisturbed", *settings)
-    assert losses(workplace, "undisturbed")[1] > 0  # rows without targets, as without a first pass, have a loss of 0
+    assert losses(workplace, "undisturbed")[1] > 0  # a loss of 0 would mean rows without targets, so no first pass
     return workplace, settings
 
 
 def test_a_run_learns_clusters_that_all_heads_use(undisturbed):
     workplace, _ = undisturbed
-    found, summary = losses(workplace, "undisturbed"), json.loads((workplace / "undisturbed/summary.json").read_text())
-    assert sorted(found) == list(range(1, STEPS + 1))
+    summary = json.loads((workplace / "undisturbed/summary.json").read_text())
+    assert sorted(losses(workplace, "undisturbed")) == list(range(1, STEPS + 1))
     assert summary["code_entropy"] == 0 and summary["prototypes_in_use"] > 0.5
     weight = read_trained(workplace / "undisturbed").network.prototypes.weight
     assert weight.shape == (3 * 12, 8)
@@ -84,8 +84,7 @@ def test_a_batch_in_parts_takes_all_its_rows(undisturbed, accumulation):
 def test_set_prototypes_reach_network_and_masters_at_every_stage_and_stay(stage):
     port, case, results = free_port(), Case(stage, 2, tiny=True), context().Queue()
     run_processes(set_prototypes, [(rank, case, port, results) for rank in range(2)])
-    found = [results.get(timeout=10) for _ in range(2)]
-    for _, network, masters, scores, moved in found:
+    for _, network, masters, scores, moved in [results.get(timeout=10) for _ in range(2)]:
         assert network == 0 and masters == 0 and scores < 1e-5 and moved
 
 
@@ -97,18 +96,18 @@ def test_a_row_without_a_target_is_a_code_of_zeros():
 
 def exchanged(rows):
     clusters = EpochTargets(Memory(1, 8, 2), torch.tensor([[3, 1, IGNORED, 2]]))
-    found = clusters.targets_of(rows.numpy(), torch.ones(1, len(rows), 2))
+    targets = clusters.targets_of(rows.numpy(), torch.ones(1, len(rows), 2))
     rank, tensors = torch.distributed.get_rank(), clusters.state_tensors()
-    return found.tolist(), clusters.memory.rows.tolist(), sorted(tensors_to_write(tensors, rank, 2))
+    return targets.tolist(), clusters.memory.rows.tolist(), sorted(tensors_to_write(tensors, rank, 2))
 
 
-def test_a_step_gets_its_rows_targets_and_leaves_their_embeddings():
+def test_a_step_gets_the_targets_of_its_rows_and_stores_their_embeddings():
     inputs = (torch.tensor([3, 0]), torch.tensor([1, 2]))
     results = run_ranks(list(inputs), exchanged)
     for rows, (targets, stored, _) in zip(inputs, results, strict=True):
         assert targets == [[[3, 1, IGNORED, 2][row] for row in rows]] and stored == rows.tolist()
     own = ["own/memory.embeddings", "own/memory.rows"]
-    assert [names for *_, names in results] == [["alike/targets", *own], own]  # what is alike is written once
+    assert [names for *_, names in results] == [["alike/targets", *own], own]  # "alike" tensors are written once
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

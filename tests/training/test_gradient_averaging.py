@@ -1,4 +1,4 @@
-"""Gradients of stage 0 are averaged in place, whatever their shapes and however many parts they make."""
+"""Gradients of stage 0 are averaged in place, for all shapes and numbers of parts."""
 
 import torch
 
@@ -10,16 +10,16 @@ SHAPES = ((3, 5), (), (700,), (2, 3, 4, 5), (1,))
 
 
 def average(seed):
-    """Two steps with the same buffer, of two sets of gradients; parts of 100 elements."""
+    """Two steps with the same buffer and different sets of gradients, in parts of 100 elements."""
     gradients.PART = 100
-    averaging, found = Averaging(), []
+    averaging, averages = Averaging(), []
     for step, shapes in enumerate((SHAPES, SHAPES[:2])):
         generator = torch.Generator().manual_seed(10 * step + seed)
         own = [torch.randn(shape, generator=generator) for shape in shapes]
         own = [one.contiguous(memory_format=torch.channels_last) if one.ndim == 4 else one for one in own]
         averaging(own, None)
-        found.append(own)
-    return found
+        averages.append(own)
+    return averages
 
 
 def test_gradients_are_the_mean_over_the_ranks_on_each():

@@ -1,4 +1,4 @@
-"""What each method asks of the settings, and which crops may give the codes."""
+"""The settings that each method requires, and the crops that may give the codes."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_fitting_a_second_time_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["method=moco"], "method=moco: expected swav, deepclusterv2 or selav2"),
         (["model.heads=0"], "model.heads=0: expected at least 1"),
@@ -51,10 +51,10 @@ def test_fitting_a_second_time_changes_nothing():
         ),
     ],
 )
-def test_a_mistake_is_one_line(settings, told):
+def test_a_mistake_is_one_line(settings, message):
     with pytest.raises(ConfigError) as error:
         fitted(*settings)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_disk_check_counts_all_heads():
@@ -94,7 +94,7 @@ def test_codes_come_from_any_crops_of_any_resolution(groups, assigning):
 
 
 def test_a_crop_is_scored_as_if_its_resolution_were_alone():
-    """Batch norm takes its statistics of each resolution in the backbone: the others change features nowhere."""
+    """In the backbone batch norm computes statistics per resolution, so features do not depend on other resolutions."""
     network, crops = network_and_crops(((2, 20), (3, 12)))
     network.projection_head[1].eval()  # this one sees all crops together, as in the published code
     both = network(crops, 4)[1]

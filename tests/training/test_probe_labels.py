@@ -11,13 +11,13 @@ from training.build import probe_of
 
 
 def table(labels):
-    """A table of so many images, of which only the labels matter here."""
+    """A table with these labels; its other columns do not matter."""
     rows, zeros = len(labels), np.zeros(len(labels))
     size = np.full(rows, 8)
     return SampleTable(Path("."), ["a"], zeros, zeros, size, size, size, labels, zeros)
 
 
-def test_it_does_not_learn_from_what_is_held_out_as_a_test():
+def test_it_does_not_learn_from_held_out_test_images():
     images = table(np.arange(100) % 4)
     labelled = labelled_data(images, None)
     probe = probe_of(labelled, images, 5)
@@ -26,11 +26,11 @@ def test_it_does_not_learn_from_what_is_held_out_as_a_test():
     assert probe.state["weight"].shape == (4, 6)
     whole = labelled_data(images, table(np.full(10, 6)), max_train=20)
     probe = probe_of(whole, images, 5)
-    assert (probe.labels >= 0).all()  # max_train is k-NN's alone
-    assert probe.state["weight"].shape == (7, 6)  # a class that only the test has is one
+    assert (probe.labels >= 0).all()  # max_train limits k-NN only
+    assert probe.state["weight"].shape == (7, 6)  # classes that only the test set has count too
 
 
-def test_data_without_labels_is_a_mistake_told_in_one_line():
+def test_data_without_labels_is_an_error_of_one_line():
     images = table(np.full(10, -1))
     with pytest.raises(ValueError, match=r"^evaluation.probe=true needs labels, .*$"):
         probe_of(labelled_data(images, None), images, 5)

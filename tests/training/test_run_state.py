@@ -132,7 +132,7 @@ def test_a_run_without_a_key_ends_with_one_line_and_exit_code_2(tmp_path):
 
 
 def sign(folder):
-    """Write the manifest anew, so that the folder counts as whole."""
+    """Rewrite the manifest, so that the folder counts as a complete checkpoint."""
     from common.files import fingerprint
 
     files = [path for path in folder.iterdir() if path.name != "manifest.json"]

@@ -1,4 +1,4 @@
-"""Teacher and online probe in whole runs: in the checkpoints, on several processes, at ZeRO's stages."""
+"""Whole runs with teacher and online probe: checkpoints, several processes, ZeRO stages."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def train(workplace, name, *settings, ranks=1):
 
 
 def refusal(workplace, *settings):
-    """The last line of a start that is refused."""
+    """Start a run that is refused; the last line of its output."""
     process = run_train(workplace, "refused", *SETTINGS, *settings, wait=False)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 2, output
@@ -43,7 +43,7 @@ def lines(workplace, name):
 
 
 def interrupted(workplace, name, copy, step):
-    """The directory of a run as a kill after its checkpoint of `step` leaves it."""
+    """Copy a run's directory to the state that a kill after the checkpoint of `step` leaves."""
     shutil.copytree(workplace / name, workplace / copy)
     (workplace / copy / "summary.json").unlink()
     for path in (workplace / copy / "checkpoints").glob("step-*"):
@@ -75,7 +75,7 @@ def test_a_resumed_run_ends_with_the_same_teacher_and_probe_bit_for_bit(workplac
 
 
 def test_the_probes_accuracies_are_in_the_metrics_and_the_summary(workplace, two):
-    """Bright and dark noise are easily told apart."""
+    """Bright and dark noise are easy to tell apart, so the probe is accurate."""
     summary = json.loads((workplace / "two" / "summary.json").read_text())
     assert summary["probe"] > 0.9
     by_epoch = [line for line in lines(workplace, "two") if "probe_train" in line]
@@ -86,18 +86,18 @@ def test_the_probes_accuracies_are_in_the_metrics_and_the_summary(workplace, two
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2])
-def test_every_stage_that_has_the_whole_network_averages_alike(workplace, two, stage):
+def test_stages_0_to_2_average_the_same_teacher(workplace, two, stage):
     name = f"stage-{stage}"
     train(workplace, name, f"engine.stage={stage}", ranks=2)
     assert losses(workplace, name) == pytest.approx(two, rel=1e-4)
     paths = [workplace / which / "checkpoints" / "step-000000006" for which in ("two", name)]
-    base, found = (full_weights(path, teacher=True) for path in paths)
+    base, other = (full_weights(path, teacher=True) for path in paths)
     start = full_weights(paths[0].with_name("step-000000003"), teacher=True)
     for key, values in base.items():
         if key != "projection_head.0.bias":  # batch norm follows it, so rounding alone gives it a gradient
-            torch.testing.assert_close(found[key], values, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(other[key], values, rtol=1e-3, atol=1e-4)
     moved = (base["backbone.conv1.weight"] - start["backbone.conv1.weight"]).abs().max()
-    assert moved > 3e-4  # more than what is taken for alike
+    assert moved > 3e-4  # more than the tolerance above
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_a_run_without_a_teacher_has_none_and_a_probe_may_come_later(workplace):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (["engine.stage=3"], "swav.teacher.momentum=0.7: expected 0 with engine.stage=3"),
         (["swav.teacher.momentum=1"], "swav.teacher.momentum=1: expected 0 or more and less than 1"),
@@ -139,11 +139,11 @@ def test_a_run_without_a_teacher_has_none_and_a_probe_may_come_later(workplace):
         (["method=selav2", "swav.queue.length=0"], "swav.teacher.momentum=0.7: it is for method=swav"),
     ],
 )
-def test_what_a_teacher_cannot_go_with_is_told_in_one_line(workplace, settings, told):
-    assert refusal(workplace, *settings).startswith(f"swave: {told}")
+def test_settings_that_do_not_fit_a_teacher_are_an_error_of_one_line(workplace, settings, message):
+    assert refusal(workplace, *settings).startswith(f"swave: {message}")
 
 
-def test_a_probe_without_labels_is_told_in_one_line(workplace):
+def test_a_probe_without_labels_is_an_error_of_one_line(workplace):
     flat = workplace / "flat"
     flat.mkdir()
     for path in (workplace / "images").rglob("*.*"):

@@ -26,7 +26,7 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(workplace):
-    """One process, started as a user does and left alone; with everything that a run leaves."""
+    """An uninterrupted run on one process, started as a user does: its output and losses."""
     output = train(workplace, "undisturbed", launcher=[sys.executable])
     return output, losses(workplace, "undisturbed")
 
@@ -36,7 +36,7 @@ def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(work
     summary = json.loads((run / "summary.json").read_text())
     for key in ("knn", "knn_random_init", "knn_raw_pixels", "prototypes_in_use"):
         assert 0 <= summary[key] <= 1
-    assert summary["knn"] > 0.9  # bright and dark noise are easily told apart
+    assert summary["knn"] > 0.9  # bright and dark noise are easy to tell apart
     assert summary["seconds"] > 0
     assert summary["images_per_second"] > 0
     assert summary["versions"]["torch"].startswith("2.")
@@ -63,7 +63,7 @@ def test_the_learning_curve_of_a_run_is_drawn(workplace, undisturbed, tmp_path):
     assert Image.open(tmp_path / "c.png").size[0] > 800
 
 
-def test_starting_a_finished_run_again_says_its_result_and_trains_nothing(workplace, undisturbed):
+def test_starting_a_finished_run_again_prints_its_result_and_trains_nothing(workplace, undisturbed):
     before = (workplace / "undisturbed" / "summary.json").read_text()
     output = train(workplace, "undisturbed")
     assert "is done" in output
@@ -72,7 +72,7 @@ def test_starting_a_finished_run_again_says_its_result_and_trains_nothing(workpl
 
 
 def train_with_kills(workplace, name, kills, *settings):
-    """A run killed at random steps as often as asked for, then left to end; returns what it said at last."""
+    """A run that is killed at `kills` random steps and then ends; the output of its last start."""
     chance = random.Random(3)
     for step in sorted(chance.sample(range(2, STEPS - 1), kills)):
         process = train(workplace, name, *settings, wait=False)
@@ -103,7 +103,7 @@ def test_a_run_of_ffcv_from_a_beton_killed_at_random_steps_gives_the_same_losses
     assert json.loads((workplace / "ffcv" / "summary.json").read_text())["knn"] > 0.9
 
 
-def test_a_kill_between_the_last_step_and_the_summary_costs_the_summary_alone(workplace, undisturbed):
+def test_a_kill_between_the_last_step_and_the_summary_loses_only_the_summary(workplace, undisturbed):
     shutil.copytree(workplace / "undisturbed", workplace / "late")
     before = json.loads((workplace / "late" / "summary.json").read_text())
     (workplace / "late" / "summary.json").unlink()

@@ -1,4 +1,4 @@
-"""Every ZeRO stage takes the step that stage 0 takes, in every precision, and checkpoints move between them.
+"""Every ZeRO stage takes the same step as stage 0 in every precision, and checkpoints move between stages.
 
 `make zero-check` has more: 20 states, 1, 2 and 4 ranks, steps in one and two parts, all stages in half precision.
 """
@@ -27,7 +27,7 @@ def in_ranks(function, case, *arguments):
 
 @pytest.fixture(scope="module", autouse=True)
 def forks():
-    """perf.ranks forks from the server that is there."""
+    """Start the server from which perf.ranks forks."""
     start_server()
 
 
@@ -53,23 +53,23 @@ def test_a_stage_takes_stage_0s_step_from_each_of_6_states(stage, stage_0, tmp_p
 def test_adamw_takes_the_same_step_at_every_stage(stage, tmp_path):
     run_case(Case(0, 2, optimizer="adamw", tiny=True), tmp_path / "base", 5, 0)
     case = Case(stage, 2, optimizer="adamw", tiny=True)
-    found = run_case(case, tmp_path / "other", 5, 0, reference=tmp_path / "base")
-    assert found["update_deviation"] <= 1e-5 and found["momentum_deviation"] <= 1e-6, found
+    result = run_case(case, tmp_path / "other", 5, 0, reference=tmp_path / "base")
+    assert result["update_deviation"] <= 1e-5 and result["momentum_deviation"] <= 1e-6, result
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2])
 def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
     run_case(Case(0, 2, tiny=True), tmp_path / "base", 5, 0)
-    found = run_case(Case(stage, 2, offload=True, tiny=True), tmp_path / "other", 5, 0, reference=tmp_path / "base")
-    assert max(found[name] for name in LIMITS) <= 1e-6, found
+    result = run_case(Case(stage, 2, offload=True, tiny=True), tmp_path / "other", 5, 0, reference=tmp_path / "base")
+    assert max(result[name] for name in LIMITS) <= 1e-6, result
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2])
-def test_ranks_with_synchronised_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
-    """In float64: in float32 the ranks' sums end differently in the last bits, a ReLU here and there makes more of
-    that, and updates differ by 2e-3."""
+def test_ranks_with_synchronized_batch_norm_are_one_rank_on_the_whole_batch(ranks, tmp_path):
+    """In float64: in float32 the ranks' sums differ in the last bits, some ReLUs amplify that, and updates differ by
+    2e-3."""
     base = run_case(Case(0, ranks, "fp64", sync=0), tmp_path / "many", 3, 3)
     one = run_case(Case(0, 1, "fp64"), tmp_path / "one", 3, 3, reference=tmp_path / "many")
     assert all(one[name] <= limit for name, limit in LIMITS.items()), one
@@ -113,8 +113,8 @@ def exact_losses(tmp_path_factory):
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_an_overflow_skips_the_step_on_all_ranks_halves_the_scale_and_changes_nothing_else(stage, tmp_path):
     in_ranks(zero_moves.overflow, Case(stage, 2, "fp16", tiny=True), tmp_path)
-    for found in json.loads((tmp_path / "found.json").read_text()):
-        assert found == {"applied": False, "halved": True, "same": True, "goes_on": True}
+    for facts in json.loads((tmp_path / "found.json").read_text()):
+        assert facts == {"applied": False, "halved": True, "same": True, "goes_on": True}
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def make(folder):
 
 
 def same_state(one, other):
-    """Masters, momentum and queue of two checkpoints are the same bits once gathered."""
+    """Assert that masters, momentum and queue of two checkpoints are the same bits once gathered."""
     (state, first), (_, second) = load_checkpoint(one), load_checkpoint(other)
     for name, shape in state["shapes"].items():
         for kind in ("master", "momentum_buffer"):

@@ -31,7 +31,7 @@ def test_a_layout_of_whole_parameters_has_a_segment_each():
     assert Layout.of_whole([{"params": [matrix, vector]}]).names == ("parameter 0", "parameter 1")
 
 
-def test_pieces_leave_out_padding_before_between_and_behind():
+def test_pieces_leave_out_padding_before_between_and_after_them():
     tensor, layout = layout_of([Segment(0, 4, 2, 6), Segment(1, 0, 10, 3)], 16)
     values = torch.arange(16.0)
     assert [piece.tolist() for piece in layout.pieces(tensor, values)] == [[2, 3, 4, 5, 6, 7], [10, 11, 12]]
@@ -93,7 +93,7 @@ def test_rows_get_unit_norm_and_rows_of_zeros_stay():
 
 
 class Summed(Layout):
-    """A rank's layout whose sums over the ranks are given; it keeps what the rank itself has summed."""
+    """A rank's layout that gets the sums over the ranks from `total`, and keeps the rank's own sums in `own`."""
 
     def add_up(self, values):
         self.own = values.clone()
@@ -112,18 +112,18 @@ def test_rows_cut_at_ranks_borders_get_the_norm_of_the_whole_row():
         (0, [Segment(0, 6, 0, 6), Segment(1, 0, 6, 4)], flat[6:16]),
         (1, [Segment(1, 4, 1, 2)], flat[16:]),
     )
-    found, sums = [], torch.zeros(5, dtype=torch.float64)
+    pieces, sums = [], torch.zeros(5, dtype=torch.float64)
     for padding, segments, values in cuts:
         tensor = torch.cat([torch.full((padding,), 7.0), values, torch.full((3,), 9.0)])
         layout = Summed(["a", "b"], [(3, 4), (2, 3)], [(0, 1)], {tensor: segments}, partitioned=True)
         layout.total = squares
         layout.unit_rows_([tensor], [0, 1])
         assert (tensor[:padding] == 7).all() and (tensor[-3:] == 9).all()  # padding is left alone
-        found.append(tensor[padding : padding + len(values)])
+        pieces.append(tensor[padding : padding + len(values)])
         sums += layout.own
     torch.testing.assert_close(sums, squares)
     expected = torch.cat([normalize(matrix, dim=1).flatten() for matrix in matrices])
-    torch.testing.assert_close(torch.cat(found), expected)
+    torch.testing.assert_close(torch.cat(pieces), expected)
 
 
 def test_a_rank_without_a_part_of_the_matrices_takes_part_in_the_sum():

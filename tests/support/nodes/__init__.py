@@ -1,1 +1,1 @@
-"""What tests of several nodes share: runs on hosts, and SLURM on them."""
+"""Helpers for tests of several nodes: runs on hosts, SLURM and sshd."""

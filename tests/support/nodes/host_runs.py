@@ -1,4 +1,4 @@
-"""`make train` on the hosts of perf.virtual_cluster, waited for, looked at and ended."""
+"""Starts, observes and ends `make train` on the hosts of perf.virtual_cluster."""
 
 import contextlib
 import json
@@ -33,10 +33,10 @@ class Run:
     def losses(self):
         return losses(self.directory)
 
-    def wait_for(self, what, longest=240.0):
-        """Until `what(self)` is true; seconds that it took."""
+    def wait_for(self, condition, longest=240.0):
+        """Wait until `condition(self)` is true; returns the seconds that this takes."""
         begun = time.monotonic()
-        while not what(self):
+        while not condition(self):
             assert time.monotonic() < begun + longest and self.process.poll() is None, self.output
             time.sleep(0.05)
         return time.monotonic() - begun
@@ -45,18 +45,18 @@ class Run:
         return self.wait_for(lambda run: len(run.losses) >= count)
 
     def top(self):
-        """The process of launch.start: make passes no signal on."""
-        found = [p for p in psutil.Process(self.process.pid).children(recursive=True) if "launch.start" in words_of(p)]
-        return found[0]
+        """The process of launch.start, for signals: make does not pass them on."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return next(child for child in children if "launch.start" in words_of(child))
 
     def end(self, longest=240.0):
-        """Its exit code (make's: 2 for every failure); nothing of it is left on any host."""
+        """Wait for the end; the exit code (make's: 2 for every failure). Fails if a process is left on any host."""
         code = self.process.wait(timeout=longest)
         self.gone(range(len(self.hosts.names)))
         return code
 
     def gone(self, indices, longest=30.0):
-        """Seconds until no process of the run is left on these hosts."""
+        """Wait until no process of the run is left on these hosts; returns the seconds that this takes."""
         begun = time.monotonic()
         while any(self.left_on(index) for index in indices):
             assert time.monotonic() < begun + longest, [self.left_on(index) for index in indices]
@@ -72,15 +72,16 @@ class Run:
         return None
 
     def left_on(self, index):
-        found = []
+        """The run's processes on a host: (pid, command)."""
+        processes = []
         for pid in self.hosts.processes(index):
             try:
                 command = psutil.Process(pid).cmdline()
             except psutil.Error:
                 continue
             if any(str(self.directory) in word for word in command):
-                found.append((pid, command))
-        return found
+                processes.append((pid, command))
+        return processes
 
 
 def losses(directory):

@@ -1,4 +1,4 @@
-"""SLURM, of Debian's packages, on virtual hosts: a munged and a slurmd on each, slurmctld on the first."""
+"""SLURM from Debian's packages on virtual hosts: munged and slurmd on each, slurmctld on the first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from perf.virtual_cluster.hosts import Hosts
 from perf.virtual_cluster.namespaces import SEARCH, program, wait
 
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "srun": "slurm-client", "munged": "munge"}
-# No control groups, as a host has no /sys/fs/cgroup. Cores are given out, and tasks are bound to theirs.
+# Without control groups, since a host has no /sys/fs/cgroup. SLURM allocates cores and binds tasks to them.
 CONFIGURATION = """ClusterName=swave
 SlurmctldHost={first}
 SlurmUser=root
@@ -48,7 +48,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """What this machine lacks for `Slurm`, in a few words; None if nothing."""
+    """The first thing that this machine lacks for `Slurm`, in a few words; None if it has everything."""
     for name, package in PACKAGES.items():
         if not shutil.which(name, path=SEARCH):
             return f"no {name} (Debian: {package})"
@@ -61,7 +61,7 @@ class Slurm:
     def __init__(self, hosts: Hosts, folder: str | Path) -> None:
         self.hosts, self.folder = hosts, Path(folder).resolve()
         self._daemons: list[subprocess.Popen[Any]] = []
-        # Sockets lie there, whose paths have 107 characters at most; a test's own folder is too deep.
+        # For sockets, whose paths have 107 characters at most; a test's folder is too deep.
         self._spool = tempfile.TemporaryDirectory(prefix="slurmd-", ignore_cleanup_errors=True)
 
     def __enter__(self) -> Slurm:
@@ -79,7 +79,7 @@ class Slurm:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the daemons; what they have left on the hosts ends with those."""
+        """End the daemons; processes that they leave behind end with the hosts."""
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in reversed(self._daemons):
@@ -92,7 +92,7 @@ class Slurm:
         self._spool.cleanup()
 
     def run(self, index: int, command: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
-        """`Hosts.run` with SLURM's commands at hand."""
+        """`Hosts.run` with SLURM's commands in PATH."""
         return self.hosts.run(index, command, **{"env": self.environment(), **options})
 
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -100,7 +100,7 @@ class Slurm:
         return kept | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SEARCH} | dict(more or {})
 
     def ask(self, *command: str) -> str:
-        """What a command says on the first host."""
+        """The output of a command on the first host."""
         asked = self.run(0, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return asked.communicate(timeout=20)[0]
 
@@ -112,17 +112,17 @@ class Slurm:
         for name in ("state", "munge"):
             (self.folder / name).mkdir(parents=True)
         names = self.hosts.names
-        told = {"first": names[0], "names": ",".join(names), "cores": os.cpu_count()}
-        told |= {"folder": self.folder, "spool": self._spool.name}
-        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**told))
-        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # which, unused, asks for nothing
+        values = {"first": names[0], "names": ",".join(names), "cores": os.cpu_count()}
+        values |= {"folder": self.folder, "spool": self._spool.name}
+        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
+        (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # not used, so it needs no setup
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
 
     def _start_munged(self, index: int) -> None:
-        """A host's own one: it refuses what it has seen before, such as what is sent to two hosts. The socket is at the
-        same place on all of them."""
+        """A separate munged on each host: a shared one would refuse a credential that two hosts receive. The socket has
+        the same path on every host."""
         own = self.folder / f"munge-{self.hosts.names[index]}"
         own.mkdir()
         if self.hosts.run(index, ["mount", "--bind", own, self.folder / "munge"]).wait():

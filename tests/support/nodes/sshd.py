@@ -1,4 +1,4 @@
-"""An sshd of our own on this machine, that two host names lead to."""
+"""A separate sshd on this machine, which two host names lead to."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ NEEDS_SSHD = [
 
 @contextlib.contextmanager
 def sshd(folder):
-    """Runs it within the block: `folder`/hosts names the hosts one and two, `ssh -F folder/ssh_config` knows them."""
+    """Run sshd within the block. `folder`/hosts lists hosts one and two; `ssh -F folder/ssh_config` reaches them."""
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     port = free_port()

@@ -1,1 +1,1 @@
-"""What the ranks of some tests do."""
+"""Functions that tests run on several ranks."""

@@ -1,4 +1,4 @@
-"""What ranks do in tests of the methods that cluster: set the prototypes as k-means does, and train on from there."""
+"""Run on ranks by tests of the clustering methods: set the prototypes as k-means does, then train."""
 
 import torch
 
@@ -12,8 +12,8 @@ HEAD = "projection_head.3.weight"
 
 
 def set_prototypes(rank, case, port, results):
-    """Puts into `results` what the network and its masters hold after centroids were set, and after steps without
-    movement of the prototypes: (rank, network's error, masters' error, scores' error, whether the head moved)."""
+    """Set the prototypes to centroids and take steps with frozen prototypes. Puts into `results`
+    (rank, network's error, masters' error, scores' error, whether the head moved)."""
     cluster = start(rank, case, port)
     centroids = torch.nn.functional.normalize(
         torch.randn(PROTOTYPES, DIM, generator=torch.Generator().manual_seed(7)), dim=1
@@ -31,8 +31,8 @@ def set_prototypes(rank, case, port, results):
         weight = training.network.prototypes.weight
         with full([weight]):
             network_error = float((weight.detach() - centroids).abs().max())
-        found = masters(training, "prototypes.weight")
-        errors = [float((piece - centroids.flatten()[at : at + len(piece)]).abs().max()) for at, piece in found]
+        pieces = masters(training, "prototypes.weight")
+        errors = [float((piece - centroids.flatten()[at : at + len(piece)]).abs().max()) for at, piece in pieces]
         scores_error = float((scores.detach() - embeddings @ centroids.T).abs().max())
         moved = any(not torch.equal(a, b) for (_, a), (_, b) in zip(head, masters(training, HEAD), strict=True))
         results.put((rank, network_error, max(errors, default=0.0), scores_error, moved or not head))

@@ -1,4 +1,4 @@
-"""How often the host looks at a tensor's values in each step of train.py: on a GPU each look waits for the device."""
+"""Lists the host's reads of tensor values in each step of train.py: on a GPU each read waits for the device."""
 
 import json
 import os
@@ -13,35 +13,35 @@ READING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique
 
 
 class Calls(TorchFunctionMode):
-    """Counts Python's calls that read values."""
+    """Appends to `reads` each Python call that reads values."""
 
-    def __init__(self, found):
+    def __init__(self, reads):
         super().__init__()
-        self.found = found
+        self.reads = reads
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
         if name in READS:
-            self.found.append(f"{name} {where()}")
+            self.reads.append(f"{name} {where()}")
         return function(*args, **(kwargs or {}))
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations that read values, from wherever they are called; those counted as calls come again."""
+    """Appends to `reads` each operation that reads values; one that `Calls` has appended comes again."""
 
-    def __init__(self, found):
+    def __init__(self, reads):
         super().__init__()
-        self.found = found
+        self.reads = reads
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
         if name in READING:
-            self.found.append(f"{name} {where()}")
+            self.reads.append(f"{name} {where()}")
         return function(*args, **(kwargs or {}))
 
 
 def where():
-    """The innermost line of ours or DeepSpeed's that asks, e.g. "training/counters.py:70"."""
+    """The innermost line of swave or DeepSpeed that reads, e.g. "training/counters.py:70"."""
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
@@ -52,23 +52,23 @@ def where():
 
 
 def count(rank, ranks, port, arguments, out):
-    """As a rank: train, and write what was read in each step (a list per step) to `out`."""
+    """As a rank: train, and write the reads of each step (a list per step) to `out`."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in own.items()} | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     import train
     from training.step_agreement import Agreement
 
-    found, steps = [], []
+    reads, steps = [], []
     exchange = Agreement.exchange
 
     def counting(self, *values, **named):
         result = exchange(self, *values, **named)
-        steps.append(list(found))
-        found.clear()
+        steps.append(list(reads))
+        reads.clear()
         return result
 
     Agreement.exchange = counting
-    with Calls(found), Operations(found):
+    with Calls(reads), Operations(reads):
         code = train.main(arguments)
     if rank == 0:
         out.write_text(json.dumps(steps))

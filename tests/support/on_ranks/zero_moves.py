@@ -1,4 +1,4 @@
-"""What ranks do in tests of ZeRO that perf.zero_ranks does not: overflow on purpose, moving between worlds."""
+"""Run on ranks by tests of ZeRO: a deliberate overflow, and moves to other numbers of ranks."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def overflow(rank, case, port, folder):
         scaler.cur_scale = scale
         training.step(2)
         after = training_state(training)
-        found = {
+        facts = {
             "applied": training.engine.was_step_applied(),
             "halved": scaler.cur_scale == scale / 2,
             "same": before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before),
@@ -64,8 +64,8 @@ def overflow(rank, case, port, folder):
         scaler.cur_scale = 2.0**10
         training.step(3)
         then = training_state(training)
-        found["goes_on"] = training.engine.was_step_applied() and any(not torch.equal(after[k], then[k]) for k in after)
+        facts["goes_on"] = training.engine.was_step_applied() and any(not torch.equal(after[k], then[k]) for k in after)
         everyone = [None] * case.ranks
-        dist.all_gather_object(everyone, found)
+        dist.all_gather_object(everyone, facts)
         if rank == 0:
             (folder / "found.json").write_text(json.dumps(everyone))

@@ -1,4 +1,4 @@
-"""Collectives of a step are counted under the kind of the code that asks for them."""
+"""Each collective of a step is counted under the kind of the code that calls it."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from training.step_agreement import Agreement
 
 
 def test_every_file_that_decides_a_kind_exists():
-    """A file that moves would otherwise be counted as "other", without an error."""
+    """Otherwise the collectives of a file that moves would count as "other", without an error."""
     for path, _ in CALLERS:
         if not path.startswith(str(ROOT)):
             path = f"{Path(deepspeed.__file__).parents[1]}{path}"

@@ -24,7 +24,7 @@ def test_the_published_steps_and_the_cosine():
     assert [factor("cosine", epoch, 4) for epoch in (0, 2)] == pytest.approx([1, 0.5])
 
 
-def test_a_fraction_of_each_class_is_learnt_from(tmp_path, run, data, capsys):
+def test_a_fraction_of_each_class_is_learned_from(tmp_path, run, data, capsys):
     words = [run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 4, "--epochs", 8, *arguments(tmp_path)]
     output = evaluate(capsys, *words, command="semisup")
     assert output["data"]["train_images"] == 45
@@ -67,11 +67,11 @@ def test_a_linear_classifier_is_stable_at_the_rate_computed_from_its_features(cl
         return seen
 
     rate = steady_rate(float(features.square().sum(1).mean()), classes)
-    assert max(losses(rate)) == pytest.approx(np.log(classes))  # its first
+    assert max(losses(rate)) == pytest.approx(np.log(classes))  # the first step's
     assert max(losses(10 * rate)) > 1.5 * np.log(classes)
 
 
-def test_a_published_head_rate_is_lowered_to_what_the_features_bear_and_a_given_one_is_not(
+def test_a_published_head_rate_is_lowered_to_a_stable_one_and_a_given_rate_is_not(
     tmp_path, run, data, capsys, monkeypatch
 ):
     monkeypatch.setattr(tuning, "steady_rate", lambda length, classes: 0.001 * classes)
@@ -84,11 +84,11 @@ def test_a_published_head_rate_is_lowered_to_what_the_features_bear_and_a_given_
     assert "head lr" not in given["results"][0] and "auto" not in given["text"]
 
 
-def test_a_training_of_few_steps_is_told():
+def test_a_training_of_few_steps_gets_a_note():
     assert short_training_note(1000, 256) is None and "40 steps of 256 images" in short_training_note(40, 256)
 
 
-def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_result(tmp_path, run, data, capsys, monkeypatch):
     words = [run, data, "--fraction", 0.5, "--lr", 0.1, "--head-lr", 1, "--epochs", 3, "--best", *arguments(tmp_path)]
     whole = evaluate(capsys, *words, command="semisup")["results"][0]
     saved = finetune.save_progress
@@ -107,7 +107,7 @@ def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, ca
     assert again["best epoch's semisup top1"] == max(whole["curves"]["semisup top1"])
 
 
-def test_the_backbone_itself_is_left_as_it_was(tmp_path, run, data, capsys):
+def test_fine_tuning_does_not_change_the_backbone(tmp_path, run, data, capsys):
     words = [run, data, "--finetune", "--epochs", 1, *arguments(tmp_path)]
     result = evaluate(capsys, *words, "--peers", run, command="transfer")["results"]
     assert result[0]["weights"] == result[1]["weights"]

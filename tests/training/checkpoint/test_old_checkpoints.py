@@ -1,4 +1,4 @@
-"""Checkpoints written by the trainer of commit f605a5d (2 ranks, step 6 of 12) resume to the losses that it went on to.
+"""Checkpoints written by the trainer of commit f605a5d (2 ranks, step 6 of 12) resume to the losses of that trainer.
 
 old_checkpoints/METHOD holds the recipe, the checkpoint, and the losses and epoch figures of the same run's later steps.
 "swav" has a full queue and a teacher at ZeRO stage 1, "deepclusterv2" a half-filled memory and an online probe.
@@ -14,7 +14,7 @@ from support.old_checkpoints import OLD, old_run
 from support.tiny_runs import train
 
 SAVED_STEP = 6
-ELSEWHERE = 1e-3  # another processor or another torch rounds differently, and six steps make more of that
+ELSEWHERE = 1e-3  # another processor or torch version rounds differently, and six steps amplify that
 SERIAL = {"OMP_NUM_THREADS": "1"}
 
 

@@ -24,21 +24,21 @@ def arguments(root):
 
 def examples(count=200, dim=8):
     generator = np.random.default_rng(3)
-    wanted = np.where(generator.random(count) < 0.2, 1, -1)
-    return generator.normal(size=(count, dim)) + 0.4 * wanted[:, None], wanted
+    targets = np.where(generator.random(count) < 0.2, 1, -1)
+    return generator.normal(size=(count, dim)) + 0.4 * targets[:, None], targets
 
 
 # ---------------------------------------------------------------------------------------------- average precision
-def test_average_precision_is_scikit_learns_ties_and_all():
+def test_average_precision_is_scikit_learns_also_with_ties():
     generator = np.random.default_rng(0)
     for digits in (6, 1, 0):
-        scores, wanted = generator.normal(size=300).round(digits), np.where(generator.random(300) < 0.3, 1, -1)
-        assert average_precision(scores, wanted) == pytest.approx(average_precision_score(wanted > 0, scores))
+        scores, targets = generator.normal(size=300).round(digits), np.where(generator.random(300) < 0.3, 1, -1)
+        assert average_precision(scores, targets) == pytest.approx(average_precision_score(targets > 0, scores))
 
 
-def test_what_does_not_count_is_left_out():
-    scores, wanted = np.array([3.0, 2.0, 1.0, 0.0]), np.array([1, 0, -1, 1])
-    assert average_precision(scores, wanted) == pytest.approx((1 + 2 / 3) / 2)
+def test_images_with_target_0_are_left_out():
+    scores, targets = np.array([3.0, 2.0, 1.0, 0.0]), np.array([1, 0, -1, 1])
+    assert average_precision(scores, targets) == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_eleven_points_by_hand():
@@ -48,19 +48,19 @@ def test_eleven_points_by_hand():
 
 # ---------------------------------------------------------------------------------------------- machines
 def test_the_cost_is_the_best_of_scikit_learns_cross_validation():
-    points, wanted = examples()
+    points, targets = examples()
     costs = [1e-4, 1e-2, 1.0]
 
     def machine(cost):
         return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual="auto", max_iter=2000, random_state=0)
 
-    theirs = [cross_val_score(machine(c), points, wanted, cv=3, scoring="average_precision").mean() for c in costs]
-    scores, cost = fit_class(points, wanted, points[:20], costs, 3)
+    theirs = [cross_val_score(machine(c), points, targets, cv=3, scoring="average_precision").mean() for c in costs]
+    scores, cost = fit_class(points, targets, points[:20], costs, 3)
     assert cost == costs[int(np.argmax(theirs))]
-    np.testing.assert_allclose(scores, machine(cost).fit(points, wanted).decision_function(points[:20]))
+    np.testing.assert_allclose(scores, machine(cost).fit(points, targets).decision_function(points[:20]))
 
 
-def test_a_class_without_both_kinds_has_no_machine():
+def test_a_class_without_positive_or_negative_examples_has_no_machine():
     assert fit_class(np.eye(3), np.array([-1, -1, -1]), np.eye(3), [1.0], 3) is None
     assert fit_class(np.eye(3), np.array([1, -1, -1]), np.eye(3), [1.0, 2.0], 3)[1] == 2.0  # nothing to validate with
 
@@ -69,7 +69,7 @@ def test_svm_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_pat
     result = evaluate(capsys, run, data, "--costs", "1", *arguments(tmp_path), command="svm")["results"][0]
     parts = sorted((np.load(path) for path in (tmp_path / "features").glob("*/part-*.npy")), key=len)
     test, train = (normalize(part).astype(np.float64) for part in parts)
-    known, wanted = (open_dataset(data / s, tmp_path / "x", workers=1, progress=False).label for s in ("train", "val"))
+    known, labels = (open_dataset(data / s, tmp_path / "x", workers=1, progress=False).label for s in ("train", "val"))
     machines = [
         LinearSVC(C=1, class_weight={1: 2, -1: 1}, dual="auto", max_iter=2000, random_state=0).fit(
             train, np.where(known == i, 1, -1)
@@ -77,8 +77,8 @@ def test_svm_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_pat
         for i in range(3)
     ]
     scores = np.stack([machine.decision_function(test) for machine in machines], 1)
-    assert result["svm top1"] == pytest.approx((scores.argmax(1) == wanted).mean())
-    expected = np.mean([average_precision_score(wanted == i, scores[:, i]) for i in range(3)])
+    assert result["svm top1"] == pytest.approx((scores.argmax(1) == labels).mean())
+    expected = np.mean([average_precision_score(labels == i, scores[:, i]) for i in range(3)])
     assert result["mAP"] == pytest.approx(expected, abs=1e-3)
     assert [one["class"] for one in result["classes"]] == ["class0", "class1", "class2"]
 
@@ -136,10 +136,10 @@ def test_wrong_folds_are_one_line(run, data, capsys):
 def test_retrieval_figures_by_brute_force():
     generator = torch.Generator().manual_seed(0)
     gallery, queries = (torch.nn.functional.normalize(torch.randn(n, 5, generator=generator)) for n in (40, 13))
-    known, wanted = (torch.randint(0, 3, (n,), generator=generator) for n in (40, 13))
-    sums = retrieval_sums(gallery, known, queries, wanted, [1, 5], chunk=4)
+    known, labels = (torch.randint(0, 3, (n,), generator=generator) for n in (40, 13))
+    sums = retrieval_sums(gallery, known, queries, labels, [1, 5], chunk=4)
     expected = torch.zeros(5, dtype=torch.float64)
-    for query, label in zip(queries, wanted, strict=True):
+    for query, label in zip(queries, labels, strict=True):
         right = (known[(gallery @ query).argsort(descending=True)] == label).double()
         for place, k in enumerate((1, 5)):
             expected[place] += right[:k].max()

@@ -16,7 +16,7 @@ SETTINGS = "run.epochs=2 checkpoint.every=never data.max_bad_fraction=0.5 engine
 
 
 def train(recipe, run, *settings):
-    """Two processes under the deepspeed launcher; what they said."""
+    """Run two processes under the deepspeed launcher; their output."""
     launcher = [str(ROOT / ".venv" / "bin" / "deepspeed"), "--num_gpus", "2", "--no_local_rank"]
     command = [sys.executable, *launcher] if os.path.exists(launcher[0]) else ["deepspeed", *launcher[1:]]
     done = subprocess.run(
@@ -30,24 +30,24 @@ def train(recipe, run, *settings):
 @pytest.mark.slow(seconds=15)
 def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
-    said = train(recipe, run, "perf.profile=true", "perf.steps=4", "perf.skip=2")
-    found = json.loads((run / "profile.json").read_text())
-    assert (found["steps"], found["ranks"]) == (4, 2)
-    assert tuple(found["shares"]) == PHASES and sum(found["shares"].values()) == pytest.approx(1)
-    assert [row["rank"] for row in found["per_rank"]] == [0, 1]
-    assert {row["kind"]: row["count"] for row in found["collectives"]}["codes"] == 3
+    output = train(recipe, run, "perf.profile=true", "perf.steps=4", "perf.skip=2")
+    profile = json.loads((run / "profile.json").read_text())
+    assert (profile["steps"], profile["ranks"]) == (4, 2)
+    assert tuple(profile["shares"]) == PHASES and sum(profile["shares"].values()) == pytest.approx(1)
+    assert [row["rank"] for row in profile["per_rank"]] == [0, 1]
+    assert {row["kind"]: row["count"] for row in profile["collectives"]}["codes"] == 3
     events = json.loads((run / "profile-trace.json").read_text())["traceEvents"]
     assert {event["pid"] for event in events if event["ph"] == "X"} == {0, 1}
-    assert said.count("profile of 4 steps") == 1  # rank 0 alone
-    assert "rank" in said and found["verdict"] in said
+    assert output.count("profile of 4 steps") == 1  # rank 0 alone
+    assert "rank" in output and profile["verdict"] in output
     assert json.loads((run / "summary.json").read_text())["steps"] == 18
 
 
 def test_a_run_too_short_to_profile_says_so(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     settings = [str(recipe), f"run.directory={run}", *SETTINGS, "perf.profile=true", "perf.skip=18"]
-    said, _ = Script(ROOT / "train.py", settings, tmp_path / "output", ranks=2).communicate(timeout=120)
-    assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 18 steps" in said
+    output, _ = Script(ROOT / "train.py", settings, tmp_path / "output", ranks=2).communicate(timeout=120)
+    assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 18 steps" in output
     assert not (run / "profile.json").exists()
 
 

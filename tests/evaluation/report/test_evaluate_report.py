@@ -15,7 +15,7 @@ def places(root):
     return ["--tables", root / "tables", "--cache", root / "features", "--backend", "torchvision"]
 
 
-def test_the_plane_is_scikit_learns():
+def test_the_principal_plane_is_scikit_learns():
     points = np.random.default_rng(0).normal(size=(60, 5)) * [5, 3, 1, 1, 1]
     theirs = PCA(2).fit(points)
     plane, share = principal_plane(points)

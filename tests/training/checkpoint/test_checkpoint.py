@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the same network on any number of ranks, and never another network silently."""
+"""Checkpoints: complete or absent, the same network on any number of ranks, and an error for another network."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def parts(seed, world_size=1, width=4):
 def stepped(rank, world_size):
     """A network after a step, with momentum, batch-norm statistics and queue that differ between ranks."""
     network, optimizer, queue = parts(0, world_size)
-    torch.manual_seed(100)  # alike on all ranks: gradients are averaged in a real run
+    torch.manual_seed(100)  # the same on all ranks: a real run averages gradients
     network([torch.randn(8, 3, 8, 8)], 4)[1].square().sum().backward()
     optimizer.step()
     torch.manual_seed(200 + rank)
@@ -55,7 +55,7 @@ def save_state(directory, step, network, optimizer, queue, rank=0, world_size=1,
 
 
 def load_state(path, network, optimizer, queue, rank=0, world_size=1):
-    """The step of the checkpoint, after all of it was loaded."""
+    """Load a checkpoint; returns its step."""
     state, saved = load_checkpoint(path, {"shapes": dict, "buffers": list})
     load_network(state, saved, network, optimizer, rank, world_size)
     queue.load_state_tensors(saved.ranks, rank, world_size)
@@ -92,16 +92,16 @@ def test_every_rank_gets_its_own_state_back_bit_for_bit(tmp_path, world_size):
 
 def test_another_world_size_gets_the_same_weights_and_the_whole_queue(tmp_path):
     saved = run_ranks([(rank, 2, tmp_path) for rank in range(2)], save)
-    found = run_ranks([(rank, 3, tmp_path) for rank in range(3)], restored)
+    loaded = run_ranks([(rank, 3, tmp_path) for rank in range(3)], restored)
     names = list(parts(0)[0].state_dict())
     for index, name in enumerate(names):
         for rank in range(3):
             if "running" in name:  # the average of the ranks' statistics
-                assert found[rank][index] == pytest.approx((saved[0][index] + saved[1][index]) / 2)
+                assert loaded[rank][index] == pytest.approx((saved[0][index] + saved[1][index]) / 2)
             else:
-                assert (found[rank][index] == saved[0][index]).all()
+                assert (loaded[rank][index] == saved[0][index]).all()
     rows = sorted(row.tobytes() for part in saved for row in part[-1][0])
-    assert sorted(row.tobytes() for part in found for row in part[-1][0]) == rows
+    assert sorted(row.tobytes() for part in loaded for row in part[-1][0]) == rows
 
 
 def test_full_weights_are_the_networks(tmp_path):
@@ -113,7 +113,7 @@ def test_full_weights_are_the_networks(tmp_path):
             assert (weights[name].numpy() == saved[0][index]).all()
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, one_rank):
+def test_a_damaged_checkpoint_is_passed_over_for_the_previous_one(tmp_path, one_rank):
     trained = stepped(0, 1)
     for step in (1, 2, 3):
         save_state(tmp_path, step, *trained, keep=3)
@@ -128,7 +128,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, one_rank):
         latest_checkpoint(tmp_path)
 
 
-def test_what_a_kill_leaves_behind_is_ignored_and_cleared(tmp_path, one_rank):
+def test_leftovers_of_a_kill_are_ignored_and_cleared(tmp_path, one_rank):
     trained = stepped(0, 1)
     save_state(tmp_path, 1, *trained, keep=2)
     (tmp_path / ".writing-step-000000002").mkdir()
@@ -166,7 +166,7 @@ def save_alike(task):
     save_checkpoint(directory, {"step": 1}, alike | {"own/rank": torch.full((2,), float(rank))}, keep=1)
 
 
-def test_a_tensor_that_is_alike_on_all_ranks_is_written_once_and_read_on_every_rank(tmp_path):
+def test_a_tensor_that_is_equal_on_all_ranks_is_written_once_and_read_on_every_rank(tmp_path):
     run_ranks([(rank, 2, tmp_path) for rank in range(2)], save_alike)
     path = latest_checkpoint(tmp_path)
     _, saved = load_checkpoint(path)
@@ -219,8 +219,8 @@ def test_every_nth_epochs_checkpoint_stays(tmp_path, one_rank):
 
 # ---- crashes and damage ----------------------------------------------------------------------------------
 def save_twice(rank, world_size, directory, victim, point, error, passed):
-    """As a rank, a process of its own: save, save again; the victim is killed (or gets `error` from the system) at
-    `point` of that, and the others find that it is gone."""
+    """As a rank in its own process: save twice. At `point` of the second save the victim is killed or gets the system's
+    `error`; the others notice."""
 
     def crashing(function):
         def wrapped(*arguments, **named):
@@ -253,7 +253,7 @@ def save_twice(rank, world_size, directory, victim, point, error, passed):
 
 
 def written(tmp_path, point, error=0, victim=0, world_size=1):
-    """The folder, the exit codes by rank and the number of points that the victim passed."""
+    """Run `save_twice` on all ranks: the folder, the exit codes by rank, and the points that the victim passed."""
     directory, passed = tmp_path / f"at{point}-{error}-{victim}", context().Value("i", 0)
     ranks = [
         context().Process(target=save_twice, args=(rank, world_size, directory, victim, point, error, passed))
@@ -268,35 +268,35 @@ def written(tmp_path, point, error=0, victim=0, world_size=1):
 
 
 def usable(directory):
-    """The step of the newest whole checkpoint, loaded."""
+    """Load the newest complete checkpoint; its step."""
     return load_state(latest_checkpoint(directory), *parts(1))
 
 
 @pytest.mark.parametrize(("world_size", "victim"), [(1, 0), (2, 0), (2, 1)])
-def test_a_kill_at_any_point_of_a_save_leaves_the_checkpoint_before_or_the_new_one(tmp_path, world_size, victim):
+def test_a_kill_at_any_point_of_a_save_leaves_the_previous_checkpoint_or_the_new_one(tmp_path, world_size, victim):
     _, codes, points = written(tmp_path, 0, 0, victim, world_size)
-    assert codes == [0] * world_size and points >= (10 if victim == 0 else 2)  # rank 0 alone has the manifest to write
-    found = []
+    assert codes == [0] * world_size and points >= (10 if victim == 0 else 2)  # only rank 0 writes the manifest
+    steps = []
     for point in range(1, points + 1):
         directory, codes, _ = written(tmp_path, point, 0, victim, world_size)
         assert codes[victim] == -signal.SIGKILL
         assert all(code == 4 for rank, code in enumerate(codes) if rank != victim)
-        found.append(usable(directory))
-    assert found == sorted(found) and set(found) == ({1, 2} if victim == 0 else {1})
+        steps.append(usable(directory))
+    assert steps == sorted(steps) and set(steps) == ({1, 2} if victim == 0 else {1})
 
 
 @pytest.mark.parametrize(("world_size", "victim"), [(1, 0), (2, 0), (2, 1)])
 @pytest.mark.parametrize("error", [28, 5])  # ENOSPC, EIO
-def test_a_full_or_failing_disk_leaves_the_checkpoint_before(tmp_path, error, world_size, victim):
+def test_a_full_or_failing_disk_leaves_the_previous_checkpoint(tmp_path, error, world_size, victim):
     for point in (1, 2, 3, 4, 6) if victim == 0 else (1, 2):
         directory, codes, _ = written(tmp_path, point, error, victim, world_size)
-        assert codes == [3] * world_size  # all ranks hear of it
+        assert codes == [3] * world_size  # all ranks learn of it
         assert usable(directory) == 1
         assert not list(directory.glob(".writing-*"))
 
 
-def test_random_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, one_rank):
-    """200 times: a bit flipped, a file cut, gone, replaced by another's, or a foreign one added."""
+def test_random_damage_is_detected_and_the_previous_checkpoint_is_used(tmp_path, one_rank):
+    """200 times: flip a bit, cut a file, delete it, overwrite it, or add another file."""
     chance = random.Random(3)
     trained = stepped(0, 1)
     for step in (1, 2):
@@ -320,8 +320,8 @@ def test_random_damage_is_found_and_the_checkpoint_before_is_used(tmp_path, one_
         else:
             (newest / "extra.pt").write_bytes(b"\x80\x04K\x01.")
         lines = []
-        found = latest_checkpoint(directory, lines.append)
-        assert load_state(found, *parts(1)) == 1, kind
+        newest = latest_checkpoint(directory, lines.append)
+        assert load_state(newest, *parts(1)) == 1, kind
         assert len(lines) == 1 and "step-000000002 is damaged" in lines[0]
         shutil.rmtree(directory)
 

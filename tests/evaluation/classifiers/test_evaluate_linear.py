@@ -40,7 +40,7 @@ def test_one_pass_over_two_rates_is_two_passes_over_one(tmp_path, run, data, cap
     assert "best epoch's top1" not in both["results"][0]
 
 
-def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path, run, data, capsys, monkeypatch):
+def test_an_interrupted_training_resumes_to_the_same_result(tmp_path, run, data, capsys, monkeypatch):
     words = [run, data, "--epochs", 3, "--lr", "2", "--bn", "--best", *arguments(tmp_path)]
     whole = evaluate(capsys, *words, command="linear")["results"][0]
     saved = linear.save_progress
@@ -66,8 +66,8 @@ def test_cached_features_learn_the_classes(tmp_path, run, data, capsys):
     assert output["results"][0]["linear top1"] > 0.5  # a guess is a third
 
 
-def test_a_penalty_is_sought_beyond_those_that_are_tried_first():
-    """Many weak features, few points: the first penalties are all too small, and the search goes up to a good one."""
+def test_the_search_for_a_penalty_goes_beyond_the_first_candidates():
+    """With many weak features and few points the first candidates are too small, and the search finds a larger one."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 100)
     points = torch.from_numpy(generator.normal(size=(100, 60)) + 0.35 * labels[:, None])
@@ -76,11 +76,11 @@ def test_a_penalty_is_sought_beyond_those_that_are_tried_first():
     assert chosen_penalty(points, torch.from_numpy(labels), [penalty / 10, penalty, 10 * penalty]) == penalty
 
 
-def test_a_penalty_at_the_edge_of_all_is_told():
+def test_a_penalty_at_the_edge_of_the_range_gets_a_note():
     assert edge_note(1e-3) is None and "is at the edge" in edge_note(LEAST)
 
 
-def test_training_crops_take_the_scale_that_is_asked_for(tmp_path, run, data, capsys):
+def test_training_crops_have_the_given_scale(tmp_path, run, data, capsys):
     words = [run, data, "--epochs", 4, "--lr", "0.5,2", "--bn", *arguments(tmp_path)]
     protocol = evaluate(capsys, *words, command="linear")
     asked = evaluate(capsys, *words, "--scale", 0.08, 1, command="linear")
@@ -89,7 +89,7 @@ def test_training_crops_take_the_scale_that_is_asked_for(tmp_path, run, data, ca
     assert whole["settings"]["scale"] == [1, 1]
 
 
-def test_a_batch_of_fewer_images_than_asked_for_has_its_own_rate(tmp_path, run, data, capsys):
+def test_the_rate_follows_the_number_of_images_in_the_batch(tmp_path, run, data, capsys):
     words = [run, data, "--epochs", 3, "--lr", "0.5,2", "--bn", *arguments(tmp_path)]
     larger = evaluate(capsys, *words, "--batch", 512, command="linear")
     equal = evaluate(capsys, *words, "--batch", 90, command="linear")
