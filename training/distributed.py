@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import socket
 import time
 from collections.abc import Iterator
@@ -178,7 +179,14 @@ def gloo_states() -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that is free now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A TCP port of this machine that is free now.
+
+    It lies below 32768, where Linux begins to give out ports by itself: a port from there could be taken by any
+    connection before process 0 listens on it.
+    """
+    numbers = random.SystemRandom()
+    while True:
+        with socket.socket() as s, suppress(OSError):  # in use
+            port = numbers.randrange(16384, 32768)
+            s.bind(("", port))
+            return port
