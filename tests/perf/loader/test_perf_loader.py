@@ -19,7 +19,7 @@ from pipeline.crops import Crops, View
 from pipeline.dataset.open import open_dataset
 from support.programs import run_module
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CROPS = Crops((View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 6)
 SLOW = pytest.mark.slow  # because of the run that these tests share
 
