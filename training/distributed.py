@@ -41,7 +41,9 @@ class Cluster:
         """This rank's GPU, or the CPU where there is none."""
         import torch
 
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", device_index(self.local_rank, self.local_world_size, torch.cuda.device_count()))
 
     def add_up(self, values: list[int]) -> list[int]:
         """Sums of integers below 2**53 over all ranks. All ranks must call it."""
@@ -92,6 +94,21 @@ def cluster_from_environment(environment: dict[str, str] | None = None) -> Clust
         if world_size > 1 and name not in env:
             raise ConfigError(f"WORLD_SIZE={world_size} but {name} is not set; say where rank 0 runs")
     return Cluster(rank, world_size, local_rank, min(local_world_size, world_size))
+
+
+def device_index(local_rank: int, local_world_size: int, visible: int) -> int:
+    """The GPU of a rank among the `visible` ones of its process. Raises ConfigError if there are too few.
+
+    Usually all ranks of a machine see all its GPUs. A scheduler may also show each rank only its own (SLURM's
+    --gpus-per-task=1); that one is number 0 in every process.
+    """
+    if visible >= local_world_size:
+        return local_rank
+    if visible == 1:
+        return 0
+    raise ConfigError(
+        f"{local_world_size} processes on this machine see {visible} GPUs; start one process for each GPU"
+    )
 
 
 def tasks_here(environment: dict[str, str]) -> int:

@@ -21,7 +21,7 @@ from support.forks import context, run_processes
 from support.photos import flat_colors, write_folder
 from support.programs import words_of
 from support.ranks import run_ranks
-from training.distributed import Cluster, cluster_from_environment, connected, free_port
+from training.distributed import Cluster, cluster_from_environment, connected, device_index, free_port
 from training.step_agreement import Agreement
 from training.stopping import STOPPED_EARLY
 
@@ -73,6 +73,25 @@ def test_the_usual_environments_give_rank_and_world_size(environment, expected):
 def test_an_environment_that_contradicts_itself_is_one_line(environment, message):
     with pytest.raises(ConfigError, match=message):
         cluster_from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_world_size", "visible", "index"),
+    [
+        (0, 1, 1, 0),
+        (0, 1, 8, 0),
+        (3, 8, 8, 3),
+        (1, 2, 8, 1),
+        (3, 4, 1, 0),  # SLURM's --gpus-per-task=1: each rank sees its own GPU alone
+    ],
+)
+def test_each_rank_has_its_own_device(local_rank, local_world_size, visible, index):
+    assert device_index(local_rank, local_world_size, visible) == index
+
+
+def test_more_ranks_than_devices_are_one_line():
+    with pytest.raises(ConfigError, match="4 processes on this machine see 2 GPUs; start one process for each GPU"):
+        device_index(3, 4, 2)
 
 
 def world_of(command):
