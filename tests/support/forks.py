@@ -108,7 +108,10 @@ class Script:
         """Send SIGKILL to all ranks and the processes that they have started."""
         for process in self.processes:
             if process.exitcode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has no session of its own yet, and so has started nothing
+                    process.kill()
             process.join()
 
 
