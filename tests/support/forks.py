@@ -57,7 +57,7 @@ class Script:
     def __init__(self, path, arguments, output, ranks=1, environment=None):
         from training.distributed import free_port
 
-        self.output = output
+        self.output, arguments = output, list(arguments)
         output.write_text("")
         port = free_port() if ranks > 1 else None
         self.processes = [
@@ -65,7 +65,7 @@ class Script:
                 target=_run_script,
                 args=(
                     str(path),
-                    list(arguments),
+                    arguments,
                     output,
                     {**os.environ, **_environment(rank, ranks, port), **(environment or {})},
                 ),
