@@ -271,7 +271,7 @@ def test_force_replaces_an_export_and_no_other_folder(trained, tmp_path, capsys)
     assert (folder / "README.md").read_text() != "old"
     (folder / "notes.txt").write_text("precious")
     for format in ("safetensors", "swav"):
-        assert "no export of this format" in refused(capsys, run, folder, "--format", format, "--force")
+        assert "is not an export in this format" in refused(capsys, run, folder, "--format", format, "--force")
     assert (folder / "notes.txt").exists() and os.listdir(tmp_path) == ["model"]
 
 
