@@ -108,6 +108,7 @@ def test_classes_of_the_test_folder_are_matched_by_name(tmp_path):
         open_splits(data, progress=False)
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize("backend", ["dali", "torchvision"])
 def test_the_preview_shows_each_crop_in_the_colors_of_its_window(tmp_path, backend):
     root = write_folder(tmp_path / "photos", photographs())

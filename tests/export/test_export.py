@@ -156,6 +156,7 @@ def test_a_score_of_another_step_is_left_out(tmp_path, trained):
     assert "not measured at this checkpoint" in (tmp_path / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize("network", [TINY_RESNET, TINY_VIT, TINY_CONVNEXT], ids=["resnet", "vit", "convnext"])
 def test_onnx_gives_our_features_for_any_batch_and_for_convolutions_any_size(trained, tmp_path, network):
     run, ours = trained(*network)

@@ -35,6 +35,7 @@ print("agree")
 """
 
 
+@pytest.mark.slow(seconds=5)
 def test_kernels_agree_in_tritons_interpreter() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IN_THE_INTERPRETER],

@@ -64,6 +64,7 @@ def two(workplace):
     return losses(workplace, "two")
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_resumed_run_ends_with_the_same_teacher_and_probe_bit_for_bit(workplace, two):
     interrupted(workplace, "two", "resumed", 6)
     assert "resuming from" in train(workplace, "resumed", "engine.stage=1", ranks=2)

@@ -232,6 +232,7 @@ def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, message):
     assert message in error_of(open_source, path, tmp_path / "spool")
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
     code = (
         "import os, sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']\n"

@@ -43,6 +43,7 @@ def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
     assert json.loads((run / "summary.json").read_text())["steps"] == 18
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_run_too_short_to_profile_says_so(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
     settings = [str(recipe), f"run.directory={run}", *SETTINGS, "perf.profile=true", "perf.skip=18"]
