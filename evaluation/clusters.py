@@ -45,12 +45,13 @@ def summary(prototype: np.ndarray, label: np.ndarray, prototypes: int) -> dict[s
     }
     known = label >= 0
     if known.any():
-        counts = np.zeros((prototypes, int(label.max()) + 1))
-        np.add.at(counts, (prototype[known], label[known]), 1)
-        figures["purity"] = float(counts.max(1).sum() / counts.sum())
-        joint = counts / counts.sum()
-        clusters, classes = _entropy(joint.sum(1)), _entropy(joint.sum(0))
-        mutual = clusters + classes - _entropy(joint.ravel())
+        # labels may be ids, so only those pairs of cluster and label are counted that occur
+        pairs, counts = np.unique((prototype[known].astype(np.int64) << 32) + label[known], return_counts=True)
+        largest = np.zeros(prototypes)
+        np.maximum.at(largest, pairs >> 32, counts)
+        figures["purity"] = float(largest.sum() / counts.sum())
+        clusters, classes = (_entropy(np.unique(one[known], return_counts=True)[1]) for one in (prototype, label))
+        mutual = clusters + classes - _entropy(counts)
         figures["mutual information"] = float(2 * mutual / (clusters + classes)) if clusters + classes else 1.0
     return figures
 
@@ -59,13 +60,13 @@ def class_entropy(prototype: np.ndarray, label: np.ndarray, prototypes: int) -> 
     """Entropy in nats of the classes in each cluster; nan for a cluster without labeled images."""
     entropies = np.full(prototypes, np.nan)
     for cluster in np.unique(prototype[label >= 0]):
-        counts = np.bincount(label[(prototype == cluster) & (label >= 0)])
-        entropies[cluster] = _entropy(counts / counts.sum())
+        entropies[cluster] = _entropy(np.unique(label[(prototype == cluster) & (label >= 0)], return_counts=True)[1])
     return entropies
 
 
-def _entropy(share: np.ndarray) -> float:
-    share = share[share > 0]
+def _entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of a distribution, from counts above 0."""
+    share = counts / counts.sum()
     return float(-(share * np.log(share)).sum()) + 0.0
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.batch import Batch
-from pipeline.dataset.table import SampleTable
 
 
 @torch.no_grad()
@@ -60,8 +58,3 @@ def gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
-
-
-def labels(table: SampleTable, rows: np.ndarray, device: torch.device) -> Int[Tensor, " rows"]:
-    """Class numbers of `rows`."""
-    return torch.as_tensor(table.label[rows].astype(np.int64), device=device)

@@ -26,8 +26,9 @@ def retrieval_sums(
     """Sums over the queries, to be divided by their number. For each k in `counts`: whether one of the k nearest images
     has the query's class (recall). Then for each k: the share of the k nearest that has it (precision). Last: average
     precision at R (Musgrave et al., ECCV 2020), where R is the number of gallery images of the class; 0 if R is 0."""
-    classes = int(max(gallery_labels.max(), query_labels.max())) + 1 if len(query_labels) else 1
-    sizes = torch.bincount(gallery_labels, minlength=classes)
+    classes, numbers = torch.cat([gallery_labels, query_labels]).unique(return_inverse=True)  # labels may be ids
+    gallery_labels, query_labels = numbers.tensor_split([len(gallery)])
+    sizes = torch.bincount(gallery_labels, minlength=len(classes))
     sums = torch.zeros(2 * len(counts) + 1, dtype=torch.float64, device=gallery.device)
     for part, expected in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         if not len(part):

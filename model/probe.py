@@ -23,8 +23,8 @@ SHARE = 0.01  # least weight of a batch in the running mean and variance
 class Probe:
     """Softmax regression on L2-normalized features, standardized by running statistics; SGD with momentum.
 
-    labels: [images] class of each row of the training table, -1 for images it must not learn from.
-    classes: their number. features: dimension of a feature.
+    labels: [images] class of each row of the training table, from 0 to classes - 1; -1 for images that it must not
+    learn from. features: dimension of a feature.
 
     One all-reduce a step sums gradient, statistics and counts, so the state is always the same on all ranks.
     """

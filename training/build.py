@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -122,7 +121,7 @@ def probe_of(labelled: Labelled | None, table: SampleTable, features: int, devic
     """
     if labelled is None:
         raise ValueError("evaluation.probe=true needs labels, and data.path has none; give a folder a class, or false")
-    labels = table.label.astype(np.int64)
+    labels = labelled.numbers(table.label)
     if labelled.test is table:
         labels[labelled.test_rows] = -1
-    return Probe(labels, int(max(labels.max(), labelled.test.label[labelled.test_rows].max())) + 1, features, device)
+    return Probe(labels, len(labelled.classes), features, device)

@@ -75,10 +75,9 @@ def finetune(
     progress: file to resume from and to save to after each epoch, deleted at the end; None: no file.
     """  # fmt: skip
     cluster, table = session.cluster, take(data.train, data.train_rows)
-    labels = torch.as_tensor(table.label).long()
-    classes = int(max(int(labels.max()), int(data.test.label[data.test_rows].max()))) + 1
+    labels = torch.as_tensor(data.train_labels)
     torch.manual_seed(session.seed)
-    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, classes).to(session.device)
+    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, len(data.classes)).to(session.device)
     if cluster.world_size > 1:
         replace_batch_norm(network, 0, cluster.world_size, cluster.rank)
     groups = [
@@ -127,5 +126,5 @@ def _accuracy(network: nn.Module, data: Labelled, central: Crops, session: Sessi
         for images in counted(batches, bar, lambda batch: len(batch.rows)) if len(rows) else ():
             with session.precision():
                 predicted = network(images.crops[0].to(session.device, torch.float32)).argmax(1).cpu()
-            right += int((predicted == torch.as_tensor(data.test.label[images.rows]).long()).sum())
+            right += int((predicted == torch.as_tensor(data.numbers(data.test.label[images.rows]))).sum())
     return session.cluster.add_up([right])[0] / len(data.test_rows)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from common.progress import counted, progress_bar
-from evaluation.features import evaluation_mode, extract, gather, labels
+from evaluation.features import evaluation_mode, extract, gather
 from model.probe import Probe
 from model.teacher import Teacher
 from pipeline.crops import Crops
@@ -47,18 +47,28 @@ def predict_each(
     chunk: int = 1024,
 ) -> list[Int[Tensor, " test"]]:
     """`predict` for several k with one search; each k uses the first k neighbors."""
-    classes = int(bank_labels.max()) + 1
     counts = [min(k, len(bank)) for k in neighbors]
     predictions: list[list[Tensor]] = [[] for _ in counts]
     with progress_bar(len(queries), "k-NN: search", "img", not dist.is_initialized() or dist.get_rank() == 0) as bar:
         for part in counted(queries.split(chunk), bar):
             similarity, nearest = (part @ bank.T).topk(max(counts))
-            weights, voters = (similarity / temperature).exp(), bank_labels[nearest]
+            # relative to the nearest, in float64: so any temperature above 0 is within the range of numbers
+            weights = ((similarity.double() - similarity[:, :1]) / temperature).exp()
+            voters = bank_labels[nearest]
             for k, classified in zip(counts, predictions, strict=True):
-                votes = torch.zeros(len(part), classes, device=part.device)
-                votes.scatter_add_(1, voters[:, :k], weights[:, :k])
-                classified.append(votes.argmax(1))
+                classified.append(_elected(voters[:, :k], weights[:, :k]))
     return [torch.cat(parts) for parts in predictions]
+
+
+def _elected(voters: Int[Tensor, "test k"], weights: Float[Tensor, "test k"]) -> Int[Tensor, " test"]:
+    """The label with the largest sum of weights in each row; of equals the lowest. Labels are any numbers: the memory
+    that this takes does not depend on them."""
+    sorted_voters, order = voters.sort(dim=1, stable=True)
+    place = torch.zeros_like(order)  # of each voter's label among the row's different labels
+    place[:, 1:] = (sorted_voters[:, 1:] != sorted_voters[:, :-1]).cumsum(1)
+    votes = torch.zeros_like(weights).scatter_add_(1, place, weights.gather(1, order))
+    labels = torch.zeros_like(voters).scatter_(1, place, sorted_voters)
+    return labels.gather(1, votes.argmax(1, keepdim=True))[:, 0]
 
 
 def knn_accuracy(
@@ -94,7 +104,8 @@ def knn_accuracy(
     train_rows, test_rows = data.train_rows[rank::world], data.test_rows[rank::world]
     with progress_bar(len(train_rows) + len(test_rows), what, "img", rank == 0) as bar:
         bank, queries = gather(features(data.train, train_rows, bar)), features(data.test, test_rows, bar)
-    bank_labels, expected = gather(labels(data.train, train_rows, device)), labels(data.test, test_rows, device)
+    bank_labels = gather(torch.as_tensor(data.train_labels[rank::world], device=device))
+    expected = torch.as_tensor(data.test_labels[rank::world], device=device)
     classified = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
     if probe is not None:
         classified["probe"] = probe(queries)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,7 +52,7 @@ def classifier(dim: int, classes: int, batch_norm: bool) -> nn.Sequential:
 
 def train_classifiers(
     function: Callable[[Tensor], Tensor],
-    test: tuple[Float[Tensor, "test features"], Int[Tensor, " test"]],
+    test: Float[Tensor, "test features"],
     data: Labelled,
     crops: Crops,
     protocol: Protocol,
@@ -62,16 +62,14 @@ def train_classifiers(
 ) -> list[list[float]]:
     """Top-1 on the test images after each epoch: one list per learning rate.
 
-    function: images to features; crops: of training; test: features and labels of the images to score.
+    function: images to features; crops: of training; test: features of data.test_rows.
     progress: file to resume from and to save to after each epoch, deleted at the end; None: no file.
     """
     table, cluster = take(data.train, data.train_rows), session.cluster
-    features, expected = (part.to(session.device) for part in test)
-    classes = int(max(int(table.label.max()), int(expected.max()))) + 1
+    features, expected = (part.to(session.device) for part in (test, torch.as_tensor(data.test_labels)))
     torch.manual_seed(session.seed)
-    heads = nn.ModuleList([classifier(features.shape[1], classes, protocol.batch_norm) for _ in protocol.rates]).to(
-        session.device
-    )
+    made = [classifier(features.shape[1], len(data.classes), protocol.batch_norm) for _ in protocol.rates]
+    heads = nn.ModuleList(made).to(session.device)
     optimizer = torch.optim.SGD(
         [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, protocol.rates, strict=True)],
         lr=protocol.rates[0],
@@ -81,7 +79,7 @@ def train_classifiers(
     )
     curves = load_progress(progress, heads, optimizer)
     loader = training_loader(session, table, crops, len(curves))
-    labels = torch.as_tensor(table.label).long()
+    labels = torch.as_tensor(data.train_labels)
     total = protocol.epochs * len(loader)
     with closing(loader), progress_bar(total, what, "step", cluster.main) as bar:
         bar.update(len(curves) * len(loader))

@@ -16,6 +16,8 @@ def logistic_regression(
 ) -> tuple[Float[Tensor, "classes dim"], Float[Tensor, " classes"]]:
     """Weights and bias that minimize the mean cross entropy + penalty / 2 * |weights|^2, by L-BFGS in float64.
 
+    labels: from 0 to classes - 1.
+
     scikit-learn's LogisticRegression(C) minimizes the same with penalty = 1 / (C * len(features)).
     """
     x, classes = features.double(), int(labels.max()) + 1
@@ -71,7 +73,7 @@ def edge_note(penalty: float) -> str | None:
     return f"note: the best penalty, {penalty:g}, is at the edge of those tried ({LEAST:g} to {MOST:g})"
 
 
-def best_regression(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> dict[str, float]:
+def best_regression(train: Tensor, test: Tensor, train_labels: Tensor, test_labels: Tensor) -> dict[str, float]:
     """Top-1 on the test features of a regression on the standardized training features, and its penalty."""
     train, test = standardized(train, test)
     penalty = chosen_penalty(train, train_labels, PENALTIES)

@@ -31,10 +31,10 @@ def check(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:
+    import torch
     from torch.nn.functional import normalize
 
     from evaluation.classifiers.knn import predict_each
-    from evaluation.features import labels
     from evaluation.frozen_features import split_features
 
     neighbors = [int(k) for k in numbers("--k", options.k, whole=True)]
@@ -43,10 +43,10 @@ def prepare(options: argparse.Namespace) -> Evaluate:
         train, test = split_features(backbone, data, session, options)
         cluster = session.cluster
         mine = slice(cluster.rank, None, cluster.world_size)  # every process classifies its share of the test
-        expected = labels(data.test, data.test_rows[mine], session.device)
+        expected = torch.as_tensor(data.test_labels[mine], device=session.device)
         predictions = predict_each(
             normalize(train).to(session.device),
-            labels(data.train, data.train_rows, session.device),
+            torch.as_tensor(data.train_labels, device=session.device),
             normalize(test[mine]).to(session.device),
             neighbors,
             options.temperature,

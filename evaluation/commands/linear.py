@@ -50,16 +50,14 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.classifiers.linear import Protocol, train_classifiers
     from evaluation.classifiers.logistic import best_regression, edge_note
     from evaluation.feature_cache import cache_key
-    from evaluation.features import labels
     from evaluation.frozen_features import feature_source, split_features
     from evaluation.session import batch_of, central_crops, print_note, training_crops
 
     rates = tuple(numbers("--lr", options.lr))
 
     def evaluate(backbone, data, session) -> Figures:
-        test_labels = labels(data.test, data.test_rows, session.device)
         if options.cached:
-            return regression(backbone, data, session, test_labels)
+            return regression(backbone, data, session)
         central = central_crops(backbone, options)
         training = training_crops(central, tuple(options.scale))
         test = split_features(backbone, data, session, options, only_test=True)[1]
@@ -73,16 +71,16 @@ def prepare(options: argparse.Namespace) -> Evaluate:
             progress = session.cache / f"linear-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
         function = feature_function(backbone, backbone.network, options.stage, options.pool)
         what = f"{backbone.word}: linear"
-        curves = train_classifiers(function, (test, test_labels), data, training, protocol, session, progress, what)
+        curves = train_classifiers(function, test, data, training, protocol, session, progress, what)
         figures: Figures = {"linear top1": {f"lr={rate:g}": c[-1] for rate, c in zip(rates, curves, strict=True)}}
         if options.best:
             figures["best epoch's top1"] = {f"lr={r:g}": max(c) for r, c in zip(rates, curves, strict=True)}
         return {**figures, "curves": {f"lr={rate:g}": curve for rate, curve in zip(rates, curves, strict=True)}}
 
-    def regression(backbone, data, session, test_labels: torch.Tensor) -> Figures:
-        train_labels = labels(data.train, data.train_rows, session.device)
-        train, test = (part.to(session.device) for part in split_features(backbone, data, session, options))
-        figures = best_regression(train, train_labels, test, test_labels)
+    def regression(backbone, data, session) -> Figures:
+        labels = (torch.as_tensor(one, device=session.device) for one in (data.train_labels, data.test_labels))
+        features = (part.to(session.device) for part in split_features(backbone, data, session, options))
+        figures = best_regression(*features, *labels)
         print_note(session, edge_note(figures["penalty"]))
         return figures
 

@@ -39,7 +39,6 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
     from torch.nn.functional import normalize
 
-    from evaluation.features import labels
     from evaluation.frozen_features import split_features
     from evaluation.report.pictures import neighbor_sheet
     from evaluation.retrieval import nearest, retrieval_sums
@@ -51,9 +50,9 @@ def prepare(options: argparse.Namespace) -> Evaluate:
             normalize(part).to(session.device) for part in split_features(backbone, data, session, options)
         )
         mine = slice(session.cluster.rank, None, session.cluster.world_size)
-        gallery_labels = labels(data.train, data.train_rows, session.device)
-        query_labels = labels(data.test, data.test_rows, session.device)
-        sums = retrieval_sums(gallery, gallery_labels, queries[mine], query_labels[mine], counts)
+        labels = (torch.as_tensor(one, device=session.device) for one in (data.train_labels, data.test_labels[mine]))
+        gallery_labels, query_labels = labels
+        sums = retrieval_sums(gallery, gallery_labels, queries[mine], query_labels, counts)
         if session.cluster.world_size > 1:
             torch.distributed.all_reduce(sums)
         mean = (sums / len(queries)).tolist()

@@ -60,13 +60,10 @@ def prepare(options: argparse.Namespace) -> Evaluate:
 
     def evaluate(backbone, data, session) -> Figures:
         train, test = (normalize(part).double().numpy() for part in split_features(backbone, data, session, options))
-        train_labels, test_labels = (
-            np.asarray(t.label[r]) for t, r in ((data.train, data.train_rows), (data.test, data.test_rows))
-        )
         if voc is None:
-            count = int(max(train_labels.max(), test_labels.max())) + 1
+            every = np.arange(len(data.classes))
             train_targets, test_targets = (
-                np.where(one[:, None] == np.arange(count), 1, -1) for one in (train_labels, test_labels)
+                np.where(one[:, None] == every, 1, -1) for one in (data.train_labels, data.test_labels)
             )
         else:
             train_targets, test_targets = voc
@@ -86,13 +83,14 @@ def prepare(options: argparse.Namespace) -> Evaluate:
             if (test_targets[:, i] > 0).any() and np.isfinite(scores[:, i]).all()
         ]
         each = {i: average_precision(scores[:, i], test_targets[:, i]) for i in scored}
-        names = data.train.classes or [str(i) for i in range(train_targets.shape[1])]
+        known = data.train.classes
+        names = known if voc is not None else [known[one] if known else str(one) for one in data.classes]
         figures: Figures = {
             "mAP": float(np.mean(list(each.values()))),
             "mAP 11 points": float(np.mean([eleven_points(scores[:, i], test_targets[:, i]) for i in scored])),
         }
         if voc is None:
-            figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == test_labels).mean())
+            figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == data.test_labels).mean())
         return figures | {"classes": [{"class": names[i], "AP": each[i], "cost": float(chosen[i])} for i in scored]}
 
     return evaluate

@@ -29,11 +29,11 @@ def check(options: argparse.Namespace) -> None:
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:
+    import torch
     from torch.nn.functional import normalize
 
     from evaluation.classifiers.knn import predict
     from evaluation.classifiers.logistic import best_regression, edge_note
-    from evaluation.features import labels
     from evaluation.frozen_features import split_features
     from evaluation.session import print_note
 
@@ -41,12 +41,12 @@ def prepare(options: argparse.Namespace) -> Evaluate:
 
     def evaluate(backbone, data, session) -> Figures:
         train, test = (part.to(session.device) for part in split_features(backbone, data, session, options))
-        train_labels = labels(data.train, data.train_rows, session.device)
-        test_labels = labels(data.test, data.test_rows, session.device)
+        labels = (torch.as_tensor(one, device=session.device) for one in (data.train_labels, data.test_labels))
+        train_labels, test_labels = labels
         predicted = predict(normalize(train), train_labels, normalize(test), 20)
         figures: Figures = {
             "k-NN top1": float((predicted == test_labels).double().mean()),
-            **best_regression(train, train_labels, test, test_labels),
+            **best_regression(train, test, train_labels, test_labels),
         }
         print_note(session, edge_note(figures["penalty"]))
         return figures | tune(backbone, data, session, "fine-tuned top1") if options.finetune else figures

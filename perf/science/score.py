@@ -62,7 +62,6 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.knn import predict
     from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardized
-    from evaluation.features import labels
 
     began = time.monotonic()
     data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
@@ -71,9 +70,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     backbone = open_backbone(f"{name}@{options.recipe}" if name.endswith(".safetensors") else name, options.seed)
     function = pixels_of(backbone) if pixels else backbone.network
     train, test = features_of(function, data, data.train_rows, backbone, session)
-    train_labels, test_labels = (
-        labels(*part, session.device) for part in ((data.train, data.train_rows), (data.test, data.test_rows))
-    )
+    train_labels, test_labels = torch.as_tensor(data.train_labels), torch.as_tensor(data.test_labels)
 
     def accuracy(predicted: Tensor) -> float:
         return float((predicted == test_labels).double().mean())
@@ -97,20 +94,18 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
 
 def curve_point(weights: str, options: argparse.Namespace, data: Labelled, session: Session) -> float:
     """k-NN accuracy of all test images among CURVE_IMAGES training images."""
+    import torch
     from torch.nn.functional import normalize
 
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.knn import predict
-    from evaluation.features import labels
 
     without_recipe = weights == "random" or weights.endswith(".safetensors")
     backbone = open_backbone(f"{weights}@{options.recipe}" if without_recipe else weights, options.seed)
     rows = data.train_rows[:: max(1, len(data.train_rows) // CURVE_IMAGES)]
     train, test = features_of(backbone.network, data, rows, backbone, session)
-    train_labels, test_labels = (
-        labels(data.train, rows, session.device),
-        labels(data.test, data.test_rows, session.device),
-    )
+    train_labels = torch.as_tensor(data.numbers(data.train.label[rows]))
+    test_labels = torch.as_tensor(data.test_labels)
     return float((predict(normalize(train), train_labels, normalize(test), 20) == test_labels).double().mean())
 
 

@@ -55,8 +55,8 @@ def train(options: argparse.Namespace) -> None:
     table = take(data.train, data.train_rows)
     session = one_process(min(BATCH, len(table)), options.seed)
     backbone = open_backbone(f"random@{options.recipe}", options.seed)
-    labels = torch.as_tensor(table.label).long()
-    network = Classifier(backbone.network, backbone.feature_dim, len(data.train.classes))
+    labels = torch.as_tensor(data.train_labels)
+    network = Classifier(backbone.network, backbone.feature_dim, len(data.classes))
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
     crops = training_crops(central_crops_of(backbone), SCALE)
 

@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         table.save(Path(folder) / "table.npz", digests={name: "" for name in table.containers})
         path = Path(folder) / "table.npz"
         given = (*arguments, f"data.path={source}")
-        classes = max(int(table.label.max()), -1) + 1
+        classes = len(set(table.label[table.label >= 0].tolist()))
         case = Case(given, ranks, images, options.budget * SHARE, path, options.peer, on_gpu=gpus > 0, classes=classes)
         with progress_bar(1 + (len(VARIANTS) if options.variants else 0), "settings", "set", True) as bar:
             ranks_figures = measured(case)

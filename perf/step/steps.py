@@ -158,7 +158,8 @@ def _drawn_clusters(config: DictConfig, rows: int, capacity: int, device: torch.
 def _labels(table: SampleTable | None, classes: int, rows: int) -> np.ndarray:
     """A label for each of `rows` images: the table's, or drawn at random where there are none."""
     if table is not None and classes:
-        return table.label.astype(np.int64)
+        each, numbers = np.unique(table.label, return_inverse=True)
+        return numbers - int(each[0] < 0)  # -1 for no label, else from 0 on
     return np.random.default_rng(0).integers(0, classes or CLASSES, rows)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from jaxtyping import Int
 
 from pipeline.dataset.table import SampleTable
 
@@ -13,12 +15,35 @@ HELD_OUT = 10  # one in ten rows is the test where a dataset has no test split o
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images to compare with (`train`) and to score (`test`): a table and rows of it each."""
+    """Labelled images to compare with (`train`) and to score (`test`): a table and rows of it each.
+
+    Labels in a table may be any numbers from 0 on, such as ids. A classifier has an output for each class that occurs.
+    """
 
     train: SampleTable
     train_rows: np.ndarray
     test: SampleTable
     test_rows: np.ndarray
+
+    @cached_property
+    def classes(self) -> Int[np.ndarray, " classes"]:
+        """The labels that occur in either table, ascending."""
+        both = np.union1d(self.train.label, self.test.label)
+        return both[both >= 0]
+
+    def numbers(self, label: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        """The place of each label in `classes`, int64; -1, for no label, stays -1."""
+        return np.where(label < 0, -1, np.searchsorted(self.classes, label))
+
+    @property
+    def train_labels(self) -> Int[np.ndarray, " rows"]:
+        """`numbers` of the training rows."""
+        return self.numbers(self.train.label[self.train_rows])
+
+    @property
+    def test_labels(self) -> Int[np.ndarray, " rows"]:
+        """`numbers` of the test rows."""
+        return self.numbers(self.test.label[self.test_rows])
 
 
 def labelled_data(train: SampleTable, test: SampleTable | None, max_train: int = 0) -> Labelled | None:
