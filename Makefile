@@ -24,13 +24,13 @@ help-settings: setup ## print every setting with default, range and help; KEY=op
 	@$(RUN) -m config.schema $(KEY)
 
 NODE_OPTIONS = $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
-	  $(if $(HOSTFILE),--hostfile $(HOSTFILE)) $(if $(SSH),--ssh "$(SSH)")
+	  $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(SSH),--ssh "$(SSH)")
 
 train: setup ## train CONFIG (default: the Fashion-MNIST demo); run it again to resume
-	@$(RUN) -m launch.start $(NODE_OPTIONS) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(DRY),--dry) $(CONFIG) $(ARGS)
+	@$(RUN) -m launch.start $(NODE_OPTIONS) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(DRY),--dry) "$(CONFIG)" $(ARGS)
 
 cluster-check: setup ## NODES=4 HOSTFILE=hosts: check whether the nodes are fit for a run; prints a table, problems and remedies
-	@$(RUN) -m launch.cluster_check $(NODE_OPTIONS) $(CONFIG) $(ARGS)
+	@$(RUN) -m launch.cluster_check $(NODE_OPTIONS) "$(CONFIG)" $(ARGS)
 
 data: setup ## fetch, verify and pack Fashion-MNIST (train does this itself)
 	@$(RUN) -m pipeline.fashion_mnist
@@ -44,7 +44,7 @@ given-%:
 	$(if $($*),,$(error $*= is missing; e.g. make convert SRC=/my/images OUT=train.beton FORMAT=beton (or wds, index)))
 
 preview: setup ## draw images and their crops into preview.png
-	@$(RUN) -m pipeline.preview $(CONFIG) $(ARGS)
+	@$(RUN) -m pipeline.preview "$(CONFIG)" $(ARGS)
 
 export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, swav, safetensors, onnx, detectron2): write trained weights
 	@$(RUN) -m export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
@@ -54,7 +54,7 @@ bench: setup ## measure how many images per second each loader gives on this mac
 
 profile: setup ## measure what limits training here and what other settings would give: perf/report.html; BUDGET=300 DATA=/my/images CONFIG=
 	@$(RUN) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
-	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config $(CONFIG)) $(ARGS)
+	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config "$(CONFIG)") $(ARGS)
 
 science: setup ## compare the methods at equal time, 3 seeds each: docs/science.md; MINUTES=45; run it again to continue
 	@$(RUN) -m perf.science $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
@@ -69,7 +69,7 @@ gpu-check: setup ## check and time everything that needs a GPU: perf/results/gpu
 	@$(RUN) -m perf.gpu_check $(ARGS)
 
 sync: setup ## HOSTFILE=hosts: copy this checkout with its .venv to every node by rsync; DATA=/my/images: copy images too
-	@$(RUN) -m launch.sync $(or $(HOSTFILE),$(error HOSTFILE= is missing; e.g. make sync HOSTFILE=hosts)) \
+	@$(RUN) -m launch.sync "$(or $(HOSTFILE),$(error HOSTFILE= is missing; e.g. make sync HOSTFILE=hosts))" \
 	  $(if $(SSH),--ssh "$(SSH)") $(if $(DATA),--data "$(DATA)")
 
 wheels: setup ## collect the packages of the lock file as wheels in wheels/, for launch/Dockerfile

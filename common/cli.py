@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_DONE = 0  # also: saved on a signal
@@ -25,11 +26,13 @@ class UserError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the usage; the description keeps its line breaks."""
+    """Reports a mistake in one line, without the usage; the description keeps its line breaks. A path may start with
+    `~`: the shell does not replace it after `--option=` or in quotes."""
 
     def __init__(self, prog: str, description: str | None = None, **settings: Any) -> None:
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog, description=description, **settings)
+        self.register("type", Path, lambda text: Path(text).expanduser())
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{error_line(message)}\n")

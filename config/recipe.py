@@ -7,6 +7,8 @@ one line that names the key, the value and what is expected. Nothing heavy is im
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,15 +42,15 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     from config.schema.settings import settings
 
     config, known = default_config(), settings()
-    recipes = [a for a in arguments if "=" not in a]
+    recipes = [a for a in arguments if not _is_setting(a)]
     if len(recipes) != 1:
         raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}")
     config = _merge(config, _read(recipes[0]), known, recipes[0])
     # Another backbone drops the options of the previous one, so its argument goes first.
     for argument in sorted(arguments, key=lambda a: not a.startswith("model.backbone=")):
-        if "=" in argument:
+        if _is_setting(argument):
             try:
-                override = OmegaConf.from_dotlist([argument])
+                override = _override(argument, known)
             except (OmegaConfBaseException, YAMLError, ValueError) as error:
                 raise ConfigError(f"{argument}: not to be read ({_first_line(error)})") from None
             config = _merge(config, override, known, argument)
@@ -61,6 +63,9 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         raise ConfigError(_first_line(error)) from None
     values: Any = OmegaConf.to_container(config)
     check_types_and_ranges(values)
+    for key in (key for key, setting in known.items() if setting.is_path):
+        if (path := OmegaConf.select(config, key)) is not None:
+            OmegaConf.update(config, key, os.path.expanduser(path))  # the shell does not, after `key=`
     check_rules(config)
     given = [argument.partition("=")[0] for argument in arguments]
     if (
@@ -85,7 +90,7 @@ def settings_help(arguments: Sequence[str]) -> str:
 
 
 def _read(recipe: str) -> DictConfig:
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if not path.is_file():
         known = sorted(str(p.relative_to(ROOT)) for p in DEFAULTS.parent.rglob("*.yaml") if p != DEFAULTS)
         raise ConfigError(f"{recipe}: no such recipe; there are {', '.join(known)}")
@@ -96,6 +101,24 @@ def _read(recipe: str) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{recipe}: a recipe is a mapping of sections")
     return loaded
+
+
+def _is_setting(argument: str) -> bool:
+    """Whether an argument is `key=value`; a recipe's path may have a `=` as well (sweeps/lr=0.1/recipe.yaml)."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and "/" not in key and not os.path.isfile(argument)
+
+
+def _override(argument: str, known: Mapping[str, Setting]) -> DictConfig:
+    """`key=value` as nested sections. A text is taken as it stands, because a path may be `[1], 50 % #2: new`; other
+    values, and texts in quotes, are YAML."""
+    key, _, text = argument.partition("=")
+    setting, quoted = known.get(key), re.fullmatch(r"(['\"]).*\1|", text)
+    if setting is None or not setting.is_text or quoted or (setting.nullable and text in ("null", "~")):
+        return OmegaConf.from_dotlist([argument])
+    override = OmegaConf.create()
+    OmegaConf.update(override, key, text)
+    return override
 
 
 def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting], source: str) -> DictConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from os.path import expanduser
 from pathlib import Path
 
 from common.cli import Parser
@@ -14,9 +15,15 @@ BACKENDS = ("dali", "ffcv", "torchvision")
 def command_parser(command: str, description: str | None, several: bool = True) -> argparse.ArgumentParser:
     """A sub-command's parser with the shared arguments. several: whether the command compares backbones."""
     parser = Parser(f"evaluate.py {command}", description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("backbone", metavar="CKPT", help="a run, a file, a library's network: see evaluate.py --help")
     parser.add_argument(
-        "data", metavar="DATA", nargs="?", help="images in folders by class, shards, .beton; default: the run's own"
+        "backbone", metavar="CKPT", type=expanduser, help="a run, a file, a library's network: see evaluate.py --help"
+    )
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        nargs="?",
+        type=expanduser,
+        help="images in folders by class, shards, .beton; default: the run's own",
     )
     if several:
         parser.add_argument(
@@ -26,11 +33,14 @@ def command_parser(command: str, description: str | None, several: bool = True) 
     group.add_argument(
         "--test",
         metavar="DATA",
+        type=expanduser,
         help="images to score; default: the run's own, val/ or test/ next to train/, or a tenth",
     )
     group.add_argument("--train-list", metavar="FILE", type=Path, help="training images, one name per line")
     group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, one name per line")
-    group.add_argument("--tables", metavar="DIR", default="data/tables", help="folder for tables of scanned folders")
+    group.add_argument(
+        "--tables", metavar="DIR", type=expanduser, default="data/tables", help="folder for tables of scanned folders"
+    )
     group = parser.add_argument_group("crops and features")
     group.add_argument("--size", type=int, help="pixels of a crop; default: the recipe's, or 224 for foreign weights")
     group.add_argument(
@@ -48,7 +58,11 @@ def command_parser(command: str, description: str | None, several: bool = True) 
     group.add_argument("--batch", type=int, default=256, help="images per step over all processes (default 256)")
     group.add_argument("--precision", default="fp32", help="of the backbone: fp32 or bf16")
     group.add_argument(
-        "--cache", metavar="DIR", default="data/features", help="folder for cached features; none: cache nothing"
+        "--cache",
+        metavar="DIR",
+        type=expanduser,
+        default="data/features",
+        help="folder for cached features; none: cache nothing",
     )
     group.add_argument("--seed", type=int, default=31, help="for crops, random weights and subsets")
     group.add_argument("--json", metavar="FILE", type=Path, help="also write the result to this file")

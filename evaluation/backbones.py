@@ -103,9 +103,9 @@ def open_backbone(word: str, seed: int = 31) -> Backbone:
         return replace(_from_file(path), word=word)
     if word.startswith(("torchvision:", "timm:")):
         return _named(word, build(word, pretrained=True))
-    file, at, network = word.partition("@")
-    if at and Path(file).is_file():
-        return replace(_from_file(Path(file), build(network)), word=word)
+    for at in (place for place, letter in enumerate(word) if letter == "@"):  # folders and recipes may have one too
+        if Path(word[:at]).is_file():
+            return replace(_from_file(Path(word[:at]), build(word[at + 1 :])), word=word)
     raise ValueError(
         f"backbone {word}: no such run or file; give a run's directory, a file of weights, FILE@NETWORK, "
         "torchvision:NAME, timm:NAME or random@NETWORK"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,17 +30,18 @@ def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
     """The usable rows that a file names, one per line, in the file's order.
 
     A name is a path below the root or a bare file name, with or without extension; in shards it is the member's name.
-    Text after a blank, such as a class, is ignored. setting: the option's name, for messages. Raises DatasetError if a
-    name is unknown or fits several images.
+    Text after a name and a blank, such as a class, is ignored; a name may have blanks too. setting: the option's name,
+    for messages. Raises DatasetError if a name is unknown or fits several images.
     """
-    names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
-    if not names:
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if not lines:
         raise DatasetError(f"{setting}={file}: no names in it; give a name of an image on each line")
     known = _known([table.name(row) for row in range(len(table))])
     usable = set(table.usable().tolist())
     rows: list[int] = []
-    for name in names:
-        row = known.get(name.removeprefix("./"))
+    for line in lines:
+        name = _name_in(line, known)
+        row = known.get(name)
         if row is None:
             raise DatasetError(f"{setting}={file}: {name} is not one of the {len(table)} images")
         if row < 0:
@@ -49,6 +51,13 @@ def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
     if len(set(rows)) < len(rows):
         raise DatasetError(f"{setting}={file}: it names an image twice")
     return np.array(rows, np.int64)
+
+
+def _name_in(line: str, known: Mapping[str, int]) -> str:
+    """The longest known name at the start of a line, up to a blank; else its first word."""
+    ends = [match.start() for match in re.finditer(r"\s+|$", line)]
+    names = [line[:end].removeprefix("./") for end in ends]
+    return next((name for name in reversed(names) if name in known), names[0])
 
 
 def _known(names: Sequence[str]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from os.path import expanduser
 from pathlib import Path
 
 from common.cli import Parser, exit_on_mistake
@@ -30,8 +31,10 @@ FOLDER_FILES = {"model.safetensors", "README.md"}  # what format safetensors wri
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("python -m export", __doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CKPT", help="a run's directory, or a folder checkpoints/step-...")
-    parser.add_argument("out", metavar="OUT", help="file to write; a folder for safetensors")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=expanduser, help="a run's directory, or a folder checkpoints/step-..."
+    )
+    parser.add_argument("out", metavar="OUT", type=expanduser, help="file to write; a folder for safetensors")
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--force", action="store_true", help="replace OUT")
     given = parser.parse_args(arguments)

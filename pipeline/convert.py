@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +238,10 @@ def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("python -m pipeline.convert", (__doc__ or "").splitlines()[0])
-    parser.add_argument("source", metavar="SRC", help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton")
-    parser.add_argument("out", metavar="OUT", help="x.beton, a new folder of shards, or x.npz (index)")
+    parser.add_argument(
+        "source", metavar="SRC", type=expanduser, help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton"
+    )
+    parser.add_argument("out", metavar="OUT", type=expanduser, help="x.beton, a new folder of shards, or x.npz (index)")
     parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
     parser.add_argument("--short", type=int, metavar="N", help="shrink so that the short side is at most N pixels")
     parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")

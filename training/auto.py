@@ -169,6 +169,10 @@ def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluste
         choose("engine.sync_batch_norm", min(8, world_size), "as the paper's code does")
     else:
         choose("engine.sync_batch_norm", 1, "one process, or no GPU")
+    if engine.deepspeed:  # checked before a process connects
+        from training.deepspeed_engine import deepspeed_config
+
+        deepspeed_config(config, world_size, cluster.device().type, parameters=0)
 
 
 def _has_bf16() -> bool:

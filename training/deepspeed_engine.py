@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import ConfigError
 from model.backbone import checkpoint_activations
 from model.batchnorm import replace_batch_norm
+from training.deepspeed_keys import check_keys
 from training.distributed import Cluster, quiet_deepspeed
 from training.gradient_averaging import Averaging
 from training.zero import bind
@@ -20,6 +21,8 @@ BROKEN = {  # keys of DeepSpeed that break this trainer, and why
     "bf16": "its masters and batch norm differ from those of engine.precision=bf16; use that",
     "amp": "DeepSpeed has removed it; engine.precision=bf16 or fp16 does the same",
     "optimizer": "swave brings its own optimizer; see the section optimizer",
+    "pipeline": "swave has no pipeline stages",
+    "data_efficiency": "swave's own loader gives the images; see the section data",
     "scheduler": "swave sets the learning rate; see the section optimizer",
 }
 
@@ -30,7 +33,8 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
     """The configuration that DeepSpeed gets, including everything under engine.deepspeed.
 
     config: after `training.auto`. device: "cpu" or "cuda". parameters: elements of the network; an automatic bucket
-    holds an eighth of them. Raises ConfigError for keys that the recipe sets elsewhere or that break this trainer.
+    holds an eighth of them. Raises ConfigError for keys that the recipe sets elsewhere, that break this trainer or
+    that DeepSpeed does not know.
     """
     engine = config.engine
     bucket = engine.bucket_size
@@ -74,7 +78,9 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
         scaling = {"loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 1}
         base["fp16"] = {"enabled": True, **scaling}
     extra: Any = OmegaConf.to_container(engine.deepspeed)
-    return _merged(base, extra)
+    settings = _merged(base, extra)
+    check_keys(settings, extra)
+    return settings
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any], above: str = "") -> dict[str, Any]:

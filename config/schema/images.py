@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Len
 
-from config.schema.ranges import Auto, NotNegative, PerColor, Probability, Range, ZeroOrMore, rising
+from config.schema.ranges import Auto, FilePath, NotNegative, PerColor, Probability, Range, ZeroOrMore, rising
 from config.schema.setting import MISSING, SPEED, Section, setting
 
 Pair = Len(2, 2)
@@ -17,17 +17,17 @@ ShareOfArea = Annotated[list[float], Pair, rising(1)]
 class Data(Section):
     """The images."""
 
-    path: str = setting(
+    path: FilePath = setting(
         MISSING,
         "images, *.tar shards, a .tar, a .beton, or a folder with train/ and val/ or test/",
         resume="the images may move; another number of them or other contents are refused",
     )
-    test: str | None = setting(
+    test: FilePath | None = setting(
         None,
         "images of the k-NN test; null: val/ or test/ next to train/, else a tenth held out",
         resume="later evaluations use these images",
     )
-    cache: str = setting("data/tables", "where sample tables of scanned folders are kept", resume=SPEED)
+    cache: FilePath = setting("data/tables", "where sample tables of scanned folders are kept", resume=SPEED)
     workers: ZeroOrMore = setting(0, "processes that scan a folder; 0: one a core", resume=SPEED)
     max_bad_fraction: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
         0.01,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Len, MinLen
 
-from config.schema.ranges import AtLeastOne, Auto, Free, NotNegative, Positive, Range, ZeroOrMore
+from config.schema.ranges import AtLeastOne, Auto, FilePath, Free, NotNegative, Positive, Range, ZeroOrMore
 from config.schema.setting import Section, setting
 
 Momentum = Annotated[float, Range(ge=0, lt=1)]
@@ -21,7 +21,7 @@ class Model(Section):
     embedding_dim: AtLeastOne = setting(128, "length of an embedding")
     prototypes: Auto | Annotated[int, Range(ge=2)] = setting("auto", "prototypes of each head")
     heads: Auto | AtLeastOne = setting("auto", "sets of prototypes; auto: 1 for swav, 3 for the other methods")
-    weights: str | None = setting(None, "start from these weights (.safetensors, .pth); null: at random")
+    weights: FilePath | None = setting(None, "start from these weights (.safetensors, .pth); null: at random")
 
 
 class Queue(Section):

@@ -63,6 +63,8 @@ ZeroOrMore = Annotated[int, Range(ge=0)]
 NotNegative = Annotated[float, Range(ge=0)]
 Positive = Annotated[float, Range(gt=0)]
 Probability = Annotated[float, Range(ge=0, le=1, what="a probability")]
+A_PATH = "a path"  # marks a text that names a file or folder; `~` at its start is the home directory
+FilePath = Annotated[str, A_PATH]
 PerColor = Len(3, 3)  # red, green, blue
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from config.every import EXAMPLES, is_every
-from config.schema.ranges import AtLeastOne, Auto, Holds, Positive, Range, ZeroOrMore
+from config.schema.ranges import AtLeastOne, Auto, FilePath, Holds, Positive, Range, ZeroOrMore
 from config.schema.setting import SPEED, Section, setting
 
 NOW = "from now on"
@@ -17,7 +17,7 @@ Interval = Annotated[str, Holds(is_every, f"such as {EXAMPLES}")]
 class Run(Section):
     """The run as a whole."""
 
-    directory: str = setting(
+    directory: FilePath = setting(
         "runs/default",
         "config, metrics, checkpoints and summary go here; the same command again resumes",
         resume="the directory may have moved",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from config.schema.ranges import alternatives, kind_words, range_words
+from config.schema.ranges import A_PATH, alternatives, kind_words, range_words
 
 MISSING = "???"  # OmegaConf's mark of a value to be given
 SPEED = "nothing changes but speed"  # effect of such a change on a resumed run, which then does not mention it
@@ -54,6 +55,22 @@ class Setting:
     def auto(self) -> bool:
         """Whether training/auto.py may choose it from the data, the batch and the machine."""
         return any("auto" in get_args(kind) for kind, _ in alternatives(self.annotation))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text of any characters, or null."""
+        kinds = {kind for kind, _ in alternatives(self.annotation)}
+        return str in kinds and kinds <= {str, NoneType}
+
+    @property
+    def nullable(self) -> bool:
+        """Whether it takes null."""
+        return any(kind is NoneType for kind, _ in alternatives(self.annotation))
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it names a file or folder."""
+        return any(A_PATH in metadata for _, metadata in alternatives(self.annotation))
 
     @property
     def kind(self) -> str:

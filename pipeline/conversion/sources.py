@@ -139,7 +139,8 @@ def _files(path: Path) -> list[Path]:
         return sorted(entry for entry in path.iterdir() if entry.name[0] != "." and entry.is_file())
     if path.exists():
         return [path]
-    matches = sorted(entry for entry in path.parent.glob(path.name) if entry.is_file()) if "*" in path.name else []
+    pattern = path.name.replace("[", "[[]")  # only `*` and `?` have a meaning in a pattern
+    matches = sorted(entry for entry in path.parent.glob(pattern) if entry.is_file()) if "*" in path.name else []
     if not matches:
         raise DatasetError(f"no such file or folder; {KINDS}")
     return matches

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,11 @@ def test_train_py_shows_the_version_of_pyproject():
 def test_versions_name_swave_python_and_packages():
     numbers = versions()
     assert numbers["swave"] == version() and numbers["torch"].startswith("2.") and "python" in numbers
+
+
+def test_a_path_may_start_at_the_home_directory_also_after_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = Parser("python -m something")
+    parser.add_argument_group("files").add_argument("--test", type=Path)
+    assert parser.parse_args(["--test=~/images"]).test == Path("/home/me/images")
+    assert parser.parse_args(["--test=/a/~b"]).test == Path("/a/~b")

@@ -87,6 +87,43 @@ def test_arguments_override_the_recipe_and_the_recipe_the_defaults():
     assert config.swav.temperature == 0.1
 
 
+@pytest.mark.parametrize("name", ["lr=0.1/recipe.yaml", "model.backbone=x.yaml", "50 %, [1] #2/~/-a=b.yaml"])
+def test_a_recipes_path_may_have_any_characters(tmp_path, monkeypatch, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("run: {epochs: 3}\n")
+    monkeypatch.chdir(tmp_path)
+    for recipe in (name, str(tmp_path / name)):
+        assert load_config([recipe, "data.path=."]).run.epochs == 3
+
+
+def test_a_missing_recipe_with_an_equals_sign_in_its_path_is_not_taken_for_a_setting():
+    with pytest.raises(ConfigError, match=r"sweeps/lr=0\.1/nope\.yaml: no such recipe"):
+        load_config(["sweeps/lr=0.1/nope.yaml", "data.path=."])
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a, b", "[1]", "{x}", "x: y", "50 % #2", "2024", "1e3", "true", "null", "-x", "*", "@a=b", "'", "a\\b", "&x"],
+)
+def test_a_path_is_taken_as_it_stands(path):
+    config = load_config([DEMO, f"data.path={path}", f"run.directory={path}"])
+    assert config.data.path == config.run.directory == path
+
+
+def test_a_path_in_quotes_is_read_as_in_a_recipe_and_null_is_no_path():
+    config = load_config([DEMO, "data.path='a b'", "data.test=null", "model.weights=~"])
+    assert (config.data.path, config.data.test, config.model.weights) == ("a b", None, None)
+
+
+def test_a_path_may_start_at_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("data: {path: ~/images, test: /a/~}\n")
+    config = load_config(["~/mine.yaml", "data.cache=~/tables", "run.directory=~", "model.weights=~/a.pth"])
+    home = str(tmp_path)
+    assert (config.data.path, config.data.test) == (f"{home}/images", "/a/~")
+    assert (config.data.cache, config.run.directory, config.model.weights) == (f"{home}/tables", home, f"{home}/a.pth")
+
+
 @pytest.mark.parametrize(
     "arguments", [["config/demo.yaml", "run.epochs=ten"], ["config/demo.yaml", "data.path=/nowhere"]]
 )

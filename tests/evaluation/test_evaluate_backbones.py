@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 
 import numpy as np
@@ -268,6 +269,27 @@ def test_lists_take_paths_names_and_stems_and_refuse_duplicates(tmp_path):
     (tmp_path / "l").write_text("00000.png\nclass0/00000.png\n")
     with pytest.raises(DatasetError, match="names an image twice"):
         listed_rows(table, tmp_path / "l", "--train-list")
+
+
+def test_a_listed_name_may_have_blanks(tmp_path):
+    folder = small_dataset(tmp_path / "d", 3, 1) / "train/class0"
+    for name in ("my photo.png", "my photo 2.png"):
+        shutil.copy(folder / "00000.png", folder / name)
+    table = open_dataset(folder.parent, tmp_path / "t", workers=1, progress=False)
+    (tmp_path / "l").write_text("class0/my photo.png 1\n00000.png 0\nmy photo 2.png\n")
+    rows = listed_rows(table, tmp_path / "l", "--train-list")
+    expected = ["class0/my photo.png", "class0/00000.png", "class0/my photo 2.png"]
+    assert [table.name(row) for row in rows] == expected
+
+
+def test_a_files_folder_and_the_recipe_after_it_may_have_an_at_sign(tmp_path):
+    folder = tmp_path / "me@host"
+    folder.mkdir()
+    published_file(folder / "swav.pth", published_network())
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(f"model: {{backbone: resnet, options: {PUBLISHED}}}\n".replace("'", ""))
+    expected = open_backbone(f"{folder}/swav.pth").weights
+    assert open_backbone(f"{folder}/swav.pth@{recipe}").weights == expected
 
 
 def test_a_share_of_each_class_is_the_same_everywhere_and_grows():

@@ -31,6 +31,7 @@ from support.exports import (
     save_network,
 )
 from support.golden import SHAPES
+from support.programs import run_module
 
 
 @pytest.mark.parametrize("format", ["torchvision", "timm"])
@@ -290,3 +291,9 @@ def test_an_export_that_fails_halfway_leaves_no_file(trained, tmp_path, monkeypa
 def test_help_needs_no_torch():
     code = "import sys, export; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_the_earlier_name_of_the_module_still_exports(trained, tmp_path):
+    run, _ = trained(*TINY_RESNET)
+    done = run_module("launch.export", run, tmp_path / "x.pth", "--format", "swav", folder=ROOT)
+    assert done.returncode == 0 and (tmp_path / "x.pth").is_file(), done.stderr

@@ -50,6 +50,13 @@ def test_parquet_files_of_hugging_face(tmp_path, column):
     check_hugging_face(opened(root / "test-*.parquet", tmp_path), "parquet")
 
 
+def test_only_stars_and_question_marks_have_a_meaning_in_a_pattern(tmp_path):
+    root = tmp_path / "a [1], 50 %"
+    root.mkdir()
+    parquet.write_table(hugging_face()[:4], root / "train [1] #2-0.parquet")
+    check_hugging_face(opened(root / "train [1] #*.parquet", tmp_path), "parquet", 4)
+
+
 def test_a_clone_from_the_hub_and_what_datasets_saves_are_searched_below(tmp_path):
     clone, saved = tmp_path / "clone", tmp_path / "saved"
     for part, rows in enumerate((hugging_face()[:4], hugging_face()[4:])):
