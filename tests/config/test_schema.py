@@ -121,7 +121,7 @@ def test_exactly_the_values_outside_type_or_range_are_refused_in_one_line(key, v
     [
         ("swav.hard=1", "swav.hard=1: expected true or false"),
         ("engine.stage=true", "engine.stage=True: expected auto, 0, 1, 2 or 3"),
-        ("data.test=3", "data.test=3: expected a text or null"),
+        ("data={test: 3}", "data.test=3: expected a text or null"),
         ("crops.std=[1,1,0]", "crops.std=[1, 1, 0]: expected a list of 3 numbers (each more than 0)"),
         ("crops.std=[1]", "crops.std=[1]: expected a list of 3 numbers, e.g. [0.228, 0.224, 0.225]"),
         ("swav.epsilon=0.001", "swav.epsilon=0.001: expected at least 0.002: below, codes leave the range of numbers"),
