@@ -83,8 +83,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
         return out.to(x.dtype)
 
-    # Outside compiled graphs, so that each call evaluates `_recomputing`.
-    _normalize_synchronized = torch.compiler.disable(_normalize)
+    # Outside compiled graphs, so that each call evaluates `_recomputing`. torch.compiler.disable does the same, but
+    # imports torch._dynamo here and not at the first call: two seconds, also for runs that synchronize nothing.
+    _normalize_synchronized = torch._disable_dynamo(_normalize)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of dimensions."""

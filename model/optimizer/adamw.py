@@ -23,6 +23,10 @@ class AdamW(torch.optim.AdamW):
         super().__init__([{**options, **group} for group in params], foreach=True, **settings)
         self.layout: Layout | None = None
 
+    # Without their decorator, as in LARS.
+    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update all groups that are not frozen. Returns the result of `closure`, if given."""

@@ -69,6 +69,10 @@ class LARS(torch.optim.Optimizer):
         self.layout: Layout | None = None
         self.trust_ratios = torch.empty(0)
 
+    # Without their decorator, which imports torch._dynamo: two seconds, for engine.compile alone.
+    add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    zero_grad = torch.optim.Optimizer.zero_grad.__wrapped__  # type: ignore[attr-defined]
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update all groups that are not frozen. Returns the result of `closure`, if given.
