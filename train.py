@@ -52,7 +52,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     """The whole run; returns how it ended. A user's mistakes are reported before the processes connect."""
     import torch
 
-    from evaluation.classifiers.knn import backbone_knn, pixel_knn
+    from evaluation.classifiers.knn import backbone_knn, untrained_knn
     from model.monitor import CodeMonitor, advice
     from model.optimizer.build import build_optimizer, set_step
     from model.optimizer.schedule import learning_rates_of
@@ -124,18 +124,17 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 journal.say(f"resuming from {last_saved} (step {step})")
         journal.open(config, done_steps=step, total_steps=total_steps)
 
-        # ---- what the untrained network and pixels give ------------------------------------------
         def accuracies() -> dict[str, float]:
+            """k-NN of the backbone; before the first one, that of the untrained network and of raw pixels as well."""
             if labelled is None:
                 return {}
+            if cluster.add_up([cluster.main and journal.read("untrained.json") is None])[0]:
+                journal.record("untrained.json", untrained_knn(labelled, crops, config, device, dtype))
             return backbone_knn(engine, network, labelled, crops, config, device, dtype, teacher, probe)
 
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)
             return "not begun"
-        if last_saved is None and labelled is not None:
-            pixels = pixel_knn(labelled, crops, config, device)
-            journal.record("untrained.json", {"knn_random_init": accuracies()["knn"], "knn_raw_pixels": pixels})
         clock.start_training()
         first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
         profile_steps(config, total_steps - step, agreement.times, journal, engine, monitor, teacher, probe)
@@ -232,8 +231,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
         # ---- the result --------------------------------------------------------------------------
         last_saved = save(needed=True)
-        untrained = journal.read("untrained.json") or {"knn_random_init": None, "knn_raw_pixels": None}
-        result = {"knn": None, **accuracies(), **untrained}
+        names = ("knn", "knn_random_init", "knn_raw_pixels")  # None without labels
+        result = dict.fromkeys(names) | accuracies() | (journal.read("untrained.json") or {})
         result |= {"prototypes": prototypes, **last_epoch, "code_entropy_limit": math.log(prototypes)}
         result |= {"epochs": config.run.epochs, "steps": step, "skipped_steps": skipped.total}
         result |= {"images_per_second": speed, "seconds": clock.state_dict()["seconds"]}

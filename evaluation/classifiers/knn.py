@@ -24,6 +24,7 @@ from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
+from training.build import starting_network
 
 
 def predict(
@@ -142,6 +143,27 @@ def backbone_knn(
             by_teacher = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
         accuracies["knn_teacher"] = by_teacher["knn"]
     return accuracies
+
+
+def untrained_knn(
+    data: Labelled, crops: Crops, config: DictConfig, device: torch.device, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """What training is compared with, accuracies in [0, 1]: `knn_random_init`, of the backbone with which the run
+    starts, built again from its seed, and `knn_raw_pixels`.
+
+    dtype: of the images; float16 and bfloat16 compute by autocast.
+    """
+    with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
+        torch.manual_seed(config.run.seed)
+        network = starting_network(config.model).to(device).eval()
+    central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
+
+    def features(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network(images.to(dtype))
+
+    random_init = knn_accuracy(features, data, central, config, device, what="k-NN: untrained backbone")["knn"]
+    return {"knn_random_init": random_init, "knn_raw_pixels": pixel_knn(data, crops, config, device)}
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:

@@ -11,15 +11,20 @@ from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from config.recipe import ROOT
-from evaluation.classifiers.knn import predict
+from config.recipe import ROOT, load_config
+from evaluation.classifiers.knn import backbone_knn, predict, untrained_knn
 from evaluation.features import gather
 from model.monitor import CodeMonitor, advice
+from pipeline.crops import crops_from_config
 from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.table import DatasetError
 from support.photos import flat_colors, photographs, write_folder
 from support.ranks import run_ranks
+from support.tiny_runs import make_workplace
+from training.auto import fit
+from training.build import starting_network
+from training.distributed import Cluster
 
 
 def test_weighted_knn_agrees_with_scikit_learn():
@@ -55,6 +60,22 @@ def test_a_tenth_of_the_labels_is_held_out_where_there_is_no_test_split(tmp_path
     assert not set(data.train_rows) & set(data.test_rows)
     assert len(data.train_rows) + len(data.test_rows) == 200
     assert 10 <= len(data.test_rows) <= 30
+
+
+def test_the_untrained_network_is_the_one_with_which_the_run_starts(tmp_path):
+    """It is built again from the seed, and training goes on with its own random numbers."""
+    config = load_config([str(make_workplace(tmp_path) / "tiny.yaml"), "pipeline.backend=torchvision"])
+    table, _ = open_splits(config.data, progress=False)
+    fit(config, len(table.usable()), Cluster())
+    data, device = labelled_data(table, None), torch.device("cpu")
+    crops = crops_from_config(config.crops, "torchvision")
+    torch.manual_seed(config.run.seed)
+    network = starting_network(config.model)
+    state = torch.random.get_rng_state()
+    untrained = untrained_knn(data, crops, config, device)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert untrained["knn_random_init"] == backbone_knn(network, network, data, crops, config, device)["knn"]
+    assert set(untrained) == {"knn_random_init", "knn_raw_pixels"}
 
 
 def test_images_without_classes_give_no_knn(tmp_path):
