@@ -32,7 +32,7 @@ from typing import Any
 from common.cli import Parser
 from common.machine import devices_of_processes, interface_to, launch_environment
 from config.recipe import ROOT
-from training.rank_status import LIFELINE, STACKS, WORDS, stacks_of, status_of, step_of
+from training.rank_status import LIFELINE, STACKS, WORDS, ranks_of, stacks_of, status_of, step_of
 from training.stopping import stop_signals
 
 GRACE = 10.0  # seconds that the other processes have once one has died
@@ -61,19 +61,20 @@ def main(arguments: list[str]) -> int:
             interface = interface_to(options.master)
             for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface else ():
                 os.environ.setdefault(name, str(interface))
-        return Supervisor(command, Path(scratch), rank, counts[rank], program[-1], options.directory).run()
+        return Supervisor(command, Path(scratch), rank, counts[rank], options.directory).run()
 
 
 def launch_command(counts: Sequence[int], rank: int, master: str, port: int, program: list[str]) -> list[str]:
-    """The command line of deepspeed's launcher on the node number `rank`. counts: processes on each node.
+    """The command line of deepspeed's launcher (`launch.ranks`) on the node number `rank`. counts: processes on each
+    node.
 
-    `deepspeed` itself would start this same program. It would import torch once more before, and it would replace the
+    `deepspeed` itself would start the same launcher. It would import torch once more before, and it would replace the
     user's CUDA_VISIBLE_DEVICES by the first devices of the machine.
     """
     devices = [devices_of_processes(count, os.environ) for count in counts]  # of other nodes only the number counts
     nodes = json.dumps({f"node{index}": names for index, names in enumerate(devices)})
     return [
-        *(sys.executable, "-m", "deepspeed.launcher.launch", "--log_level", "critical", "--no_local_rank"),
+        *(sys.executable, "-m", "launch.ranks", "--log_level", "critical", "--no_local_rank"),
         *("--world_info", base64.urlsafe_b64encode(nodes.encode()).decode(), "--node_rank", str(rank)),
         *("--master_addr", master, "--master_port", str(port), *program),
     ]
@@ -83,16 +84,14 @@ class Supervisor:
     """Starts the launcher of a node and watches the training processes below it.
 
     command: the launcher's. scratch: folder in which the ranks leave their status (`training.rank_status`). node: its
-    number. processes: how many ranks it has. program: the word by which a rank's command line is recognized. directory:
-    the run's, for stacks; None keeps no stacks.
+    number. processes: how many ranks it has. directory: the run's, for stacks; None keeps no stacks.
     """
 
     def __init__(
-        self, command: list[str], scratch: Path, node: int, processes: int, program: str, directory: Path | None = None
+        self, command: list[str], scratch: Path, node: int, processes: int, directory: Path | None = None
     ) -> None:
-        self.scratch, self.node, self.processes = scratch, node, processes
-        self.program, self.directory = program, directory
-        self.ranks: dict[int, int] = {}  # process id -> rank, of all training processes seen so far
+        self.scratch, self.node, self.processes, self.directory = scratch, node, processes, directory
+        self.ranks: dict[int, int] = {}  # process id -> rank, of all training processes started so far
         self.failures: dict[int, dict[str, Any]] = {}  # rank -> its last word, of the ranks that failed
         self.deadline = self.silent_at = float("inf")
         self.signals = stop_signals()
@@ -167,17 +166,12 @@ class Supervisor:
         """The training processes that are alive. Failures of those that have ended are recorded."""
         import psutil
 
+        self.ranks = ranks_of(self.scratch)
         alive = []
         for process in psutil.Process().children(recursive=True):
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and self.program in process.cmdline():
-                    rank = int(process.environ().get("RANK", -1))
-                    # Only the first process of a rank counts; later ones are its children, such as a compiler.
-                    if process.pid in self.ranks or (rank >= 0 and rank not in self.ranks.values()):
-                        self.ranks[process.pid] = rank
-                        alive.append(process)
-            except psutil.Error:  # it has ended since
-                continue
+            with suppress(psutil.Error):  # it has ended since
+                if process.pid in self.ranks and process.status() != psutil.STATUS_ZOMBIE:
+                    alive.append(process)
         self._record_failures({process.pid for process in alive})
         return alive
 

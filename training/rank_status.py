@@ -78,10 +78,20 @@ def beat(step: int) -> None:
     _write("step", step)
 
 
-def _write(kind: str, value: Any) -> None:
+def _write(kind: str, value: Any, pid: int = 0) -> None:
     folder = os.environ.get(WORDS)
     if folder:
-        write_atomically(Path(folder) / f"{os.getpid()}.{kind}", json.dumps(value), durable=False)
+        write_atomically(Path(folder) / f"{pid or os.getpid()}.{kind}", json.dumps(value), durable=False)
+
+
+def write_rank(pid: int, rank: int) -> None:
+    """Write which rank a process is. The launcher calls this for the processes that it starts."""
+    _write("rank", rank, pid)
+
+
+def ranks_of(folder: Path) -> dict[int, int]:
+    """Process id -> rank, of all processes that the launcher has started."""
+    return {int(path.stem): _read(path) for path in folder.glob("[0-9]*.rank")}
 
 
 def status_of(folder: Path, pid: int) -> dict[str, Any] | None:

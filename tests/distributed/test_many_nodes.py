@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import launch.start as start_module
+from common import progress
 from config.recipe import ROOT, ConfigError, load_config
 from launch.nodes import Node
 from launch.preflight import ask_nodes, find_problems
@@ -21,7 +22,7 @@ from launch.restart import keep_batch, no_progress, restart_delay
 from launch.start import choose_nodes
 from launch.supervise import Outcome
 from perf.kill_check import make_recipe
-from support.programs import run_module, wait_for_steps, words_of
+from support.programs import is_launcher, rank_of, run_module, wait_for_steps, words_of
 from training.disk_space import checkpoint_gb, disk_gb, memory_gb
 
 SLURM = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-4]"}
@@ -90,7 +91,7 @@ def test_a_dry_run_prints_the_commands(tmp_path, places):
     reached = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
     assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["env"])
     assert flags or " srun --overlap " in reached[0]
-    assert done.stdout.count("deepspeed.launcher.launch") == 2 and "--node_rank 1" in done.stdout
+    assert done.stdout.count("-m launch.ranks") == 2 and "--node_rank 1" in done.stdout
     assert ("# me@10.0.0.1, 2 processes" if flags else "# n2, 2 processes") in done.stdout
 
 
@@ -199,11 +200,13 @@ def test_the_memory_of_a_method_is_part_of_each_checkpoint(tmp_path):
     assert memory_gb(config, images) == 0
 
 
-def test_facts_of_this_machine(tmp_path):
+def test_facts_of_this_machine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0.0)
     config = load_config([str(make_recipe(tmp_path)), f"data.path={tmp_path}", f"run.directory={tmp_path / 'a' / 'b'}"])
     (facts,) = ask_nodes("local", [Node("here", 1)], [], config)
     assert facts["data"] and facts["free_gb"] > 0 and abs(facts["clock_off"]) < 1 and len(facts["code"]) == 12
     assert find_problems([facts], [Node("here", 1)], config) == []
+    assert "waiting 60 s at most for answers: 100%" in capsys.readouterr().err
 
 
 def test_answers_by_srun_are_assigned_to_their_nodes(tmp_path, monkeypatch):
@@ -258,7 +261,8 @@ def left_behind(tmp_path):
 
 
 def ranks_of(tmp_path):
-    return [p for p in left_behind(tmp_path) if str(ROOT / "train.py") in words_of(p) and "RANK" in p.environ()]
+    """Rank -> its process."""
+    return {rank: p for p in left_behind(tmp_path) if (rank := rank_of(p)) is not None}
 
 
 def ended(tmp_path, process, longest=60):
@@ -290,7 +294,7 @@ def test_two_nodes_train_to_the_end_under_a_loud_banner(tmp_path, start):
 def test_a_killed_rank_ends_all_within_30_seconds_with_one_line(tmp_path, start, victim):
     process = start("run.epochs=2000")
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
-    next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == str(victim)).kill()
+    ranks_of(tmp_path)[victim].kill()
     code, seconds, output = ended(tmp_path, process)
     assert code == 1 and seconds < 30, output
     assert f"swave: rank {victim} on {os.uname().nodename} died: killed, or crashed without a word" in output
@@ -306,7 +310,7 @@ def test_a_killed_launcher_is_a_failure_and_leaves_no_process(tmp_path, start, n
     """With DeepSpeed's own runner the exit code is 0 and the processes stay."""
     process = start("run.epochs=2000", nodes=nodes)
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
-    launchers = [p for p in left_behind(tmp_path) if "deepspeed.launcher.launch" in words_of(p)]
+    launchers = [p for p in left_behind(tmp_path) if is_launcher(p)]
     assert len(launchers) == nodes
     launchers[-1].kill()
     code, seconds, output = ended(tmp_path, process)
@@ -342,10 +346,10 @@ def test_a_signal_to_the_start_program_saves_on_all_nodes_and_ends_with_0(tmp_pa
 def test_a_hang_ends_all_with_the_stacks_of_every_rank(tmp_path, start):
     process = start("run.epochs=2000", "launch.timeout=5")
     wait_for_steps(tmp_path / "run", 3, process, tmp_path / "output")
-    stopped = next(p for p in ranks_of(tmp_path) if p.environ()["RANK"] == "1")
+    stopped = ranks_of(tmp_path)[1]
     stopped.send_signal(signal.SIGSTOP)
     deadline = time.monotonic() + 30
-    while any(p.environ()["RANK"] == "0" for p in ranks_of(tmp_path)):  # rank 0 gives up after waiting for 5 seconds
+    while 0 in ranks_of(tmp_path):  # rank 0 gives up after waiting for 5 seconds
         assert time.monotonic() < deadline
         time.sleep(0.1)
     stopped.send_signal(signal.SIGCONT)

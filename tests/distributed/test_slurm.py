@@ -7,7 +7,6 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -82,16 +81,6 @@ class Job(Run):
             allocation = ["salloc", "-N2", *asked, "sh", "-c", words]
             self.process = slurm.run(0, allocation, cwd=ROOT, stdout=output, stderr=output)
 
-    def processes_of_ranks(self):
-        """Rank -> process id."""
-        processes = {}
-        for pid, command in [*self.left_on(0), *self.left_on(1)]:
-            environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
-            rank = next((entry[5:] for entry in environment if entry.startswith("RANK=")), None)
-            if rank is not None and str(ROOT / "train.py") in command:
-                processes[int(rank)] = pid
-        return processes
-
     def check_ranks(self):
         """Assert that each host ran one process."""
         lines = [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
@@ -140,7 +129,7 @@ def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
     """In a job step that starts further steps."""
     job = Job(slurm, tmp_path, "srun -N1 -n1 " + TRAIN, "run.epochs=5000")
     job.steps(3)
-    ranks = job.processes_of_ranks()
+    ranks = job.ranks_on(0) | job.ranks_on(1)
     threading.Thread(target=hold, args=(ranks[0],), daemon=True).start()
     os.kill(ranks[1], signal.SIGKILL)
     begun = time.monotonic()

@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
 from support.forks import Script
 from support.nodes.host_runs import Run, loader_state, losses
+from support.programs import is_launcher
 
 pytestmark = pytest.mark.slow(seconds=15)
 THREE = ("run.batch_size=12", "swav.queue.length=0")  # for three processes, over which 8 images do not split
@@ -85,7 +87,7 @@ def test_a_killed_launcher_on_a_host_is_a_failure_and_leaves_no_process(make_hos
     with make_hosts(2) as hosts:
         run = Run(hosts, tmp_path, "launcher", "run.epochs=5000", nodes=2)
         run.steps(3)
-        launcher = next(pid for pid, command in run.left_on(1) if "deepspeed.launcher.launch" in command)
+        launcher = next(pid for pid, _ in run.left_on(1) if is_launcher(psutil.Process(pid)))
         os.kill(launcher, signal.SIGKILL)
         begun = time.monotonic()
         assert run.end(60) != 0

@@ -19,7 +19,7 @@ from config.recipe import ROOT, ConfigError
 from launch.node import launch_command
 from support.forks import context, run_processes
 from support.photos import flat_colors, write_folder
-from support.programs import words_of
+from support.programs import is_launcher
 from support.ranks import run_ranks
 from training.distributed import Cluster, cluster_from_environment, connected, device_index, free_port
 from training.step_agreement import Agreement
@@ -103,7 +103,7 @@ def test_on_a_node_the_launcher_is_deepspeed(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     program = ["train.py", "config/demo.yaml", "run.epochs=1"]
     command = launch_command([2, 1, 1, 2], 3, "node0", 29501, program)
-    assert command[1:3] == ["-m", "deepspeed.launcher.launch"]
+    assert command[1:3] == ["-m", "launch.ranks"]
     assert [len(devices) for devices in world_of(command).values()] == [2, 1, 1, 2]
     given = dict(itertools.pairwise(command))
     assert given["--node_rank"] == "3" and given["--master_addr"] == "node0" and given["--master_port"] == "29501"
@@ -169,7 +169,7 @@ def test_a_signal_before_the_processes_are_there_reaches_them_all(tmp_path):
 
 
 def launcher_of(pid):
-    return [c for c in psutil.Process(pid).children(recursive=True) if "deepspeed.launcher.launch" in words_of(c)]
+    return [child for child in psutil.Process(pid).children(recursive=True) if is_launcher(child)]
 
 
 def wait_for(condition, process):

@@ -53,6 +53,20 @@ def words_of(process):
         return []
 
 
+def rank_of(process):
+    """The rank of a process that launch.ranks has forked; None if it is no rank, or has ended."""
+    try:
+        name = process.name()
+    except psutil.Error:
+        return None
+    return int(name.removeprefix("rank ")) if name.startswith("rank ") else None
+
+
+def is_launcher(process):
+    """Whether a process is the launcher of a node. Ranks have its command line too."""
+    return "launch.ranks" in words_of(process) and rank_of(process) is None
+
+
 def wait_for_steps(directory, count, process, output=None, longest=120):
     """Wait until the run in `directory` has logged `count` lines. Fails with its output if it ends or takes too long.
 

@@ -8,7 +8,7 @@ import psutil
 
 from config.recipe import ROOT
 from perf.kill_check import make_recipe
-from support.programs import words_of
+from support.programs import rank_of, words_of
 
 
 class Run:
@@ -65,11 +65,15 @@ class Run:
 
     def rank_on(self, index):
         """The training process of a host with one of them, None if it is gone."""
-        for pid, command in self.left_on(index):
-            with contextlib.suppress(psutil.Error):
-                if str(ROOT / "train.py") in command and "RANK" in psutil.Process(pid).environ():
-                    return pid
-        return None
+        return next(iter(self.ranks_on(index).values()), None)
+
+    def ranks_on(self, index):
+        """Rank -> process id of the training processes of a host."""
+        ranks = {}
+        for pid, _ in self.left_on(index):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                ranks[rank_of(psutil.Process(pid))] = pid
+        return {rank: pid for rank, pid in ranks.items() if rank is not None}
 
     def left_on(self, index):
         """The run's processes on a host: (pid, command)."""
