@@ -56,5 +56,7 @@ for other in requirements-cuda120.lock requirements-cuda130.lock; do
 done
 .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r "$lock" ||
     fail "pip could not install everything (its reason is above); fix that and run the same command again"
+# For pipeline.backend=ffcv; half a minute of the first run otherwise.
+.venv/bin/python -m pipeline.kernel || say "the kernel of pipeline.backend=ffcv could not be compiled (the reason is above)"
 echo "$checksum" > "$stamp"
 say "done"

@@ -22,6 +22,7 @@ from pipeline.color import color_matrices
 from pipeline.crops import Crops
 from pipeline.dataset.images import MAX_PIXELS
 from pipeline.draw import Draw
+from pipeline.kernel.compiling import compiling
 from pipeline.kernel.decode import free_decompressor, function_address, new_decompressor
 from pipeline.kernel.driver import (
     EVERYTHING,
@@ -72,7 +73,8 @@ class Kernel:
         self._end = weakref.finalize(self, _end, self.pool, self.handles)
         self.lock = threading.Lock()
         empty = np.empty(0, np.int64)
-        self.run([], empty.astype(bool), empty, empty, _empty_draw(len(crops.views)), self.buffers(0))  # compiles
+        with compiling():
+            self.run([], empty.astype(bool), empty, empty, _empty_draw(len(crops.views)), self.buffers(0))
 
     def buffers(self, batch: int) -> list[np.ndarray]:
         """Uninitialized outputs for `run`, (views of the group, batch, size, size, 3) for each resolution group.

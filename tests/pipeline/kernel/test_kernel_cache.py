@@ -1,11 +1,16 @@
-"""The key of the compiled kernel's disk cache covers everything that is compiled into it."""
+"""The key of the compiled kernel's disk cache covers everything that is compiled into it; compiling shows a bar."""
 
 import ast
+import re
 import shutil
 from pathlib import Path
 
+from numba import njit
+
 import pipeline.kernel
+from common import progress
 from config.recipe import ROOT
+from pipeline.kernel.compiling import compiling
 from pipeline.kernel.driver import source_digest
 
 FOLDER = Path(pipeline.kernel.__file__).parent
@@ -33,3 +38,21 @@ def test_compiled_functions_are_defined_in_the_kernels_folder_alone():
 def imports_njit(path):
     imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
     return any(node.module == "numba" and "njit" in {name.name for name in node.names} for node in imports)
+
+
+def test_compiling_shows_a_bar_that_counts_the_kernels_functions_once(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+
+    def doubled(x):
+        return 2 * x
+
+    doubled.__module__ = "pipeline.kernel.example"
+    function = njit(doubled)
+    with compiling():
+        function(1)
+        function(1.0)  # another type
+        njit(lambda x: x)(1)  # of another module
+    assert re.findall(r"compiling the kernel for this CPU: .* (\d+)/\d\d \[", capsys.readouterr().err)[-1] == "1"
+    with compiling():
+        function(2)
+    assert "1/" not in capsys.readouterr().err
