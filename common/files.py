@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -58,15 +58,20 @@ def sync_file(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+def sha256(path: Path, count: Callable[[int], Any] | None = None) -> str:
+    """Hex digest of a file's bytes. count: called with the bytes of each part that has been read."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(1 << 20):
+            digest.update(part)
+            if count is not None:
+                count(len(part))
+    return digest.hexdigest()
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """`bytes` and `sha256` of a file."""
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+def fingerprint(path: Path, count: Callable[[int], Any] | None = None) -> dict[str, Any]:
+    """`bytes` and `sha256` of a file; count: see `sha256`."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path, count)}
 
 
 def lock(path: Path, wait: bool = True) -> IO[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from common.progress import counted, progress_bar
 from config.recipe import ROOT
 from launch.node_facts import gather_facts
 from launch.nodes import Node
@@ -49,8 +50,12 @@ def _answers(
 ) -> list[dict[str, Any]]:
     """What `program` prints on each node, or {"error": line}."""
     commands = node_commands(how, nodes, program, ssh)
-    with ThreadPoolExecutor(len(commands)) as pool:
-        answers = list(pool.map(lambda command: _ask(command, timeout), commands))
+    with (
+        progress_bar(len(commands), f"waiting {timeout:g} s at most for answers", "command") as bar,
+        ThreadPoolExecutor(len(commands)) as pool,
+    ):
+        asked = [pool.submit(_ask, command, timeout) for command in commands]
+        answers = [done.result() for done in counted(asked, bar, lambda _: 1)]
     if how == "srun":  # one command for all nodes, whose answers come in any order
         (facts, error), *_ = answers
         return [next((one for one in facts if one.get("node") == rank), {"error": error}) for rank in range(len(nodes))]

@@ -18,11 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +46,7 @@ SUMS = {  # SHA-256 of the unpacked IDX files
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}  # folder: prefix of the IDX files, images
-PACKAGE = "dataset-fashion-mnist"
+PACKAGE, PACKAGE_BYTES = "dataset-fashion-mnist", 30_900_652
 INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # where the package puts its files
 OFFICIAL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 SHARD = 15_000  # images: four train shards
@@ -99,15 +102,35 @@ def _from_debian(temporary: Path, names: tuple[str, ...], address: str, progress
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise _Unavailable("no apt-get here")
     if progress:
-        note(f"fetching Debian's package {PACKAGE} (31 MB)")
+        note(f"fetching Debian's package {PACKAGE} ({PACKAGE_BYTES / 1e6:.0f} MB)")
     # As root, apt would let the user _apt download, who may not write here, and print a warning.
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    _run(["apt-get", *sandbox, "-q", "download", PACKAGE], temporary, "run `apt-get update` once, as root")
+    with progress_bar(PACKAGE_BYTES, f"fetching {PACKAGE}", "B", progress) as bar, growing(temporary, bar):
+        _run(["apt-get", *sandbox, "-q", "download", PACKAGE], temporary, "run `apt-get update` once, as root")
     packages = sorted(temporary.glob(f"{PACKAGE}_*.deb"))
     if not packages:
         raise _Unavailable(f"apt-get download {PACKAGE} left no file")
     _run(["dpkg-deb", "-x", packages[-1].name, "unpacked"], temporary, "fetch it again")
     return temporary / "unpacked" / INSTALLED.relative_to("/")
+
+
+@contextmanager
+def growing(folder: Path, bar: Any) -> Iterator[None]:
+    """In the block, the bar counts the bytes of the files that another program writes into `folder`."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.2):
+            with suppress(OSError):  # a file that has just been renamed
+                bar.update(sum(path.stat().st_size for path in folder.iterdir()) - bar.n)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        looking.join()
 
 
 def _run(command: list[str], folder: Path, advice: str) -> None:

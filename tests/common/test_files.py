@@ -1,5 +1,6 @@
 """Files are complete or absent, and locks end with their holder."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,13 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
     write_atomically(path, "new", durable=False)
     assert path.read_text() == "new" and os.listdir(tmp_path) == ["report.json"]
     assert fingerprint(path) == {"bytes": 3, "sha256": sha256(path)}
+
+
+def test_a_digest_is_that_of_all_bytes_and_each_part_is_counted(tmp_path):
+    path, parts = tmp_path / "large", []
+    path.write_bytes(os.urandom(2_500_000))
+    assert sha256(path, parts.append) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(parts) == 3 and sum(parts) == 2_500_000
 
 
 @pytest.mark.parametrize("writing", [replacing, replacing_path])

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from common import progress
 from common.files import sha256
 from pipeline import fashion_mnist
 from pipeline.dataset.idx import parse_idx, stored_png
@@ -118,6 +120,16 @@ def test_debian_is_asked_first_and_what_it_gives_is_unpacked(offline):
     unpack = f"p = pathlib.Path(sys.argv[3], '{fashion_mnist.INSTALLED.relative_to('/')}'); p.mkdir(parents=True)"
     fake_program(folder, "dpkg-deb", "\n".join([unpack, *lines]))
     assert fetch(progress=False, address="file:///nowhere", sums=sums) == files
+
+
+def test_the_download_from_debian_shows_a_bar(offline, capsys, monkeypatch):
+    _, _, folder = offline
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    fake_program(folder, "apt-get", "import time; open('some.deb', 'wb').write(bytes(5000)); time.sleep(0.5)")
+    fake_program(folder, "dpkg-deb", "sys.exit('broken')")
+    with pytest.raises(DatasetError):
+        fetch(progress=True, address="file:///nowhere")
+    assert re.search(r"fetching dataset-fashion-mnist: .* 5000/30900652 \[", capsys.readouterr().err)
 
 
 def test_where_no_source_is_reached_one_line_says_what_to_do(offline, capsys, monkeypatch):

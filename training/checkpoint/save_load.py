@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common.files import fingerprint, sync, write_atomically
+from common.progress import progress_bar
 from training.checkpoint.shards import CheckpointError, SavedTensors, rank_file, tensors_to_write
 
 STEP = "step-{:09d}"
@@ -139,9 +140,11 @@ def damage_of(checkpoint: Path) -> str:
         files = {path.name for path in checkpoint.iterdir()}
         if "state.json" not in manifest or files != {*manifest, "manifest.json"}:
             return "its files are not those of its manifest"
-        for name, entry in manifest.items():
-            if fingerprint(checkpoint / name) != entry:
-                return f"{name} is not as it was written"
+        size = sum(entry["bytes"] for entry in manifest.values())
+        with progress_bar(size, f"checking {checkpoint.name}", "B") as bar:
+            for name, entry in manifest.items():
+                if fingerprint(checkpoint / name, bar.update) != entry:
+                    return f"{name} is not as it was written"
     except FileNotFoundError:
         return "no manifest"
     except DAMAGE as error:

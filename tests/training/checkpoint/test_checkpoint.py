@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from common import progress
 from model.backbone import build_backbone
 from model.optimizer.lars import LARS, parameter_groups
 from model.optimizer.segments import Layout
@@ -20,7 +22,13 @@ from support.forks import context
 from support.ranks import run_ranks
 from training.checkpoint import save_load as checkpoint
 from training.checkpoint.masters import load_network, network_shapes, network_tensors
-from training.checkpoint.save_load import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint.save_load import (
+    CheckpointError,
+    damage_of,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from training.trained_network import full_weights
 
 LENGTH = 12
@@ -126,6 +134,13 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_previous_one(tmp_path, one_
     (tmp_path / "step-000000001" / "manifest.json").write_text("{")
     with pytest.raises(CheckpointError, match="no checkpoint is whole"):
         latest_checkpoint(tmp_path)
+
+
+def test_the_check_of_a_large_checkpoint_shows_a_bar(tmp_path, one_rank, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    path = save_state(tmp_path, 3, *stepped(0, 1), keep=2)
+    assert not damage_of(path)
+    assert re.search(rf"checking {path.name}: 100%.* (\d+)/\1 \[", capsys.readouterr().err)
 
 
 def test_leftovers_of_a_kill_are_ignored_and_cleared(tmp_path, one_rank):
