@@ -42,6 +42,7 @@ RUN_BY = {
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",
     "perf.science": "test_the_whole_check_at_toy_size_and_no_job_runs_twice",
     "perf.sinkhorn": "test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collectives",
+    "perf.start": "test_a_start_imports_torch_once_and_its_spans_add_up",
     "perf.step": "test_all_phases_are_there_and_their_shares_add_up",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_unchanged",
     "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
