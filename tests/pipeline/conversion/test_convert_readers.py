@@ -18,6 +18,8 @@ from support.conversions import LABELLED, converted, sources_in_order, target, w
 from support.photos import photographs, write_folder
 from support.small_datasets import ODD, PLAIN, write
 
+LOADERS = []  # of FFCV, kept to the end: numba 0.68 may fail to finalize what they compiled while Python still runs
+
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Image size")  # Pillow's, for odd images
 
 
@@ -77,6 +79,7 @@ def test_the_stock_loader_reads_our_beton(tmp_path, raw, cached):
         str(out), batch_size=3, num_workers=1, order=OrderOption.SEQUENTIAL, os_cache=cached,
         pipelines={"image": [SimpleRGBImageDecoder(), ToTensor()], "label": [IntDecoder(), ToTensor()]},
     )  # fmt: skip
+    LOADERS.append(loader)
     batches = [(images.numpy().copy(), labels.numpy().copy()) for images, labels in loader]
     images, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
     files = [f"class{index % 2}/{index:05d}.jpg" for index in range(len(photos))]
