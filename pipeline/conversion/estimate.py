@@ -18,6 +18,7 @@ from pipeline.conversion.beton_writer import PAGE, page_size
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.rewrite import Options, rewrite, shrunk_size
 from pipeline.dataset.images import BadImage
+from pipeline.dataset.png_metadata import without_metadata
 from pipeline.dataset.table import DatasetError
 
 SAMPLE = 256  # images
@@ -98,7 +99,7 @@ def _sample(entries: Entries, options: Options) -> Iterator[tuple[int, int]]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
                 if not width:
-                    with Image.open(io.BytesIO(data)) as image:
+                    with Image.open(io.BytesIO(without_metadata(data))) as image:
                         width, height = image.size
                 if options.raw:
                     yield len(data), 3 * int(np.prod(shrunk_size((width, height), options)))

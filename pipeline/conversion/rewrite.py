@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.conversion.beton_writer import LONGEST_SIDE
 from pipeline.dataset.images import BadImage, is_plain, upright
+from pipeline.dataset.png_metadata import without_metadata
 from pipeline.dataset.table import State
 
 LONGEST_JPEG = 65_500  # pixels: libjpeg's limit for a written file
@@ -118,6 +119,7 @@ def _kinds(data: bytes, kind: str, mode: str, orientation: int) -> tuple[str, ..
         "RGBA": mode in ("RGBA", "LA", "PA"),
         "palette": mode[0] == "P",
         "EXIF-rotated": orientation != 1,
-        "animated: first frame": may_move and getattr(Image.open(io.BytesIO(data)), "is_animated", False),
+        "animated: first frame": may_move
+        and getattr(Image.open(io.BytesIO(without_metadata(data))), "is_animated", False),
     }
     return tuple(name for name, applies in properties.items() if applies)

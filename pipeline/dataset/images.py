@@ -4,9 +4,10 @@ A plain 8-bit JPEG, PNG or WebP is `State.OK`: backends decode its bytes themsel
 read is `State.PIL`: it is decoded here and passed on as PPM, so that every backend sees the same pixels. DALI 2.4.0
 on the CPU (nvImageCodec 0.9), compared with Pillow 13 on the images of `tests/support/odd_images.py`,
 
-- refuses WebP with EXIF, GIF, AVIF, 1-bit TIFF, and PNG with a wrong CRC or without IEND;
+- refuses lossless WebP with EXIF, GIF, AVIF, 1-bit TIFF, and PNG with a wrong CRC or without IEND;
 - gives other pixels for 16-bit RGB and gray with alpha, palette TIFF and EXIF-rotated CMYK (all by one level), for
-  APNG with a default image (another frame), and for an orientation in XMP, PNG text or an odd EXIF type (ignored);
+  APNG with a default image (another frame), and for an orientation in XMP, PNG text, an odd EXIF type or a lossy
+  WebP's EXIF chunk that begins with `Exif\\0\\0` (ignored);
 - crashes on JPEGs and PNGs with contradictory EXIF: SIGSEGV or a corrupted heap, which no handler catches.
 
 So backends decode only files whose structure this module has checked; Pillow decodes all others. For each of 24,000
@@ -18,6 +19,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -25,9 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from pipeline.dataset.png_metadata import ORIENTING, inflated_size, is_png, without_metadata
 from pipeline.dataset.table import State
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB
+MOST_METADATA = 1 << 20  # bytes of a PNG's texts and profile that backends are given: Pillow's bound of one text
 ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825  # TIFF tags
 EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by TIFF type
 TURNS = {  # EXIF orientation -> the operation that makes the image upright
@@ -107,6 +111,17 @@ def upright(data: bytes) -> tuple[Image.Image, str, str, int]:
     """
     if not data:
         raise BadImage("zero bytes")
+    try:
+        return _upright(data)
+    except BadImage:
+        # Pillow refuses a PNG for its metadata alone, if that is large or damaged: the pixels do not need it.
+        for keep in (ORIENTING, ()) if is_png(data) else ():
+            with suppress(BadImage):
+                return _upright(without_metadata(data, keep))
+        raise
+
+
+def _upright(data: bytes) -> tuple[Image.Image, str, str, int]:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
         if image.width * image.height > MAX_PIXELS:
@@ -200,8 +215,9 @@ def _plain_jpeg(data: bytes) -> int | None:
 
 
 def _plain_png(data: bytes) -> int | None:
-    """Plain: a complete PNG of at most 8 bits per sample, all checksums right, not animated, at most one EXIF block."""
-    position, orientation, exif_blocks = 8, 1, 0
+    """Plain: a complete PNG of at most 8 bits per sample, all checksums right, not animated, at most one EXIF block,
+    little metadata (Pillow and libpng have limits for it)."""
+    position, orientation, exif_blocks, metadata = 8, 1, 0, 0
     while position + 12 <= len(data):
         length, tag = struct.unpack_from(">I4s", data, position)
         end = position + 8 + length
@@ -210,7 +226,8 @@ def _plain_png(data: bytes) -> int | None:
             return None
         if tag == b"IEND":
             return orientation
-        if tag == b"acTL" or (tag == b"IHDR" and data[position + 16] > 8):
+        metadata += inflated_size(tag, data[position + 8 : end])
+        if tag == b"acTL" or (tag == b"IHDR" and data[position + 16] > 8) or metadata > MOST_METADATA:
             return None
         if tag == b"eXIf":
             exif_blocks += 1
@@ -223,7 +240,7 @@ def _plain_png(data: bytes) -> int | None:
 
 
 def _plain_webp(data: bytes) -> int | None:
-    """Plain: a still WebP, lossy or lossless, without EXIF (which DALI's parser refuses)."""
+    """Plain: a still WebP, lossy or lossless, without EXIF (lossless, DALI refuses it; lossy, it can miss a turn)."""
     if len(data) < 30 or data[12:16] not in (b"VP8 ", b"VP8L", b"VP8X"):
         return None
     extended = data[12:16] == b"VP8X"

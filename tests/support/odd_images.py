@@ -72,6 +72,39 @@ def with_chunk(png: bytes, tag: bytes, body: bytes) -> bytes:
     return png[:33] + chunk(tag, body) + png[33:]
 
 
+def with_exif_prefix(webp: bytes) -> bytes:
+    """A WebP whose EXIF chunk begins with `Exif\\0\\0`, as some programs write it."""
+    at = webp.index(b"EXIF")
+    (length,) = struct.unpack_from("<I", webp, at + 4)
+    body = b"Exif\0\0" + webp[at + 8 : at + 8 + length]
+    new = b"EXIF" + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+    rest = webp[12:at] + new + webp[at + 8 + length + length % 2 :]
+    return b"RIFF" + struct.pack("<I", len(rest) + 4) + b"WEBP" + rest
+
+
+def large_metadata(png: bytes) -> dict[str, bytes]:
+    """PNGs with texts and profiles that Pillow refuses to read, though the pixels are fine."""
+    text, noise = b"y" * 3_000_000, np.random.default_rng(0).bytes(1_300_000)
+    turned = b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(exif(6)) + 6, (b"Exif\0\0" + exif(6)).hex().encode())
+    damaged = with_chunk(png, b"tEXt", b"x\0y")
+    many = png
+    for _ in range(66):
+        many = with_chunk(many, b"tEXt", b"x\0" + b"y" * 1_040_000)
+    return {
+        "large_text.png": with_chunk(png, b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(text)),
+        "large_text_latin.png": with_chunk(png, b"zTXt", b"parameters\0\0" + zlib.compress(text)),
+        "large_text_at_end.png": png[:-12] + chunk(b"zTXt", b"x\0\0" + zlib.compress(text)) + png[-12:],
+        "large_profile.png": with_chunk(png, b"iCCP", b"x\0\0" + zlib.compress(noise)),
+        "large_xmp.png": with_chunk(png, b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text)),
+        "many_texts.png": many,
+        "unknown_compression.png": with_chunk(png, b"iCCP", b"x\0\7abc"),
+        "damaged_text.png": damaged.replace(b"x\0y", b"x\0z"),
+        "turned_with_large_text.png": with_chunk(
+            with_chunk(png, b"tEXt", turned), b"zTXt", b"x\0\0" + zlib.compress(text)
+        ),
+    }
+
+
 def raw_png(samples: np.ndarray, adam7: bool = False) -> bytes:
     """A PNG of `(H, W, C)` uint8 or uint16 samples without filters; C = 1 gray, 2 with alpha, 3 RGB, 4 RGBA."""
     height, width, channels = samples.shape
@@ -180,6 +213,9 @@ def odd_images() -> dict[str, bytes]:
         "animated.webp": encode(rgb, "WEBP", save_all=True, append_images=[upside_down], lossless=True),
         "turned.webp": encode(rgb, "WEBP", lossless=True, exif=exif(6)),
         "exif.webp": encode(rgb, "WEBP", lossless=True, exif=exif(1)),
+        "turned_lossy.webp": encode(rgb, "WEBP", quality=90, exif=exif(6)),
+        "turned_after_prefix.webp": with_exif_prefix(encode(rgb, "WEBP", quality=90, exif=exif(6))),
+        **large_metadata(png),
         "rgb.bmp": encode(rgb, "BMP"),
         "rgb.ppm": encode(rgb, "PPM"),
         "gray16.ppm": b"P5\n%d %d\n65535\n" % (WIDTH, HEIGHT) + ramp16().astype(">u2").tobytes(),

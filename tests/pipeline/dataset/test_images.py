@@ -14,6 +14,8 @@ PLAIN, ODD, BAD = plain_images(), odd_images(), bad_images()
 LOSSY = (".jpg", "lossy.webp", "lossy_alpha.webp", "jpeg_called.png")
 LOSSLESS = [
     *("rgb.png", "rgba.png", "rgb_key.png", "interlaced.png", "no_end.png", "wrong_checksum.png", "animated.png"),
+    *("large_text.png", "large_text_latin.png", "large_text_at_end.png", "large_profile.png", "large_xmp.png"),
+    *("many_texts.png", "unknown_compression.png", "damaged_text.png"),
     *("animated_with_default.png", "animated.webp", "lossless.webp", "alpha.webp", "rgb.bmp", "rgb.tif"),
 ]
 UPRIGHT = {  # EXIF 2.3, section 4.6.4: the upright image as indexing of the stored array
@@ -31,11 +33,14 @@ UPRIGHT = {  # EXIF 2.3, section 4.6.4: the upright image as indexing of the sto
 @pytest.fixture(scope="module")
 def from_dali():
     """Each image decoded by DALI on the CPU: plain ones from their bytes, odd ones from our PPM."""
+    blobs = [*PLAIN.values(), *(to_ppm(decode(data)) for data in ODD.values())]
+    return dict(zip([*PLAIN, *ODD], decoded_by_dali(blobs), strict=True))
+
+
+def decoded_by_dali(blobs):
+    """The pixels that DALI's own decoder gives for encoded images."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     from nvidia.dali import fn, pipeline_def, types
-
-    names = [*PLAIN, *ODD]
-    blobs = [*PLAIN.values(), *(to_ppm(decode(data)) for data in ODD.values())]
 
     @pipeline_def(batch_size=len(blobs), num_threads=2, device_id=None, prefetch_queue_depth=1)
     def decoder():
@@ -45,7 +50,7 @@ def from_dali():
     pipe = decoder()
     pipe.build()
     (images,) = pipe.run()
-    return {name: np.array(images.at(index)) for index, name in enumerate(names)}
+    return [np.array(images.at(index)) for index in range(len(blobs))]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -83,7 +88,18 @@ def test_exif_turns_are_applied(kind, orientation):
     assert np.abs(pixels - expected).mean() <= (3 if kind == "jpg" else 0)
 
 
-@pytest.mark.parametrize("name", ["turned.webp", "turned.tif", "turned_by_xmp.jpg", "turned_by_text.png"])
+def test_dali_misses_a_turn_in_some_webps_and_refuses_others():
+    plain, after_prefix = decoded_by_dali([ODD["turned_lossy.webp"], ODD["turned_after_prefix.webp"]])
+    assert plain.shape == (WIDTH, HEIGHT, 3)
+    assert after_prefix.shape == (HEIGHT, WIDTH, 3)  # so this file is not left to DALI
+    with pytest.raises(RuntimeError, match="Critical error"):
+        decoded_by_dali([ODD["exif.webp"]])
+
+
+TURNED = ("turned.webp", "turned_after_prefix.webp", "turned_with_large_text.png", "turned.tif")
+
+
+@pytest.mark.parametrize("name", [*TURNED, "turned_by_xmp.jpg", "turned_by_text.png"])
 def test_turns_that_dali_does_not_see_are_applied(name):
     assert np.abs(decode(ODD[name]).astype(int) - UPRIGHT[6](scene())).mean() < 6
 
