@@ -17,12 +17,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from common.cli import EXIT_FAILED, exit_on_mistake, print_error
+from common.cli import EXIT_FAILED, exit_on_mistake
 from common.versions import version
 from config.recipe import load_config, settings_help
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
-from training.rank_status import mark_ending, watched
+from training.rank_status import mark_ending, tell_failure, watched
 from training.step_agreement import Agreed, Agreement
 from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         mark_ending(train(config, cluster, stop_signal))
     except TrainingStopped as error:
-        print_error(error, cluster.main or not error.on_all_ranks)
+        tell_failure(error, cluster.main, error.on_all_ranks)
         return EXIT_FAILED
     return 0
 
@@ -122,14 +122,15 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             if last_saved is not None:
                 step, last_epoch = run_state.load(last_saved, cluster)
                 journal.say(f"resuming from {last_saved} (step {step})")
-        journal.open(config, done_steps=step, total_steps=total_steps)
+        cluster.on_main(lambda: journal.open(config, done_steps=step, total_steps=total_steps))
 
         def accuracies() -> dict[str, float]:
             """k-NN of the backbone; before the first one, that of the untrained network and of raw pixels as well."""
             if labelled is None:
                 return {}
             if cluster.add_up([cluster.main and journal.read("untrained.json") is None])[0]:
-                journal.record("untrained.json", untrained_knn(labelled, crops, config, device, dtype))
+                untrained = untrained_knn(labelled, crops, config, device, dtype)
+                cluster.on_main(lambda: journal.record("untrained.json", untrained))
             return backbone_knn(engine, network, labelled, crops, config, device, dtype, teacher, probe)
 
         if cluster.add_up([stop_signal.received is not None])[0]:
@@ -237,7 +238,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         result |= {"epochs": config.run.epochs, "steps": step, "skipped_steps": skipped.total}
         result |= {"images_per_second": speed, "seconds": clock.state_dict()["seconds"]}
         result |= {"world_size": cluster.world_size, "unreadable_images": cluster.merge(loader.bad)}
-        journal.finish(result | {"checkpoint": str(last_saved)})
+        result |= {"checkpoint": str(last_saved)}
+        cluster.on_main(lambda: journal.finish(result))
         return "done"
 
 

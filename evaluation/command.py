@@ -53,11 +53,16 @@ def compare(
                 started = time.perf_counter()
                 figures = evaluate(backbone, data, session)
                 results.append({**backbone.described(), **figures, "seconds": time.perf_counter() - started})
+        if cluster.main:
+            report(command, options, {"path": path, **counts(data)}, results)
     except (DatasetError, UnsuitableArgument) as error:
         print_error(error, cluster.main)
         return EXIT_MISTAKE
-    if cluster.main:
-        report(command, options, {"path": path, **counts(data)}, results)
+    except OSError as error:  # of a file that it writes; what it has computed is in the cache
+        print_error(
+            f"{error.filename or session.cache}: {error.strerror or error}; repair it, the same command continues"
+        )
+        return EXIT_MISTAKE
     return 0
 
 
@@ -82,9 +87,9 @@ def report(command: str, options: argparse.Namespace, data: dict[str, Any], resu
         if name not in ("backbone", "peers", "json", "data")
     }
     whole = {"command": command, "data": data, "settings": settings, "results": results, "versions": versions()}
+    print(table(whole), flush=True)  # first: it must not be lost to a full disk
     if options.json is not None:
         write_atomically(options.json, json.dumps(whole, indent=1) + "\n")
-    print(table(whole))
 
 
 def table(whole: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Caches features on disk: computed once for weights, images and crops, in parts, by all processes together.
 
     data/features/<backbone>-<key>/about.json       the network, images and crops
-    data/features/<backbone>-<key>/part-00000.npy   raw features of some rows of the table, in their order, float32
+    data/features/<backbone>-<key>/part-00000.npz   raw features of some rows of the table, in their order, float32
 
 Parts are written atomically, so an interrupted evaluation resumes with the missing parts on any number of processes.
 Each process reads its own parts and sends them to the others, so the folder need not be shared.
@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from pipeline.crops import Crops
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
 
-VERSION = 1
+VERSION = 2
 SMALLEST, LARGEST = 256, 4096  # rows of a part: enough parts to distribute and resume, but not too many files
 
 
@@ -64,8 +65,8 @@ def cached_features(
         for part, values in _computed(function, table, rows, crops, session, missing, size, bar):
             computed[part] = values
             if folder is not None:
-                with replacing(folder / f"part-{part:05d}.npy") as file:
-                    np.save(file, values)
+                with replacing(folder / f"part-{part:05d}.npz") as file:
+                    np.savez(file, features=values)
     return _exchanged(computed, own, len(rows), size, session)
 
 
@@ -101,12 +102,13 @@ def _write_about(folder: Path, source: dict[str, Any], table: SampleTable, rows:
 
 
 def _read(folder: Path | None, part: int, rows: np.ndarray, size: int) -> np.ndarray | None:
-    """A part that was written before; None if it is missing or incomplete."""
+    """A part that was written before; None if it is missing or damaged, which its CRC-32 shows."""
     if folder is None:
         return None
     try:
-        values = np.load(folder / f"part-{part:05d}.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with np.load(folder / f"part-{part:05d}.npz", allow_pickle=False) as stored:
+            values = stored["features"]
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile):
         return None
     return values if values.ndim == 2 and len(values) == len(_rows(rows, part, size)) else None
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from common.cli import note
 from common.files import replacing_path
 
 
@@ -34,16 +36,35 @@ def save_progress(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"curves": json.dumps(curves)})
+        content = save(tensors, metadata={"curves": json.dumps(curves), "digest": _digest(tensors)})
+        temporary.write_bytes(content)  # save_file raises no OSError on a full disk
 
 
 def load_progress(path: Path | None, network: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[float]]:
-    """Restore weights and momenta; returns the curves of the finished epochs, [] if nothing was saved."""
+    """Restore weights and momenta; returns the curves of the finished epochs, [] if nothing was saved or the file is
+    damaged."""
     if path is None or not path.is_file():
         return []
-    tensors: dict[str, Any] = load_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        curves: list[list[float]] = json.loads(metadata["curves"])
+        damaged = metadata["digest"] != _digest(tensors)
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError):
+        damaged = True
+    if damaged:
+        note(f"{path} is damaged; the training begins again")
+        return []
     network.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
     for name, parameter in network.named_parameters():
         optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
-    with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["curves"])
+    return curves
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors: a bit that a disk has turned makes a file of the same form."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import io
 import logging
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from export.counterparts import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
@@ -27,21 +29,28 @@ ONNX_LIMIT = 2**31 - 2**20  # bytes: the limit of a protobuf, less room for the 
 def write_torchvision(trained: Trained, path: Path) -> list[str]:
     """Write a state dict for torchvision.models, without classifier."""
     counterpart = torchvision_counterpart(trained)
-    torch.save(_tensors(counterpart.network), path)
+    _save(_tensors(counterpart.network), path)
     return [*counterpart.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
+
+
+def _save(value: dict[str, Any], path: Path) -> None:
+    """torch.save by way of memory. On a full disk it raises a RuntimeError that does not say why; this an OSError."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    path.write_bytes(content.getbuffer())
 
 
 def write_timm(trained: Trained, path: Path) -> list[str]:
     """Write a state dict for timm.create_model(..., num_classes=0)."""
     counterpart = timm_counterpart(trained)
-    torch.save(_tensors(counterpart.network), path)
+    _save(_tensors(counterpart.network), path)
     return [*counterpart.code, f'network.load_state_dict(torch.load("{path.name}", weights_only=True))']
 
 
 def write_swav(trained: Trained, path: Path) -> list[str]:
     """Write backbone, projection head and prototypes in the layout of the published checkpoints."""
     weights = published_names(_tensors(trained.network), trained.network.heads)
-    torch.save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
+    _save({"state_dict": {f"module.{key}": value for key, value in weights.items()}}, path)
     return [
         "import torch",
         f'weights = torch.load("{path.name}", weights_only=True)["state_dict"]',
@@ -52,7 +61,8 @@ def write_swav(trained: Trained, path: Path) -> list[str]:
 def write_safetensors(trained: Trained, path: Path) -> list[str]:
     """Write a folder with the backbone's weights and README.md, the model card."""
     path.mkdir()
-    save_file(_tensors(trained.network.backbone), path / "model.safetensors", metadata=header(trained))
+    weights = save(_tensors(trained.network.backbone), metadata=header(trained))
+    (path / "model.safetensors").write_bytes(weights)  # save_file raises no OSError on a full disk
     code = _safetensors_code(trained)
     (path / "README.md").write_text(model_card(trained, code))
     return code

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.slurm import expand_counts
+from common.slurm import MOST_NODES, expand_counts
 from config.recipe import ConfigError
 
 
@@ -39,7 +39,7 @@ def read_hostfile(path: Path, processes: int) -> list[Node]:
         if not words:
             continue
         host, settings = words[0], words[1:]
-        slots = [match[1] for word in settings if (match := re.fullmatch(r"slots=([1-9]\d*)", word))]
+        slots = [match[1] for word in settings if (match := re.fullmatch(r"slots=([1-9][0-9]{0,5})", word))]
         if len(settings) > 1 or len(slots) != len(settings):
             raise ConfigError(f"HOSTFILE={path}, line {number}: {line.strip()!r}: expected a line like `node1 slots=8`")
         if host in nodes:
@@ -84,18 +84,20 @@ def expand_hosts(text: str) -> list[str]:
         names = [""]
         for plain, bracket in re.findall(r"([^\[\]]+)|\[([^\[\]]*)\]", part):
             endings = [plain] if plain else [number for piece in bracket.split(",") for number in _range(piece, text)]
+            if len(names) * len(endings) > MOST_NODES:
+                raise ConfigError(f"{text[:80]!r} is not a SLURM node list: more than {MOST_NODES} nodes")
             names = [name + ending for name in names for ending in endings]
         hosts += names
     if not hosts or text.count("[") != text.count("]") or re.search(r",,|^,|,$|\[\]|[\s]", text):
-        raise ConfigError(f"{text!r} is not a SLURM node list")
+        raise ConfigError(f"{text[:80]!r} is not a SLURM node list")
     return hosts
 
 
 def _range(piece: str, text: str) -> list[str]:
     """`08-11` -> 08, 09, 10, 11; `7` -> 7."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", piece)
-    if match is None or int(match[2] or match[1]) < int(match[1]):
-        raise ConfigError(f"{text!r} is not a SLURM node list")
+    match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", piece)
+    if match is None or not 0 <= int(match[2] or match[1]) - int(match[1]) < MOST_NODES:
+        raise ConfigError(f"{text[:80]!r} is not a SLURM node list")
     first, last = match[1], match[2] or match[1]
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 

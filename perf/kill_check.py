@@ -17,11 +17,8 @@ begins. Masters, optimizer state, buffers and queue of the last checkpoints are 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import re
-import runpy
 import shutil
 import sys
 import tempfile
@@ -32,23 +29,14 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import EXIT_MISTAKE, Parser, print_error
-from common.processes import environment
 from common.progress import progress_bar
 from config.recipe import ROOT
+from perf.forked import fork
 from perf.machine import machine
 from perf.zero_check import show
-from training.distributed import free_port
 
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
 INTERVAL, EPOCHS, BATCH, IMAGES = 2, 3, 8, 64
-RANK_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-# Imported once, before the ranks are forked. If each rank imported them, most of its time would go there, and so would
-# most kills. No module here may start a thread or open a connection.
-PRELOADED = (
-    "deepspeed nvidia.dali.fn torch.utils.tensorboard tqdm evaluation.classifiers.knn model.monitor "
-    "model.optimizer.build pipeline.backends.dali pipeline.dataset.open training.auto training.build "
-    "training.run_directory training.checkpoint.save_load"
-).split()
 TIME_LIMIT = 120  # seconds for a run that is not killed any more
 RECIPE = f"""
 run: {{epochs: {EPOCHS}, batch_size: {BATCH}, log_every: 1, seed: 5}}
@@ -174,17 +162,10 @@ class Run:
     """A start of `train.py` on `ranks` processes of this machine, forked from a server that has imported everything."""
 
     def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         directory.mkdir(parents=True, exist_ok=True)
-        self.log, port = directory / f"log-{len(list(directory.glob('log-*')))}", free_port()
+        self.log = directory / f"log-{len(list(directory.glob('log-*')))}"
         settings = [str(recipe), f"run.directory={directory}", f"engine.stage={stage}"]
-        self.processes = [
-            context.Process(target=train_rank, args=(rank, ranks, port, settings, self.log)) for rank in range(ranks)
-        ]
-        with environment(RANK_ENVIRONMENT):  # the first start also starts the fork server, which keeps it
-            for process in self.processes:
-                process.start()
+        self.processes = fork(["train.py", *settings], self.log, ranks)
 
     def kill(self, seconds: float, chance: random.Random) -> bool:
         """Send SIGKILL to all ranks after `seconds`; False if the run has ended before."""
@@ -213,19 +194,6 @@ class Run:
         """The step from which the run resumed; None if its log does not say so."""
         match = re.search(r"resuming from .*\(step (\d+)\)", self.log.read_text() if self.log.exists() else "")
         return int(match[1]) if match else None
-
-
-def train_rank(rank: int, ranks: int, port: int, settings: list[str], log: Path) -> None:
-    """Run train.py as one rank; its output goes to `log`."""
-    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    os.environ |= (
-        RANK_ENVIRONMENT | {name: str(value) for name, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    )
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv = ["train.py", *settings]
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
 def last_step(directory: Path) -> int:

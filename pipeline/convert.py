@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -178,7 +179,7 @@ def unfinished(out: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         held = lock(folder / "lock", wait=False)
-    except OSError:
+    except BlockingIOError:
         raise DatasetError(f"OUT={out}: another conversion is writing it; wait or give another name") from None
     with held:
         try:
@@ -301,7 +302,7 @@ def stop(number: int, frame: Any) -> None:
 
 
 def positive(name: str, text: Any, least: int = 1) -> int:
-    if not str(text).isdigit() or int(text) < least:
+    if not re.fullmatch("[0-9]{1,18}", str(text)) or int(text) < least:
         raise DatasetError(f"--{name}={text}: give a whole number from {least} on")
     return int(text)
 
@@ -310,7 +311,7 @@ def parse_size(text: str) -> int:
     """'256MiB', '1GiB', '500MB' or a number of bytes."""
     units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
     number = text.rstrip("KMGiB")
-    if not number.isdigit() or int(number) < 1 or text[len(number) :] not in units:
+    if not re.fullmatch("[0-9]{1,18}", number) or int(number) < 1 or text[len(number) :] not in units:
         raise DatasetError(f"--shard-size={text}: give a number with MiB, GiB, MB or GB, e.g. 256MiB")
     return int(number) * units[text[len(number) :]]
 

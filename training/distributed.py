@@ -12,7 +12,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -55,6 +55,21 @@ class Cluster:
         total = torch.tensor(values, dtype=torch.int64, device=self.device())
         dist.all_reduce(total)
         return total.tolist()
+
+    def on_main(self, act: Callable[[], None]) -> None:
+        """Rank 0 carries out `act`; what it raises is raised on all ranks. All ranks must call it."""
+        import torch.distributed as dist
+
+        problem: list[Exception | None] = [None]
+        if self.main:
+            try:
+                act()
+            except Exception as error:
+                problem = [error]
+        if self.world_size > 1:
+            dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise problem[0]
 
     def merge(self, part: dict[str, str]) -> dict[str, str]:
         """The entries of all ranks in one mapping. All ranks must call it."""

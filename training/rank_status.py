@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -19,13 +20,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from common.cli import EXIT_SIGNAL, print_error
 from common.files import write_atomically
 
 WORDS = "SWAVE_WORDS"  # names the folder; unset without a supervisor
 LIFELINE = "lifeline"  # a named pipe in that folder
+SECOND_CTRL_C = "ended at once by a second Ctrl-C; the same command resumes from the last checkpoint"
 STACKS = signal.SIGUSR2  # asks a rank to write the stacks of all its threads
 
-_ending = ""
+STATUS_BYTES = 4096  # reserved for the status at the start, as the disk may be full at the end
+LOST_PEER = re.compile("closed by peer|reset by peer|Broken pipe|ncclRemoteError")  # in the errors of gloo and NCCL
+
+_ending = _failure = ""
 
 
 def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -36,22 +42,30 @@ def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         faulthandler.enable(stacks)
         faulthandler.register(STACKS, stacks)
         threading.Thread(target=end_with, args=(Path(folder) / LIFELINE,), daemon=True).start()
+        (Path(folder) / f"{os.getpid()}.json").write_bytes(b" " * STATUS_BYTES)
     try:
         code = main(arguments)
     except SystemExit as end:
         write_status(int(end.code or 0), "")
         raise
+    except KeyboardInterrupt:
+        write_status(EXIT_SIGNAL + signal.SIGINT, "")
+        print_error(SECOND_CTRL_C, below_bar=True)
+        return EXIT_SIGNAL + signal.SIGINT
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
         write_status(1, f"{message} ({Path(place.filename).name}, line {place.lineno})")
+        if not folder and LOST_PEER.search(message):
+            print_error(f"another process has ended, so this one cannot go on ({message[:200]})", below_bar=True)
+            return 1
         if not folder:
             raise
         # A rank that loses a peer fails as well. launch.start names the first failure and where its traceback lies.
         traceback.print_exception(error, file=stacks)
         stacks.flush()
         return 1
-    write_status(code, "")
+    write_status(code, _failure)
     return code
 
 
@@ -68,14 +82,27 @@ def mark_ending(how: str) -> None:
     _ending = how
 
 
+def tell_failure(error: BaseException, main: bool, on_all_ranks: bool) -> None:
+    """Print why training cannot go on: rank 0 (`main`) for all ranks, or this rank if it alone knows. Then the launcher
+    is told too, because the other ranks fail as well."""
+    global _failure
+    print_error(error, main or not on_all_ranks)
+    _failure = "" if on_all_ranks else str(error)
+
+
 def write_status(code: int, error: str) -> None:
     """Write this rank's status: exit code, error text (empty for success), how the run ended."""
-    _write("json", {"code": code, "error": error, "ended": _ending, "time": time.time()})
+    folder = os.environ.get(WORDS)
+    text = json.dumps({"code": code, "error": error[: STATUS_BYTES // 8], "ended": _ending, "time": time.time()})
+    if folder:
+        with suppress(OSError), (Path(folder) / f"{os.getpid()}.json").open("r+b") as file:
+            file.write(text.encode().ljust(STATUS_BYTES))
 
 
 def beat(step: int) -> None:
-    """Write that `step` has ended."""
-    _write("step", step)
+    """Write that `step` has ended. A full disk does not end the run."""
+    with suppress(OSError):
+        _write("step", step)
 
 
 def _write(kind: str, value: Any, pid: int = 0) -> None:

@@ -5,19 +5,25 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from common.files import lock, write_atomically
+from common.files import lock, replacing, sha256, write_atomically
 from common.progress import tqdm
 from common.versions import versions
 from config.recipe import ConfigError
 from config.schema.setting import SPEED
 from config.schema.settings import defaults, effect_on_resume
-from training.checkpoint.save_load import read_state
+from training.appended import Appended, Events
+from training.checkpoint.save_load import damage_of, read_state
 from training.report import closing_table
+from training.stopping import TrainingStopped
 
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
 
@@ -38,17 +44,47 @@ class Journal:
         """Whether the directory holds a run that is done; then its result is printed again. Raises ConfigError if that
         run has other settings."""
         summary = self.read("summary.json")
-        if summary is None or summary["epochs"] < config.run.epochs:
+        if summary is None or not self._fits(summary):
             return False
-        before = OmegaConf.load(self.directory / "config.yaml")
-        changed_settings(config, OmegaConf.to_container(before))
-        if Path(before.data.path).resolve() != Path(config.data.path).resolve():
+        if summary["epochs"] < config.run.epochs:
+            return False
+        before = self._saved_settings()
+        if before is None:
+            self.say(f"{self.directory / 'config.yaml'} is damaged; the run is taken up again")
+            return False
+        changed_settings(config, before)
+        if Path(before["data"]["path"]).resolve() != Path(config.data.path).resolve():
             raise ConfigError(
-                f"run.directory={self.directory} holds a finished run on data.path={before.data.path}; choose another"
+                f"run.directory={self.directory} holds a finished run on data.path={before['data']['path']}; "
+                "choose another"
             )
         self.say(closing_table(summary))
         self.say(f"{self.directory} is done; give another run.directory, or delete this one, to train again")
         return True
+
+    def _saved_settings(self) -> Any:
+        """The settings of the run in the directory: those of a checkpoint, or else of config.yaml; None if damaged."""
+        state = newest_state(self.directory / "checkpoints")
+        if state is not None:
+            return state["config"]
+        with suppress(OSError, ValueError, YAMLError, OmegaConfBaseException):
+            saved: Any = OmegaConf.to_container(OmegaConf.load(self.directory / "config.yaml"))
+            if isinstance(saved, dict) and isinstance(saved.get("data"), dict) and "path" in saved["data"]:
+                return saved
+        return None
+
+    def _fits(self, summary: dict[str, Any]) -> bool:
+        """Whether a summary is whole, and that of the checkpoint that it names."""
+        try:
+            closing_table(summary)
+            checkpoint = self.directory / "checkpoints" / Path(summary["checkpoint"]).name
+            told = summary.get("manifest")  # older versions did not write it
+            if not told or not checkpoint.exists() or told == sha256(checkpoint / "manifest.json"):
+                return True
+        except (OSError, LookupError, TypeError, ValueError):
+            pass
+        self.say(f"{self.directory / 'summary.json'} is damaged or another run's; it is made again")
+        return False
 
     def take(self) -> None:
         """Make the directory and lock it for this run. Raises ConfigError if another run holds the lock, or if it
@@ -65,18 +101,13 @@ class Journal:
     def check_same_run(self, config: DictConfig, checkpoints: Path, images: int, digest: str) -> None:
         """Refuse to resume a run of other settings or images (ConfigError); say what has changed.
 
-        Reads the newest readable checkpoint; without a checkpoint everything is allowed.
+        Reads the newest whole state.json; without one everything is allowed.
         """
-        for path in sorted(checkpoints.glob("step-*"), reverse=True):
-            try:
-                state = read_state(path)
-                saved, before, was = state["config"], state["images"], state["digest"]
-                break
-            except (OSError, ValueError, LookupError, TypeError):
-                continue
-        else:
+        state = newest_state(checkpoints)
+        if state is None:
             return
-        changes = changed_settings(config, saved)
+        before, was = state["images"], state["digest"]
+        changes = changed_settings(config, state["config"])
         if before != images:
             raise ConfigError(
                 f"data.path={config.data.path} has {images} usable images, the run in {self.directory} was started "
@@ -92,23 +123,12 @@ class Journal:
                 self.say(f"changed since the last checkpoint: {key}: {change} ({effect_on_resume(key)})")
 
     def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
-        """Start or continue the records after `done_steps`; what an interrupted run wrote beyond them is dropped."""
+        """Start or continue the records after `done_steps`; what an interrupted run wrote beyond them is dropped.
+        Raises TrainingStopped."""
         if not self.main:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
-        write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
-        shorter = self.read("summary.json")  # of a run that is lengthened now: the marker says that it is done
-        if shorter is not None:
-            (self.directory / "summary.json").rename(self.directory / f"summary-{shorter['epochs']}-epochs.json")
-        path = self.directory / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= done_steps]
-            write_atomically(path, "".join(line + "\n" for line in kept))
-        self._metrics = path.open("a", buffering=1)
-        self._tensorboard = SummaryWriter(self.directory / "tensorboard", purge_step=done_steps + 1)
+        with self._writing():
+            self._open_files(config, done_steps)
         self._bar = tqdm(
             total=total_steps,
             initial=done_steps,
@@ -117,6 +137,20 @@ class Journal:
             mininterval=0.5 if sys.stderr.isatty() else 10,
             bar_format=BAR,
         )
+
+    def _open_files(self, config: DictConfig, done_steps: int) -> None:
+        write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
+        write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
+        shorter = self.read("summary.json")  # of a run that is lengthened now: the marker says that it is done
+        if shorter is not None:
+            (self.directory / "summary.json").rename(self.directory / f"summary-{shorter['epochs']}-epochs.json")
+        path = self.directory / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_bytes().splitlines() if _step_of(line) <= done_steps]
+            with replacing(path) as file:
+                file.writelines(line + b"\n" for line in kept)
+        self._metrics = Appended(path, self.say)
+        self._tensorboard = Events(self.directory / "tensorboard", done_steps + 1, self.say)
 
     def progress(self, epoch: int, images_per_second: float) -> None:
         """One step further on the bar."""
@@ -130,10 +164,8 @@ class Journal:
         """One line of metrics.jsonl, and of each number in it a point of TensorBoard's curves."""
         self._loss = values.get("loss", self._loss)
         if self._metrics is not None:
-            self._metrics.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                if not isinstance(value, dict):
-                    self._tensorboard.add_scalar(name, value, step)
+            self._add_line({"step": step, **values})
+            self._tensorboard.add(step, values)
 
     def say(self, text: str) -> None:
         """A line to the terminal, above the bar."""
@@ -144,24 +176,48 @@ class Journal:
         """A line to the terminal and one of metrics.jsonl."""
         self.say(text)
         if self._metrics is not None:
-            self._metrics.write(json.dumps({"step": step, "warning": text}) + "\n")
+            self._add_line({"step": step, "warning": text})
+
+    def _add_line(self, values: dict[str, Any]) -> None:
+        self._metrics.write(f"{json.dumps(values)}\n".encode())
 
     def record(self, name: str, values: dict[str, Any]) -> None:
-        """Write `directory/name`, a JSON file, atomically."""
+        """Write `directory/name`, a JSON file, atomically. Raises TrainingStopped."""
         if self.main:
-            write_atomically(self.directory / name, json.dumps(values, indent=1) + "\n")
+            with self._writing():
+                write_atomically(self.directory / name, json.dumps(values, indent=1) + "\n")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """An OSError inside the block becomes TrainingStopped, in one line."""
+        try:
+            yield
+        except OSError as error:
+            problem = f"{error.filename or self.directory}: {error.strerror}"
+            raise TrainingStopped(f"{problem}; repair it, and the same command goes on from here") from None
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the run as done by summary.json, and print the closing table."""
-        summary = {"directory": str(self.directory), **summary, "versions": versions()}
+        """Mark the run as done by summary.json, and print the closing table. Raises TrainingStopped."""
+        with self._writing():
+            manifest = sha256(Path(summary["checkpoint"]) / "manifest.json")
+        summary = {"directory": str(self.directory), **summary, "manifest": manifest, "versions": versions()}
         self.record("summary.json", summary)
         self.close()
         self.say(closing_table(summary))
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the directory, None if it is not there. On every rank."""
+        """A JSON file of the directory, None if it is not there or, after a line, if it is damaged. On every rank."""
         path = self.directory / name
-        return json.loads(path.read_text()) if path.exists() else None
+        try:
+            values = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            self.say(f"{path} is damaged; it is not used")
+            return None
+        return values
 
     def close(self) -> None:
         """End the bar and the files."""
@@ -169,6 +225,15 @@ class Journal:
             if part is not None:
                 part.close()
         self._bar = self._tensorboard = self._metrics = None
+
+
+def newest_state(checkpoints: Path) -> dict[str, Any] | None:
+    """state.json of the newest checkpoint in which it is whole; None without one."""
+    for path in sorted(checkpoints.glob("step-*"), reverse=True):
+        with suppress(OSError, ValueError):
+            if not damage_of(path, only="state.json"):
+                return read_state(path, {"config": dict, "images": int, "digest": str})
+    return None
 
 
 def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
@@ -193,9 +258,9 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in node for k, v in _flat(node[key], f"{prefix}.{key}" if prefix else str(key)).items()}
 
 
-def _step_of(line: str) -> int:
-    """The step of a line of metrics; a line that a kill cut short counts as after everything."""
+def _step_of(line: bytes) -> int:
+    """The step of a line of metrics; a damaged one, such as a kill leaves, counts as after everything."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return sys.maxsize

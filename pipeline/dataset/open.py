@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -160,38 +161,52 @@ def _cached(
     scan: Callable[[ListingType], SampleTable],
 ) -> SampleTable:
     """The cached table if it fits the listing, else that of a new scan. One process at a time."""
-    start = time.time()
     stem = f"{source.name or 'root'}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
     file = cache / f"{stem}.npz"
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        before = _stamp(cache / f"{stem}.lock")
         stamp = lock(cache / f"{stem}.lock")
     except OSError as error:
-        problem = f"cannot write its table to the cache {cache} ({error.strerror})"
-        raise DatasetError(f"{problem}; set another") from None
-    try:
-        stamp.seek(0)
-        # The ranks of a node start together: if one listed the source while this one waited, its table is up to date.
-        if float(stamp.read() or 0) >= start and file.exists():
-            return SampleTable.load(file)
+        raise _no_cache(cache, error) from None
+    with stamp:
+        # The ranks of a node start together: if another one finished while this one waited, its table is up to date.
+        table = _fresh(file, None, f"{setting}={source}") if _stamp(Path(stamp.name)) != before else None
+        if table is not None:
+            return table
         listing = list_source()
         table = _fresh(file, listing, f"{setting}={source}")
         if table is None:
             table = scan(listing)
-            table.save(file)
+            try:
+                table.save(file)
+            except OSError as error:
+                raise _no_cache(cache, error) from None
             if table.quarantine:
                 reasons = count_reasons(table.quarantine)
                 summary = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons})"
                 note(f"{setting}={source}: {summary}; their names are in {file.with_suffix('.json')}")
-        stamp.truncate(0)
-        stamp.write(str(time.time()))
+        with suppress(OSError):  # a full disk costs the other ranks a listing
+            stamp.truncate(0)
+            stamp.write(uuid.uuid4().hex)
+            stamp.flush()
         return table
-    finally:
-        stamp.close()
 
 
-def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
-    """The cached table; None, after a line on stderr, if it cannot be used."""
+def _stamp(file: Path) -> bytes:
+    """What the last process that had a table to itself left in the lock file: random, as clocks go back."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def _no_cache(cache: Path, error: OSError) -> DatasetError:
+    return DatasetError(f"cannot write its table to the cache {cache} ({error.strerror}); set another")
+
+
+def _fresh(file: Path, listing: Fingerprinted | None, what: str) -> SampleTable | None:
+    """The cached table; None, after a line on stderr, if it cannot be used. listing: which it must fit, if any."""
     if not file.exists():
         return None
     try:
@@ -199,7 +214,7 @@ def _fresh(file: Path, listing: Fingerprinted, what: str) -> SampleTable | None:
     except DatasetError as error:
         note(f"{what}: scanning again ({error})")
         return None
-    if table.fingerprint != listing.fingerprint():
+    if listing is not None and table.fingerprint != listing.fingerprint():
         note(f"{what}: scanning again, the files changed since {file} was written")
         return None
     return table

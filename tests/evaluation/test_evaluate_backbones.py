@@ -198,10 +198,12 @@ def test_features_are_computed_once_and_only_a_lost_part_again(tmp_path, monkeyp
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     (folder,) = (tmp_path / "f").iterdir()
     assert folder.name.startswith("a-b-c-")
-    parts = sorted(path.name for path in folder.glob("part-*.npy"))
-    assert parts == [f"part-{i:05d}.npy" for i in range(4)]
+    parts = sorted(path.name for path in folder.glob("part-*.npz"))
+    assert parts == [f"part-{i:05d}.npz" for i in range(4)]
     (folder / parts[1]).unlink()
-    (folder / parts[3]).write_bytes((folder / parts[3]).read_bytes()[:-9])  # cut short
+    damaged = bytearray((folder / parts[3]).read_bytes())
+    damaged[len(damaged) // 2] ^= 16
+    (folder / parts[3]).write_bytes(damaged)
     restored, images = extract()
     assert images == 25 + 15
     torch.testing.assert_close(first, restored, rtol=0, atol=0)
@@ -230,7 +232,7 @@ def test_knn_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_pat
     assert "k=20" in output["text"]
     folders = [path.parent for path in (tmp_path / "features").glob("*/about.json")]
     own = [folder for folder in folders if json.loads((folder / "about.json").read_text())["backbone"] == str(run)]
-    parts = [np.load(path) for folder in own for path in folder.glob("part-*.npy")]
+    parts = [np.load(path)["features"] for folder in own for path in folder.glob("part-*.npz")]
     test, train = sorted(parts, key=len)
     assert (len(train), len(test)) == (90, 30)
     labels = {

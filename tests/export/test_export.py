@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 
@@ -188,6 +189,20 @@ def test_command_says_how_to_load_what_it_wrote(trained, tmp_path, capsys):
     assert main([str(checkpoint), str(tmp_path / "sub" / "x.pth"), "--format", "torchvision"]) == 0
     assert "network = torchvision.models.resnet18().eval()" in capsys.readouterr().out
     assert os.listdir(tmp_path / "sub") == ["x.pth"]
+
+
+@pytest.mark.parametrize("format", ["torchvision", "swav", "safetensors"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, format):
+    run, _ = trained(*RESNET18)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([str(run), str(tmp_path / "out" / "x"), "--format", format])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ended.value.code == 2 and "File too large" in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_no_checkpoint_is_one_line(tmp_path, capsys):

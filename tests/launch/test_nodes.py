@@ -68,7 +68,24 @@ def test_slurms_node_lists_are_expanded(text, hosts):
     assert expand_hosts(text) == hosts
 
 
-@pytest.mark.parametrize("text", ["", ",", "a,,b", "a[", "a[1-2", "a[2-1]", "a[x]", "a[]", "a b", "a]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "a,,b",
+        "a[",
+        "a[1-2",
+        "a[2-1]",
+        "a[x]",
+        "a[]",
+        "a b",
+        "a]",
+        "a[٣]",
+        "a[1-9999999999]",
+        "a[1-999]b[1-999]",
+    ],
+)
 def test_malformed_node_lists_are_refused(text):
     with pytest.raises(ConfigError, match="not a SLURM node list"):
         expand_hosts(text)
@@ -80,7 +97,7 @@ def test_slurms_counts_are_expanded(parts):
     assert expand_counts(text) == [count for count, times in parts for _ in range(times)]
 
 
-@pytest.mark.parametrize("text", ["", "4(x)", "four", "4,(x2)", "4x2"])
+@pytest.mark.parametrize("text", ["", "4(x)", "four", "4,(x2)", "4x2", "٣", "4(x9999999999)", "4(x99999),1(x2)"])
 def test_malformed_counts_are_refused(text):
     with pytest.raises(UserError, match="not a SLURM list of numbers"):
         expand_counts(text)

@@ -132,18 +132,19 @@ def latest_checkpoint(directory: Path, say: Any = None) -> Path | None:
     return None
 
 
-def damage_of(checkpoint: Path) -> str:
+def damage_of(checkpoint: Path, only: str = "") -> str:
     """Why a checkpoint is not whole, '' if it is: the files must be those of the manifest, each with its size and
-    SHA-256."""
+    SHA-256. only: the one file to read; all of them by default."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         files = {path.name for path in checkpoint.iterdir()}
         if "state.json" not in manifest or files != {*manifest, "manifest.json"}:
             return "its files are not those of its manifest"
-        size = sum(entry["bytes"] for entry in manifest.values())
+        names = [name for name in manifest if only in ("", name)]
+        size = sum(manifest[name]["bytes"] for name in names)
         with progress_bar(size, f"checking {checkpoint.name}", "B") as bar:
-            for name, entry in manifest.items():
-                if fingerprint(checkpoint / name, bar.update) != entry:
+            for name in names:
+                if fingerprint(checkpoint / name, bar.update) != manifest[name]:
                     return f"{name} is not as it was written"
     except FileNotFoundError:
         return "no manifest"

@@ -67,7 +67,7 @@ def test_a_class_without_positive_or_negative_examples_has_no_machine():
 
 def test_svm_of_evaluate_agrees_with_scikit_learn_on_the_cached_features(tmp_path, run, data, capsys):
     result = evaluate(capsys, run, data, "--costs", "1", *arguments(tmp_path), command="svm")["results"][0]
-    parts = sorted((np.load(path) for path in (tmp_path / "features").glob("*/part-*.npy")), key=len)
+    parts = sorted((np.load(path)["features"] for path in (tmp_path / "features").glob("*/part-*.npz")), key=len)
     test, train = (normalize(part).astype(np.float64) for part in parts)
     known, labels = (open_dataset(data / s, tmp_path / "x", workers=1, progress=False).label for s in ("train", "val"))
     machines = [

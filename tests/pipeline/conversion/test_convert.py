@@ -287,6 +287,7 @@ def test_the_table_of_a_beton_is_used_without_a_scan(zoo, tmp_path):
         (["--format", "beton", "--raw", "--quality", "9"], "--quality=9 with --raw: pixels have no quality"),
         (["--format", "beton"], "must be called *.beton"),
         (["--format", "wds", "--seed", "x"], "--seed=x: give a whole number"),
+        (["--format", "wds", "--seed", "²"], "--seed=²: give a whole number"),
         (["--format", "wds", "--shard-size", "1TB"], "--shard-size=1TB: give a number with MiB"),
         (["--format", "wds", "--short", "x"], "invalid int value"),
         (["--format", "wds", "--max-bad-fraction", "2"], "--max-bad-fraction=2.0: give a number from 0 to 1"),
@@ -335,6 +336,12 @@ def test_two_conversions_into_one_out_do_not_mix(zoo, tmp_path):
 
     with unfinished(tmp_path / "x"):
         assert "another conversion is writing it" in error_of(converted, zoo, tmp_path / "x", "wds")
+
+
+def test_a_lock_that_cannot_be_taken_is_not_called_another_conversion(zoo, tmp_path):
+    (tmp_path / ".x.partial" / "lock").mkdir(parents=True)
+    code, _, errors = run(zoo, tmp_path / "x", "--format", "wds")
+    assert code == 2 and errors.startswith("swave: Is a directory (")
 
 
 def test_a_spooled_source_cannot_be_indexed(tmp_path):

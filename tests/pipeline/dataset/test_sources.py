@@ -348,3 +348,13 @@ def test_a_listing_is_in_one_order(tmp_path):
     names = ["b.png", "a/z.png", "a.png", "a/b/c.png", "a-b/x.png"]
     write(tmp_path, dict.fromkeys(names, b""))
     assert list(list_folder(tmp_path).names) == ["a.png", "b.png", "a/z.png", "a/b/c.png", "a-b/x.png"]
+
+
+@pytest.mark.parametrize("stamp", [b"", b"99999999999.0", b"\xff\x00 half", b"nan"])
+def test_what_is_in_the_lock_file_of_a_table_hides_no_change(tmp_path, stamp):
+    root = write(tmp_path / "root", {"a/1.png": PNG})
+    assert len(open_dataset(root, tmp_path / "cache", 1, False)) == 1
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    lock.write_bytes(stamp)
+    write(root, {"a/2.png": PNG})
+    assert len(open_dataset(root, tmp_path / "cache", 1, False)) == 2

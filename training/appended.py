@@ -1,0 +1,75 @@
+"""What a run adds to while it trains: metrics.jsonl and TensorBoard's events. A full disk does not end the run."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Appended:
+    """A file to which bytes are added at once. What the disk refuses waits in memory, and is written once there is
+    room; `say` is called with a line the first time, and at the end if some of it is lost."""
+
+    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+        """Raises OSError if the file cannot be opened."""
+        self.path, self._say = path, say
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._waiting, self._told = b"", False
+
+    def write(self, data: bytes) -> None:
+        """Add `data`, after what still waits."""
+        self._waiting += data
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+        except OSError as error:
+            if not self._told:
+                self._say(f"{self.path}: {error.strerror}; what belongs there waits in memory until there is room")
+            self._told = True
+
+    def close(self) -> None:
+        """Write what still waits, and close the file."""
+        self.write(b"")
+        if self._waiting:
+            self._say(f"{self.path}: the last {len(self._waiting)} bytes could not be written")
+        os.close(self._file)
+
+
+class Events:
+    """Scalars for TensorBoard in a new file of `folder`. TensorBoard's own writer has a thread, which ends with a stack
+    trace when the disk is full."""
+
+    def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]) -> None:
+        """first_step: what earlier files of the folder hold from this step on is not shown. Raises OSError."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = Appended(folder / name, say)
+        self._records = RecordWriter(self._file)
+        self._add(Event(file_version="brain.Event:2"))
+        self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        """A point of a curve for each value that is a number."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        points = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        self._add(Event(step=step, summary=Summary(value=points)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _add(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
