@@ -1,7 +1,8 @@
-"""Work on several processes of this machine, and the environment of new processes."""
+"""Work on several processes of this machine, and what new processes import and find in their environment."""
 
 from __future__ import annotations
 
+import ast
 import multiprocessing
 import os
 import sys
@@ -38,6 +39,17 @@ def in_processes(work: Any, tasks: Iterator[Any], workers: int, setting: str = "
         raise UserError(f"{setting}={workers}: a worker process was killed (out of memory?); take fewer") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def imported_by(source: str) -> list[str]:
+    """The modules that a program's source imports, also inside its functions."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return names
 
 
 @contextmanager

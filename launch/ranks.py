@@ -8,7 +8,6 @@ forked rank finds them in its memory. CUDA does not survive a fork: where a GPU 
 
 from __future__ import annotations
 
-import ast
 import ctypes
 import importlib.util
 import os
@@ -24,6 +23,7 @@ from typing import Any
 import deepspeed.launcher.launch as launcher
 
 from common.machine import visible_gpus
+from common.processes import imported_by
 from training.rank_status import write_rank
 
 POLL = 0.1  # seconds from one look at the ranks to the next; DeepSpeed takes a whole one
@@ -51,17 +51,6 @@ def source_of(program: str, module: bool) -> str:
     """The file of a program: a script, or a module by name."""
     spec = importlib.util.find_spec(program) if module else None
     return program if spec is None or spec.origin is None else spec.origin
-
-
-def imported_by(source: str) -> list[str]:
-    """The modules that a program's source imports, also inside its functions."""
-    names = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-    return names
 
 
 class Forked:

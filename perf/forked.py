@@ -12,18 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from common.processes import environment
+from common.processes import environment, imported_by
 from config.recipe import ROOT
 from training.distributed import free_port
 
 RANK_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-# Imported once, before the processes are forked. If each rank imported them, most of its time would go there, and so
-# would most kills. No module here may start a thread or open a connection.
-PRELOADED = (
-    "deepspeed nvidia.dali.fn torch.utils.tensorboard tqdm evaluation.classifiers.knn model.monitor "
-    "model.optimizer.build pipeline.backends.dali pipeline.dataset.open training.auto training.build "
-    "training.run_directory training.checkpoint.save_load"
-).split()
+# Imported once, before the processes are forked, with what train.py imports. If each rank imported them, most of its time
+# would go there, and so would most kills. No module here may start a thread or open a connection.
+PRELOADED = ("deepspeed.runtime.zero.muon.muon_optimizer", "nvidia.dali.fn", "torch.utils.tensorboard")
 
 
 def fork(
@@ -41,7 +37,7 @@ def fork(
     directory.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*imported_by((ROOT / "train.py").read_text()), *PRELOADED])
     port = free_port() if ranks > 1 else 0
     values = {**RANK_ENVIRONMENT, **(variables or {})}
     processes: list[BaseProcess] = [

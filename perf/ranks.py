@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.machine import visible_gpus
+from common.processes import environment, imported_by
 from training.distributed import free_port
 
 
@@ -19,22 +23,32 @@ def run_ranks(
     """Run `function(rank, *arguments)` on all ranks at once; RANK, WORLD_SIZE and so on are in the environment.
 
     on_gpu: a GPU for each rank; otherwise the ranks see no GPU and have one thread each. method: "forkserver" starts
-    ranks faster, from a server that has imported torch; "spawn" starts each with a new interpreter, so that ranks share
-    no memory pages. Raises RuntimeError with the exit codes if a rank fails.
+    ranks faster, from a server that has imported what the function's module imports; "spawn" starts each with a new
+    interpreter, so that ranks share no memory pages. Raises RuntimeError with the exit codes if a rank fails.
     """
     context: Any = multiprocessing.get_context(method)
-    context.set_forkserver_preload(["torch", "torch._dynamo"])  # their import starts no threads and uses no GPU
+    context.set_forkserver_preload(_imports(function))
     port = free_port()
     processes = [
         context.Process(target=_rank, args=(rank, ranks, port, on_gpu, function, arguments)) for rank in range(ranks)
     ]
-    for process in processes:
-        process.start()
+    with environment({} if visible_gpus() else {"DS_ACCELERATOR": "cpu"}):  # the first start also starts the server
+        for process in processes:
+            process.start()
     for process in processes:
         process.join()
     codes = [process.exitcode for process in processes]
     if any(codes):
         raise RuntimeError(f"{arguments[0]}: exit codes {codes}")
+
+
+def _imports(function: Callable[..., None]) -> list[str]:
+    """What the server imports before it forks; that starts no threads. DeepSpeed looks for a GPU as it is imported, and
+    CUDA does not survive a fork, so where there is one the server imports torch alone."""
+    names = ["torch", "torch._dynamo"]
+    if visible_gpus():
+        return names
+    return names + imported_by(Path(str(sys.modules[function.__module__].__file__)).read_text())
 
 
 def _rank(rank: int, ranks: int, port: int, on_gpu: bool, function: Callable[..., None], arguments: Any) -> None:

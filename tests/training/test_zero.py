@@ -48,20 +48,33 @@ def test_a_stage_takes_stage_0s_step_from_each_of_6_states(stage, stage_0, tmp_p
     assert row["loss_deviation"] <= LOSS_LIMITS["fp32"], row
 
 
+@pytest.fixture(scope="module")
+def tiny_0(tmp_path_factory):
+    """Folder and results of stage 0 with the tiny network: six states, and the losses of 50 steps."""
+    folder = tmp_path_factory.mktemp("tiny0")
+    return folder, run_case(Case(0, 2, tiny=True), folder, FROZEN + 3, 50)
+
+
+@pytest.fixture(scope="module")
+def adamw_0(tmp_path_factory):
+    """Folder of stage 0 with AdamW: five states."""
+    folder = tmp_path_factory.mktemp("adamw0")
+    run_case(Case(0, 2, optimizer="adamw", tiny=True), folder, 5, 0)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_adamw_takes_the_same_step_at_every_stage(stage, tmp_path):
-    run_case(Case(0, 2, optimizer="adamw", tiny=True), tmp_path / "base", 5, 0)
+def test_adamw_takes_the_same_step_at_every_stage(stage, adamw_0, tmp_path):
     case = Case(stage, 2, optimizer="adamw", tiny=True)
-    result = run_case(case, tmp_path / "other", 5, 0, reference=tmp_path / "base")
+    result = run_case(case, tmp_path, 5, 0, reference=adamw_0)
     assert result["update_deviation"] <= 1e-5 and result["momentum_deviation"] <= 1e-6, result
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2])
-def test_an_offloaded_optimizer_takes_the_same_step(stage, tmp_path):
-    run_case(Case(0, 2, tiny=True), tmp_path / "base", 5, 0)
-    result = run_case(Case(stage, 2, offload=True, tiny=True), tmp_path / "other", 5, 0, reference=tmp_path / "base")
+def test_an_offloaded_optimizer_takes_the_same_step(stage, tiny_0, tmp_path):
+    result = run_case(Case(stage, 2, offload=True, tiny=True), tmp_path, 5, 0, reference=tiny_0[0])
     assert max(result[name] for name in LIMITS) <= 1e-6, result
 
 
@@ -78,18 +91,20 @@ def test_ranks_with_synchronized_batch_norm_are_one_rank_on_the_whole_batch(rank
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_frozen_prototypes_do_not_move_and_have_no_momentum_and_then_keep_unit_rows(stage, tmp_path):
-    run_case(Case(stage, 2, tiny=True), tmp_path, FROZEN + 3, 0)
-    weights = [full_weights(path)["prototypes.weight"] for path in sorted((tmp_path / "states").glob("step-*"))]
+def test_frozen_prototypes_do_not_move_and_have_no_momentum_and_then_keep_unit_rows(stage, tiny_0, tmp_path):
+    folder = tiny_0[0] if stage == 0 else tmp_path
+    if stage != 0:
+        run_case(Case(stage, 2, tiny=True), folder, FROZEN + 3, 0)
+    weights = [full_weights(path)["prototypes.weight"] for path in sorted((folder / "states").glob("step-*"))]
     for frozen in weights[1 : FROZEN + 1]:
         assert torch.equal(frozen, weights[0])
     for moved in weights[FROZEN + 1 :]:
         assert not torch.equal(moved, weights[0])
         assert (moved.norm(dim=1) - 1).abs().max() < 1e-6
-    frozen = SavedTensors(tmp_path / "states" / f"step-{FROZEN:09d}", 2)
+    frozen = SavedTensors(folder / "states" / f"step-{FROZEN:09d}", 2)
     momentum = frozen.read("momentum_buffer", "prototypes.weight", 0, 480) if has_momentum(frozen) else torch.zeros(1)
     assert not momentum.any()
-    assert has_momentum(SavedTensors(tmp_path / "states" / f"step-{FROZEN + 1:09d}", 2))
+    assert has_momentum(SavedTensors(folder / "states" / f"step-{FROZEN + 1:09d}", 2))
 
 
 def has_momentum(saved):
@@ -98,15 +113,10 @@ def has_momentum(saved):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
-def test_bf16_tracks_fp32_within_2_percent_over_50_steps(stage, exact_losses, tmp_path):
+def test_bf16_tracks_fp32_within_2_percent_over_50_steps(stage, tiny_0, tmp_path):
     case = Case(stage, 2, "bf16", tiny=True)
-    row = row_of(case, run_case(case, tmp_path, 0, 50), exact_losses)
+    row = row_of(case, run_case(case, tmp_path, 0, 50), tiny_0[1]["losses"])
     assert row["loss_deviation"] <= LOSS_LIMITS["bf16"], row
-
-
-@pytest.fixture(scope="module")
-def exact_losses(tmp_path_factory):
-    return run_case(Case(0, 2, tiny=True), tmp_path_factory.mktemp("exact"), 0, 50)["losses"]
 
 
 @pytest.mark.slow

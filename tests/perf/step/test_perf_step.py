@@ -139,7 +139,7 @@ def test_the_trace_has_phases_and_collectives_of_each_rank(report):
 @pytest.mark.slow(seconds=60)
 def test_variants_are_measured_or_say_why_not(images, tmp_path):
     out = tmp_path / "step.json"
-    done = step("--budget", 60, "--data", images, "--json", out, "--ranks", 1, f"data.cache={tmp_path}", *TINY,
+    done = step("--budget", 45, "--data", images, "--json", out, "--ranks", 1, f"data.cache={tmp_path}", *TINY,
                 "engine.stage=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["variants"]
