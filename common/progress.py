@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -49,6 +50,11 @@ def progress_bar(total: int | None, what: str, unit: str, shown: bool = True) ->
     terminal = sys.stderr.isatty()
     interval, position = (0.1, None) if terminal else (LOG_INTERVAL, 0)  # a log has no lines to move between
     return Bar(total=total, desc=what, unit=unit, disable=not shown, mininterval=interval, position=position)
+
+
+def in_main_process() -> bool:
+    """Whether this process is rank 0 or the only one, for code that is not told which process shows its bar."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def counted(items: Iterable[Item], bar: Any, size: Any = len) -> Iterator[Item]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from common.cli import UserError
 from common.files import replacing, sha256, write_atomically
+from common.progress import in_main_process, progress_bar
 
 VERSION = 1
 UTF8 = ("utf-8", "surrogateescape")  # Linux file names need not be UTF-8; this keeps every byte
@@ -170,8 +171,12 @@ class SampleTable:
     def _manifest(self, digests: Mapping[str, str] | None) -> dict[str, Any]:
         shards = [] if self.loose else list(self.containers)
         if shards and digests is None:
-            with ThreadPoolExecutor(8) as pool:  # hashlib releases the GIL
-                sums = pool.map(lambda name: sha256(self.root / name), shards)
+            size = sum((self.root / name).stat().st_size for name in shards)
+            with (
+                progress_bar(size, "hashing the shards", "B", in_main_process()) as bar,
+                ThreadPoolExecutor(8) as pool,  # hashlib releases the GIL
+            ):
+                sums = pool.map(lambda name: sha256(self.root / name, bar.update), shards)
                 digests = dict(zip(shards, sums, strict=True))
         return {
             "version": VERSION,

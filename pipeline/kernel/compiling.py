@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from numba.core import event
 
-from common.progress import progress_bar
+from common.progress import in_main_process, progress_bar
 
 PACKAGE = __name__.rpartition(".")[0]
 
@@ -20,9 +19,8 @@ def compiling() -> Iterator[None]:
     """Count the kernel's functions that numba compiles in the block, on rank 0. Nothing is shown if they are cached."""
     sources = [path.read_text() for path in Path(__file__).parent.glob("*.py")]
     total = sum(text.count("\n@njit") for text in sources) + 1  # the driver has no decorator
-    shown = os.environ.get("RANK", "0") == "0"
     with (
-        progress_bar(total, "compiling the kernel for this CPU", "function", shown) as bar,
+        progress_bar(total, "compiling the kernel for this CPU", "function", in_main_process()) as bar,
         event.install_listener("numba:compile", _Counter(bar)),
     ):
         yield

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -10,6 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from common import progress
 from common.files import sha256
 from pipeline.dataset.idx import stored_png
 from pipeline.dataset.open import open_dataset
@@ -48,6 +50,17 @@ def test_the_manifest_has_the_sha256_of_each_shard(tmp_path):
     for entry in manifest["containers"]:
         path = tmp_path / "p" / entry["name"]
         assert (entry["sha256"], entry["bytes"]) == (sha256(path), path.stat().st_size)
+
+
+def test_hashing_shards_shows_a_bar_on_one_process(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "DELAY", 0.0)
+    table = packed(tmp_path / "p", max_count=3)
+    capsys.readouterr()
+    table.save(tmp_path / "again.npz")
+    assert re.search(r"hashing the shards: 100%.* (\d+)/\1 \[", capsys.readouterr().err)
+    monkeypatch.setenv("RANK", "1")
+    table.save(tmp_path / "again.npz")
+    assert capsys.readouterr().err == ""
 
 
 def test_shards_end_by_count_and_by_bytes(tmp_path):
