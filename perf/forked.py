@@ -17,8 +17,8 @@ from config.recipe import ROOT
 from training.distributed import free_port
 
 RANK_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-# Imported once, before the processes are forked, with what train.py imports. If each rank imported them, most of its time
-# would go there, and so would most kills. No module here may start a thread or open a connection.
+# Imported once, before the processes are forked, with what train.py imports. If each rank imported them, most of its
+# time would go there, and so would most kills. No module here may start a thread or open a connection.
 PRELOADED = ("deepspeed.runtime.zero.muon.muon_optimizer", "nvidia.dali.fn", "torch.utils.tensorboard")
 
 
