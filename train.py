@@ -59,6 +59,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.teacher import momentum_at
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
+    from pipeline.dataset.accounting import of_splits
     from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_splits
     from training.auto import fit
@@ -238,7 +239,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         result |= {"epochs": config.run.epochs, "steps": step, "skipped_steps": skipped.total}
         result |= {"images_per_second": speed, "seconds": clock.state_dict()["seconds"]}
         result |= {"world_size": cluster.world_size, "unreadable_images": cluster.merge(loader.bad)}
-        result |= {"checkpoint": str(last_saved)}
+        result |= {"checkpoint": str(last_saved), "data": of_splits(table, test)}
         cluster.on_main(lambda: journal.finish(result))
         return "done"
 

@@ -50,7 +50,7 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
-    the images that a run was trained on and scored with. temperature: of its loss."""
+    the images that a run was trained on and scored with; image, label: its choice of them. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -60,6 +60,8 @@ class Backbone:
     swav: SwAV | None = None
     data: str | None = None
     test: str | None = None
+    image: str | None = None
+    label: str | None = None
     temperature: float = 0.1
 
     @property
@@ -194,6 +196,8 @@ def _from_run(word: str, path: Path) -> Backbone:
         swav=network,
         data=config["data"]["path"],
         test=config["data"]["test"],
+        image=config["data"].get("image"),
+        label=config["data"].get("label"),
         temperature=config["swav"]["temperature"],
     )
 

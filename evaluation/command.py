@@ -71,9 +71,13 @@ class UnsuitableArgument(ValueError):
 
 
 def counts(data: Labelled) -> dict[str, Any]:
-    """Numbers of training images, test images and classes."""
+    """Numbers of training images, test images and classes; accounting: what became of all files of each split."""
+    from pipeline.dataset.accounting import of_splits
+
     classes = data.train.classes or sorted(set(data.train.label[data.train_rows].tolist()))
-    return {"train_images": len(data.train_rows), "test_images": len(data.test_rows), "classes": len(classes)}
+    return {"train_images": len(data.train_rows), "test_images": len(data.test_rows), "classes": len(classes)} | {
+        "accounting": of_splits(data.train, data.test)
+    }
 
 
 def report(command: str, options: argparse.Namespace, data: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -99,6 +103,8 @@ def table(whole: dict[str, Any]) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.dataset.accounting import losses
+
     data = whole["data"]
     counted = ", ".join(f"{data[name]:,} {name.replace('_', ' ')}" for name in data if isinstance(data[name], int))
     shown = Table(title=f"{whole['command']} on {data['path']}: {counted}", title_justify="left")
@@ -111,7 +117,7 @@ def table(whole: dict[str, Any]) -> str:
         shown.add_row(result["backbone"], *(figure_text(name, row.get(name)) for name in columns))
     text = io.StringIO()
     Console(file=text, width=max(100, 40 + 14 * len(columns))).print(shown)
-    return text.getvalue().rstrip()
+    return "\n".join([text.getvalue().rstrip(), *losses(data.get("accounting", {}))])
 
 
 def flat(result: dict[str, Any]) -> dict[str, Any]:

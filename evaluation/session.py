@@ -24,6 +24,7 @@ from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.loader import Loader
 from training.distributed import Cluster, connected
 
+OPTIONS = {"data.path": "DATA", "data.test": "--test", "data.image": "--image", "data.label": "--label"}
 MAX_BAD: float = default_config().data.max_bad_fraction  # of the images
 
 
@@ -119,11 +120,16 @@ def open_tables(
             f"DATA is missing, and {backbone.word} is not a run with data of its own; give a folder of images"
         )
     test = options.test or (None if options.data else backbone.test)  # the run's own test goes with its own images
-    data: Any = OmegaConf.create({"path": str(path), "test": test, "cache": options.tables, "workers": 0})
+    own = options.data is None
+    choice = {"image": options.image or (own and backbone.image), "label": options.label or (own and backbone.label)}
+    places = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
+    data: Any = OmegaConf.create(places | {name: chosen or None for name, chosen in choice.items()})
     try:
         return *open_splits(data, progress=session.cluster.main), str(path)
     except DatasetError as error:
-        message = str(error).replace("data.path=", "DATA=").replace("data.test=", "--test=")
+        message = str(error)
+        for setting, option in OPTIONS.items():
+            message = message.replace(setting, option)
         raise DatasetError(message) from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.versions import versions
+from pipeline.dataset.accounting import losses
 from training.trained_network import Trained
 
 
@@ -56,6 +57,8 @@ def model_card(trained: Trained, code: list[str]) -> str:
         "crop sizes": ", ".join(f"{size} x {size}" for size in known["input_sizes"]),
         "versions": ", ".join(f"{package} {version}" for package, version in known["versions"].items()),
     }
+    lost = losses(trained.run_file("summary.json").get("data", {})) if known["knn"] is not None else []
+    rows |= {f"files not used, {number}": line for number, line in enumerate(lost, 1)}
     table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     return (
         f"# {known['backbone']}, pre-trained with {TITLES[trained.config.get('method', 'swav')]}\n\n"

@@ -1,6 +1,6 @@
 """Prints the facts of a node before a run as one line of JSON. `launch.preflight` runs it on every node.
 
-    python -m launch.node_facts DATA_PATH RUN_DIRECTORY [--dataset CACHE]
+    python -m launch.node_facts DATA_PATH RUN_DIRECTORY [--dataset CACHE] [--image NAME] [--label NAME]
     python -m launch.node_facts --port
 
 It imports nothing heavy, so that it answers within a second.
@@ -31,9 +31,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("data", nargs="?", default=".", help="data.path")
     parser.add_argument("directory", nargs="?", default=".", type=Path, help="run.directory")
     parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too; its table is kept in this folder")
+    parser.add_argument("--image", help="data.image")
+    parser.add_argument("--label", help="data.label")
     parser.add_argument("--port", action="store_true", help="print only the node's number and a free port")
     options = parser.parse_args(arguments)
-    facts = gather_port() if options.port else gather_facts(options.data, options.directory, options.dataset)
+    choice = (options.image, options.label)
+    facts = gather_port() if options.port else gather_facts(options.data, options.directory, options.dataset, choice)
     print(json.dumps(facts), flush=True)
     return 0
 
@@ -43,12 +46,14 @@ def gather_port() -> dict[str, Any]:
     return {"node": int(os.environ.get("SLURM_NODEID", "0")), "time": time.time(), "port": free_port()}
 
 
-def gather_facts(data: str, directory: Path, cache: str | None = None) -> dict[str, Any]:
+def gather_facts(
+    data: str, directory: Path, cache: str | None = None, choice: tuple[str | None, str | None] = (None, None)
+) -> dict[str, Any]:
     """This machine's facts.
 
     host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
     exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: their names; cores. With `cache`
-    also dataset: the digest of the training table, and images: how many rows it has.
+    also dataset: the digest of the training table, and images: how many rows it has. choice: data.image and data.label.
     """
     return {
         "host": socket.gethostname(),
@@ -58,12 +63,12 @@ def gather_facts(data: str, directory: Path, cache: str | None = None) -> dict[s
         "commit": commit(ROOT),
         "lock": ready_stamp(ROOT),
         "python": platform.python_version(),
-        "data": Path(data).exists(),
+        "data": Path(data).exists() or ("*" in data and Path(data).parent.is_dir()),
         "free_gb": free_gb(directory),
         "checkpoints": len(list((directory / "checkpoints").glob("step-*"))),
         "gpus": gpu_names(),
         "cores": len(os.sched_getaffinity(0)),
-    } | (dataset_facts(data, cache) if cache is not None else {})
+    } | (dataset_facts(data, cache, choice) if cache is not None else {})
 
 
 def code_digest(root: Path) -> str:
@@ -105,12 +110,13 @@ def free_gb(directory: Path) -> float:
     return round(shutil.disk_usage(existing).free / 1e9, 1)
 
 
-def dataset_facts(data: str, cache: str) -> dict[str, Any]:
+def dataset_facts(data: str, cache: str, choice: tuple[str | None, str | None]) -> dict[str, Any]:
     """dataset: digest of the training table, or "unreadable: " and the reason. images: its rows, 0 if unreadable."""
+    from pipeline.dataset.finding.choice import Choice
     from pipeline.dataset.open import find_split, open_dataset
 
     try:
-        table = open_dataset(find_split(data)[0], cache, 0, False)
+        table = open_dataset(find_split(data)[0], cache, 0, False, choice=Choice(*choice))
     except (ValueError, OSError) as error:
         return {"dataset": f"unreadable: {' '.join(str(error).split())}", "images": 0}
     return {"dataset": table.digest()[:12], "images": len(table)}

@@ -35,7 +35,8 @@ def ask_nodes(
     dataset: also the digest of its table. `clock_off` is added: seconds by which the node's clock differs.
     """
     program = ["launch.node_facts", config.data.path, config.run.directory]
-    program += ["--dataset", config.data.cache] if dataset else []
+    chosen = {"--dataset": config.data.cache, "--image": config.data.image, "--label": config.data.label}
+    program += [word for pair in chosen.items() if dataset and pair[1] is not None for word in pair]
     return _answers(how, nodes, ssh, program, DATASET_TIMEOUT if dataset else ANSWER_TIMEOUT)
 
 

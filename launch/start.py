@@ -165,7 +165,7 @@ def scan_dataset(config: Any) -> None:
     """Scan the dataset once, before any process starts; they then read its table."""
     from pipeline.dataset.open import open_splits
 
-    open_splits(config.data, progress=True)
+    open_splits(config.data, progress=True, say=False)  # train.py says what it takes
 
 
 def run(how: str, nodes: Sequence[Node], ssh: Sequence[str], config: DictConfig, settings: Sequence[str]) -> int:

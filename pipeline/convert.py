@@ -42,6 +42,7 @@ from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
 from pipeline.conversion.spool import SpoolSource
+from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
 from pipeline.dataset.table import DatasetError, count_reasons
 
 VERSION = 2  # changes when the same rows and options give other bytes
@@ -62,13 +63,15 @@ def convert(
     ray: str | None = None,
     max_bad_fraction: float = 1.0,
     progress: bool = True,
+    choice: Choice = NOT_CHOSEN,
 ) -> Report:
     """Convert `source` to `out`, which must not exist. Raises DatasetError with one line.
 
     seed: of the order in which rows are packed; None keeps the order of the source (as an index always does).
     shard_images, shard_bytes: rows, or approximate bytes, of a part; workers: processes (default: one per CPU).
     ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
-    max_bad_fraction: a larger fraction of unreadable images is an error.
+    max_bad_fraction: a larger fraction of unreadable images is an error. choice: of images and labels, where samples
+    have several.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     check(out, options)
@@ -78,7 +81,8 @@ def convert(
     with unfinished(out) as folder:
         check(out, options)  # again: another process may just have finished it
         # ------------------------------------------------------------------ source
-        entries = open_source(source, folder / "spool", workers, progress, partial(check_spool, folder, options))
+        may_spool = partial(check_spool, folder, options)
+        entries = open_source(source, folder / "spool", workers, progress, may_spool, choice)
         expected = expect(entries, options, shard_bytes)
         try:
             check_room(folder, expected.out + expected.additional, ("data/*", "*.beton"))
@@ -240,7 +244,7 @@ def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("python -m pipeline.convert", (__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "source", metavar="SRC", type=expanduser, help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton"
+        "source", metavar="SRC", type=expanduser, help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton, table"
     )
     parser.add_argument("out", metavar="OUT", type=expanduser, help="x.beton, a new folder of shards, or x.npz (index)")
     parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
@@ -262,6 +266,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="auto: join the Ray cluster of RAY_ADDRESS or of this machine, else start one here (as local does); "
         "ADDRESS: join the cluster at host:port",
     )  # fmt: skip
+    parser.add_argument(
+        "--image", metavar="NAME",
+        help="which image of a sample: a column, a field, or suffixes of files (jpg,png); all: every file",
+    )  # fmt: skip
+    parser.add_argument(
+        "--label", metavar="NAME",
+        help="where labels are: a column, a field, a suffix of members or a name in their .json; none: leave them out",
+    )  # fmt: skip
     parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
     given = parser.parse_args(arguments)
     for sign in ENDING:
@@ -275,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
             shard_images=None if given.shard_images is None else positive("shard-images", given.shard_images),
             shard_bytes=parse_size(given.shard_size),
             workers=None if given.workers is None else positive("workers", given.workers),
-            ray=given.ray, max_bad_fraction=given.max_bad_fraction,
+            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label),
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         note("stopped; the same command continues from here")

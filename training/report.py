@@ -11,6 +11,8 @@ def closing_table(summary: dict[str, Any]) -> str:
     from rich.console import Console
     from rich.table import Table
 
+    from pipeline.dataset.accounting import losses
+
     table = Table(title=f"{summary['directory']}: {summary['epochs']} epochs, {summary['steps']} steps")
     table.add_column("")
     table.add_column("", justify="right")
@@ -33,4 +35,4 @@ def closing_table(summary: dict[str, Any]) -> str:
     table.add_row("wall time", f"{summary['seconds'] / 60:.1f} minutes")
     text = io.StringIO()
     Console(file=text, width=100).print(table)
-    return text.getvalue().rstrip()
+    return "\n".join([text.getvalue().rstrip(), *losses(summary.get("data", {}))])

@@ -29,6 +29,18 @@ class Data(Section):
     )
     cache: FilePath = setting("data/tables", "where sample tables of scanned folders are kept", resume=SPEED)
     workers: ZeroOrMore = setting(0, "processes that scan a folder; 0: one a core", resume=SPEED)
+    image: str | None = setting(
+        None,
+        "which image of a sample, where it has several: a field of a .beton, or suffixes of files, e.g. jpg,png; all: "
+        "every file; null: the only one, or the field called image",
+        resume="another choice of images is refused",
+    )
+    label: str | None = setting(
+        None,
+        "where labels are: a field of a .beton, a suffix of shards' members or a name in their .json; none: no labels; "
+        "null: the usual names",
+        resume="other labels are refused",
+    )
     max_bad_fraction: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
         0.01,
         "a larger share of images that turn out unreadable while training ends the run",

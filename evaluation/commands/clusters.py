@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
         from evaluation.backbones import open_backbone
         from evaluation.command import UnsuitableArgument
         from evaluation.session import open_session, open_tables, process_group
+        from pipeline.dataset.accounting import accounting
         from pipeline.dataset.table import DatasetError
 
         session = open_session(options, cluster)
@@ -53,7 +54,8 @@ def main(arguments: list[str]) -> int:
         print_error(error, cluster.main)
         return EXIT_MISTAKE
     if cluster.main:
-        data = {"path": tables[2], "images": figures.pop("images")}
+        counted = {"accounting": {"train": accounting(tables[0])}}
+        data = {"path": tables[2], "images": figures.pop("images")} | counted
         report("clusters", options, data, [{**backbone.described(), **figures}])
         print(f"{options.out}: {'clusters.csv' if options.csv else 'clusters.parquet'}, prototypes.csv, sheets")
     return 0

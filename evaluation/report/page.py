@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from evaluation.command import figure_text, flat
+from pipeline.dataset.accounting import losses
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -70,7 +71,8 @@ def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
         ]
         data = members[0]["data"]
         counted = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if isinstance(v, int))
-        parts += [heading(f"{command} on {path}"), f'<p class="note">{html.escape(counted)}</p>']
+        notes = [counted, *losses(data.get("accounting", {}))]
+        parts += [heading(f"{command} on {path}"), *(f'<p class="note">{html.escape(note)}</p>' for note in notes)]
         parts.append(_table(["backbone", *columns], rows))
     return parts
 

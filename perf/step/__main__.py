@@ -35,7 +35,7 @@ from common.machine import visible_gpus
 from common.progress import progress_bar
 from config.recipe import ROOT, load_config
 from perf.program import program
-from pipeline.dataset.open import find_split, open_dataset
+from pipeline.dataset.open import choice_of, find_split, open_dataset
 from training.distributed import Cluster
 
 if TYPE_CHECKING:  # heavy ones are imported once the arguments are known to be good
@@ -102,7 +102,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     ranks = options.ranks or gpus or CPU_RANKS
     source = where or make_jpegs(FOLDER / "photographs", PHOTOGRAPHS, len(os.sched_getaffinity(0)))
-    table = open_dataset(find_split(source)[0], config.data.cache, config.data.workers or None)
+    choice = choice_of(config.data)
+    table = open_dataset(find_split(source)[0], config.data.cache, config.data.workers or None, choice=choice)
     table = table if where else choose(table, PHOTOGRAPHS)
     images = len(table.usable()) if where else IMAGENET
     from perf.step.peer_loop import beyond_it

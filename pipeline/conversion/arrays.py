@@ -10,11 +10,10 @@ import gzip
 import io
 import os
 import pickle
-import re
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipeline.conversion.spool import TAR_BYTES, Sample, SpoolSource
+from pipeline.dataset.finding.find import CIFAR, IDX
 from pipeline.dataset.idx import parse_idx, stored_png
 from pipeline.dataset.table import DatasetError
 
-IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
-CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
 PNG_BYTES = 80  # bytes of a stored PNG in addition to its rows
 META = ("batches.meta", "meta")  # files of class names in CIFAR-10 and CIFAR-100
 ALLOWED = {
@@ -84,12 +82,6 @@ def _read_idx(path: Path) -> UInt8[np.ndarray, " *shape"]:
 
 
 # ---------------------------------------------------------------------------------------------- CIFAR
-
-
-def is_cifar(files: Sequence[Path]) -> bool:
-    """Whether these files of a folder are those of CIFAR-10 or CIFAR-100."""
-    names = {file.name for file in files}
-    return "data_batch_1" in names or {"train", "meta"} <= names
 
 
 def cifar_source(path: Path) -> SpoolSource:

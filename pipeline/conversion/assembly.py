@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,8 @@ def finish_beton(folder: Path, out: Path, entries: Entries, parts: list[Part], r
     with progress_bar(int(columns["length"].sum()), f"joining {out.name}", "B", progress) as bar:
         digest = join(folder / out.name, samples, sources, positions.page, positions.allocations, bar.update)
     container, fingerprint = np.zeros(len(raw), np.int32), read_beton(folder / out.name).fingerprint()
-    table = SampleTable(folder, (out.name,), container, classes=entries.classes, fingerprint=fingerprint, **columns)
+    about: dict[str, Any] = {"classes": entries.classes, "fingerprint": fingerprint, "left_out": lost(report)}
+    table = SampleTable(folder, (out.name,), container, **about, **columns)
     table.save(folder / f"{out.stem}.npz", {out.name: digest})
     save_report(report, folder / f"{out.stem}.report.json")
     for name in (f"{out.stem}.report.json", f"{out.stem}.json", f"{out.stem}.npz", out.name):
@@ -87,7 +89,7 @@ def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], 
     lengths = [len(part.columns["rows"]) for part in parts if part.files]
     container = np.repeat(np.arange(len(names), dtype=np.int32), lengths)
     columns = gathered(parts, ("offset", "length", *COLUMNS))
-    table = SampleTable(data, names, container, classes=entries.classes, **columns)
+    table = SampleTable(data, names, container, classes=entries.classes, left_out=lost(report), **columns)
     table.save(data / "table.npz", digests)
     save_report(report, data / "report.json")
     os.rename(data, out)
@@ -106,7 +108,7 @@ def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], r
     table = SampleTable(
         entries.root, entries.files, entries.file, entries.offset, label=entries.label, classes=entries.classes,
         quarantine={row: reason for part in parts for row, reason in part.bad.items()},
-        fingerprint=entries.fingerprint(), **columns,
+        fingerprint=entries.fingerprint(), left_out=lost(report, in_table=True), **columns,
     )  # fmt: skip
     if out.suffix == ".npz":
         table.save(folder / out.name)
@@ -118,6 +120,12 @@ def finish_index(folder: Path, out: Path, entries: Entries, parts: list[Part], r
         save_report(report, folder / "data" / "report.json")
         os.rename(folder / "data", out)
     sync(out.parent)
+
+
+def lost(report: Report, in_table: bool = False) -> dict[str, int]:
+    """Numbers of the files of the source that have no row, by kind. in_table: whether quarantined images have rows."""
+    counts = Counter(report.left_out) + Counter(report.refused.values())
+    return dict((counts + Counter(() if in_table else report.quarantined.values())).most_common())
 
 
 def gathered(parts: list[Part], names: tuple[str, ...]) -> dict[str, Any]:

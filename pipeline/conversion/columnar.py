@@ -1,92 +1,140 @@
 """Parquet and Arrow files in the Hugging Face image layout, to be spooled.
 
-An image is a struct {bytes, path}; a label is a column of integers, whose class names are in the schema's metadata.
+An image is a struct {bytes, path}. A label is a column of whole numbers, whose class names are in the schema's
+metadata, or of text, categories or floats without fractions. Names, not numbers, say which labels of two files are the
+same class.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.conversion.spool import ABSENT, TAR_BYTES, Sample, SpoolSource
+from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_image, chosen_label
+from pipeline.dataset.finding.find import SUFFIXES, holds_rows
+from pipeline.dataset.finding.labels import Label, class_names, label_of, numbering
+from pipeline.dataset.finding.layout import splits_of_files
 from pipeline.dataset.table import DatasetError
 
-SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
-SPLIT = re.compile(r"(train|test|validation|valid|val|dev)\b", re.IGNORECASE)
 ROWS = 64  # per batch that is read
+COLUMNAR = (".parquet", ".arrow")
+SHOWN = 8  # columns in a message
 
 
 class Columns(NamedTuple):
-    """Names of the columns of images and labels ('' without labels), and the class names, () if unknown."""
+    """Names of the columns of images and labels ('' without labels); names: the class names in the file's metadata, ()
+    without; able: other columns that could hold labels."""
 
     image: str
     label: str
-    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    able: tuple[str, ...] = ()
 
 
-def columnar_source(files: Sequence[Path], root: Path | None = None) -> SpoolSource:
+def columnar_source(files: Sequence[Path], root: Path | None = None, choice: Choice = NOT_CHOSEN) -> SpoolSource:
     """The source of these files of one kind. root: the folder in which they were searched.
 
     Raises DatasetError, e.g. if they belong to several splits.
     """
-    groups = _splits(files)
+    groups = splits_of_files(files)
     if len(groups) > 1:
         named = ", ".join(str(group.relative_to(root) if root else group.name) for group in groups)
-        first = next((group for group in groups if "train" in str(group).lower()), groups[0])
+        first = next((group for group in groups if "train" in str(group).lower()), next(iter(groups)))
         raise DatasetError(f"holds several splits ({named}); name one, e.g. make convert SRC='{first}' ...")
-    columns = _columns(_schema(files[0]), files[0].name)
+    columns = {path: _columns(path, choice) for path in files}
+    first_columns = columns[files[0]]
+    for path, others in columns.items():
+        if (others.image, others.label) != (first_columns.image, first_columns.label):
+            problem = f"{path.name} has the columns {others.image}, {others.label or 'no label'}, and {files[0].name}"
+            problem += f" {first_columns.image}, {first_columns.label or 'no label'}"
+            raise DatasetError(f"{problem}; convert them one by one, or choose with data.image and data.label")
+    classes = _classes(columns)
     kind = SUFFIXES[files[0].suffix.lower()]
-    size = sum(_spooled_bytes(path, columns.image) for path in files)
-    return SpoolSource(kind, [str(path) for path in files], files, samples, size, columns.classes)
+    size = sum(_spooled_bytes(path, first_columns.image) for path in files)
+    note = ""
+    if not first_columns.label and first_columns.able and choice.label is None:
+        able = ", ".join(first_columns.able[:SHOWN])
+        note = f"{files[0].name}: no column is called label, so no image is labeled; --label can name one of {able}"
+    read = partial(samples, choice=choice, classes=classes)
+    return SpoolSource(kind, [str(path) for path in files], files, read, size, classes, note)
+
+
+def _classes(columns: dict[Path, Columns]) -> tuple[str, ...]:
+    """The class names of all files together; () if labels are numbers. Raises DatasetError if only some are."""
+    named = dict.fromkeys(name for chosen in columns.values() for name in chosen.names)
+    others: set[Label] = set()
+    for path, chosen in columns.items():
+        if chosen.label and not chosen.names:
+            others.update(_labels(path, chosen.label))
+            if named and any(isinstance(label, int) for label in others):
+                problem = f"{path.name} has labels that are numbers, other files have names of classes"
+                raise DatasetError(f"{problem}; convert them one by one, or leave labels out with data.label=none")
+    if not named:
+        return class_names(others)
+    return (*named, *sorted(str(label) for label in others - {None} - named.keys()))
+
+
+def _labels(path: Path, column: str) -> Iterator[Label]:
+    """The labels of a file, row by row."""
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in _batches(path, [column]):
+            for value in batch.column(column):
+                yield label_of(value.as_py(), f"{path.name}: row {number}", digits=True)
+                number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def columnar_below(root: Path) -> list[Path]:
     """The files of one kind one or two levels below a folder: in a clone from Hugging Face's hub
     (`data/train-*.parquet`), or as `datasets` saves them (`train/*.arrow`)."""
-    for suffix in SUFFIXES:
+    for suffix in COLUMNAR:
         paths = sorted(path for depth in ("*", "*/*") for path in root.glob(f"{depth}/*{suffix}") if holds_rows(path))
         if visible := [path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts)]:
             return visible
     return []
 
 
-def holds_rows(path: Path) -> bool:
-    """Whether a file is data: not a cache of `datasets`, and not the metadata.parquet of a folder of images."""
-    return path.is_file() and path.stem != "metadata" and not path.name.startswith("cache-")
-
-
-def _splits(files: Sequence[Path]) -> list[Path]:
-    """A pattern for each split among these files, by file name or else by folder."""
-    named = {path.parent / f"{split[0]}*{path.suffix}" for path in files if (split := SPLIT.match(path.name))}
-    folders = {path.parent for path in files} - {pattern.parent for pattern in named}
-    return sorted(named | {folder / f"*{files[0].suffix}" for folder in folders})
-
-
-def samples(path: str) -> Iterator[Sample]:
-    """All rows of one file, in order. Raises DatasetError.
+def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = ()) -> Iterator[Sample]:
+    """All rows of one file, in order. classes: the names of the labels that are given to them. Raises DatasetError.
 
     For a row without bytes the file that it names is read (ABSENT if that does not exist); without either, it is b''.
     """
     import pyarrow
 
     name, number = Path(path), 0
-    image, label, _ = _columns(_schema(name), name.name)
+    image, label, names, _ = _columns(name, choice)
+    number_of = numbering(classes)
     try:
         for batch in _batches(name, [image, *([label] if label else [])]):
             images, labels = batch.column(image), batch.column(label) if label else None
             for row in range(len(images)):
                 cell = images[row].as_py() or {}
                 stem = os.path.splitext(os.path.basename(cell.get("path") or ""))[0] or f"{name.stem}-{number:08d}"
-                value = -1 if labels is None else labels[row].as_py()
+                where = f"{name.name}: row {number}"
+                value = None if labels is None else label_of(labels[row].as_py(), where, digits=True)
+                if names and value is not None:
+                    value = _name_of(int(value), names, where)
                 data = cell.get("bytes") or _read_named(name.parent, cell.get("path"))
-                yield Sample(stem, data, _label(value, f"{name.name}: row {number}"))
+                yield Sample(stem, data, number_of(value))
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(name, error) from None
+
+
+def _name_of(number: int, names: Sequence[str], where: str) -> str:
+    if number >= len(names):
+        problem = f"{where}: label {number} of only {len(names)} class names"
+        raise DatasetError(f"{problem}; leave the labels out with data.label=none")
+    return names[number]
 
 
 def _read_named(folder: Path, path: str | None) -> bytes:
@@ -153,11 +201,11 @@ def _schema(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _columns(schema: Any, name: str) -> Columns:
-    """The columns to read: an image is a struct with `bytes`, the column 'image' if there are several; a label is an
-    integer called 'label', 'labels' or 'fine_label', else one with class names."""
+def _columns(path: Path, choice: Choice) -> Columns:
+    """The columns to read, as `pipeline.dataset.finding.choice` says: an image is a struct with `bytes`."""
     import pyarrow.types as types
 
+    schema, name = _schema(path), path.name
     features = _features(schema)
     images = [
         field.name for field in schema
@@ -166,11 +214,22 @@ def _columns(schema: Any, name: str) -> Columns:
     if not images:
         problem = f"{name}: no column of images (struct with 'bytes') among {', '.join(schema.names)}"
         raise DatasetError(f"{problem}; give a dataset with an Image feature")
-    integers = [field.name for field in schema if types.is_integer(field.type)]
-    named = [column for column in integers if features.get(column)]
-    usual = [column for column in ("label", "labels", "fine_label") if column in integers]
-    label = next(iter([*usual, *named]), "")
-    return Columns("image" if "image" in images else images[0], label, features.get(label, ()))
+    able = [field.name for field in schema if _can_label(field.type)]
+    unable = [column for column in schema.names if column.lower() in LABELS and column not in able + images]
+    label = chosen_label(able, choice, [column for column in able if features.get(column)])
+    if unable and not label and choice.label is None:
+        problem = f"{name}: the column {unable[0]} holds {schema.field(unable[0]).type}, which is no class"
+        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
+    return Columns(chosen_image(images, choice), label, features.get(label, ()), tuple(able))
+
+
+def _can_label(kind: Any) -> bool:
+    """Whether a column of this type can hold labels: whole numbers, floats, text, or categories of these."""
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    checks = (types.is_integer, types.is_floating, types.is_boolean, types.is_string, types.is_large_string)
+    return any(check(kind) for check in (*checks, types.is_string_view, types.is_binary, types.is_large_binary))
 
 
 def _features(schema: Any) -> dict[str, tuple[str, ...]]:
@@ -181,14 +240,6 @@ def _features(schema: Any) -> dict[str, tuple[str, ...]]:
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
     return {column: tuple(map(str, names)) for column, names in named.items() if isinstance(names, list)}
-
-
-def _label(value: Any, where: str) -> int:
-    if value is None:
-        return -1
-    if not -1 <= value < 2**31:
-        raise DatasetError(f"{where}: label {value} is not a class number; leave the column out")
-    return int(value)
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:

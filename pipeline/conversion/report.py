@@ -15,13 +15,15 @@ from pipeline.dataset.sniff import in_words
 
 @dataclass(frozen=True)
 class Report:
-    """The fate of every image. kinds: kind of change -> number of images (an image can have several); quarantined and
-    refused: name in the source -> reason; left_out: number of files that are no images, by extension."""
+    """The fate of every image. images, labeled: of the source; kinds: kind of change -> number of images (an image can
+    have several); quarantined and refused: name in the source -> reason; left_out: number of files that are no images,
+    by extension."""
 
     out: str
     source: str
     kind: str
     images: int
+    labeled: int
     written: int
     bytes: int
     kinds: dict[str, int]
@@ -41,6 +43,7 @@ def make_report(source: Path, out: Path, entries: Entries, parts: list[Part]) ->
         source=str(source),
         kind=entries.kind,
         images=len(entries),
+        labeled=int((entries.label >= 0).sum()),
         written=len(entries) - len(bad),
         bytes=sum(size for part in parts for size, _ in part.files.values()),
         kinds=dict(kinds.most_common()),
@@ -76,7 +79,7 @@ def show(report: Report, path: str) -> None:
     ):
         for name, count in counts.items():
             table.add_row(f"{what}: {name}", f"{count:,}", style=None if what == "changed" else "yellow")
-    print(f"{report.out}: {report.images:,} images of {report.source} ({report.kind})")
+    print(f"{report.out}: {report.images:,} images of {report.source} ({report.kind}), {report.labeled:,} labeled")
     Console().print(table)
     if report.left_out:
         print(f"left out: {in_words(report.left_out)}")

@@ -6,6 +6,7 @@ a kill makes only the missing tars.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,9 @@ from common.files import locked, sync
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.conversion.keys import key_maker
-from pipeline.dataset.shards import Record, Shard, list_shards
+from pipeline.dataset.shards import Record, Shard
 from pipeline.dataset.table import DatasetError
+from pipeline.dataset.tar_images import list_shards
 
 # First bytes of a file -> suffix. All others get 'jpg': no decoder depends on the suffix.
 MAGIC = {
@@ -41,8 +43,8 @@ class SpoolSource:
     """A source to be spooled.
 
     inputs: the arguments of `samples`, one task each; files: all files that are read (a change means spooling again);
-    samples: from an input to its images, a module-level function because processes import it by name; bytes: estimated
-    size of the tars; classes: names of the labels, or ().
+    samples: from an input to its images, a module-level function (or a `partial` of one) because processes import it by
+    name; bytes: estimated size of the tars; classes: names of the labels, or (); note: a line for the user, or ''.
     """
 
     kind: str
@@ -51,10 +53,13 @@ class SpoolSource:
     samples: Callable[[str], Iterator[Sample]]
     bytes: int
     classes: tuple[str, ...] = ()
+    note: str = ""
 
     def origin(self) -> str:
-        """Fingerprint of the names, sizes and times of the files."""
-        return list_shards(self.files)[1].fingerprint()
+        """Fingerprint of the names, sizes and times of the files, and of what is taken of them."""
+        files = list_shards(self.files)[1].fingerprint()
+        taken = repr(getattr(self.samples, "keywords", {}))
+        return hashlib.sha256(f"{files} {taken} {self.classes}".encode()).hexdigest()
 
 
 def spool(source: SpoolSource, folder: Path, workers: int = 1, progress: bool = True) -> list[Path]:

@@ -9,6 +9,7 @@ FFCV's own.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
 from numpy.typing import NDArray
 
+from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_image, chosen_label
+from pipeline.dataset.finding.labels import class_names, label_of, numbered
 from pipeline.dataset.folder import probe_rows
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 
@@ -39,7 +42,7 @@ BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 INTEGER = np.dtype("<i8")
 # By type_id: float, integer, RGB image, bytes, array, JSON, tensor. 255 is a class that the writer defined.
 RECORDS = [np.dtype("<f8"), INTEGER, IMAGE, BYTES, np.dtype("<u8"), BYTES, np.dtype("<u8")]
-INT, RGB = 1, 2
+FLOAT, INT, RGB, BYTES_KIND, JSON = 0, 1, 2, 3, 5
 JPG, RAW = 0, 1  # modes of an image
 
 
@@ -50,8 +53,8 @@ class BetonFile:
     offset, length: (N,) int64, the image's byte range in the file.
     raw: (N,) bool, True for height x width x 3 RGB pixels, False for a JPEG.
     width, height: (N,) int32 pixels.
-    label: (N,) int32 of the integer field 'label', else of the first integer field; all -1 if there is no such field or
-    its values cannot be labels. fields: names of all fields, in order.
+    label: (N,) int32, -1 without; classes: its names, () if the labels are numbers. `pipeline.dataset.finding.choice`
+    says which fields are taken. fields: names of all fields, in order; image: that of the images.
     digest: SHA-256 of everything but the images: file size, fields, records and allocation table.
     """
 
@@ -62,7 +65,9 @@ class BetonFile:
     width: Int32[np.ndarray, " n"]
     height: Int32[np.ndarray, " n"]
     label: Int32[np.ndarray, " n"]
+    classes: tuple[str, ...]
     fields: tuple[str, ...]
+    image: str
     digest: str
 
     def __len__(self) -> int:
@@ -73,17 +78,18 @@ class BetonFile:
         return self.digest
 
 
-def read_beton(path: Path) -> BetonFile:
-    """Read everything but the images. Raises DatasetError if the file is no .beton, incomplete or damaged."""
+def read_beton(path: Path, choice: Choice = NOT_CHOSEN) -> BetonFile:
+    """Read everything but the images. Raises DatasetError if the file is no .beton, incomplete or damaged, or if it is
+    not clear which fields are meant."""
     name = Path(path).name
     try:
         with open(path, "rb") as file:
-            return _read(file, Path(path), name)
+            return _read(file, Path(path), name, choice)
     except OSError as error:
         raise DatasetError(f"{name}: cannot be read ({error.strerror}); copy it again") from None
 
 
-def _read(file: IO[bytes], path: Path, name: str) -> BetonFile:
+def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
     size = os.fstat(file.fileno()).st_size
     advice = "write or copy it again"
     header = _array(file, HEADER, 1, size, name)[0]
@@ -110,29 +116,32 @@ def _read(file: IO[bytes], path: Path, name: str) -> BetonFile:
     for part in (header, described, records, table):
         digest.update(part.tobytes())
 
-    image = records[f"f{kinds.index(RGB)}"]
+    chosen = chosen_image([field for field, kind in zip(fields, kinds, strict=True) if kind == RGB], choice)
+    image = records[f"f{fields.index(chosen)}"]
     offset, length = image["data_ptr"].astype(np.int64), _sizes(image["data_ptr"], table)
     raw, pixels = image["mode"] == RAW, 3 * image["width"].astype(np.int64) * image["height"]
     outside = (offset < 0) | (length < 0) | (offset + length > size)
     damaged = outside | (image["mode"] > RAW) | (raw & (length != pixels))
     if damaged.any():
         raise DatasetError(f"{name}: damaged (sample {int(damaged.argmax())} has no bytes in the file); {advice}")
+    label, classes = _labels(file, records, kinds, fields, choice, name)
     return BetonFile(
-        path, offset, length, raw, image["width"].astype(np.int32), image["height"].astype(np.int32),
-        _labels(records, kinds, fields), fields, digest.hexdigest(),
+        path, offset, length, raw, image["width"].astype(np.int32), image["height"].astype(np.int32), label, classes,
+        fields, chosen, digest.hexdigest() if choice == NOT_CHOSEN else f"{digest.hexdigest()} {choice}",
     )  # fmt: skip
 
 
-def converted_table(beton: BetonFile) -> SampleTable | None:
+def converted_table(beton: BetonFile, labels: bool = True) -> SampleTable | None:
     """The table that conversion wrote for a .beton (`train.npz` for `train.beton`); None if it is missing or differs.
 
-    The columns are compared, so the table stays valid when both files are copied.
+    The columns are compared (with `labels` these too), so the table stays valid when both files are copied.
     """
     try:
         table = SampleTable.load(beton.path.with_suffix(".npz"))
     except DatasetError:
         return None
-    pairs = ((table.offset, beton.offset), (table.length, beton.length), (table.label, beton.label))
+    pairs: list[tuple[np.ndarray, np.ndarray]] = [(table.offset, beton.offset), (table.length, beton.length)]
+    pairs += [(table.label, beton.label)] if labels else []
     if list(table.containers) != [beton.path.name] or not all(np.array_equal(*pair) for pair in pairs):
         return None
     if not np.array_equal(table.state == State.RAW, beton.raw & (table.state != State.QUARANTINED)):
@@ -156,7 +165,7 @@ def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True) -> Sam
     quarantine |= dict.fromkeys(empty.tolist(), "zero bytes")
     return SampleTable(
         beton.path.parent, names, container, beton.offset, length, width, height, label, state,
-        quarantine=quarantine, fingerprint=beton.digest,
+        classes=beton.classes, quarantine=quarantine, fingerprint=beton.digest,
     )  # fmt: skip
 
 
@@ -177,10 +186,37 @@ def _sizes(pointers: UInt64[np.ndarray, " n"], table: NDArray) -> Int64[np.ndarr
     return np.where(entry["ptr"] == pointers, entry["size"].astype(np.int64), -1)
 
 
-def _labels(records: NDArray, kinds: list[int], fields: tuple[str, ...]) -> Int32[np.ndarray, " n"]:
-    integers = [index for index, kind in enumerate(kinds) if kind == INT]
-    integers.sort(key=lambda index: fields[index] != "label")
-    values = records[f"f{integers[0]}"] if integers else np.full(len(records), -1)
-    if len(values) and (values.min() < -1 or values.max() >= 2**31):  # not labels: identifiers or times
-        values = np.full(len(records), -1)
-    return values.astype(np.int32)
+def _labels(
+    file: IO[bytes], records: NDArray, kinds: list[int], fields: tuple[str, ...], choice: Choice, name: str
+) -> tuple[Int32[np.ndarray, " n"], tuple[str, ...]]:
+    """Numbers and names of the labels: of a field of integers or floats, or of text (bytes, JSON)."""
+    able = [index for index, kind in enumerate(kinds) if kind in (FLOAT, INT, BYTES_KIND, JSON)]
+    numbers = [index for index in able if kinds[index] == INT and _in_range(records[f"f{index}"])]
+    usual = [index for index in able if fields[index].lower() in LABELS or fields[index] == choice.label]
+    guessed = usual or numbers
+    field = chosen_label([fields[index] for index in guessed], choice, guess=True)
+    if not field:
+        return np.full(len(records), -1, np.int32), ()
+    values, where = records[f"f{fields.index(field)}"], f"{name}: field {field}"
+    if kinds[fields.index(field)] == INT:
+        if not _in_range(values):
+            problem = f"{where}: its values are no class numbers ({values.min()} to {values.max()})"
+            raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
+        return values.astype(np.int32), ()
+    is_text = kinds[fields.index(field)] != FLOAT
+    labels = [label_of(_text(file, value) if is_text else float(value), where) for value in values]
+    classes = class_names(labels, f"{where}: ")
+    return numbered(labels, classes), classes
+
+
+def _in_range(values: NDArray) -> bool:
+    return not len(values) or (values.min() >= -1 and values.max() < 2**31)
+
+
+def _text(file: IO[bytes], where: NDArray) -> object:
+    """A label in bytes or JSON (which FFCV ends with a zero)."""
+    data = os.pread(file.fileno(), min(int(where["size"]), 1 << 16), int(where["ptr"])).rstrip(b"\0")
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data

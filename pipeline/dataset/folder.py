@@ -12,7 +12,8 @@ import warnings
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.finding.choice import ALL, NOT_CHOSEN, Choice, split_key, wanted_suffixes
 from pipeline.dataset.images import Probe, probe
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
@@ -30,10 +32,11 @@ CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smoo
 
 @dataclass(frozen=True)
 class Listing:
-    """The N files that a scan will read.
+    """The N files of a source. In a folder these are all its files, until `images_of` keeps the images.
 
     names: relative to a root; bytes, mtime_ns: (N,) int64, size and modification time; label: (N,) int32, -1 without.
-    left_out: number of files that are no images, by extension.
+    named: (N,) bool, whether the name has an image extension; left_out: number of files that are no images, by
+    extension. others: digest of the files without an image extension, '' if there are none.
     """
 
     names: Names
@@ -41,7 +44,9 @@ class Listing:
     mtime_ns: NDArray[np.int64]
     label: NDArray[np.int32]
     classes: tuple[str, ...]
+    named: NDArray[np.bool_] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    others: str = ""
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed or renamed, or its size or time changes."""
@@ -51,23 +56,55 @@ class Listing:
         digest.update(Names.of(self.classes).blob)
         return digest.hexdigest()
 
+    def rows(self, keep: NDArray[np.bool_]) -> Listing:
+        """The files of which `keep`, (N,) bool, is true."""
+        names = Names.of(self.names[index] for index in np.flatnonzero(keep))
+        columns = {"bytes": self.bytes[keep], "mtime_ns": self.mtime_ns[keep], "label": self.label[keep]}
+        return replace(self, names=names, named=None, **columns)  # type: ignore[arg-type]
 
-def list_folder(root: Path, sniff: bool = False, progress: bool = False) -> Listing:
-    """All images below `root` in one fixed order (files of a folder by name, then its sub-folders by name).
 
-    The class of an image is its first-level sub-folder; empty ones count too, so that the numbers of train and test
-    folders agree. Hidden files and folders are skipped. Symbolic links are followed, but not in circles.
+def list_folder(root: Path, progress: bool = False) -> Listing:
+    """All files below `root` in one fixed order (files of a folder by name, then its sub-folders by name).
 
-    sniff: also read the first bytes of files that have no image extension. A million such files take 19 s instead of
-    9 s from the page cache, and a round trip each over a network: conversion pays that once, training would pay it at
-    each start. progress: count the files on stderr. Raises DatasetError if a folder cannot be listed.
+    The class of a file is its first-level sub-folder; empty ones count too, so that the numbers of train and test
+    folders agree. Hidden files and folders are skipped. Symbolic links are followed, but not in circles. progress:
+    count the files on stderr. Raises DatasetError if a folder cannot be listed.
     """
     with progress_bar(None, f"listing {root}", "file", progress) as bar:
-        return _listed(root, sniff, bar)
+        return _listed(root, bar)
 
 
-def _listed(root: Path, sniff: bool, bar: Any) -> Listing:
-    blob, sizes, times, labels = bytearray(), array("q"), array("q"), array("i")
+def images_of(
+    root: Path, listing: Listing, choice: Choice = NOT_CHOSEN, known: tuple[str, frozenset[str]] = ("", frozenset())
+) -> Listing:
+    """The images of a folder: files with an image extension, and others whose first bytes are an image's.
+
+    choice: `image` keeps only names with these suffixes, `label` can be 'none'. known: an earlier listing's `others`,
+    and the images among those files: if nothing has changed no file is opened, which over a network would take a round
+    trip each. Raises DatasetError.
+    """
+    assert listing.named is not None
+    keep, others = listing.named.copy(), np.flatnonzero(~listing.named)
+    names = [listing.names[index] for index in others]
+    digest = listing.rows(~listing.named).fingerprint() if names else ""
+    if digest == known[0]:
+        keep[others] = [name in known[1] for name in names]
+    else:
+        with ThreadPoolExecutor(16) as pool:  # they wait for storage
+            heads = pool.map(lambda name: _head(os.path.join(root, name)), names)
+            keep[others] = [looks_like_image(name, head) for name, head in zip(names, heads, strict=True)]
+    if choice.image not in (None, ALL):
+        suffixes = [split_key(name)[1].lower() for name in listing.names]
+        known_suffixes = {suffix for suffix, kept in zip(suffixes, keep, strict=True) if kept}
+        keep &= np.isin(suffixes, wanted_suffixes(choice, known_suffixes))
+    left_out = Counter(listing.left_out)
+    left_out.update(extension(listing.names[index]) for index in np.flatnonzero(~keep))
+    kept = listing if keep.all() else listing.rows(keep)
+    return replace(kept, named=None, left_out=dict(left_out.most_common()), others=digest)
+
+
+def _listed(root: Path, bar: Any) -> Listing:
+    blob, sizes, times, labels, named = bytearray(), array("q"), array("q"), array("i"), array("b")
     classes: list[str] = []
     left_out: Counter[str] = Counter()
     pending: list[tuple[str, frozenset[tuple[int, int]], int]] = [("", frozenset(), -1)]
@@ -89,23 +126,25 @@ def _listed(root: Path, sniff: bool, bar: Any) -> Listing:
             relative = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir():
                 inner.append(relative)
-            else:
-                is_named_image = has_extension(entry.name)
-                size, mtime = _size_and_time(entry) if is_named_image or sniff else (None, 0)
-                if size is None or not (is_named_image or looks_like_image(entry.name, _head(entry.path))):
-                    left_out[extension(entry.name)] += 1
-                    continue
-                blob += relative.encode("utf-8", "surrogateescape") + b"\0"
-                sizes.append(size)
-                times.append(mtime)
-                labels.append(label)
+                continue
+            size, mtime = _size_and_time(entry)
+            if size is None:
+                left_out[extension(entry.name)] += 1
+                continue
+            blob += relative.encode("utf-8", "surrogateescape") + b"\0"
+            sizes.append(size)
+            times.append(mtime)
+            labels.append(label)
+            named.append(has_extension(entry.name))
         if not folder:
             classes = inner
         chain = above | {(here.st_dev, here.st_ino)}
         for index, name in reversed(list(enumerate(inner))):  # a stack: the first in order is pushed last
             pending.append((name, chain, label if folder else index))
     columns = (np.array(sizes, np.int64), np.array(times, np.int64), np.array(labels, np.int32))
-    return Listing(Names(bytes(blob)), *columns, classes=tuple(classes), left_out=dict(left_out.most_common()))
+    return Listing(
+        Names(bytes(blob)), *columns, classes=tuple(classes), named=np.array(named, bool), left_out=dict(left_out)
+    )
 
 
 def _head(path: str) -> bytes:
@@ -135,16 +174,17 @@ def scan_folder(
 ) -> SampleTable:
     """The table of the images below `root`, a row per image; decodes each once, in `workers` processes.
 
-    Raises DatasetError if a folder cannot be listed.
+    listing: from `images_of`, if the caller has it. Raises DatasetError if a folder cannot be listed.
     """
     root = Path(root).resolve()
-    listing = list_folder(root) if listing is None else listing
+    listing = images_of(root, list_folder(root)) if listing is None else listing
     rows = len(listing.names)
     container, offset = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64)
     probes = probe_rows(root, listing.names, container, offset, None, workers, progress)
     return SampleTable(
         root=root, containers=listing.names, container=container, offset=offset,
-        label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(), **probes._asdict(),
+        label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(),
+        left_out=listing.left_out, others=listing.others, **probes._asdict(),
     )  # fmt: skip
 
 

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from common.cli import note
 from common.files import lock
+from pipeline.dataset.accounting import accounting, in_one_line
 from pipeline.dataset.beton import converted_table, read_beton, scan_beton
-from pipeline.dataset.folder import list_folder, scan_folder
-from pipeline.dataset.shards import list_shards, scan_shards
-from pipeline.dataset.sniff import EXTENSIONS
+from pipeline.dataset.finding.ambiguous import check_folder
+from pipeline.dataset.finding.choice import NONE, NOT_CHOSEN, Choice, check_choice
+from pipeline.dataset.finding.find import find_source, left_out_beside
+from pipeline.dataset.finding.layout import find_split, unused
+from pipeline.dataset.folder import images_of, list_folder, scan_folder
+from pipeline.dataset.shards import scan_shards
+from pipeline.dataset.sniff import EXTENSIONS, has_extension
 from pipeline.dataset.table import DatasetError, SampleTable, count_reasons
+from pipeline.dataset.tar_images import list_shards
 
-__all__ = ["DatasetError", "find_split", "open_dataset", "open_splits"]
+__all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_splits"]
 
 KINDS = "give a folder of images or of *.tar shards, a .tar, a .beton, or the output of `make convert`"
+
+
+class Place(NamedTuple):
+    """Where a dataset is and how it is opened: see `open_dataset`."""
+
+    source: Path
+    cache: Path
+    workers: int
+    progress: bool
+    setting: str
+    choice: Choice
 
 
 def open_dataset(
@@ -32,21 +52,26 @@ def open_dataset(
     workers: int | None = None,
     progress: bool = True,
     setting: str = "data.path",
+    choice: Choice = NOT_CHOSEN,
+    say: bool = True,
 ) -> SampleTable:
-    """The sample table of `path`: a folder with `table.npz`, with *.tar or with images (tried in this order), a .tar, a
+    """The sample table of `path`: a folder with `table.npz`, with *.tar or with images, a pattern of tars, a .tar, a
     .beton (its table may be in the same folder: `train.npz` for `train.beton`), or a table itself (`x.npz`).
 
     A scanned table is stored as `<cache>/<name>-<hash of the path>.npz`, and made again when a file is added, removed
     or changed. If several processes open the same path, the first scans and the others wait. workers: processes that
-    decode (default: the CPUs that this process may use). Messages on stderr are one line each and name `setting`.
-    Raises DatasetError with one line.
+    decode (default: the CPUs that this process may use). choice: of images and labels, where samples have several.
+    progress: bars, and with `say` one line that says what became of all files. Messages on stderr are one line each and
+    name `setting`. Raises DatasetError with one line.
     """
-    source = Path(path).absolute()
     workers = workers or len(os.sched_getaffinity(0))
+    place = Place(Path(path).absolute(), Path(cache), workers, progress, setting, choice)
     try:
-        table = _open(source, Path(cache), workers, progress, setting)
+        table, file = _open(place)
+        if choice.label == NONE:
+            table = replace(table, label=np.full(len(table), -1), classes=())
         if not len(table):
-            raise DatasetError(_no_images(source))
+            raise DatasetError(_no_images(place.source, table))
         if not len(table.usable()):
             problem = f"none of the {len(table)} images can be read ({count_reasons(table.quarantine)})"
             raise DatasetError(f"{problem}; give a folder whose images open in a viewer")
@@ -54,27 +79,62 @@ def open_dataset(
         raise DatasetError(f"{setting}={path}: {error}") from None
     except OSError as error:
         raise DatasetError(f"{setting}={path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
+    if progress and say:
+        note(f"{setting}={path}: {in_one_line(accounting(table), str(file.with_suffix('.json')))}")
     return table
 
 
-def open_splits(data: Any, progress: bool = True) -> tuple[SampleTable, SampleTable | None]:
-    """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core).
+def choice_of(data: Any) -> Choice:
+    """The choice that a recipe's `data` section makes."""
+    return Choice(data.get("image"), data.get("label"))
 
-    If `data.test` is not set, the test set is what `find_split` finds; None if there is none. Raises DatasetError.
+
+def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
+    """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
+    image, label (or None).
+
+    If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
+    `open_dataset`. Raises DatasetError, also if an image is in both.
     """
-    train, neighbor = find_split(data.path)
-    table = open_dataset(train, data.cache, data.workers, progress)
+    try:
+        train, neighbor = find_split(data.path)
+    except DatasetError as error:
+        raise DatasetError(f"data.path={data.path}: {error}") from None
     test = data.test or neighbor
+    if test is not None and Path(test).resolve() == Path(train).resolve():
+        problem = "the same images as data.path, so every test image would be one to learn from"
+        raise DatasetError(f"data.test={test}: {problem}; leave data.test out to hold out a tenth")
+    table = open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say)
+    if progress and say and (names := unused(data.path, train, neighbor)):
+        note(f"data.path={data.path}: splits and folders that are not used: {', '.join(names)}")
     if test is None:
         return table, None
-    return table, same_classes(table, open_dataset(test, data.cache, data.workers, progress, "data.test"), test)
+    other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say)
+    check_apart(table, other, test)
+    return table, same_classes(table, other, test)
+
+
+def check_apart(train: SampleTable, test: SampleTable, name: object) -> None:
+    """Raise DatasetError if an image is in both tables."""
+    roots = train.root.resolve(), test.root.resolve()
+    if not (roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])):
+        return
+    files = {os.path.join(roots[0], one) for one in train.containers}
+    shared = next((one for one in test.containers if os.path.join(roots[1], one) in files), None)
+    if shared is not None:
+        problem = f"{shared} is in data.path too, so test images would be images to learn from"
+        raise DatasetError(f"data.test={name}: {problem}; give another data.path, or leave data.test out")
 
 
 def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleTable:
     """The test table with the class numbers of the training set, if both have class names.
 
-    Raises DatasetError for a test class that the training set does not have.
+    Raises DatasetError for a test class that the training set does not have, and if only one of them has names.
     """
+    if bool(train.classes) != bool(test.classes) and (train.label >= 0).any() and (test.label >= 0).any():
+        has, other = ("data.path", "data.test") if train.classes else ("data.test", "data.path")
+        problem = f"{has} has names of classes and {other} only numbers, which need not be of the same classes"
+        raise DatasetError(f"data.test={name}: {problem}; store both in the same way")
     if not train.classes or not test.classes or train.classes == test.classes:
         return test
     used = set(np.unique(test.label[test.label >= 0]).tolist())
@@ -86,111 +146,132 @@ def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleT
     return replace(test, label=numbers[test.label].astype(np.int32), classes=train.classes)
 
 
-def find_split(path: str | Path) -> tuple[Path, Path | None]:
-    """Training and test path: (`path/train`, the first of `path/val`, `path/test`, `path/validation`), or (path, None).
-
-    `train.beton` counts like a folder `train`, with or without a test file. A folder `train` without a test folder
-    counts only if it is the only folder in `path`.
-    """
-    path = Path(path)
-    if (path / "train.beton").is_file():
-        tests = (path / f"{name}.beton" for name in ("val", "test", "validation"))
-        return path / "train.beton", next((file for file in tests if file.is_file()), None)
-    if (path / "train").is_dir():
-        for name in ("val", "test", "validation"):
-            if (path / name).is_dir():
-                return path / "train", path / name
-        if [entry.name for entry in path.iterdir() if entry.is_dir() and entry.name[0] != "."] == ["train"]:
-            return path / "train", None
-    return path, None
-
-
-def _open(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
-    if not source.exists():
-        demo = "`make data` fetches it, or " if source.parts[-2:] == ("data", "fashion-mnist") else ""
-        raise DatasetError(f"no such file or folder; {demo}{KINDS}")
-    if source.is_file():
-        if source.suffix.lower() == ".beton":
-            return _open_beton(source, cache, workers, progress, setting)
-        if source.suffix.lower() == ".npz":
-            return _checked(SampleTable.load(source))
-        if source.suffix.lower() != ".tar":
-            raise DatasetError(f"neither a folder nor a .tar, .beton or .npz; {KINDS}")
-        shards = [source]
-    elif (source / "table.npz").exists():
-        return _checked(SampleTable.load(source / "table.npz"))
-    else:
-        shards = [entry for entry in source.iterdir() if entry.suffix.lower() == ".tar" and entry.is_file()]
-    if shards:
-        root = list_shards(shards)[0]
-        return _cached(
-            source, cache, setting, lambda: list_shards(shards)[1],
-            lambda listing: scan_shards(shards, workers, progress, (root, listing)),
-        )  # fmt: skip
-    return _cached(
-        source, cache, setting, lambda: list_folder(source.resolve(), progress=progress),
-        lambda listing: scan_folder(source, workers, progress, listing),
-    )  # fmt: skip
+def _open(place: Place) -> tuple[SampleTable, Path]:
+    """The table, and the file that holds it."""
+    source = place.source
+    demo = "`make data` fetches it, or " if source.parts[-2:] == ("data", "fashion-mnist") else ""
+    kind, files = find_source(source, f"{demo}{KINDS}")
+    if place.setting != "data.test":
+        check_choice(kind, place.choice)
+    if kind == "table":
+        table = _checked(SampleTable.load(files[0]))
+        if source.is_dir() and not table.loose and table.root == source.resolve():
+            used = [*files, *(source / name for name in table.containers)]
+            table = _with_left_out(table, files[0], left_out_beside(source, used))
+        return _with_left_out(table, files[0], Counter()), files[0]
+    if kind == "beton":
+        if len(files) > 1:
+            names = ", ".join(file.name for file in files)
+            raise DatasetError(f"holds {len(files)} *.beton ({names}); name one of them")
+        table, file = _open_beton(place, files[0])
+        return _with_left_out(table, file, left_out_beside(source, files)), file
+    if kind == "tar":
+        table, file = _cached(place, partial(_see_shards, place, files))
+        return _with_left_out(table, file, left_out_beside(source, files)), file
+    if kind == "folder":
+        return _cached(place, partial(_see_folder, place))
+    if kind:
+        advice = f"make convert SRC={source} OUT=train.beton FORMAT=beton"
+        raise DatasetError(f"holds {kind} files, which only `make convert` reads; give what {advice} makes")
+    raise DatasetError(f"neither a folder nor a .tar, .beton or .npz; {KINDS}")
 
 
-def _open_beton(source: Path, cache: Path, workers: int, progress: bool, setting: str) -> SampleTable:
-    """The table that conversion wrote for the file, if it still fits; else one from the cache or a scan."""
-    beton = read_beton(source)
-    table = converted_table(beton)
-    if table is not None:
-        return table
-    if source.with_suffix(".npz").exists():
-        note(f"{setting}={source}: {source.stem}.npz is not the table of this file; scanning it instead")
-    return _cached(source, cache, setting, lambda: beton, lambda beton: scan_beton(beton, workers, progress))
-
-
-class Fingerprinted(Protocol):
-    """The listing of a source, known before its images are decoded."""
-
-    def fingerprint(self) -> str: ...
-
-
-ListingType = TypeVar("ListingType", bound=Fingerprinted)
-
-
-def _cached(
-    source: Path,
-    cache: Path,
-    setting: str,
-    list_source: Callable[[], ListingType],
-    scan: Callable[[ListingType], SampleTable],
-) -> SampleTable:
-    """The cached table if it fits the listing, else that of a new scan. One process at a time."""
-    stem = f"{source.name or 'root'}-{hashlib.sha256(os.fsencode(source)).hexdigest()[:12]}"
-    file = cache / f"{stem}.npz"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        before = _stamp(cache / f"{stem}.lock")
-        stamp = lock(cache / f"{stem}.lock")
-    except OSError as error:
-        raise _no_cache(cache, error) from None
-    with stamp:
-        # The ranks of a node start together: if another one finished while this one waited, its table is up to date.
-        table = _fresh(file, None, f"{setting}={source}") if _stamp(Path(stamp.name)) != before else None
-        if table is not None:
+def _with_left_out(table: SampleTable, file: Path, more: Counter[str]) -> SampleTable:
+    """The table with `more` files left out. For a table of version 1 the report of its conversion is read."""
+    counts = table.left_out
+    if counts is None:
+        report = file.with_name("report.json" if file.stem == "table" else f"{file.stem}.report.json")
+        try:
+            told = json.loads(report.read_text())
+            lost = {} if table.quarantine else Counter(told["quarantined"].values())
+            counts = dict(Counter(told["left_out"]) + Counter(told["refused"].values()) + Counter(lost))
+        except (OSError, ValueError, LookupError, AttributeError, TypeError):
             return table
-        listing = list_source()
-        table = _fresh(file, listing, f"{setting}={source}")
+    return replace(table, left_out=dict((Counter(counts) + more).most_common()))
+
+
+def _open_beton(place: Place, path: Path) -> tuple[SampleTable, Path]:
+    """The table that conversion wrote for the file, if it still fits; else one from the cache or a scan."""
+    beton = read_beton(path, place.choice)
+    table = converted_table(beton, place.choice.label != NONE)
+    if table is not None:
+        return table, path.with_suffix(".npz")
+    if path.with_suffix(".npz").exists():
+        note(f"{place.setting}={path}: {path.stem}.npz is not the table of this file; scanning it instead")
+    return _cached(place, lambda cached: Seen(beton.digest, lambda: scan_beton(beton, place.workers, place.progress)))
+
+
+# ---------------------------------------------------------------------------------------------- scans and their cache
+
+
+class Seen(NamedTuple):
+    """A source before its images are decoded. fingerprint: changes with its images; scan: makes the table.
+    others: see `SampleTable`; left_out: None if only the scan finds that out."""
+
+    fingerprint: str
+    scan: Callable[[], SampleTable]
+    others: str = ""
+    left_out: dict[str, int] | None = None
+
+
+def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
+    root = place.source.resolve()
+    known = ("", frozenset[str]())
+    if cached is not None and cached.others:
+        known = cached.others, frozenset(name for name in cached.containers if not has_extension(name))
+    images = images_of(root, list_folder(root, place.progress), place.choice, known)
+
+    def scan() -> SampleTable:
+        if place.choice.image is None:
+            check_folder(root, images)
+        return scan_folder(root, place.workers, place.progress, images)
+
+    return Seen(images.fingerprint(), scan, images.others, images.left_out)
+
+
+def _see_shards(place: Place, files: Sequence[Path], cached: SampleTable | None) -> Seen:
+    listed = list_shards(files)
+    return Seen(
+        listed[1].fingerprint(), lambda: scan_shards(files, place.workers, place.progress, listed, place.choice)
+    )
+
+
+def _cached(place: Place, see: Callable[[SampleTable | None], Seen]) -> tuple[SampleTable, Path]:
+    """The cached table if it fits the source, else that of a new scan; and its file. One process at a time."""
+    chosen = repr(place.choice).encode() if place.choice != NOT_CHOSEN else b""
+    name = place.source.name.replace("*", "_") or "root"
+    stem = f"{name}-{hashlib.sha256(os.fsencode(place.source) + chosen).hexdigest()[:12]}"
+    file, what = place.cache / f"{stem}.npz", f"{place.setting}={place.source}"
+    try:
+        place.cache.mkdir(parents=True, exist_ok=True)
+        before = _stamp(place.cache / f"{stem}.lock")
+        stamp = lock(place.cache / f"{stem}.lock")
+    except OSError as error:
+        raise _no_cache(place.cache, error) from None
+    with stamp:
+        table = _stored(file, what)
+        # The ranks of a node start together: if another one finished while this one waited, its table is up to date.
+        if table is not None and _stamp(Path(stamp.name)) != before:
+            return table, file
+        seen = see(table)
+        if table is not None and table.fingerprint != seen.fingerprint:
+            note(f"{what}: scanning again, the files changed since {file} was written")
+            table = None
         if table is None:
-            table = scan(listing)
+            table = seen.scan()
             try:
                 table.save(file)
             except OSError as error:
-                raise _no_cache(cache, error) from None
-            if table.quarantine:
-                reasons = count_reasons(table.quarantine)
-                summary = f"{len(table.quarantine)} of {len(table)} images quarantined ({reasons})"
-                note(f"{setting}={source}: {summary}; their names are in {file.with_suffix('.json')}")
+                raise _no_cache(place.cache, error) from None
+        elif seen.left_out is not None and (table.others, table.left_out) != (seen.others, seen.left_out):
+            table = replace(table, others=seen.others, left_out=seen.left_out)
+            with suppress(OSError):  # a full disk costs the next start a look into the other files
+                table.save(file)
         with suppress(OSError):  # a full disk costs the other ranks a listing
             stamp.truncate(0)
             stamp.write(uuid.uuid4().hex)
             stamp.flush()
-        return table
+        return table, file
 
 
 def _stamp(file: Path) -> bytes:
@@ -205,8 +286,8 @@ def _no_cache(cache: Path, error: OSError) -> DatasetError:
     return DatasetError(f"cannot write its table to the cache {cache} ({error.strerror}); set another")
 
 
-def _fresh(file: Path, listing: Fingerprinted | None, what: str) -> SampleTable | None:
-    """The cached table; None, after a line on stderr, if it cannot be used. listing: which it must fit, if any."""
+def _stored(file: Path, what: str) -> SampleTable | None:
+    """The cached table; None, after a line on stderr if there is one that cannot be used."""
     if not file.exists():
         return None
     try:
@@ -214,8 +295,8 @@ def _fresh(file: Path, listing: Fingerprinted | None, what: str) -> SampleTable 
     except DatasetError as error:
         note(f"{what}: scanning again ({error})")
         return None
-    if listing is not None and table.fingerprint != listing.fingerprint():
-        note(f"{what}: scanning again, the files changed since {file} was written")
+    if table.left_out is None:
+        note(f"{what}: scanning again ({file} is of an older version, which did not count the files left out)")
         return None
     return table
 
@@ -236,6 +317,8 @@ def _checked(table: SampleTable) -> SampleTable:
     return table
 
 
-def _no_images(source: Path) -> str:
+def _no_images(source: Path, table: SampleTable) -> str:
     where = "in this tar" if source.is_file() else "found"
-    return f"no images {where} (looked for {' '.join(EXTENSIONS)}; only `make convert` reads other extensions); {KINDS}"
+    looked = f"looked for {' '.join(EXTENSIONS)}, and at the first bytes of other files"
+    lost = in_one_line(accounting(table)).partition("; ")[2]
+    return f"no images {where} ({looked}); {lost}; {KINDS}"

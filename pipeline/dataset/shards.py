@@ -1,7 +1,7 @@
 """WebDataset tar shards: reads them, and writes them with DALI's index and a sample table.
 
 A shard is an uncompressed tar of `key.jpg` (or another image suffix) and, for an image with a label, `key.cls` with
-the class number as text. Images are read by byte range in any order, so a global shuffle needs only a few large files.
+the class as text. Images are read by byte range in any order, so a global shuffle needs only a few large files.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.files import locked, sync, sync_file
-from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
 from pipeline.dataset.folder import Listing, probe_rows
-from pipeline.dataset.table import DatasetError, Names, SampleTable
-from pipeline.dataset.tars import BLOCK, Range, list_tar, split_key
+from pipeline.dataset.table import DatasetError, SampleTable
+from pipeline.dataset.tar_images import list_shards, tar_images
+from pipeline.dataset.tars import BLOCK
 
 
 class Record(NamedTuple):
@@ -34,41 +36,23 @@ class Record(NamedTuple):
     label: int
 
 
-def list_shards(paths: Sequence[Path]) -> tuple[Path, Listing]:
-    """The common folder of the shards, and their listing: a name per shard, sorted; labels all -1."""
-    paths = sorted(Path(path).absolute() for path in paths)
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    stats = [path.stat() for path in paths]
-    return root, Listing(
-        names=Names.of(str(path.relative_to(root)) for path in paths),
-        bytes=np.array([info.st_size for info in stats], np.int64),
-        mtime_ns=np.array([info.st_mtime_ns for info in stats], np.int64),
-        label=np.full(len(paths), -1, np.int32),
-        classes=(),
-    )
-
-
 def scan_shards(
     paths: Sequence[Path],
     workers: int = 1,
     progress: bool = True,
     listing: tuple[Path, Listing] | None = None,
+    choice: Choice = NOT_CHOSEN,
 ) -> SampleTable:
     """The table of the shards, a row per image in order of shard and offset; decodes every image once.
 
-    listing: from `list_shards`, if the caller has it. Raises DatasetError for a shard that is compressed, cut short or
-    damaged, and for a label that is not a number.
+    listing: from `list_shards`, if the caller has it. Raises DatasetError, as `tar_images` does.
     """
     root, shards = list_shards(paths) if listing is None else listing
-    parts = []
-    with progress_bar(len(shards.names), "reading shards", "shard", progress) as bar:
-        files = (Range(str(root / name)) for name in shards.names)
-        for index, members in enumerate(in_processes(list_tar, files, workers)):
-            labels = [members.labels.get(split_key(name)[0], -1) for name in members.names]
-            parts.append(np.stack([np.full(len(labels), index), members.offsets, members.lengths, labels]))
-            bar.update()
-    table = _table(root, shards.names, np.concatenate(parts, axis=1), (), workers, progress)
-    return replace(table, fingerprint=shards.fingerprint())
+    images = tar_images(root, shards.names, choice, workers, progress)
+    columns = np.stack([images.file, images.offset, images.length, images.label])
+    table = _table(root, shards.names, columns, images.classes, workers, progress)
+    left_out = Counter(images.left_out) + Counter(images.refused.values())
+    return replace(table, fingerprint=shards.fingerprint(), left_out=dict(left_out.most_common()))
 
 
 def _table(

@@ -24,7 +24,8 @@ from common.cli import UserError
 from common.files import replacing, sha256, write_atomically
 from common.progress import in_main_process, progress_bar
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)  # version 1 has no `left_out`
 UTF8 = ("utf-8", "surrogateescape")  # Linux file names need not be UTF-8; this keeps every byte
 COLUMNS = {
     "container": np.int32, "offset": np.int64, "length": np.int64,
@@ -91,7 +92,10 @@ class SampleTable:
     width, height: (N,) int32 pixels as displayed (after EXIF rotation), 0 if quarantined.
     label: (N,) int32, -1 without; classes: the names of labels 0, 1, ... (empty if unknown).
     state: (N,) uint8 of State; quarantine: row -> reason, for exactly the rows in state QUARANTINED.
-    fingerprint: of the listing that was scanned, '' without a scan.
+    fingerprint: of the listing that was scanned, '' without a scan; others: of the files that are no images by their
+    name, '' without such files.
+    left_out: number of files that have no row, by kind: an extension, or the reason; None if that is not known (version
+    1).
 
     Raises ValueError if the columns contradict each other.
     """
@@ -108,6 +112,8 @@ class SampleTable:
     classes: tuple[str, ...] = ()
     quarantine: dict[int, str] = field(default_factory=dict)
     fingerprint: str = ""
+    others: str = ""
+    left_out: dict[str, int] | None = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "containers", Names.of(self.containers))
@@ -154,6 +160,8 @@ class SampleTable:
         texts = {
             "root": "." if inside else str(self.root.resolve()),  # relative, so that a packed folder can be moved
             "fingerprint": self.fingerprint,
+            "others": self.others,
+            "left_out": self.left_out,
         }
         blobs = {
             "containers": Names.of(self.containers).blob,
@@ -184,6 +192,7 @@ class SampleTable:
             "usable": len(self) - len(self.quarantine),
             "through_pil": int((self.state == State.PIL).sum()),
             "classes": list(self.classes),
+            "left_out": self.left_out,
             "containers": [
                 {"name": name, "bytes": (self.root / name).stat().st_size, "sha256": (digests or {})[name]}
                 for name in shards
@@ -202,8 +211,8 @@ class SampleTable:
             with np.load(path, allow_pickle=False) as stored:
                 if "version" not in stored:
                     raise DatasetError(f"{path}: not a sample table; {advice}")
-                if int(stored["version"]) != VERSION:
-                    problem = f"sample table of version {int(stored['version'])}, this program reads {VERSION}"
+                if int(stored["version"]) not in READ:
+                    problem = f"sample table of version {int(stored['version'])}, this program reads {READ}"
                     raise DatasetError(f"{path}: {problem}; {advice}")
                 texts = json.loads(stored["texts"].tobytes())
                 reasons = Names(stored["reasons"].tobytes())
@@ -216,6 +225,8 @@ class SampleTable:
                     classes=tuple(Names(stored["classes"].tobytes())),
                     quarantine=dict(zip(stored["quarantined"].tolist(), reasons, strict=True)),
                     fingerprint=texts["fingerprint"],
+                    others=texts.get("others", ""),
+                    left_out=texts.get("left_out"),
                     **columns,
                 )
         except DatasetError:

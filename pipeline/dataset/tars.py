@@ -1,6 +1,7 @@
 """Lists a tar as byte ranges, without unpacking it: images, WebDataset labels, and tars in the tar.
 
 A tar from the net is not trusted: links, devices and names that lead out of the folder are refused and reported.
+Several tars joined in one file (`cat a.tar b.tar`) are read to the end.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ import json
 import os
 import tarfile
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pipeline.dataset.finding.choice import NONE, split_key
+from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError
 
 BLOCK = 512  # bytes of a tar block
 LABEL_BYTES = 1 << 20  # a larger file is not read as a label
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MISSING = object()
 
 
 class Range(NamedTuple):
@@ -30,7 +35,7 @@ class Members(NamedTuple):
     """The members of one tar, in its order.
 
     names, offsets, lengths: of the images; offsets count from the start of the file.
-    labels: WebDataset key -> class number, from `key.cls` or the "label" of `key.json`.
+    labels: WebDataset key -> label, from `key.cls` or the "label" of `key.json`.
     inner: name, offset and length of each tar in the tar; refused: member -> reason.
     left_out: number of other members, by extension.
     """
@@ -38,33 +43,40 @@ class Members(NamedTuple):
     names: list[str]
     offsets: list[int]
     lengths: list[int]
-    labels: dict[str, int]
+    labels: dict[str, Label]
     inner: list[tuple[str, int, int]]
     refused: dict[str, str]
     left_out: Counter[str]
 
 
-def list_tar(tar: Range, sniff: bool = False) -> Members:
-    """Members of an uncompressed tar. sniff: also read the first bytes of members without an image extension.
+def list_tar(tar: Range, label: str | None = None) -> Members:
+    """Members of an uncompressed tar. Members without an image extension are known as images by their first bytes.
 
-    Raises DatasetError if the tar is compressed, cut short or damaged, or a label is not a number.
+    label: suffix of the members, or name in the JSON, that holds the label; None: 'cls' and 'label'; 'none': no labels.
+    Raises DatasetError if the tar is compressed, cut short or damaged, if two members have the same name, or if a label
+    is not one.
     """
     shard = os.path.basename(tar.path)
     members = Members([], [], [], {}, [], {}, Counter())
+    seen: set[str] = set()
     try:
         with open(tar.path, "rb") as file:
             end = tar.offset + tar.length if tar.length >= 0 else os.fstat(file.fileno()).st_size
-            file.seek(tar.offset)
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                cached: list[tarfile.TarInfo] = vars(archive)["members"]
-                while (member := archive.next()) is not None and member.offset < end:
-                    cached.clear()  # else tarfile keeps 2 KB per member
-                    if member.offset_data + member.size > end:
-                        raise DatasetError(f"{shard}: {member.name} goes on past the end; copy the tar again")
-                    _add(members, file.fileno(), shard, member, sniff)
-                # tarfile takes an invalid header for the end of the tar, which is a block of zeros.
-                if archive.offset < end and os.pread(file.fileno(), BLOCK, archive.offset).strip(b"\0"):
-                    raise DatasetError(f"{shard}: damaged at byte {archive.offset}; copy the tar again")
+            start, ended = tar.offset, False
+            while not ended:
+                file.seek(start)
+                with tarfile.open(fileobj=file, mode="r:") as archive:
+                    cached: list[tarfile.TarInfo] = vars(archive)["members"]
+                    while (member := archive.next()) is not None and member.offset < end:
+                        cached.clear()  # else tarfile keeps 2 KB per member
+                        if member.offset_data + member.size > end:
+                            raise DatasetError(f"{shard}: {member.name} goes on past the end; copy the tar again")
+                        _add(members, seen, file.fileno(), shard, member, label)
+                    # tarfile takes an invalid header for the end of the tar, which is a block of zeros.
+                    if archive.offset < end and os.pread(file.fileno(), BLOCK, archive.offset).strip(b"\0"):
+                        raise DatasetError(f"{shard}: damaged at byte {archive.offset}; copy the tar again")
+                    start = _after_zeros(file.fileno(), archive.offset, end)
+                ended = start >= end
     except tarfile.TarError as error:
         raise DatasetError(f"{shard}: not an uncompressed tar, or damaged ({error}); unpack or copy it again") from None
     except OSError as error:
@@ -72,13 +84,22 @@ def list_tar(tar: Range, sniff: bool = False) -> Members:
     return members
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """`folder/key.suffix` -> (`folder/key`, `suffix`); as in WebDataset, the suffix starts at the first dot."""
-    dot = name.find(".", name.rfind("/") + 1)
-    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
+def _after_zeros(descriptor: int, start: int, end: int) -> int:
+    """The first block from `start` on that is not zeros, where the next of several joined tars begins; else `end`."""
+    while start < end:
+        data = os.pread(descriptor, min(1 << 20, end - start), start)
+        rest = data.lstrip(b"\0")
+        if not data:
+            break
+        if rest:
+            return start + (len(data) - len(rest)) // BLOCK * BLOCK
+        start += len(data)
+    return end
 
 
-def _add(members: Members, descriptor: int, shard: str, member: tarfile.TarInfo, sniff: bool) -> None:
+def _add(
+    members: Members, seen: set[str], descriptor: int, shard: str, member: tarfile.TarInfo, label: str | None
+) -> None:
     """Add one member to the list that it belongs to."""
     if member.isdir():
         return
@@ -94,26 +115,28 @@ def _add(members: Members, descriptor: int, shard: str, member: tarfile.TarInfo,
         members.refused[member.name] = "link" if link else "sparse" if sparse else "device"
         return
     name = "/".join(parts)
+    if name in seen:
+        problem = f"{shard}: it holds two files called {name}, and unpacking would keep the last"
+        raise DatasetError(f"{problem}; unpack it and give the folder as data.path")
+    seen.add(name)
     key, suffix = split_key(name)
-    if has_extension(name):
+    lower = suffix.lower()
+    if lower == (label or "cls").lower() and lower != "json" and member.size <= LABEL_BYTES:
+        value = label_of(os.pread(descriptor, member.size, member.offset_data), f"{shard}: {member.name}")
+        _add_label(members, shard, key, value)
+    elif has_extension(name):
         _add_image(members, name, member)
     elif name.lower().endswith(".tar"):
         members.inner.append((name, member.offset_data, member.size))
-    elif name.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+    elif name.lower().endswith(PACKED):
         members.refused[member.name] = "compressed tar"
-    elif suffix.lower() == "cls" and member.size <= LABEL_BYTES:
-        text = os.pread(descriptor, member.size, member.offset_data).strip()
-        if not text.isdigit() or len(text) > 9:
-            problem = f"{shard}: {member.name} holds {text[:20]!r}, not a class number"
-            raise DatasetError(f"{problem}; write numbers from 0 on, or leave the .cls files out")
-        members.labels[key] = int(text)
-    elif suffix.lower() == "json" and member.size <= LABEL_BYTES:
-        label = _json_label(os.pread(descriptor, member.size, member.offset_data))
-        if label is None:
+    elif lower == "json" and member.size <= LABEL_BYTES:
+        value = _json_value(os.pread(descriptor, member.size, member.offset_data), label or "label")
+        if value is MISSING or label == NONE:
             members.left_out[extension(name)] += 1
         else:
-            members.labels.setdefault(key, label)
-    elif sniff and looks_like_image(name, os.pread(descriptor, min(member.size, HEAD), member.offset_data)):
+            _add_label(members, shard, key, label_of(value, f"{shard}: {member.name}"))
+    elif looks_like_image(name, os.pread(descriptor, min(member.size, HEAD), member.offset_data)):
         _add_image(members, name, member)
     else:
         members.left_out[extension(name)] += 1
@@ -125,10 +148,18 @@ def _add_image(members: Members, name: str, member: tarfile.TarInfo) -> None:
     members.lengths.append(member.size)
 
 
-def _json_label(text: bytes) -> int | None:
-    """The class number in a sample's JSON; None if it has no valid one."""
+def _add_label(members: Members, shard: str, key: str, label: Label) -> None:
+    """A sample's label; `key.cls` and `key.json` must agree."""
+    before = members.labels.setdefault(key, label)
+    if None not in (before, label) and str(before) != str(label):
+        problem = f"{shard}: {key} has two labels, {before} and {label}"
+        raise DatasetError(f"{problem}; choose with data.label=cls, or with a name in the .json")
+    members.labels[key] = label if before is None else before
+
+
+def _json_value(text: bytes, name: str) -> Any:
+    """A value of a sample's JSON; MISSING if there is none."""
     try:
-        label = json.loads(text).get("label")
+        return json.loads(text).get(name, MISSING)
     except (ValueError, AttributeError, RecursionError):
-        return None
-    return label if type(label) is int and 0 <= label < 2**31 else None
+        return MISSING

@@ -331,3 +331,17 @@ def test_the_script_suggests_a_command_and_prints_its_help():
     helped = subprocess.run(script("--help"), cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert helped.returncode == 0
     assert "knn" in helped.stdout
+
+
+def test_each_evaluation_says_what_its_figure_leaves_out(tmp_path, run, options, capsys):
+    data = small_dataset(tmp_path / "d", 30, 12)
+    for path in sorted((data / "val").rglob("*.png"))[::2]:
+        path.write_bytes(path.read_bytes()[:60])
+    for _ in range(2):
+        result = evaluate(capsys, run, data, *options)
+        assert result["data"]["accounting"]["test"]["quarantined"] == {"truncated": 6}
+        assert result["data"]["test_images"] == 6
+        line = (
+            "test images: 6 images, 6 labeled (3 classes); left out: nothing; 6 of 12 images quarantined (6 truncated)"
+        )
+        assert line in result["text"].splitlines()

@@ -70,7 +70,7 @@ def test_a_clone_from_the_hub_and_what_datasets_saves_are_searched_below(tmp_pat
     check_hugging_face(opened(saved, tmp_path), "arrow")
     write_arrow(saved / "test" / "data-00000-of-00001.arrow", hugging_face())
     line = error_of(opened, saved, tmp_path)
-    assert f"(test/*.arrow, train/*.arrow); name one, e.g. make convert SRC='{saved}/train/*.arrow' ..." in line
+    assert f"(train, test); name one, e.g. make convert SRC='{saved}/train' ..." in line
     parquet.write_table(hugging_face(), clone / "data" / "validation-00000-of-00001.parquet")
     assert f"SRC='{clone}/data/train*.parquet'" in error_of(opened, clone, tmp_path)
 

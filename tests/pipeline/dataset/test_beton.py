@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.conversion.sources import open_source
 from pipeline.dataset import beton
 from pipeline.dataset.beton import read_beton
+from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.open import find_split, open_dataset
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import State
@@ -203,6 +204,41 @@ def test_other_fields_than_the_image_are_skipped(images, tmp_path):
         tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
     )
     assert read_beton(only).label.tolist() == [-1] * len(images)  # an identifier is no label
+
+
+def test_the_fields_of_a_beton_are_known_by_their_names(images, tmp_path):
+    small = np.zeros((20, 30, 3), np.uint8)
+    fields = {
+        "mask": RGBImageField(), "image": RGBImageField(), "index": IntField(), "target": IntField(),
+        "score": FloatField(), "name": BytesField(), "json": JSONField(),
+    }  # fmt: skip
+    names = [np.frombuffer(name, np.uint8) for name in (b"owl", b"cat", b"owl")]
+    samples = [(small, images[0], 900 + i, i % 2, float(i), names[i], f"j{i}") for i in range(3)]
+    path = write_beton(tmp_path / "x.beton", samples, fields)
+    content = read_beton(path)
+    assert (set(content.width), content.label.tolist()) == ({images[0].shape[1]}, [0, 1, 0])
+    content = read_beton(path, Choice("mask", "name"))
+    assert (set(content.width), content.classes, content.label.tolist()) == ({30}, ("cat", "owl"), [1, 0, 1])
+    assert read_beton(path, Choice(None, "json")).classes == ("j0", "j1", "j2")
+    assert read_beton(path, Choice(None, "score")).label.tolist() == [0, 1, 2]
+    assert read_beton(path, Choice(None, "none")).label.tolist() == [-1] * 3
+    assert "data.image=x: no images of this name; there are mask, image" in error_of(read_beton, path, Choice("x"))
+    assert "data.label=mask: no labels of this name" in error_of(read_beton, path, Choice(None, "mask"))
+    table = open_dataset(path, tmp_path / "cache", 1, False, choice=Choice("mask", "name"))
+    assert (set(table.width), table.classes) == ({30}, ("cat", "owl"))
+    assert set(open_dataset(path, tmp_path / "cache", 1, False).width) == {images[0].shape[1]}  # a table of its own
+
+
+def test_fields_that_could_be_either_ask_which(images, tmp_path):
+    fields = {"left": RGBImageField(), "right": RGBImageField(), "age": IntField(), "index": IntField()}
+    path = write_beton(tmp_path / "x.beton", [(images[0], images[1], 5, i) for i in range(3)], fields)
+    assert "several images (left, right); choose with data.image=left" in error_of(read_beton, path)
+    line = error_of(read_beton, path, Choice("left"))
+    assert "which field holds the labels (age); choose with data.label=age, or data.label=none" in line
+    assert error_of(open_source, path, tmp_path / "s").endswith("choose with --image=left")
+    assert read_beton(path, Choice("right", "age")).label.tolist() == [5, 5, 5]
+    samples, fields = [(images[0], i) for i in range(3)], {"image": RGBImageField(), "index": IntField()}
+    assert read_beton(write_beton(tmp_path / "y.beton", samples, fields)).label.tolist() == [-1] * 3
 
 
 @pytest.mark.parametrize(

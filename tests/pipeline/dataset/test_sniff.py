@@ -6,11 +6,9 @@ import os
 import pytest
 from PIL import Image
 
-from pipeline.dataset.folder import list_folder, scan_folder
 from pipeline.dataset.images import _formats
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.sniff import EXTENSIONS, HEAD, extension, in_words, looks_like_image
-from pipeline.dataset.table import State
 from support.conversions import converted, run, target
 from support.odd_images import encode, scene
 from support.small_datasets import BAD, ODD, PLAIN, error_of, write
@@ -108,9 +106,11 @@ def test_members_of_a_tar_are_looked_into(tmp_path):
 
 
 def test_other_files_in_the_folder_of_packed_ones_are_counted(tmp_path):
-    folder = write(tmp_path / "w", {"0.idx": b"", "more/1.jpg": JPEG, "more/2.jpg": JPEG, "top.png": b"", ".x": b""})
+    folder = write(tmp_path / "w", {"0.idx": b"", "more/1.txt": b"", "more/2.txt": b"", "top.csv": b"", ".x.tar": b""})
     tar(folder / "0.tar", [("1.png", PLAIN["rgb.png"])])
-    assert opened(folder, tmp_path).left_out == {".jpg": 2, ".png": 1}
+    assert opened(folder, tmp_path).left_out == {".txt": 2, ".csv": 1}
+    table = open_dataset(folder, tmp_path / "cache", workers=1, progress=False)
+    assert (len(table), table.left_out) == (1, {".txt": 2, ".csv": 1})
 
 
 def test_the_report_counts_the_files_left_out(tmp_path):
@@ -126,12 +126,32 @@ def test_the_error_of_a_source_without_images_counts_its_files(tmp_path):
     assert "by their first bytes among 6 other files (.txt 2, no extension 2, .csv 1, .nef 1)" in line
 
 
-def test_training_takes_images_by_extension_and_never_opens_the_others(tmp_path):
-    root = write(tmp_path / "root", misnamed() | OTHERS)
-    listing, table = list_folder(root), scan_folder(root, progress=False)
-    taken = sorted(name for name in misnamed() if name.endswith((".gif", ".jfif", ".avif", ".jp2")))
-    assert sorted(listing.names) == taken
-    assert (table.state == [State.OK if name.endswith("jfif") else State.PIL for name in table.containers]).all()
-    only = write(tmp_path / "only", {"x": JPEG})
-    line = error_of(open_dataset, only, tmp_path / "cache", workers=1, progress=False)
-    assert "only `make convert` reads other extensions" in line
+def test_training_takes_the_images_that_conversion_takes(tmp_path):
+    root = write(tmp_path / "root", misnamed() | OTHERS | HIDDEN)
+    table = open_dataset(root, tmp_path / "cache", workers=1, progress=False)
+    entries = opened(root, tmp_path)
+    assert sorted(table.containers) == sorted(entries.files) == sorted(misnamed())
+    assert table.left_out == entries.left_out == LEFT_OUT
+    line = error_of(open_dataset, write(tmp_path / "no", OTHERS), tmp_path / "cache", workers=1, progress=False)
+    assert "left out: 6 (.txt 2, no extension 2, .csv 1, .nef 1)" in line
+
+
+def test_other_files_are_opened_again_only_when_they_change(tmp_path, monkeypatch):
+    root = write(tmp_path / "root", {"a.jpg": JPEG, "x": JPEG, "y.txt": b""})
+
+    def taken():
+        table = open_dataset(root, tmp_path / "cache", workers=1, progress=False)
+        return sorted(table.containers), table.left_out
+
+    assert taken() == (["a.jpg", "x"], {".txt": 1})
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.dataset.folder._head", None)  # opening a file would fail
+        assert taken() == (["a.jpg", "x"], {".txt": 1})
+        write(root, {"z.csv": b""})
+        with pytest.raises(TypeError):
+            taken()
+    monkeypatch.setattr("pipeline.dataset.open.scan_folder", None)  # no image has changed, so nothing is decoded
+    assert taken() == (["a.jpg", "x"], {".txt": 1, ".csv": 1})
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.dataset.folder._head", None)
+        assert taken() == (["a.jpg", "x"], {".txt": 1, ".csv": 1})

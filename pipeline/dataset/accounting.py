@@ -1,0 +1,65 @@
+"""What became of the files of a dataset: taken, labeled, quarantined, left out. Said beside whatever it affects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pipeline.dataset.table import SampleTable
+
+KINDS = 8  # in a message
+
+Counted = dict[str, Any]
+
+
+def accounting(table: SampleTable) -> Counted:
+    """images: that are used; labeled: of these; classes: that occur among them; quarantined: reason -> number;
+    left_out: kind -> number, None if it is not known."""
+    labels = table.label[table.usable()]
+    return {
+        "images": len(labels),
+        "labeled": int((labels >= 0).sum()),
+        "classes": len(np.unique(labels[labels >= 0])),
+        "quarantined": dict(Counter(table.quarantine.values()).most_common()),
+        "left_out": table.left_out,
+    }
+
+
+def of_splits(train: SampleTable, test: SampleTable | None) -> dict[str, Counted]:
+    """The accounting of each split."""
+    return {"train": accounting(train)} | ({} if test is None or test is train else {"test": accounting(test)})
+
+
+def in_one_line(counted: Counted, manifest: str = "") -> str:
+    """'53 images, 53 labeled (2 classes); left out: 5 (.heic 5); 1 of 54 images quarantined (1 truncated)'.
+
+    manifest: the file with the names of quarantined images.
+    """
+    classes = f" ({counted['classes']} class{'es' * (counted['classes'] != 1)})" if counted["labeled"] else ""
+    text = f"{counted['images']:,} images, {counted['labeled']:,} labeled{classes}; left out: {_left_out(counted)}"
+    if bad := sum(counted["quarantined"].values()):
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in counted["quarantined"].items())
+        text += f"; {bad:,} of {bad + counted['images']:,} images quarantined ({reasons})"
+        text += f", their names are in {manifest}" if manifest else ""
+    return text
+
+
+def losses(splits: Mapping[str, Counted]) -> list[str]:
+    """A line for each split of which not every file is used."""
+    return [
+        f"{name} images: {in_one_line(counted)}"
+        for name, counted in splits.items()
+        if counted["quarantined"] or counted["left_out"] or 0 < counted["labeled"] < counted["images"]
+    ]
+
+
+def _left_out(counted: Counted) -> str:
+    """'5 (.heic 4, link 1)', or 'nothing'."""
+    if counted["left_out"] is None:
+        return "not known (a table of an older version)"
+    kinds = sorted(counted["left_out"].items(), key=lambda item: (-item[1], item[0]))
+    named = [f"{kind} {number:,}" for kind, number in kinds[:KINDS]] + ["..."] * (len(kinds) > KINDS)
+    return f"{sum(counted['left_out'].values()):,} ({', '.join(named)})" if kinds else "nothing"

@@ -1,0 +1,72 @@
+"""Refuses folders that do not say which of their files are the images or what their classes are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.dataset.finding.choice import split_key
+from pipeline.dataset.finding.layout import are_splits
+from pipeline.dataset.folder import Listing
+from pipeline.dataset.table import DatasetError
+
+MASKS = ("mask", "seg", "segmentation", "segmentationclass", "segmentationobject", "annotation", "label", "depth", "gt",
+         "groundtruth", "trimap", "matte", "alpha")  # fmt: skip
+PHOTOS = ("image", "img", "jpegimage", "rgb", "photo", "picture", "input")
+AROUND = (*PHOTOS, "data", "dataset", "all", "raw", "file", "unlabeled", "unlabelled")  # folders that are no class
+MASK = re.compile(rf"[._ -](?:{'|'.join(MASKS)})s?[._ -]?\d*$", re.IGNORECASE)
+SHARE = 0.1  # of the images that have a mask beside them; fewer are chance
+
+
+def check_folder(root: Path, listing: Listing) -> None:
+    """Raise DatasetError if all images are in one folder that is no class ('images') or that holds folders, if folders
+    of masks are beside folders of images, or if masks are beside images. listing: of the images."""
+    if not len(listing.names):
+        return
+    used = np.unique(listing.label)
+    folders = [listing.classes[label] for label in used if label >= 0]
+    if len(folders) == len(used) == 1:
+        around = _is_one_of(folders[0], AROUND)
+        if around or all(name.count("/") > 1 for name in listing.names):
+            problem = f"all images are in {folders[0]}/, which would be the only class"
+            raise DatasetError(f"{problem}; give data.path={root / folders[0]}")
+    if len(folders) == len(used):
+        _check_folders(root, folders)
+    parts = [name.split("/") for name in listing.names]
+    inner = {part[1] for part in parts if len(part) > 2}
+    if inner and all(len(part) > 2 for part in parts) and are_splits(sorted(inner)):
+        problem = f"its folders hold several splits ({folders[0]}/{min(inner)}, ...)"
+        raise DatasetError(
+            f"{problem}; make a folder for each split, with the classes in it, and give that as data.path"
+        )
+    paired = _masks(listing.names)
+    if len(paired) > SHARE * len(listing.names):
+        masks = set(paired)
+        suffix = next(split_key(name)[1].lower() for name in listing.names if name not in masks)
+        problem = f"{len(paired):,} images look like masks of others ({paired[0]}, ...)"
+        raise DatasetError(f"{problem}; move them away, or choose with data.image={suffix} or data.image=all")
+
+
+def _check_folders(root: Path, names: Sequence[str]) -> None:
+    masks = [name for name in names if _is_one_of(name, MASKS)]
+    photos = [name for name in names if _is_one_of(name, PHOTOS)]
+    if masks and photos and len(masks) + len(photos) == len(names):
+        problem = f"its folders {', '.join(sorted(names))} are no classes"
+        raise DatasetError(f"{problem}; give data.path={root / photos[0]}")
+
+
+def _is_one_of(name: str, words: Sequence[str]) -> bool:
+    """Whether a name is one of the words, in the plural or not."""
+    word = re.sub(r"[^a-z]", "", name.lower())
+    return word in words or word.removesuffix("s") in words
+
+
+def _masks(names: Sequence[str]) -> list[str]:
+    """The images whose name is that of another image and a word for a mask: 'k.seg.png' of 'k.jpg'."""
+    stems = {name: name.rpartition(".")[0] for name in names}
+    bases = {name: stem[: found.start()] for name, stem in stems.items() if (found := MASK.search(stem))}
+    known = set(stems.values()) if bases else set()
+    return [name for name, base in bases.items() if base in known]

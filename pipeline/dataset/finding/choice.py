@@ -1,0 +1,108 @@
+"""Which of the images and labels of a sample are taken, where it has several: columns, fields, files with one key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from pipeline.dataset.table import DatasetError
+
+ALL, NONE = "all", "none"
+IMAGES = ("image", "img")
+LABELS = (
+    "label", "labels", "class_label", "target", "targets", "class", "class_id", "class_idx", "cls", "category", "y",
+    "fine_label",
+)  # fmt: skip
+NUMBERS = ("index", "idx", "id", "row", "number", "sample", "sample_id", "image_id", "key")  # that are no labels
+
+
+class Choice(NamedTuple):
+    """The user's choice, None without one. image: `data.image`; label: `data.label`, 'none' for no labels."""
+
+    image: str | None = None
+    label: str | None = None
+
+
+NOT_CHOSEN = Choice()
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """`folder/key.suffix` -> (`folder/key`, `suffix`); as in WebDataset, the suffix starts at the first dot."""
+    dot = name.find(".", name.rfind("/") + 1)
+    return (name, "") if dot < 0 else (name[:dot], name[dot + 1 :])
+
+
+def check_choice(kind: str, choice: Choice) -> None:
+    """Raise DatasetError for a choice that a source of this kind (of `find_source`) does not offer."""
+    if kind in ("table", "idx", "cifar") and choice.image not in (None, ALL):
+        raise DatasetError(f"data.image={choice.image}: the samples here have one image each; leave it out")
+    if kind in ("table", "idx", "cifar", "folder") and choice.label not in (None, NONE):
+        raise DatasetError(f"data.label={choice.label}: the labels here have no name; leave it out, or give none")
+
+
+def wanted_suffixes(choice: Choice, known: Iterable[str]) -> list[str]:
+    """The suffixes of file names that `data.image=jpg,seg.png` asks for. Raises DatasetError for one that no image has.
+
+    known: the suffixes of the images, in small letters.
+    """
+    wanted = sorted({suffix.strip().lower().removeprefix(".") for suffix in (choice.image or "").split(",")})
+    known = sorted(known)
+    for suffix in wanted:
+        if suffix not in known:
+            shown = ", ".join(known[:8])
+            raise DatasetError(f"data.image={choice.image}: no image ends in .{suffix}; there are {shown}")
+    return wanted
+
+
+def several_images(groups: Iterable[Sequence[str]]) -> list[str]:
+    """The suffixes of images that share a key with another image of their group (a tar), most frequent first; [] if
+    they are not kinds of images but parts of names.
+
+    Kinds (`jpg`, `seg.png`) occur in many samples; parts of a name (`cat.0.jpg`, `cat.1.jpg`, ...) are many to a key.
+    """
+    doubled: Counter[str] = Counter()
+    keys = 0
+    for names in groups:
+        count = Counter(split_key(name)[0] for name in names)
+        shared = {key for key, images in count.items() if images > 1}
+        keys += len(shared)
+        doubled.update(suffix.lower() for key, suffix in map(split_key, names) if key in shared)
+    worded = any(any(map(str.isalpha, suffix.rpartition(".")[0])) for suffix in doubled)
+    beside = worded and any("." not in suffix for suffix in doubled)  # k.seg.png beside k.jpg, be it only one
+    return [suffix for suffix, _ in doubled.most_common()] if beside or len(doubled) < keys else []
+
+
+def chosen_image(fields: Sequence[str], choice: Choice) -> str:
+    """The field of images: the chosen one, the only one, or the one called 'image' or 'img'. Raises DatasetError."""
+    if choice.image:
+        if choice.image not in fields:
+            raise DatasetError(f"data.image={choice.image}: no images of this name; there are {', '.join(fields)}")
+        return choice.image
+    usual = [field for field in fields if field.lower() in IMAGES]
+    candidates = fields if len(fields) == 1 else usual
+    if len(candidates) != 1:
+        raise DatasetError(f"each sample has several images ({', '.join(fields)}); choose with data.image={fields[0]}")
+    return candidates[0]
+
+
+def chosen_label(fields: Sequence[str], choice: Choice, named: Iterable[str] = (), guess: bool = False) -> str:
+    """The field of labels among `fields`, those that could be one; '' for none.
+
+    It is the chosen one, else the one with a usual name, else the one with class names (`named`). guess: whether other
+    fields, unless they are called a number, make it unclear. Raises DatasetError where it is unclear.
+    """
+    if choice.label == NONE:
+        return ""
+    if choice.label:
+        if choice.label not in fields:
+            known = f"there are {', '.join(fields)}" if fields else "there are none"
+            raise DatasetError(f"data.label={choice.label}: no labels of this name; {known}")
+        return choice.label
+    usual = [field for field in fields if field.lower() in LABELS]
+    others = [field for field in fields if guess and field.lower() not in NUMBERS]
+    candidates = usual or list(named) or others
+    if len(candidates) > 1 or (candidates and candidates == others and not usual):
+        problem = f"it is not clear which field holds the labels ({', '.join(candidates)})"
+        raise DatasetError(f"{problem}; choose with data.label={candidates[0]}, or data.label=none")
+    return candidates[0] if candidates else ""

@@ -1,0 +1,134 @@
+"""Finds what kind of source a path is, and its files: the one way for training, evaluation, preview and conversion."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.dataset.sniff import extension, has_extension
+from pipeline.dataset.table import DatasetError
+
+SUFFIXES = {".beton": "beton", ".tar": "tar", ".parquet": "parquet", ".arrow": "arrow"}
+IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
+CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
+ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # only that of CIFAR is read
+# Written by conversion beside the images.
+COMPANIONS = ("table.npz", "table.json", "report.json")
+
+
+class Found(NamedTuple):
+    """kind: 'table', 'beton', 'tar', 'parquet', 'arrow', 'idx', 'cifar', 'folder' or '' (none of them).
+    files: sorted; of a folder of images none."""
+
+    kind: str
+    files: list[Path]
+
+
+def find_source(path: Path, kinds: str) -> Found:
+    """What is at `path`: a file, a folder, or a pattern of files ('train-*.tar'). Hidden files do not count.
+
+    kinds: what the caller reads, for the message. Raises DatasetError if nothing is there, or if a folder holds several
+    kinds: then it is not clear which of them is meant.
+    """
+    if path.parent.is_file():  # cifar-10-python.tar.gz/test_batch
+        return Found("cifar", [path])
+    files = _files(path, kinds)
+    if path.is_dir() and (path / "table.npz").is_file():
+        return Found("table", [path / "table.npz"])
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        kind = _kind(file, path.is_dir())
+        if kind:
+            found.setdefault(kind, []).append(file)
+    if path.is_dir() and is_cifar(files):
+        found["cifar"] = [path]
+    if len(found) > 1:
+        counted = ", ".join(f"{len(found[kind])} {kind}" for kind in found)
+        raise DatasetError(f"holds several kinds of sources ({counted} files); {_name_one(path, found)}")
+    if path.is_dir() and found and (image := first_image(path)):
+        (kind,) = found
+        held = f"holds {len(found[kind])} {kind} file{'s' * (len(found[kind]) > 1)} beside images ({image}, ...)"
+        raise DatasetError(f"{held}; move the others away, or {_name_one(path, found)}")
+    if found:
+        return Found(*found.popitem())
+    return Found("folder" if path.is_dir() else "", [])
+
+
+def _name_one(path: Path, found: dict[str, list[Path]]) -> str:
+    files = next(iter(found.values()))
+    one = files[0] if len(files) == 1 else files[0].parent / f"*{files[0].suffix}"
+    return f"name those that you mean, e.g. data.path='{one}'"
+
+
+def _kind(file: Path, in_folder: bool) -> str:
+    name = file.name
+    kind = SUFFIXES.get(file.suffix.lower(), "")
+    if kind in ("parquet", "arrow") and not holds_rows(file):
+        return ""
+    if kind:
+        return kind
+    if IDX.fullmatch(name):
+        return "idx"
+    if in_folder:
+        return ""
+    if file.suffix.lower() == ".npz":
+        return "table"
+    return "cifar" if CIFAR.fullmatch(name) or name.lower().endswith(ARCHIVES) else ""
+
+
+def is_cifar(files: Iterable[Path]) -> bool:
+    """Whether these files of a folder are those of CIFAR-10 or CIFAR-100."""
+    names = {file.name for file in files}
+    return "data_batch_1" in names or {"train", "meta"} <= names
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether a file is data: not a cache of `datasets`, and not the metadata.parquet of a folder of images."""
+    return path.is_file() and path.stem != "metadata" and not path.name.startswith("cache-")
+
+
+def first_image(folder: Path) -> str:
+    """The name of any image in or below a folder, by its extension; '' if there is none."""
+    for below, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        for name in sorted(files):
+            if name[0] != "." and has_extension(name):
+                return os.path.relpath(os.path.join(below, name), folder)
+    return ""
+
+
+def left_out_beside(path: Path, used: Iterable[Path]) -> Counter[str]:
+    """Numbers of the other visible files in and below the folder `path`, by extension; nothing if it is no folder."""
+    left_out: Counter[str] = Counter()
+    if not path.is_dir():
+        return left_out
+    known = {str(each) for file in used for each in (file, file.with_suffix(".idx"), *_companions(file))}
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if name[0] != "."]
+        visible = (name for name in files if name[0] != ".")
+        left_out.update(extension(name) for name in visible if os.path.join(folder, name) not in known)
+    return left_out
+
+
+def _companions(file: Path) -> list[Path]:
+    """What conversion writes beside a file."""
+    names = [*COMPANIONS, *(f"{file.stem}{end}" for end in (".npz", ".json", ".report.json"))]
+    return [file.with_name(name) for name in names]
+
+
+def _files(path: Path, kinds: str) -> list[Path]:
+    """The file itself, or the files of a folder or pattern ('train-*.parquet'), sorted by name."""
+    if path.is_dir():
+        return sorted(path / entry.name for entry in os.scandir(path) if entry.name[0] != "." and entry.is_file())
+    if path.exists():
+        return [path]
+    pattern = path.name.replace("[", "[[]")  # only `*` and `?` have a meaning in a pattern
+    matches = sorted(entry for entry in path.parent.glob(pattern) if entry.is_file()) if "*" in path.name else []
+    matches = [entry for entry in matches if entry.name[0] != "."]
+    if not matches:
+        raise DatasetError(f"no such file or folder; {kinds}")
+    return matches
