@@ -36,12 +36,12 @@ data: setup ## fetch, verify and pack Fashion-MNIST (train does this itself)
 	@$(RUN) -m pipeline.fashion_mnist
 
 # Read from the environment, so that blanks and patterns reach the program unchanged.
-convert: given-SRC given-OUT given-FORMAT setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, index): pack images of any source; run it again to continue
+convert: given-SRC given-OUT given-FORMAT setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, tfrecord, recordio, index): pack images of any source; run it again to continue
 	@$(RUN) -m pipeline.convert "$$SRC" "$$OUT" --format "$$FORMAT" $(if $(WORKERS),--workers "$$WORKERS") \
 	  $(if $(RAY),--ray "$$RAY") $(ARGS)
 
 given-%:
-	$(if $($*),,$(error $*= is missing; e.g. make convert SRC=/my/images OUT=train.beton FORMAT=beton (or wds, index)))
+	$(if $($*),,$(error $*= is missing; e.g. make convert SRC=/my/images OUT=train.beton FORMAT=beton (or wds, tfrecord, recordio, index)))
 
 preview: setup ## draw images and their crops into preview.png
 	@$(RUN) -m pipeline.preview "$(CONFIG)" $(ARGS)

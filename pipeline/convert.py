@@ -1,6 +1,7 @@
-"""Conversion of any source of images into a .beton, WebDataset shards or a bare table.
+"""Conversion of any source of images into a .beton, shards (WebDataset, TFRecord, RecordIO) or a bare table.
 
-    python -m pipeline.convert SRC OUT --format beton|wds|index [--short N | --long N] [--quality Q] [--raw]
+    python -m pipeline.convert SRC OUT --format beton|wds|tfrecord|recordio|index
+        [--short N | --long N] [--quality Q] [--raw]
 
     source -> rows in one random order -> parts, in many processes or on Ray -> one file or folder, and its table
 
@@ -38,6 +39,7 @@ from pipeline.conversion.assembly import finish_beton, finish_index, finish_shar
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, select_rows
+from pipeline.conversion.recordio_writer import LARGEST_LABEL
 from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
@@ -46,6 +48,8 @@ from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
 from pipeline.dataset.table import DatasetError, count_reasons
 
 VERSION = 2  # changes when the same rows and options give other bytes
+SHARDS = ("wds", "tfrecord", "recordio")  # formats whose OUT is a folder of shards
+FORMATS = ("beton", *SHARDS, "index")
 SEED = 31
 PART_BYTES = 1 << 28
 PART_IMAGES = 16_384  # maximum, so that small images keep several processes busy
@@ -93,6 +97,7 @@ def convert(
 
         # ------------------------------------------------------------------ parts
         per_part = shard_images or int(np.clip(shard_bytes / expected.image, 1, PART_IMAGES))
+        check_labels(entries, options)
         rows = packing_order(len(entries), None if options.format == "index" else seed)
         count = -(-len(rows) // per_part)
         resume(folder, count, describe(entries, options, seed, per_part))
@@ -124,7 +129,7 @@ def convert(
             raise DatasetError(f"{source}: {bad} {names}; repair the source")
 
         # ------------------------------------------------------------------ OUT
-        finish = {"beton": finish_beton, "wds": finish_shards, "index": finish_index}[options.format]
+        finish = {"beton": finish_beton, "index": finish_index}.get(options.format, finish_shards)
         finish(folder, out, entries, parts, report, progress)
     return report
 
@@ -134,8 +139,8 @@ def convert(
 
 def check(out: Path, options: Options) -> None:
     """Raise DatasetError for settings that contradict each other and for an OUT that exists."""
-    if options.format not in ("beton", "wds", "index"):
-        raise DatasetError(f"--format={options.format}: give beton, wds or index")
+    if options.format not in FORMATS:
+        raise DatasetError(f"--format={options.format}: give one of {' '.join(FORMATS)}")
     if options.short is not None and options.long is not None:
         raise DatasetError(f"--short={options.short} and --long={options.long}: give one of the two")
     for name, value, low, high in (
@@ -151,13 +156,21 @@ def check(out: Path, options: Options) -> None:
         raise DatasetError("--short, --long or --quality with --format=index: an index copies nothing; leave them out")
     if options.format == "beton" and out.suffix != ".beton":
         raise DatasetError(f"OUT={out}: a file for --format=beton must be called *.beton")
-    if options.format == "wds" and out.suffix in (".beton", ".npz", ".tar"):
-        raise DatasetError(f"OUT={out}: give the name of a new folder for --format=wds")
+    if options.format in SHARDS and out.suffix in (".beton", ".npz", ".tar", ".tfrecord", ".rec"):
+        raise DatasetError(f"OUT={out}: give the name of a new folder for --format={options.format}")
     partial = out.with_name(f".{out.name}.partial").exists()  # a killed run may have put the tables in place
     tables = [out.with_suffix(".npz"), out.with_suffix(".json")] if out.suffix in (".beton", ".npz") else []
     for path in [out, *([] if partial else tables)]:
         if path.exists() and not (path == out and path.is_dir() and not any(path.iterdir())):
             raise DatasetError(f"OUT={path}: already exists; remove it or give another name")
+
+
+def check_labels(entries: Entries, options: Options) -> None:
+    """Raise DatasetError for a class number that RecordIO's float32 does not hold exactly."""
+    largest = int(entries.label.max(initial=-1))
+    if options.format == "recordio" and largest > LARGEST_LABEL:
+        problem = f"stores labels as float32, which is not exact for {largest}"
+        raise DatasetError(f"--format=recordio: {problem}; take tfrecord")
 
 
 def check_spool(folder: Path, options: Options, source: SpoolSource) -> None:
@@ -167,7 +180,7 @@ def check_spool(folder: Path, options: Options, source: SpoolSource) -> None:
     """
     if options.format == "index":
         problem = f"images from {source.kind} files cannot be read in place, so there is nothing to index"
-        raise DatasetError(f"--format=index: {problem}; take --format beton or wds")
+        raise DatasetError(f"--format=index: {problem}; take another format")
     copies = 1 if options.short or options.long or options.quality else 2
     note = f" ({source.bytes / 1e9:.1f} GB of it to unpack the source)"
     check_room(folder, copies * source.bytes, ("spool/*.tar", "data/*", "*.beton"), note)
@@ -247,14 +260,14 @@ def main(arguments: list[str] | None = None) -> int:
         "source", metavar="SRC", type=expanduser, help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton, table"
     )
     parser.add_argument("out", metavar="OUT", type=expanduser, help="x.beton, a new folder of shards, or x.npz (index)")
-    parser.add_argument("--format", required=True, help="beton, wds (tar shards) or index (a table; nothing is copied)")
+    parser.add_argument("--format", required=True, help=f"{', '.join(FORMATS)} (see docs/data.md)")
     parser.add_argument("--short", type=int, metavar="N", help="shrink so that the short side is at most N pixels")
     parser.add_argument("--long", type=int, metavar="N", help="shrink so that the long side is at most N pixels")
     parser.add_argument(
         "--quality", type=int, metavar="Q",
         help="re-encode every JPEG with quality Q. Without it a JPEG's bytes stay, except for shrunk ones and, in a "
         ".beton, for those that EXIF rotates, that are not YCbCr or gray (CMYK) or whose EXIF is damaged: these and "
-        f"all other formats get quality {QUALITY} there; wds stores other images that it has to change as PNG",
+        f"all other formats get quality {QUALITY} there; shards store other images that they have to change as PNG",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
     parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s); none keeps the order")

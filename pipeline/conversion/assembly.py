@@ -80,11 +80,11 @@ def finish_shards(folder: Path, out: Path, entries: Entries, parts: list[Part], 
     names: list[str] = []
     digests: dict[str, str] = {}
     for part in filter(lambda part: part.files, parts):
-        (index, _), (tar, (_, digest)) = sorted(part.files.items())
-        names.append(f"{out.stem}-{len(names):06d}.tar")
-        if tar != names[-1]:
+        (index, _), (shard, (_, digest)) = sorted(part.files.items())  # .idx, then .rec, .tar or .tfrecord
+        names.append(f"{out.stem}-{len(names):06d}{Path(shard).suffix}")
+        if shard != names[-1]:
             os.replace(data / index, (data / names[-1]).with_suffix(".idx"))
-            os.replace(data / tar, data / names[-1])
+            os.replace(data / shard, data / names[-1])
         digests[names[-1]] = digest
     lengths = [len(part.columns["rows"]) for part in parts if part.files]
     container = np.repeat(np.arange(len(names), dtype=np.int32), lengths)

@@ -55,7 +55,7 @@ def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
         images = int(sizes.sum() * (after / before))
     margin = 1.02 if before == after else 1.1  # a sample is off by a few per cent
     image = max(1.0, images / len(sizes))
-    if options.format == "wds":
+    if options.format != "beton":
         total = margin * (images + 2048 * len(sizes))  # headers, padding and labels
         return Expected(int(total), image + 2048, 0)
     page = page_size(int(pairs[:, 1].max(initial=1)))

@@ -30,8 +30,10 @@ from numpy.typing import NDArray
 from common.files import replacing, sha256, sync, sync_file
 from common.signals import signal_on_parents_death
 from pipeline.conversion.entries import Entries
+from pipeline.conversion.recordio_writer import RecordIOFile, without_marks
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
 from pipeline.conversion.spool import ABSENT
+from pipeline.conversion.tfrecord_writer import TFRecordFile
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.shards import Record, Shard
 from pipeline.dataset.table import DatasetError, Names
@@ -97,7 +99,6 @@ def select_rows(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
         keys=Names.of(entries.keys[row] for row in rows),
         file=file.astype(np.int32),
         **{name: getattr(entries, name)[rows] for name in ("offset", "length", "label", "shape")},
-        classes=(),
         refused={},
         left_out={},
     )
@@ -123,11 +124,7 @@ def _make(task: Task) -> None:
 def _write_part(task: Task, folder: Path) -> Part:
     """Write the part's file to `folder` and return its record."""
     entries, options = task.entries, task.options
-    file: _Blobs | _Tar | _NoFile
-    if options.format == "beton":
-        file = _Blobs(folder / f"{task.name}.blobs")
-    else:
-        file = _Tar(folder / f"{task.name}.tar") if options.format == "wds" else _NoFile()
+    file = _open(folder / task.name, options.format, entries.classes)
     written: list[tuple[int, ...]] = []
     kinds: Counter[str] = Counter()
     bad: dict[int, str] = {}
@@ -139,6 +136,8 @@ def _write_part(task: Task, folder: Path) -> Part:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
                 image = rewrite(data, tuple(entries.shape[index].tolist()), options)
+            if options.format == "recordio":
+                image = image._replace(data=without_marks(image.data))
         except BadImage as error:
             bad[row] = error.reason
             continue
@@ -176,6 +175,17 @@ def _read_one(entries: Entries, row: int) -> bytes | BadImage:
         return entries.read([row])[0]
     except OSError:
         return BadImage("unreadable")
+
+
+def _open(path: Path, kind: str, classes: tuple[str, ...]) -> _Blobs | _Tar | TFRecordFile | RecordIOFile | _NoFile:
+    """The part's file of format `kind`; path: without suffix."""
+    if kind == "beton":
+        return _Blobs(path.with_name(path.name + ".blobs"))
+    if kind == "wds":
+        return _Tar(path.with_name(path.name + ".tar"))
+    if kind == "tfrecord":
+        return TFRecordFile(path.with_name(path.name + ".tfrecord"), classes)
+    return RecordIOFile(path.with_name(path.name + ".rec")) if kind == "recordio" else _NoFile()
 
 
 class _Blobs:

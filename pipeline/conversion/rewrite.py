@@ -21,9 +21,9 @@ QUALITY = 95  # of a JPEG that has to be re-encoded
 
 @dataclass(frozen=True)
 class Options:
-    """How images are stored. format: 'beton', 'wds' or 'index'; short, long: limit of that side in pixels, or None;
-    quality: re-encode every JPEG at it, None re-encodes only where needed (at QUALITY); raw: RGB pixels instead of
-    JPEGs (beton only)."""
+    """How images are stored. format: one of `pipeline.convert.FORMATS`; short, long: limit of that side in pixels, or
+    None; quality: re-encode every JPEG at it, None re-encodes only where needed (at QUALITY); raw: RGB pixels instead
+    of JPEGs (beton only)."""
 
     format: str
     short: int | None = None
@@ -58,7 +58,7 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
     image = shrink(whole, options)
     width, height = image.size
     is_jpeg = kind in ("JPEG", "MPO")
-    unchanged = plain and image is whole and (options.format == "wds" or (is_jpeg and orientation == 1))
+    unchanged = plain and image is whole and (options.format != "beton" or (is_jpeg and orientation == 1))
     again = is_jpeg and options.quality is not None
     if unchanged and not options.raw and not again:
         if len(data) > LARGEST_BLOB:
@@ -71,7 +71,7 @@ def rewrite(data: bytes, shape: tuple[int, int], options: Options) -> Rewritten:
         return Rewritten(image.tobytes(), "raw", width, height, State.RAW, (*kinds, "stored as pixels"))
     image.info = {}  # else Pillow would write comments and color profiles of the old format into the new file
     out = io.BytesIO()
-    if options.format == "wds" and not (again or (is_jpeg and "resized" in kinds)):
+    if options.format != "beton" and not (again or (is_jpeg and "resized" in kinds)):
         image.save(out, "PNG")
         return Rewritten(out.getvalue(), "png", width, height, State.OK, (*kinds, "re-encoded as PNG"))
     if max(width, height) > LONGEST_JPEG:

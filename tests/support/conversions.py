@@ -18,7 +18,7 @@ def converted(source, out, kind, *, short=None, long=None, quality=None, raw=Fal
 
 def target(folder, kind):
     folder.mkdir(exist_ok=True)
-    return folder / {"beton": "x.beton", "wds": "x", "index": "x.npz"}[kind]
+    return folder / {"beton": "x.beton", "index": "x.npz"}.get(kind, "x")
 
 
 def digests(folder):

@@ -160,7 +160,7 @@ def test_dali_reads_our_shards_by_their_index(zoo, tmp_path):
         assert np.abs(images.at(row).astype(int) - expected).mean() < 1.0, name
 
 
-@pytest.mark.parametrize("kind", ["beton", "wds"])
+@pytest.mark.parametrize("kind", ["beton", "wds", "tfrecord", "recordio"])
 def test_jpeg_bytes_are_untouched(tmp_path, kind):
     upright = {name: data for name, data in PLAIN.items() if data[:2] == b"\xff\xd8" and untouched_in_a_beton(data)}
     assert {"rgb.jpg", "gray.jpg", "progressive.jpg", "two_pictures_in_one.jpg", "jpeg_called.png"} <= set(upright)
