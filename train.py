@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             print(settings_help(arguments) or __doc__)
         return 0
     cluster, stop_signal = Cluster(), StopSignal()
-    with exit_on_mistake(cluster.main):
+    with exit_on_mistake(lambda: cluster.main):
         cluster = cluster_from_environment()
         config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
     stop_signal.at_once = cluster.world_size == 1
@@ -85,7 +85,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     with exit_on_mistake(cluster.main):
         # ---- data and settings -------------------------------------------------------------------
         table, test = open_splits(config.data, progress=cluster.main)
-        choices = fit(config, len(table.usable()), cluster)
+        choices = fit(config, len(table.usable()), cluster, journal.begun_with())
         if journal.finished(config):
             return "done"
         crops, batch = crops_from_config(config.crops, config.pipeline.backend), config.run.batch_size
@@ -95,7 +95,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
         sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
-        network = starting_network(config.model, sizes).to(device)
+        network = starting_network(config.model, sizes, resumed=journal.begun_with() is not None).to(device)
         swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
         objective, queue, dtype = build_objective(config), build_queue(config, cluster), input_dtype(config)
         clusters = build_clusters(config, loader, len(table), device)
@@ -108,7 +108,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         journal.take()
         for choice in choices:
             journal.say(f"auto: {choice}")
-        journal.check_same_run(config, checkpoints, len(table.usable()), table.digest())
+        journal.check_same_run(config, len(table.usable()), table.digest())
 
     stop_signal.at_once, total_steps, parts = False, config.run.epochs * steps, config.engine.accumulation
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,21 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_MISTAKE, f"{error_line(message)}\n")
 
 
+def at_least(low: int) -> Callable[[str], int]:
+    """The `type` of a Parser's argument: an integer of at least `low`."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text}: expected an integer of at least {low}")
+        return value
+
+    return number
+
+
 def error_line(error: BaseException | str) -> str:
     """`swave: ` and the message, its line breaks replaced by blanks."""
     return ERROR_PREFIX + " ".join(str(error).split())
@@ -56,14 +71,14 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def exit_on_mistake(speaks: bool = True) -> Iterator[None]:
+def exit_on_mistake(speaks: bool | Callable[[], bool] = True) -> Iterator[None]:
     """Inside the block a ValueError is a user's mistake: one line, exit code 2, no stack trace.
 
     ConfigError, DatasetError, CheckpointError and the model's refusals are all ValueErrors. speaks: false on ranks
-    other than 0, which print nothing.
+    other than 0, which print nothing; a function where the block itself finds out the rank.
     """
     try:
         yield
     except ValueError as error:
-        print_error(error, speaks)
+        print_error(error, speaks if isinstance(speaks, bool) else speaks())
         raise SystemExit(EXIT_MISTAKE) from None

@@ -34,7 +34,7 @@ def compare(
     evaluates a backbone. labelled: opens the images; default `evaluation.session.open_labelled`.
     """
     cluster = Cluster()
-    with exit_on_mistake(cluster.main):
+    with exit_on_mistake(lambda: cluster.main):
         cluster = cluster_from_environment()
         check_arguments(options)
         check(options)

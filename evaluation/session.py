@@ -137,8 +137,10 @@ def open_labelled(options: argparse.Namespace, backbone: Backbone, session: Sess
     """Labeled training and test images, reduced to the lists of names; and DATA. Raises DatasetError."""
     train, test, path = open_tables(options, backbone, session)
     data = labelled_data(train, test)
-    if data is None:
+    if data is None and not any((table.label >= 0).any() for table in (train, test or train)):
         raise DatasetError(f"DATA={path}: no classes; put the images into a sub-folder for each class")
+    if data is None:
+        raise DatasetError(f"DATA={path}: no labeled image is left to train on or to score")
     if options.train_list is not None:
         rows = listed_rows(train, options.train_list, "--train-list")
         # without a separate test set, training images must not be scored
@@ -153,6 +155,16 @@ def open_labelled(options: argparse.Namespace, backbone: Backbone, session: Sess
     if not len(data.train_rows) or not len(data.test_rows):
         raise DatasetError(f"DATA={path}: no labeled image is left to {'train on' if len(data.test_rows) else 'score'}")
     return data, path
+
+
+def require_images(data: Labelled, path: str, session: Session, each: int) -> None:
+    """Raises DatasetError if there are not `each` training images for every process."""
+    least = each * session.cluster.world_size
+    if len(data.train_rows) < least:
+        raise DatasetError(
+            f"DATA={path}: {len(data.train_rows)} labeled training images; training on "
+            f"{session.cluster.world_size} processes needs {least} or more"
+        )
 
 
 def _without(data: Labelled, rows: np.ndarray) -> np.ndarray:

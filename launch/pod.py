@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from common.cli import Parser, exit_on_mistake, print_error
+from common.cli import Parser, at_least, exit_on_mistake, print_error
 from config.recipe import ConfigError, load_config
 from launch.done import is_done
 from launch.supervise import supervise
@@ -24,8 +24,8 @@ SAVED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 def main(arguments: Sequence[str]) -> int:
     parser = Parser(prog="python -m launch.pod", description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, required=True, help="pods of the Job")
-    parser.add_argument("--processes", type=int, required=True, help="on each pod, one per GPU")
+    parser.add_argument("--nodes", type=at_least(1), required=True, help="pods of the Job")
+    parser.add_argument("--processes", type=at_least(1), required=True, help="on each pod, one per GPU")
     parser.add_argument("--master", required=True, help="host name of the pod with index 0")
     parser.add_argument("--port", type=int, default=29500, help="on which process 0 listens (default 29500)")
     parser.add_argument("settings", nargs="+", help="a recipe and key=value settings")

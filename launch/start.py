@@ -24,7 +24,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from common.cli import Parser, exit_on_mistake, note, print_error
+from common.cli import Parser, at_least, exit_on_mistake, note, print_error
 from common.machine import launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
@@ -45,9 +45,6 @@ def main(arguments: list[str]) -> int:
     settings = [options.recipe, *options.settings]
     with exit_on_mistake():
         config = load_config(settings)
-        for name in ("nodes", "processes"):
-            if getattr(options, name) < 0:
-                raise ConfigError(f"--{name}={getattr(options, name)}: expected 1 or more, or leave it out")
         ssh = shlex.split(options.ssh)
         how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         check_batch(config, nodes)
@@ -75,9 +72,14 @@ def main(arguments: list[str]) -> int:
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m launch.start", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--nodes", type=int, default=0, help="number of nodes (default: all of the hostfile or allocation, or 1)"
+        "--nodes",
+        type=at_least(0),
+        default=0,
+        help="number of nodes (default: all of the hostfile or allocation, or 1)",
     )
-    parser.add_argument("--processes", type=int, default=0, help="on each node (default: one per GPU, 2 without GPUs)")
+    parser.add_argument(
+        "--processes", type=at_least(0), default=0, help="on each node (default: one per GPU, 2 without GPUs)"
+    )
     parser.add_argument("--hostfile", type=Path, help="nodes to reach by ssh, one per line: `node1 slots=8`")
     parser.add_argument("--ssh", default="ssh", help="command that reaches them, e.g. 'ssh -p 2222' (default: ssh)")
     parser.add_argument("--launcher", help=f"start the nodes by DeepSpeed's own runner: {', '.join(LAUNCHERS)}")

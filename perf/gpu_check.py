@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.cli import EXIT_MISTAKE, Parser, at_least, print_error
 from config.recipe import ROOT
 
 PARTS = ("numerics", "decode", "codes", "step", "tests")
@@ -40,7 +40,7 @@ MAX_LEVELS = 2.0  # mean absolute difference of crops, in levels of 255, at most
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.gpu_check", __doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="some of the parts")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"images a GPU in `step` (default {BATCH})")
+    parser.add_argument("--batch", type=at_least(2), default=BATCH, help=f"images a GPU in `step` (default {BATCH})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: perf/results/gpu-DEVICE.json")
     options = parser.parse_args(arguments)
     import torch

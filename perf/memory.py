@@ -34,7 +34,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.cli import Parser, at_least
 from common.processes import environment
 from common.progress import progress_bar
 from perf.memory_ranks import Case, run_rank
@@ -58,15 +58,12 @@ FITS = 20 * GB  # memory of this machine that all ranks together may take
 
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.memory", __doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 64], metavar="N")
+    parser.add_argument("--ranks", type=at_least(1), nargs="+", default=[1, 2, 4, 8, 64], metavar="N")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--only", choices=tuple(MODELS), help="one network")
     parser.add_argument("--measure", action="store_true", help="measure 1, 2 and 4 CPU processes, if they fit")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     options = parser.parse_args(arguments)
-    if min(options.ranks) < 1:
-        print_error(f"--ranks={min(options.ranks)}: expected 1 or more")
-        return EXIT_MISTAKE
     models = [options.only] if options.only else list(MODELS)
     rows = table(models, options.ranks, options.precision)
     if options.measure:

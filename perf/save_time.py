@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from common.cli import Parser
+from common.cli import Parser, at_least
 from perf.machine import machine
 from perf.memory import MODELS
 from perf.ranks import run_ranks
@@ -31,7 +31,7 @@ SAVES, QUEUE, MINUTES = 5, 3840, 10
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.save_time", __doc__)
     parser.add_argument("--model", choices=tuple(MODELS), default="resnet50")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--ranks", type=at_least(1), nargs="+", default=[1, 2], metavar="N")
     parser.add_argument(
         "--folder", type=Path, default=Path("runs"), help="a folder on the disk to measure (default: runs)"
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
+from config.schema.settings import settings
 from pipeline.crops import exact_color
 from training.distributed import Cluster
 
@@ -21,12 +23,13 @@ MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
-def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
+def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str, Any] | None = None) -> list[str]:
     """Replace every `auto` that depends on data or batch, in place. Returns one line for each choice.
 
-    images: usable images of the training set. Raises ConfigError where dataset, batch and processes do not fit.
+    images: usable images of the training set. begun_with: settings of the run that is resumed, chosen at its start.
+    Raises ConfigError where dataset, batch and processes do not fit.
     """
-    choices: list[str] = []
+    choices = [] if begun_with is None else _keep(config, begun_with)
     batch, epochs, world_size = config.run.batch_size, config.run.epochs, cluster.world_size
     if batch % world_size:
         raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
@@ -45,14 +48,9 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     steps = images // batch
 
     def choose(key: str, value: float | int | str | bool, why: str) -> None:
-        section, name = key.rsplit(".", 1)
-        node = config
-        for part in section.split("."):
-            node = node[part]
-        if node[name] == "auto":
-            node[name] = value
-            shown = str(value).lower() if isinstance(value, str | bool) else f"{value:g}"
-            choices.append(f"{key}={shown}  ({why}; override with {key}=...)")
+        if OmegaConf.select(config, key) == "auto":
+            OmegaConf.update(config, key, value)
+            choices.append(f"{key}={_shown(value)}  ({why}; override with {key}=...)")
 
     _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
@@ -74,12 +72,29 @@ def fit(config: DictConfig, images: int, cluster: Cluster) -> list[str]:
     long = batch >= QUEUE_BELOW or config.optimizer.name == "adamw"
     warmup = round(min(10.0, epochs / 10), 2) if long else 0
     choose("optimizer.warmup_epochs", warmup, f"{batch} images a step")
+    if config.optimizer.warmup_epochs > epochs:
+        raise ConfigError(f"run.epochs={epochs} is less than optimizer.warmup_epochs={config.optimizer.warmup_epochs}")
     choose(
         "swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %"
     )
     _fit_queue(config, choose, batch, epochs, images, world_size)
     choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
     return choices
+
+
+def _keep(config: DictConfig, begun_with: dict[str, Any]) -> list[str]:
+    """Settings at `auto` that must not change on resume take the value with which the run has begun, in place."""
+    before, choices = OmegaConf.create(begun_with), list[str]()
+    for key, setting in settings().items():
+        value = OmegaConf.select(before, key)
+        if setting.keeps_auto and OmegaConf.select(config, key) == "auto" and value not in (None, "auto"):
+            OmegaConf.update(config, key, value)
+            choices.append(f"{key}={_shown(value)}  (the run has begun with it)")
+    return choices
+
+
+def _shown(value: float | int | str | bool) -> str:
+    return str(value).lower() if isinstance(value, str | bool) else f"{value:g}"
 
 
 def _scale_learning_rates(optimizer: DictConfig, batch: int, choices: list[str]) -> None:

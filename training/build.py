@@ -54,10 +54,13 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
     )
 
 
-def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
-    """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit."""
+def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = (), resumed: bool = False) -> SwAV:
+    """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit.
+
+    resumed: a checkpoint will be loaded, so the weights are not read, and their file may be gone.
+    """
     network = build_network(model, sizes)
-    if model["weights"] is not None:
+    if model["weights"] is not None and not resumed:
         load_weights(network, Path(model["weights"]))
         network.prototypes.normalize()  # published files hold them one update after that
     return network
@@ -120,7 +123,9 @@ def probe_of(labelled: Labelled | None, table: SampleTable, features: int, devic
     Raises ValueError where there are none.
     """
     if labelled is None:
-        raise ValueError("evaluation.probe=true needs labels, and data.path has none; give a folder a class, or false")
+        raise ValueError(
+            "evaluation.probe=true needs labels to learn and to score; data.path lacks them: give folders by class"
+        )
     labels = labelled.numbers(table.label)
     if labelled.test is table:
         labels[labelled.test_rows] = -1

@@ -48,6 +48,7 @@ class Journal:
             return False
         if summary["epochs"] < config.run.epochs:
             return False
+        self._require_epochs(config.run.epochs, summary["epochs"], 0)
         before = self._saved_settings()
         if before is None:
             self.say(f"{self.directory / 'config.yaml'} is damaged; the run is taken up again")
@@ -98,16 +99,21 @@ class Journal:
         except OSError as error:
             raise ConfigError(f"run.directory={self.directory}: {error.strerror}; choose another") from None
 
-    def check_same_run(self, config: DictConfig, checkpoints: Path, images: int, digest: str) -> None:
-        """Refuse to resume a run of other settings or images (ConfigError); say what has changed.
+    def begun_with(self) -> dict[str, Any] | None:
+        """The settings of the run so far, as nested sections with every `auto` chosen; None before its first
+        checkpoint."""
+        state = newest_state(self.directory / "checkpoints")
+        return None if state is None else state["config"]
 
-        Reads the newest whole state.json; without one everything is allowed.
-        """
-        state = newest_state(checkpoints)
+    def check_same_run(self, config: DictConfig, images: int, digest: str) -> None:
+        """Refuse to resume a run of other settings or images, or one that has done more epochs (ConfigError); say what
+        has changed. Reads the newest whole state.json; without one everything is allowed."""
+        state = newest_state(self.directory / "checkpoints")
         if state is None:
             return
         before, was = state["images"], state["digest"]
         changes = changed_settings(config, state["config"])
+        self._require_epochs(config.run.epochs, state["loader"]["epoch"], state["loader"]["samples"])
         if before != images:
             raise ConfigError(
                 f"data.path={config.data.path} has {images} usable images, the run in {self.directory} was started "
@@ -121,6 +127,15 @@ class Journal:
         for key, change in changes.items():
             if effect_on_resume(key) != SPEED:
                 self.say(f"changed since the last checkpoint: {key}: {change} ({effect_on_resume(key)})")
+
+    def _require_epochs(self, epochs: int, done: int, samples: int) -> None:
+        """ConfigError if a run of `epochs` would end before what is done: whole epochs, and samples of the next."""
+        if epochs < done + (samples > 0):
+            part = " and a part of the next one" if samples else ""
+            raise ConfigError(
+                f"run.epochs={epochs}: the run in {self.directory} has already done {done} epochs{part}; "
+                f"give {done + (samples > 0)} or more, or another run.directory"
+            )
 
     def open(self, config: DictConfig, done_steps: int, total_steps: int) -> None:
         """Start or continue the records after `done_steps`; what an interrupted run wrote beyond them is dropped.
@@ -232,7 +247,7 @@ def newest_state(checkpoints: Path) -> dict[str, Any] | None:
     for path in sorted(checkpoints.glob("step-*"), reverse=True):
         with suppress(OSError, ValueError):
             if not damage_of(path, only="state.json"):
-                return read_state(path, {"config": dict, "images": int, "digest": str})
+                return read_state(path, {"config": dict, "images": int, "digest": str, "loader": dict})
     return None
 
 

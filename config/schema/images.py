@@ -76,6 +76,7 @@ class Jitter(Section):
         "auto",
         "true: torchvision's steps one by one, clipped, with hue in HSV (ffcv; torchvision always); false: one affine "
         "map of all steps (dali always); auto: true where the backend can",
+        resume="colors of later crops differ by a few levels of 255",
     )
 
 

@@ -21,7 +21,11 @@ class Model(Section):
     embedding_dim: AtLeastOne = setting(128, "length of an embedding")
     prototypes: Auto | Annotated[int, Range(ge=2)] = setting("auto", "prototypes of each head")
     heads: Auto | AtLeastOne = setting("auto", "sets of prototypes; auto: 1 for swav, 3 for the other methods")
-    weights: FilePath | None = setting(None, "start from these weights (.safetensors, .pth); null: at random")
+    weights: FilePath | None = setting(
+        None,
+        "start from these weights (.safetensors, .pth); null: at random",
+        resume="only a new run reads them, so the file may be gone",
+    )
 
 
 class Queue(Section):

@@ -32,7 +32,9 @@ Written by `make default-yaml` from `config/schema`. `make help-settings` prints
 
 A recipe (`config/*.yaml`) overrides the defaults, and `key=value` arguments override the recipe. `auto` is chosen from
 the data, the batch and the machine at the start, and printed with the reason. The last column says whether a run may
-resume with another value, and what happens then; "no" means that a change needs another `run.directory`.
+resume with another value, and what happens then. "no" means that another value is refused: it needs another
+`run.directory`. `auto` then stands for the value with which the run has begun, also if the number of epochs changes.
+Where another value is allowed, `auto` is chosen again at each start.
 """
 
 
@@ -110,7 +112,9 @@ def _table(entries: Iterable[Setting]) -> str:
 
 
 def _resume(setting: Setting) -> str:
-    return f"yes ({setting.resume})" if setting.resume else "no"
+    if setting.resume:
+        return f"yes ({setting.resume}{'; `auto` is chosen again' if setting.auto else ''})"
+    return "no; `auto` keeps the run's value" if setting.auto else "no"
 
 
 # ---------------------------------------------------------------------- a terminal

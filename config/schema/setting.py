@@ -73,6 +73,11 @@ class Setting:
         return any(A_PATH in metadata for _, metadata in alternatives(self.annotation))
 
     @property
+    def keeps_auto(self) -> bool:
+        """Whether `auto` stands, on resume, for the value with which the run has begun."""
+        return self.auto and not self.resume
+
+    @property
     def kind(self) -> str:
         """The types that it takes, in words."""
         return self.expected or kind_words(self.annotation)

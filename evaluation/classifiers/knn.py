@@ -86,13 +86,16 @@ def knn_accuracy(
     function: crops (B, 3, s, s) to features (B, dim). probe: features to classes. what: the progress bar's title.
 
     All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
+    All run `function` equally often, since it may communicate (ZeRO stage 3): where the rows do not split evenly, or
+    are fewer than the ranks, some are computed twice and dropped.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def features(table: SampleTable, rows: np.ndarray, bar: Any) -> Tensor:
+        own = len(rows[rank::world])
         batches = evaluation_batches(
             table,
-            rows,
+            np.resize(rows, -(-len(rows) // world) * world)[rank::world],
             crops,
             backend=config.pipeline.backend,
             batch_size=config.evaluation.batch_size,
@@ -100,11 +103,11 @@ def knn_accuracy(
             device_id=device.index if config.pipeline.device == "gpu" else None,
             max_bad_fraction=config.data.max_bad_fraction,
         )
-        return extract(function, counted(batches, bar, lambda batch: len(batch.rows)), device)
+        return extract(function, counted(batches, bar, lambda batch: len(batch.rows)), device)[:own]
 
-    train_rows, test_rows = data.train_rows[rank::world], data.test_rows[rank::world]
-    with progress_bar(len(train_rows) + len(test_rows), what, "img", rank == 0) as bar:
-        bank, queries = gather(features(data.train, train_rows, bar)), features(data.test, test_rows, bar)
+    images = sum(-(-len(rows) // world) for rows in (data.train_rows, data.test_rows))
+    with progress_bar(images, what, "img", rank == 0) as bar:
+        bank, queries = gather(features(data.train, data.train_rows, bar)), features(data.test, data.test_rows, bar)
     bank_labels = gather(torch.as_tensor(data.train_labels[rank::world], device=device))
     expected = torch.as_tensor(data.test_labels[rank::world], device=device)
     classified = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}

@@ -39,18 +39,20 @@ def logistic_regression(
 
 def standardized(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Both, scaled so that the training features have mean 0 and deviation 1; constant features become 0."""
-    mean, deviation = train.mean(0), train.std(0)
+    mean, deviation = train.mean(0), train.std(0, correction=min(1, len(train) - 1))
     deviation = torch.where(deviation > 1e-8, deviation, torch.ones_like(deviation))
     return (train - mean) / deviation, (test - mean) / deviation
 
 
 def chosen_penalty(train: Tensor, labels: Tensor, penalties: list[float], every: int = 5) -> float:
     """The penalty with the best accuracy on a held-out part (one row in `every`) of the training set; of equals the
-    largest. The test set is not used.
+    largest, also where a single row leaves nothing to hold out. The test set is not used.
 
     penalties: candidates, ascending. While the smallest or largest is best, a ten times smaller or larger one is tried
     as well, within LEAST and MOST.
     """
+    if len(train) < 2:
+        return penalties[-1]
     held_out = torch.arange(len(train)) % every == 0
 
     def score(penalty: float) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from evaluation.arguments import add_scale, check_scale
 PROTOCOL_STEPS = 1000  # 20 epochs of 12,811 images, 256 a step: 1 % of ImageNet
 ENOUGH_STEPS = 400  # with fewer, the figure depends more on the number of steps than on the features
 MEASURED = 256  # images whose features are measured
+BATCH_NORM = 2  # images of each process that batch norm needs to train
 
 
 def add_tuning(

@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", type=int, default=32, help="largest number of images on a sheet (default 32)")
     options = parser.parse_args(arguments)
     cluster = Cluster()
-    with exit_on_mistake(cluster.main):
+    with exit_on_mistake(lambda: cluster.main):
         cluster = cluster_from_environment()
         check_arguments(options)
         check(options)
@@ -62,9 +62,9 @@ def main(arguments: list[str]) -> int:
 
 
 def check(options: argparse.Namespace) -> None:
-    for name in ("sheets", "images"):
-        if getattr(options, name) < 0:
-            raise ValueError(f"--{name}={getattr(options, name)}: expected an integer of at least 0")
+    for name, low in (("sheets", 0), ("images", 1)):
+        if getattr(options, name) < low:
+            raise ValueError(f"--{name}={getattr(options, name)}: expected an integer of at least {low}")
     if options.stage or options.pool:
         raise ValueError("--stage and --pool do not apply: prototypes belong to the last features")
     if options.out.exists() and not options.out.is_dir():
@@ -112,7 +112,7 @@ def cluster_images(options: argparse.Namespace, backbone, table, session) -> dic
     largest = [int(number) for number in np.argsort(-sizes, kind="stable")[: options.sheets] if sizes[number]]
     with progress_bar(len(largest), "contact sheets", "sheet", True) as bar:
         for number in largest:
-            chosen = top_images(assignment["prototype"], assignment["score"], number, max(1, options.images))
+            chosen = top_images(assignment["prototype"], assignment["score"], number, options.images)
             notes = [f"{assignment['score'][index]:.2f} {classes[index]}"[:14] for index in chosen]
             classes_note = "" if np.isnan(entropy[number]) else f", class entropy {entropy[number]:.2f}"
             title = f"prototype {number}: {sizes[number]} images{classes_note}"

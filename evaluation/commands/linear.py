@@ -14,6 +14,7 @@ checkpoint) they gave 73.0 %, crops from 30 % 73.3 %, from 60 % 75.0 %, the whol
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from evaluation.arguments import add_scale, check_scale, command_parser, numbers
 from evaluation.command import Evaluate, Figures, compare
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--bn", action="store_true", help="batch norm in front of the classifier")
     parser.add_argument("--best", action="store_true", help="also the best over epochs, chosen on the scored images")
     parser.add_argument("--cached", action="store_true", help="logistic regression on cached features, for small sets")
-    return compare("linear", parser.parse_args(arguments), check, prepare)
+    return compare("linear", parser.parse_args(arguments), check, prepare, open_enough)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -39,6 +40,16 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--epochs={options.epochs} --weight-decay={options.weight_decay}: expected 1 or more, and 0 or more"
         )
+
+
+def open_enough(options: argparse.Namespace, backbone: Any, session: Any) -> Any:
+    """The labeled images: one for each process, and two where batch norm needs them to train."""
+    from evaluation.session import open_labelled, require_images
+
+    data, path = open_labelled(options, backbone, session)
+    if not options.cached:
+        require_images(data, path, session, 2 if options.bn else 1)
+    return data, path
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:

@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from evaluation.arguments import command_parser
-from evaluation.classifiers.tuning import add_tuning, check_tuning, tuner
+from evaluation.classifiers.tuning import BATCH_NORM, add_tuning, check_tuning, tuner
 from evaluation.command import Evaluate, compare
 
 RATES = {0.1: (0.01, 0.2), 0.01: (0.02, 5.0)}  # share of the labels -> learning rates of backbone and classifier
@@ -49,15 +49,14 @@ def check(options: argparse.Namespace) -> None:
 
 def open_fraction(options: argparse.Namespace, backbone: Any, session: Any) -> Any:
     """The labeled images; the training images are reduced to the fraction unless a list names them."""
-    from evaluation.session import open_labelled
+    from evaluation.session import open_labelled, require_images
     from evaluation.subsets import share_of_each_class
 
     data, path = open_labelled(options, backbone, session)
     if options.train_list is None:
         kept = share_of_each_class(data.train.label[data.train_rows], options.fraction, session.seed)
         data = replace(data, train_rows=data.train_rows[kept])
-    if len(data.train_rows) < 2 * session.cluster.world_size:
-        raise ValueError(f"--fraction={options.fraction} leaves {len(data.train_rows)} images: too few to train on")
+    require_images(data, path, session, BATCH_NORM)
     return data, path
 
 

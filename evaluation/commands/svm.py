@@ -35,15 +35,25 @@ def check(options: argparse.Namespace) -> None:
 
 
 def open_images(options: argparse.Namespace, backbone, session):
-    """The images of a VOC folder, whose targets are stored in options.targets, or of folders by class."""
+    """The images of a VOC folder or of folders by class. Stores in options.targets whether it is VOC, and the targets
+    of training and test images: (images, classes), 1, -1, or 0 for an image that does not count."""
+    import numpy as np
+
     from evaluation.session import open_labelled
     from evaluation.voc import is_voc, open_voc
+    from pipeline.dataset.table import DatasetError
 
-    options.targets = None
-    if options.data is None or not is_voc(Path(options.data)):
-        return open_labelled(options, backbone, session)
-    data, *options.targets = open_voc(Path(options.data), options.tables, session.cluster.main)
-    return data, options.data
+    voc, path = options.data is not None and is_voc(Path(options.data)), options.data
+    if voc:
+        data, train, test = open_voc(Path(path), options.tables, session.cluster.main)
+    else:
+        data, path = open_labelled(options, backbone, session)
+        every = np.arange(len(data.classes))
+        train, test = (np.where(one[:, None] == every, 1, -1) for one in (data.train_labels, data.test_labels))
+    if not ((train > 0).any(0) & (train < 0).any(0) & (test > 0).any(0)).any():
+        raise DatasetError(f"DATA={path}: no class has training images, others beside them, and images to score")
+    options.targets = voc, train, test
+    return data, path
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:
@@ -55,18 +65,11 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     from evaluation.classifiers.svm import average_precision, eleven_points, fit_classes
     from evaluation.frozen_features import split_features
 
-    voc, costs = options.targets, numbers("--costs", options.costs)
+    (voc, train_targets, test_targets), costs = options.targets, numbers("--costs", options.costs)
     del options.targets  # not a setting: keep it out of the result file
 
     def evaluate(backbone, data, session) -> Figures:
         train, test = (normalize(part).double().numpy() for part in split_features(backbone, data, session, options))
-        if voc is None:
-            every = np.arange(len(data.classes))
-            train_targets, test_targets = (
-                np.where(one[:, None] == every, 1, -1) for one in (data.train_labels, data.test_labels)
-            )
-        else:
-            train_targets, test_targets = voc
         cluster = session.cluster
         mine = range(cluster.rank, train_targets.shape[1], cluster.world_size)
         with progress_bar(len(mine), f"{backbone.word}: svm", "class", cluster.main) as bar:
@@ -84,12 +87,12 @@ def prepare(options: argparse.Namespace) -> Evaluate:
         ]
         each = {i: average_precision(scores[:, i], test_targets[:, i]) for i in scored}
         known = data.train.classes
-        names = known if voc is not None else [known[one] if known else str(one) for one in data.classes]
+        names = known if voc else [known[one] if known else str(one) for one in data.classes]
         figures: Figures = {
             "mAP": float(np.mean(list(each.values()))),
             "mAP 11 points": float(np.mean([eleven_points(scores[:, i], test_targets[:, i]) for i in scored])),
         }
-        if voc is None:
+        if not voc:
             figures["svm top1"] = float((np.nan_to_num(scores, nan=-np.inf).argmax(1) == data.test_labels).mean())
         return figures | {"classes": [{"class": names[i], "AP": each[i], "cost": float(chosen[i])} for i in scored]}
 

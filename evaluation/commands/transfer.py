@@ -10,9 +10,10 @@ training images. --finetune also trains the whole network by SGD with momentum 0
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from evaluation.arguments import command_parser
-from evaluation.classifiers.tuning import add_tuning, check_tuning, tuner
+from evaluation.classifiers.tuning import BATCH_NORM, add_tuning, check_tuning, tuner
 from evaluation.command import Evaluate, Figures, compare
 
 
@@ -20,12 +21,22 @@ def main(arguments: list[str]) -> int:
     parser = command_parser("transfer", __doc__)
     parser.add_argument("--finetune", action="store_true", help="also train the whole network")
     add_tuning(parser, epochs=30, rate=0.01, head=0.1)
-    return compare("transfer", parser.parse_args(arguments), check, prepare)
+    return compare("transfer", parser.parse_args(arguments), check, prepare, open_enough)
 
 
 def check(options: argparse.Namespace) -> None:
     if options.finetune:
         check_tuning(options)
+
+
+def open_enough(options: argparse.Namespace, backbone: Any, session: Any) -> Any:
+    """The labeled images, enough of them to fine-tune on if that is asked for."""
+    from evaluation.session import open_labelled, require_images
+
+    data, path = open_labelled(options, backbone, session)
+    if options.finetune:
+        require_images(data, path, session, BATCH_NORM)
+    return data, path
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:

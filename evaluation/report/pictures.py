@@ -57,8 +57,12 @@ def principal_plane(features: Float[np.ndarray, "rows features"]) -> tuple[Float
 
 
 def neighbor_plane(features: Float[np.ndarray, "rows features"], seed: int = 0) -> Float[np.ndarray, "rows 2"]:
-    """The rows in two dimensions by t-SNE: neighbors stay neighbors, distances between groups mean nothing."""
+    """The rows in two dimensions by t-SNE: neighbors stay neighbors, distances between groups mean nothing. One or two
+    rows have no neighbors to keep: they are projected."""
     from sklearn.manifold import TSNE
+
+    if len(features) < 3:
+        return principal_plane(features)[0]
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 import pipeline.backends.ffcv
 import pipeline.kernel.kernel  # imports numba, as the backend does when it is made
-from common.cli import Parser
+from common.cli import Parser, at_least
 from perf.loader.contenders import crops_of
 from pipeline.crops import Crops
 from pipeline.dataset.table import SampleTable
@@ -37,9 +37,9 @@ from pipeline.loader import Loader
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.loader.gpu_feed_memory", __doc__.splitlines()[0])
     parser.add_argument("table", type=Path, help="a sample table (.npz) of JPEGs")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch", type=at_least(1), default=256)
+    parser.add_argument("--threads", type=at_least(1), default=2)
+    parser.add_argument("--epochs", type=at_least(1), default=10)
     parser.add_argument("--config", help="the recipe that defines the crops (default: config/default.yaml)")
     parser.add_argument("settings", nargs="*", help="settings of the recipe, key=value")
     options = parser.parse_intermixed_args(arguments)

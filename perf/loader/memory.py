@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from common.cli import Parser
+from common.cli import Parser, at_least
 from config.recipe import ROOT
 from perf.loader.contenders import Key, Material, crops_of, in_memory, make
 from pipeline.crops import Crops
@@ -80,8 +80,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("table", type=Path, help="a sample table (.npz) of JPEGs")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--mode", default="full")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch", type=at_least(1), default=64)
+    parser.add_argument("--threads", type=at_least(1), default=2)
     parser.add_argument("--config")
     parser.add_argument("settings", nargs="*")
     options = parser.parse_intermixed_args(arguments)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import Parser
+from common.cli import Parser, at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("weights")
     parser.add_argument("recipe")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=at_least(0), required=True)
     parser.add_argument("--along", type=Path)
     parser.add_argument("--tables", default="data/tables")
     options = parser.parse_args(arguments)

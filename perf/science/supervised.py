@@ -18,7 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser
+from common.cli import Parser, at_least
 
 RATE, MOMENTUM, DECAY, BATCH, SCALE = 0.1, 0.9, 5e-4, 128, (0.5, 1.0)
 
@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("recipe", help="gives the network and the normalization of the images")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--keep", type=int, default=1, help="epochs between two files of weights")
+    parser.add_argument("--epochs", type=at_least(1), required=True)
+    parser.add_argument("--seed", type=at_least(0), required=True)
+    parser.add_argument("--keep", type=at_least(1), default=1, help="epochs between two files of weights")
     parser.add_argument("--tables", default="data/tables")
     train(parser.parse_args(arguments))
     return 0

@@ -47,17 +47,23 @@ class Labelled:
 
 
 def labelled_data(train: SampleTable, test: SampleTable | None, max_train: int = 0) -> Labelled | None:
-    """The labelled rows of both tables; without a test table a tenth of the labels is held out. None without labels."""
+    """The labelled rows of both tables; without a test table about a tenth of them is held out, at least one. None if
+    there is no labelled row to compare with or none to score.
+
+    max_train: at most so many training rows, evenly spread; 0: all.
+    """
     rows = train.usable()
     rows = rows[train.label[rows] >= 0]
     if test is None:
         held_out = rows * 2_654_435_761 % 2**32 % HELD_OUT == 0
+        if held_out.all() or not held_out.any():  # of few rows
+            held_out = np.arange(len(rows)) == 0
         test, test_rows, rows = train, rows[held_out], rows[~held_out]
     else:
         test_rows = test.usable()
         test_rows = test_rows[test.label[test_rows] >= 0]
     if max_train:
-        rows = rows[:: max(1, len(rows) // max_train)]
+        rows = rows[:: max(1, -(-len(rows) // max_train))]
     if not len(rows) or not len(test_rows):
         return None
     return Labelled(train, rows, test, test_rows)

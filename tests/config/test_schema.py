@@ -152,7 +152,8 @@ def test_every_setting_that_may_be_auto_is_chosen():
 @pytest.mark.parametrize("key", KEYS)
 def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
     fixed = ("method", "run.batch_size", "run.seed", "crops.", "model.", "swav.", "optimizer.")
-    assert bool(effect_on_resume(key)) != key.startswith(fixed)
+    free = ("crops.jitter.exact", "model.weights")
+    assert bool(effect_on_resume(key)) != (key.startswith(fixed) and key not in free)
     saved = values_with(key, {"other": 1} if all_settings()[key].free else "other")
     if effect_on_resume(key):
         (change,) = changed_settings(SOME_CONFIG, saved).values()
@@ -160,6 +161,32 @@ def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
     else:
         with pytest.raises(ConfigError, match=f"holds a run with other settings \\({key}"):
             changed_settings(SOME_CONFIG, saved)
+
+
+@pytest.mark.parametrize("key", [key for key, setting in all_settings().items() if setting.auto])
+def test_auto_keeps_what_the_run_began_with_where_it_must_not_change(key):
+    """The run began with more images a step and more epochs than auto would choose by; others are chosen again."""
+    config, begun_with = default_config(), default_config()
+    for one in (config, begun_with):
+        for name in ("pipeline.threads", "engine.stage", key):
+            OmegaConf.update(one, name, "auto")
+    begun_with.run.epochs = 4000
+    fit(begun_with, 10_000_000, Cluster())
+    lines = fit(config, 10_000, Cluster(), OmegaConf.to_container(begun_with))
+    kept = f"{key}={str(OmegaConf.select(begun_with, key)).lower()}  (the run has begun with it)"
+    if effect_on_resume(key):
+        assert not any(line.startswith(f"{key}=") and "has begun" in line for line in lines)
+    else:
+        assert OmegaConf.select(config, key) == OmegaConf.select(begun_with, key) != "auto"
+        assert kept in lines
+    changed_settings(config, OmegaConf.to_container(begun_with))
+
+
+def test_a_warm_up_with_which_a_run_began_does_not_fit_into_fewer_epochs():
+    config, begun_with = default_config(), default_config()
+    config.run.epochs, begun_with.optimizer.warmup_epochs = 5, 10.0
+    with pytest.raises(ConfigError, match=r"^run\.epochs=5 is less than optimizer\.warmup_epochs=10\.0$"):
+        fit(config, 10_000, Cluster(), OmegaConf.to_container(begun_with))
 
 
 def test_a_key_in_a_free_section_resumes_as_its_section_does():

@@ -32,5 +32,5 @@ def test_it_does_not_learn_from_held_out_test_images():
 
 def test_data_without_labels_is_an_error_of_one_line():
     images = table(np.full(10, -1))
-    with pytest.raises(ValueError, match=r"^evaluation.probe=true needs labels, .*$"):
+    with pytest.raises(ValueError, match=r"^evaluation.probe=true needs labels to learn and to score; .*$"):
         probe_of(labelled_data(images, None), images, 5)

@@ -10,11 +10,13 @@ import time
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
-from config.recipe import ROOT
+from config.recipe import ROOT, load_config
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
+from training.build import build_network
 
 STEPS = 24  # 3 epochs of 68 // 8
 
@@ -209,7 +211,7 @@ def test_a_compiled_network_gives_the_same_losses(workplace):
 
 def test_another_recipe_in_the_same_directory_is_refused(workplace, undisturbed):
     process = train(workplace, "undisturbed", "optimizer.base_lr=0.7", wait=False)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "holds a run with other settings (optimizer.base_lr: 0.5 -> 0.7); choose another run.directory" in output
 
@@ -220,7 +222,7 @@ def test_a_run_whose_images_changed_is_not_resumed(workplace, undisturbed, tmp_p
     shutil.copytree(workplace / "images", tmp_path / "images")
     next((tmp_path / "images" / "class0").iterdir()).unlink()
     process = train(workplace, "fewer", f"data.path={tmp_path / 'images'}", wait=False)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "has 67 usable images, the run in" in output.strip().splitlines()[-1]
 
@@ -234,9 +236,38 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workplace, undistur
     assert json.loads((workplace / "longer" / "summary.json").read_text())["epochs"] == 4
 
 
+AUTO = ("swav.freeze_prototypes=auto", "swav.queue.start_epoch=auto", "optimizer.base_lr=auto", "pipeline.threads=auto")
+
+
+def test_what_auto_chose_stays_chosen_when_a_run_goes_on(workplace, tmp_path):
+    """For more epochs, from weights whose file is gone by then; fewer epochs than are done are one line."""
+    weights = tmp_path / "start.safetensors"
+    model = load_config([str(workplace / "tiny.yaml")]).model
+    save_file(build_network({**model, "heads": 1}).state_dict(), weights)
+    words = (*AUTO, f"model.weights={weights}", "checkpoint.every=1 epoch")
+    train(workplace, "auto", *words, "run.epochs=2")
+    weights.unlink()
+    text = train(workplace, "auto", *words, "run.epochs=3")
+    assert "changed since the last checkpoint: run.epochs: 2 -> 3" in text
+    assert "auto: swav.freeze_prototypes=0  (the run has begun with it)" in text  # 1 for 3 epochs
+    for epochs in (1, 2):
+        fewer = train(workplace, "auto", *words, f"run.epochs={epochs}", wait=False)
+        text, _ = fewer.communicate(timeout=300)
+        assert fewer.returncode == 2
+        assert f"run.epochs={epochs}: the run in {workplace / 'auto'} has already done" in text.splitlines()[-1]
+
+
+def test_a_finished_run_of_more_epochs_says_so(workplace, undisturbed):
+    process = train(workplace, "undisturbed", "run.epochs=2", wait=False)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    line = f"run.epochs=2: the run in {workplace / 'undisturbed'} has already done 3 epochs; give 3 or more, or"
+    assert line in output.splitlines()[-1]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(workplace):
     process = train(workplace, "hot", "optimizer.base_lr=1e30", "checkpoint.every=1 step", wait=False)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     last = output.strip().splitlines()[-1]
     assert last.startswith("swave: step ")
@@ -246,6 +277,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_checkpoint(workpl
 
 def test_weights_that_are_not_there_are_an_error(workplace):
     process = train(workplace, "weights", "model.weights=/nowhere/resnet.pth", wait=False)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "/nowhere/resnet.pth" in output.strip().splitlines()[-1]
