@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,34 +29,69 @@ class Affine(NamedTuple):
 
 
 def finish_on_gpu(
-    groups: list[Tensor], draw: Draw, crops: Crops, device: torch.device, dtype: torch.dtype = torch.float16
+    groups: list[Tensor],
+    draw: Draw,
+    crops: Crops,
+    device: torch.device,
+    dtype: torch.dtype = torch.float16,
+    batch: int = 0,
 ) -> list[Tensor]:
     """Finish the uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory; returns them on `device`.
 
-    Runs on a separate stream and waits for it, so that the caller may reuse the host memory.
+    batch: as for `finish_groups`. Runs on a separate stream and waits for it, so that the caller may reuse the host
+    memory. The stream has a high priority: its kernels are short, and the next step needs their result.
     """
-    stream, compiled = _stream(device), _compiled()
+    stream = _stream(device)
     with torch.cuda.stream(stream):
-        finished = [
-            compiled(group.to(device, non_blocking=True), *arguments, dtype=dtype)
-            for group, arguments in zip(groups, arguments_of(draw, crops, device), strict=True)
-        ]
+        finished = finish_groups(groups, draw, crops, device, dtype, batch, _compiled())
     stream.synchronize()
     for tensor in finished:  # used on the default stream by the training step: keeps the memory until then
         tensor.record_stream(torch.cuda.default_stream(device))
     return finished
 
 
+def finish_groups(
+    groups: list[Tensor],
+    draw: Draw,
+    crops: Crops,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch: int,
+    function: Any,
+) -> list[Tensor]:
+    """The crops of each resolution after `function`, which is `finish` or its compiled form.
+
+    batch: shorter batches are padded to so many rows, because each length would be another graph.
+    """
+    rows = len(draw.rows)
+    return [
+        function(
+            padded(pixels.to(device, non_blocking=True), batch),
+            None if color is None else type(color)(*(padded(values, batch) for values in color)),
+            None if weights is None else padded(weights, batch),
+            mean,
+            std,
+            dtype=dtype,
+        )[:, :rows]
+        for pixels, (color, weights, mean, std) in zip(groups, arguments_of(draw, crops, device), strict=True)
+    ]
+
+
+def padded(values: Shaped[Tensor, "views rows *rest"], batch: int) -> Shaped[Tensor, "views batch *rest"]:
+    """The same with `batch` rows, if it has fewer; the last one is repeated."""
+    missing = batch - values.shape[1]
+    if missing <= 0:
+        return values
+    return torch.cat([values, values[:, -1:].expand(-1, missing, *values.shape[2:])], dim=1)
+
+
 def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[Any, ...]]:
-    """The arguments of `finish` after the pixels, for each resolution."""
-    kind, color = (Steps, jitter_steps(draw)) if crops.jitter.exact else (Affine, color_matrices(draw))
-    radius = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
-    reach = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (reach / np.maximum(draw.sigma, 1e-3)[..., None]) ** 2)
-    weights = np.where(draw.blur[..., None], weights, reach == 0)
-    weights /= weights.sum(-1, keepdims=True)
+    """The arguments of `finish` after the pixels, for each resolution. Color and blur are None for crops without."""
     mean = torch.tensor(crops.mean, device=device)
     std = torch.tensor(crops.std, device=device)
+    kind, color = (Steps, jitter_steps) if crops.jitter.exact else (Affine, color_matrices)
+    colors = color(draw) if crops.colors else None
+    weights = _blur_weights(draw, crops) if crops.blur.probability > 0 else None
 
     def on_device(array: np.ndarray, members: list[int]) -> Tensor:
         """(B, V, ...) -> (views of the group, B, ...) on the device."""
@@ -64,26 +99,44 @@ def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[A
         return torch.from_numpy(part).to(device, non_blocking=True)
 
     return [
-        (kind(*(on_device(array, members) for array in color)), on_device(weights, members), mean, std)
+        (
+            None if colors is None else kind(*(on_device(array, members) for array in colors)),
+            None if weights is None else on_device(weights, members),
+            mean,
+            std,
+        )
         for _, members in crops.groups
     ]
 
 
+def _blur_weights(draw: Draw, crops: Crops) -> Float[np.ndarray, "batch views taps"]:
+    radius = int(np.ceil(3 * crops.blur.sigma[1]))
+    reach = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (reach / np.maximum(draw.sigma, 1e-3)[..., None]) ** 2)
+    weights = np.where(draw.blur[..., None], weights, reach == 0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def finish(
     pixels: UInt8[Tensor, "views batch size size 3"],
-    color: Steps | Affine,
-    weights: Float[Tensor, "views batch taps"],
+    color: Steps | Affine | None,
+    weights: Float[Tensor, "views batch taps"] | None,
     mean: Float[Tensor, " 3"],
     std: Float[Tensor, " 3"],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "views batch size size 3"]:
     """Color, blur and normalization of `pixels`.
 
-    weights: of the blur along one axis, for each crop; a single tap of 1 changes nothing. Values are rounded to levels
-    after each step, as in the kernel.
+    color: None leaves it out. weights: of the blur along one axis, for each crop; None leaves it out, and a crop's
+    weights of 1 in the middle change nothing. Values are rounded to levels after each step, as in the kernel.
     """
-    channels = stepwise(list(pixels.unbind(-1)), color) if isinstance(color, Steps) else _mapped(pixels, color)
-    if weights.shape[-1] > 1:
+    if isinstance(color, Steps):
+        channels = stepwise(list(pixels.unbind(-1)), color)
+    elif isinstance(color, Affine):
+        channels = _mapped(pixels, color)
+    else:
+        channels = list(pixels.float().unbind(-1))
+    if weights is not None:
         channels = [_blur(channel, weights) for channel in channels]
     x = torch.stack(channels, dim=-1)
     return ((x / 255 - mean) / std).to(dtype)
@@ -129,4 +182,4 @@ def _compiled() -> Any:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device, priority=-1)

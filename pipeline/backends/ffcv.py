@@ -46,8 +46,7 @@ class FfcvBackend:
     ):
         from pipeline.kernel.kernel import Kernel
 
-        del batch_size
-        self.crops = crops
+        self.crops, self.batch_size = crops, batch_size
         self.device_id = device_id
         self.dtype = dtype or (torch.float32 if device_id is None else torch.float16)
         on_cpu = device_id is None
@@ -141,7 +140,8 @@ class FfcvBackend:
             bits = torch.from_numpy(view)
             tensors.append(bits.view(torch.bfloat16) if buffer.dtype == np.uint16 else bits)
         if self.device_id is not None:
-            tensors = finish_on_gpu(tensors, draw, self.crops, torch.device("cuda", self.device_id), self.dtype)
+            device = torch.device("cuda", self.device_id)
+            tensors = finish_on_gpu(tensors, draw, self.crops, device, self.dtype, self.batch_size)
         return [tensor.flatten(0, 1).permute(0, 3, 1, 2) for tensor in tensors]
 
 

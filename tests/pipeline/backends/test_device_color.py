@@ -1,15 +1,17 @@
 """The color part that runs on a GPU, here on CPU tensors, gives the values of the fused kernel."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from pipeline.backends.device_color import arguments_of, finish
+from pipeline.backends.device_color import arguments_of, finish, finish_groups
 from pipeline.backends.device_hsv import HUE, NOTHING, Steps, stepwise
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.draw import draw
+from pipeline.draw import center, draw
 from pipeline.kernel.hsv import _rotate_hue
 from pipeline.kernel.kernel import Kernel
 from support.photos import photographs
@@ -61,3 +63,30 @@ def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
         planes = np.ascontiguousarray(colors.transpose(0, 2, 1))
         _rotate_hue(planes.reshape(-1), 0, 48, 48, np.float32((shift + 0.5 * np.sign(shift)) / 255))
         np.testing.assert_array_equal(result[0, 0].numpy(), planes.transpose(0, 2, 1))
+
+
+def test_short_batches_and_evaluation_use_the_graphs_of_whole_batches_without_color():
+    """Training at two resolutions, evaluation at two sizes, each with shorter last batches."""
+    counter, device = CompileCounter(), torch.device("cpu")
+    compiled = torch.compile(finish, dynamic=False, backend=counter)
+    rows, generator = 8, np.random.default_rng(0)
+    for crops in (SWAV, SWAV.for_evaluation(32, 0.875), SWAV.for_evaluation(48, 0.875)):
+        for count in (rows, 5, 3, 7, rows):
+            sides = np.full(count, 300)
+            draw_rows = center if len(crops.views) == 1 else partial(draw, seed=1, epoch=0)
+            drawn = draw_rows(crops, rows=np.arange(count), height=sides, width=sides)
+            pixels = [
+                torch.from_numpy(generator.integers(0, 256, (len(views), count, size, size, 3), np.uint8))
+                for size, views in crops.groups
+            ]
+            graphs = finish_groups(pixels, drawn, crops, device, torch.float32, rows, compiled)
+            eager = finish_groups(pixels, drawn, crops, device, torch.float32, 0, finish)
+            for one, other, given in zip(graphs, eager, pixels, strict=True):
+                assert one.shape == given.shape
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert counter.frame_count == 2 + 1 + 1
+
+
+def test_crops_without_color_and_blur_take_no_steps():
+    drawn = center(PLAIN, np.arange(2), np.full(2, 300), np.full(2, 300))
+    assert [given[:2] for given in arguments_of(drawn, PLAIN, torch.device("cpu"))] == [(None, None)] * 2
