@@ -40,7 +40,6 @@ class LARS(torch.optim.Optimizer):
     lr_scale (1): the training loop sets "lr" to the schedule's learning rate times this.
 
     layout: the parameters in the groups' tensors; None means that each tensor is a parameter.
-    trust_ratios: (parameters of the layout,) of the last step; 1 for parameters without one.
 
     Tensors without a gradient are skipped. State per tensor: "momentum_buffer".
     """
@@ -67,7 +66,8 @@ class LARS(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
         self.layout: Layout | None = None
-        self.trust_ratios = torch.empty(0)
+        self._squares, self._dtype = torch.empty(2, 0, dtype=torch.float64), torch.float32
+        self._kernels: Any = None  # once they are known to run, or False
 
     # Without their decorator, which imports torch._dynamo: two seconds, for engine.compile alone.
     add_param_group = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
@@ -77,7 +77,8 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update all groups that are not frozen. Returns the result of `closure`, if given.
 
-        With partitioned parameters: one all-reduce for all norms, and one for the rows of `unit_rows`.
+        With partitioned parameters: one all-reduce for all norms, and one for the rows of `unit_rows`. On a CUDA device
+        float32 tensors are updated by the kernels of model/optimizer/lars_fused.py.
         """
         loss = None
         if closure is not None:
@@ -89,21 +90,58 @@ class LARS(torch.optim.Optimizer):
             for index, group in enumerate(self.param_groups)
             if not group["frozen"]
         ]
-        parameter_norms, gradient_norms = _norms([p for _, _, tensors in active for p in tensors], layout)
-        self.trust_ratios = torch.ones_like(parameter_norms)
-        for index, group, tensors in active:
-            decay = group["weight_decay"]
-            scales, decays = torch.ones_like(parameter_norms), torch.full_like(parameter_norms, decay)
-            if group["trust_ratio"]:
-                trust, eps = group["trust_coefficient"], group["eps"]
-                scales, decays = trust_ratios(parameter_norms, gradient_norms, decay, trust, eps)
-                members = layout.members(index)
-                self.trust_ratios[members] = scales[members]
-            if tensors:
-                self._update(group, tensors, layout, scales, decays)
+        tensors = [p for _, _, members in active for p in members]
+        momenta = [self._momentum(p) for p in tensors]
+        self._dtype = tensors[0].dtype if tensors else self._dtype
+        if tensors and (kernels := self._fused(tensors, momenta)):
+            self._squares = kernels(active, layout, momenta)
+        else:
+            self._squares = _squared_norms(tensors, layout)
+            for index, group, members in active:
+                if members:
+                    self._update(group, members, layout, *self._factors(index))
+        for index, group, members in active:
             if group["unit_rows"]:
-                layout.unit_rows_(tensors, layout.groups[index])
+                layout.unit_rows_(members, layout.groups[index])
         return loss
+
+    @property
+    def trust_ratios(self) -> Float[Tensor, " parameters"]:
+        """Of the last step, for the parameters of the layout; 1 for parameters without one."""
+        ratios = torch.ones_like(self._squares[0], dtype=self._dtype)
+        for index, group in enumerate(self.param_groups if self.layout else []):
+            if group["trust_ratio"] and not group["frozen"]:
+                assert self.layout is not None
+                members = self.layout.members(index)
+                ratios[members] = self._factors(index)[0][members]
+        return ratios
+
+    def _factors(self, index: int) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
+        """Factors of gradient and parameter for the parameters of a group; those of the others mean nothing."""
+        group = self.param_groups[index]
+        parameter_norms, gradient_norms = self._squares.sqrt().to(self._dtype).unbind()
+        if not group["trust_ratio"]:
+            return torch.ones_like(parameter_norms), torch.full_like(parameter_norms, group["weight_decay"])
+        settings = group["weight_decay"], group["trust_coefficient"], group["eps"]
+        return trust_ratios(parameter_norms, gradient_norms, *settings)
+
+    def _momentum(self, p: Tensor) -> Tensor:
+        if "momentum_buffer" not in self.state[p]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return self.state[p]["momentum_buffer"]
+
+    def _fused(self, tensors: list[Tensor], momenta: list[Tensor]) -> Any:
+        """The kernels, or False where they do not run or do not take these tensors."""
+        if not tensors[0].is_cuda:
+            return False
+        if self._kernels is None:
+            try:
+                from model.optimizer import lars_fused
+            except ImportError:  # no triton
+                self._kernels = False
+            else:
+                self._kernels = lars_fused.runs_on(tensors[0].device) and lars_fused.FusedLARS()
+        return self._kernels and self._kernels.fits(tensors, momenta) and self._kernels
 
     def _update(
         self,
@@ -114,10 +152,7 @@ class LARS(torch.optim.Optimizer):
         decays: Float[Tensor, " parameters"],
     ) -> None:
         # One call for all segments instead of one per segment: a ResNet-50 has 161, most of them tiny.
-        for p in tensors:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        momenta = [self.state[p]["momentum_buffer"] for p in tensors]
+        momenta = [self._momentum(p) for p in tensors]
         torch._foreach_mul_(momenta, group["momentum"])
         parameters, gradients = _pieces(tensors, layout)
         parts = [piece for p, v in zip(tensors, momenta, strict=True) for piece in layout.pieces(p, v)]
@@ -135,16 +170,16 @@ def _pieces(tensors: list[Tensor], layout: Layout) -> tuple[list[Tensor], list[T
     return parameters, gradients
 
 
-def _norms(tensors: list[Tensor], layout: Layout) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
-    """Norms of the layout's whole parameters and of their gradients, by one all-reduce; 0 for parameters in no tensor
-    of any rank. Summed in float64: on a CPU float32 is 1e-5 off for two million elements."""
-    example = tensors[0] if tensors else torch.empty(0, device=layout.device)
-    squares = torch.zeros(2, len(layout.names), dtype=torch.float64, device=example.device)
+def _squared_norms(tensors: list[Tensor], layout: Layout) -> Float[Tensor, "2 parameters"]:
+    """Squared norms of the layout's whole parameters and of their gradients, by one all-reduce; 0 for parameters in no
+    tensor of any rank. Float64: on a CPU float32 is 1e-5 off for two million elements."""
+    device = tensors[0].device if tensors else layout.device
+    squares = torch.zeros(2, len(layout.names), dtype=torch.float64, device=device)
     parameters, gradients = _pieces(tensors, layout)
     if parameters:
         numbers = torch.cat([layout.numbers(p) for p in tensors])
         squares.index_add_(1, numbers, torch.stack([_squares(values) for values in (parameters, gradients)]))
-    return tuple(layout.add_up(squares).sqrt_().to(example.dtype).unbind())  # type: ignore[return-value]
+    return layout.add_up(squares)
 
 
 def _squares(values: list[Tensor]) -> Float[Tensor, " pieces"]:
