@@ -1,8 +1,6 @@
 """A RecordIO shard (MXNet's .rec) with its index, for DALI's `fn.readers.mxnet`.
 
-A record is: the mark 0xced7230a, its length (uint32), MXNet's header (flag 0, label float32, id and second id uint64),
-the bytes of the image, zeros up to a multiple of 4; all little-endian.
-Source: MXNet's recordio.py and dmlc-core's recordio.h.
+`pipeline.dataset.records.recordio` describes the format.
 """
 
 from __future__ import annotations
@@ -14,10 +12,8 @@ from pathlib import Path
 from common.files import sync_file, write_atomically
 from pipeline.conversion.rewrite import Rewritten
 from pipeline.dataset.images import BadImage
+from pipeline.dataset.records.recordio import HEADER, LONGEST, MARK
 
-MARK = struct.pack("<I", 0xCED7230A)
-HEADER = struct.Struct("<IfQQ")  # flag, label, id, second id
-LONGEST = (1 << 29) - 1 - HEADER.size  # bytes of an image: the length has 29 bits
 LARGEST_LABEL = 1 << 24  # float32 holds whole numbers up to it
 
 
@@ -58,7 +54,7 @@ def without_marks(data: bytes) -> bytes:
     About one JPEG of 100 KB in 170,000 has one. It gets a comment that moves what follows by 1 to 3 bytes; its pixels
     stay. Raises BadImage for another format with a mark, and for an image that is too large for a record.
     """
-    if len(data) > LONGEST:
+    if HEADER.size + len(data) > LONGEST:
         raise BadImage("too large")
     if not has_mark(data):
         return data

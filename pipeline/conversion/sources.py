@@ -1,6 +1,7 @@
 """Lists any source of images as byte ranges of files, without decoding them.
 
-    folder of images | tar, also of tars | WebDataset | Parquet, Arrow | IDX | CIFAR | .beton | a sample table
+    folder of images | tar, also of tars | WebDataset | TFRecord | RecordIO | Parquet, Arrow | IDX | CIFAR | .beton
+    | a sample table
 
 Sources that have no byte range per image (compressed, columnar, arrays) are first written as tars by
 `pipeline.conversion.spool`.
@@ -31,10 +32,15 @@ from pipeline.dataset.finding.choice import NONE, NOT_CHOSEN, Choice, check_choi
 from pipeline.dataset.finding.find import ARCHIVES, find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder
+from pipeline.dataset.records.images import record_images
 from pipeline.dataset.sniff import EXTENSIONS, in_words
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
+from pipeline.dataset.tar_images import list_shards
 
-KINDS = "give a folder of images, *.tar, *.parquet, *.arrow, an IDX pair, CIFAR's Python files, a .beton or a table"
+KINDS = (
+    "give a folder of images, *.tar, *.tfrecord, *.rec, *.parquet, *.arrow, an IDX pair, CIFAR's Python files, "
+    "a .beton or a table"
+)
 OPTIONS = {"data.path=": "SRC=", "data.image": "--image", "data.label": "--label"}  # instead of the recipe's settings
 
 
@@ -100,6 +106,8 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
         return _count_left_out(path, files, _from_beton(_only(files, "*.beton"), choice))
     if kind == "tar":
         return _count_left_out(path, files, tar_entries(files, workers, progress, choice))
+    if kind in ("tfrecord", "recordio"):
+        return _count_left_out(path, files, _from_records(kind, files, workers, progress, choice))
     if kind in ("parquet", "arrow"):
         return columnar_source(files, choice=choice)
     if kind == "idx":
@@ -143,6 +151,17 @@ def _from_spool(source: SpoolSource, folder: Path, workers: int, progress: bool)
         note(source.note)
     spooled = tar_entries(spool(source, folder, workers, progress), workers, progress)
     return replace(spooled, kind=source.kind, classes=source.classes, origin=source.origin())
+
+
+def _from_records(kind: str, files: Sequence[Path], workers: int, progress: bool, choice: Choice) -> Entries:
+    root, listing = list_shards(files)
+    images = record_images(kind, root, listing.names, choice, workers, progress, "--workers")
+    keys = unique_keys(os.path.splitext(key)[0] for key in images.keys)
+    return Entries(
+        root, listing.names, images.file, images.offset, images.length, images.label, keys,
+        np.zeros((len(images.file), 2), np.int32), images.classes, kind, listing.fingerprint(),
+        left_out=images.left_out,
+    )  # fmt: skip
 
 
 def _from_beton(path: Path, choice: Choice) -> Entries:

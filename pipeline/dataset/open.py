@@ -25,6 +25,7 @@ from pipeline.dataset.finding.choice import NONE, NOT_CHOSEN, Choice, check_choi
 from pipeline.dataset.finding.find import find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
+from pipeline.dataset.records.images import scan_records
 from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import EXTENSIONS, has_extension
 from pipeline.dataset.table import DatasetError, SampleTable, count_reasons
@@ -32,7 +33,7 @@ from pipeline.dataset.tar_images import list_shards
 
 __all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_splits"]
 
-KINDS = "give a folder of images or of *.tar shards, a .tar, a .beton, or the output of `make convert`"
+KINDS = "give a folder of images, *.tar, *.tfrecord or *.rec, one such file, a .beton, or the output of `make convert`"
 
 
 class Place(NamedTuple):
@@ -165,8 +166,8 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
             raise DatasetError(f"holds {len(files)} *.beton ({names}); name one of them")
         table, file = _open_beton(place, files[0])
         return _with_left_out(table, file, left_out_beside(source, files)), file
-    if kind == "tar":
-        table, file = _cached(place, partial(_see_shards, place, files))
+    if kind in ("tar", "tfrecord", "recordio"):
+        table, file = _cached(place, partial(_see_shards, place, kind, files))
         return _with_left_out(table, file, left_out_beside(source, files)), file
     if kind == "folder":
         return _cached(place, partial(_see_folder, place))
@@ -229,11 +230,15 @@ def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
     return Seen(images.fingerprint(), scan, images.others, images.left_out)
 
 
-def _see_shards(place: Place, files: Sequence[Path], cached: SampleTable | None) -> Seen:
+def _see_shards(place: Place, kind: str, files: Sequence[Path], cached: SampleTable | None) -> Seen:
     listed = list_shards(files)
-    return Seen(
-        listed[1].fingerprint(), lambda: scan_shards(files, place.workers, place.progress, listed, place.choice)
-    )
+
+    def scan() -> SampleTable:
+        if kind == "tar":
+            return scan_shards(files, place.workers, place.progress, listed, place.choice)
+        return scan_records(kind, listed, place.workers, place.progress, place.choice)
+
+    return Seen(listed[1].fingerprint(), scan)
 
 
 def _cached(place: Place, see: Callable[[SampleTable | None], Seen]) -> tuple[SampleTable, Path]:

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from pipeline.dataset.table import DatasetError
 
 ALL, NONE = "all", "none"
-IMAGES = ("image", "img")
+IMAGES = ("image", "img", "image/encoded")
 LABELS = (
     "label", "labels", "class_label", "target", "targets", "class", "class_id", "class_idx", "cls", "category", "y",
-    "fine_label",
+    "fine_label", "image/class/label",
 )  # fmt: skip
 NUMBERS = ("index", "idx", "id", "row", "number", "sample", "sample_id", "image_id", "key")  # that are no labels
 

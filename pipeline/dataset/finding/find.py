@@ -12,7 +12,11 @@ from typing import NamedTuple
 from pipeline.dataset.sniff import extension, has_extension
 from pipeline.dataset.table import DatasetError
 
-SUFFIXES = {".beton": "beton", ".tar": "tar", ".parquet": "parquet", ".arrow": "arrow"}
+SUFFIXES = {
+    ".beton": "beton", ".tar": "tar", ".parquet": "parquet", ".arrow": "arrow", ".tfrecord": "tfrecord",
+    ".tfrecords": "tfrecord", ".rec": "recordio",
+}  # fmt: skip
+PART = re.compile(r".*(\.tfrecords?)?-\d{5}-of-\d{5}", re.IGNORECASE)  # of TensorFlow Datasets, of TF-Slim
 IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
 CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # only that of CIFAR is read
@@ -21,7 +25,7 @@ COMPANIONS = ("table.npz", "table.json", "report.json")
 
 
 class Found(NamedTuple):
-    """kind: 'table', 'beton', 'tar', 'parquet', 'arrow', 'idx', 'cifar', 'folder' or '' (none of them).
+    """kind: 'table', 'beton', 'tar', 'tfrecord', 'recordio', 'parquet', 'arrow', 'idx', 'cifar', 'folder' or ''.
     files: sorted; of a folder of images none."""
 
     kind: str
@@ -71,6 +75,8 @@ def _kind(file: Path, in_folder: bool) -> str:
         return ""
     if kind:
         return kind
+    if PART.fullmatch(name):
+        return "tfrecord"
     if IDX.fullmatch(name):
         return "idx"
     if in_folder:

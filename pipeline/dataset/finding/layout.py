@@ -19,8 +19,9 @@ from pipeline.dataset.table import DatasetError
 TRAIN = ("train", "training", "trainset", "trainval")
 # In the order in which one of several is taken as the test.
 TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval", "evaluation", "valset", "testset")
-SUFFIX = re.compile(r"\.(beton|tar|parquet|arrow|npz|idx|gz|tgz)$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(beton|tar|tfrecords?|rec|parquet|arrow|npz|idx|gz|tgz)$", re.IGNORECASE)
 PART = re.compile(r"\d+-of-\d+")
+PART_SUFFIX = re.compile(r"-\d+-of-\d+$")  # of x.tfrecord-00000-of-00042
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
@@ -57,9 +58,9 @@ def find_split(path: str | Path) -> tuple[Path, Path | None]:
     if not path.is_dir():
         return path, None
     folders: list[str] = []
-    files: dict[str, list[Path]] = {".beton": [], ".tar": []}
+    files: dict[str, list[Path]] = {".beton": [], ".tar": [], ".tfrecord": [], ".rec": []}
     for entry in _entries(path):
-        suffix = os.path.splitext(entry.name)[1].lower()
+        suffix = PART_SUFFIX.sub("", os.path.splitext(entry.name)[1].lower())
         if entry.is_dir():
             folders.append(entry.name)
         elif suffix in files:
@@ -68,6 +69,8 @@ def find_split(path: str | Path) -> tuple[Path, Path | None]:
         _pair_of_files(files[".beton"], alone=True)
         or _pair_of_folders(path, folders)
         or _pair_of_files(files[".tar"])
+        or _pair_of_files(files[".tfrecord"])
+        or _pair_of_files(files[".rec"])
         or (path, None)
     )
 
@@ -176,7 +179,7 @@ def _selects(pattern: Path, files: Sequence[Path], wanted: Sequence[Path]) -> bo
 
 def _pattern(folder: Path, split: Split, files: Sequence[Path]) -> Path:
     """A pattern of the files of a split: 'train*.tar', or '*train*.tar' if their names begin in several ways."""
-    suffix = next(file.suffix for file in files if file.parent == folder)
+    suffix = PART_SUFFIX.sub("*", next(file.suffix for file in files if file.parent == folder))
     if not split.word:
         return folder / f"*{suffix}"
     names = [file.name for file in files if file.parent == folder and split_of(file.name) == split]

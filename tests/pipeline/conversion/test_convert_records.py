@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.conversion.recordio_writer import MARK, has_mark, without_marks
-from pipeline.conversion.tfrecord_writer import masked_crc
+from pipeline.conversion.recordio_writer import has_mark, without_marks
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.reader import Reader
+from pipeline.dataset.records.crc32c import masked_crc
+from pipeline.dataset.records.recordio import MARK
 from pipeline.dataset.shards import Record, pack
 from pipeline.dataset.table import SampleTable
 from support.conversions import converted, target

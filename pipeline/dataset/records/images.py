@@ -1,0 +1,75 @@
+"""The images of any number of TFRecord or RecordIO files, with labels numbered over all of them; and their table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from common.processes import in_processes
+from common.progress import progress_bar
+from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
+from pipeline.dataset.finding.labels import class_names, numbered
+from pipeline.dataset.folder import Listing, probe_rows
+from pipeline.dataset.records.recordio import list_recordio
+from pipeline.dataset.records.tfrecord import list_tfrecord
+from pipeline.dataset.table import SampleTable
+
+LISTERS = {"tfrecord": list_tfrecord, "recordio": list_recordio}  # by the kind of `find_source`
+
+
+@dataclass(frozen=True, eq=False)
+class RecordImages:
+    """N images. file: (N,) int32, the number of the file; offset, length: (N,) int64 bytes; label: (N,) int32, -1
+    without; keys: their names; left_out: number of records that are not taken, by reason."""
+
+    file: Int32[np.ndarray, " n"]
+    offset: Int64[np.ndarray, " n"]
+    length: Int64[np.ndarray, " n"]
+    label: Int32[np.ndarray, " n"]
+    classes: tuple[str, ...]
+    keys: list[str]
+    left_out: dict[str, int]
+
+
+def record_images(
+    kind: str, root: Path, names: Sequence[str], choice: Choice, workers: int, progress: bool, setting: str
+) -> RecordImages:
+    """The images of the files `names` below `root`. kind: 'tfrecord' or 'recordio'; setting: the user's name for
+    `workers`. Raises DatasetError."""
+    paths = [str(root / name) for name in names]
+    listed = []
+    with progress_bar(len(paths), "listing records", "file", progress and len(paths) > 1) as bar:
+        one = partial(LISTERS[kind], choice=choice)
+        for records in in_processes(one, iter(paths), min(workers, len(paths)), setting):
+            listed.append(records)
+            bar.update()
+    labels = [label for records in listed for label in records.labels]
+    classes = class_names(labels)
+    left_out: Counter[str] = sum((records.left_out for records in listed), Counter())
+    counts = [len(records.offsets) for records in listed]
+    return RecordImages(
+        np.repeat(np.arange(len(listed), dtype=np.int32), counts),
+        np.array([offset for records in listed for offset in records.offsets], np.int64),
+        np.array([length for records in listed for length in records.lengths], np.int64),
+        numbered(labels, classes), classes, [key for records in listed for key in records.keys],
+        dict(left_out.most_common()),
+    )  # fmt: skip
+
+
+def scan_records(
+    kind: str, listing: tuple[Path, Listing], workers: int, progress: bool, choice: Choice = NOT_CHOSEN
+) -> SampleTable:
+    """The table of the files of `listing` (see `list_shards`), a row per image; decodes every image once."""
+    root, files = listing
+    images = record_images(kind, root, files.names, choice, workers, progress, "data.workers")
+    probes = probe_rows(root, files.names, images.file, images.offset, images.length, workers, progress)
+    table = SampleTable(
+        root, files.names, images.file, images.offset, label=images.label, classes=images.classes, **probes._asdict()
+    )
+    return replace(table, fingerprint=files.fingerprint(), left_out=images.left_out)
