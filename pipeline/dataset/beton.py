@@ -194,6 +194,10 @@ def _labels(
     numbers = [index for index in able if kinds[index] == INT and _in_range(records[f"f{index}"])]
     usual = [index for index in able if fields[index].lower() in LABELS or fields[index] == choice.label]
     guessed = usual or numbers
+    unable = [field for index, field in enumerate(fields) if field.lower() in LABELS and index not in able]
+    if unable and not usual and choice.label is None and kinds[fields.index(unable[0])] != RGB:
+        problem = f"{name}: the field {unable[0]} holds arrays, which are no classes"
+        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
     field = chosen_label([fields[index] for index in guessed], choice, guess=True)
     if not field:
         return np.full(len(records), -1, np.int32), ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,12 +13,13 @@ from jaxtyping import Int32
 from pipeline.dataset.table import DatasetError
 
 Label = int | str | None  # a class number, a text (a name, or digits), or none
+NUMBER = re.compile(r"(-?\d+)(\.0*)?", re.ASCII)
 LONGEST_NAME = 200  # characters; a longer text is no class name
 ADVICE = "write whole numbers or names, or leave the labels out with data.label=none"
 
 
 def label_of(value: Any, where: str, digits: bool = False) -> Label:
-    """A label as people write it: 3, 3.0, True, '3', 'cat', b'cat'; None, NaN, -1 and '' are no label.
+    """A label as people write it: 3, 3.0, True, '3', '3.0', 'cat', b'cat'; None, NaN, -1 and '' are no label.
 
     digits: whether '3' stays a text, since it may be the name of a class. Raises DatasetError, which begins with
     `where`.
@@ -34,7 +36,7 @@ def label_of(value: Any, where: str, digits: bool = False) -> Label:
     if text is None or (isinstance(text, float) and math.isnan(text)):
         return None
     try:
-        number = int(text)
+        number = int(text.partition(".")[0] if isinstance(text, str) else text)
     except (TypeError, ValueError, OverflowError):
         number = -2
     if number < -1 or number >= 2**31 or (not isinstance(text, str) and number != text):
@@ -43,7 +45,7 @@ def label_of(value: Any, where: str, digits: bool = False) -> Label:
 
 
 def is_number(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdecimal()
+    return NUMBER.fullmatch(text) is not None
 
 
 def class_names(labels: Iterable[Label], where: str = "") -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def numbering(classes: Sequence[str]) -> Callable[[Label], int]:
     def number(label: Label) -> int:
         if label is None:
             return -1
-        return position[label] if isinstance(label, str) and classes else int(label)
+        return position[label] if isinstance(label, str) and classes else int(float(label))
 
     return number
 

@@ -130,7 +130,7 @@ def test_files_with_other_columns_are_refused(tmp_path):
 
 
 def test_a_label_is_a_number_a_name_or_none():
-    values = [3, 3.0, True, "3", b"3\n", "cat", b" cat ", None, float("nan"), -1, "-1", "", "  "]
+    values = [3, 3.0, True, "3", b"3.0\n", "cat", b" cat ", None, float("nan"), -1, "-1", "", "  "]
     expected = [3, 3, 1, 3, 3, "cat", "cat", None, None, None, None, None, None]
     assert [label_of(value, "x") for value in values] == expected
     assert label_of("3", "x", digits=True) == "3"

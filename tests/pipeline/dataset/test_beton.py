@@ -237,6 +237,10 @@ def test_fields_that_could_be_either_ask_which(images, tmp_path):
     assert "which field holds the labels (age); choose with data.label=age, or data.label=none" in line
     assert error_of(open_source, path, tmp_path / "s").endswith("choose with --image=left")
     assert read_beton(path, Choice("right", "age")).label.tolist() == [5, 5, 5]
+    arrays = {"image": RGBImageField(), "label": NDArrayField(np.dtype("i8"), (2,))}
+    path = write_beton(tmp_path / "a.beton", [(images[0], np.array([1, 0])) for _ in range(3)], arrays)
+    assert "the field label holds arrays, which are no classes" in error_of(read_beton, path)
+    assert read_beton(path, Choice(None, "none")).label.tolist() == [-1] * 3
     samples, fields = [(images[0], i) for i in range(3)], {"image": RGBImageField(), "index": IntField()}
     assert read_beton(write_beton(tmp_path / "y.beton", samples, fields)).label.tolist() == [-1] * 3
 
