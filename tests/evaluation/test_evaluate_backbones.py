@@ -248,6 +248,8 @@ def test_a_published_checkpoint_is_evaluated(tmp_path, data, capsys, options):
     path = published_file(tmp_path / "swav_pretrain.pth.tar", published_network())
     output = evaluate(capsys, path, data, "--size", 32, "--k", "5", *options)
     assert 0 <= output["results"][0]["k-NN top1"]["k=5"] <= 1
+    accounts = output["data"].pop("accounting")
+    assert {split: account["images"] for split, account in accounts.items()} == {"train": 90, "test": 30}
     assert output["data"] == {"path": str(data), "train_images": 90, "test_images": 30, "classes": 3}
 
 
