@@ -278,7 +278,7 @@ def test_the_table_of_a_beton_is_used_without_a_scan(zoo, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format", "zip"], "--format=zip: give beton, wds or index"),
+        (["--format", "zip"], "--format=zip: give one of beton"),
         (["--format", "wds", "--short", "9", "--long", "9"], "give one of the two"),
         (["--format", "wds", "--raw"], "only a .beton can hold raw pixels"),
         (["--format", "wds", "--quality", "101"], "--quality=101: give a number from 1 to 100"),
@@ -350,7 +350,7 @@ def test_a_spooled_source_cannot_be_indexed(tmp_path):
 
     images = [{"bytes": PLAIN["rgb.png"], "path": "a.png"}, {"bytes": PLAIN["rgb.jpg"], "path": "b.jpg"}]
     pq.write_table(pa.table({"image": images, "label": pa.array([0, 1], pa.int64())}), tmp_path / "x.parquet")
-    assert "take --format beton or wds" in error_of(converted, tmp_path / "x.parquet", tmp_path / "i", "index")
+    assert "so there is nothing to index; take another format" in error_of(converted, tmp_path / "x.parquet", tmp_path / "i", "index")
     assert not (tmp_path / ".i.partial").exists()
     report = converted(tmp_path / "x.parquet", tmp_path / "out", "wds")
     assert (report.kind, report.written, report.kinds) == ("parquet", 2, {})
