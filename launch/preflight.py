@@ -35,8 +35,9 @@ def ask_nodes(
     dataset: also the digest of its table. `clock_off` is added: seconds by which the node's clock differs.
     """
     program = ["launch.node_facts", config.data.path, config.run.directory]
-    chosen = {"--dataset": config.data.cache, "--image": config.data.image, "--label": config.data.label}
-    program += [word for pair in chosen.items() if dataset and pair[1] is not None for word in pair]
+    if dataset:
+        chosen = {"--dataset": config.data.cache, "--image": config.data.image, "--label": config.data.label}
+        program += [word for name, value in chosen.items() if value is not None for word in (name, value)]
     return _answers(how, nodes, ssh, program, DATASET_TIMEOUT if dataset else ANSWER_TIMEOUT)
 
 
