@@ -18,6 +18,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed import _functional_collectives as functional_collectives
 from torch.nn import functional
 
 
@@ -54,10 +55,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         self.group = group
 
     def forward(self, x: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
-        if self.training and self.group is not None and self.group.size() > 1:
-            out = self._normalize_synchronized(x, self.group)
-        else:
-            out = self._normalize(x, None)
+        synchronized = self.training and self.group is not None and self.group.size() > 1
+        out = self._normalize(x, self.group if synchronized else None)
         # Exists only on modules that were timm's BatchNormAct2d, whose forward does the same.
         act = getattr(self, "act", None)
         return out if act is None else act(self.drop(out))  # type: ignore[operator]
@@ -82,10 +81,6 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         wide = x if x.is_cuda else x.to(dtype)
         out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
         return out.to(x.dtype)
-
-    # Outside compiled graphs, so that each call evaluates `_recomputing`. torch.compiler.disable does the same, but
-    # imports torch._dynamo here and not at the first call: two seconds, also for runs that synchronize nothing.
-    _normalize_synchronized = torch._disable_dynamo(_normalize)
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any number of dimensions."""
@@ -153,42 +148,59 @@ def synchronized_batch_norm(
     """
     if x.numel() == 0:
         raise ValueError(f"synchronized batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
-    return _SynchronizedBatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps, group)
+    x = x.contiguous(memory_format=_memory_format(x))
+    with torch.no_grad():
+        statistics = _joint_statistics(x, running_mean, running_var, momentum, eps, group)
+    return _Normalization.apply(x, weight, bias, *statistics, eps, group)
 
 
-class _SynchronizedBatchNorm(torch.autograd.Function):
+def _joint_statistics(
+    x: Float[Tensor, "batch channels *space"],
+    running_mean: Float[Tensor, " channels"] | None,
+    running_var: Float[Tensor, " channels"] | None,
+    momentum: float,
+    eps: float,
+    group: "dist.ProcessGroup",
+) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, " ranks"]]:
+    """Mean and 1 / std over all ranks, per channel, and the values per channel of each rank."""
+    mean, spread = torch.batch_norm_stats(x, eps) if _fused(x) else _local_statistics(x)
+    local = torch.cat([mean, spread, mean.new_full((1,), x.numel() // len(mean))])
+    means, spreads, counts = _gathered(local, group).view(group.size(), -1).split([len(mean), len(mean), 1], dim=1)
+    if _fused(x):
+        # The first argument only gives the dtype of counts without running statistics: half ends at 65504.
+        mean, invstd = torch.batch_norm_gather_stats_with_counts(
+            mean, means, spreads, running_mean, running_var, momentum, eps, counts.flatten()
+        )
+    else:
+        mean, invstd = _combined_statistics(means, spreads, counts, running_mean, running_var, momentum, eps)
+    return mean, invstd, counts.flatten()
+
+
+class _Normalization(torch.autograd.Function):
+    """(x - mean) * invstd * weight + bias, with the gradient through the statistics of all ranks."""
+
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
+        mean: Tensor,
+        invstd: Tensor,
+        counts: Tensor,
         eps: float,
         group: "dist.ProcessGroup",
     ) -> Tensor:
-        x = x.contiguous(memory_format=_memory_format(x))
-        mean, spread = torch.batch_norm_stats(x, eps) if x.is_cuda else _local_statistics(x)
-        local = torch.cat([mean, spread, mean.new_full((1,), x.numel() // len(mean))])
-        gathered = local.new_empty(group.size() * len(local))
-        dist.all_gather_into_tensor(gathered, local, group=group)
-        means, spreads, counts = gathered.view(group.size(), -1).split([len(mean), len(mean), 1], dim=1)
-
-        if x.is_cuda:
-            # The first argument only gives the dtype of counts without running statistics: half ends at 65504.
-            mean, invstd = torch.batch_norm_gather_stats_with_counts(
-                mean, means, spreads, running_mean, running_var, momentum, eps, counts.flatten()
-            )
+        if _fused(x):
             out = torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
         else:
-            mean, invstd = _combined_statistics(means, spreads, counts, running_mean, running_var, momentum, eps)
             scale = invstd if weight is None else invstd * weight
             out = (x - _wide(mean, x)) * _wide(scale, x)
-            out = (out if bias is None else out + _wide(bias, x)).to(x.dtype)
+            out = out if bias is None else out + _wide(bias, x)
+            # Only where it changes something: a compiled function that returns x.to(x.dtype) has gradients of zero.
+            out = out if out.dtype == x.dtype else out.to(x.dtype)
         ctx.save_for_backward(x, weight, mean, invstd, counts)
-        ctx.group = group
+        ctx.group, ctx.given = group, (True, weight is not None, bias is not None)
         return out
 
     @staticmethod
@@ -196,8 +208,10 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, invstd, counts = ctx.saved_tensors
         dy = dy.contiguous(memory_format=_memory_format(x))
-        needs_dx, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        if x.is_cuda:
+        # While torch.compile traces this, needs_input_grad is False for every tensor that the graph computes.
+        compiling = torch.compiler.is_compiling()
+        needs_dx, needs_weight, needs_bias = ctx.given if compiling else ctx.needs_input_grad[:3]
+        if _fused(x):
             dy_sum, dy_deviation_sum, weight_grad, bias_grad = torch.batch_norm_backward_reduce(
                 dy, x, mean, invstd, weight, needs_dx, needs_weight, needs_bias
             )
@@ -209,12 +223,10 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
 
         dx = None
         if needs_dx:
-            sums = torch.cat([dy_sum, dy_deviation_sum])
-            dist.all_reduce(sums, group=ctx.group)
-            dy_sum, dy_deviation_sum = sums.chunk(2)
-            if x.is_cuda:
+            dy_sum, dy_deviation_sum = _added_up(torch.cat([dy_sum, dy_deviation_sum]), ctx.group).chunk(2)
+            if _fused(x):
                 dx = torch.batch_norm_backward_elemt(
-                    dy, x, mean, invstd, weight, dy_sum, dy_deviation_sum, counts.flatten().int()
+                    dy, x, mean, invstd, weight, dy_sum, dy_deviation_sum, counts.int()
                 )
             else:
                 total = counts.sum()
@@ -222,6 +234,28 @@ class _SynchronizedBatchNorm(torch.autograd.Function):
                 dx = dy - _wide(dy_sum / total, x) - deviation * _wide(dy_deviation_sum * invstd.square() / total, x)
                 dx = (dx * _wide(scale, x)).to(x.dtype)
         return dx, weight_grad if needs_weight else None, bias_grad if needs_bias else None, *(5 * [None])
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether torch's own CUDA kernels compute. A compiler fuses plain operations with those around them."""
+    return x.is_cuda and not torch.compiler.is_compiling()
+
+
+def _gathered(local: Float[Tensor, " numbers"], group: "dist.ProcessGroup") -> Float[Tensor, " all_numbers"]:
+    """The numbers of all ranks, one after the other."""
+    if torch.compiler.is_compiling():
+        return functional_collectives.all_gather_tensor(local, 0, group)
+    gathered = local.new_empty(group.size() * len(local))
+    dist.all_gather_into_tensor(gathered, local, group=group)
+    return gathered
+
+
+def _added_up(sums: Float[Tensor, " numbers"], group: "dist.ProcessGroup") -> Float[Tensor, " numbers"]:
+    """The sums over all ranks; may change its argument."""
+    if torch.compiler.is_compiling():
+        return functional_collectives.all_reduce(sums, "sum", group)
+    dist.all_reduce(sums, group=group)
+    return sums
 
 
 def _local_statistics(

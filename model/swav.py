@@ -37,7 +37,7 @@ class SwAV(nn.Module):
         features = int(backbone.feature_dim)  # type: ignore[arg-type]
         self.projection_head: nn.Module
         if hidden_dim:
-            self.projection_head = nn.Sequential(
+            self.projection_head = Layers(
                 nn.Linear(features, hidden_dim),
                 nn.BatchNorm1d(hidden_dim),
                 nn.ReLU(inplace=True),
@@ -89,6 +89,15 @@ class SwAV(nn.Module):
             queue_scores,
             features[:batch_size].detach(),
         )
+
+
+class Layers(nn.Sequential):
+    """nn.Sequential that torch.compile makes one graph of: it skips the forward functions of torch's own modules."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x)
+        return x
 
 
 class Prototypes(nn.Linear):

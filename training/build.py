@@ -21,6 +21,7 @@ from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
+from training.compiled import compile_network
 from training.deepspeed_engine import input_dtype
 from training.distributed import Cluster
 
@@ -103,8 +104,7 @@ def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teache
     teacher = Teacher(network, config.swav.assigning, input_dtype(config))
     replace_batch_norm(teacher.network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
     if config.engine.compile:
-        teacher.network.backbone.compile()
-        teacher.network.projection_head.compile()
+        compile_network(teacher.network)
     return teacher
 
 

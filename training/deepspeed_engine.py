@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import ConfigError
 from model.backbone import checkpoint_activations
 from model.batchnorm import replace_batch_norm
+from model.swav import SwAV
+from training.compiled import compile_network
 from training.deepspeed_keys import check_keys
 from training.distributed import Cluster, quiet_deepspeed
 from training.gradient_averaging import Averaging
@@ -111,9 +113,7 @@ def _tunable(path: str) -> bool:
     return section in ("fp16", "zero_optimization", "comms_logger", "timers", "steps_per_print") and name not in fixed
 
 
-def build_engine(
-    config: DictConfig, network: torch.nn.Module, optimizer: Any, cluster: Cluster, device: torch.device
-) -> Any:
+def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Cluster, device: torch.device) -> Any:
     """The DeepSpeed engine around `network`: call it for a forward pass, then `.backward(loss)` and `.step()`.
 
     All ranks call it; all parameters become those of rank 0. Batch norm is replaced by the synchronized one. DeepSpeed
@@ -124,8 +124,7 @@ def build_engine(
     if config.engine.activation_checkpointing:
         checkpoint_activations(network.get_submodule("backbone"))
     if config.engine.compile:
-        network.get_submodule("backbone").compile()
-        network.get_submodule("projection_head").compile()
+        compile_network(network)
     groups = [list(group["params"]) for group in optimizer.param_groups]
     parameters = sum(p.numel() for group in groups for p in group)
     settings = deepspeed_config(config, cluster.world_size, device.type, parameters)

@@ -25,6 +25,7 @@ from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
 from training.build import starting_network
+from training.compiled import in_whole_batches
 
 
 def predict(
@@ -136,14 +137,18 @@ def backbone_knn(
     engine: images of `dtype` to features, by `network` or its DeepSpeed engine. network: evaluated in eval mode.
     """
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
+
+    def features(of: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return in_whole_batches(of, config.evaluation.batch_size) if config.engine.compile else of
+
     with evaluation_mode(network):
         classify = None if probe is None else probe.classify
-        accuracies = knn_accuracy(
-            lambda images: engine(images.to(dtype)), data, central, config, device, classify, "k-NN: backbone"
-        )
+        of_network = features(lambda images: engine(images.to(dtype)))
+        accuracies = knn_accuracy(of_network, data, central, config, device, classify, "k-NN: backbone")
     if teacher is not None:
         with evaluation_mode(teacher.network):
-            by_teacher = knn_accuracy(teacher.features, data, central, config, device, what="k-NN: teacher")
+            of_teacher = features(teacher.features)
+            by_teacher = knn_accuracy(of_teacher, data, central, config, device, what="k-NN: teacher")
         accuracies["knn_teacher"] = by_teacher["knn"]
     return accuracies
 

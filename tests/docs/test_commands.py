@@ -44,6 +44,7 @@ RUN_BY = {
     "perf.sinkhorn": "test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collectives",
     "perf.start": "test_a_start_imports_torch_once_and_its_spans_add_up",
     "perf.step": "test_all_phases_are_there_and_their_shares_add_up",
+    "perf.step.launches": "test_backbone_at_two_resolutions_and_head_are_three_graphs",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_unchanged",
     "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
     "pipeline.preview": "test_the_preview_shows_each_crop_in_the_colors_of_its_window",

@@ -7,9 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 from model.batchnorm import BatchNorm, replace_batch_norm, synchronized_batch_norm
+from model.swav import Layers
 from support.ranks import count_collectives, run_ranks
 from support.rounded_values import samples
 
@@ -262,19 +265,33 @@ def test_recomputation_for_a_checkpoint_changes_nothing(world_size: int, how: st
     assert deviation(actual, expected) < 1e-12
 
 
-def compiled_on_a_rank(batch: np.ndarray) -> Arrays:
-    network = Checkpointed(*small_network())
-    network.how = "not reentrant"
-    replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
-    network.compile(backend="eager")  # graphs and graph breaks, without minutes of code generation
-    return trained(network, batch, torch.float64)
+COMPILED = [(checkpoints, dtype) for checkpoints in (False, True) for dtype in (torch.float64, torch.float32)]
 
 
+def compiled_on_a_rank(batch: np.ndarray) -> list[tuple[Arrays, int, dict[str, int]]]:
+    """For each case: results of a network compiled around its checkpoints, its graphs and what broke them."""
+    results = []
+    for checkpoints, dtype in COMPILED:
+        network = (Checkpointed if checkpoints else Layers)(*small_network(dtype))
+        if isinstance(network, Checkpointed):
+            network.how = "not reentrant"
+        replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
+        counter = CompileCounterWithBackend("aot_eager")  # graphs of forward and backward, without generating code
+        network.compile(backend=counter, dynamic=False)
+        results.append((trained(network, batch, dtype), counter.frame_count, dict(counters["graph_break"])))
+    return results
+
+
+@pytest.mark.slow(seconds=10)
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_it_may_be_compiled_with_checkpoints_inside(world_size: int) -> None:
+def test_compiled_it_is_one_graph_with_the_same_gradients(world_size: int) -> None:
     batches = unequal_batches([4, 3][:world_size])
     expected = trained(small_network(), np.concatenate(batches), torch.float64)
-    assert deviation(together(run_ranks(batches, compiled_on_a_rank)), expected) < 1e-12
+    ranks = run_ranks(batches, compiled_on_a_rank)
+    for (_, dtype), results in zip(COMPILED, zip(*ranks, strict=True), strict=True):
+        assert [result[1:] for result in results] == [(1, {})] * world_size
+        tolerance = 1e-12 if dtype == torch.float64 else 5e-6
+        assert deviation(together([arrays for arrays, _, _ in results]), expected) < tolerance
 
 
 # ---- in one process ---------------------------------------------------------------------------------------

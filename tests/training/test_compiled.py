@@ -1,0 +1,77 @@
+"""engine.compile on two ranks: one static graph for each resolution, with batch norm's collectives inside it."""
+
+import json
+from functools import partial
+from unittest import mock
+
+import pytest
+
+from config.recipe import load_config
+from perf.ranks import run_ranks
+from perf.step.steps import Steps
+from training.auto import fit
+
+SETTINGS = (
+    *("data.path=none", "run.batch_size=8", "engine.sync_batch_norm=0", "swav.queue.length=0"),
+    *("model.backbone=resnet", "model.options={block: basic, layers: [1], base_width: 8, stem: small, stem_stride: 2}"),
+    *("model.hidden_dim=8", "model.embedding_dim=4", "model.prototypes=8", "optimizer.warmup_epochs=0"),
+    *("crops.global.size=16", "crops.local.size=8", "crops.local.count=2", "evaluation.probe=true"),
+    *("swav.teacher.momentum=0.9", "engine.activation_checkpointing=true"),
+)
+FIRST, LATER = 1, 3  # steps
+GRAPHS = 5  # the backbone at both resolutions and the head; the teacher's two
+
+
+def count_graphs(rank, folder):
+    """As a rank: graphs, breaks of graphs and losses, compiled and eager."""
+    import torch
+    from torch._dynamo.testing import CompileCounterWithBackend
+    from torch._dynamo.utils import counters
+
+    from evaluation.features import evaluation_mode
+    from training.compiled import compile_network, in_whole_batches
+    from training.distributed import Cluster, connected
+
+    cluster = Cluster(rank, 2, rank, 2)
+    counter = CompileCounterWithBackend("aot_eager")  # graphs of forward and backward, without generating code
+    found = {}
+    with connected(cluster):
+        for compiled in (True, False):
+            config = load_config(["config/demo.yaml", *SETTINGS, f"engine.compile={compiled}".lower()])
+            fit(config, 64, cluster)
+            counting = partial(compile_network, backend=counter)
+            with (
+                mock.patch("training.deepspeed_engine.compile_network", counting),
+                mock.patch("training.build.compile_network", counting),
+            ):
+                steps = Steps(config, cluster, 64)
+            torch.manual_seed(rank)
+            batches = [steps.noise(channels_last=True) for _ in range(FIRST + LATER)]
+            losses, graphs = [], []
+            for batch in batches:
+                losses.append(float(steps.step(iter([batch]))))
+                graphs.append(counter.frame_count)
+            found["compiled" if compiled else "eager"] = losses
+            with evaluation_mode(steps.network), torch.no_grad():
+                features = in_whole_batches(steps.engine, 4)
+                for rows in (4, 4, 3, 1):
+                    assert len(features(torch.randn(rows, 3, 16, 16))) == rows
+            graphs.append(counter.frame_count)
+            losses.append(float(steps.step(iter([steps.noise(channels_last=True)]))))
+            graphs.append(counter.frame_count)
+            if compiled:
+                found |= {"graphs": graphs, "breaks": dict(counters["graph_break"])}
+            norms = [m for m in steps.network.modules() if getattr(m, "group", None) is not None]
+            found["norms"] = len(norms)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+
+
+@pytest.mark.slow(seconds=20)
+def test_each_resolution_is_one_graph_and_none_follows_after_the_first_step(tmp_path):
+    run_ranks(count_graphs, 2, tmp_path)
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["norms"] > 0
+        assert found["breaks"] == {}
+        assert found["graphs"] == [*[GRAPHS] * (FIRST + LATER), GRAPHS + 1, GRAPHS + 1]  # one more for evaluation
+        assert found["compiled"] == pytest.approx(found["eager"], rel=1e-5)
