@@ -49,8 +49,9 @@ class Loader:
 
     `for batch in loader` runs to the end of the current epoch; the next `for` runs the next epoch. `position` counts
     global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
-    of the crops; None is float32 on a CPU and float16 on a GPU. Raises ValueError if the global batch does not split
-    over the ranks or is larger than the dataset.
+    of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
+    they are in pinned memory, so that the copy does not make the training loop wait. Raises ValueError if the global
+    batch does not split over the ranks or is larger than the dataset.
     """
 
     def __init__(
@@ -67,9 +68,10 @@ class Loader:
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
         max_bad_fraction: float = 0.01,
+        pinned_for: int | None = None,
     ):
         self.feed = Feed(table, Reader(table), max_bad_fraction)
-        self.crops = crops
+        self.crops, self.pinned_for = crops, pinned_for
         self.seed = seed
         self.global_batch = global_batch
         self.rank, self.world_size = rank, world_size
@@ -90,7 +92,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         if self._producer is None:
             self.backend = self.backend or self._new_backend()
-            self._producer = _Producer(execute(self.backend, self.feed, self._requests()))
+            batches = execute(self.backend, self.feed, self._requests())
+            self._producer = _Producer(batches if self.pinned_for is None else pinned(batches, self.pinned_for))
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
             yield self._take(epoch)  # bound to no name here, so that the caller alone keeps its memory alive
@@ -218,6 +221,15 @@ def execute(backend: Backend, feed: Feed, requests: Iterator[Request]) -> Iterat
         except DecodeFailure as failure:
             repaired = [feed.repair(request, backend.decodes) for request in failure.requests]
             requests = itertools.chain(repaired, requests)
+
+
+def pinned(
+    batches: Iterator[tuple[Request, list[torch.Tensor]]], device_id: int
+) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+    """The same with crops in pinned memory of a GPU. torch reuses that memory only after its copies are done."""
+    torch.cuda.set_device(device_id)  # of this thread; else GPU 0 would get a context of every process
+    for request, crops in batches:
+        yield request, [crop.pin_memory() for crop in crops]
 
 
 class _Producer:

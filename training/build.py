@@ -28,6 +28,7 @@ from training.distributed import Cluster
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
     """This rank's loader of the training set. Raises ValueError where batch, ranks and images do not fit."""
+    device, on_gpu = cluster.device(), config.pipeline.device == "gpu"
     return Loader(
         table,
         crops,
@@ -37,9 +38,10 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         rank=cluster.rank,
         world_size=cluster.world_size,
         threads=config.pipeline.threads,
-        device_id=cluster.device().index if config.pipeline.device == "gpu" else None,
+        device_id=device.index if on_gpu else None,
         dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
+        pinned_for=None if on_gpu else device.index,
     )
 
 

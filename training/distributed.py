@@ -43,6 +43,9 @@ class Cluster:
 
         if not torch.cuda.is_available():
             return torch.device("cpu")
+        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
+            # Read at the first allocation. Segments that grow leave no gaps of the sizes that an evaluation needed.
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         return torch.device("cuda", device_index(self.local_rank, self.local_world_size, torch.cuda.device_count()))
 
     def add_up(self, values: list[int]) -> list[int]:
@@ -149,6 +152,7 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    torch.backends.cudnn.benchmark = True  # shapes recur: cuDNN tries at the first which convolution is the fastest
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // cluster.local_world_size))
     os.environ |= {

@@ -42,7 +42,6 @@ def run_rank(rank: int, case: StepCase, folder: Path) -> None:
 
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
-        torch.backends.cudnn.benchmark = True
         figures = measure(case, cluster)
         if rank == 0:
             (folder / "step.json").write_text(json.dumps(figures))
