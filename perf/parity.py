@@ -1,9 +1,11 @@
 """How much the loaders' crops differ from torchvision's for the same draw, operation by operation.
 
-    python -m perf.parity [--json FILE] [--images 200]
+    python -m perf.parity [--json FILE] [--images 200] [--photographs]
 
 Mean absolute difference to the torchvision backend in levels of 255, over SwAV's eight views (2 x 224 and 6 x 96) of
-the benchmark's JPEGs; each view has the same weight. "limit" is for the default, ffcv with exact color.
+the benchmark's JPEGs; each view has the same weight. With --photographs: of photographs of 12 megapixels (see
+perf/photographs), which ffcv decodes at 1/4 or 1/8. "limit" is for the default, ffcv with exact color. ffcv-exact has
+crops.decode=exact, ffcv-affine crops.jitter.exact=false.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ from pipeline.draw import Draw, draw
 if TYPE_CHECKING:
     from pipeline.dataset.table import SampleTable
 
-CONTENDERS = {"ffcv": ("ffcv", True), "ffcv-affine": ("ffcv", False), "dali": ("dali", False)}  # (backend, exact)
+CONTENDERS = {  # (backend, crops.jitter.exact, crops.decode)
+    "ffcv": ("ffcv", True, "scaled"),
+    "ffcv-exact": ("ffcv", True, "exact"),
+    "ffcv-affine": ("ffcv", False, "scaled"),
+    "dali": ("dali", False, "exact"),
+    "torchvision": ("torchvision", True, "exact"),
+}
+SHOWN = ("ffcv", "ffcv-exact", "ffcv-affine", "dali")
 BATCH = 40
 
 
@@ -69,11 +78,15 @@ def operations(crops: Crops) -> dict[str, Operation]:
 
 
 def differences(
-    table: SampleTable, rows: np.ndarray, operation: Operation, contenders: Sequence[str], threads: int
+    table: SampleTable,
+    rows: np.ndarray,
+    operation: Operation,
+    contenders: Sequence[str],
+    threads: int,
+    reference: str = "torchvision",
 ) -> dict[str, float]:
-    """Mean absolute difference of each contender to torchvision in levels of 255, over all views of `rows`; epoch 0."""
-    backends = [("torchvision", True), *(CONTENDERS[name] for name in contenders)]
-    streams = [crops_of(table, rows, operation, backend, exact, threads) for backend, exact in backends]
+    """Mean absolute difference of each contender to `reference` in levels of 255, over all views of `rows`; epoch 0."""
+    streams = [crops_of(table, rows, operation, name, threads) for name in (reference, *contenders)]
     sums = np.zeros(len(contenders))
     for expected, *others in zip(*streams, strict=True):
         for index, crops in enumerate(others):
@@ -83,14 +96,15 @@ def differences(
 
 
 def crops_of(
-    table: SampleTable, rows: np.ndarray, operation: Operation, backend: str, exact: bool, threads: int
+    table: SampleTable, rows: np.ndarray, operation: Operation, contender: str, threads: int
 ) -> Iterator[list[np.ndarray]]:
     """Yield for each batch the crops of each resolution: (views * B, size, size, 3) float32, in levels of 255."""
     from pipeline.dataset.reader import Reader
     from pipeline.loader import BACKENDS, execute
     from pipeline.requests import Feed
 
-    crops = replace(operation.crops, jitter=replace(operation.crops.jitter, exact=exact))
+    backend, exact, decode = CONTENDERS[contender]
+    crops = replace(operation.crops, decode=decode, jitter=replace(operation.crops.jitter, exact=exact))
     feed, executor = Feed(table, Reader(table)), BACKENDS[backend](crops, BATCH, threads, None)
     mean, std = np.array(crops.mean, np.float32), np.array(crops.std, np.float32)
     parts = np.split(rows, range(BATCH, len(rows), BATCH))
@@ -107,13 +121,14 @@ def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.parity", __doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--images", type=int, default=200, help="how many JPEGs (default 200)")
+    parser.add_argument("--photographs", action="store_true", help="images of 12 megapixels")
     options = parser.parse_args(arguments)
     try:
         if options.images < 1:
             raise ValueError(f"--images={options.images}: expected at least 1")
         if options.json and not options.json.absolute().parent.is_dir():
             raise ValueError(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
-        report = run(options.images)
+        report = run(options.images, options.photographs)
     except (ValueError, OSError, ImportError) as error:
         print_error(error)
         return EXIT_MISTAKE
@@ -124,23 +139,28 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def run(images: int) -> dict[str, Any]:
+def run(images: int, large: bool) -> dict[str, Any]:
     """Make the images, compare, and return the report."""
     from config.recipe import default_config
     from perf.images import make_jpegs
     from perf.loader.__main__ import FOLDER
     from perf.machine import machine
+    from perf.photographs.images import KINDS, make_photographs
     from pipeline.crops import crops_from_config
     from pipeline.dataset.open import open_dataset
 
     cores = sorted(os.sched_getaffinity(0))
-    table = open_dataset(make_jpegs(FOLDER / "photographs", images, len(cores)), FOLDER / "tables", setting="--images")
+    if large:
+        folder = make_photographs(FOLDER / "camera", KINDS["12 MP"], images)
+    else:
+        folder = make_jpegs(FOLDER / "photographs", images, len(cores))
+    table = open_dataset(folder, FOLDER / "tables", setting="--images")
     rows = table.usable()[:images]  # a longer benchmark may have made more
     crops = crops_from_config(default_config().crops)
     results: dict[str, Any] = {}
     with progress_bar(len(operations(crops)), "operations", "op", True) as bar:
         for name, operation in operations(crops).items():
-            levels = differences(table, rows, operation, list(CONTENDERS), len(cores))
+            levels = differences(table, rows, operation, SHOWN, len(cores))
             results[name] = {contender: round(value, 3) for contender, value in levels.items()} | {
                 "limit": operation.limit
             }
@@ -153,11 +173,11 @@ def show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    head = [Column(name, justify="right") for name in (*CONTENDERS, "limit")]
+    head = [Column(name, justify="right") for name in (*SHOWN, "limit")]
     title = f"Mean absolute difference to torchvision, levels of 255, {report['images']} images"
     table = Table("operation", *head, title=title)
     for name, levels in report["levels"].items():
-        table.add_row(name, *(f"{levels[contender]:.2f}" for contender in CONTENDERS), f"{levels['limit']:g}")
+        table.add_row(name, *(f"{levels[contender]:.2f}" for contender in SHOWN), f"{levels['limit']:g}")
     Console(width=None if Console().is_terminal else 110).print(table)
 
 

@@ -38,7 +38,11 @@ class Blur:
 
 @dataclass(frozen=True)
 class Crops:
-    """All views of an image, global ones first, and their augmentation; SwAV, section 3.2 and appendix A."""
+    """All views of an image, global ones first, and their augmentation; SwAV, section 3.2 and appendix A.
+
+    decode: "scaled" lets the ffcv backend decode JPEGs to their own planes, as small as the windows allow; "exact"
+    makes it decode all pixels to RGB first. The other backends always do.
+    """
 
     views: tuple[View, ...]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -48,6 +52,7 @@ class Crops:
     blur: Blur = Blur()
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+    decode: str = "scaled"
 
     @property
     def groups(self) -> list[tuple[int, list[int]]]:
@@ -97,4 +102,5 @@ def crops_from_config(config, backend: str = "ffcv") -> Crops:
         blur=Blur(config["blur"]["probability"], tuple(config["blur"]["sigma"])),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+        decode=config["decode"],
     )

@@ -100,6 +100,12 @@ class CropSettings(Section):
     flip: Probability = setting(0.5, "probability of a horizontal flip")
     jitter: Jitter = Jitter()
     grayscale: Probability = setting(0.2, "probability of dropping color")
+    decode: Literal["scaled", "exact"] = setting(
+        "scaled",
+        "scaled: ffcv decodes a JPEG only as large as its crops need (1/2, 1/4 or 1/8), and converts colors of crops "
+        "only, at most a level off on average; exact: all pixels (dali and torchvision always)",
+        resume="crops stay the same, up to rounding",
+    )
     blur: Blur = Blur()
     mean: Annotated[list[float], PerColor] = setting(
         [0.485, 0.456, 0.406], "of red, green and blue (from 0 to 1); subtracted from the pixels"

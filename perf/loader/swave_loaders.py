@@ -82,7 +82,7 @@ def stages(jpegs: Jpegs, crops: Crops, cores: int, rounds: int = STAGE_ROUNDS) -
 
 
 def accepted(jpegs: Jpegs, crops: Crops, cores: int) -> np.ndarray:
-    """(N,) bool: which JPEGs the kernel decodes itself. Pillow decodes EXIF-rotated ones and ones with warnings."""
+    """(N,) bool: which JPEGs the kernel decodes itself. Pillow decodes those with warnings."""
     kernel = Kernel(crops, cores, "uint8")
     kernel.stages = 0
     status = [

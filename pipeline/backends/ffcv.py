@@ -1,8 +1,8 @@
 """The ffcv backend: FFCV's decoder and the fused kernel, for every source of encoded images.
 
-The kernel decodes JPEGs. Other formats, EXIF-rotated JPEGs and JPEGs that libjpeg-turbo warns about are decoded by
-Pillow first. With a GPU the kernel stops after resampling and flip; the uint8 crops are copied to the GPU, which does
-color, blur and normalization.
+The kernel decodes JPEGs and turns them as EXIF says. Other formats and JPEGs that libjpeg-turbo warns about are
+decoded by Pillow first. With a GPU the kernel stops after resampling and flip; the uint8 crops are copied to the GPU,
+which does color, blur and normalization.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
@@ -34,6 +35,8 @@ MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarte
 MOST_METADATA = 1 << 20  # bytes of a PNG's texts and profile that backends are given: Pillow's bound of one text
 ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825  # TIFF tags
 EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by TIFF type
+GAP, REDUCING_GAP = 2, 3.0  # see `shrink`
+TRANSPOSES = 5  # EXIF orientations from this one on exchange width and height
 TURNS = {  # EXIF orientation -> the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,6 +46,9 @@ TURNS = {  # EXIF orientation -> the operation that makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+Fit = Callable[[tuple[int, int]], tuple[int, int]]  # width and height of an image -> those to shrink it to
 
 
 class BadImage(ValueError):
@@ -64,23 +70,35 @@ class Probe(NamedTuple):
     reason: str = ""
 
 
+class Upright(NamedTuple):
+    """A decoded image as displayed, RGB; the file's format and mode (in Pillow's words) and EXIF orientation (1..8);
+    and the width and height that the image has in the file, as displayed."""
+
+    image: Image.Image
+    kind: str
+    mode: str
+    orientation: int
+    size: tuple[int, int]
+
+
 def decode(data: bytes) -> NDArray[np.uint8]:
     """Encoded bytes -> (H, W, 3) uint8 RGB, upright: the first frame, without alpha; color profiles are not applied.
 
     16-bit samples are scaled to 8 bits, not clipped: gray is rounded; for RGB, Pillow keeps the high byte (within 1
     level). Raises BadImage.
     """
-    return np.asarray(upright(data)[0])
+    return np.asarray(upright(data).image)
 
 
 def probe(data: bytes) -> Probe:
-    """Decode the whole image once. Bad data raises no error: the probe holds the quarantine reason."""
+    """Read the whole image once; of a JPEG every coefficient, but few pixels. Bad data raises no error: the probe holds
+    the quarantine reason."""
     try:
-        image, kind, mode, orientation = upright(data)
+        image = upright(data, few_pixels)
     except BadImage as error:
         return Probe(0, 0, State.QUARANTINED, error.reason)
-    plain = is_plain(data, kind, mode, orientation)
-    return Probe(image.width, image.height, State.OK if plain else State.PIL)
+    plain = is_plain(data, image.kind, image.mode, image.orientation)
+    return Probe(*image.size, State.OK if plain else State.PIL)
 
 
 def is_decodable(data: bytes) -> bool:
@@ -104,31 +122,41 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in allowed if name in Image.OPEN)
 
 
-def upright(data: bytes) -> tuple[Image.Image, str, str, int]:
-    """The RGB image as displayed, and the file's format and mode (in Pillow's words) and EXIF orientation (1..8).
+def few_pixels(size: tuple[int, int]) -> tuple[int, int]:
+    """For `upright`: only whether the image can be decoded matters."""
+    return 1, 1
 
-    Raises BadImage.
-    """
+
+def upright(data: bytes, fit: Fit | None = None) -> Upright:
+    """Decode an image. fit: from the size in the file to that to shrink to. A JPEG of at least `GAP` times these
+    sides is then decoded at 1/2, 1/4 or 1/8 of its size, each pixel the mean of a square. Raises BadImage."""
     if not data:
         raise BadImage("zero bytes")
     try:
-        return _upright(data)
+        return _upright(data, fit)
     except BadImage:
         # Pillow refuses a PNG for its metadata alone, if that is large or damaged: the pixels do not need it.
         for keep in (ORIENTING, ()) if is_png(data) else ():
             with suppress(BadImage):
-                return _upright(without_metadata(data, keep))
+                return _upright(without_metadata(data, keep), fit)
         raise
 
 
-def _upright(data: bytes) -> tuple[Image.Image, str, str, int]:
+def _upright(data: bytes, fit: Fit | None) -> Upright:
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
         if image.width * image.height > MAX_PIXELS:
             raise BadImage("too large")
-        kind, mode = image.format or "", image.mode
+        kind, mode, size = image.format or "", image.mode, image.size
+        wanted = fit(size) if fit else size
+        drafted = wanted != size and image.draft(None, (GAP * wanted[0], GAP * wanted[1]))
         image.load()
+        if not drafted:  # loading turns a TIFF
+            size = image.size
+            wanted = fit(size) if fit else size
         rgb = _rgb(image)
+        if wanted != size:
+            rgb = shrink(rgb, wanted, drafted[1] if drafted else None)
         # After the pixels are read: with an APNG, getexif() moves on to the next frame.
         orientation = _orientation(image)
     except BadImage:
@@ -137,7 +165,23 @@ def _upright(data: bytes) -> tuple[Image.Image, str, str, int]:
         raise BadImage("too large") from None
     except Exception as error:  # decoders raise anything on broken data, even SyntaxError
         raise BadImage(_reason(data, error)) from None
-    return (rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb), kind, mode, orientation
+    if orientation in TURNS:
+        rgb = rgb.transpose(TURNS[orientation])
+    return Upright(rgb, kind, mode, orientation, size[::-1] if orientation >= TRANSPOSES else size)
+
+
+def shrink(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """The image, or its `box` (left, top, right, bottom), resized to (width, height).
+
+    Uses Lanczos, preceded by averaging over whole factors above a factor of six: for 3840 x 2562 to 384 x 256 pixels,
+    53 ms instead of 347, with a mean difference of 0.45 of 255 levels; below six there is no difference. (A box filter
+    alone is three times as fast as Lanczos and differs by 1 to 4 levels.) A JPEG is averaged while it is decoded, if
+    twice as many pixels as needed remain on each side: 2 to 3 times as fast for 4032 x 3024 pixels, and 0.2 to 0.35
+    levels from Lanczos.
+    """
+    return image.resize(size, Image.Resampling.LANCZOS, box, REDUCING_GAP)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -178,7 +222,7 @@ def _reason(data: bytes, error: Exception) -> str:
 
 
 def is_plain(data: bytes, kind: str, mode: str, orientation: int) -> bool:
-    """Whether backends may decode a file themselves; kind, mode and orientation as `upright` returns them."""
+    """Whether backends may decode a file themselves; kind, mode and orientation as in `Upright`."""
     structure = PLAIN.get(kind, lambda data: None)
     return mode in PLAIN_MODES and structure(data) == orientation
 

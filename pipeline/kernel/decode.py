@@ -1,4 +1,9 @@
-"""JPEG bytes to pixels inside compiled code, by libjpeg-turbo: its own API or ffcv's C function `imdecode`."""
+"""JPEG bytes to pixels inside compiled code, by libjpeg-turbo: its own API or ffcv's C function `imdecode`.
+
+Pixels are RGB, at full size or shrunk, or the JPEG's own planes: luma, and chroma of lower resolution. A shrunk image
+is never in planes: for RGB the library shrinks chroma less, so that it keeps luma's resolution. TurboJPEG 2, which
+ffcv links, decodes no part of an image; cropping came with 3.0.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,35 @@ import ctypes
 import importlib.util
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from pipeline.kernel.native import array_at, call_decompress, call_imdecode
+from pipeline.kernel.header import BROKEN, FINE, MISFIT, TRANSPOSES
+from pipeline.kernel.native import array_at, call_decompress, call_imdecode, call_planes
 
-FINE, BROKEN, MISFIT, ROTATED = range(4)  # status of a row
-ORIENTATION = 0x0112  # TIFF tag
+TILE = 32  # pixels a side of what is turned at a time: its rows and columns stay in the L1 cache
+
+
+class Plane(NamedTuple):
+    """Where samples (RGB pixels, or luma or chroma) are in an image buffer: `height` rows of `width`, the first at
+    `at`, `pitch` bytes apart.
+
+    The pixel position (y, x) of the upright image is at (down + y * y_step, right + x * x_step) of its samples.
+    """
+
+    at: int
+    pitch: int
+    height: int
+    width: int
+    down: float
+    right: float
+    y_step: float
+    x_step: float
+
+
+NO_PLANE = Plane(0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
 
 @cache
@@ -43,81 +69,109 @@ def free_decompressor(handle: int) -> None:
 
 
 @njit(nogil=True, error_model="numpy")
-def header_status(data, height, width):
-    """The status of a JPEG (`data`, its bytes) by its header: FINE for an upright image of height x width, MISFIT for
-    another size, ROTATED if its EXIF orientation is not 1, BROKEN without a frame header."""
-    if len(data) < 4 or data[0] != 0xFF or data[1] != 0xD8:
-        return BROKEN
-    at = np.int64(2)
-    while at + 9 <= len(data):
-        marker = data[at + 1]
-        if data[at] != 0xFF or marker == 0xD9 or marker == 0xDA:
-            return BROKEN
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            at += 2
-            continue
-        length = np.int64(data[at + 2]) << 8 | np.int64(data[at + 3])
-        if 0xC0 <= marker <= 0xCF and marker != 0xC4 and marker != 0xC8 and marker != 0xCC:
-            rows = np.int64(data[at + 5]) << 8 | np.int64(data[at + 6])
-            columns = np.int64(data[at + 7]) << 8 | np.int64(data[at + 8])
-            return FINE if rows == height and columns == width else MISFIT
-        if marker == 0xE1 and _orientation(data[at + 4 : at + 2 + length]) != 1:
-            return ROTATED
-        at += 2 + length
-    return BROKEN
+def room_for(height, width, orientation, shrink):
+    """Bytes that `read_rgb` or `read_planes` needs for an upright image of height x width pixels."""
+    size = 3 * (height // shrink + 4) * (width // shrink + 4)  # a plane may have 3 more samples a side
+    return size if orientation == 1 else 2 * size
 
 
 @njit(nogil=True, error_model="numpy")
-def _orientation(block):
-    """EXIF orientation in an APP1 block of a JPEG; 1 if it is absent or invalid."""
-    if len(block) < 16 or block[0] != 0x45 or block[1] != 0x78 or block[2] != 0x69 or block[3] != 0x66:  # "Exif"
-        return 1
-    tiff = block[6:]
-    little = tiff[0] == 0x49
-    directory = _number(tiff, 4, 4, little)
-    for entry in range(_number(tiff, directory, 2, little)):
-        at = directory + 2 + 12 * entry
-        if at + 12 > len(tiff):
-            return 1
-        if _number(tiff, at, 2, little) == ORIENTATION:
-            value = _number(tiff, at + 8, 2, little)
-            return value if 2 <= value <= 8 else 1
-    return 1
+def read_rgb(function, handle, address, length, orientation, shrink, height, width, image):
+    """Decode the JPEG at `address` to upright RGB, each side 1/shrink as long. Returns the status and the plane.
 
-
-@njit(nogil=True, error_model="numpy")
-def _number(data, at, count, little):
-    """Unsigned integer of `count` bytes at `at`; 0 if `data` ends before it does."""
-    if at + count > len(data):
-        return 0
-    value = np.int64(0)
-    for i in range(count):
-        value = value << 8 | np.int64(data[at + (count - 1 - i if little else i)])
-    return value
-
-
-@njit(nogil=True, error_model="numpy")
-def read_pixels(function, handle, address, length, jpeg, height, width, image):
-    """Write the RGB bytes of a row to `image` (>= 3 * height * width,) and return the row's status.
-
-    A JPEG at `address` is decoded; raw pixels there are copied. `function`: address of tjDecompress2, or of imdecode if
-    `handle` is 0.
+    function: address of tjDecompress2, or of imdecode if `handle` is 0. height, width: of the whole upright image.
     """
-    data = array_at(address, length, np.uint8)
-    if not jpeg:
-        if length != 3 * height * width:
-            return MISFIT
-        image[:length] = data
-        return FINE
-    status = header_status(data, height, width)
-    if status != FINE:
-        return status
-    target = image.ctypes.data
+    rows, columns = (width, height) if orientation >= TRANSPOSES else (height, width)
+    rows, columns = -(-rows // shrink), -(-columns // shrink)
     if handle:
-        failed = call_decompress(function, handle, address, length, height, width, target)
+        failed = call_decompress(function, handle, address, length, rows, columns, image.ctypes.data)
     else:
-        failed = call_imdecode(function, address, length, height, width, target)
-    return BROKEN if failed else FINE
+        failed = call_imdecode(function, address, length, rows, columns, image.ctypes.data)
+    plane = Plane(0, 3 * columns, rows, columns, 0.0, 0.0, 1.0 / shrink, 1.0 / shrink)
+    if failed or orientation == 1:
+        return BROKEN if failed else FINE, plane
+    return FINE, _upright(image, plane, 3, orientation, height, width, 3 * rows * columns)
+
+
+@njit(nogil=True, error_model="numpy")
+def read_planes(function, handle, address, length, orientation, across, down, height, width, image, pointers):
+    """Decode the JPEG at `address` to its planes. Returns the status, luma's plane, blue's chroma and red's; the chroma
+    of a gray image is one sample of 128.
+
+    function: address of tjDecompressToYUVPlanes. pointers: (3,) int64, scratch. Other arguments as of `read_rgb`.
+    """
+    rows, columns = (width, height) if orientation >= TRANSPOSES else (height, width)
+    x, y = max(across, 1), max(down, 1)
+    m, n = -(-columns // x), -(-rows // y)  # chroma
+    area, chroma = m * x * n * y, m * n  # the library writes whole chroma samples
+    luma = Plane(0, m * x, rows, columns, 0.0, 0.0, 1.0, 1.0)
+    blue = Plane(area, m, n, m, 0.0, 0.0, 1.0 / y, 1.0 / x)
+    red = Plane(area + chroma, m, n, m, 0.0, 0.0, 1.0 / y, 1.0 / x)
+    start = image.ctypes.data
+    pointers[0], pointers[1], pointers[2] = start, start + blue.at, start + red.at
+    if call_planes(function, handle, address, length, rows, columns, pointers.ctypes.data):
+        return BROKEN, luma, blue, red
+    if across == 0:
+        image[area] = 128
+        blue = red = Plane(area, 1, 1, 1, 0.0, 0.0, 1.0 / height, 1.0 / width)
+    if orientation == 1:
+        return FINE, luma, blue, red
+    free = area + 2 * chroma
+    luma = _upright(image, luma, 1, orientation, height, width, free)
+    if across > 0:
+        blue = _upright(image, blue, 1, orientation, height, width, free + area)
+        red = _upright(image, red, 1, orientation, height, width, free + area + chroma)
+    return FINE, luma, blue, red
+
+
+@njit(nogil=True, error_model="numpy")
+def _upright(image, plane, channels, orientation, height, width, at):
+    """Turn a plane of an image of (upright) height x width pixels to `at`; returns it. channels: bytes of a sample."""
+    turn(image, plane.at, plane.pitch, plane.height, plane.width, channels, orientation, at)
+    rows, columns, y_step, x_step = plane.height, plane.width, plane.y_step, plane.x_step
+    from_bottom, from_right = _mirrors(orientation)
+    if orientation >= TRANSPOSES:
+        rows, columns, y_step, x_step = columns, rows, x_step, y_step
+        from_bottom, from_right = from_right, from_bottom
+    # A mirrored plane begins with the part of its last sample that is outside the image.
+    down = rows - height * y_step if from_bottom else 0.0
+    right = columns - width * x_step if from_right else 0.0
+    return Plane(at, channels * columns, rows, columns, down, right, y_step, x_step)
+
+
+@njit(nogil=True, error_model="numpy")
+def _mirrors(orientation):
+    """Whether an upright image starts at the stored last row, and at the stored last column."""
+    return orientation in (3, 4, 6, 7), orientation in (2, 3, 7, 8)
+
+
+@njit(nogil=True, error_model="numpy")
+def turn(image, source, pitch, height, width, channels, orientation, target):
+    """Write the height x width pixels of `channels` bytes at `source`, rows of `pitch` bytes, upright to `target`: rows
+    without gaps."""
+    last_row, last_column = _mirrors(orientation)
+    start = source + (height - 1 if last_row else 0) * pitch + (width - 1 if last_column else 0) * channels
+    y, x = -pitch if last_row else pitch, -channels if last_column else channels
+    rows, columns = height, width
+    if orientation >= TRANSPOSES:
+        y, x, rows, columns = x, y, columns, rows
+    for top in range(0, rows, TILE):
+        for left in range(0, columns, TILE):
+            for row in range(top, min(top + TILE, rows)):
+                read, write = start + row * y + left * x, target + (row * columns + left) * channels
+                for _ in range(left, min(left + TILE, columns)):
+                    for channel in range(channels):
+                        image[write + channel] = image[read + channel]
+                    read += x
+                    write += channels
+
+
+@njit(nogil=True, error_model="numpy")
+def copy_pixels(address, length, height, width, image):
+    """Copy the RGB pixels at `address`. Returns the status: MISFIT if there are not as many as the image has; and the
+    plane."""
+    plane = Plane(0, 3 * width, height, width, 0.0, 0.0, 1.0, 1.0)
+    if length != 3 * height * width:
+        return MISFIT, plane
+    image[:length] = array_at(address, length, np.uint8)
+    return FINE, plane

@@ -1,6 +1,6 @@
 """The fused multi-crop kernel: decodes each image once, then makes all of its crops while it is in the cache.
 
-    JPEG bytes -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalize and store
+    JPEG bytes -> header -> libjpeg-turbo -> for each view: resample its window -> color -> blur -> normalize, store
 
 Compiled by numba on first use and cached on disk. Threads take rows from a shared counter, without the GIL.
 """
@@ -26,6 +26,7 @@ from pipeline.kernel.compiling import compiling
 from pipeline.kernel.decode import free_decompressor, function_address, new_decompressor
 from pipeline.kernel.driver import (
     EVERYTHING,
+    HEADERS,
     RESAMPLE,
     STAGES,
     STORE,
@@ -36,7 +37,9 @@ from pipeline.kernel.driver import (
     plane_stride,
 )
 from pipeline.kernel.resample import STRIP
+from pipeline.scaling import shrinks
 
+PLANES = ("scaled", "accurate")  # values of crops.decode and dct for which JPEGs are decoded to planes
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "uint8": np.uint8}
 
 
@@ -45,8 +48,9 @@ class Kernel:
 
     dtype: of the crops; "bfloat16" returns the bits as uint16; "uint8" stops after resampling and flip (no color, blur
     or normalization). crops.jitter.exact: torchvision's color steps one by one, else composed to one affine map (see
-    color.py). dct: "accurate" gives exactly PIL's pixels; "fast" is ffcv's own decoder, on average one level off PIL
-    and about 4 % faster. Raises ValueError for other values, ImportError if ffcv is not installed.
+    color.py). crops.decode: "scaled" decodes JPEGs to their planes or as small as the windows allow, "exact" to PIL's
+    very pixels. dct: "fast" is ffcv's own decoder, on average one level off PIL and always exact in size. Raises
+    ValueError for other values, ImportError if ffcv is not installed.
     """
 
     def __init__(
@@ -66,7 +70,7 @@ class Kernel:
         self.stages = RESAMPLE | STORE if dtype == "uint8" else EVERYTHING
         self.setting = _setting(crops, dtype, dct)
         self.process = compiled_driver()
-        self.capacity = (0, 0)  # pixels and longest side of the largest image that scratch holds
+        self.capacity = (0, 0)  # bytes and longest side of the largest decoded image that scratch holds
         self.scratch: list[Scratch] = []
         self.handles = [new_decompressor() if dct == "accurate" else 0 for _ in range(threads)]
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
@@ -101,9 +105,9 @@ class Kernel:
     ) -> UInt8[np.ndarray, " B"]:
         """Execute a draw: images[i] holds JPEG bytes (1-d uint8) where jpeg[i], else RGB pixels (H, W, 3) uint8.
 
-        Writes `outputs` (shaped as from `buffers`, C-contiguous) and returns the status of each row: 0 fine; 1 the JPEG
-        is broken, or the library warned about it; 2 the image is not height x width, or a window lies outside it; 3
-        EXIF rotates the JPEG (pass its upright pixels instead). Crops of a row whose status is not 0 are all 0.
+        height, width: of the upright images, so as EXIF turns them. Writes `outputs` (shaped as from `buffers`,
+        C-contiguous) and returns the status of each row: 0 fine; 1 the JPEG is broken, or the library warned about it;
+        2 the image is not height x width, or a window lies outside it. Crops of a row whose status is not 0 are all 0.
 
         Two threads may call this at once: one prepares its batch while the other's runs. Raises ValueError if the
         shapes or dtypes of the arguments do not fit.
@@ -146,6 +150,11 @@ class Kernel:
             jpeg=np.array(jpeg, bool),
             height=height,
             width=width,
+            shrink=shrinks(draw.window, self.setting.size),
+            room=np.zeros(batch, np.int64),
+            orientation=np.ones(batch, np.int64),
+            across=np.full(batch, -1),
+            down=np.full(batch, -1),
             window=np.array(draw.window, np.int64, order="C"),
             flip=np.array(draw.flip, bool, order="C"),
             linear=linear,
@@ -163,19 +172,23 @@ class Kernel:
         return work, images
 
     def _execute(self, work: Work, stages: int) -> None:
-        self._make_room(work.height, work.width)
+        self._make_room(work)
         work.counter[0] = 0
         tasks = [self.pool.submit(self.process, work, self.setting, scratch, stages) for scratch in self.scratch]
         wait(tasks)  # for all, even if one fails: the others write to the outputs until they end
         for task in tasks:
             task.result()
 
-    def _make_room(self, height: np.ndarray, width: np.ndarray) -> None:
-        """Grow the scratch memory to hold the batch's largest image."""
-        pixels = int(np.max(height * width, initial=1))
-        side = int(np.max(np.maximum(height, width), initial=1))
-        if pixels > self.capacity[0] or side > self.capacity[1]:
-            room = max(pixels, self.capacity[0]), max(side, self.capacity[1])
+    def _make_room(self, work: Work) -> None:
+        """Read the headers, and grow the scratch memory to hold the batch's largest decoded image."""
+        if not self.scratch:
+            self.scratch = [_scratch(1, 1, self.setting, handle) for handle in self.handles]
+        work.counter[0] = 0
+        self.process(work, self.setting, self.scratch[0], HEADERS)
+        size = int(np.max(work.room, initial=1))
+        side = int(np.max(np.maximum(work.height, work.width) // work.shrink + 4, initial=1, where=work.room > 0))
+        if size > self.capacity[0] or side > self.capacity[1]:
+            room = max(size, self.capacity[0]), max(side, self.capacity[1])
             self.capacity, self.scratch = (0, 0), []  # frees the old memory before the new is allocated
             self.scratch = [_scratch(*room, self.setting, handle) for handle in self.handles]
             self.capacity = room
@@ -194,6 +207,7 @@ def _setting(crops: Crops, dtype: str, dct: str) -> Setting:
     mean, std = np.array(crops.mean), np.array(crops.std)
     return Setting(
         decoder=function_address("imdecode" if dct == "fast" else "tjDecompress2"),
+        planes_decoder=function_address("tjDecompressToYUVPlanes") if (crops.decode, dct) == PLANES else 0,
         exact=crops.jitter.exact,
         kind=list(DTYPES).index(dtype),
         size=np.array([view.size for view in crops.views], np.int64),
@@ -204,14 +218,15 @@ def _setting(crops: Crops, dtype: str, dct: str) -> Setting:
     )
 
 
-def _scratch(pixels: int, side: int, setting: Setting, handle: int) -> Scratch:
-    """Memory for images of up to `pixels` pixels and `side` pixels a side, and for the largest crop."""
+def _scratch(decoded: int, side: int, setting: Setting, handle: int) -> Scratch:
+    """Memory for decoded images of up to `decoded` bytes and `side` pixels a side, and for the largest crop."""
     size = int(setting.size.max())
-    row = 3 * max(side, size) + 128  # bytes; vectors read and write beyond the end of a row
+    row = 3 * max(side, size) + 256  # bytes; vectors read and write beyond the end of a row
     planes = (3 * (size + 2 * setting.rim) + 16) * plane_stride.py_func(size, setting.margin) + 64
     return Scratch(
         handle=handle,
-        image=np.empty(3 * pixels + 128, np.uint8),
+        image=np.empty(decoded + 128, np.uint8),
+        pointers=np.empty(3, np.int64),
         strip=np.empty(STRIP * row, np.uint8),
         transposed=np.empty(STRIP * row, np.uint8),
         planes=np.zeros(planes, np.uint8),
@@ -220,6 +235,10 @@ def _scratch(pixels: int, side: int, setting: Setting, handle: int) -> Scratch:
         first_column=np.empty(size, np.int32),
         row_weights=np.empty(2 * side + 4 * size, np.uint16),
         column_weights=np.empty(2 * side + 4 * size, np.uint16),
+        chroma_row=np.empty(size, np.int32),
+        chroma_column=np.empty(size, np.int32),
+        chroma_row_weights=np.empty(2 * side + 4 * size, np.uint16),
+        chroma_column_weights=np.empty(2 * side + 4 * size, np.uint16),
         taps=np.empty((4, size), np.float32),
         blur_weights=np.empty(2 * setting.rim + 1, np.uint16),
         mean=np.empty(3, np.float32),

@@ -90,3 +90,25 @@ def call_decompress(typing, function, handle, source, length, height, width, tar
         return builder.call(pointer, [handle, source, length, target, width, zero, height, zero, zero])
 
     return types.int32(*[types.int64] * 7), build
+
+
+@intrinsic
+def call_planes(typing, function, handle, source, length, height, width, pointers):
+    """libjpeg-turbo's tjDecompressToYUVPlanes at address `function`, with its accurate DCT: JPEG bytes at `source` ->
+    planes at the three addresses that `pointers` points to; not 0 on errors and warnings.
+
+    height, width: of luma; the library decodes at the largest of its scales that is not beyond. handle: as above.
+    """
+
+    def build(context, builder, signature, args):
+        function, handle, source, length, height, width, pointers = args
+        byte = _I8.as_pointer()
+        height, width = builder.trunc(height, _I32), builder.trunc(width, _I32)
+        # handle, source, size, planes, width, pitches (as the widths), height, no flags
+        kind = ir.FunctionType(_I32, [byte, byte, _I64, byte, _I32, byte, _I32, _I32])
+        pointer = builder.inttoptr(function, kind.as_pointer())
+        handle, source, pointers = (builder.inttoptr(address, byte) for address in (handle, source, pointers))
+        nothing, zero = ir.Constant(byte, None), ir.Constant(_I32, 0)
+        return builder.call(pointer, [handle, source, length, pointers, width, nothing, height, zero])
+
+    return types.int32(*[types.int64] * 7), build

@@ -16,21 +16,22 @@ STRIP = 32  # output rows that are resampled together: their intermediate stays 
 
 
 @njit(nogil=True, error_model="numpy")
-def tap_weights(length, size, first, weights, work):
-    """Triangle filter from `length` to `size` pixels: output i is the sum over k < n of input first[i] + k times
-    weights[k * size + i]; an output's weights sum to 65535. Returns n, the same for all i; some weights may be 0.
+def tap_weights(begin, length, samples, size, first, weights, work):
+    """Triangle filter from `length` of `samples` inputs, which begin at `begin`, to `size` pixels: output i is the sum
+    over k < n of input first[i] + k times weights[k * size + i]; an output's weights sum to 65535. Returns n, the same
+    for all i; some weights may be 0.
 
     first: (>= size,) int32; weights: (>= n * size,) uint16, n <= 2 * max(length / size, 1) + 1; work: (4, >= size)
     float32.
     """
     scale = length / size
     stretch = max(scale, 1.0)
-    n = min(int(np.ceil(2.0 * stretch)), length)
+    n = min(int(np.ceil(2.0 * stretch)), samples)
     slope, one, zero = np.float32(1.0 / stretch), np.float32(1), np.float32(0)
     middle, factor, cumulated, reached = work[0], work[1], work[2], work[3]
     for i in range(size):
-        center = (i + 0.5) * scale
-        start = min(max(int(center - stretch + 0.5), 0), length - n)
+        center = begin + (i + 0.5) * scale
+        start = min(max(int(center - stretch + 0.5), 0), samples - n)
         first[i] = start
         middle[i] = center - 0.5 - start
         factor[i] = zero
@@ -78,25 +79,42 @@ def weigh_rows(target, at, source, start, stride, weights, w, step, n, count):
 
 
 @njit(nogil=True, error_model="numpy")
-def resample(image, image_width, window, size, flip, scratch, planes, at, stride):
-    """Resize the window (top, left, height, width) of `image`, RGB bytes in rows of image_width pixels, to size x size.
+def odd_lines(count):
+    """`count` bytes rounded up to an odd number of cache lines, which puts the rows of a transpose into different cache
+    sets."""
+    lines = (count + 63) // 64
+    return (lines + (lines + 1) % 2) * 64
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def span(begin, length, samples):
+    """The first of `samples` that [begin, begin + length) touches, and the one behind the last."""
+    first = min(int(begin), samples - 1)
+    return first, max(min(int(np.ceil(begin + length)), samples), first + 1)
+
+
+@njit(nogil=True, error_model="numpy")
+def resample(image, plane, window, size, flip, scratch, planes, at, stride):
+    """Resize the window (top, left, height, width), in pixels of the whole image, to size x size. plane: a
+    `decode.Plane` of RGB in `image`.
 
     Writes bytes to planes[at + (3 * column + channel) * stride + row]; rows from `size` up to a full strip become 0.
     """
-    top, left, height, width = window[0], window[1], window[2], window[3]
+    y, tall = plane.down + window[0] * plane.y_step, window[2] * plane.y_step
+    x, wide = plane.right + window[1] * plane.x_step, window[3] * plane.x_step
+    top, bottom = span(y, tall, plane.height)
+    left, right = span(x, wide, plane.width)
     strip, transposed = scratch.strip, scratch.transposed
-    n_rows = tap_weights(height, size, scratch.first_row, scratch.row_weights, scratch.taps)
-    n_columns = tap_weights(width, size, scratch.first_column, scratch.column_weights, scratch.taps)
-    pitch = 3 * image_width
-    samples = 3 * width
-    strip_stride = (samples + 63) // 64 * 64
-    if strip_stride // 64 % 2 == 0:
-        strip_stride += 64  # an odd number of cache lines puts the rows of a transpose into different cache sets
+    taps = scratch.taps
+    n_rows = tap_weights(y - top, tall, bottom - top, size, scratch.first_row, scratch.row_weights, taps)
+    n_columns = tap_weights(x - left, wide, right - left, size, scratch.first_column, scratch.column_weights, taps)
+    samples = 3 * (right - left)
+    strip_stride = odd_lines(samples)
     half = splat(np.uint16(128 + min(n_columns, 254) // 2))
     for row in range(0, size, STRIP):
         for r in range(STRIP):
             if row + r < size:
-                begin = (top + scratch.first_row[row + r]) * pitch + 3 * left
+                begin, pitch = plane.at + (top + scratch.first_row[row + r]) * plane.pitch + 3 * left, plane.pitch
                 weigh_rows(
                     strip, r * strip_stride, image, begin, pitch, scratch.row_weights, row + r, size, n_rows, samples
                 )

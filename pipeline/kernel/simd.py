@@ -192,20 +192,62 @@ def add_signed(typing, a, b):
     return LANES(LANES, LANES), build
 
 
+def _packed_fractions(bits: int):
+    """An intrinsic that packs signed lanes with `bits` bits after the point to bytes."""
+
+    @intrinsic
+    def pack(typing, even, odd):
+        def build(context, builder, signature, args):
+            kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
+            lowest = cgutils.get_or_insert_function(builder.module, kind, "llvm.smin.v16i16")
+            highest = cgutils.get_or_insert_function(builder.module, kind, "llvm.smax.v16i16")
+            even, odd = (
+                builder.call(highest, [builder.call(lowest, [arg, _all(_VECTOR, (256 << bits) - 1)]), _all(_VECTOR, 0)])
+                for arg in args
+            )
+            odd = builder.and_(builder.shl(odd, _all(_VECTOR, 8 - bits)), _all(_VECTOR, 0xFF00))
+            return builder.or_(builder.lshr(even, _all(_VECTOR, bits)), odd)
+
+        return LANES(LANES, LANES), build
+
+    return pack
+
+
+# Bytes from signed lanes of the even and odd bytes in eighths or 64ths of a level, clipped and rounded down
+packed_eighths, packed_64ths = _packed_fractions(3), _packed_fractions(6)
+
+
 @intrinsic
-def packed_eighths(typing, even, odd):
-    """Bytes from signed lanes of the even and odd bytes in eighths, clipped and rounded down."""
+def odd_alone(typing, even, odd):
+    """The sum of odd bytes times 256, of two sums as `packed` takes them."""
+
+    def build(context, builder, signature, args):
+        even, odd = args
+        kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
+        minus = cgutils.get_or_insert_function(builder.module, kind, "llvm.usub.sat.v16i16")
+        return builder.call(minus, [odd, builder.lshr(even, _all(_VECTOR, 8))])
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def quarter(typing, a, half):
+    """(a + half) / 4 of unsigned lanes, the sum saturating: levels times 256 become signed 64ths."""
 
     def build(context, builder, signature, args):
         kind = ir.FunctionType(_VECTOR, [_VECTOR, _VECTOR])
-        lowest = cgutils.get_or_insert_function(builder.module, kind, "llvm.smin.v16i16")
-        highest = cgutils.get_or_insert_function(builder.module, kind, "llvm.smax.v16i16")
-        even, odd = (
-            builder.call(highest, [builder.call(lowest, [arg, _all(_VECTOR, 255 * 8 + 7)]), _all(_VECTOR, 0)])
-            for arg in args
-        )
-        odd = builder.and_(builder.shl(odd, _all(_VECTOR, 5)), _all(_VECTOR, 0xFF00))
-        return builder.or_(builder.lshr(even, _all(_VECTOR, 3)), odd)
+        plus = cgutils.get_or_insert_function(builder.module, kind, "llvm.uadd.sat.v16i16")
+        return builder.lshr(builder.call(plus, args), _all(_VECTOR, 2))
+
+    return LANES(LANES, LANES), build
+
+
+@intrinsic
+def centered(typing, a, half):
+    """a + half - 128 * 256: unsigned lanes to signed ones around a chroma of 128."""
+
+    def build(context, builder, signature, args):
+        return builder.xor(builder.add(*args), _all(_VECTOR, 0x8000))
 
     return LANES(LANES, LANES), build
 

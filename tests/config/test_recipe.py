@@ -169,6 +169,11 @@ def test_color_is_exact_by_default_if_the_backend_supports_it(backend, setting, 
     assert crops_from_config(load_config([DEMO, *settings]).crops, backend).jitter.exact is exact
 
 
+def test_decoding_is_scaled_unless_a_recipe_wants_all_pixels():
+    assert crops_from_config(load_config([DEMO]).crops).decode == "scaled"
+    assert crops_from_config(load_config([DEMO, "crops.decode=exact"]).crops).decode == "exact"
+
+
 def auto(tmp_path, *settings):
     (tmp_path / "auto.yaml").write_text("data: {path: /my/images}\n")
     return load_config([str(tmp_path / "auto.yaml"), *settings])

@@ -39,6 +39,7 @@ RUN_BY = {
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
     "perf.memory": "test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks",
     "perf.parity": "test_parity_is_reported_for_every_operation_and_within_its_limits",
+    "perf.photographs": "test_contenders_take_turns_and_ratios_are_of_this_checkout",
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",
     "perf.science": "test_the_whole_check_at_toy_size_and_no_job_runs_twice",
     "perf.sinkhorn": "test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collectives",

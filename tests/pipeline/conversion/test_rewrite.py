@@ -96,6 +96,20 @@ def test_shrinking_is_lanczos():
     assert stored.suffix == "png" and np.array_equal(decode(stored.data), np.asarray(expected))
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_small_and_stays_within_half_a_level_of_lanczos(orientation):
+    photo = Image.fromarray(photographs()[0]).resize((2001, 1502), Image.Resampling.LANCZOS)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo, "JPEG", quality=92, exif=exif)
+    stored = rewrite(data, (0, 0), Options("beton", short=240, raw=True))
+    size = (320, 240) if orientation == 1 else (240, 320)
+    expected = Image.fromarray(decode(data)).resize(size, Image.Resampling.LANCZOS)
+    assert (stored.width, stored.height) == size
+    pixels = np.frombuffer(stored.data, np.uint8).reshape(*size[::-1], 3).astype(int)
+    assert 0 < np.abs(pixels - np.asarray(expected)).mean() < 0.5
+
+
 def test_pixels_of_a_raw_source_are_unchanged():
     pixels = scene(7, 9)
     for options in (Options("wds"), Options("beton", raw=True)):
