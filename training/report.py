@@ -22,7 +22,7 @@ def closing_table(summary: dict[str, Any]) -> str:
             table.add_row("k-NN accuracy, its teacher", f"{summary['knn_teacher']:.2%}")
         if "probe" in summary:
             table.add_row("accuracy of the online probe", f"{summary['probe']:.2%}")
-        if summary["knn_random_init"] is not None:  # measured at the run's first start: a copied checkpoint lacks it
+        if summary["knn_random_init"] is not None:  # else the weights with which the run started have gone
             table.add_row("k-NN accuracy, random initialization", f"{summary['knn_random_init']:.2%}")
             table.add_row("k-NN accuracy, raw pixels", f"{summary['knn_raw_pixels']:.2%}")
     else:

@@ -155,15 +155,20 @@ def backbone_knn(
 
 def untrained_knn(
     data: Labelled, crops: Crops, config: DictConfig, device: torch.device, dtype: torch.dtype = torch.float32
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """What training is compared with, accuracies in [0, 1]: `knn_random_init`, of the backbone with which the run
     starts, built again from its seed, and `knn_raw_pixels`.
 
-    dtype: of the images; float16 and bfloat16 compute by autocast.
+    dtype: of the images; float16 and bfloat16 compute by autocast. A run does not end because the file model.weights
+    has gone since its start: then `knn_random_init` is None.
     """
-    with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
-        torch.manual_seed(config.run.seed)
-        network = starting_network(config.model).to(device).eval()
+    raw_pixels = pixel_knn(data, crops, config, device)
+    try:
+        with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
+            torch.manual_seed(config.run.seed)
+            network = starting_network(config.model).to(device).eval()
+    except ValueError:
+        return {"knn_random_init": None, "knn_raw_pixels": raw_pixels}
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
 
     def features(images: Tensor) -> Tensor:
@@ -171,7 +176,7 @@ def untrained_knn(
             return network(images.to(dtype))
 
     random_init = knn_accuracy(features, data, central, config, device, what="k-NN: untrained backbone")["knn"]
-    return {"knn_random_init": random_init, "knn_raw_pixels": pixel_knn(data, crops, config, device)}
+    return {"knn_random_init": random_init, "knn_raw_pixels": raw_pixels}
 
 
 def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.device) -> float:

@@ -75,7 +75,8 @@ def test_the_untrained_network_is_the_one_with_which_the_run_starts(tmp_path):
     untrained = untrained_knn(data, crops, config, device)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert untrained["knn_random_init"] == backbone_knn(network, network, data, crops, config, device)["knn"]
-    assert set(untrained) == {"knn_random_init", "knn_raw_pixels"}
+    config.model.weights = str(tmp_path / "gone since the start.pth")
+    assert untrained_knn(data, crops, config, device) == untrained | {"knn_random_init": None}
 
 
 def test_images_without_classes_give_no_knn(tmp_path):
