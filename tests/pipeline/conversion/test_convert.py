@@ -350,7 +350,8 @@ def test_a_spooled_source_cannot_be_indexed(tmp_path):
 
     images = [{"bytes": PLAIN["rgb.png"], "path": "a.png"}, {"bytes": PLAIN["rgb.jpg"], "path": "b.jpg"}]
     pq.write_table(pa.table({"image": images, "label": pa.array([0, 1], pa.int64())}), tmp_path / "x.parquet")
-    assert "so there is nothing to index; take another format" in error_of(converted, tmp_path / "x.parquet", tmp_path / "i", "index")
+    line = error_of(converted, tmp_path / "x.parquet", tmp_path / "i", "index")
+    assert "so there is nothing to index; take another format" in line
     assert not (tmp_path / ".i.partial").exists()
     report = converted(tmp_path / "x.parquet", tmp_path / "out", "wds")
     assert (report.kind, report.written, report.kinds) == ("parquet", 2, {})
