@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from config.recipe import load_config
-from model.backbone import UnknownBackbone, build_backbone
+from model.backbone import UnknownBackbone, backbone_of, build_backbone
 from model.resnet import RESNETS
 
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # what torchvision and timm call them
@@ -57,7 +57,7 @@ def build(word: str, pretrained: bool = False) -> NamedNetwork:
     if word.endswith((".yaml", ".yml")):
         config = load_config([word, "data.path=."])
         size = config.evaluation.size if config.evaluation.size != "auto" else config.crops["global"].size
-        network = build_backbone(config.model.backbone, sizes=[size], **config.model.options)
+        network = backbone_of(config.model, sizes=[size])
         inputs = Inputs(tuple(config.crops.mean), tuple(config.crops.std), size, config.evaluation.share)
         return NamedNetwork(network, f"{config.model.backbone} of {word}", inputs)
     if word in RESNETS:

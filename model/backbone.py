@@ -2,17 +2,33 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from model.resnet import RESNETS, ResNet
+from model.trial import check_features, first_line
+
+NO_FEATURES = {  # options of timm with which a network gives something else than features
+    "num_classes": "swave trains no classifier",
+    "features_only": "it gives the maps of all stages in place of features",
+}
 
 
 class UnknownBackbone(ValueError):
     """A name that is no backbone; the message, in one line, has the nearest ones."""
+
+
+def backbone_of(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> nn.Module:
+    """The backbone of a recipe's or checkpoint's `model:` section; otherwise as `build_backbone`."""
+    options = _plain(model["options"])
+    for option in options:
+        if not isinstance(option, str) or option in ("name", "sizes"):
+            raise ValueError(f"backbone {model['backbone']} has no option {option!r} (model.options)")
+    return build_backbone(model["backbone"], sizes, **options)
 
 
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
@@ -21,7 +37,7 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
     name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a
         model of timm (`options` go to `timm.create_model`). Vision transformers accept every resolution that
         their patch size divides.
-    sizes: the crop sizes; a model of timm is tested on each.
+    sizes: the crop sizes; a model of timm is tried with each (`model.trial.check_features`).
 
     Raises UnknownBackbone, and ValueError for an option or size that the backbone does not accept.
     """
@@ -32,28 +48,18 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
             raise ValueError(f"backbone {name} has no option {unknown[0]!r}; it has {', '.join(known)}")
         try:
             return ResNet(**(RESNETS.get(name, {}) | options))
-        except (
-            TypeError,
-            RuntimeError,
-            ZeroDivisionError,
-        ) as error:  # wrong type or impossible size
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"backbone {name} with model.options={options}: {reason}") from None
+        except (TypeError, RuntimeError, ZeroDivisionError) as error:  # wrong type or impossible size
+            raise ValueError(f"backbone {name} with model.options={options}: {first_line(error)}") from None
     network = _build_timm(name, options)
-    for size in sizes:
-        _check_size(network, name, size)
+    check_features(network, name, options, sizes)
     return network
 
 
-@torch.no_grad()
-def _check_size(network: nn.Module, name: str, size: int) -> None:
-    network.eval()
-    try:
-        network(torch.zeros(1, 3, size, size))
-    except Exception as error:  # timm raises assertions, torch RuntimeErrors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"backbone {name} does not take crops of {size} pixels: {reason}") from None
-    network.train()
+def _plain(value: Any) -> Any:
+    """Mappings and sequences (such as OmegaConf's) as dict and list: libraries look at the type."""
+    if isinstance(value, Mapping):
+        return {key: _plain(value[key]) for key in value}
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
@@ -64,19 +70,39 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
         kinds = "neither one of swave's nor a model of timm"
         raise UnknownBackbone(f"backbone {name!r} is {kinds}; nearest: {', '.join(near)}")
-    options = {"num_classes": 0, "pretrained": False, **options}
+    for option, reason in NO_FEATURES.items():
+        if options.get(option):
+            raise ValueError(f"backbone {name} with model.options={options}: {reason}; leave out {option}")
+    settings = {"num_classes": 0, "pretrained": False, **options}
     # Multi-crop needs several resolutions; by default, models with position embeddings accept only one.
     try:
         try:
-            network = timm.create_model(name, **{"dynamic_img_size": True, **options})
+            network = timm.create_model(name, **{"dynamic_img_size": True, **settings})
         except TypeError as error:
             if "dynamic_img_size" not in str(error):
                 raise
-            network = timm.create_model(name, **options)
-    except (TypeError, RuntimeError, OSError) as error:  # OSError: pretrained weights cannot be fetched
-        raise ValueError(f"backbone {name} with model.options={options}: {error}") from None
+            network = timm.create_model(name, **settings)
+    except Exception as error:  # of any type; OSError: pretrained weights cannot be fetched
+        reason = first_line(error) + _nearest_option(name, first_line(error))
+        raise ValueError(f"backbone {name} with model.options={options}: {reason}") from None
     network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network
+
+
+def _nearest_option(name: str, reason: str) -> str:
+    """Words about the nearest option of a model of timm, if it refused an option's name."""
+    import timm
+
+    wrong = re.search(r"unexpected keyword argument '(\w+)'", reason)
+    if wrong is None:
+        return ""
+    try:
+        with torch.device("meta"):
+            builder = type(timm.create_model(name)).__init__
+    except Exception:  # not every model can be made without memory
+        return ""
+    near = difflib.get_close_matches(wrong[1], inspect.signature(builder).parameters, n=1, cutoff=0.0)
+    return f"; the nearest option is {near[0]}" if near else ""
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from model.backbone import build_backbone
+from model.backbone import backbone_of
 from model.batchnorm import replace_batch_norm
 from model.objective import Objective
 from model.probe import Probe
@@ -49,7 +49,7 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
     """A recipe's `model:` section at random initialization, on the CPU; sizes: crops that it will be given, in pixels.
     Raises ValueError for what the backbone does not take."""
     return SwAV(
-        build_backbone(model["backbone"], sizes=sizes, **model["options"]),
+        backbone_of(model, sizes),
         hidden_dim=model["hidden_dim"],
         embedding_dim=model["embedding_dim"],
         num_prototypes=model["prototypes"],

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from torch import nn
 
-from model.backbone import build_backbone
+from model.backbone import backbone_of, build_backbone
 from model.resnet import RESNETS
 from model.swav import SwAV
+from model.trial import check_features
 
 SMALL = {"block": "basic", "layers": (1, 1), "base_width": 8, "stem": "small"}
 
@@ -63,3 +66,68 @@ def test_a_crop_size_that_a_backbone_does_not_take_is_one_line():
         build_backbone("vit_tiny_patch16_224", sizes=[96, 90])
     with pytest.raises(ValueError, match=r"convnext_atto with model.options=.*nonsense"):
         build_backbone("convnext_atto", nonsense=1)
+
+
+def test_lists_and_mappings_of_a_recipe_reach_timm_as_python_values():
+    options = OmegaConf.create({"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]})
+    network = backbone_of({"backbone": "convnext_atto", "options": options}, sizes=[32])
+    assert network.feature_dim == 32
+    swin = {"depths": [1, 1], "embed_dim": 24, "num_heads": [2, 2]}
+    name = "swin_tiny_patch4_window7_224"
+    assert backbone_of({"backbone": name, "options": OmegaConf.create(swin)}).feature_dim == 48
+
+
+SMALL_VIT = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet10t", {"num_classes": 7}, "no classifier; leave out num_classes"),
+        ("resnet10t", {"features_only": True}, "maps of all stages .*; leave out features_only"),
+        ("vit_tiny_patch16_224", {**SMALL_VIT, "global_pool": ""}, r"gives \[2, 5, 24\] .*; leave out global_pool"),
+        ("vit_tiny_patch16_224", {**SMALL_VIT, "depths": 2}, "argument 'depths'; the nearest option is depth"),
+        ("vit_tiny_patch16_224", {**SMALL_VIT, "num_heads": 5}, "model.options="),
+        ("vit_tiny_patch16_224", {**SMALL_VIT, "init_values": float("nan")}, "infinite or NaN features"),
+        ("resnet10t", {"in_chans": 1}, "resnet10t with .* does not take crops of 32 pixels: "),
+        ("resnet18", {1: 2}, "resnet18 has no option 1"),
+        ("resnet18", {"sizes": 2}, "resnet18 has no option 'sizes'"),
+        ("resnet10t", {"name": "x"}, "resnet10t has no option 'name'"),
+    ],
+)
+def test_options_that_change_what_comes_out_are_one_line(name, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        backbone_of({"backbone": name, "options": options}, sizes=[32])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_a_refused_size_comes_with_sizes_near_it_that_are_taken():
+    with pytest.raises(ValueError, match=r"crops of 90 pixels: .*; near it, it takes 80 and 96"):
+        build_backbone("vit_tiny_patch16_224", sizes=[90], **SMALL_VIT)
+    with pytest.raises(ValueError, match=r"crops of 64 pixels: .*; as built it takes 224 pixels only"):
+        build_backbone("mixer_s32_224", sizes=[64])
+
+
+def test_the_trial_changes_neither_the_network_nor_random_numbers():
+    torch.manual_seed(3)
+    plain = build_backbone("resnet10t", drop_path_rate=0.5)
+    following = torch.rand(3)
+    torch.manual_seed(3)
+    tried = build_backbone("resnet10t", sizes=[32, 64], drop_path_rate=0.5)
+    assert torch.equal(torch.rand(3), following) and tried.training
+    for key, value in plain.state_dict().items():
+        assert torch.equal(tried.state_dict()[key], value), key
+
+
+class Forgetful(nn.Module):
+    """Right in evaluation; in training its features are not finite."""
+
+    feature_dim = 3
+
+    def forward(self, images):
+        return images.mean((2, 3)) * (float("inf") if self.training else 1)
+
+
+def test_training_mode_is_tried_too():
+    with pytest.raises(ValueError, match="infinite or NaN features for crops of 8 pixels"):
+        check_features(Forgetful(), "forgetful", {}, [8])

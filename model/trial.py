@@ -1,0 +1,86 @@
+"""Tries a backbone of another library once, before a run starts: each size, in training and in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STEPS = (4, 7, 8, 14, 16, 32)  # patch sizes and strides: sizes near a refused one are multiples of them
+CHANGING = ("num_classes", "features_only", "global_pool", "out_indices")  # options that change what comes out
+
+
+def check_features(network: nn.Module, name: str, options: Mapping[str, Any], sizes: Iterable[int]) -> None:
+    """Raise ValueError, one line, unless images [2, 3, s, s] give finite features [2, feature_dim] for each size s.
+
+    Weights, buffers and torch's random state do not change; the network ends in training mode.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for size in sorted(set(sizes)):
+                for training in (False, True):
+                    _check(network.train(training), f"backbone {name}{_with(options)}", options, size)
+    finally:
+        network.train()
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that has any, else its type: timm's assertions often have no text."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def _check(network: nn.Module, described: str, options: Mapping[str, Any], size: int) -> None:
+    try:
+        output = _features(network, size)
+    except Exception as error:  # of any type: timm raises assertions, torch RuntimeErrors
+        reason = first_line(error)
+        raise ValueError(
+            f"{described} does not take crops of {size} pixels: {reason}{_rule(network.eval(), size)}"
+        ) from None
+    dim = network.feature_dim
+    if not isinstance(output, Tensor) or output.shape != (2, dim):
+        given = [option for option in CHANGING if option in options]
+        leave = f"; leave out {' and '.join(given)}" if given else ""
+        raise ValueError(f"{described} gives {_shape(output)} in place of features [2, {dim}] for 2 images{leave}")
+    if not output.isfinite().all():
+        raise ValueError(f"{described} gives infinite or NaN features for crops of {size} pixels; use other options")
+
+
+@torch.no_grad()
+def _features(network: nn.Module, size: int) -> Any:
+    return network(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+
+
+def _rule(network: nn.Module, size: int) -> str:
+    """Which sizes near a refused one the network takes, found by trying."""
+    below = sorted({size // step * step for step in STEPS} - {0, size}, reverse=True)
+    above = sorted({-(-size // step) * step for step in STEPS} - {size})
+    near = [found for sizes in (below, above) if (found := next((s for s in sizes if _takes(network, s)), None))]
+    if near:
+        return f"; near it, it takes {' and '.join(map(str, near))}"
+    native = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 0, 0))[-1]
+    return f"; as built it takes {native} pixels only" if native and _takes(network, native) else ""
+
+
+def _takes(network: nn.Module, size: int) -> bool:
+    try:
+        _features(network, size)
+    except Exception:
+        return False
+    return True
+
+
+def _shape(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return str(list(output.shape))
+    return f"{len(output)} outputs" if isinstance(output, list | tuple | dict) else f"a {type(output).__name__}"
+
+
+def _with(options: Mapping[str, Any]) -> str:
+    return f" with model.options={dict(options)}" if options else ""
