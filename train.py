@@ -95,7 +95,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
         sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
-        network = starting_network(config.model, sizes, resumed=journal.begun_with() is not None).to(device)
+        resumed = journal.begun_with() is not None
+        network = starting_network(config.model, sizes, resumed, journal.say).to(device)
         swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
         objective, queue, dtype = build_objective(config), build_queue(config, cluster), input_dtype(config)
         clusters = build_clusters(config, loader, len(table), device)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from config.recipe import load_config
 from model.backbone import UnknownBackbone, backbone_of, build_backbone
 from model.resnet import RESNETS
+from model.weights.guess import guess, resnet_name, resnet_options
 
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # what torchvision and timm call them
+ANTIALIASED = re.compile(r"resnet\w*?(?:blur|aa)\d+|antialias\w*|lpf\d")  # names of ResNets with other pooling
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PUBLISHED_STD = (0.228, 0.224, 0.225)
 MEAN = (0.485, 0.456, 0.406)
@@ -76,45 +78,32 @@ def from_config(config: Mapping[str, Any]) -> Inputs:
     return Inputs(tuple(crops["mean"]), tuple(crops["std"]), int(size), float(evaluation["share"]))
 
 
-def without_classifier(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors (by swave's names) without those of a classifier."""
-    endings = tuple(f"backbone.{name}." for name in CLASSIFIERS)
-    return {key: value for key, value in weights.items() if not key.startswith(endings)}
+def of_weights(backbone: Mapping[str, Tensor], source: Path) -> NamedNetwork:
+    """Our ResNet for weights without a name, inferred from their shapes. Raises ValueError (one line) if the shapes do
+    not determine it.
 
-
-def resnet_options(weights: Mapping[str, Tensor], source: Path) -> dict[str, Any]:
-    """Options of swave's ResNet, inferred from the shapes of weights (by swave's names). Raises ValueError if they do
-    not determine it."""
-    stem = weights.get("backbone.conv1.weight")
-    stages: dict[int, int] = {}
-    for key in weights:
-        if match := re.match(r"backbone\.layer(\d+)\.(\d+)\.conv1\.weight$", key):
-            stage = int(match[1])
-            stages[stage] = max(stages.get(stage, 0), int(match[2]) + 1)
+    backbone: by swave's names. source: their file; its name may say that its ResNet pools with antialiasing, which
+    changes no tensor.
+    """
     remedy = f"name the network: {source}@timm:NAME, {source}@torchvision:NAME, or {source}@RECIPE.yaml"
-    if stem is None or sorted(stages) != list(range(1, len(stages) + 1)) or not stages:
+    options = resnet_options(backbone)
+    if options is None or any(key.endswith(".filt") for key in backbone):
+        stem = backbone.get("conv1.weight")
+        if stem is not None and stem.shape[-1] != 7 and "layer1.0.conv1.weight" in backbone:
+            stem_words = f"a stem of {stem.shape[-1]} pixels, whose stride is unknown"
+            raise ValueError(f"weights {source} have {stem_words}; {remedy}")
+        described, name = guess(backbone)
+        remedy = remedy.replace("NAME", name, 1) if name else remedy
         raise ValueError(
-            f"weights {source} are not those of a ResNet (conv1.weight and layer1.0.conv1.weight); {remedy}"
+            f"weights {source} hold {described}: not those of a ResNet that is known by its shapes; {remedy}"
         )
-    if stem.shape[-1] != 7:
-        raise ValueError(f"weights {source} have a stem of {stem.shape[-1]} pixels, whose stride is unknown; {remedy}")
-    block = "bottleneck" if "backbone.layer1.0.conv3.weight" in weights else "basic"
-    layers = [stages[stage] for stage in sorted(stages)]
-    return {"block": block, "layers": layers, "base_width": int(stem.shape[0]), "stem": "imagenet"}
-
-
-def resnet_name(options: Mapping[str, Any]) -> str:
-    """The name of our ResNet with these options, such as resnet50w2, or a description of them."""
-    for name, known in RESNETS.items():
-        width = 64 * known.get("width_multiplier", 1)
-        if (known["block"], list(known["layers"]), width) == (
-            options["block"],
-            list(options["layers"]),
-            options["base_width"],
-        ):
-            return name
-    layers = "-".join(map(str, options["layers"]))
-    return f"resnet {options['block']} {layers}, width {options['base_width']}"
+    name = resnet_name(options)
+    if antialiased := ANTIALIASED.search(source.name.lower()):
+        raise ValueError(
+            f"weights {source} are called {antialiased[0]}, which pools otherwise than {name} with the same tensors; "
+            f"name the network: {source}@timm:NAME, or {source}@{name} for the plain one"
+        )
+    return NamedNetwork(build_backbone("resnet", **options), name, Inputs())
 
 
 # ---------------------------------------------------------------------------------------------- libraries

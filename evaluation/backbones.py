@@ -33,13 +33,11 @@ from evaluation.architectures import (
     NamedNetwork,
     build,
     from_config,
-    resnet_name,
-    resnet_options,
-    without_classifier,
+    of_weights,
 )
 from model.backbone import build_backbone
 from model.swav import SwAV
-from model.weights import heads_of, read_weights, swave_names, take_weights
+from model.weights import check_finite, find, read_weights, take_weights
 from training.trained_network import TEACHER, read_trained
 
 RANDOM = "random"
@@ -50,7 +48,8 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
-    the images that a run was trained on and scored with; image, label: its choice of them. temperature: of its loss."""
+    the images that a run was trained on and scored with; image, label: its choice of them. temperature: of its loss.
+    note: what was read from a file."""
 
     word: str
     architecture: str
@@ -63,6 +62,7 @@ class Backbone:
     image: str | None = None
     label: str | None = None
     temperature: float = 0.1
+    note: str = ""
 
     @property
     def feature_dim(self) -> int:
@@ -97,8 +97,8 @@ def open_backbone(word: str, seed: int = 31) -> Backbone:
     if word.startswith(f"{RANDOM}@"):
         torch.manual_seed(seed)
         return _named(word, build(word.partition("@")[2]))
-    if path.is_dir() and (path / "model.safetensors").is_file() and not (path / "manifest.json").is_file():
-        return replace(_from_file(path / "model.safetensors"), word=word)
+    if path.is_dir() and any(path.glob("model.safetensors*")) and not (path / "manifest.json").is_file():
+        return replace(_from_file(path), word=word)
     if path.is_dir() or (word.endswith(TEACHER) and Path(word.removesuffix(TEACHER)).is_dir()):
         return _from_run(word, path)
     if path.is_file():
@@ -106,7 +106,7 @@ def open_backbone(word: str, seed: int = 31) -> Backbone:
     if word.startswith(("torchvision:", "timm:")):
         return _named(word, build(word, pretrained=True))
     for at in (place for place, letter in enumerate(word) if letter == "@"):  # folders and recipes may have one too
-        if Path(word[:at]).is_file():
+        if Path(word[:at]).exists():
             return replace(_from_file(Path(word[:at]), build(word[at + 1 :])), word=word)
     raise ValueError(
         f"backbone {word}: no such run or file; give a run's directory, a file of weights, FILE@NETWORK, "
@@ -166,6 +166,7 @@ def weights_digest(network: nn.Module) -> str:
 # ---------------------------------------------------------------------------------------------- kinds
 def _named(word: str, named: NamedNetwork) -> Backbone:
     network = named.network.eval()
+    check_finite(network.state_dict(), f"backbone {word}")
     return Backbone(word, named.name, network, weights_digest(network), named.inputs)
 
 
@@ -203,23 +204,24 @@ def _from_run(word: str, path: Path) -> Backbone:
 
 
 def _from_file(path: Path, named: NamedNetwork | None = None) -> Backbone:
-    published = read_weights(path)
-    weights = without_classifier(swave_names(published))
-    header = _header(path)
+    weights = read_weights(path)
+    header = _header(path / "model.safetensors" if path.is_dir() else path)
+    note = ""
     if named is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))
         inputs = from_config(json.loads(header["config"])) if "config" in header else Inputs()
         named = NamedNetwork(build_backbone(header["backbone"], **options), header["backbone"], inputs)
     if named is None:
-        options = resnet_options(weights, path)
-        named = NamedNetwork(build_backbone("resnet", **options), resnet_name(options), Inputs())
+        named = of_weights(find(weights).backbone, path)
+        note = f"; read as {named.name}, by its shapes (FILE@timm:NAME names another network with the same tensors)"
     network = named.network
-    swav = _with_heads(network, weights, heads_of(published))
-    take_weights(network if swav is None else swav, weights, f"weights {path}")
+    found = find(weights, network.state_dict())
+    swav = _with_heads(network, found.heads, found.head_count)
+    note = take_weights(network if swav is None else swav, weights, f"weights {path}") + note
     if swav is not None:
         swav.eval().prototypes.normalize()  # published files hold prototypes one update after normalization
     network.eval()
-    return Backbone(str(path), named.name, network, weights_digest(network), named.inputs, swav=swav)
+    return Backbone(str(path), named.name, network, weights_digest(network), named.inputs, swav=swav, note=note)
 
 
 def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -> SwAV | None:

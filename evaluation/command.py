@@ -39,11 +39,13 @@ def compare(
         check_arguments(options)
         check(options)
         from evaluation.backbones import open_backbones
-        from evaluation.session import open_labelled, open_session, process_group
+        from evaluation.session import open_labelled, open_session, print_note, process_group
         from pipeline.dataset.table import DatasetError
 
         session = open_session(options, cluster)
         backbones = open_backbones([options.backbone, *options.peers], options.seed)
+        for backbone in backbones:
+            print_note(session, backbone.note)
         data, path = (labelled or open_labelled)(options, backbones[0], session)
         evaluate = prepare(options)
     results = []

@@ -74,8 +74,8 @@ def process_group(session: Session) -> Iterator[None]:
 
 
 def print_note(session: Session, note: str | None) -> None:
-    """Print a line once for all processes; None prints nothing."""
-    if note is not None and session.cluster.main:
+    """Print a line once for all processes; None and "" print nothing."""
+    if note and session.cluster.main:
         print(note, flush=True)
 
 

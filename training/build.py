@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,20 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
     )
 
 
-def starting_network(model: Mapping[str, Any], sizes: Sequence[int] = (), resumed: bool = False) -> SwAV:
+def starting_network(
+    model: Mapping[str, Any],
+    sizes: Sequence[int] = (),
+    resumed: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> SwAV:
     """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit.
 
-    resumed: a checkpoint will be loaded, so the weights are not read, and their file may be gone.
+    resumed: a checkpoint will be loaded, so the weights are not read, and their file may be gone. say: gets a line
+    about the weights.
     """
     network = build_network(model, sizes)
     if model["weights"] is not None and not resumed:
-        load_weights(network, Path(model["weights"]))
+        say(load_weights(network, Path(model["weights"])))
         network.prototypes.normalize()  # published files hold them one update after that
     return network
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from model.state import rank_mean
 from model.swav import SwAV
 from model.teacher import teacher_weights
+from model.weights import check_finite
 from training.build import build_network
 from training.checkpoint.masters import whole_masters
 from training.checkpoint.save_load import CheckpointError, damage_of, latest_checkpoint, load_checkpoint, read_state
@@ -98,4 +99,5 @@ def read_trained(path: Path) -> Trained:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint}: its weights are not those of its configuration: {reason}") from None
+    check_finite(weights, f"checkpoint {checkpoint}")
     return Trained(checkpoint, state, network.eval())

@@ -23,7 +23,7 @@ class Model(Section):
     heads: Auto | AtLeastOne = setting("auto", "sets of prototypes; auto: 1 for swav, 3 for the other methods")
     weights: FilePath | None = setting(
         None,
-        "start from these weights (.safetensors, .pth); null: at random",
+        "start from these weights, of any library (.safetensors, .pth, a folder); null: at random",
         resume="only a new run reads them, so the file may be gone",
     )
 

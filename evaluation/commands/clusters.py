@@ -36,12 +36,13 @@ def main(arguments: list[str]) -> int:
         check(options)
         from evaluation.backbones import open_backbone
         from evaluation.command import UnsuitableArgument
-        from evaluation.session import open_session, open_tables, process_group
+        from evaluation.session import open_session, open_tables, print_note, process_group
         from pipeline.dataset.accounting import accounting
         from pipeline.dataset.table import DatasetError
 
         session = open_session(options, cluster)
         backbone = open_backbone(options.backbone, options.seed)
+        print_note(session, backbone.note)
         if backbone.swav is None:
             raise ValueError(
                 f"CKPT={options.backbone} has no prototypes; give a run or a published file with its heads"

@@ -90,10 +90,12 @@ def read_result(file: Path) -> dict[str, Any]:
 
 def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, Any]:
     from evaluation.backbones import open_backbones
-    from evaluation.session import open_labelled, open_session
+    from evaluation.session import open_labelled, open_session, print_note
 
     session = open_session(options, cluster)
     backbones = open_backbones([options.backbone, *options.peers], options.seed)
+    for backbone in backbones:
+        print_note(session, backbone.note)
     return backbones, open_labelled(options, backbones[0], session)[0], session
 
 

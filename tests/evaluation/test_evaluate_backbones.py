@@ -1,13 +1,18 @@
 """One word opens a backbone, and features are cached on disk."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
@@ -61,9 +66,9 @@ def test_the_widths_of_the_published_family_are_read_from_their_shapes(tmp_path)
     for name in ("resnet50", "resnet50w2", "resnet18"):
         with torch.device("meta"):
             backbone = build_backbone(name)
-        from evaluation.architectures import resnet_name, resnet_options
+        from model.weights.guess import resnet_name, resnet_options
 
-        options = resnet_options({f"backbone.{key}": value for key, value in backbone.state_dict().items()}, tmp_path)
+        options = resnet_options(backbone.state_dict())
         assert resnet_name(options) == name
         with torch.device("meta"):
             again = build_backbone("resnet", **options)
@@ -112,18 +117,67 @@ def test_torchvision_and_timm_files_load_without_their_classifier(tmp_path):
     with torch.no_grad():
         expected = vit.forward_head(vit.forward_features(images), pre_logits=True)
         torch.testing.assert_close(backbone.network(images), expected)
-    with pytest.raises(ValueError, match=r"not those of a ResNet.*name the network"):
+    with pytest.raises(ValueError, match=r"12 blocks, width 192.*name the network: .*@timm:vit_tiny_patch16_224"):
         open_backbone(f"{tmp_path}/vit.pth")
 
 
-def test_weights_of_another_network_are_an_error_that_names_the_keys(tmp_path):
+def test_a_value_that_is_not_finite_is_named_wherever_weights_are_read(tmp_path, run):
     path = published_file(tmp_path / "swav.pth", published_network())
-    with pytest.raises(ValueError, match=r"missing keys: .*backbone\.layer1\.1\.conv1\.weight") as caught:
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    weights["module.layer2.0.bn1.running_var"][3] = float("nan")
+    torch.save({"state_dict": weights}, path)
+    with pytest.raises(ValueError, match=r"swav\.pth: layer2\.0\.bn1\.running_var of .* infinite or NaN"):
+        open_backbone(str(path))
+    copied = shutil.copytree(run, tmp_path / "copied")
+    (checkpoint,) = (copied / "checkpoints").glob("step-*")
+    (file,) = checkpoint.glob("rank-*.safetensors")
+    tensors = load_file(file)
+    name = next(key for key in tensors if key.startswith("master/") and "conv1.weight" in key and tensors[key].is_floating_point())
+    tensors[name].view(-1)[0] = float("inf")
+    with safe_open(file, "pt") as opened:
+        save_file(tensors, file, metadata=opened.metadata())
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert file.name in str(manifest)
+    (checkpoint / "manifest.json").write_text(
+        json.dumps(manifest).replace(digest_in(manifest, file.name), hashlib.sha256(file.read_bytes()).hexdigest())
+    )
+    for read in (open_backbone, lambda word: export(Path(word), tmp_path / "out.pth", "swav")):
+        with pytest.raises(ValueError, match=r"checkpoint .*conv1\.weight.* infinite or NaN"):
+            read(str(copied))
+
+
+def digest_in(manifest, name):
+    """The SHA-256 of a file in a checkpoint's manifest."""
+    return re.search(rf'"{name}".*?([0-9a-f]{{64}})', json.dumps(manifest))[1]
+
+
+@pytest.mark.parametrize("name", ["resnetblur50-84f4748f.pth", "resnetaa50_a1h.pth", "my_antialiased_resnet50.pth"])
+def test_a_file_called_antialiased_is_not_taken_for_a_plain_resnet(tmp_path, name):
+    path = published_file(tmp_path / name, published_network())
+    with pytest.raises(ValueError, match=r"pools otherwise than resnet bottleneck .* name the network"):
+        open_backbone(str(path))
+
+
+def test_a_resnet_without_a_name_says_how_it_was_read(tmp_path):
+    backbone = open_backbone(str(published_file(tmp_path / "swav.pth", published_network())))
+    assert "read as resnet bottleneck 1-1-1-1, width 16, by its shapes (FILE@timm:NAME names another" in backbone.note
+    weights = torch.load(tmp_path / "swav.pth", weights_only=True)["state_dict"]
+    weights["module.maxpool.filt"] = torch.ones(16, 1, 3, 3)
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="an anti-aliased ResNet"):
+        open_backbone(str(tmp_path / "other.pth"))
+
+
+def test_weights_of_another_network_are_a_short_line_that_says_what_they_are(tmp_path):
+    path = published_file(tmp_path / "swav.pth", published_network())
+    with pytest.raises(
+        ValueError, match=r"hold a resnet bottleneck 1-1-1-1, width 16, .*missing \(layer1\.1"
+    ) as caught:
         open_backbone(f"{path}@resnet50")
-    assert "wrongly shaped" in str(caught.value)
+    assert "of another shape" in str(caught.value) and len(str(caught.value)) < 300 + len(str(path))
     weights = torch.load(path, weights_only=True)["state_dict"]
     torch.save({key: value for key, value in weights.items() if "layer4.0.bn2" not in key}, path)
-    with pytest.raises(ValueError, match=r"5 missing keys: backbone\.layer4\.0\.bn2\.weight"):
+    with pytest.raises(ValueError, match=r"4 missing \(layer4\.0\.bn2\.weight"):
         open_backbone(str(path))
 
 

@@ -15,7 +15,7 @@ from model.loss import swapped_prediction
 from model.monitor import CodeMonitor
 from model.sinkhorn import hard_codes, sinkhorn
 from model.swav import SwAV
-from model.weights import heads_of, published_names, take_weights
+from model.weights import find, published_names, take_weights
 from support.ranks import count_collectives, run_ranks
 from training.trained_network import Trained
 
@@ -96,8 +96,8 @@ def test_several_heads_keep_their_weights_under_the_published_names():
     three = SwAV(build_backbone("resnet", **SMALL), 12, 6, 10, heads=3)
     published = published_names(three.state_dict(), heads=3)
     assert [key for key in published if "prototypes" in key] == [f"prototypes.prototypes{n}.weight" for n in range(3)]
-    assert heads_of({f"module.{key}": value for key, value in published.items()}) == 3
-    assert heads_of(published_names(SwAV(build_backbone("resnet", **SMALL), 12, 6, 10).state_dict())) == 1
+    assert find({f"module.{key}": value for key, value in published.items()}).head_count == 3
+    assert find(published_names(SwAV(build_backbone("resnet", **SMALL), 12, 6, 10).state_dict())).head_count == 1
     again = SwAV(build_backbone("resnet", **SMALL), 12, 6, 10, heads=3)
     take_weights(again, {f"module.{key}": value for key, value in published.items()})
     for key, value in three.state_dict().items():

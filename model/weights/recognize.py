@@ -1,0 +1,104 @@
+"""Finds the backbone and the heads among the tensors of a file, whatever library wrote it (`layouts`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.weights.layouts import HEADS, NAMES, ROOTS, WRAPPERS, Names, Rules
+
+RESNET_LIKE = re.compile(r"(?:conv1|bn1|layer\d+\.\d+\.(?:conv|bn|downsample)\d?)\b")
+
+
+@dataclass(frozen=True)
+class Found:
+    """backbone: tensors by the names of our ResNet or timm's models. heads: under projection_head. and prototypes.,
+    several heads of prototypes as one matrix; head_count: how many. library: whose names. root: before them. others:
+    where the other tensors of the file stand."""
+
+    backbone: dict[str, Tensor]
+    heads: dict[str, Tensor]
+    head_count: int
+    library: str
+    root: str
+    others: tuple[str, ...]
+
+
+def find(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None = None) -> Found:
+    """The reading of a file that fits best.
+
+    weights: by the file's names. expected: the backbone's own tensors; without them a ResNet is looked for. Of equal
+    readings the first one of `layouts.ROOTS` wins.
+    """
+    plain = {re.sub(f"^{WRAPPERS}", "", key): value for key, value in weights.items()}
+    readings = [*_readings(plain)]
+    if expected is None:
+        return max(readings, key=lambda found: sum(bool(RESNET_LIKE.match(key)) for key in found.backbone))
+    return max(readings, key=lambda found: _agreement(found.backbone, expected))
+
+
+def _readings(plain: Mapping[str, Tensor]) -> Iterator[Found]:
+    heads, count = _heads(plain)
+    for root in ROOTS:
+        inner = {key.removeprefix(root): value for key, value in plain.items() if key.startswith(root)}
+        if not inner:
+            continue
+        outside = [key for key in plain if not key.startswith(root)]
+        others = tuple(dict.fromkeys(key.split(".")[0] for key in outside if not is_head(key)))
+        for names in NAMES:
+            if any(re.match(names.mark, key) for key in inner):
+                yield Found(_named(inner, names), heads, count, names.library, root, others)
+
+
+def _named(inner: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
+    renamed = {_renamed(key, names.rules): value for key, value in inner.items()}
+    return _joined(renamed) if any(".attn.q." in key for key in renamed) else renamed
+
+
+def _renamed(key: str, rules: Rules) -> str:
+    for pattern, replacement in rules:
+        if match := re.match(pattern, key):
+            start = match.expand(re.sub(r"<(\d)\+1>", r"<\\\1+1>", replacement))
+            return re.sub(r"<(\d+)\+1>", lambda number: str(int(number[1]) + 1), start) + key[match.end() :]
+    return key
+
+
+def _joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value as one tensor qkv, as timm has them; a missing bias (DINOv3's keys) is zero."""
+    joined: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if (match := re.match(r"(.*\.attn\.)([qkv])\.(weight|bias)$", key)) is None:
+            joined[key] = value
+        elif match[2] == "q":
+            names = (f"{match[1]}{part}.{match[3]}" for part in "qkv")
+            parts = [weights.get(name, torch.zeros_like(value)) for name in names]
+            joined[f"{match[1]}qkv.{match[3]}"] = torch.cat(parts)
+    return joined
+
+
+def _heads(plain: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    """Projection head and prototypes, and the number of heads of prototypes."""
+    named = {_renamed(key, HEADS): value for key, value in plain.items() if is_head(key)}
+    parts = {
+        int(match[1]): key for key in named if (match := re.fullmatch(r"prototypes\.prototypes(\d+)\.weight", key))
+    }
+    if parts:
+        named["prototypes.weight"] = torch.cat([named[parts[head]] for head in sorted(parts)])
+    heads = {
+        key: value for key, value in named.items() if key == "prototypes.weight" or not key.startswith("prototypes")
+    }
+    return heads, max(1, len(parts))
+
+
+def is_head(key: str) -> bool:
+    """Whether a tensor belongs to a projection head or prototypes."""
+    return any(re.match(pattern, key) for pattern, _ in HEADS)
+
+
+def _agreement(backbone: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """How many tensors have the right name and shape; one with another shape counts half."""
+    return sum(0.5 + 0.5 * (backbone[key].shape == expected[key].shape) for key in expected if key in backbone)

@@ -1,0 +1,160 @@
+"""Gives a network the weights of a file of any library, or says in one line why they do not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.weights.files import check_finite, read_weights
+from model.weights.guess import guess
+from model.weights.layouts import CLASSIFIERS, UNUSED
+from model.weights.recognize import Found, find, is_head
+from model.weights.resize import resized, without_class_position
+
+_BACKBONE = "backbone."
+_HIDDEN_BIAS = "projection_head.0.bias"
+_COUNTER = "num_batches_tracked"  # of batch norm with a momentum, which does not use it
+
+
+def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> str:
+    """Load the weights of a file into a SwAV network or a bare backbone; on an error the network does not change.
+
+    path: as for `read_weights`, in any layout of `layouts`. Positions and patch embeddings of vision transformers are
+        resized (`resize`); classifiers, and what else the network does not have, are left out.
+    backbone_only: do not change projection head and prototypes. A bare backbone implies it. Otherwise heads of the same
+        shapes are taken, and others keep the network's own values.
+
+    Returns a line that says what was found and taken. Other values are not changed: published prototypes were saved
+    one update after their normalization; call `network.prototypes.normalize()` before training continues from them.
+
+    Raises ValueError, one line, if the file is missing or unreadable, holds infinite or NaN values, or the weights of
+    another backbone.
+    """
+    return take_weights(network, read_weights(Path(path)), f"weights {path}", backbone_only)
+
+
+def take_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], source: str = "weights", backbone_only: bool = False
+) -> str:
+    """`load_weights` from tensors by name instead of a file. source: their name in lines and errors."""
+    whole = isinstance(getattr(network, "backbone", None), nn.Module)
+    backbone = network.get_submodule("backbone") if whole else network
+    expected = backbone.state_dict()
+    found = find(weights, expected)
+    fit = _fit(found, expected, backbone)
+    if fit.faults:
+        raise ValueError(_refusal(source, found, fit.faults))
+    values = {(_BACKBONE if whole else "") + key: value for key, value in fit.values.items()}
+    words = [f"{len(fit.values)} tensors of the backbone ({found.library}{found.root and f', below {found.root}'})"]
+    words += fit.notes
+    if whole and not backbone_only:
+        heads = _fitting_heads(found.heads, network)
+        values |= heads
+        words.append(_head_words(found, heads))
+    if left := [*fit.left, *found.others]:
+        words.append(f"left out: {', '.join(dict.fromkeys(left))}")
+    check_finite(values, source)
+    network.load_state_dict(values, strict=False)  # counters and heads may be missing
+    return f"{source}: {'; '.join(words)}"
+
+
+def published_names(state_dict: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:
+    """The tensors of a network under the published names (golden/state_dict_shapes.json), without `module.`.
+
+    heads: of prototypes.
+    """
+    named = {key.removeprefix(_BACKBONE): value for key, value in state_dict.items()}
+    if heads > 1:
+        for head, weight in enumerate(named.pop("prototypes.weight").chunk(heads)):
+            named[f"prototypes.prototypes{head}.weight"] = weight.contiguous()
+    return named
+
+
+# ---------------------------------------------------------------------------------------------- backbone
+@dataclass(frozen=True)
+class _Fit:
+    """values: for the backbone. notes: what was resized. left: tensors without use, by their first word. faults: why
+    the weights do not fit, in words."""
+
+    values: dict[str, Tensor]
+    notes: list[str]
+    left: list[str]
+    faults: list[str]
+
+
+def _fit(found: Found, expected: Mapping[str, Tensor], backbone: nn.Module) -> _Fit:
+    given = _split_bias(without_class_position(found.backbone, expected), expected)
+    values: dict[str, Tensor] = {}
+    notes, reshaped = [], []
+    for key, own in expected.items():
+        if key not in given:
+            continue
+        fitted = resized(key, given[key], own, backbone)
+        if fitted is None:
+            reshaped.append(f"{key} {list(given[key].shape)} for {list(own.shape)}")
+            continue
+        values[key] = fitted[0]
+        notes += [fitted[1]] if fitted[1] else []
+    extra = [key for key in given if key not in expected and not key.endswith(_COUNTER)]
+    left = [key.split(".")[0] for key in extra if re.match(f"{CLASSIFIERS}|{UNUSED}", key) and not is_head(key)]
+    faults = {
+        "missing": [key for key in expected if key not in given and not key.endswith(_COUNTER)],
+        "unexpected": [key for key in extra if not re.match(f"{CLASSIFIERS}|{UNUSED}", key)],
+        "of another shape": reshaped,
+    }
+    texts = [
+        f"{len(keys)} {fault} ({keys[0]}{', ...' if len(keys) > 1 else ''})" for fault, keys in faults.items() if keys
+    ]
+    return _Fit(values, notes, left, texts)
+
+
+def _split_bias(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with DINOv3's and EVA's names of scales and biases, if the network has these."""
+    split: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        eva = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", key)
+        start = key.removesuffix("qkv.bias")
+        if eva != key and eva in expected:
+            split[eva] = value
+        elif start != key and f"{start}q_bias" in expected:
+            split[f"{start}q_bias"], _, split[f"{start}v_bias"] = value.chunk(3)
+        elif start == key or key in expected or value.any():
+            split[key] = value
+    return split
+
+
+# ---------------------------------------------------------------------------------------------- heads
+def _fitting_heads(heads: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The projection head if all its tensors fit, and then the prototypes if they fit."""
+    own = {key: value for key, value in network.state_dict().items() if not key.startswith(_BACKBONE)}
+    if _HIDDEN_BIAS in own and f"{_HIDDEN_BIAS[:-4]}weight" in heads:
+        heads = {_HIDDEN_BIAS: torch.zeros_like(own[_HIDDEN_BIAS]), **heads}  # lightly has none before its batch norm
+
+    def taken(start: str) -> dict[str, Tensor]:
+        names = [key for key in own if key.startswith(start)]
+        needed = [key for key in names if not key.endswith(_COUNTER)]
+        good = all(key in heads and heads[key].shape == own[key].shape for key in needed)
+        return {key: heads[key] for key in names if key in heads} if good else {}
+
+    projection = taken("projection_head.")
+    return projection | taken("prototypes.") if projection else {}
+
+
+def _head_words(found: Found, taken: Mapping[str, Tensor]) -> str:
+    if "prototypes.weight" in taken:
+        return "projection head and prototypes taken"
+    if taken:
+        return "projection head taken, prototypes made anew"
+    return f"projection head and prototypes made anew ({'the file has others' if found.heads else 'the file has none'})"
+
+
+# ---------------------------------------------------------------------------------------------- errors
+def _refusal(source: str, found: Found, faults: list[str]) -> str:
+    described, name = guess(found.backbone)
+    remedy = f"; model.backbone={name} fits" if name else ""
+    return f"{source} hold {described}, which does not fit the network: {'; '.join(faults)}{remedy}"
