@@ -2,7 +2,7 @@
 
     runs/demo                       a run's latest checkpoint; or one of its checkpoints/step-...
     runs/demo@teacher               the same checkpoint's teacher, the moving average of the network
-    swav_800ep_pretrain.pth.tar     a file of weights: published SwAV's, torchvision's or timm's layout for ResNets
+    swav_800ep_pretrain.pth.tar     a file of weights in any library's layout (docs/export.md); alone only for ResNets
     export/  or  model.safetensors  written by `make export FORMAT=safetensors`; describes its own network
     FILE@NETWORK                    weights for a network of that name
     torchvision:NAME, timm:NAME     the library's network and weights

@@ -126,7 +126,7 @@ def test_a_value_that_is_not_finite_is_named_wherever_weights_are_read(tmp_path,
     weights = torch.load(path, weights_only=True)["state_dict"]
     weights["module.layer2.0.bn1.running_var"][3] = float("nan")
     torch.save({"state_dict": weights}, path)
-    with pytest.raises(ValueError, match=r"swav\.pth: layer2\.0\.bn1\.running_var of .* infinite or NaN"):
+    with pytest.raises(ValueError, match=r"swav\.pth: backbone\.layer2\.0\.bn1\.running_var of .* infinite or NaN"):
         open_backbone(str(path))
     copied = shutil.copytree(run, tmp_path / "copied")
     (checkpoint,) = (copied / "checkpoints").glob("step-*")
