@@ -132,7 +132,7 @@ def test_a_value_that_is_not_finite_is_named_wherever_weights_are_read(tmp_path,
     (checkpoint,) = (copied / "checkpoints").glob("step-*")
     (file,) = checkpoint.glob("rank-*.safetensors")
     tensors = load_file(file)
-    name = next(key for key in tensors if key.startswith("master/") and "conv1.weight" in key and tensors[key].is_floating_point())
+    name = next(key for key in tensors if key.startswith("master/") and "conv1.weight" in key)
     tensors[name].view(-1)[0] = float("inf")
     with safe_open(file, "pt") as opened:
         save_file(tensors, file, metadata=opened.metadata())
