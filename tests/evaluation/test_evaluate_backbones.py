@@ -1,18 +1,13 @@
 """One word opens a backbone, and features are cached on disk."""
 
-import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT
@@ -22,14 +17,20 @@ from evaluation.session import Session
 from evaluation.subsets import listed_rows, share_of_each_class, take
 from export.__main__ import export
 from model.backbone import build_backbone
-from model.swav import SwAV
 from pipeline.crops import Crops, View
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.table import DatasetError
-from support.evaluations import RESNET, evaluate, mistake, published_file, script, small_dataset
+from support.evaluations import (
+    PUBLISHED,
+    RESNET,
+    evaluate,
+    mistake,
+    published_file,
+    published_network,
+    script,
+    small_dataset,
+)
 from training.distributed import Cluster
-
-PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
 
 
 @pytest.fixture
@@ -39,12 +40,6 @@ def options(tmp_path, data):
         "--tables", tmp_path / "tables", "--cache", tmp_path / "features", "--backend", "torchvision",
         "--json", tmp_path / "result.json",
     ]  # fmt: skip
-
-
-def published_network():
-    torch.manual_seed(1)
-    network = SwAV(build_backbone("resnet", **PUBLISHED), 32, 8, 20)
-    return network.eval()
 
 
 @torch.no_grad()
@@ -119,53 +114,6 @@ def test_torchvision_and_timm_files_load_without_their_classifier(tmp_path):
         torch.testing.assert_close(backbone.network(images), expected)
     with pytest.raises(ValueError, match=r"12 blocks, width 192.*name the network: .*@timm:vit_tiny_patch16_224"):
         open_backbone(f"{tmp_path}/vit.pth")
-
-
-def test_a_value_that_is_not_finite_is_named_wherever_weights_are_read(tmp_path, run):
-    path = published_file(tmp_path / "swav.pth", published_network())
-    weights = torch.load(path, weights_only=True)["state_dict"]
-    weights["module.layer2.0.bn1.running_var"][3] = float("nan")
-    torch.save({"state_dict": weights}, path)
-    with pytest.raises(ValueError, match=r"swav\.pth: backbone\.layer2\.0\.bn1\.running_var of .* infinite or NaN"):
-        open_backbone(str(path))
-    copied = shutil.copytree(run, tmp_path / "copied")
-    (checkpoint,) = (copied / "checkpoints").glob("step-*")
-    (file,) = checkpoint.glob("rank-*.safetensors")
-    tensors = load_file(file)
-    name = next(key for key in tensors if key.startswith("master/") and "conv1.weight" in key)
-    tensors[name].view(-1)[0] = float("inf")
-    with safe_open(file, "pt") as opened:
-        save_file(tensors, file, metadata=opened.metadata())
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    assert file.name in str(manifest)
-    (checkpoint / "manifest.json").write_text(
-        json.dumps(manifest).replace(digest_in(manifest, file.name), hashlib.sha256(file.read_bytes()).hexdigest())
-    )
-    for read in (open_backbone, lambda word: export(Path(word), tmp_path / "out.pth", "swav")):
-        with pytest.raises(ValueError, match=r"checkpoint .*conv1\.weight.* infinite or NaN"):
-            read(str(copied))
-
-
-def digest_in(manifest, name):
-    """The SHA-256 of a file in a checkpoint's manifest."""
-    return re.search(rf'"{name}".*?([0-9a-f]{{64}})', json.dumps(manifest))[1]
-
-
-@pytest.mark.parametrize("name", ["resnetblur50-84f4748f.pth", "resnetaa50_a1h.pth", "my_antialiased_resnet50.pth"])
-def test_a_file_called_antialiased_is_not_taken_for_a_plain_resnet(tmp_path, name):
-    path = published_file(tmp_path / name, published_network())
-    with pytest.raises(ValueError, match=r"pools otherwise than resnet bottleneck .* name the network"):
-        open_backbone(str(path))
-
-
-def test_a_resnet_without_a_name_says_how_it_was_read(tmp_path):
-    backbone = open_backbone(str(published_file(tmp_path / "swav.pth", published_network())))
-    assert "read as resnet bottleneck 1-1-1-1, width 16, by its shapes (FILE@timm:NAME names another" in backbone.note
-    weights = torch.load(tmp_path / "swav.pth", weights_only=True)["state_dict"]
-    weights["module.maxpool.filt"] = torch.ones(16, 1, 3, 3)
-    torch.save(weights, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="an anti-aliased ResNet"):
-        open_backbone(str(tmp_path / "other.pth"))
 
 
 def test_weights_of_another_network_are_a_short_line_that_says_what_they_are(tmp_path):

@@ -20,6 +20,7 @@ from training.checkpoint.masters import network_shapes, network_tensors
 from training.checkpoint.save_load import save_checkpoint
 
 RESNET = {"block": "basic", "layers": [1, 1], "base_width": 8, "stem": "small", "stem_stride": 2}
+PUBLISHED = {"block": "bottleneck", "layers": [1, 1, 1, 1], "base_width": 16}
 
 
 def images_of_three_classes(root: Path, count: int, seed: int) -> Path:
@@ -60,6 +61,11 @@ def small_run(directory: Path, data: Path) -> Path:
     finally:
         torch.distributed.destroy_process_group()
     return directory
+
+
+def published_network() -> SwAV:
+    torch.manual_seed(1)
+    return SwAV(build_backbone("resnet", **PUBLISHED), 32, 8, 20).eval()
 
 
 def published_file(path: Path, network: SwAV) -> Path:
