@@ -41,6 +41,7 @@ from model.weights import check_finite, find, read_weights, take_weights
 from training.trained_network import TEACHER, read_trained
 
 RANDOM = "random"
+Say = Callable[[str], None]
 HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")}
 
 
@@ -48,8 +49,7 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
-    the images that a run was trained on and scored with; image, label: its choice of them. temperature: of its loss.
-    note: what was read from a file."""
+    the images that a run was trained on and scored with; image, label: its choice of them. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -62,7 +62,6 @@ class Backbone:
     image: str | None = None
     label: str | None = None
     temperature: float = 0.1
-    note: str = ""
 
     @property
     def feature_dim(self) -> int:
@@ -78,8 +77,9 @@ class Backbone:
         }
 
 
-def open_backbones(words: list[str], seed: int = 31) -> list[Backbone]:
-    """All backbones in order; `random` alone takes the first one's network. Raises ValueError (one line)."""
+def open_backbones(words: list[str], seed: int = 31, say: Say = lambda line: None) -> list[Backbone]:
+    """All backbones in order; `random` alone takes the first one's network. say: gets a line about each file that is
+    read. Raises ValueError (one line)."""
     backbones: list[Backbone] = []
     for word in words:
         if word == RANDOM:
@@ -87,27 +87,28 @@ def open_backbones(words: list[str], seed: int = 31) -> list[Backbone]:
                 raise ValueError(f"{RANDOM} alone needs a backbone before it; give {RANDOM}@NETWORK")
             backbones.append(_random_like(backbones[0], seed))
         else:
-            backbones.append(open_backbone(word, seed))
+            backbones.append(open_backbone(word, seed, say))
     return backbones
 
 
-def open_backbone(word: str, seed: int = 31) -> Backbone:
-    """The backbone that `word` names; seed: for random weights. Raises ValueError (one line)."""
+def open_backbone(word: str, seed: int = 31, say: Say = lambda line: None) -> Backbone:
+    """The backbone that `word` names; seed: for random weights; say: gets a line about a file. Raises ValueError (one
+    line)."""
     path = Path(word)
     if word.startswith(f"{RANDOM}@"):
         torch.manual_seed(seed)
         return _named(word, build(word.partition("@")[2]))
     if path.is_dir() and any(path.glob("model.safetensors*")) and not (path / "manifest.json").is_file():
-        return replace(_from_file(path), word=word)
+        return replace(_from_file(path, say), word=word)
     if path.is_dir() or (word.endswith(TEACHER) and Path(word.removesuffix(TEACHER)).is_dir()):
         return _from_run(word, path)
     if path.is_file():
-        return replace(_from_file(path), word=word)
+        return replace(_from_file(path, say), word=word)
     if word.startswith(("torchvision:", "timm:")):
         return _named(word, build(word, pretrained=True))
     for at in (place for place, letter in enumerate(word) if letter == "@"):  # folders and recipes may have one too
         if Path(word[:at]).exists():
-            return replace(_from_file(Path(word[:at]), build(word[at + 1 :])), word=word)
+            return replace(_from_file(Path(word[:at]), say, build(word[at + 1 :])), word=word)
     raise ValueError(
         f"backbone {word}: no such run or file; give a run's directory, a file of weights, FILE@NETWORK, "
         "torchvision:NAME, timm:NAME or random@NETWORK"
@@ -203,7 +204,7 @@ def _from_run(word: str, path: Path) -> Backbone:
     )
 
 
-def _from_file(path: Path, named: NamedNetwork | None = None) -> Backbone:
+def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backbone:
     weights = read_weights(path)
     header = _header(path / "model.safetensors" if path.is_dir() else path)
     note = ""
@@ -217,11 +218,12 @@ def _from_file(path: Path, named: NamedNetwork | None = None) -> Backbone:
     network = named.network
     found = find(weights, network.state_dict())
     swav = _with_heads(network, found.heads, found.head_count)
-    note = take_weights(network if swav is None else swav, weights, f"weights {path}") + note
+    whole = network if swav is None else swav
+    take_weights(whole, weights, f"weights {path}", say=lambda line: say(line + note))
     if swav is not None:
         swav.eval().prototypes.normalize()  # published files hold prototypes one update after normalization
     network.eval()
-    return Backbone(str(path), named.name, network, weights_digest(network), named.inputs, swav=swav, note=note)
+    return Backbone(str(path), named.name, network, weights_digest(network), named.inputs, swav=swav)
 
 
 def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -> SwAV | None:

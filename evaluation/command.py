@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from common.cli import EXIT_MISTAKE, exit_on_mistake, print_error
@@ -43,9 +44,8 @@ def compare(
         from pipeline.dataset.table import DatasetError
 
         session = open_session(options, cluster)
-        backbones = open_backbones([options.backbone, *options.peers], options.seed)
-        for backbone in backbones:
-            print_note(session, backbone.note)
+        words, say = [options.backbone, *options.peers], partial(print_note, session)
+        backbones = open_backbones(words, options.seed, say)
         data, path = (labelled or open_labelled)(options, backbones[0], session)
         evaluate = prepare(options)
     results = []

@@ -70,7 +70,7 @@ def starting_network(
     """
     network = build_network(model, sizes)
     if model["weights"] is not None and not resumed:
-        say(load_weights(network, Path(model["weights"])))
+        load_weights(network, Path(model["weights"]), say=say)
         network.prototypes.normalize()  # published files hold them one update after that
     return network
 

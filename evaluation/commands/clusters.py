@@ -12,6 +12,7 @@ the first is used.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from common.cli import EXIT_MISTAKE, exit_on_mistake, print_error
@@ -41,8 +42,7 @@ def main(arguments: list[str]) -> int:
         from pipeline.dataset.table import DatasetError
 
         session = open_session(options, cluster)
-        backbone = open_backbone(options.backbone, options.seed)
-        print_note(session, backbone.note)
+        backbone = open_backbone(options.backbone, options.seed, partial(print_note, session))
         if backbone.swav is None:
             raise ValueError(
                 f"CKPT={options.backbone} has no prototypes; give a run or a published file with its heads"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,8 @@ def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, A
     from evaluation.session import open_labelled, open_session, print_note
 
     session = open_session(options, cluster)
-    backbones = open_backbones([options.backbone, *options.peers], options.seed)
-    for backbone in backbones:
-        print_note(session, backbone.note)
+    words, say = [options.backbone, *options.peers], partial(print_note, session)
+    backbones = open_backbones(words, options.seed, say)
     return backbones, open_labelled(options, backbones[0], session)[0], session
 
 

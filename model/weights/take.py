@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,9 @@ _HIDDEN_BIAS = "projection_head.0.bias"
 _COUNTER = "num_batches_tracked"  # of batch norm with a momentum, which does not use it
 
 
-def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = False) -> str:
+def load_weights(
+    network: nn.Module, path: str | Path, backbone_only: bool = False, say: Callable[[str], None] = lambda line: None
+) -> str:
     """Load the weights of a file into a SwAV network or a bare backbone; on an error the network does not change.
 
     path: as for `read_weights`, in any layout of `layouts`. Positions and patch embeddings of vision transformers are
@@ -29,17 +31,23 @@ def load_weights(network: nn.Module, path: str | Path, backbone_only: bool = Fal
     backbone_only: do not change projection head and prototypes. A bare backbone implies it. Otherwise heads of the same
         shapes are taken, and others keep the network's own values.
 
-    Returns a line that says what was found and taken. Other values are not changed: published prototypes were saved
-    one update after their normalization; call `network.prototypes.normalize()` before training continues from them.
+    say: gets the line that says what was found and taken, before its values are checked; it is returned too.
+
+    Values are not changed, except for resized ones: published prototypes were saved one update after their
+    normalization; call `network.prototypes.normalize()` before training continues from them.
 
     Raises ValueError, one line, if the file is missing or unreadable, holds infinite or NaN values, or the weights of
     another backbone.
     """
-    return take_weights(network, read_weights(Path(path)), f"weights {path}", backbone_only)
+    return take_weights(network, read_weights(Path(path)), f"weights {path}", backbone_only, say)
 
 
 def take_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], source: str = "weights", backbone_only: bool = False
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str = "weights",
+    backbone_only: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> str:
     """`load_weights` from tensors by name instead of a file. source: their name in lines and errors."""
     whole = isinstance(getattr(network, "backbone", None), nn.Module)
@@ -58,9 +66,11 @@ def take_weights(
         words.append(_head_words(found, heads))
     if left := [*fit.left, *found.others]:
         words.append(f"left out: {', '.join(dict.fromkeys(left))}")
+    line = f"{source}: {'; '.join(words)}"
+    say(line)
     check_finite(values, source)
     network.load_state_dict(values, strict=False)  # counters and heads may be missing
-    return f"{source}: {'; '.join(words)}"
+    return line
 
 
 def published_names(state_dict: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:

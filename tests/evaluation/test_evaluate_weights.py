@@ -54,8 +54,9 @@ def test_a_file_called_antialiased_is_not_taken_for_a_plain_resnet(tmp_path, nam
 
 
 def test_a_resnet_without_a_name_says_how_it_was_read(tmp_path):
-    backbone = open_backbone(str(published_file(tmp_path / "swav.pth", published_network())))
-    assert "read as resnet bottleneck 1-1-1-1, width 16, by its shapes (FILE@timm:NAME names another" in backbone.note
+    lines = []
+    open_backbone(str(published_file(tmp_path / "swav.pth", published_network())), say=lines.append)
+    assert "read as resnet bottleneck 1-1-1-1, width 16, by its shapes (FILE@timm:NAME names another" in lines[0]
     weights = torch.load(tmp_path / "swav.pth", weights_only=True)["state_dict"]
     weights["module.maxpool.filt"] = torch.ones(16, 1, 3, 3)
     torch.save(weights, tmp_path / "other.pth")
