@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from os.path import expanduser
 from pathlib import Path
@@ -82,6 +83,15 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def check_number(options: argparse.Namespace, name: str, above: float = 0.0, zero: bool = False) -> None:
+    """Raises ValueError (one line) unless option `name` is None or a finite number above `above`, or `above` itself if
+    zero is true."""
+    value = getattr(options, name)
+    if value is not None and not (above < value < math.inf or (zero and value == above)):
+        words = f"{above:g} or more" if zero else f"more than {above:g}"
+        raise ValueError(f"--{name.replace('_', '-')}={value}: expected a number, {words}")
+
+
 def check_scale(scale: Sequence[float]) -> None:
     """Raises ValueError (one line)."""
     low, high = scale
@@ -120,7 +130,7 @@ def numbers(option: str, text: str, low: float = 0.0, whole: bool = False) -> li
         values = [int(part) if whole else float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if not values or min(values) <= low or len(set(values)) < len(values):
+    if not values or not all(low < value < math.inf for value in values) or len(set(values)) < len(values):
         kind = "integers" if whole else "numbers"
         raise ValueError(f"{option}={text}: expected different {kind} above {low:g} with commas between them")
     return values

@@ -56,4 +56,4 @@ def no_progress(failed_at: int | None, step: int) -> bool:
 
 def restart_delay(attempt: int, backoff: float) -> float:
     """Seconds to wait before restart number `attempt` (1, 2, ...): `backoff`, doubled each time, at most 300."""
-    return min(300.0, backoff * 2.0 ** (attempt - 1))
+    return min(300.0, min(300, backoff) * 2.0 ** min(attempt - 1, 9))

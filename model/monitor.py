@@ -123,7 +123,8 @@ def loss_of_a_guess(num_prototypes: int, embedding_dim: int, temperature: float)
 
     by Jensen's inequality: 0.4 nats above ln K for 128 dimensions and T = 0.1, but 6 for 8 dimensions.
     """
-    return math.log(num_prototypes) + min(1 / temperature, 1 / (2 * embedding_dim * temperature**2))
+    inverse = 1 / temperature  # whose square may be infinite, but not a division by zero
+    return math.log(num_prototypes) + min(inverse, inverse * inverse / (2 * embedding_dim))
 
 
 def advice(

@@ -57,7 +57,7 @@ def sinkhorn(
     scores: similarity of embeddings and prototypes, this rank's rows: [batch, prototypes], or [crops, batch,
         prototypes] for several crops, which are balanced separately. Any float dtype and range; `batch` may
         differ between ranks.
-    epsilon: weight of the entropy term, > 0 (0.05 in the paper).
+    epsilon: weight of the entropy term, > 0 (0.05 in the paper); any number for which float64 holds scores / epsilon.
     iterations: at least 1 (3 in the paper). Each costs one all-reduce of crops x prototypes numbers.
     group: the ranks that share the batch; None is all ranks if torch.distributed is initialized, else this process.
     check: False promises that the scores are finite cosines (|scores| <= 1). Then they are not checked and the host
@@ -70,10 +70,12 @@ def sinkhorn(
     Collectives: `iterations` for all crops and heads together. If the scores of any rank are out of range (|scores| /
     epsilon > 35, or about 650 if epsilon < 1/35; 300 and 650 for float64), all ranks compute in float64 with two more.
 
-    Raises FloatingPointError on every rank if any score of any rank is NaN or infinite.
+    Raises FloatingPointError on every rank if any score of any rank, or its quotient by epsilon, is NaN or infinite.
     """
-    if epsilon <= 0 or iterations < 1:
+    if not 0 < epsilon < math.inf or iterations < 1:
         raise ValueError(f"sinkhorn needs epsilon > 0 and iterations >= 1, got {epsilon} and {iterations}")
+    if not check and epsilon * _LOG_RANGE < 1:
+        raise ValueError(f"unchecked codes need epsilon >= {1 / _LOG_RANGE:.4f}, got {epsilon}")
     if scores.ndim not in (2, 3):
         raise ValueError(f"sinkhorn needs scores of 2 or 3 dimensions, got shape {tuple(scores.shape)}")
     if heads > 1:  # each head counts as further crops
@@ -114,7 +116,7 @@ def _by_products(
     outside = scores.abs().amax() > epsilon * PRODUCT_RANGE[scores.dtype] if check else None
     plan = (scores * (math.log2(math.e) / epsilon)).exp2_()  # four times as fast as exp on a CPU with AVX-512
     sums = plan.sum(dim=-2)
-    reduced = _all_reduce(sums, group) if outside is None else _checked_sums(scores, sums, outside, group)
+    reduced = _all_reduce(sums, group) if outside is None else _checked_sums(scores, sums, outside, group, epsilon)
     if reduced is None:
         return None
     weights = 1 / reduced
@@ -170,7 +172,7 @@ def _by_logarithms(
     log_sums = torch.logsumexp(logits, dim=-2).double()
     if check:
         outside = (~(log_sums.abs() <= _LOG_RANGE)).any()
-        reduced = _checked_sums(scores, log_sums.exp(), outside, group)
+        reduced = _checked_sums(scores, log_sums.exp(), outside, group, epsilon)
     else:
         reduced = _all_reduce(log_sums.exp(), group)
     if reduced is None:
@@ -207,10 +209,13 @@ def _checked_sums(
     sums: Float[Tensor, "*crops prototypes"],
     outside: Tensor,
     group: "dist.ProcessGroup | None",
+    epsilon: float,
 ) -> Float[Tensor, "*crops prototypes"] | None:
     """The sums over all ranks; None on all ranks if one is `outside`. Raises FloatingPointError if scores of any rank
-    are not finite. Two counts are sent in the same vector, so that all ranks decide in the same way."""
-    bad = (~torch.isfinite(scores)).sum()
+    are not finite, or too large to be divided by epsilon. Two counts are sent in the same vector, so that all ranks
+    decide in the same way."""
+    largest = min(torch.finfo(scores.dtype).max, torch.finfo(torch.float64).max / 4 * min(epsilon, 1.0))
+    bad = (~(scores.abs() <= largest)).sum()
     counts = torch.stack([bad, outside]).to(sums.dtype)
     totals = _all_reduce(torch.cat([sums.flatten(), counts]), group)
     bad_count, outside_count = totals[-2:].tolist()  # the only wait for the device

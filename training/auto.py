@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
+from config.schema.method import LARGEST
 from config.schema.settings import settings
 from pipeline.crops import exact_color
 from training.distributed import Cluster
@@ -105,6 +106,8 @@ def _scale_learning_rates(optimizer: DictConfig, batch: int, choices: list[str])
     for name in ("base_lr", "final_lr", "start_lr"):
         if optimizer[name] != "auto":
             optimizer[name] = float(optimizer[name] * batch / given)
+            if optimizer[name] > LARGEST:
+                raise ConfigError(f"optimizer.scale_lr_from={given}: optimizer.{name}={optimizer[name]:g} is too large")
     optimizer.scale_lr_from = batch  # so that fitting these settings again changes nothing
     choices.append(
         f"optimizer.base_lr={optimizer.base_lr:g}  ({batch} images a step, scaled in proportion from {given})"

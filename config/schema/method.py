@@ -6,10 +6,13 @@ from typing import Annotated, Literal
 
 from annotated_types import Len, MinLen
 
-from config.schema.ranges import AtLeastOne, Auto, FilePath, Free, NotNegative, Positive, Range, ZeroOrMore
+from config.schema.ranges import AtLeastOne, Auto, FilePath, Free, NotNegative, Range, ZeroOrMore
 from config.schema.setting import Section, setting
 
 Momentum = Annotated[float, Range(ge=0, lt=1)]
+LARGEST = 1e30  # of factors: a float32 holds their products with parameters and gradients of usual sizes
+Factor = Annotated[float, Range(gt=0, le=LARGEST)]
+FactorOrZero = Annotated[float, Range(ge=0, le=LARGEST)]
 
 
 class Model(Section):
@@ -49,7 +52,9 @@ class Swav(Section):
         0.05, "of Sinkhorn: lower is sharper"
     )
     iterations: AtLeastOne = setting(3, "of Sinkhorn")
-    temperature: Positive = setting(0.1, "of the softmax that predicts the codes")
+    temperature: Annotated[float, Range(ge=0.001, why="below, losses leave the range of numbers")] = setting(
+        0.1, "of the softmax that predicts the codes"
+    )
     assigning: Annotated[list[int], MinLen(1)] = setting([0, 1], "crops whose codes the others predict, counted from 0")
     hard: bool = setting(False, "true: the strongest prototype of a code counts alone")
     freeze_prototypes: Auto | ZeroOrMore = setting("auto", "first steps, in which the prototypes do not move")
@@ -61,20 +66,22 @@ class Optimizer(Section):
     """LARS or AdamW, and the learning rate: a linear warm-up, then a cosine."""
 
     name: Literal["lars", "adamw"] = setting("lars", "LARS as in the paper, or AdamW for vision transformers")
-    base_lr: Auto | Positive = setting("auto", "learning rate after the warm-up")
-    final_lr: Auto | NotNegative = setting("auto", "learning rate at the end")
+    base_lr: Auto | Factor = setting("auto", "learning rate after the warm-up")
+    final_lr: Auto | FactorOrZero = setting("auto", "learning rate at the end")
     scale_lr_from: Annotated[int, Range(ge=1)] | None = setting(
         None,
         "images a step for which the learning rates hold; others scale them in proportion",
         expected="null or images a step, at least 1",
     )
-    start_lr: NotNegative = setting(0.0, "learning rate at the start of the warm-up")
+    start_lr: FactorOrZero = setting(0.0, "learning rate at the start of the warm-up")
     warmup_epochs: Auto | NotNegative = setting("auto", "length of the warm-up, also parts of an epoch")
-    weight_decay: NotNegative = setting(1e-6, "of all parameters; with adamw or exclude_1d not of biases and norms")
+    weight_decay: Annotated[float, Range(ge=0, le=1e6)] = setting(
+        1e-6, "of all parameters; with adamw or exclude_1d not of biases and norms"
+    )
     momentum: Momentum = setting(0.9, "of lars")
-    trust_coefficient: Positive = setting(0.001, "of lars: a step's length over the parameter's norm, at rate 1")
+    trust_coefficient: Factor = setting(0.001, "of lars: a step's length over the parameter's norm, at rate 1")
     exclude_1d: bool = setting(False, "true: lars has neither trust ratio nor weight decay for biases and norms")
-    betas: Annotated[list[Annotated[float, Range(ge=0, lt=1, what="each")]], Len(2, 2)] = setting(
+    betas: Annotated[list[Annotated[float, Range(ge=0, le=0.9999999, what="each")]], Len(2, 2)] = setting(
         [0.9, 0.999], "of adamw"
     )
     layer_decay: Annotated[float, Range(gt=0, le=1)] = setting(

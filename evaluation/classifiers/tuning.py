@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from evaluation.arguments import add_scale, check_scale
+from evaluation.arguments import add_scale, check_number, check_scale
 
 PROTOCOL_STEPS = 1000  # 20 epochs of 12,811 images, 256 a step: 1 % of ImageNet
 ENOUGH_STEPS = 400  # with fewer, the figure depends more on the number of steps than on the features
@@ -32,8 +32,7 @@ def check_tuning(options: argparse.Namespace) -> None:
     if options.epochs < 1:
         raise ValueError(f"--epochs={options.epochs}: expected an integer of at least 1")
     for name in ("lr", "head_lr", "weight_decay"):
-        if getattr(options, name) is not None and getattr(options, name) < 0:
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(options, name)}: expected 0 or more")
+        check_number(options, name, zero=True)
     check_scale(options.scale)
     if options.stage or options.pool:
         raise ValueError("--stage and --pool do not apply: the whole network is trained")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from evaluation.arguments import command_parser, numbers
+from evaluation.arguments import check_number, command_parser, numbers
 from evaluation.command import Evaluate, Figures, compare
 
 
@@ -26,8 +26,7 @@ def main(arguments: list[str]) -> int:
 
 def check(options: argparse.Namespace) -> None:
     numbers("--k", options.k, whole=True)
-    if options.temperature <= 0:
-        raise ValueError(f"--temperature={options.temperature}: expected more than 0")
+    check_number(options, "temperature")
 
 
 def prepare(options: argparse.Namespace) -> Evaluate:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from evaluation.arguments import add_scale, check_scale, command_parser, numbers
+from evaluation.arguments import add_scale, check_number, check_scale, command_parser, numbers
 from evaluation.command import Evaluate, Figures, compare
 
 
@@ -36,10 +36,9 @@ def main(arguments: list[str]) -> int:
 def check(options: argparse.Namespace) -> None:
     numbers("--lr", options.lr)
     check_scale(options.scale)
-    if options.epochs < 1 or options.weight_decay < 0:
-        raise ValueError(
-            f"--epochs={options.epochs} --weight-decay={options.weight_decay}: expected 1 or more, and 0 or more"
-        )
+    check_number(options, "weight_decay", zero=True)
+    if options.epochs < 1:
+        raise ValueError(f"--epochs={options.epochs}: expected an integer of at least 1")
 
 
 def open_enough(options: argparse.Namespace, backbone: Any, session: Any) -> Any:

@@ -133,7 +133,7 @@ class Layout:
             block.view(-1)[at : at + segment.length] = piece.view(-1)
             squares[row : row + len(block)] += block.double().square().sum(1)
             blocks.append((piece, block, at, row))
-        norms = self.add_up(squares).sqrt_().clamp_min_(1e-12).to(example.dtype)
+        norms = _divisors(self.add_up(squares).sqrt_()).to(example.dtype)
         for piece, block, at, row in blocks:
             block /= norms[row : row + len(block), None]
             piece.view(-1).copy_(block.view(-1)[at : at + piece.numel()])
@@ -143,7 +143,12 @@ class Layout:
 def unit_rows_(weight: Float[Tensor, "rows dim"]) -> None:
     """L2-normalize the rows in place, with norms summed in float64. A row of zeros stays zero."""
     norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True, dtype=torch.float64)
-    weight.div_(norms.clamp_min_(1e-12).to(weight.dtype))
+    weight.div_(_divisors(norms).to(weight.dtype))
+
+
+def _divisors(norms: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """The norms, with 1 for 0."""
+    return torch.where(norms > 0, norms, 1.0)
 
 
 def _cuts(size: int, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:
