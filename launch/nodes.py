@@ -73,7 +73,7 @@ def slurm_nodes(environment: Mapping[str, str], processes: int) -> list[Node] | 
         raise ConfigError(f"SLURM_JOB_NODELIST={names} has {len(hosts)} nodes, {tasks} has {len(counts)}")
     if min(counts) < 1:
         raise ConfigError(
-            f"SLURM's environment gives {hosts[counts.index(min(counts))]} {min(counts)} tasks; expected 1"
+            f"SLURM's environment gives {hosts[counts.index(min(counts))]} {min(counts)} tasks; expected at least 1"
         )
     return [Node(host, count) for host, count in zip(hosts, counts, strict=True)]
 

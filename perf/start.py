@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser
+from common.cli import Parser, at_least
 from config.recipe import ROOT, load_config
 from perf.machine import machine
 from perf.program import Report, program
@@ -32,7 +32,7 @@ SITE = "from perf.start_marks import install\n\ninstall()\n"
 
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.start", __doc__)
-    parser.add_argument("--runs", type=int, default=2, help="starts, one after the other (default 2)")
+    parser.add_argument("--runs", type=at_least(1), default=2, help="starts, one after the other (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the spans here")
     parser.add_argument("recipe", nargs="?", default="config/demo.yaml", help="default: the demo's")
     parser.add_argument("settings", nargs="*", metavar="key=value")
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
     def measure(_stopped: Sequence[BaseException]) -> Report:
         load_config([options.recipe, *options.settings])
-        runs = [start(options.recipe, options.settings) for _ in range(max(1, options.runs))]
+        runs = [start(options.recipe, options.settings) for _ in range(options.runs)]
         return {"recipe": options.recipe, "settings": options.settings, "runs": runs, "machine": machine()}
 
     return program(measure, show, options.json)

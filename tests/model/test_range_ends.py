@@ -64,7 +64,7 @@ def textbook(scores, epsilon, iterations):
     return np.exp(log_plan)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     epsilon=range_of("swav.epsilon"),
     samples=st.integers(1, 9),
@@ -80,7 +80,7 @@ def test_codes_for_every_epsilon_of_a_recipe(epsilon, samples, prototypes, check
     assert hard_codes(torch.from_numpy(codes)).sum(1).tolist() == [1.0] * samples
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(epsilon=POSITIVE, size=POSITIVE, double=st.booleans(), seed=SEEDS)
 def test_codes_of_any_scores_and_epsilon_are_finite_or_refused(epsilon, size, double, seed):
     with np.errstate(over="ignore"):
@@ -101,7 +101,7 @@ def test_an_epsilon_without_codes_is_refused(epsilon, check):
         sinkhorn(torch.zeros(4, 5), epsilon, 3, check=check)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(temperature=range_of("swav.temperature"), prototypes=st.integers(1, 9), heads=st.integers(1, 2), seed=SEEDS)
 def test_losses_and_their_gradients_for_every_temperature(temperature, prototypes, heads, seed):
     noise = np.random.default_rng(seed)
@@ -148,7 +148,7 @@ def lars_in_float64(parameter, gradients, rate, momentum, decay, trust, eps=1e-8
     return p
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     rate=st.sampled_from([TINY, 1e-38, 1e-8, 0.1, 10.0]),
     momentum=BELOW_ONE,
@@ -169,10 +169,10 @@ def test_lars_steps_at_the_ends_of_its_settings_and_gradients(rate, momentum, de
     expected = lars_in_float64(start, gradients, rate, momentum, decay, trust)
     moved = np.abs(expected - start).max()
     difference = np.abs(parameter.detach().numpy().astype(np.longdouble) - expected).max()
-    assert difference <= 1e-5 * moved + 2 * EPS * np.abs(expected).max() + 1e-37
+    assert difference <= 1e-5 * moved + 2 * EPS * np.abs(expected).max() + 1e-30
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     rate=st.sampled_from([TINY, 1e-8, 1e-3, 1.0]),
     betas=st.tuples(BELOW_ONE, BELOW_ONE),
@@ -201,7 +201,7 @@ def test_adamw_steps_at_the_ends_of_its_settings(rate, betas, decay, size, seed)
     np.testing.assert_allclose(steps[0], p, rtol=0, atol=1e-4 * moved + 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(name=st.sampled_from(["lars", "adamw"]), values=st.data())
 def test_every_setting_that_a_recipe_may_have_takes_a_step(name, values):
     """Parameters may leave the range of numbers, at which training stops; no step fails."""
@@ -216,7 +216,7 @@ def test_every_setting_that_a_recipe_may_have_takes_a_step(name, values):
         optimizer.step()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     steps=st.integers(1, 20),
     epochs=st.integers(1, 20),
@@ -240,7 +240,7 @@ def test_learning_rates_are_those_of_the_formula(steps, epochs, share, start, ba
         assert rate == pytest.approx(expected, rel=1e-9, abs=1e-12 * max(start, base) + 1e-320)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(first=BELOW_ONE, share=st.floats(0, 1), steps=st.integers(1, 10**9), at=st.floats(0, 1))
 def test_a_teachers_momentum_stays_between_its_ends(first, share, steps, at):
     final = min(1.0, first + share * (1 - first))
@@ -269,7 +269,7 @@ def test_a_teacher_is_the_weighted_mean_at_every_momentum(momentum, seed):
         torch.testing.assert_close(average.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(size=st.sampled_from([0.0, 1e-30, 1e-20, 1e-12, 1.0, 1e20, 1e30]), double=st.booleans(), seed=SEEDS)
 def test_rows_have_unit_length_or_stay_zero(size, double, seed):
     rows = np.random.default_rng(seed).normal(size=(3, 5)) * size
@@ -352,7 +352,7 @@ def test_a_probe_of_few_images_learns_as_in_float64(images, classes, features, s
     assert probe.classify(torch.from_numpy(values)).max() < classes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(temperature=POSITIVE, k=st.integers(1, 12), classes=st.integers(1, 4), seed=SEEDS)
 def test_neighbors_vote_at_every_temperature(temperature, k, classes, seed):
     noise = np.random.default_rng(seed)
