@@ -78,7 +78,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from training.run_directory import Journal
     from training.run_state import RunState
 
-    clock, device = Clock(), cluster.device()
+    clock, device = Clock(), cluster.take_device()
     journal = Journal(Path(config.run.directory), cluster.main)
     checkpoints = journal.directory / "checkpoints"
 

@@ -63,7 +63,7 @@ def open_session(options: argparse.Namespace, cluster: Cluster) -> Session:
     threads = options.threads or min(16, max(1, cores // cluster.local_world_size))
     cache = None if options.cache == "none" else Path(options.cache)
     bf16 = options.precision == "bf16"
-    return Session(cluster, cluster.device(), options.backend, threads, options.batch, bf16, cache, options.seed)
+    return Session(cluster, cluster.take_device(), options.backend, threads, options.batch, bf16, cache, options.seed)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def main(_arguments: list[str]) -> int:
     import torch.distributed as dist
 
     cluster = cluster_from_environment()
-    device = cluster.device()
+    device = cluster.take_device()
     with connected(cluster, timeout=60.0):
 
         def seconds(size: int, times: int) -> float:

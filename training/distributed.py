@@ -12,7 +12,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -47,6 +47,15 @@ class Cluster:
             # Read at the first allocation. Segments that grow leave no gaps of the sizes that an evaluation needed.
             os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         return torch.device("cuda", device_index(self.local_rank, self.local_world_size, torch.cuda.device_count()))
+
+    def take_device(self) -> Any:
+        """`device()`, from now on also the current one of this thread: what names no device touches no other GPU."""
+        import torch
+
+        device = self.device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device
 
     def add_up(self, values: list[int]) -> list[int]:
         """Sums of integers below 2**53 over all ranks. All ranks must call it."""
@@ -138,6 +147,19 @@ def tasks_here(environment: dict[str, str]) -> int:
         return 0
 
 
+def deepspeed_environment(cluster: Cluster, device: Any, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that DeepSpeed reads in this process, whose device is `device` (a torch.device).
+
+    It takes LOCAL_RANK for the number of the process's GPU: it binds NCCL to that one and makes it the current one. The
+    two differ where a scheduler shows each process only its own GPU. Under mpirun DeepSpeed wants the same of OpenMPI's
+    variable.
+    """
+    number = str(cluster.local_rank if device.index is None else device.index)
+    variables = {"RANK": str(cluster.rank), "WORLD_SIZE": str(cluster.world_size), "LOCAL_RANK": number}
+    openmpi = "OMPI_COMM_WORLD_LOCAL_RANK"
+    return variables | ({openmpi: number} if openmpi in environment else {})
+
+
 @contextmanager
 def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     """The process group (NCCL on GPUs, gloo on CPUs) within the block.
@@ -147,19 +169,13 @@ def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     import torch
     from torch.distributed import distributed_c10d
 
-    device, limit = cluster.device(), timedelta(seconds=timeout)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
+    device, limit = cluster.take_device(), timedelta(seconds=timeout)
+    if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.backends.cudnn.benchmark = True  # shapes recur: cuDNN tries at the first which convolution is the fastest
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // cluster.local_world_size))
-    os.environ |= {
-        "RANK": str(cluster.rank),
-        "WORLD_SIZE": str(cluster.world_size),
-        "LOCAL_RANK": str(cluster.local_rank),
-    }
+    os.environ |= deepspeed_environment(cluster, device, os.environ)
     if cluster.world_size == 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     # Later groups, such as DeepSpeed's, take these defaults and not the timeout of the first group.

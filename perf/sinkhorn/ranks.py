@@ -33,7 +33,7 @@ from common.progress import progress_bar
 from perf.interleaved import take_turns, use_cores
 from perf.roofline import finish
 from perf.sinkhorn.variants import VARIANTS, Point
-from training.distributed import wait_for_gloo
+from training.distributed import cluster_from_environment, wait_for_gloo
 
 MIN_ROUNDS = 3
 CROWD = 2  # ranks that share one core in a crowded measurement
@@ -103,9 +103,7 @@ def run_rank(rank: int, plan: Plan, folder: Path) -> None:
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         torch.set_num_threads(1)
         keep_memory()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if plan.on_gpu else torch.device("cpu")
-    if plan.on_gpu:
-        torch.cuda.set_device(device)
+    device = cluster_from_environment().take_device() if plan.on_gpu else torch.device("cpu")
     dist.init_process_group("nccl" if plan.on_gpu else "gloo", timeout=timedelta(seconds=120))
     try:
         with torch.no_grad():
