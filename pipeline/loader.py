@@ -44,14 +44,29 @@ AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums 
 READY = 1  # finished batches that wait for the training loop
 
 
+def make_backend(
+    name: str,
+    crops: Crops,
+    batch_size: int,
+    threads: int,
+    device_id: int | None,
+    dtype: torch.dtype | None = None,
+    hw_decoder_load: float | None = None,
+) -> Backend:
+    """A backend by its name in BACKENDS."""
+    options = {"hw_decoder_load": hw_decoder_load} if name == "dali" else {}
+    return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options)
+
+
 class Loader:
     """This rank's batches of the training set: a seed gives the same rows and crops for any backend and world size.
 
     `for batch in loader` runs to the end of the current epoch; the next `for` runs the next epoch. `position` counts
     global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
-    they are in pinned memory, so that the copy does not make the training loop wait. Raises ValueError if the global
-    batch does not split over the ranks or is larger than the dataset.
+    they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
+    `DaliBackend`; the others have no such engine. Raises ValueError if the global batch does not split over the ranks or
+    is larger than the dataset.
     """
 
     def __init__(
@@ -69,19 +84,23 @@ class Loader:
         dtype: torch.dtype | None = None,
         max_bad_fraction: float = 0.01,
         pinned_for: int | None = None,
+        hw_decoder_load: float | None = None,
     ):
         self.feed = Feed(table, Reader(table), max_bad_fraction)
         self.crops, self.pinned_for = crops, pinned_for
         self.seed = seed
         self.global_batch = global_batch
         self.rank, self.world_size = rank, world_size
+        self.device_id = device_id if device_id is not None else pinned_for
         self.position = Position()
         self.ledger = Ledger()
         if global_batch % world_size:
             raise ValueError(f"batch_size={global_batch} does not split evenly over {world_size} processes")
         if len(self) < 1:
             raise ValueError(f"batch_size={global_batch} is more than the {len(self.feed.usable)} usable images")
-        self._new_backend = partial(BACKENDS[backend], crops, global_batch // world_size, threads, device_id, dtype)
+        self._new_backend = partial(
+            make_backend, backend, crops, global_batch // world_size, threads, device_id, dtype, hw_decoder_load
+        )
         self.backend: Backend | None = self._new_backend()
         self._producer: _Producer | None = None
 
@@ -93,7 +112,7 @@ class Loader:
         if self._producer is None:
             self.backend = self.backend or self._new_backend()
             batches = execute(self.backend, self.feed, self._requests())
-            self._producer = _Producer(batches if self.pinned_for is None else pinned(batches, self.pinned_for))
+            self._producer = _Producer(batches if self.pinned_for is None else pinned(batches), self.device_id)
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
             yield self._take(epoch)  # bound to no name here, so that the caller alone keeps its memory alive
@@ -193,15 +212,16 @@ def evaluation_batches(
     threads: int = 1,
     device_id: int | None = None,
     max_bad_fraction: float = 0.01,
+    hw_decoder_load: float | None = None,
 ) -> Iterator[Batch]:
     """Central crops of `rows` in order, the last batch possibly smaller; `crops` from `Crops.for_evaluation`."""
     feed = Feed(table, Reader(table), max_bad_fraction)
-    executor: Backend = BACKENDS[backend](crops, batch_size, threads, device_id)
+    executor = make_backend(backend, crops, batch_size, threads, device_id, hw_decoder_load=hw_decoder_load)
     requests = (
         feed.request(0, start, rows[start : start + batch_size], partial(center, crops))
         for start in range(0, len(rows), batch_size)
     )
-    producer = _Producer(execute(executor, feed, requests))
+    producer = _Producer(execute(executor, feed, requests), device_id)
     try:
         for _ in range(0, len(rows), batch_size):
             request, groups = producer.take()
@@ -223,19 +243,22 @@ def execute(backend: Backend, feed: Feed, requests: Iterator[Request]) -> Iterat
             requests = itertools.chain(repaired, requests)
 
 
-def pinned(
-    batches: Iterator[tuple[Request, list[torch.Tensor]]], device_id: int
-) -> Iterator[tuple[Request, list[torch.Tensor]]]:
-    """The same with crops in pinned memory of a GPU. torch reuses that memory only after its copies are done."""
-    torch.cuda.set_device(device_id)  # of this thread; else GPU 0 would get a context of every process
+def pinned(batches: Iterator[tuple[Request, list[torch.Tensor]]]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
+    """The same with crops in pinned memory of the current GPU. torch reuses that memory only after its copies are
+    done."""
     for request, crops in batches:
         yield request, [crop.pin_memory() for crop in crops]
 
 
 class _Producer:
-    """Runs an iterator in a thread, `READY` items ahead, and passes on its items or its exception."""
+    """Runs an iterator in a thread, `READY` items ahead, and passes on its items or its exception.
 
-    def __init__(self, items: Iterable[Any]):
+    device_id: the GPU that becomes the thread's current one. A thread begins on GPU 0, and pinned memory or a tensor
+    without a device would make a context there: some hundred MB of GPU 0 for every process of the machine.
+    """
+
+    def __init__(self, items: Iterable[Any], device_id: int | None = None):
+        self._device_id = device_id
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=READY)
         self._stop = threading.Event()
         self._failed: BaseException | None = None
@@ -260,6 +283,8 @@ class _Producer:
 
     def _run(self, items: Iterator[Any]) -> None:
         try:
+            if self._device_id is not None:
+                torch.cuda.set_device(self._device_id)
             for item in items:
                 self._put(item)
                 del item  # this thread must not keep its memory alive

@@ -42,6 +42,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
         pinned_for=None if on_gpu else device.index,
+        hw_decoder_load=config.pipeline.hw_decoder_load,
     )
 
 

@@ -131,3 +131,9 @@ class Pipeline(Section):
     threads: Auto | Annotated[int, Range(ge=1), Range(le=1024, unit="threads a process")] = setting(
         "auto", "worker threads of each process", resume=SPEED
     )
+    hw_decoder_load: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
+        0.65,
+        "share of the JPEGs for the decoding engine of a data-center GPU (A100, H100); with dali on a GPU only. DALI's "
+        "default: `make gpu-check` measures others",
+        resume="crops stay the same, up to rounding",
+    )

@@ -16,7 +16,7 @@ class Engine(Section):
 
     stage: Literal["auto"] | Annotated[int, Range(ge=0, le=3)] = setting(
         "auto",
-        "of ZeRO; several GPUs take 1, all else 0",
+        "of ZeRO; several GPUs take 1 (until `make gpu-check` has timed the stages on one), all else 0",
         resume=f"the state is divided again; {ROUNDING}",
         expected="auto, 0, 1, 2 or 3",
     )

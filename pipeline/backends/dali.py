@@ -3,8 +3,9 @@
     encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> color
     (x' = A x + B m) -> blur, for the crops that drew one -> normalize to HWC
 
-The pipeline has no random operator: windows, matrices and sigmas come with the bytes through external_source. DALI is
-imported only when a pipeline is built, so that `--help` and error messages do not need it.
+The pipeline has no random operator: windows, matrices and sigmas come with the bytes through external_source. On a GPU
+nothing returns to the CPU before the crops are done. DALI is imported only when a pipeline is built, so that `--help`
+and error messages do not need it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class DaliBackend:
     """Executes draws with `threads` worker threads, on the CPU (`device_id` None) or on a GPU, decoding included.
 
     Crops are channels-last tensors (N, 3, size, size) of `dtype`, by default float32 on the CPU and float16 on a GPU.
+    hw_decoder_load: share of a batch's JPEGs for a GPU's decoding engine, where it has one; None is DALI's default.
     """
 
     def __init__(
@@ -37,9 +39,14 @@ class DaliBackend:
         threads: int,
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
+        hw_decoder_load: float | None = None,
     ):
         self.crops = crops
         self.dtype = dtype
+        # libjpeg-turbo's default for the color channels: CPU, GPU and PIL agree (gpu-check measures what it costs)
+        self.decoder: dict[str, Any] = {"jpeg_fancy_upsampling": True}
+        if hw_decoder_load is not None:
+            self.decoder["hw_decoder_load"] = hw_decoder_load
         self.batch_size = batch_size
         self.threads = threads
         self.device_id = device_id
@@ -53,7 +60,8 @@ class DaliBackend:
             under_way.append(request)
             return [request.encoded, *self._arguments(request.draw)]
 
-        pipeline = self._build(feed)
+        pipeline = self._define(feed)
+        pipeline.build()
         while True:
             try:
                 outputs = pipeline.run()
@@ -87,7 +95,7 @@ class DaliBackend:
 
     # ------------------------------------------------------------------ the draw as DALI arguments
     def _arguments(self, draw: Draw) -> list[np.ndarray]:
-        """The draw as contiguous arrays, one per view and argument, in the order in which `_build` unpacks them."""
+        """The draw as contiguous arrays, one per view and argument, in the order in which `_define` unpacks them."""
         window = draw.window.astype(np.float32)
         start, end = window[..., :2], window[..., :2] + window[..., 2:]
         left = np.where(draw.flip, end[..., 1], start[..., 1])  # a reversed region mirrors the image
@@ -100,7 +108,8 @@ class DaliBackend:
         return [np.ascontiguousarray(values[:, view]) for view in range(len(self.crops.views)) for values in arguments]
 
     # ------------------------------------------------------------------ the pipeline
-    def _build(self, feed: Any) -> Any:
+    def _define(self, feed: Any) -> Any:
+        """The pipeline, not yet built: its graph can be defined, and looked at, without a GPU."""
         from nvidia.dali import fn, pipeline_def, types
 
         crops, on_gpu = self.crops, self.device_id is not None
@@ -133,7 +142,7 @@ class DaliBackend:
                 device="mixed" if on_gpu else "cpu",
                 output_type=types.RGB,
                 adjust_orientation=True,
-                jpeg_fancy_upsampling=True,  # libjpeg-turbo's default: CPU, GPU and PIL agree
+                **self.decoder,
             )
             outputs = []
             for index, view in enumerate(crops.views):
@@ -147,11 +156,7 @@ class DaliBackend:
                     antialias=True,
                 )
                 if colors:
-                    mean = fn.reductions.mean(x, axes=(0, 1), keep_dims=True)
-                    if on_gpu:
-                        mean = mean.cpu()  # operators take arguments from the CPU
-                    offset = fn.reshape(fn.coord_transform(mean, M=rest[1]), shape=[3])
-                    x = fn.coord_transform(x, M=rest[0], T=offset, dtype=types.UINT8)
+                    x = colored(x, rest[0], rest[1], on_gpu)
                 if blurs:
                     blurred, sigma = rest[-2:]
                     if blurred:
@@ -166,9 +171,21 @@ class DaliBackend:
                 outputs.append(x)
             return tuple(outputs)
 
-        pipeline = multi_crop()
-        pipeline.build()
-        return pipeline
+        return multi_crop()
+
+
+def colored(x: Any, linear: Any, of_mean: Any, on_gpu: bool) -> Any:
+    """The node for A x + B m of crops `x` (H, W, 3), uint8. linear, of_mean: A and B, CPU nodes of 3x3 matrices.
+
+    The operator could add B m itself, but takes it only from the CPU. On a GPU the mean m would have to go there, once
+    for each view, and the pipeline would wait eight times a batch; so the sum is an operator of its own there.
+    """
+    from nvidia.dali import fn, types
+
+    offset = fn.coord_transform(fn.reductions.mean(x, axes=(0, 1), keep_dims=True), M=of_mean)  # (1, 1, 3)
+    if on_gpu:
+        return fn.cast(fn.coord_transform(x, M=linear) + offset, dtype=types.UINT8)
+    return fn.coord_transform(x, M=linear, T=fn.reshape(offset, shape=[3]), dtype=types.UINT8)
 
 
 def _to_torch(output: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.dataset.open import DatasetError, open_dataset
-from pipeline.loader import BACKENDS, Ledger, Loader
+from pipeline.loader import BACKENDS, Ledger, Loader, _Producer
 from support.photos import flat_colors, write_folder
 
 CROPS = Crops(
@@ -187,3 +187,27 @@ def test_a_batch_larger_than_the_dataset_is_an_error(table):
 def test_a_batch_that_does_not_split_over_the_ranks_is_an_error(table):
     with pytest.raises(ValueError, match="batch_size=12 does not split evenly over 5 processes"):
         Loader(table, CROPS, backend="dali", seed=0, global_batch=12, world_size=5)
+
+
+def test_the_loaders_thread_takes_the_ranks_gpu_before_anything_else():
+    """A thread begins on GPU 0. There is no GPU 99, so taking it must fail, and before the first batch is made."""
+    made = []
+    producer = _Producer((made.append(number) for number in range(3)), device_id=99)
+    with pytest.raises(RuntimeError):
+        producer.take()
+    producer.close()
+    assert made == []
+
+
+@BOTH
+def test_a_loader_passes_its_gpu_to_its_thread(table, backend, monkeypatch):
+    """Reading the first image would come before the backend's own error for a GPU that is not there."""
+    if backend == "ffcv":
+        monkeypatch.setattr("pipeline.backends.ffcv.finish_on_gpu", None)
+    (loader,) = loaders(table, 1, backend, device_id=99)
+    reads = []
+    monkeypatch.setattr(loader.feed, "request", lambda *_: reads.append(1))
+    with pytest.raises(RuntimeError):
+        next(iter(loader))
+    loader.close()
+    assert reads == []
