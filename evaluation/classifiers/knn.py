@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from common.progress import counted, progress_bar
-from evaluation.features import evaluation_mode, extract, gather
+from evaluation.features import bank_dtype, evaluation_mode, extract, gather
 from model.probe import Probe
 from model.teacher import Teacher
 from pipeline.crops import Crops
@@ -26,6 +26,8 @@ from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
 from training.build import starting_network
 from training.compiled import in_whole_batches
+
+BLOCK = 65_536  # rows of the bank: 268 MB of similarities to 1,024 queries
 
 
 def predict(
@@ -36,7 +38,8 @@ def predict(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> Int[Tensor, " test"]:
-    """The class of each query by the weighted votes of its k nearest rows of the bank. Rows have unit length."""
+    """The class of each query by the weighted votes of its k nearest rows of the bank. Rows have unit length; those of
+    the bank may be in half precision."""
     return predict_each(bank, bank_labels, queries, [k], temperature, chunk)[0]
 
 
@@ -53,13 +56,32 @@ def predict_each(
     predictions: list[list[Tensor]] = [[] for _ in counts]
     with progress_bar(len(queries), "k-NN: search", "img", not dist.is_initialized() or dist.get_rank() == 0) as bar:
         for part in counted(queries.split(chunk), bar):
-            similarity, nearest = (part @ bank.T).topk(max(counts))
+            similarity, nearest = nearest_rows(bank, part, max(counts))
             # relative to the nearest, in float64: so any temperature above 0 is within the range of numbers
             weights = ((similarity.double() - similarity[:, :1]) / temperature).exp()
             voters = bank_labels[nearest]
             for k, classified in zip(counts, predictions, strict=True):
                 classified.append(_elected(voters[:, :k], weights[:, :k]))
     return [torch.cat(parts) for parts in predictions]
+
+
+def nearest_rows(
+    bank: Float[Tensor, "train features"], queries: Float[Tensor, "test features"], k: int, block: int = BLOCK
+) -> tuple[Float[Tensor, "test k"], Int[Tensor, "test k"]]:
+    """Similarities to the k nearest rows of the bank, the nearest first, and their numbers.
+
+    block: rows of the bank whose similarities are in memory at once, in the queries' precision.
+    """
+    found: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(bank), block):
+        part = bank[start : start + block].to(queries.dtype)
+        similarity, rows = (queries @ part.T).topk(min(k, len(part)))
+        found.append((similarity, rows + start))
+        if len(found) == 2:
+            similarity, rows = (torch.cat(both, dim=1) for both in zip(*found, strict=True))
+            similarity, order = similarity.topk(min(k, similarity.shape[1]))
+            found = [(similarity, rows.gather(1, order))]
+    return found[0]
 
 
 def _elected(voters: Int[Tensor, "test k"], weights: Float[Tensor, "test k"]) -> Int[Tensor, " test"]:
@@ -92,23 +114,26 @@ def knn_accuracy(
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-    def features(table: SampleTable, rows: np.ndarray, bar: Any) -> Tensor:
-        own = len(rows[rank::world])
+    def features(table: SampleTable, rows: np.ndarray, bar: Any, dtype: torch.dtype) -> Tensor:
+        own, computed = len(rows[rank::world]), -(-len(rows) // world)
         batches = evaluation_batches(
             table,
-            np.resize(rows, -(-len(rows) // world) * world)[rank::world],
+            np.resize(rows, computed * world)[rank::world],
             crops,
             backend=config.pipeline.backend,
             batch_size=config.evaluation.batch_size,
             threads=config.pipeline.threads,
             device_id=device.index if config.pipeline.device == "gpu" else None,
             max_bad_fraction=config.data.max_bad_fraction,
+            hw_decoder_load=config.pipeline.hw_decoder_load,
         )
-        return extract(function, counted(batches, bar, lambda batch: len(batch.rows)), device)[:own]
+        batches = counted(batches, bar, lambda batch: len(batch.rows))
+        return extract(function, batches, device, computed, dtype)[:own]
 
     images = sum(-(-len(rows) // world) for rows in (data.train_rows, data.test_rows))
     with progress_bar(images, what, "img", rank == 0) as bar:
-        bank, queries = gather(features(data.train, data.train_rows, bar)), features(data.test, data.test_rows, bar)
+        bank = gather(features(data.train, data.train_rows, bar, bank_dtype(device)))
+        queries = features(data.test, data.test_rows, bar, torch.float32)
     bank_labels = gather(torch.as_tensor(data.train_labels[rank::world], device=device))
     expected = torch.as_tensor(data.test_labels[rank::world], device=device)
     classified = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}

@@ -31,9 +31,9 @@ def check(options: argparse.Namespace) -> None:
 
 def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
-    from torch.nn.functional import normalize
 
     from evaluation.classifiers.knn import predict_each
+    from evaluation.features import bank_dtype, unit_rows
     from evaluation.frozen_features import split_features
 
     neighbors = [int(k) for k in numbers("--k", options.k, whole=True)]
@@ -44,9 +44,9 @@ def prepare(options: argparse.Namespace) -> Evaluate:
         mine = slice(cluster.rank, None, cluster.world_size)  # every process classifies its share of the test
         expected = torch.as_tensor(data.test_labels[mine], device=session.device)
         predictions = predict_each(
-            normalize(train).to(session.device),
+            unit_rows(train, session.device, bank_dtype(session.device)),
             torch.as_tensor(data.train_labels, device=session.device),
-            normalize(test[mine]).to(session.device),
+            unit_rows(test[mine], session.device),
             neighbors,
             options.temperature,
         )
