@@ -1,4 +1,5 @@
-"""A step on a (fake) GPU reads no value on the host and makes no blocking copy between host and device.
+"""A step on a (fake) GPU reads no value on the host and makes no blocking copy between host and device: in every
+method (DeepCluster-v2 and SeLa-v2 share the step with clusters), with one head and several, teacher and probe.
 
 On a real GPU each of these waits until the device has finished all queued work. The tensors are torch's fake ones on
 "cuda": operations run without a device and without values, so reading a value is an error by itself.
@@ -119,18 +120,25 @@ class Step:
             self.probe.update(features, self.rows)
 
 
+SWAV = [
+    {"heads": heads, "teacher": teacher, "probe": probe, "queue": True}
+    for heads in (1, 3)
+    for teacher in (False, True)
+    for probe in (False, True)
+]
+CLUSTERED = [{"heads": heads, "clusters": True, "probe": probe} for heads in (1, 3) for probe in (False, True)]
+MORE = [
+    {"assigning": (0, 2)},
+    {"assigning": (1, 0), "queue": True},
+    {"assigning": (3, 0), "teacher": True},
+    {"heads": 2, "hard": True},
+]
+
+
 @pytest.mark.parametrize(
     "parts",
-    [
-        {"queue": True},
-        {"assigning": (0, 2)},
-        {"assigning": (1, 0), "queue": True},
-        {"heads": 2, "hard": True},
-        {"teacher": True, "queue": True, "probe": True},
-        {"teacher": True, "assigning": (3, 0)},
-        {"clusters": True, "heads": 3, "probe": True},
-    ],
-    ids=lambda parts: ", ".join(f"{name}={value}" for name, value in parts.items()),
+    [*SWAV, *CLUSTERED, *MORE],
+    ids=lambda parts: ", ".join(f"{name}={value}" for name, value in parts.items() if value is not False),
 )
 def test_the_host_waits_for_nothing_in_a_step(parts):
     with FakeTensorMode(allow_non_fake_inputs=True):
