@@ -4,6 +4,7 @@ ARGS   ?=
 DALI   ?= cuda120
 PYTHON ?= python3
 LOCK   := requirements-$(DALI).lock
+WHEELS ?=
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
@@ -15,10 +16,10 @@ help: ## list the targets
 	@echo "  CONFIG=config/demo.yaml   the recipe;  ARGS=\"data.path=/my/images crops.local.count=4\" overrides its settings"
 	@echo "  PROCS=2                   processes on this machine (default: one per GPU, 2 without GPUs)"
 	@echo "  NODES=4 GPUS=8            train on 4 nodes of HOSTFILE=hosts, or else of the SLURM job; DRY=1 only prints the commands"
-	@echo "  DALI=cuda120|cuda130      DALI wheel;  PYTHON=python3.12  Python to use"
+	@echo "  DALI=cuda120|cuda130      DALI wheel;  PYTHON=python3.12  Python to use;  WHEELS=wheels  set up from these, without a network"
 
 setup: ## create the virtual environment .venv from the lock file (every other target does this first)
-	@launch/setup.sh $(LOCK) $(PYTHON)
+	@launch/setup.sh $(LOCK) $(PYTHON) $(WHEELS)
 
 help-settings: setup ## print every setting with default, range and help; KEY=optimizer: only these
 	@$(RUN) -m config.schema $(KEY)
@@ -65,14 +66,14 @@ zero-check: setup ## check that every ZeRO stage takes the steps of stage 0: per
 kill-check: setup ## KILLS=200: kill runs at random and compare their weights with an unbroken run: perf/results/kill_check.json
 	@$(RUN) -m perf.kill_check $(if $(KILLS),--kills $(KILLS)) $(ARGS)
 
-gpu-check: setup ## check and time everything that needs a GPU: perf/results/gpu-DEVICE.json
+gpu-check: setup ## check and time everything that needs a GPU, and say what to change: docs/gpu.md; ARGS=--explain needs none
 	@$(RUN) -m perf.gpu_check $(ARGS)
 
 sync: setup ## HOSTFILE=hosts: copy this checkout with its .venv to every node by rsync; DATA=/my/images: copy images too
 	@$(RUN) -m launch.sync "$(or $(HOSTFILE),$(error HOSTFILE= is missing; e.g. make sync HOSTFILE=hosts))" \
 	  $(if $(SSH),--ssh "$(SSH)") $(if $(DATA),--data "$(DATA)")
 
-wheels: setup ## collect the packages of the lock file as wheels in wheels/, for launch/Dockerfile
+wheels: setup ## collect the packages of the lock file as wheels in wheels/, for launch/Dockerfile and machines without a network
 	@$(RUN) -m launch.wheels $(LOCK) wheels
 
 test: setup ## run all tests that this machine can run

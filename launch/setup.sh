@@ -1,9 +1,11 @@
 #!/bin/sh
 # Sets up the virtual environment .venv from a lock file; does nothing if .venv is up to date.
-# usage: launch/setup.sh requirements-cuda120.lock [python3]
+# usage: launch/setup.sh requirements-cuda120.lock [python3 [wheels]]
+# wheels: a folder that `make wheels` has filled. Packages come from there alone: no network is used.
 set -eu
 lock=$1
 python=${2:-python3}
+wheels=${3:-}
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -19,6 +21,15 @@ stamp=.venv/.swave-ready
 checksum=$(sha256sum "$lock" | cut -d' ' -f1)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$checksum" ] && exit 0
 
+if [ -n "$wheels" ]; then
+    list=$wheels/requirements.txt
+    [ -f "$list" ] || fail "WHEELS=$wheels: there is no $list; run make wheels where there is a network, and copy the folder"
+    while read -r package _; do
+        grep -q "^$package\([ ;\\]\|\$\)" "$lock" ||
+            fail "WHEELS=$wheels: $package is not in $lock; give the DALI=... with which make wheels ran"
+    done < "$list"
+fi
+
 # as_root COMMAND...: run as root or through sudo
 as_root() {
     if [ "$(id -u)" = 0 ]; then "$@"
@@ -31,12 +42,16 @@ as_root() {
 # TurboJPEG.
 missing=
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
-"$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing="$missing python3-dev"
-command -v c++ >/dev/null || missing="$missing g++"
-if ! command -v pkg-config >/dev/null; then missing="$missing pkg-config libopencv-dev libturbojpeg0-dev"
+if [ -n "$wheels" ]; then
+    [ -z "$missing" ] || fail "missing:$missing, which WHEELS=$wheels does not have; install it from the system's own packages"
 else
-    pkg-config --exists opencv4 || missing="$missing libopencv-dev"
-    pkg-config --exists libturbojpeg || missing="$missing libturbojpeg0-dev"
+    "$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || missing="$missing python3-dev"
+    command -v c++ >/dev/null || missing="$missing g++"
+    if ! command -v pkg-config >/dev/null; then missing="$missing pkg-config libopencv-dev libturbojpeg0-dev"
+    else
+        pkg-config --exists opencv4 || missing="$missing libopencv-dev"
+        pkg-config --exists libturbojpeg || missing="$missing libturbojpeg0-dev"
+    fi
 fi
 if [ -n "$missing" ]; then
     by_hand="missing:$missing; as root: apt-get install --no-install-recommends$missing"
@@ -46,7 +61,7 @@ if [ -n "$missing" ]; then
         apt-get install -y -qq --no-install-recommends $missing; } >&2 || fail "$by_hand"
 fi
 
-say "installing into .venv from $lock (about 5 GB with torch's CUDA libraries; takes a few minutes)"
+say "installing into .venv from ${wheels:-$lock} (about 5 GB with torch's CUDA libraries; takes a few minutes)"
 rm -f "$stamp"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 # Remove the DALI of the other lock: two DALI wheels cannot be installed together.
@@ -54,7 +69,8 @@ for other in requirements-cuda120.lock requirements-cuda130.lock; do
     [ "$other" = "$lock" ] && continue
     sed -n 's/^\(nvidia-dali-[a-z0-9]*\)==.*/\1/p' "$other" | xargs -r .venv/bin/python -m pip uninstall -q -y 2>/dev/null || true
 done
-.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r "$lock" ||
+if [ -n "$wheels" ]; then set -- --no-index --find-links "$wheels" -r "$wheels/requirements.txt"; else set -- -r "$lock"; fi
+.venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes "$@" ||
     fail "pip could not install everything (its reason is above); fix that and run the same command again"
 # For pipeline.backend=ffcv; half a minute of the first run otherwise.
 .venv/bin/python -m pipeline.kernel || say "the kernel of pipeline.backend=ffcv could not be compiled (the reason is above)"

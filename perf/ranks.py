@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,19 @@ from training.distributed import free_port
 
 
 def run_ranks(
-    function: Callable[..., None], ranks: int, *arguments: Any, on_gpu: bool = False, method: str = "forkserver"
+    function: Callable[..., None],
+    ranks: int,
+    *arguments: Any,
+    on_gpu: bool = False,
+    method: str = "forkserver",
+    limit: float | None = None,
 ) -> None:
     """Run `function(rank, *arguments)` on all ranks at once; RANK, WORLD_SIZE and so on are in the environment.
 
     on_gpu: a GPU for each rank; otherwise the ranks see no GPU and have one thread each. method: "forkserver" starts
     ranks faster, from a server that has imported what the function's module imports; "spawn" starts each with a new
-    interpreter, so that ranks share no memory pages. Raises RuntimeError with the exit codes if a rank fails.
+    interpreter, so that ranks share no memory pages. limit: seconds after which the ranks are killed. Raises
+    RuntimeError with the exit codes if a rank fails, or if they take longer.
     """
     context: Any = multiprocessing.get_context(method)
     context.set_forkserver_preload(_imports(function))
@@ -35,8 +42,14 @@ def run_ranks(
     with environment({} if visible_gpus() else {"DS_ACCELERATOR": "cpu"}):  # the first start also starts the server
         for process in processes:
             process.start()
+    end = None if limit is None else time.monotonic() + limit
     for process in processes:
-        process.join()
+        process.join(None if end is None else max(0.0, end - time.monotonic()))
+    if any(process.is_alive() for process in processes):
+        for process in processes:
+            process.kill()
+            process.join()
+        raise RuntimeError(f"{arguments[0]}: took more than {limit:.0f} seconds")
     codes = [process.exitcode for process in processes]
     if any(codes):
         raise RuntimeError(f"{arguments[0]}: exit codes {codes}")

@@ -87,13 +87,16 @@ def check(worlds: tuple[int, ...], parts: tuple[int, ...], progress: bool = True
     return rows
 
 
-def run_case(case: Case, folder: Path, states: int, steps: int, reference: Path | None = None) -> dict[str, Any]:
-    """The result of rank 0 for a case, with a new process for each rank. Raises RuntimeError if one of them fails.
+def run_case(
+    case: Case, folder: Path, states: int, steps: int, reference: Path | None = None, limit: float | None = None
+) -> dict[str, Any]:
+    """The result of rank 0 for a case, with a new process for each rank. Raises RuntimeError if one of them fails, or
+    if they take longer than `limit` seconds.
 
     states, steps, reference: as for perf.zero_ranks.run_rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    run_ranks(run_rank, case.ranks, case, folder, states, steps, reference, on_gpu=case.on_gpu)
+    run_ranks(run_rank, case.ranks, case, folder, states, steps, reference, on_gpu=case.on_gpu, limit=limit)
     return json.loads((folder / FILE).read_text())
 
 

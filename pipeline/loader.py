@@ -65,8 +65,8 @@ class Loader:
     global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
     they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
-    `DaliBackend`; the others have no such engine. Raises ValueError if the global batch does not split over the ranks or
-    is larger than the dataset.
+    `DaliBackend`; the others have no such engine. Raises ValueError if the global batch does not split over the ranks
+    or is larger than the dataset.
     """
 
     def __init__(

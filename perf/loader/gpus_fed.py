@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perf.gpu_check.verdict import best_rate
+
 HOW = "give --gpu-rate IMAGES_PER_SECOND, or --step-json with a report of `python -m perf.step` from a GPU"
 FED = {  # (backend, mode) -> name, for those whose crops a training can use
     ("ffcv", "full"): "ffcv",
@@ -32,11 +34,7 @@ def gpu_rate(given: float | None, step: Path | None, results: Path, usual: bool)
     if not usual:
         return {"why": f"the measured GPU rates are for other crops; {HOW}"}
     reports = [(json.loads(path.read_text()), path.name) for path in sorted(results.glob("gpu-*.json"))]
-    rates = [
-        (report["step"]["best"], report["device"], name)
-        for report, name in reports
-        if report.get("step", {}).get("best")
-    ]
+    rates = [(best_rate(report), report["device"], name) for report, name in reports if best_rate(report)]
     if not rates:
         return {"why": f"there is no measured GPU rate; {HOW}"}
     rate, device, name = max(rates)

@@ -112,12 +112,12 @@ def compiled(scores: Tensor) -> Callable[[], Tensor]:
 
 
 def graph(scores: Tensor) -> Callable[[], Tensor]:
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream(scores.device)
     with without_kernels():
         with torch.cuda.stream(side):
             for _ in range(3):
                 eager(scores)
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(scores.device)
         recorded = torch.cuda.CUDAGraph()
         with torch.cuda.graph(recorded):
             codes = eager(scores)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from perf.roofline import ceilings, finish, roofline
+from perf.step.waits import count_waits
 
 WARM, TIMED = 5, 20
 IMAGENET = 1_281_167  # images that the recipe fits itself to
@@ -24,7 +24,10 @@ IMAGENET = 1_281_167  # images that the recipe fits itself to
 
 @dataclass(frozen=True)
 class StepCase:
-    """A recipe's step with `batch` images a rank, in `precision`, at ZeRO `stage`; `changes` go into the recipe."""
+    """A recipe's step with `batch` images a rank, in `precision`, at ZeRO `stage`; `changes` go into the recipe.
+
+    peer: in its place the plain DDP loop of perf/step/peer_loop.py, on the same crops.
+    """
 
     recipe: str
     batch: int
@@ -34,6 +37,7 @@ class StepCase:
     compile: bool = False
     changes: tuple[str, ...] = ()
     on_gpu: bool = True
+    peer: bool = False
 
 
 def run_rank(rank: int, case: StepCase, folder: Path) -> None:
@@ -42,7 +46,7 @@ def run_rank(rank: int, case: StepCase, folder: Path) -> None:
 
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
     with connected(cluster):
-        figures = measure(case, cluster)
+        figures = measure_peer(case, cluster) if case.peer else measure(case, cluster)
         if rank == 0:
             (folder / "step.json").write_text(json.dumps(figures))
 
@@ -53,44 +57,73 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     images_per_second, step_seconds    of TIMED steps without marks
     host_share                         of the time until the device is done, what the host takes to issue the steps
     codes_share, codes_collectives     of as many steps with marks: share of a step, and collectives a step
-    waits_in_a_step                    where the host waits for a GPU, as file:line
+    waits_in_a_step                    where the host waits for a GPU in a step that logs nothing, as file:line
     peak_gb, and the roofline's        (perf/roofline.py)
     """
-    from config.recipe import load_config
     from perf.step.steps import Steps
+
+    config = settings_of(case, cluster)
+    steps = Steps(config, cluster, IMAGENET)
+    device, batches = steps.device, itertools.repeat(steps.noise(channels_last=True))
+    seconds, issued = time_steps(lambda: steps.step(batches), device)
+    share, collectives = codes_of(steps, batches)
+    for _ in range(2):
+        if steps.number % config.run.log_every in (0, config.run.log_every - 1):  # a logging step's values are read
+            steps.step(batches)
+    waits = count_waits(lambda: steps.step(batches), device)
+    figures = asdict(case) | {
+        "images_per_second": case.batch / seconds,
+        "step_seconds": seconds,
+        "codes_share": share,
+        "codes_collectives": collectives,
+        "host_share": issued / seconds,
+        "waits_in_a_step": waits,
+        "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
+    }
+    limits = ceilings(device, steps.dtype)
+    return figures | roofline(figures["images_per_second"], steps.work, steps.dtype.itemsize, limits)
+
+
+def measure_peer(case: StepCase, cluster: Any) -> dict[str, Any]:
+    """images_per_second and step_seconds of the plain loop."""
+    from perf.step.peer_loop import plain_step
+    from training.build import build_network
+
+    config, device = settings_of(case, cluster), cluster.device()
+    crops = config.crops["global"], config.crops["local"]
+    torch.manual_seed(config.run.seed)
+    network = build_network(config.model, [group.size for group in crops]).to(device)
+    step = plain_step(config, network, cluster, device, float(config.optimizer.base_lr) / 100)
+    noise = [torch.randn(group.count * case.batch, 3, group.size, group.size, device=device) for group in crops]
+    seconds, _ = time_steps(lambda: step(noise), device)
+    return asdict(case) | {"images_per_second": case.batch / seconds, "step_seconds": seconds}
+
+
+def settings_of(case: StepCase, cluster: Any) -> Any:
+    """The case's recipe, fitted."""
+    from config.recipe import load_config
     from training.auto import fit
 
     settings = [f"run.batch_size={case.batch * case.ranks}", f"engine.precision={case.precision}", "data.path=none"]
     settings += [f"engine.stage={case.stage}", f"engine.compile={str(case.compile).lower()}", *case.changes]
     config = load_config([case.recipe, *settings])
     fit(config, IMAGENET, cluster)
-    steps = Steps(config, cluster, IMAGENET)
-    device, batches = steps.device, itertools.repeat(steps.noise(channels_last=True))
+    return config
 
+
+def time_steps(step: Callable[[], Any], device: torch.device) -> tuple[float, float]:
+    """Of TIMED steps after WARM: seconds of a step until the device is done, and until the host has issued it."""
     for _ in range(WARM):
-        steps.step(batches)
+        step()
     finish(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begun = time.perf_counter()
     for _ in range(TIMED):
-        steps.step(batches)
-    issued = time.perf_counter() - begun  # how long the host took to say what is to be done
+        step()
+    issued = time.perf_counter() - begun
     finish(device)
-    seconds = (time.perf_counter() - begun) / TIMED
-    share, collectives = codes_of(steps, batches)
-    waits = count_waits(lambda: steps.step(batches)) if device.type == "cuda" else []
-    figures = asdict(case) | {
-        "images_per_second": case.batch / seconds,
-        "step_seconds": seconds,
-        "codes_share": share,
-        "codes_collectives": collectives,
-        "host_share": issued / TIMED / seconds,
-        "waits_in_a_step": waits,
-        "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
-    }
-    limits = ceilings(device, steps.dtype)
-    return figures | roofline(figures["images_per_second"], steps.work, steps.dtype.itemsize, limits)
+    return (time.perf_counter() - begun) / TIMED, issued / TIMED
 
 
 def codes_of(steps: Any, batches: Any) -> tuple[float, float]:
@@ -109,15 +142,3 @@ def codes_of(steps: Any, batches: Any) -> tuple[float, float]:
     share = sum(one["codes"] for one in sums) / sum(sum(one.values()) for one in sums)
     counts = {row["kind"]: row["count"] for row in by_kind(timed(timeline, calls), TIMED)}
     return share, counts.get("codes", 0)
-
-
-def count_waits(step: Callable[[], Any]) -> list[str]:
-    """Where the host waits for the GPU within a step, as torch's debug mode finds."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]

@@ -35,6 +35,7 @@ RUN_BY = {
     "launch.sync": "test_a_checkout_is_copied_and_the_nodes_own_files_stay",
     "launch.wheels": "test_wheels_get_their_own_lock_file_which_pip_enforces",
     "perf.compare": "test_single_parts_of_a_report_are_accepted",
+    "perf.gpu_check": "test_it_explains_each_part_without_a_gpu_and_without_torch",
     "perf.kill_check": "test_killed_runs_end_with_the_same_bits_at_each_stage",
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
     "perf.memory": "test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks",
@@ -55,15 +56,13 @@ RUN_BY = {
     "train.py --help": "test_help_is_printed",
     "evaluate.py --help": "test_help_is_printed",
 }
-GPU, CLUSTER, OTHER, BENCHMARK, SETUP = (
-    "needs a GPU",
+CLUSTER, OTHER, BENCHMARK, SETUP = (
     "needs Kubernetes or Docker",
     "a program of another project",
     "a benchmark of minutes on a quiet machine",
     "sets up or checks this checkout: tests run inside it",
 )
 NOT_RUN = {
-    "perf.gpu_check": GPU,
     "perf.save_time": BENCHMARK,
     "perf.zero_check": BENCHMARK,
     "perf.virtual_cluster.throughput": BENCHMARK,

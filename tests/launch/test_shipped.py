@@ -162,6 +162,18 @@ def test_the_jobs_parts_fit_each_other_and_the_program():
         assert load_config(given).run.directory == "/shared/runs/folder"
 
 
+def test_image_and_manifests_ask_for_the_gpus_jpeg_engine():
+    """NVIDIA's runtime mounts its library only for the capability `video`."""
+    _, job = manifests("job.yaml")
+    (train,) = manifests("trainjob.yaml")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    dockerfile = (ROOT / "launch" / "Dockerfile").read_text()
+    asked = [re.search(r"NVIDIA_DRIVER_CAPABILITIES=(\S+)", dockerfile).group(1)]
+    for variables in (container["env"], train["spec"]["trainer"]["env"]):
+        asked += [one["value"] for one in variables if one["name"] == "NVIDIA_DRIVER_CAPABILITIES"]
+    assert [sorted(words.split(",")) for words in asked] == [["compute", "utility", "video"]] * 3
+
+
 PLACE = ["--nodes", "1", "--processes", "1", "--master", "127.0.0.1", "--port", "29517"]
 
 
@@ -281,3 +293,45 @@ def test_wheels_get_their_own_lock_file_which_pip_enforces(tmp_path):
 def test_the_example_hostfile_can_be_read():
     nodes = read_hostfile(Path(ROOT / "launch" / "hosts.example"), 1)
     assert [(node.host, node.processes) for node in nodes] == [("node1", 8), ("node2", 8)]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with a lock file of one package and its wheel; setup(WHEELS) runs its setup.sh, with no index."""
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "wheels").mkdir()
+    shutil.copy(ROOT / "launch" / "setup.sh", tmp_path / "launch")
+    (tmp_path / "requirements-cuda120.lock").write_text("two==2 \\\n    --hash=sha256:00\n")
+    wheel(tmp_path / "wheels", "two", "2")
+    lines = lock_of(tmp_path / "wheels", "two==2")
+    (tmp_path / "wheels" / "requirements.txt").write_text("\n".join(lines) + "\n")
+
+    def setup(wheels):
+        return subprocess.run(
+            ["sh", str(tmp_path / "launch" / "setup.sh"), "requirements-cuda120.lock", sys.executable, wheels],
+            env=os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_RETRIES": "0"},
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    return tmp_path, setup
+
+
+@pytest.mark.slow
+def test_the_wheels_alone_set_up_the_environment(checkout):
+    folder, setup = checkout
+    assert setup("wheels").returncode == 0
+    assert subprocess.run([folder / ".venv" / "bin" / "python", "-c", "import two"]).returncode == 0
+    (folder / "wheels").rename(folder / "gone")
+    assert setup("").returncode == 0, "set up already: nothing is to be done"
+
+
+def test_wheels_of_another_lock_file_are_refused_before_anything_is_installed(checkout):
+    folder, setup = checkout
+    for wheels, spoil, message in (
+        ("wheels", lambda: (folder / "requirements-cuda120.lock").write_text("two==2.1 \\\n"), "two==2 is not in"),
+        ("none", lambda: None, "there is no none/requirements.txt"),
+    ):
+        spoil()
+        done = setup(wheels)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and message in done.stderr, done.stderr
+    assert not (folder / ".venv").exists()

@@ -38,6 +38,6 @@ def test_no_line_names_a_gpu_without_its_number():
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*.py")
         for number, line in enumerate(path.read_text().splitlines(), 1)
-        if unnumbered.search(line)
+        if unnumbered.search(line) and "FakeTensorMode" not in line  # fake tensors are on no GPU
     ]
     assert found == []

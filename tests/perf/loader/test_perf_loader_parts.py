@@ -123,7 +123,9 @@ def test_gpus_fed_is_rate_over_rate_and_empty_without_one(tmp_path):
     no_rate = gpu_rate(None, None, tmp_path, True)
     assert gpus_fed(results, no_rate) == {}
     assert "--gpu-rate" in no_rate["why"]
-    (tmp_path / "gpu-X.json").write_text(json.dumps({"device": "X", "step": {"best": 1000.0}}))
+    (tmp_path / "gpu-X.json").write_text(
+        json.dumps({"device": "X", "parts": {"step": [{"case": "default", "images_per_second": 1000.0}]}})
+    )
     assert gpu_rate(None, None, tmp_path, True)["images_per_second"] == 1000.0
     assert "why" in gpu_rate(None, None, tmp_path, False)  # for other crops than the measured ones
 
