@@ -67,7 +67,7 @@ class Engine(Section):
 class Launch(Section):
     """How `make train` starts and watches the processes."""
 
-    timeout: Annotated[int, Range(ge=1, le=31_536_000, unit="seconds")] = setting(
+    timeout: Annotated[int, Range(ge=1, unit="second"), Range(le=31_536_000, unit="seconds")] = setting(
         1800, "seconds that a process waits for the others before that counts as a hang", resume=LAUNCH
     )
     restarts: ZeroOrMore = setting(0, "new starts after failures, from the last checkpoint", resume=LAUNCH)

@@ -11,8 +11,8 @@ from config.schema.setting import Section, setting
 
 Momentum = Annotated[float, Range(ge=0, lt=1)]
 LARGEST = 1e30  # of factors: a float32 holds their products with parameters and gradients of usual sizes
-Factor = Annotated[float, Range(gt=0, le=LARGEST)]
-FactorOrZero = Annotated[float, Range(ge=0, le=LARGEST)]
+Factor = Annotated[float, Range(gt=0), Range(le=LARGEST)]
+FactorOrZero = Annotated[float, Range(ge=0), Range(le=LARGEST)]
 
 
 class Model(Section):
@@ -75,7 +75,7 @@ class Optimizer(Section):
     )
     start_lr: FactorOrZero = setting(0.0, "learning rate at the start of the warm-up")
     warmup_epochs: Auto | NotNegative = setting("auto", "length of the warm-up, also parts of an epoch")
-    weight_decay: Annotated[float, Range(ge=0, le=1e6)] = setting(
+    weight_decay: Annotated[float, Range(ge=0), Range(le=1e6)] = setting(
         1e-6, "of all parameters; with adamw or exclude_1d not of biases and norms"
     )
     momentum: Momentum = setting(0.9, "of lars")

@@ -22,7 +22,7 @@ class Run(Section):
         "config, metrics, checkpoints and summary go here; the same command again resumes",
         resume="the directory may have moved",
     )
-    epochs: Annotated[int, Range(ge=1, le=100_000)] = setting(
+    epochs: Annotated[int, Range(ge=1), Range(le=100_000)] = setting(
         100,
         "passes over the images",
         resume="the run gets longer or shorter; learning rates follow the new length",

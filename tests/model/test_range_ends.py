@@ -40,9 +40,10 @@ SEEDS = st.integers(0, 2**31)
 
 def range_of(key):
     """A strategy for the numbers that a setting takes, both ends included."""
-    (limit,) = (limit for _, metadata in alternatives(all_settings()[key].annotation) for limit in own_limits(metadata))
-    low = limit.ge if limit.ge is not None else max(limit.gt, TINY)
-    high = limit.le if limit.le is not None else HUGE if limit.lt is None else math.nextafter(limit.lt, 0)
+    limits = [one for _, metadata in alternatives(all_settings()[key].annotation) for one in own_limits(metadata)]
+    low = max(TINY if one.ge is None and one.gt is not None else one.ge or 0.0 for one in limits)
+    high = min(HUGE if one.le is None else one.le for one in limits)
+    high = min([high, *(math.nextafter(one.lt, 0) for one in limits if one.lt is not None)])
     return st.sampled_from([low, high, *(value for value in ENDS if low <= value <= high)])
 
 
