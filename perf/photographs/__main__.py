@@ -37,7 +37,7 @@ class Worker:
     """A process that runs one contender."""
 
     def __init__(self, checkout: Path, name: str, threads: int):
-        self.name = name
+        self.checkout, self.name = checkout, name
         script = Path(__file__).parent / "worker.py"
         command = [sys.executable, str(script), str(checkout), name, str(threads)]
         self.process = subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -123,10 +123,11 @@ def measure(workers: dict[str, Worker], folders: dict[str, Path], options: argpa
         turns = dict(zip(keys, take_turns([partial(turn, *key) for key in keys], options.rounds), strict=True))
     kinds = {kind: figures({name: turns[kind, name] for name in workers}) for kind in folders}
     for kind, folder in folders.items():
-        for name in workers:
+        for name, worker in workers.items():
             if name != PEER and "EXIF" not in kind:  # an older kernel leaves these to Pillow
-                memory = workers[name].ask(folder, 0, memory=True)[0]
-                kinds[kind]["contenders"][name]["mb_a_thread"] = round(memory / 1e6, 1)
+                fresh = Worker(worker.checkout, worker.name, 1)  # has no freed memory to use again
+                kinds[kind]["contenders"][name]["mb_a_thread"] = round(fresh.ask(folder, 0, memory=True)[0] / 1e6, 1)
+                fresh.close()
     cores = sorted(os.sched_getaffinity(0))
     return {"kinds": kinds, "threads": options.threads, "rounds": options.rounds, "machine": machine(cores)}
 

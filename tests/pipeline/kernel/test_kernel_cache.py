@@ -31,14 +31,20 @@ def test_a_change_in_any_kernel_file_changes_the_cache_key(tmp_path):
 
 
 def test_compiled_functions_are_defined_in_the_kernels_folder_alone():
-    """A file elsewhere that numba compiles would not be part of the key, nor one in a folder below."""
-    compiled = [path for path in ROOT.glob("pipeline/**/*.py") if imports_njit(path)]
+    """A file elsewhere that numba compiles for the kernel would not be part of the key, nor one in a folder below."""
+    compiled = {path for path in FOLDER.rglob("*.py") if imports_njit(path)}
     assert {path.parent for path in compiled} == {FOLDER}
+    used = {node.module for path in compiled for node in imports(path) if node.module.startswith("pipeline.")}
+    files = [ROOT / f"{module.replace('.', '/')}.py" for module in used]
+    assert {path for path in files if path.exists() and imports_njit(path)} < compiled
+
+
+def imports(path):
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
 
 
 def imports_njit(path):
-    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    return any(node.module == "numba" and "njit" in {name.name for name in node.names} for node in imports)
+    return any(node.module == "numba" and "njit" in {name.name for name in node.names} for node in imports(path))
 
 
 def test_compiling_shows_a_bar_that_counts_the_kernels_functions_once(capsys, monkeypatch):
