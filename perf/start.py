@@ -88,15 +88,18 @@ def _until_first_step(process: subprocess.Popen[Any], folder: Path, begun: float
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
-    """Stop the run as Ctrl-C would, and kill what is left of it after a minute."""
+    """Stop the run as Ctrl-C would, and kill what is left of it after a minute. make ends at once, launch.start, in the
+    same group of processes, with the run."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, number)
+        deadline = time.monotonic() + 60
         try:
-            process.wait(timeout=60)
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
+        except ProcessLookupError:
             return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def show(report: Report) -> None:
