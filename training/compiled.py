@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,10 @@ from model.swav import SwAV
 GRAPHS = 64  # of all compiled modules together; with torch's limit of 8, further shapes would run eagerly
 
 
-def compile_network(network: SwAV, backend: str = "inductor") -> None:
+def compile_network(network: SwAV, backend: Any = "inductor") -> None:
     """Compile backbone and projection head, in place. Code is generated at the first call with each shape.
+
+    backend: of torch.compile, a name or a function.
 
     Graphs are static: without `dynamic=False`, torch makes the graph of the second resolution for any shape, which is
     slower.

@@ -124,7 +124,7 @@ def count_lars(backbone: str, options: dict[str, Any]) -> dict[str, Counter[str]
     found = {"without kernels": launches.counts}
     launches = Launches()
     kernels = {kernel: Kernel(kernel, launches) for kernel in ("_squares", "_sums", "_update")}
-    with mock.patch.multiple(lars_fused, **kernels):
+    with mock.patch.multiple(lars_fused, **kernels):  # type: ignore[call-overload]
         step = step_of_lars(backbone, options, lars_fused.FusedLARS())
         launches.counts.clear()
         with launches:
