@@ -52,7 +52,8 @@ def build(backbone: str, options: dict[str, Any]) -> Any:
 
 
 def count_graphs(backbone: str, options: dict[str, Any], checkpointing: bool = False) -> dict[str, Any]:
-    """Graphs of the first step, graphs of the second one ("recompiles"), graph breaks, and operations in all graphs."""
+    """Graphs of the first step, how many of them take any shape ("dynamic"), graphs of the second step ("recompiles"),
+    graph breaks, and operations in all graphs."""
     import torch.distributed as dist
     from torch._dynamo.testing import CompileCounterWithBackend
     from torch._dynamo.utils import counters
@@ -79,8 +80,14 @@ def count_graphs(backbone: str, options: dict[str, Any], checkpointing: bool = F
             graphs.append(counter.frame_count)
     finally:
         dist.destroy_process_group()
-    broken = sum(counters["graph_break"].values())
-    return {"graphs": graphs[0], "recompiles": graphs[1] - graphs[0], "breaks": broken, "operations": counter.op_count}
+    dynamic = sum(any(map(takes_any_shape, graph.graph.nodes)) for graph in counter.graphs)
+    found = {"graphs": graphs[0], "dynamic": dynamic, "recompiles": graphs[1] - graphs[0]}
+    return found | {"breaks": sum(counters["graph_break"].values()), "operations": counter.op_count}
+
+
+def takes_any_shape(node: torch.fx.Node) -> bool:
+    value = node.meta.get("example_value")
+    return isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape)
 
 
 class Launches(TorchDispatchMode):
