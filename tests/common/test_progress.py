@@ -66,7 +66,7 @@ def test_k_nn_of_slow_images_shows_a_bar(capsys, monkeypatch):
     config = OmegaConf.create(
         {
             "evaluation": settings,
-            "pipeline": {"backend": "torchvision", "threads": 1, "device": "cpu"},
+            "pipeline": {"backend": "torchvision", "threads": 1, "device": "cpu", "hw_decoder_load": 0.65},
             "data": {"max_bad_fraction": 0.0},
         }
     )

@@ -123,7 +123,7 @@ def scored_by_a_rank(root):
     data = OmegaConf.create({"path": str(root / "train"), "test": str(root / "val"), "cache": str(root), "workers": 1})
     config = OmegaConf.create(
         {
-            "pipeline": {"backend": "torchvision", "threads": 1, "device": "cpu"},
+            "pipeline": {"backend": "torchvision", "threads": 1, "device": "cpu", "hw_decoder_load": 0.65},
             "evaluation": {"batch_size": 2, "k": 3, "temperature": 0.1},
             "data": {"max_bad_fraction": 0.01},
         }
