@@ -8,7 +8,7 @@ WHEELS ?=
 RUN    := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup help-settings default-yaml train cluster-check data convert preview export bench profile science zero-check kill-check gpu-check sync wheels test test-fast mutation-check lint lock clean
+.PHONY: help setup help-settings default-yaml train cluster-check data convert preview export bench profile science zero-check kill-check faults fuzz long-run gpu-check sync wheels test test-fast mutation-check lint lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,15 @@ zero-check: setup ## check that every ZeRO stage takes the steps of stage 0: per
 
 kill-check: setup ## KILLS=200: kill runs at random and compare their weights with an unbroken run: perf/results/kill_check.json
 	@$(RUN) -m perf.kill_check $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+
+faults: setup ## MINUTES=60: break the programs on purpose, a fault a row: docs/faults.md; run it again to continue
+	@$(RUN) -m perf.faults $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+fuzz: setup ## MINUTES=10: read damaged inputs of every kind: perf/results/fuzz.json
+	@$(RUN) tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+long-run: setup ## MINUTES=30: train many steps with each backend, and look for leaks: perf/results/long_run.json
+	@$(RUN) -m perf.faults.long_run $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 gpu-check: setup ## check and time everything that needs a GPU, and say what to change: docs/gpu.md; ARGS=--explain needs none
 	@$(RUN) -m perf.gpu_check $(ARGS)

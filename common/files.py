@@ -5,10 +5,19 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
+
+# What NumPy and zipfile raise for a damaged .npz, depending on which byte is wrong.
+NPZ_DAMAGE = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error, struct.error),
+    *(NotImplementedError, RuntimeError, MemoryError, OverflowError, SyntaxError, RecursionError),
+)
 
 
 @contextmanager

@@ -131,12 +131,14 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
     return merged
 
 
-def _leaves(node: Any, prefix: str = "") -> list[str]:
-    """Dotted keys of all values that are not sections."""
+def _leaves(node: Any, prefix: str | None = None) -> list[str]:
+    """Dotted keys of all values that are not sections; a key may be an empty text."""
     if not isinstance(node, DictConfig) or not len(node):
-        return [prefix] if prefix else []
+        return [] if prefix is None else [prefix]
     return [
-        leaf for key in map(str, node) for leaf in _leaves(node._get_node(key), f"{prefix}.{key}" if prefix else key)
+        leaf
+        for key in map(str, node)
+        for leaf in _leaves(node._get_node(key), key if prefix is None else f"{prefix}.{key}")
     ]
 
 

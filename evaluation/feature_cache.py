@@ -15,14 +15,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from common.files import replacing, write_atomically
+from common.files import NPZ_DAMAGE, replacing, write_atomically
 from common.progress import progress_bar
 from evaluation.features import gather
 from evaluation.session import MAX_BAD, Session
@@ -108,7 +107,7 @@ def _read(folder: Path | None, part: int, rows: np.ndarray, size: int) -> np.nda
     try:
         with np.load(folder / f"part-{part:05d}.npz", allow_pickle=False) as stored:
             values = stored["features"]
-    except (OSError, ValueError, LookupError, EOFError, BadZipFile):
+    except NPZ_DAMAGE:
         return None
     return values if values.ndim == 2 and len(values) == len(_rows(rows, part, size)) else None
 

@@ -36,7 +36,7 @@ def save_progress(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
         tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_path(path) as temporary:
-        content = save(tensors, metadata={"curves": json.dumps(curves), "digest": _digest(tensors)})
+        content = save(tensors, metadata={"curves": json.dumps(curves), "digest": _digest(tensors, curves)})
         temporary.write_bytes(content)  # save_file raises no OSError on a full disk
 
 
@@ -49,7 +49,7 @@ def load_progress(path: Path | None, network: nn.Module, optimizer: torch.optim.
         with safe_open(path, "pt") as file:
             metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         curves: list[list[float]] = json.loads(metadata["curves"])
-        damaged = metadata["digest"] != _digest(tensors)
+        damaged = metadata["digest"] != _digest(tensors, curves)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError):
         damaged = True
     if damaged:
@@ -61,9 +61,9 @@ def load_progress(path: Path | None, network: nn.Module, optimizer: torch.optim.
     return curves
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors: a bit that a disk has turned makes a file of the same form."""
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], curves: list[list[float]]) -> str:
+    """SHA-256 of all that is saved: a bit that a disk has turned makes a file of the same form."""
+    digest = hashlib.sha256(json.dumps(curves).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

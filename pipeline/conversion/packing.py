@@ -21,13 +21,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from common.files import replacing, sha256, sync, sync_file
+from common.files import NPZ_DAMAGE, replacing, sha256, sync, sync_file
 from common.signals import signal_on_parents_death
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.recordio_writer import RecordIOFile, without_marks
@@ -257,8 +256,8 @@ def load_part(path: Path) -> Part:
                 kinds=texts["kinds"],
                 bad=dict(zip(stored["bad"].tolist(), Names(stored["reasons"].tobytes()), strict=True)),
             )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
-        raise DatasetError(f"{path}: damaged record of a part ({' '.join(str(error).split())})") from None
+    except NPZ_DAMAGE as error:
+        raise DatasetError(f"{path}: damaged record of a part ({' '.join(str(error).split())[:200]})") from None
 
 
 def _is_complete(task: Task) -> bool:

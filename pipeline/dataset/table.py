@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.cli import UserError
-from common.files import replacing, sha256, write_atomically
+from common.files import NPZ_DAMAGE, replacing, sha256, write_atomically
 from common.progress import in_main_process, progress_bar
 
 VERSION = 2
@@ -233,7 +232,7 @@ class SampleTable:
             raise
         except FileNotFoundError:
             raise DatasetError(f"{path}: no such file") from None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        except NPZ_DAMAGE as error:
             raise DatasetError(f"{path}: damaged sample table ({_one_line(error)}); {advice}") from None
 
 
@@ -280,4 +279,4 @@ def _tar_member(path: Path, offset: int) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -83,7 +83,11 @@ class SavedTensors:
             alike |= {name: file for name in names if name.startswith(ALIKE)}
             for name in names:
                 if not name.startswith((OWN, ALIKE)):
-                    self._add_slice(file, name)
+                    try:
+                        self._add_slice(file, name)
+                    except (ValueError, LookupError):
+                        problem = f"{name[:80]!r} is not a part of a parameter; another program wrote it"
+                        raise CheckpointError(f"{checkpoint}: {rank_file(rank)}: {problem}") from None
         self.ranks = [FileTensors(files | alike) for files in own]
 
     def _add_slice(self, file: Any, name: str) -> None:
