@@ -1,11 +1,15 @@
 """A fault of some kinds, tried as `make faults` tries all of them; and what the campaign notices and writes."""
 
+import importlib
 import json
+from functools import reduce
 
 import pytest
 
 from perf.faults.__main__ import all_faults, main
+from perf.faults.disks import ROWS
 from perf.faults.fault import ENDED, Fault, carry_out
+from perf.faults.kills import PHASES
 from perf.faults.needs import lacking
 from perf.faults.output import line, markdown, read, write
 from perf.faults.place import Ended
@@ -43,6 +47,12 @@ def test_all_faults_have_names_of_their_own_and_there_are_many():
     names = [fault.name for fault in all_faults()]
     assert len(set(names)) == len(names) >= 150
     assert len(SHORT) == 4
+
+
+@pytest.mark.parametrize("point", sorted({*(row[1] for row in PHASES), *(row[3] for row in ROWS)}))
+def test_a_point_is_a_function_of_swave(point):
+    module, _, path = point.partition(":")
+    assert callable(reduce(getattr, path.split("."), importlib.import_module(module)))
 
 
 def test_the_table_is_written_after_each_row_and_read_again(tmp_path):

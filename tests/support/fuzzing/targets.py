@@ -113,12 +113,12 @@ def read_table(path):
 
 
 def read_tar(path):
-    members, size = list_tar(Range(str(path)), sniff=True), path.stat().st_size
+    members, size = list_tar(Range(str(path))), path.stat().st_size
     assert len(members.names) == len(members.offsets) == len(members.lengths)
     for name, offset, length in zip(members.names, members.offsets, members.lengths, strict=True):
         assert offset > 0 and length >= 0 and offset + length <= size
         assert not name.startswith("/") and ".." not in name.split("/")
-    assert all(label >= 0 for label in members.labels.values())
+    assert all(label is None or isinstance(label, str) or label >= -1 for label in members.labels.values())
 
 
 def read_beton_file(path):
