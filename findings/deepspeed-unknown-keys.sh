@@ -23,9 +23,9 @@ import torch
 deepspeed.utils.logger.setLevel(logging.ERROR)
 deepspeed.init_distributed("gloo", verbose=False)
 network = torch.nn.Linear(2, 2)
-config = {"train_batch_size": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}, **json.loads(sys.argv[1])}
+config = {"train_batch_size": 1, **json.loads(sys.argv[1])}
 try:
-    engine = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=config)[0]
+    engine = deepspeed.initialize(model=network, optimizer=torch.optim.AdamW(network.parameters()), config=config)[0]
     stage, profiler = engine.zero_optimization_stage(), engine.flops_profiler_enabled()
     print(f"{sys.argv[1]}: taken, stage {stage}, profiler {profiler}")
 except ValueError as error:
@@ -34,7 +34,7 @@ PYTHON
 for section in \
     '{"zero_optimization": {"stage": 2}}' '{"zero_optimization": {"stagee": 2}}' '{"zero_optimizaton": {"stage": 2}}' \
     '{"gradient_clippping": 1.0}' '{"flops_profiler": {"enabledd": true}}' '{"torch_autocast": {"enabledd": true}}'; do
-    MASTER_ADDR=127.0.0.1 MASTER_PORT=29732 RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 DS_ACCELERATOR=cpu DS_LOG_LEVEL=error \
+    TORCH_EXTENSIONS_DIR="$folder/extensions" MASTER_ADDR=127.0.0.1 MASTER_PORT=29732 RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 DS_ACCELERATOR=cpu DS_LOG_LEVEL=error \
         "$folder/venv/bin/python" "$folder/show.py" "$section" 2>"$folder/stderr" | grep '^{' || { cat "$folder/stderr"; exit 1; }
 done | tee "$folder/seen"
 cat > "$folder/expected" <<'TEXT'

@@ -119,7 +119,9 @@ class LARS(torch.optim.Optimizer):
     def _factors(self, index: int) -> tuple[Float[Tensor, " parameters"], Float[Tensor, " parameters"]]:
         """Factors of gradient and parameter for the parameters of a group; those of the others mean nothing."""
         group = self.param_groups[index]
-        parameter_norms, gradient_norms = self._squares.sqrt().unbind()  # float64, which holds every product below
+        norms = self._squares.sqrt()  # float64, which holds every product below
+        rounded = norms.to(self._dtype).double()  # the digits beyond depend on how ZeRO cuts the sums
+        parameter_norms, gradient_norms = torch.where(rounded.isfinite() & (rounded > 0), rounded, norms).unbind()
         scales, decays = torch.ones_like(parameter_norms), torch.full_like(parameter_norms, group["weight_decay"])
         if group["trust_ratio"]:
             settings = group["weight_decay"], group["trust_coefficient"], group["eps"]

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -120,11 +120,17 @@ def check_apart(train: SampleTable, test: SampleTable, name: object) -> None:
     roots = train.root.resolve(), test.root.resolve()
     if not (roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])):
         return
-    files = {os.path.join(roots[0], one) for one in train.containers}
-    shared = next((one for one in test.containers if os.path.join(roots[1], one) in files), None)
+    places = set(_places(train, roots[0]))
+    shared = next((os.path.relpath(one, roots[1]) for one, at in _places(test, roots[1]) if (one, at) in places), None)
     if shared is not None:
         problem = f"{shared} is in data.path too, so test images would be images to learn from"
         raise DatasetError(f"data.test={name}: {problem}; give another data.path, or leave data.test out")
+
+
+def _places(table: SampleTable, root: Path) -> Iterator[tuple[str, int]]:
+    """File and offset of each image."""
+    files = [os.path.join(root, name) for name in table.containers]
+    return ((files[file], at) for file, at in zip(table.container.tolist(), table.offset.tolist(), strict=True))
 
 
 def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleTable:

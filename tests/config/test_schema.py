@@ -216,7 +216,11 @@ def test_help_names_the_settings_that_were_asked_for(names, keys):
 def test_help_has_default_range_text_and_effect_on_resume(capsys):
     assert main(["run.epochs"]) == 0
     text = capsys.readouterr().out
-    assert "run.epochs=100" in text and "an integer (at least 1, at most 100000)" in text and "passes over the images" in text
+    assert (
+        "run.epochs=100" in text
+        and "an integer (at least 1, at most 100000)" in text
+        and "passes over the images" in text
+    )
     assert "may change on resume: yes (the run gets longer or shorter" in text
 
 
