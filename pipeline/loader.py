@@ -283,7 +283,7 @@ class _Producer:
 
     def _run(self, items: Iterator[Any]) -> None:
         try:
-            if self._device_id is not None and torch.cuda.is_available():  # perf.loader.gpu_feed_memory needs none
+            if self._device_id is not None:
                 torch.cuda.set_device(self._device_id)
             for item in items:
                 self._put(item)

@@ -148,7 +148,7 @@ def unit_rows_(weight: Float[Tensor, "rows dim"]) -> None:
 
 def _divisors(norms: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
     """The norms, with 1 for 0."""
-    return torch.where(norms > 0, norms, 1.0)
+    return norms.masked_fill(norms == 0, 1.0)
 
 
 def _cuts(size: int, segments: Sequence[Segment]) -> tuple[list[int], list[int]]:

@@ -54,6 +54,7 @@ def measure(path: Path, crops: Crops, batch: int, threads: int, epochs: int) -> 
     table = SampleTable.load(path)
     pipeline.backends.ffcv.finish_on_gpu = drop_crops  # type: ignore[assignment]
     loader = Loader(table, crops, backend="ffcv", seed=0, global_batch=batch, threads=threads, device_id=0)
+    loader.device_id = None  # its thread makes no GPU the current one, as this runs without one
     built = resident("VmRSS")
     after, peak = run(loader, epochs)
     on_cpu = Loader(table, crops, backend="ffcv", seed=0, global_batch=batch, threads=threads)

@@ -57,4 +57,7 @@ def test_a_higher_stage_needs_less_memory():
 
 def test_a_mistake_is_one_line_and_code_2():
     process = run_module("perf.memory", "--ranks", "0")
-    assert (process.returncode, process.stderr) == (2, "swave: --ranks=0: expected 1 or more\n")
+    assert (process.returncode, process.stderr) == (
+        2,
+        "swave: argument --ranks: 0: expected an integer of at least 1\n",
+    )

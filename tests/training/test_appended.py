@@ -81,7 +81,7 @@ def test_a_summary_of_another_run_does_not_count(tmp_path, capsys):
 
 
 def test_the_settings_of_a_checkpoint_count_only_where_they_are_whole(tmp_path):
-    state = {"config": {"run": {"seed": 5}}, "images": 64, "digest": "d"}
+    state = {"config": {"run": {"seed": 5}}, "images": 64, "digest": "d", "loader": {}}
     for step in (2, 4):
         save_checkpoint(tmp_path, {"step": step, **state, "images": step}, {"own/x": torch.ones(2)}, keep=9)
     assert newest_state(tmp_path)["images"] == 4

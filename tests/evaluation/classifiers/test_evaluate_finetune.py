@@ -134,5 +134,5 @@ def test_two_processes_fine_tune_together(tmp_path, run, data):
 
 def test_wrong_rates_are_one_line(run, data, capsys):
     assert "--scale=0 1: expected two shares" in mistake(capsys, run, data, "--scale", 0, 1, command="semisup")
-    assert "--lr=-1.0: expected 0 or more" in mistake(capsys, run, data, "--lr", -1, command="semisup")
+    assert "--lr=-1.0: expected a number, 0 or more" in mistake(capsys, run, data, "--lr", -1, command="semisup")
     assert "--epochs=0" in mistake(capsys, run, data, "--finetune", "--epochs", 0, command="transfer")
