@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 900.0  # seconds; a process that nobody lets go on ends by itself
+PATIENCE = 900.0  # seconds; a held process that is not released ends by itself
 
 
 def replace(point: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
