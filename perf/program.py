@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from common.cli import EXIT_FAILED, EXIT_MISTAKE, EXIT_SIGNAL, print_error
 from common.signals import ENDING, Stopped
 
 Report = dict[str, Any]
+AGAIN = 0.01  # seconds until an exception that Python dropped is raised again
 
 
 def program(
@@ -21,17 +23,26 @@ def program(
     """Measure, show the report, and write it to `path` as JSON. Returns the exit code: 0, 2 for a mistake (ValueError,
     OSError, ImportError), 1 for a failure (RuntimeError), or 128 + the number of a signal.
 
-    measure: gets the list of exceptions that signals have raised so far. An exception raised inside a callback of a
-    library is lost, so a long measurement checks this list and raises its first entry again.
+    measure: gets a list with the exception that a signal has raised, empty before. Python drops an exception that is
+    raised inside a finalizer; it is raised again a moment later. A library may drop one of its own accord, so a long
+    measurement checks this list and raises its first entry again.
     """
     stopped: list[BaseException] = []
 
     def stop(number: int, _frame: Any) -> None:
-        stopped.append(Stopped(number) if number == signal.SIGINT else SystemExit(EXIT_SIGNAL + number))
+        if not stopped:
+            stopped.append(Stopped(number) if number == signal.SIGINT else SystemExit(EXIT_SIGNAL + number))
         raise stopped[0]
 
-    for number in ENDING:
+    def lost(unraisable: Any) -> None:  # Python drops what is raised inside a finalizer or a callback of C code
+        if unraisable.exc_value in stopped:
+            signal.setitimer(signal.ITIMER_REAL, AGAIN)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    for number in (*ENDING, signal.SIGALRM):
         signal.signal(number, stop)
+    sys.unraisablehook = lost
     try:
         report = measure(stopped)
     except (ValueError, OSError, ImportError) as error:

@@ -242,6 +242,28 @@ def test_sigint_during_exec_of_a_text_gives_the_same_exit_code(tmp_path, module,
     assert done.returncode == 130, done.stderr
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_inside_a_finalizer_ends_a_benchmark_all_the_same(name, code):
+    """Python drops the exception there and says so on standard error."""
+    text = f"""
+import os, signal, sys, time, weakref
+from perf.program import program
+
+class Thing: pass
+
+def measure(_stopped):
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: [os.kill(os.getpid(), signal.{name}), time.sleep(0.1)])
+    del thing
+    time.sleep(100)
+
+sys.exit(program(measure, print, None))
+"""
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=90)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

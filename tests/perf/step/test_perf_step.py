@@ -8,10 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from config.recipe import ROOT
+from config.recipe import ROOT, load_config
 from perf.ranks import run_ranks
 from perf.roofline import Ceilings, Work, roofline
-from perf.step.ranks import turns_in
+from perf.step.__main__ import RECIPE, variant
+from perf.step.ranks import Case, turns_in
 from support.photos import write_folder
 from support.programs import run_module
 from support.tiny_runs import losses, make_workplace, train
@@ -136,18 +137,27 @@ def test_the_trace_has_phases_and_collectives_of_each_rank(report):
         assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in own)
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=30)
 def test_variants_are_measured_or_say_why_not(images, tmp_path):
     out = tmp_path / "step.json"
-    done = step("--budget", 45, "--data", images, "--json", out, "--ranks", 1, f"data.cache={tmp_path}", *TINY,
+    done = step("--budget", 10, "--data", images, "--json", out, "--ranks", 1, f"data.cache={tmp_path}", *TINY,
                 "engine.stage=1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["variants"]
     assert rows[0]["stage"] == 1 and rows[0]["images_per_second"] > 0
     assert all(row["skipped"] or row["images_per_second"] > 0 for row in rows)
     assert {row["stage"] for row in rows} == {0, 1, 2, 3}
-    assert any(row["images_per_second"] for row in rows[1:])
     assert [row["skipped"] for row in rows if row["precision"] == "fp16"] != [None]
+
+
+@SLOW
+def test_a_variant_has_a_rate_if_there_is_time_for_it(images):
+    arguments = (str(RECIPE), *TINY, f"data.path={images}", "engine.stage=1")
+    case = Case(arguments, ranks=1, images=64, seconds=1.0)
+    (row,) = variant(case, load_config(list(arguments)), {"stage": 2}, left=4.0, start=2.0)
+    assert row["stage"] == 2 and row["skipped"] is None and row["images_per_second"] > 0
+    (row,) = variant(case, load_config(list(arguments)), {"stage": 2}, left=2.0, start=2.0)
+    assert row["skipped"] == "no time was left of --budget" and not row["images_per_second"]
 
 
 # ---------------------------------------------------------------------------------------------- what the recipe says
