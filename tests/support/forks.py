@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
+from pathlib import Path
 from unittest import mock
 
 from common import progress
@@ -46,6 +49,26 @@ def run_processes(function, arguments):
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * len(processes)
+
+
+def run_forked(module, *arguments, folder=ROOT, environment=None, timeout=300):
+    """As subprocess.run([python, "-m", module, *arguments], cwd=folder, capture_output=True, text=True) on a process
+    that is forked. Processes that the program forks come from the same server.
+
+    environment: variables in addition to this process's.
+    """
+    words = [str(argument) for argument in arguments]
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / name for name in ("stdout", "stderr")]
+        values = {**os.environ, **(environment or {})}
+        process = context().Process(target=_run_module, args=(module, words, folder, values, files))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        stdout, stderr = (file.read_text() for file in files)
+    return subprocess.CompletedProcess([module, *words], process.exitcode, stdout, stderr)
 
 
 class Script:
@@ -123,14 +146,24 @@ def _environment(rank, ranks, port):
     return {name: str(value) for name, value in numbers.items()} | {"MASTER_ADDR": "127.0.0.1"}
 
 
-def _run_script(path, arguments, output, environment):
+def _run_module(module, arguments, folder, environment, files):
+    _begin(folder, environment, *files)
+    forkserver._forkserver.ensure_running = resource_tracker.ensure_running  # the server that forked this process
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _begin(folder, environment, stdout, stderr):
     os.setsid()
-    os.chdir(ROOT)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    file = os.open(output, os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    for number, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+
+
+def _run_script(path, arguments, output, environment):
+    _begin(ROOT, environment, output, output)
     progress.DELAY = 0.0  # bars are shown at once, as these runs have no waits that are long enough for one
     sys.argv = [path, *arguments]
     runpy.run_path(path, run_name="__main__")

@@ -17,6 +17,7 @@ from perf.loader.figures import RATIOS
 from perf.loader.peers import PublishedRecipe, random_pipeline
 from pipeline.crops import Crops, View
 from pipeline.dataset.open import open_dataset
+from support.forks import run_forked
 from support.programs import run_module
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,10 +26,8 @@ SLOW = pytest.mark.slow  # because of the run that these tests share
 
 
 def benchmark(folder: Path, *flags: str, program: str = "perf.loader") -> subprocess.CompletedProcess:
-    """The program as a user runs it, in `folder`."""
-    command = [sys.executable, "-m", program, *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    """The program in `folder`."""
+    return run_forked(program, *flags, folder=folder)
 
 
 @pytest.fixture(scope="module")

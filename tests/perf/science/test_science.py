@@ -1,8 +1,7 @@
 """The science check at toy size: the whole program, and its arithmetic."""
 
 import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation
 from perf.science.runs import cost_of
 from perf.science.search import CANDIDATES, candidates
 from support.evaluations import small_dataset
+from support.forks import run_forked
 from support.programs import run_module
 
 TOY = {
@@ -27,9 +27,7 @@ TOY = {
 }  # fmt: skip
 
 
-def science(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "perf.science", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+science = partial(run_forked, "perf.science")
 
 
 def toy_recipes(folder: Path, *names: str) -> Path:

@@ -1,9 +1,6 @@
 """The cost of codes: the arithmetic of the model, the messages sent, a small real run, and mistakes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,6 +22,7 @@ from perf.sinkhorn.predict import (
     predictions,
 )
 from perf.sinkhorn.variants import VARIANTS, Message, Point, sent
+from support.forks import run_forked
 from support.programs import run_module
 from support.ranks import run_ranks
 
@@ -33,10 +31,8 @@ TRUE = Link(call=20e-6, latency=0.0, work=150e-6, per_byte=2e-9)
 
 
 def program(*flags, folder=ROOT):
-    """perf.sinkhorn as a user runs it."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "perf.sinkhorn", *flags]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    """perf.sinkhorn in `folder`."""
+    return run_forked("perf.sinkhorn", *flags, folder=folder)
 
 
 # ---------------------------------------------------------------------------- the model

@@ -1,9 +1,8 @@
 """perf.step on a tiny network and two ranks: figures exist and add up, who is slow is named, mistakes are refused."""
 
 import json
-import subprocess
-import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from perf.ranks import run_ranks
 from perf.roofline import Ceilings, Work, roofline
 from perf.step.__main__ import RECIPE, variant
 from perf.step.ranks import Case, turns_in
+from support.forks import run_forked
 from support.photos import write_folder
 from support.programs import run_module
 from support.tiny_runs import losses, make_workplace, train
@@ -44,10 +44,7 @@ SETTINGS = {
 }
 
 
-def step(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "perf.step", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+step = partial(run_forked, "perf.step")
 
 
 def noise():
