@@ -63,14 +63,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_splits
     from training.auto import fit
-    from training.build import (
-        build_loader,
-        build_objective,
-        build_probe,
-        build_queue,
-        build_teacher,
-        starting_network,
-    )
+    from training.build import build_loader, build_objective, build_probe, build_queue, build_teacher, starting_network
     from training.checkpoint.save_load import NotSaved, latest_checkpoint
     from training.deepspeed_engine import build_engine, input_dtype
     from training.epoch_targets import begin_epoch, build_clusters
@@ -103,7 +96,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         frozen_steps = math.inf if config.method == "deepclusterv2" else swav.freeze_prototypes
         probe = build_probe(config, network, table, labelled)
         monitor = CodeMonitor(prototypes, config.model.embedding_dim, device, heads)
-        optimizer, steps = build_optimizer(config.optimizer, network), len(loader)
+        frozen_epochs, steps = config.model.freeze_backbone_epochs, len(loader)
+        optimizer = build_optimizer(config.optimizer, network, frozen_epochs > 0)
         learning_rates = learning_rates_of(config.optimizer, steps, config.run.epochs)
 
         journal.take()
@@ -166,13 +160,14 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
+            network.backbone_frozen = epoch < frozen_epochs  # head and prototypes learn first
             # the other methods' targets of the epoch, from the embeddings of the one before (section 4.1, appendix)
             if clusters is not None and not begin_epoch(clusters, run_state, config, cluster, stop_signal):
                 journal.say(STOPPED_EARLY)
                 return "not begun"
 
             for images in stopping_on_bad_data(agreement.times.waits(loader)):
-                set_step(optimizer, learning_rates[step], frozen_prototypes=step < frozen_steps)
+                set_step(optimizer, learning_rates[step], step < frozen_steps, network.backbone_frozen)
                 crop_tensors = [crop.to(device, dtype, non_blocking=True) for crop in images.crops]
                 sample_rows, batch_here = images.rows.reshape(parts, -1), len(images.rows) // parts
                 for rows, part in zip(sample_rows, split_batch(crop_tensors, len(images.rows), parts), strict=True):

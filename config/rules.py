@@ -63,12 +63,14 @@ def the_teacher_needs_the_whole_network(config: DictConfig) -> None:
     _require(good, config, "swav.teacher.momentum", words)
 
 
+# ---------------------------------------------------------------------- weights to go on from
+def the_backbone_trains_before_the_end(config: DictConfig) -> None:
+    frozen, epochs = config.model.freeze_backbone_epochs, config.run.epochs
+    good = frozen == "auto" or frozen < epochs
+    _require(good, config, "model.freeze_backbone_epochs", f"less than run.epochs={epochs}")
+
+
 # ---------------------------------------------------------------------- optimizer
-def only_adamw_decays_by_layer(config: DictConfig) -> None:
-    good = config.optimizer.name == "adamw" or config.optimizer.layer_decay == 1
-    _require(good, config, "optimizer.layer_decay", "1 with optimizer.name=lars")
-
-
 def the_warm_up_fits_into_the_run(config: DictConfig) -> None:
     warmup, epochs = config.optimizer.warmup_epochs, config.run.epochs
     _require(warmup == "auto" or warmup <= epochs, config, "optimizer.warmup_epochs", f"at most {epochs} epochs")
@@ -103,7 +105,7 @@ RULES = (
     the_queue_starts_before_the_end,
     the_teacher_slows_down,
     the_teacher_needs_the_whole_network,
-    only_adamw_decays_by_layer,
+    the_backbone_trains_before_the_end,
     the_warm_up_fits_into_the_run,
     the_learning_rate_falls,
     a_learning_rate_to_scale_is_given,

@@ -87,6 +87,11 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """The layers for layer-wise learning rates, as patterns of parameters' names: the stem, and each block (each
+        stage if `coarse`). timm's models have the same method."""
+        return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """Features in at least float32, even if autocast computes the convolutions in lower precision."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))

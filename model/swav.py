@@ -21,7 +21,12 @@ class SwAV(nn.Module):
         matrix, head after head; the last axis of the scores has the same order.
 
     The prototypes start as rows of unit length; the optimizer keeps them so (`unit_rows`).
+
+    backbone_frozen: while true, the backbone gets no gradient. Its batch norm works as in training: the batch's
+    statistics normalize, and the running statistics follow the images.
     """
+
+    backbone_frozen = False
 
     def __init__(
         self,
@@ -72,7 +77,8 @@ class SwAV(nn.Module):
         if isinstance(crops, Tensor):
             return self.backbone(crops)
         # Batch norm statistics: per resolution in the backbone, over all crops together in the head.
-        features = torch.cat([self.backbone(images) for images in crops])
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_frozen):
+            features = torch.cat([self.backbone(images) for images in crops])
         projections = self.projection_head(features.to(next(self.projection_head.parameters()).dtype))
         with torch.autocast(projections.device.type, enabled=False):
             # Scores rounded to bf16 would shift the codes by 0.4 % (mean L1), fp16 by 0.05 %.

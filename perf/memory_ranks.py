@@ -83,7 +83,7 @@ def config_of(case: Case) -> Any:
     changes: dict[str, Any] = {
         "run": {"batch_size": IMAGES * case.ranks},
         "model": {"heads": 1} | case.model,
-        "optimizer": {"name": case.optimizer, "base_lr": 0.01},
+        "optimizer": {"name": case.optimizer, "base_lr": 0.01, "backbone_lr_scale": 1.0},
         "engine": {"stage": case.stage, "precision": case.precision, "sync_batch_norm": 1} | low_scale,
     }
     return OmegaConf.merge(default_config(), changes)

@@ -63,7 +63,8 @@ def measure(model: str, ranks: int, folder: Path) -> dict[str, Any]:
 
 def run_rank(rank: int, ranks: int, model: str, folder: Path) -> None:
     """Run one rank: save and load its state after one step; rank 0 writes `folder`/figures.json."""
-    from model.optimizer.lars import LARS, parameter_groups
+    from model.optimizer.groups import parameter_groups
+    from model.optimizer.lars import LARS
     from model.optimizer.segments import Layout
     from model.queue import EmbeddingQueue
     from training.build import build_network

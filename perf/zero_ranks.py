@@ -38,8 +38,9 @@ class Case:
     """A training to run: ZeRO `stage` on `ranks` processes, in `precision` (fp32, bf16, fp16, or fp64 without visible
     rounding), each step in `accumulation` parts, with batch norm synchronized over `sync` ranks (0: all).
 
-    tiny: a smaller network, for results that do not depend on the network. on_gpu: a GPU for each rank; otherwise all
-    ranks use the CPU, even if there are GPUs. overlap: overlap_comm, None for DeepSpeed's default.
+    tiny: a smaller network, for results that do not depend on the network. frozen_backbone: first steps, in which it
+    does not move; backbone_scale: of its learning rate. on_gpu: a GPU for each rank; otherwise all ranks use the CPU,
+    even if there are GPUs. overlap: overlap_comm, None for DeepSpeed's default.
     """
 
     stage: int
@@ -50,6 +51,8 @@ class Case:
     offload: bool = False
     optimizer: str = "lars"
     tiny: bool = False
+    frozen_backbone: int = 0
+    backbone_scale: float = 1.0
     on_gpu: bool = False
     overlap: bool | None = None
 
@@ -112,7 +115,7 @@ class Training:
         if case.precision == "fp64":
             self.network.double()
         self.config = _config(case)
-        self.optimizer = build_optimizer(self.config.optimizer, self.network)
+        self.optimizer = build_optimizer(self.config.optimizer, self.network, case.frozen_backbone > 0)
         self.queue = EmbeddingQueue(2, QUEUE, DIM, global_batch=BATCH, world_size=case.ranks, device=self.device)
         if case.precision == "fp64":
             self.queue.embeddings = self.queue.embeddings.double()
@@ -127,7 +130,8 @@ class Training:
         from pipeline.batch import split_batch
 
         rate = RATE if self.case.optimizer == "lars" else RATE / 300
-        set_step(self.optimizer, rate, frozen_prototypes=step < FROZEN)
+        self.network.backbone_frozen = step < self.case.frozen_backbone
+        set_step(self.optimizer, rate, step < FROZEN, self.network.backbone_frozen)
         parts, batch = self.case.accumulation, BATCH // self.case.ranks
         losses = []
         for part in split_batch(self._images(step), batch, parts):
@@ -256,4 +260,5 @@ def _config(case: Case) -> Any:
     if case.precision == "fp16":  # with 2**16 stage 0 skips the first step and is then a step behind
         engine["deepspeed"] = {"fp16": {"initial_scale_power": 10}}
     optimizer = {"name": case.optimizer, "base_lr": RATE, "weight_decay": 1e-4}
+    optimizer |= {"backbone_lr_scale": case.backbone_scale}
     return OmegaConf.merge(default_config(), {"run": {"batch_size": BATCH}, "optimizer": optimizer, "engine": engine})

@@ -21,6 +21,7 @@ from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
+BACKBONE_SCALE = 0.3  # of the learning rate, for a backbone that has learned before
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
@@ -79,6 +80,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
         "swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %"
     )
     _fit_queue(config, choose, batch, epochs, images, world_size)
+    _fit_start(config, choices, begun_with is None)
     choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
     return choices
 
@@ -169,6 +171,24 @@ def _fit_queue(
         raise ConfigError(f"swav.queue.length={queue.length} does not split evenly over {world_size} processes")
     if queue.length % batch:
         raise ConfigError(f"swav.queue.length={queue.length} is not a multiple of run.batch_size={batch}")
+
+
+def _fit_start(config: DictConfig, choices: list[str], new: bool) -> None:
+    """Choose how a run goes on from model.weights, in one line; without weights say nothing and change nothing.
+
+    new: not a resumed run, whose settings are older than these keys if it has none.
+    """
+    given, epochs = new and config.model.weights is not None, config.run.epochs
+    values: dict[str, int | float] = {
+        "model.freeze_backbone_epochs": min(max(1, epochs // 20), epochs - 1) if given else 0,
+        "optimizer.backbone_lr_scale": BACKBONE_SCALE if given else 1,
+    }
+    chosen = {key: value for key, value in values.items() if OmegaConf.select(config, key) == "auto"}
+    for key, value in chosen.items():
+        OmegaConf.update(config, key, value)
+    if given and chosen:
+        words = ", ".join(f"{key}={_shown(value)}" for key, value in chosen.items())
+        choices.append(f"{words}  (the run goes on from model.weights; override with KEY=...)")
 
 
 def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:

@@ -29,6 +29,9 @@ class Model(Section):
         "start from these weights, of any library (.safetensors, .pth, a folder); null: at random",
         resume="only a new run reads them, so the file may be gone",
     )
+    freeze_backbone_epochs: Auto | ZeroOrMore = setting(
+        "auto", "first epochs, in which the backbone does not move; auto: a twentieth of all with weights, else 0"
+    )
 
 
 class Queue(Section):
@@ -85,5 +88,8 @@ class Optimizer(Section):
         [0.9, 0.999], "of adamw"
     )
     layer_decay: Annotated[float, Range(gt=0, le=1)] = setting(
-        1.0, "adamw: factor of the learning rate from each block of a ViT to the one before it"
+        1.0, "factor of the learning rate from each block of the backbone to the one before it"
+    )
+    backbone_lr_scale: Auto | Factor = setting(
+        "auto", "factor of the backbone's learning rate; auto: 0.3 with weights, else 1"
     )

@@ -6,21 +6,29 @@ from typing import Any
 
 from torch import nn
 
-from model.optimizer.adamw import AdamW, adamw_groups
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.adamw import AdamW
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 
 
-def build_optimizer(settings: Any, network: nn.Module) -> LARS | AdamW:
-    """LARS or AdamW over the network's parameters, with the prototypes in the last group. Raises ValueError."""
-    if settings.name == "adamw":
-        return AdamW(
-            adamw_groups(network, settings.layer_decay),
-            lr=settings.base_lr,
-            betas=tuple(settings.betas),
-            weight_decay=settings.weight_decay,
-        )
+def build_optimizer(settings: Any, network: nn.Module, freezes_backbone: bool = False) -> LARS | AdamW:
+    """LARS or AdamW over the network's parameters, with the prototypes in the last group. Raises ValueError.
+
+    freezes_backbone: `set_step` will freeze the backbone, which therefore has groups of its own.
+    """
+    adamw = settings.name == "adamw"
+    groups = parameter_groups(
+        network,
+        exclude_1d=adamw or settings.exclude_1d,
+        layer_decay=settings.layer_decay,
+        backbone_scale=settings.backbone_lr_scale,
+        backbone_apart=freezes_backbone,
+    )
+    if adamw:
+        betas = tuple(settings.betas)
+        return AdamW(groups, lr=settings.base_lr, betas=betas, weight_decay=settings.weight_decay)
     return LARS(
-        parameter_groups(network, exclude_1d=settings.exclude_1d),
+        groups,
         lr=settings.base_lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -28,9 +36,12 @@ def build_optimizer(settings: Any, network: nn.Module) -> LARS | AdamW:
     )
 
 
-def set_step(optimizer: LARS | AdamW, learning_rate: float, frozen_prototypes: bool) -> None:
-    """Before a step, set the learning rate of the schedule for all groups, and freeze or release the prototypes."""
+def set_step(
+    optimizer: LARS | AdamW, learning_rate: float, frozen_prototypes: bool, frozen_backbone: bool = False
+) -> None:
+    """Before a step, set the learning rate of the schedule for all groups, and freeze or release prototypes and
+    backbone."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
-        if group["unit_rows"]:
-            group["frozen"] = frozen_prototypes
+        if group["unit_rows"] or group["backbone"]:
+            group["frozen"] = frozen_prototypes if group["unit_rows"] else frozen_backbone

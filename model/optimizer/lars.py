@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.optimizer.segments import Layout
 
@@ -28,7 +28,7 @@ ROW = 1024  # a CPU adds up the squares of this many elements in float32
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive SGD with momentum, for float32 or float64. The host never waits for the device.
 
-    params: parameters or groups of them; `parameter_groups` makes the groups for a SwAV network.
+    params: parameters or groups of them; `groups.parameter_groups` makes the groups for a SwAV network.
     lr: learning rate; the training loop sets "lr" of each group before every step.
     momentum, weight_decay, trust_coefficient, eps: as above.
 
@@ -38,6 +38,7 @@ class LARS(torch.optim.Optimizer):
         masters too, which would otherwise undo the normalization.
     frozen (False): `step` skips the group: no update, momentum, decay or normalization.
     lr_scale (1): the training loop sets "lr" to the schedule's learning rate times this.
+    backbone (False): the training loop freezes the group with the backbone.
 
     layout: the parameters in the groups' tensors; None means that each tensor is a parameter.
 
@@ -63,6 +64,7 @@ class LARS(torch.optim.Optimizer):
             "unit_rows": False,
             "frozen": False,
             "lr_scale": 1.0,
+            "backbone": False,
         }
         super().__init__(params, defaults)
         self.layout: Layout | None = None
@@ -224,30 +226,3 @@ def trust_ratios(
     if weight_decay:
         decays = trust_coefficient * parameter_norms / ((gradient_norms + eps) / weight_decay + parameter_norms)
     return torch.where(usable, scales, 1.0), torch.where(usable, decays, 0.0)
-
-
-def parameter_groups(network: nn.Module, exclude_1d: bool = False) -> list[dict[str, Any]]:
-    """The network's trainable parameters as groups for LARS, without empty groups.
-
-    The prototypes (parameters under `prototypes.`) are the last group, with `unit_rows`, so that the training loop can
-    freeze them. With `exclude_1d`, biases and norms form a group without trust ratio and decay; the paper scales and
-    decays them like all others.
-    """
-    main: list[nn.Parameter] = []
-    one_dimensional: list[nn.Parameter] = []
-    prototypes: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name.startswith("prototypes."):
-            prototypes.append(parameter)
-        elif exclude_1d and parameter.ndim <= 1:
-            one_dimensional.append(parameter)
-        else:
-            main.append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": main},
-        {"params": one_dimensional, "trust_ratio": False, "weight_decay": 0.0},
-        {"params": prototypes, "unit_rows": True},
-    ]
-    return [group for group in groups if group["params"]]

@@ -141,7 +141,8 @@ def count_lars(backbone: str, options: dict[str, Any]) -> dict[str, Counter[str]
 
 def step_of_lars(backbone: str, options: dict[str, Any], kernels: Any) -> Callable[[], Any]:
     """The second step of LARS on a network, with these kernels or without."""
-    from model.optimizer.lars import LARS, parameter_groups
+    from model.optimizer.groups import parameter_groups
+    from model.optimizer.lars import LARS
 
     network = build(backbone, options)
     optimizer = LARS(parameter_groups(network), lr=0.1)

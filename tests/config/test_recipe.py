@@ -208,6 +208,34 @@ def test_the_queue_keeps_to_whole_batches_and_small_datasets(tmp_path):
     assert config.swav.queue.length == 480  # a quarter of the images, in whole batches
 
 
+STARTS = ("model.freeze_backbone_epochs", "optimizer.backbone_lr_scale")
+
+
+def starts(config):
+    return [OmegaConf.select(config, key) for key in STARTS]
+
+
+def test_a_run_that_goes_on_from_weights_says_in_one_line_how(tmp_path):
+    config = auto(tmp_path, "model.weights=some.pth")
+    (line,) = [line for line in fit(config, 10_000, Cluster()) if "goes on from model.weights" in line]
+    assert starts(config) == [5, 0.3]
+    assert line.startswith("model.freeze_backbone_epochs=5, optimizer.backbone_lr_scale=0.3")
+    short = auto(tmp_path, "model.weights=some.pth", "run.epochs=1", "optimizer.backbone_lr_scale=0.5")
+    fit(short, 10_000, Cluster())
+    assert starts(short) == [0, 0.5]
+
+
+def test_a_run_from_random_weights_and_an_older_run_go_on_as_before(tmp_path):
+    config, resumed = auto(tmp_path), auto(tmp_path, "model.weights=some.pth")
+    begun_with = OmegaConf.to_container(resumed)
+    for key in STARTS:
+        section, name = key.split(".")
+        del begun_with[section][name]  # as a run from before these settings
+    for one, before in ((config, None), (resumed, begun_with)):
+        assert not any("goes on" in line for line in fit(one, 10_000, Cluster(), before))
+        assert starts(one) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("settings", "images", "world_size", "message"),
     [
@@ -246,7 +274,7 @@ def test_another_backbone_drops_the_options_of_the_recipes():
         ("engine.stage=4", "engine.stage=4: expected auto, 0, 1, 2 or 3"),
         ("engine.precision=fp8", "engine.precision=fp8: expected auto, fp32, bf16 or fp16"),
         ("engine.accumulation=3", "engine.accumulation=3: expected a divisor of 128"),
-        ("optimizer.layer_decay=0.7", "optimizer.layer_decay=0.7: expected 1 with optimizer.name=lars"),
+        ("model.freeze_backbone_epochs=5", "model.freeze_backbone_epochs=5: expected less than run.epochs=5"),
     ],
 )
 def test_impossible_settings_are_an_error_of_one_line(setting, message):

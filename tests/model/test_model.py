@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.weights import load_weights, published_names

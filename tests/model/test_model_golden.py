@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 from model.optimizer.schedule import warmup_cosine
 from model.queue import EmbeddingQueue
 from model.sinkhorn import sinkhorn

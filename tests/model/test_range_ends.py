@@ -209,7 +209,13 @@ def test_every_setting_that_a_recipe_may_have_takes_a_step(name, values):
     keys = ("base_lr", "weight_decay", "trust_coefficient", "momentum")
     recipe = {key: values.draw(range_of(f"optimizer.{key}"), key) for key in keys}
     betas = [values.draw(st.sampled_from([0.0, TINY, 0.9, 0.9999999])) for _ in range(2)]
-    recipe |= {"name": name, "betas": betas, "layer_decay": 1.0, "exclude_1d": values.draw(st.booleans())}
+    recipe |= {
+        "name": name,
+        "betas": betas,
+        "layer_decay": 1.0,
+        "backbone_lr_scale": 1.0,
+        "exclude_1d": values.draw(st.booleans()),
+    }
     network = torch.nn.Linear(3, 2)
     optimizer = build_optimizer(Namespace(**recipe), network)
     for _ in range(2):

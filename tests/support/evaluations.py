@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from config.recipe import ROOT, load_config
 from model.backbone import build_backbone
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 from model.optimizer.segments import Layout
 from model.swav import SwAV
 from support.photos import write_folder

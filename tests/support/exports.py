@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from config.recipe import load_config
 from export.__main__ import main
 from model.backbone import build_backbone
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 from model.optimizer.segments import Layout
 from model.swav import SwAV
 from support.golden import fill

@@ -23,7 +23,8 @@ from model.batchnorm import replace_batch_norm
 from model.memory import Memory
 from model.monitor import CodeMonitor
 from model.objective import Objective
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.swav import SwAV

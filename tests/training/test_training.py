@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -17,6 +18,7 @@ from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 from training.build import build_network
+from training.trained_network import full_weights
 
 STEPS = 24  # 3 epochs of 68 // 8
 
@@ -234,6 +236,29 @@ def test_a_finished_run_goes_on_when_it_is_given_more_epochs(workplace, undistur
     assert max(losses(workplace, "longer")) == STEPS + 8
     assert json.loads((workplace / "longer" / "summary-3-epochs.json").read_text())["epochs"] == 3
     assert json.loads((workplace / "longer" / "summary.json").read_text())["epochs"] == 4
+
+
+@pytest.mark.slow
+def test_a_backbone_is_frozen_for_its_epochs_to_the_bit_and_a_kill_changes_nothing(workplace):
+    settings = ("model.freeze_backbone_epochs=1", "optimizer.backbone_lr_scale=0.3", "checkpoint.keep=99")
+    train(workplace, "frozen", *settings)
+    start, *later = (backbone_of(workplace / "frozen/checkpoints" / f"step-{step:09d}") for step in (2, 8, 10))
+    assert [all(torch.equal(start[name], one[name]) for name in start) for one in later] == [True, False]
+    for step in (5, 11):  # the first while it is frozen
+        process = train(workplace, f"frozen{step}", *settings, wait=False)
+        wait_for_step(workplace, f"frozen{step}", step, process)
+        kill(process)
+        assert "resuming from" in train(workplace, f"frozen{step}", *settings)
+        assert losses(workplace, f"frozen{step}") == losses(workplace, "frozen")
+
+
+def backbone_of(checkpoint):
+    weights = full_weights(checkpoint)
+    return {
+        name: value
+        for name, value in weights.items()
+        if name.startswith("backbone.") and value.ndim and ("running" not in name)
+    }
 
 
 AUTO = ("swav.freeze_prototypes=auto", "swav.queue.start_epoch=auto", "optimizer.base_lr=auto", "pipeline.threads=auto")

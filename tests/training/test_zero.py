@@ -4,12 +4,14 @@
 """
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from perf.zero_check import LIMITS, LOSS_LIMITS, row_of, run_case
-from perf.zero_ranks import FROZEN, Case
+from perf.zero_ranks import FROZEN, NOISE, Case
 from support.forks import run_processes, start_server
 from support.on_ranks import zero_moves
 from training.checkpoint.save_load import latest_checkpoint, load_checkpoint
@@ -18,6 +20,7 @@ from training.distributed import free_port
 from training.trained_network import full_weights
 
 STATES = 6
+STATE = {"lars": "momentum_buffer", "adamw": "exp_avg"}
 
 
 def in_ranks(function, case, *arguments):
@@ -69,6 +72,27 @@ def test_adamw_takes_the_same_step_at_every_stage(stage, adamw_0, tmp_path):
     case = Case(stage, 2, optimizer="adamw", tiny=True)
     result = run_case(case, tmp_path, 5, 0, reference=adamw_0)
     assert result["update_deviation"] <= 1e-5 and result["momentum_deviation"] <= 1e-6, result
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "stages"), [("lars", (1, 2, 3)), ("adamw", (3,))])
+def test_a_frozen_backbone_stays_and_then_takes_the_same_step_at_every_stage(optimizer, stages, tmp_path):
+    case = Case(0, 2, optimizer=optimizer, tiny=True, frozen_backbone=2, backbone_scale=0.5)
+    base = run_case(case, tmp_path / "0", 4, 3)
+    weights = [full_weights(path) for path in sorted((tmp_path / "0" / "states").glob("step-*"))]
+    for name in weights[0]:
+        same = [torch.equal(a[name], b[name]) for a, b in pairwise(weights)]
+        if name.startswith("backbone.") and "running" not in name and "tracked" not in name:
+            assert same == [True, True, False, False], name
+        elif name.startswith("projection_head.") and name != NOISE:
+            assert not any(same), name
+    frozen = SavedTensors(tmp_path / "0" / "states" / "step-000000002", 2)
+    assert not frozen.has(STATE[optimizer], "backbone.conv1.weight")
+    for stage in stages:
+        other = replace(case, stage=stage)
+        result = run_case(other, tmp_path / str(stage), 4, 3, reference=tmp_path / "0")
+        assert result["update_deviation"] <= 1e-5 and result["momentum_deviation"] <= 1e-5, result
+        assert result["losses"] == pytest.approx(base["losses"], rel=1e-5)
 
 
 @pytest.mark.slow

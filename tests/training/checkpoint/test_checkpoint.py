@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from common import progress
 from model.backbone import build_backbone
-from model.optimizer.lars import LARS, parameter_groups
+from model.optimizer.groups import parameter_groups
+from model.optimizer.lars import LARS
 from model.optimizer.segments import Layout
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
