@@ -32,7 +32,7 @@ class Data(Section):
     image: str | None = setting(
         None,
         "which image of a sample, where it has several: a field of a .beton, or suffixes of files, e.g. jpg,png; all: "
-        "every file; null: the only one, or the field called image",
+        "every file, of several splits too; null: the only one, or the field called image",
         resume="another choice of images is refused",
     )
     label: str | None = setting(

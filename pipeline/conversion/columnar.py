@@ -19,6 +19,7 @@ from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_i
 from pipeline.dataset.finding.find import SUFFIXES, holds_rows
 from pipeline.dataset.finding.labels import Label, class_names, label_of, numbering
 from pipeline.dataset.finding.layout import splits_of_files
+from pipeline.dataset.finding.mixed import FIELD, splits_of_values
 from pipeline.dataset.table import DatasetError
 
 ROWS = 64  # per batch that is read
@@ -47,6 +48,8 @@ def columnar_source(files: Sequence[Path], root: Path | None = None, choice: Cho
         first = next((group for group in groups if "train" in str(group).lower()), next(iter(groups)))
         raise DatasetError(f"holds several splits ({named}); name one, e.g. make convert SRC='{first}' ...")
     columns = {path: _columns(path, choice) for path in files}
+    if choice.image is None:
+        _check_split(columns)
     first_columns = columns[files[0]]
     for path, others in columns.items():
         if (others.image, others.label) != (first_columns.image, first_columns.label):
@@ -62,6 +65,19 @@ def columnar_source(files: Sequence[Path], root: Path | None = None, choice: Cho
         note = f"{files[0].name}: no column is called label, so no image is labeled; --label can name one of {able}"
     read = partial(samples, choice=choice, classes=classes)
     return SpoolSource(kind, [str(path) for path in files], files, read, size, classes, note)
+
+
+def _check_split(columns: dict[Path, Columns]) -> None:
+    """Raise DatasetError if a column called `split` or similar says that the rows are of several."""
+    able = {name for chosen in columns.values() for name in chosen.able if name != chosen.label}
+    for name in sorted(filter(FIELD.fullmatch, able)):
+        values = {value for path, chosen in columns.items() if name in chosen.able for value in _values(path, name)}
+        if mixed := splits_of_values(values):
+            image = next(iter(columns.values())).image
+            problem = f"its column {name} says that it holds several splits ({mixed})"
+            raise DatasetError(
+                f"{problem}; write each into a file of its own, or take all rows with data.image={image}"
+            )
 
 
 def _classes(columns: dict[Path, Columns]) -> tuple[str, ...]:
@@ -81,14 +97,17 @@ def _classes(columns: dict[Path, Columns]) -> tuple[str, ...]:
 
 def _labels(path: Path, column: str) -> Iterator[Label]:
     """The labels of a file, row by row."""
+    for number, value in enumerate(_values(path, column)):
+        yield label_of(value, f"{path.name}: row {number}", digits=True)
+
+
+def _values(path: Path, column: str) -> Iterator[Any]:
+    """The values of a column, row by row. Raises DatasetError."""
     import pyarrow
 
-    number = 0
     try:
         for batch in _batches(path, [column]):
-            for value in batch.column(column):
-                yield label_of(value.as_py(), f"{path.name}: row {number}", digits=True)
-                number += 1
+            yield from batch.column(column).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
 

@@ -28,7 +28,7 @@ from pipeline.conversion.spool import SpoolSource, spool
 from pipeline.conversion.tar_entries import tar_entries
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.finding.ambiguous import check_folder
-from pipeline.dataset.finding.choice import NONE, NOT_CHOSEN, Choice, check_choice
+from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_choice
 from pipeline.dataset.finding.find import ARCHIVES, find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder
@@ -149,7 +149,7 @@ def _only(files: list[Path], pattern: str) -> Path:
 def _from_spool(source: SpoolSource, folder: Path, workers: int, progress: bool) -> Entries:
     if source.note:
         note(source.note)
-    spooled = tar_entries(spool(source, folder, workers, progress), workers, progress)
+    spooled = tar_entries(spool(source, folder, workers, progress), workers, progress, Choice(ALL))  # chosen before
     return replace(spooled, kind=source.kind, classes=source.classes, origin=source.origin())
 
 
@@ -192,8 +192,7 @@ def _from_table(path: Path) -> Entries:
 
 def _from_folder(root: Path, choice: Choice) -> Entries:
     listing = images_of(root, list_folder(root), choice)
-    if choice.image is None:
-        check_folder(root, listing)
+    check_folder(root, listing, choice)
     rows = len(listing.names)
     return Entries(
         root, listing.names, np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),

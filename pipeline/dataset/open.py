@@ -229,8 +229,7 @@ def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
     images = images_of(root, list_folder(root, place.progress), place.choice, known)
 
     def scan() -> SampleTable:
-        if place.choice.image is None:
-            check_folder(root, images)
+        check_folder(root, images, place.choice)
         return scan_folder(root, place.workers, place.progress, images)
 
     return Seen(images.fingerprint(), scan, images.others, images.left_out)

@@ -18,7 +18,7 @@ from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.finding.choice import ALL, Choice, several_images, split_key, wanted_suffixes
 from pipeline.dataset.finding.labels import class_names, numbered
-from pipeline.dataset.finding.layout import are_splits
+from pipeline.dataset.finding.mixed import splits_of_images, splits_of_values
 from pipeline.dataset.folder import Listing
 from pipeline.dataset.sniff import extension
 from pipeline.dataset.table import DatasetError, Names
@@ -97,11 +97,11 @@ def tar_images(
             refused |= {f"{shards[index]}:{stem}.tar:{name}": why for name, why in nested.refused.items()}
             refused |= {f"{shards[index]}:{stem}.tar:{name}": "tar too deep" for name, _, _ in nested.inner}
     left_out.update(_choose(tars, choice))
-    tops = {name.partition("/")[0] for tar in tars for name in tar.members.names if "/" in name}
-    for names in (tops, {tar.stem.rpartition("/")[2] for tar in tars if tar.stem}):
-        if are_splits(sorted(names)):
-            problem = f"holds several splits ({', '.join(sorted(names)[:SHOWN])})"
-            raise DatasetError(f"{problem}; unpack it, and give the folder as data.path")
+    if choice.image != ALL:
+        paths = ("/".join([tar.stem, name] if tar.stem else [name]) for tar in tars for name in tar.members.names)
+        if mixed := splits_of_images(paths) or splits_of_values(set().union(*(tar.members.splits for tar in tars))):
+            problem = f"holds several splits ({mixed})"
+            raise DatasetError(f"{problem}; make a tar of each, or take every image with data.image=all")
     for tar in tars:
         left_out.update(tar.members.left_out)
         lost = tar.members.labels.keys() - {split_key(name)[0] for name in tar.members.names}

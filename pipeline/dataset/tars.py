@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pipeline.dataset.finding.choice import NONE, split_key
 from pipeline.dataset.finding.labels import Label, label_of
+from pipeline.dataset.finding.mixed import split_values
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError
 
@@ -37,7 +38,7 @@ class Members(NamedTuple):
     names, offsets, lengths: of the images; offsets count from the start of the file.
     labels: WebDataset key -> label, from `key.cls` or the "label" of `key.json`.
     inner: name, offset and length of each tar in the tar; refused: member -> reason.
-    left_out: number of other members, by extension.
+    left_out: number of other members, by extension. splits: what fields called `split` in `key.json` say.
     """
 
     names: list[str]
@@ -47,6 +48,7 @@ class Members(NamedTuple):
     inner: list[tuple[str, int, int]]
     refused: dict[str, str]
     left_out: Counter[str]
+    splits: set[object]
 
 
 def list_tar(tar: Range, label: str | None = None) -> Members:
@@ -57,7 +59,7 @@ def list_tar(tar: Range, label: str | None = None) -> Members:
     is not one.
     """
     shard = os.path.basename(tar.path)
-    members = Members([], [], [], {}, [], {}, Counter())
+    members = Members([], [], [], {}, [], {}, Counter(), set())
     seen: set[str] = set()
     try:
         with open(tar.path, "rb") as file:
@@ -131,7 +133,9 @@ def _add(
     elif name.lower().endswith(PACKED):
         members.refused[member.name] = "compressed tar"
     elif lower == "json" and member.size <= LABEL_BYTES:
-        value = _json_value(os.pread(descriptor, member.size, member.offset_data), label or "label")
+        sample = _sample(os.pread(descriptor, member.size, member.offset_data))
+        members.splits.update(split_values(sample))
+        value = sample.get(label or "label", MISSING)
         if value is MISSING or label == NONE:
             members.left_out[extension(name)] += 1
         else:
@@ -157,9 +161,10 @@ def _add_label(members: Members, shard: str, key: str, label: Label) -> None:
     members.labels[key] = label if before is None else before
 
 
-def _json_value(text: bytes, name: str) -> Any:
-    """A value of a sample's JSON; MISSING if there is none."""
+def _sample(text: bytes) -> dict[str, Any]:
+    """A sample's JSON; empty if it is none."""
     try:
-        return json.loads(text).get(name, MISSING)
-    except (ValueError, AttributeError, RecursionError):
-        return MISSING
+        sample = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return sample if isinstance(sample, dict) else {}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset.finding.choice import split_key
-from pipeline.dataset.finding.layout import are_splits
+from pipeline.dataset.finding.choice import ALL, Choice, split_key
+from pipeline.dataset.finding.mixed import splits_beside, splits_of_images
 from pipeline.dataset.folder import Listing
 from pipeline.dataset.table import DatasetError
 
@@ -21,11 +21,24 @@ MASK = re.compile(rf"[._ -](?:{'|'.join(MASKS)})s?[._ -]?\d*$", re.IGNORECASE)
 SHARE = 0.1  # of the images that have a mask beside them; fewer are chance
 
 
-def check_folder(root: Path, listing: Listing) -> None:
+EACH = "make a folder for each split and give that as data.path, or take every image with data.image=all"
+
+
+def check_folder(root: Path, listing: Listing, choice: Choice) -> None:
     """Raise DatasetError if all images are in one folder that is no class ('images') or that holds folders, if folders
-    of masks are beside folders of images, or if masks are beside images. listing: of the images."""
-    if not len(listing.names):
+    of masks are beside folders of images, if masks are beside images, or if images of several splits are mixed.
+
+    listing: of the images. choice: with `data.image` masks are no question, with 'all' splits neither.
+    """
+    if not len(listing.names) or choice.image == ALL:
         return
+    if choice.image is None:
+        _check_images(root, listing)
+    if mixed := splits_of_images(listing.names) or splits_beside(root):
+        raise DatasetError(f"holds several splits ({mixed}); {EACH}")
+
+
+def _check_images(root: Path, listing: Listing) -> None:
     used = np.unique(listing.label)
     folders = [listing.classes[label] for label in used if label >= 0]
     if len(folders) == len(used) == 1:
@@ -35,13 +48,6 @@ def check_folder(root: Path, listing: Listing) -> None:
             raise DatasetError(f"{problem}; give data.path={root / folders[0]}")
     if len(folders) == len(used):
         _check_folders(root, folders)
-    parts = [name.split("/") for name in listing.names]
-    inner = {part[1] for part in parts if len(part) > 2}
-    if inner and all(len(part) > 2 for part in parts) and are_splits(sorted(inner)):
-        problem = f"its folders hold several splits ({folders[0]}/{min(inner)}, ...)"
-        raise DatasetError(
-            f"{problem}; make a folder for each split, with the classes in it, and give that as data.path"
-        )
     paired = _masks(listing.names)
     if len(paired) > SHARE * len(listing.names):
         masks = set(paired)

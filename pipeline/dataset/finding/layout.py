@@ -139,7 +139,8 @@ def _pair_of_folders(path: Path, folders: Sequence[str]) -> tuple[Path, Path | N
         return path / folders[0], None
     if len(pairs) == 1 and len(pairs[0][0]) == len(pairs[0][1]) == 1:
         return path / pairs[0][0][0], path / pairs[0][1][0]
-    if pairs or (len(folders) > 1 and all(split.word and not split.rest for split in splits.values())):
+    every = len(folders) > 1 and all(split.word for split in splits.values())
+    if pairs or (every and any(not split.rest for split in splits.values())):
         named = ", ".join(f"{name}/" for name, split in splits.items() if split.word)
         first_name = next((name for name, split in splits.items() if split.word in TRAIN), folders[0])
         problem = f"holds several splits ({named}), and it is not clear which two belong together"

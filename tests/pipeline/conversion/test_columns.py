@@ -121,6 +121,16 @@ def test_a_column_that_could_be_the_label_is_named(tmp_path):
     assert (code, "labeled" in errors) == (0, False)
 
 
+@pytest.mark.parametrize("column", ["split", "subset", "is_test"])
+def test_a_column_that_says_several_splits_is_refused(tmp_path, column):
+    said = pa.array([True, False] if column == "is_test" else ["train", "validation"])
+    path = write_table(tmp_path / "x.parquet", pa.array([0, 1]), **{column: said})
+    assert f"its column {column} says that it holds several splits (" in error_of(opened, path, tmp_path)
+    assert len(opened(path, tmp_path, choice=Choice("image"))) == 2
+    write_table(tmp_path / "one.parquet", pa.array([0, 1]), **{column: said.take([0, 0])})
+    assert len(opened(tmp_path / "one.parquet", tmp_path)) == 2
+
+
 def test_files_with_other_columns_are_refused(tmp_path):
     write_table(tmp_path / "d" / "0.parquet", pa.array([0, 1]))
     write_table(tmp_path / "d" / "1.parquet", target=pa.array([0, 1]))

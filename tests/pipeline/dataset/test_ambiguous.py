@@ -116,26 +116,68 @@ def test_a_choice_that_a_source_does_not_offer_is_refused(tmp_path):
     assert (table.label.tolist(), table.classes, (tmp_path / "cache").exists()) == ([-1], (), False)
 
 
-def test_splits_in_the_folders_of_classes_are_refused(tmp_path):
-    files = ("a/train/1.png", "a/test/2.png", "b/train/3.png", "b/test/4.png")
-    root = write(tmp_path / "root", dict.fromkeys(files, PNG))
-    assert "its folders hold several splits (a/test, ...)" in refused(root, tmp_path)
-    write(root, {"c/5.png": PNG})
-    assert len(trained_on(root, tmp_path)) == 5
+MIXED = {
+    "a/train/1.png a/test/2.png b/train/3.png b/test/4.png": "a/test, a/train",
+    "a/train/1.png a/test/2.png b/3.png": "a/test, a/train",
+    "train_1.png train_2.png test_1.png": "train_1.png, test_1.png",
+    "COCO_train2014_1.png COCO_val2014_2.png": "COCO_train2014_1.png, COCO_val2014_2.png",
+    "a/x1-train.png a/x2-dev.png b/x3-train.png": "x1-train.png, x2-dev.png",
+    "a/1.png b/2.png train.txt test.txt": "train.txt, test.txt",
+    "1.png 2.png train_list.txt train.csv val.csv": "train.csv, val.csv",
+    "train_1.png bus_1.png test_1.png": "",
+    "a/train_1.png b/train_2.png": "",
+    "1.png train.txt notes.txt": "",
+}
+
+
+@pytest.mark.parametrize("names", MIXED)
+def test_images_of_several_splits_are_not_mixed(tmp_path, names):
+    images = [name for name in names.split() if name.endswith("png")]
+    root = write(tmp_path / "root", dict.fromkeys(names.split(), b"") | dict.fromkeys(images, PNG))
+    found, choice = MIXED[names], Choice("all") if MIXED[names] else Choice()
+    if found:
+        assert f"holds several splits ({found}); make a folder for each split" in refused(root, tmp_path)
+    assert len(trained_on(root, tmp_path, choice.image)) == len(images)
+    assert len(open_source(root, tmp_path, choice=choice)) == len(images)
+
+
+@pytest.mark.parametrize(
+    "name, text, found",
+    [
+        ("metadata.csv", "file_name,Split\n1.png,train\n2.png,test\n", "test, train"),
+        ("all.tsv", "file\tis_train\n1.png\t1\n2.png\t0\n", "0, 1"),
+        ("metadata.jsonl", '{"file_name": "1.png", "split": "training"}\n{"split": "val"}\n', "training, val"),
+        ("metadata.csv", "file_name,split\n1.png,train\n2.png,train\n", ""),
+        ("metadata.jsonl", '{"split": "train"}\n[]\n{"split": [1]}\n{"split', ""),
+    ],
+)
+def test_a_column_of_a_table_beside_images_says_their_splits(tmp_path, name, text, found):
+    root = write(tmp_path / "root", {"1.png": PNG, "2.png": PNG, name: text.encode()})
+    if found:
+        train, test = sorted(found.split(", "), key=lambda word: word in ("test", "val"))
+        assert f"holds several splits ({train}, {test} in {name})" in refused(root, tmp_path)
+    else:
+        assert len(trained_on(root, tmp_path)) == 2
 
 
 # ---------------------------------------------------------------------------------------------- tars
 
 
-@pytest.mark.parametrize("layout", ["folders", "tars", "samples"])
+@pytest.mark.parametrize("layout", ["folders", "tars", "samples", "wrapped", "classes", "names", "fields"])
 def test_splits_in_a_tar_are_no_classes(tmp_path, layout):
     inner = tar(tmp_path / "in", [("1.png", image(1))]).read_bytes()
     members = {
         "folders": [("train/a/1.png", PNG), ("valid/a/2.png", PNG)],
         "tars": [("train.tar", inner), ("test.tar", inner)],
         "samples": [("x-train/1.png", PNG), ("x-train/1.cls", b"0"), ("x-dev/2.png", PNG), ("x-dev/2.cls", b"0")],
+        "wrapped": [("data/train/a/1.png", PNG), ("data/val/a/2.png", PNG)],
+        "classes": [("a/train/1.png", PNG), ("a/val/2.png", PNG), ("b/3.png", PNG)],
+        "names": [("train_1.png", PNG), ("test_1.png", PNG)],
+        "fields": [("1.png", PNG), ("1.json", b'{"split": "train"}'), ("2.png", PNG), ("2.json", b'{"split": "val"}')],
     }
-    assert "holds several splits (" in refused(tar(tmp_path / "x.tar", members[layout]), tmp_path)
+    path = tar(tmp_path / "x.tar", members[layout])
+    assert "holds several splits (" in refused(path, tmp_path)
+    assert len(trained_on(path, tmp_path, "all")) == 2 + (layout == "classes")
 
 
 def test_a_sample_with_several_images_asks_which(tmp_path):

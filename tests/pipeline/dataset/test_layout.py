@@ -46,6 +46,7 @@ PAIRS = {
 UNCLEAR = [
     "val/ test/", "train/ training/", "train2014/ train2017/ val2014/", "a-train/ a-test/ b-train/ b-test/",
     "val-0.tar test-0.tar", "shard-0.tar test-0.tar", "a-train-0.tar b-test-0.tar", "trainA/ trainB/ testA/ testB/",
+    "train/ public_test/ private_test/",
 ]  # fmt: skip
 
 
