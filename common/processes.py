@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import multiprocessing
 import os
+import signal
 import sys
 import types
 from collections import deque
@@ -15,17 +16,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from common.cli import UserError
+from common.signals import signal_on_parents_death
 
 
 def in_processes(work: Any, tasks: Iterator[Any], workers: int, setting: str = "data.workers") -> Iterator[Any]:
     """`map(work, tasks)` in order, in fresh processes, with few tasks in flight; in this process for one worker.
 
-    setting: the user's name for `workers`. Raises UserError when one of the processes is killed.
+    They end with this process, also if it is killed. setting: the user's name for `workers`. Raises UserError when one
+    of the processes is killed.
     """
     if workers <= 1:
         yield from map(work, tasks)
         return
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),))
     flying: deque[Future[Any]] = deque()
     try:
         for task in tasks:
@@ -39,6 +43,17 @@ def in_processes(work: Any, tasks: Iterator[Any], workers: int, setting: str = "
         raise UserError(f"{setting}={workers}: a worker process was killed (out of memory?); take fewer") from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent(parent: int) -> None:
+    """Kill this worker when its parent dies; else it would wait for tasks for ever, alongside the next run's workers.
+
+    SIGINT is ignored, because Ctrl-C goes to all processes of a terminal and the parent ends its workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal_on_parents_death(signal.SIGKILL)
+    if os.getppid() != parent:  # it died before prctl
+        os._exit(1)
 
 
 def imported_by(source: str) -> list[str]:

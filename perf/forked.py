@@ -7,6 +7,7 @@ import importlib
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
@@ -64,6 +65,7 @@ def run_program(
 ) -> None:
     """Run the program as one of `ranks` processes, in a session of its own; see `fork`."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
     os.chdir(folder)
     os.environ |= variables
     if ranks > 1:

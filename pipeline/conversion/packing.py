@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,6 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from common.files import NPZ_DAMAGE, replacing, sha256, sync, sync_file
-from common.signals import signal_on_parents_death
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.recordio_writer import RecordIOFile, without_marks
 from pipeline.conversion.rewrite import Options, Rewritten, rewrite
@@ -77,9 +73,6 @@ class Part:
 
 def make_part(task: Task) -> int:
     """Make one part, unless it exists and is complete; returns the number of its source images."""
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid is not None:
-        _end_with_parent(parent.pid)
     if not _is_complete(task):
         _make(task)
     return len(task.rows)
@@ -286,18 +279,3 @@ def _digest_of(path: Path, pieces: list[tuple[int, int]]) -> str:
                 digest.update(data)
                 size -= len(data)
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------------------------------------- processes
-
-
-@cache
-def _end_with_parent(parent: int) -> None:
-    """Kill this worker when its parent dies; else it would wait for tasks for ever, alongside the next run's workers.
-
-    SIGINT is ignored, because Ctrl-C goes to all processes of a terminal and the parent ends its workers.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal_on_parents_death(signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl
-        os._exit(1)
