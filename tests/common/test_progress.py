@@ -7,9 +7,11 @@ import sys
 import time
 
 import numpy as np
+import pytest
 import torch
 from omegaconf import OmegaConf
 
+from common import progress
 from common.progress import counted, progress_bar
 from config.recipe import ROOT
 from evaluation.classifiers import knn
@@ -21,10 +23,17 @@ from pipeline.dataset.table import SampleTable
 RATE_AND_ETA = r"\d+/\d+ \[\d\d:\d\d<\d\d:\d\d, +[\d.]+ ?(img/s|s/img)\]"
 
 
-def test_a_slow_loop_shows_a_bar_with_rate_and_eta(capsys):
+@pytest.fixture
+def soon(monkeypatch):
+    """Bars appear after a fifth of a second, and log a line as often."""
+    monkeypatch.setattr(progress, "DELAY", 0.2)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0.2)
+
+
+def test_a_slow_loop_shows_a_bar_with_rate_and_eta(capsys, soon):
     with progress_bar(30, "slow", "img") as bar:
         for _ in counted(range(25), bar, lambda _: 1):
-            time.sleep(0.1)
+            time.sleep(0.03)
         shown = capsys.readouterr().err
     assert re.search(r"slow: +\d+%\|.*" + RATE_AND_ETA, shown), shown
 
@@ -37,24 +46,27 @@ def test_a_fast_loop_shows_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_bar_comes_before_the_first_item_is_done(capsys):
+def test_a_bar_comes_before_the_first_item_is_done(capsys, soon):
+    shown, end = "", time.monotonic() + 60
     with progress_bar(1, "one long item", "img"):
-        time.sleep(2.5)
-        assert "one long item:   0%" in capsys.readouterr().err
+        while "one long item:   0%" not in shown and time.monotonic() < end:
+            time.sleep(0.02)
+            shown += capsys.readouterr().err
+    assert "one long item:   0%" in shown
 
 
-def test_the_other_ranks_show_nothing(capsys):
+def test_the_other_ranks_show_nothing(capsys, soon):
     with progress_bar(1, "long", "img", shown=False):
-        time.sleep(2.2)
+        time.sleep(0.4)
     assert capsys.readouterr().err == ""
 
 
-def test_k_nn_of_slow_images_shows_a_bar(capsys, monkeypatch):
+def test_k_nn_of_slow_images_shows_a_bar(capsys, monkeypatch, soon):
     """Before the first training step, k-NN decodes images and computes their features."""
 
     def slow_batches(table, rows, crops, *, batch_size, **_):
         for start in range(0, len(rows), batch_size):
-            time.sleep(0.4)
+            time.sleep(0.1)
             part = rows[start : start + batch_size]
             yield Batch([torch.rand(len(part), 3, 4, 4)], part)
 

@@ -108,7 +108,7 @@ def test_a_signal_saves_once_and_plain_srun_goes_on_to_the_end(slurm, tmp_path):
     job = Job(slurm, tmp_path, TRAIN)
     job.steps(3)
     job.top().send_signal(signal.SIGTERM)
-    assert job.end(60) == 0, job.output
+    assert job.end(240) == 0, job.output
     job.check_saved_once()
     job = Job(slurm, tmp_path, EXPORTS + "srun -N2 -n2 .venv/bin/python train.py {recipe} {settings}")
     assert job.end() == 0, job.output
@@ -133,8 +133,8 @@ def test_a_killed_rank_is_named_and_ends_one_that_waits_for_it(slurm, tmp_path):
     threading.Thread(target=hold, args=(ranks[0],), daemon=True).start()
     os.kill(ranks[1], signal.SIGKILL)
     begun = time.monotonic()
-    assert job.end(60) != 0
-    assert time.monotonic() - begun < 30
+    assert job.end(240) != 0
+    assert time.monotonic() - begun < 120
     assert job.output.count("swave: rank 1 on host2 died: killed, or crashed without a word") == 1, job.output
 
 
@@ -144,7 +144,7 @@ def test_a_lost_node_is_noticed_although_srun_does_not_notice_it(lost_slurm, tmp
     lost_slurm.hosts.kill(1)
     begun = time.monotonic()
     assert job.process.wait(timeout=150) != 0
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 120
     assert "swave: host2: no answer for 14 seconds" in job.output
     job.gone([0])
 
@@ -178,7 +178,7 @@ class BatchJob(Job):
         asked = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=2", f"--output={self.output_file}"]
         submit = ["sbatch", "--parsable", *asked, SCRIPT, self.recipe, *self.settings]
         options = {"env": slurm.environment({"GPUS": "1"}), "stdout": subprocess.PIPE, "text": True}
-        self.number = slurm.run(0, submit, cwd=ROOT, **options).communicate(timeout=20)[0].strip()
+        self.number = slurm.run(0, submit, cwd=ROOT, **options).communicate(timeout=120)[0].strip()
         self.process = slurm.run(0, ["sleep", "infinity"])  # stands in: the batch job is no child of this process
 
     def state(self):
@@ -190,7 +190,7 @@ def test_a_batch_job_whose_time_is_over_is_queued_again_and_goes_on_to_the_end(s
     job = BatchJob(slurm, tmp_path)
     job.steps(3)
     slurm.ask("scancel", "--batch", "--signal=USR1", job.number)  # as --signal=B:USR1@120 does
-    job.wait_for(lambda job: {"JobState=PENDING", "Reason=BeginTime", "Restarts=1"} <= job.state(), 60)
+    job.wait_for(lambda job: {"JobState=PENDING", "Reason=BeginTime", "Restarts=1"} <= job.state(), 240)
     job.check_saved_once()
     assert f"saved; job {job.number} is queued again" in job.output
 

@@ -33,7 +33,7 @@ def left_behind(folder):
 
 def finish(folder, process, seconds):
     code = process.wait(timeout=seconds)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while left_behind(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left_behind(folder)

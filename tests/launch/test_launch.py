@@ -173,7 +173,7 @@ def launcher_of(pid):
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None and not condition():
         time.sleep(0.005)
     assert process.poll() is None

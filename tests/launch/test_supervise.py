@@ -49,7 +49,7 @@ def test_a_node_ends_itself_after_a_silence_only_if_it_was_pinged(tmp_path, word
         "from pathlib import Path",
         "import launch.node as module",
         "module.SILENCE = 0.5",
-        "command = ['sh', '-c', 'sleep 3; exit 7']",
+        f"command = ['sh', '-c', 'sleep {300 if ends_early else 3}; exit 7']",
         f"sys.exit(module.Supervisor(command, Path({str(tmp_path)!r}), 0, 1).run())",
     )
     begun = time.monotonic()

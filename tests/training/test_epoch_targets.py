@@ -84,7 +84,7 @@ def test_a_batch_in_parts_takes_all_its_rows(undisturbed, accumulation):
 def test_set_prototypes_reach_network_and_masters_at_every_stage_and_stay(stage):
     port, case, results = free_port(), Case(stage, 2, tiny=True), context().Queue()
     run_processes(set_prototypes, [(rank, case, port, results) for rank in range(2)])
-    for _, network, masters, scores, moved in [results.get(timeout=10) for _ in range(2)]:
+    for _, network, masters, scores, moved in [results.get(timeout=120) for _ in range(2)]:
         assert network == 0 and masters == 0 and scores < 1e-5 and moved
 
 

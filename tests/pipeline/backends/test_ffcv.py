@@ -66,7 +66,7 @@ def test_a_loader_closed_early_leaves_no_threads(photos):
         loader.feed.reader.close()
         del loader
         gc.collect()
-    deadline = time.monotonic() + 10  # threads whose pool is gone end when they next wake
+    deadline = time.monotonic() + 120  # threads whose pool is gone end when they next wake
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before

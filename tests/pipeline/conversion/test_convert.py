@@ -168,7 +168,7 @@ def test_workers_end_with_a_conversion_that_is_killed(zoo, tmp_path):
     process.kill()
     process.wait()
     assert len(workers) >= 2
-    assert psutil.wait_procs(workers, timeout=10)[1] == []
+    assert psutil.wait_procs(workers, timeout=120)[1] == []
 
 
 def test_a_failing_disk_is_one_line_and_the_same_command_goes_on(zoo, tmp_path):

@@ -39,7 +39,7 @@ def test_a_node_killed_half_way_changes_no_byte(source, tmp_path):
                 time.sleep(0.005)
             done = len(list(parts.glob("*.npz")))
             cluster.remove_node(second, allow_graceful=False)
-            report = running.result(timeout=50)
+            report = running.result(timeout=300)
     finally:
         cluster.shutdown()
     assert 20 <= done < 120

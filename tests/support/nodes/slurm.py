@@ -102,7 +102,7 @@ class Slurm:
     def ask(self, *command: str) -> str:
         """The output of a command on the first host."""
         asked = self.run(0, command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return asked.communicate(timeout=20)[0]
+        return asked.communicate(timeout=120)[0]
 
     def wait_until_idle(self) -> None:
         """Until every node takes jobs. Raises RuntimeError if that takes too long."""

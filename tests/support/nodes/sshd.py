@@ -35,7 +35,7 @@ def sshd(folder):
     os.makedirs("/run/sshd", exist_ok=True)
     daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while subprocess.run(["ssh", "-F", f"{folder}/ssh_config", "one", "true"], capture_output=True).returncode:
             assert time.monotonic() < deadline and daemon.poll() is None
             time.sleep(0.05)
