@@ -54,13 +54,13 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
             except (OmegaConfBaseException, YAMLError, ValueError) as error:
                 raise ConfigError(f"{argument}: not to be read ({_first_line(error)})") from None
             config = _merge(config, override, known, argument)
-    for key, setting in known.items():
-        if setting.required and not OmegaConf.select(config, key):
-            raise ConfigError(f"{key} is not set; give it as {key}=...")
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from None
+    for key, setting in known.items():
+        if setting.required and not OmegaConf.select(config, key):
+            raise ConfigError(f"{key} is not set; give it as {key}=...")
     values: Any = OmegaConf.to_container(config)
     check_types_and_ranges(values)
     for key in (key for key, setting in known.items() if setting.is_path):

@@ -33,7 +33,7 @@ def listed_rows(table: SampleTable, file: Path, setting: str) -> np.ndarray:
     Text after a name and a blank, such as a class, is ignored; a name may have blanks too. setting: the option's name,
     for messages. Raises DatasetError if a name is unknown or fits several images.
     """
-    lines = [line.strip() for line in file.read_text(*UTF8).splitlines() if line.strip()]
+    lines = [line.strip() for line in file.read_text("utf-8-sig", UTF8[1]).splitlines() if line.strip()]
     if not lines:
         raise DatasetError(f"{setting}={file}: no names in it; give a name of an image on each line")
     known = _known([table.name(row) for row in range(len(table))])

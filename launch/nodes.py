@@ -30,7 +30,7 @@ def read_hostfile(path: Path, processes: int) -> list[Node]:
     names a host twice.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"HOSTFILE={path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
     nodes: dict[str, Node] = {}

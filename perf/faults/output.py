@@ -16,10 +16,10 @@ Report = dict[str, dict[str, Any]]  # the rows by `kind: fault`
 HEAD = """# Faults, and what they cost
 
 `make faults` breaks the real programs on purpose: a tiny network on 72 images, one to three processes. A row holds if
-the exit code and the message are as they should be, nobody sees a stack trace, nothing that was saved is lost, and
-either the program itself or the same command given again has the losses, files or figures of an undisturbed one, bit
-for bit. "lost" counts the steps that were logged and had to be taken again, those since the last checkpoint: these runs
-save after every second step. The program writes this page; [its rows](../perf/results/faults.json) have the details.
+the exit code and the message are as expected, no output has a stack trace, nothing that was saved is lost, and either
+the program itself or the same command given again has the losses, files or figures of an undisturbed one, bit for bit.
+"lost" counts the steps that were logged and had to be taken again, those since the last checkpoint: these runs save
+after every second step. The program writes this page; [its rows](../perf/results/faults.json) have the details.
 
 {summary}
 """

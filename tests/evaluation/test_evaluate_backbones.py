@@ -282,7 +282,7 @@ def test_a_listed_name_may_have_blanks(tmp_path):
     for name in ("my photo.png", "my photo 2.png"):
         shutil.copy(folder / "00000.png", folder / name)
     table = open_dataset(folder.parent, tmp_path / "t", workers=1, progress=False)
-    (tmp_path / "l").write_text("class0/my photo.png 1\n00000.png 0\nmy photo 2.png\n")
+    (tmp_path / "l").write_text("\ufeffclass0/my photo.png 1\r\n00000.png 0\r\nmy photo 2.png\n")  # of Windows
     rows = listed_rows(table, tmp_path / "l", "--train-list")
     expected = ["class0/my photo.png", "class0/00000.png", "class0/my photo 2.png"]
     assert [table.name(row) for row in rows] == expected

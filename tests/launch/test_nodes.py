@@ -23,7 +23,7 @@ def test_the_interface_of_an_address():
 
 def test_a_hostfile_is_a_line_a_node(tmp_path):
     path = tmp_path / "hosts"
-    path.write_text("# two of them\n\nnode1 slots=8   # the big one\n  user@10.0.0.2\n")
+    path.write_text("\ufeffnode1 slots=8   # the big one\r\n\n# and another\n  user@10.0.0.2\n")  # of Windows
     assert read_hostfile(path, 4) == [Node("node1", 8), Node("user@10.0.0.2", 4)]
 
 
