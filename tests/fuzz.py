@@ -1,6 +1,6 @@
 """Read a hundred thousand damaged inputs: is each accepted whole or refused in one line?
 
-    .venv/bin/python tests/fuzz.py [--minutes 10] [--only REGEX] [--json FILE]        make fuzz MINUTES=10
+    .venv/bin/python tests/fuzz.py [--minutes 10] [--only REGEX] [--add] [--json FILE]        make fuzz MINUTES=10
 
 Valid configs, lists, images, tables, tars, .beton and Parquet files, checkpoints and weights are changed at random and
 read, each kind in a process of its own for an equal share of the time. A fault is any error that is not a refusal of
@@ -41,6 +41,7 @@ with atheris.instrument_imports(include=OURS) if atheris else contextlib.nullcon
     from support.fuzzing.targets import TARGETS, refuses
 
 LONGEST, MEMORY, WARM = 10.0, 1 << 30, 50  # seconds of an input, bytes in addition to those after so many inputs
+STARTS = 900.0  # seconds in which a process must have read its first input; on a busy machine imports take minutes
 
 
 def main(arguments):
@@ -50,14 +51,18 @@ def main(arguments):
     parser.add_argument("--minutes", type=float, default=10.0, help="in all (default 10)")
     parser.add_argument("--only", default="", metavar="REGEX", help="kinds of input whose name matches")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--add", action="store_true", help="add to the counts in FILE; give another seed")
     parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "fuzz.json", metavar="FILE")
     options = parser.parse_args(arguments)
     names = [name for name in TARGETS if re.search(options.only, name)]
     rows, share = [], 60 * options.minutes / max(1, len(names))
+    before = json.loads(options.json.read_text()) if options.add else {"rows": [], "minutes": 0}
     with progress_bar(len(names), "fuzzing", "kind") as bar:
         for name in names:
             rows.append(fuzz(name, share, options.seed))
-            report = {"inputs": sum(row["inputs"] for row in rows), "minutes": options.minutes, "rows": rows}
+            whole = added(before["rows"], rows)
+            minutes = round(before["minutes"] + share * len(rows) / 60, 1)
+            report = {"inputs": sum(row["inputs"] for row in whole), "minutes": minutes, "rows": whole}
             report["engine"] = "atheris" if atheris else "blind changes"
             options.json.write_text(json.dumps(report | {"machine": machine()}, indent=1) + "\n")
             bar.update()
@@ -70,6 +75,17 @@ def main(arguments):
             print(f"    {fault}")
     print(f"{sum(row['inputs'] for row in rows):,} inputs, {sum(len(row['faults']) for row in rows)} faults")
     return int(any(row["faults"] for row in rows))
+
+
+def added(before, rows):
+    """The rows of an earlier report, with those of this one added."""
+    whole = {row["kind"]: row for row in before}
+    for row in rows:
+        one = whole.get(row["kind"], {})
+        sums = {key: row[key] + one.get(key, type(row[key])()) for key in ("inputs", "refused", "seconds", "faults")}
+        most = {key: max(row[key], one.get(key, 0)) for key in ("megabytes", "coverage")}
+        whole[row["kind"]] = row | sums | most
+    return list(whole.values())
 
 
 def fuzz(name, seconds, seed):
@@ -89,14 +105,16 @@ def fuzz(name, seconds, seed):
             last, heard = {}, True
             while heard:
                 try:
-                    heard = receiver.poll(60 + 2 * LONGEST)
+                    heard = receiver.poll(60 + 2 * LONGEST if last else STARTS)
                     last = receiver.recv() if heard else last
                 except EOFError:
                     break
             if not heard:
                 process.kill()
             process.join()
-            covered = re.findall(r"cov: (\d+)", (Path(folder) / "log").read_text(errors="replace"))
+            log = Path(folder) / "log"
+            told = log.read_text(errors="replace") if log.exists() else ""
+            covered = re.findall(r"cov: (\d+)", told)
             row["coverage"] = max([row["coverage"], *map(int, covered)])
             row["inputs"] += last.get("inputs", 0)
             row["refused"] += last.get("refused", 0)
@@ -104,7 +122,7 @@ def fuzz(name, seconds, seed):
             row["faults"] += last.get("faults", [])
             if not last.get("done"):
                 data = next(Path(folder).glob("input*"), None)
-                print((Path(folder) / "log").read_text(errors="replace")[-600:], file=sys.stderr)
+                print(told[-600:], file=sys.stderr)
                 how = "hangs" if not heard else f"died with {process.exitcode}"
                 row["faults"].append(f"{how}: {data.read_bytes()[:200] if data else ''!r}")
     return row

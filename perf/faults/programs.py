@@ -76,15 +76,11 @@ def _later_losses(place: Place) -> Any:
     return {step: loss for step, loss in losses(place.run).items() if step >= STOPPED_AT}
 
 
-def _losses(place: Place) -> Any:
-    return losses(place.run)
-
-
 TAIL = Program(
     "train.py, from its last checkpoint", TRAIN.arguments, _later_losses
 )  # for a run whose earlier lines are damaged
-BETON = Program("train.py on a .beton", _run_on("packed/x.beton"), _losses, "packed")
-TARS = Program("train.py on shards", _run_on("packed/shards"), _losses, "packed")
+BETON = Program("train.py on a .beton", _run_on("packed/x.beton"), _losses_of, "packed")
+TARS = Program("train.py on shards", _run_on("packed/shards"), _losses_of, "packed")
 CONVERT = Program("convert to .beton", _convert("images", "x.beton", "beton"), _converted)
 SHARDS = Program("convert to shards", _convert("images", "shards", "wds"), _converted)
 PARQUET = Program("convert Parquet", _convert("images.parquet", "shards", "wds"), _converted)
