@@ -49,11 +49,11 @@ def test_a_node_ends_itself_after_a_silence_only_if_it_was_pinged(tmp_path, word
         "from pathlib import Path",
         "import launch.node as module",
         "module.SILENCE = 0.5",
-        f"command = ['sh', '-c', 'sleep {300 if ends_early else 3}; exit 7']",
+        f"command = ['sh', '-c', 'sleep {60 if ends_early else 3}; exit 7']",
         f"sys.exit(module.Supervisor(command, Path({str(tmp_path)!r}), 0, 1).run())",
     )
     begun = time.monotonic()
     process.stdin.write(f"{word}\n")
     process.stdin.flush()
-    assert process.wait(timeout=60) == (1 if ends_early else 7)
+    assert process.wait(timeout=120) == (1 if ends_early else 7)
     assert ends_early or time.monotonic() - begun > 3
