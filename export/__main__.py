@@ -5,6 +5,7 @@
 
     torchvision  state dict for torchvision.models: ResNet-18/34/50, vision transformers; without classifier
     timm         state dict for timm.create_model(name, num_classes=0): ResNet-18/34/50, any backbone of timm
+    transformers a folder for AutoModel.from_pretrained: ResNet, ViT, DINOv2, DINOv3, ConvNeXt
     swav         backbone, projection head and prototypes in the published checkpoints' layout, for model.weights
     safetensors  a folder with the backbone's weights and a model card
     onnx         the backbone as a graph, for any batch and, if convolutional, any size
@@ -25,8 +26,12 @@ from pathlib import Path
 from common.cli import Parser, exit_on_mistake
 from common.progress import progress_bar
 
-FORMATS = ("torchvision", "timm", "swav", "safetensors", "onnx", "detectron2")
-FOLDER_FILES = {"model.safetensors", "README.md"}  # what format safetensors writes
+FORMATS = ("torchvision", "timm", "transformers", "swav", "safetensors", "onnx", "detectron2")
+# the files of formats that write a folder
+FOLDER_FILES = {
+    "safetensors": {"model.safetensors", "README.md"},
+    "transformers": {"model.safetensors", "README.md", "config.json", "preprocessor_config.json"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "checkpoint", metavar="CKPT", type=expanduser, help="a run's directory, or a folder checkpoints/step-..."
     )
-    parser.add_argument("out", metavar="OUT", type=expanduser, help="file to write; a folder for safetensors")
+    parser.add_argument(
+        "out", metavar="OUT", type=expanduser, help="file to write, or folder (safetensors, transformers)"
+    )
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--force", action="store_true", help="replace OUT")
     given = parser.parse_args(arguments)
@@ -78,17 +85,16 @@ def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]
 
 
 def _check_out(out: Path, format: str, force: bool) -> None:
-    if format == "safetensors" and out.suffix == ".safetensors":
-        raise ValueError(f"OUT={out}: format safetensors makes a folder (weights, model card); leave the suffix out")
+    files = FOLDER_FILES.get(format)
+    if files and out.suffix == ".safetensors":
+        raise ValueError(f"OUT={out}: format {format} makes a folder (weights, model card); leave the suffix out")
     if format == "detectron2" and out.suffix != ".pkl":
         raise ValueError(f"OUT={out}: detectron2 recognizes this format by the suffix .pkl; give {out.stem}.pkl")
     if not out.exists():
         return
     if not force:
         raise ValueError(f"OUT={out} exists; give another name, or --force (make export ARGS=--force) to replace it")
-    if out.is_dir() != (format == "safetensors") or (
-        out.is_dir() and not {path.name for path in out.iterdir()} <= FOLDER_FILES
-    ):
+    if out.is_dir() != bool(files) or (files and not {path.name for path in out.iterdir()} <= files):
         raise ValueError(f"OUT={out} exists and is not an export in this format; give another name")
 
 

@@ -5,7 +5,7 @@ Classifiers are left out: a run trains none, and a random classifier would misle
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.resnet import RESNETS, ResNet
+from model.weights import in_layout
 from training.trained_network import Trained
 
 # patch size, width, blocks, heads, MLP width -> builder in torchvision.models
@@ -23,19 +24,6 @@ VISION_TRANSFORMERS = {
     (32, 1024, 24, 16, 4096): "vit_l_32",
     (14, 1280, 32, 16, 5120): "vit_h_14",
 }
-
-# Key names of timm's VisionTransformer -> torchvision's. Both concatenate query, key and value in this order.
-VIT_NAMES = (
-    (r"cls_token$", "class_token"),
-    (r"pos_embed$", "encoder.pos_embedding"),
-    (r"patch_embed\.proj\.", "conv_proj."),
-    (r"norm\.", "encoder.ln."),
-    (r"blocks\.(\d+)\.norm([12])\.", r"encoder.layers.encoder_layer_\1.ln_\2."),
-    (r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.", r"encoder.layers.encoder_layer_\1.self_attention.out_proj."),
-    (r"blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layers.encoder_layer_\1.mlp.0."),
-    (r"blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layers.encoder_layer_\1.mlp.3."),
-)
 
 TOLERANCE = 1e-4  # relative to the largest feature; kernels round differently, another activation differs by 1e-2
 
@@ -57,21 +45,21 @@ def torchvision_counterpart(trained: Trained) -> Counterpart:
     settings: dict[str, Any]
     if isinstance(backbone, ResNet):
         name, settings, head, size = standard_resnet(trained), {}, "fc", 64
-        weights = backbone.state_dict()
     else:
         name, settings, size = _vision_transformer(backbone)
-        head, weights = "heads", {_vit_name(key): value for key, value in backbone.state_dict().items()}
+        head = "heads"
     if name is None:
-        raise _no_counterpart(trained, "torchvision")
+        raise no_counterpart(trained, "torchvision")
     network = getattr(torchvision.models, name)(**settings)
     setattr(network, head, nn.Identity())
+    weights = in_layout(backbone.state_dict(), network.state_dict())
     arguments = ", ".join(f"{key}={value}" for key, value in settings.items())
     code = [
         "import torch, torchvision",
         f"network = torchvision.models.{name}({arguments}).eval()",
         f"network.{head} = torch.nn.Identity()",
     ]
-    return _with_weights(trained, network, weights, code, size, "torchvision")
+    return with_weights(trained, network, weights, code, size, "torchvision")
 
 
 def timm_counterpart(trained: Trained) -> Counterpart:
@@ -86,10 +74,10 @@ def timm_counterpart(trained: Trained) -> Counterpart:
     if not isinstance(backbone, ResNet):
         return Counterpart(backbone, code)
     if name is None:
-        raise _no_counterpart(trained, "timm")
+        raise no_counterpart(trained, "timm")
     import timm
 
-    return _with_weights(trained, timm.create_model(name, **options), backbone.state_dict(), code, 64, "timm")
+    return with_weights(trained, timm.create_model(name, **options), backbone.state_dict(), code, 64, "timm")
 
 
 def standard_resnet(trained: Trained) -> str | None:
@@ -123,40 +111,40 @@ def _vision_transformer(backbone: nn.Module) -> tuple[str | None, dict[str, Any]
     return "VisionTransformer" if size else None, settings | {"hidden_dim": width, "mlp_dim": hidden}, size
 
 
-def _vit_name(key: str) -> str:
-    for pattern, name in VIT_NAMES:
-        if re.match(pattern, key):
-            return re.sub(f"^{pattern}", name, key)
-    return key
-
-
 @torch.no_grad()
-def _with_weights(
-    trained: Trained, network: nn.Module, weights: dict[str, Tensor], code: list[str], size: int, library: str
+def with_weights(
+    trained: Trained,
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    code: list[str],
+    size: int,
+    library: str,
+    features_of: Callable[[nn.Module, Tensor], Tensor] = lambda network, images: network(images),
 ) -> Counterpart:
     """The counterpart with the trained weights. Raises ValueError unless it gives the same features.
 
     Equal names and shapes are not enough: a network with another activation, epsilon or pooling has them too. size:
-    pixels of the test images. code: the lines that build `network`.
+    pixels of the test images. code: the lines that build `network`. features_of: the features of images out of it.
     """
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     different = [
         key for key in shapes.keys() | weights.keys() if key not in weights or shapes.get(key) != weights[key].shape
     ]
     if different:
-        raise _no_counterpart(trained, library, f"it differs in {min(different)}")
+        raise no_counterpart(trained, library, f"it differs in {min(different)}")
     network.load_state_dict(weights)
     network.eval()
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    expected, features = trained.network.backbone(images), network(images)
+    expected, features = trained.network.backbone(images), features_of(network, images)
     if expected.shape != features.shape or (expected - features).abs().max() > TOLERANCE * expected.abs().max():
-        raise _no_counterpart(trained, library, "the same weights give other features there")
+        raise no_counterpart(trained, library, "the same weights give other features there")
     return Counterpart(network, code)
 
 
-def _no_counterpart(trained: Trained, library: str, reason: str = "") -> ValueError:
+def no_counterpart(trained: Trained, library: str, reason: str = "") -> ValueError:
+    """A refusal in one line that names formats for this backbone."""
     others = ["swav", "safetensors", "onnx"]
-    if library == "torchvision" and (not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained)):
+    if library != "timm" and (not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained)):
         others.insert(0, "timm")
     options = f" with model.options={trained.options}" if trained.options else ""
     return ValueError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from export.counterparts import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
 from export.detectron2 import write_detectron2
 from export.model_card import header, model_card
+from export.transformers import write_transformers
 from model.resnet import ResNet
 from model.weights import published_names
 from training.trained_network import Trained
@@ -170,6 +171,7 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
 WRITERS = {
     "torchvision": write_torchvision,
     "timm": write_timm,
+    "transformers": write_transformers,
     "swav": write_swav,
     "safetensors": write_safetensors,
     "onnx": write_onnx,

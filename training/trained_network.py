@@ -93,7 +93,9 @@ def read_trained(path: Path) -> Trained:
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its state.json describes no network ({error!r})") from None
     state = read_state(checkpoint, {"step": int, "images": int, "loader": dict})  # an export names them
-    weights = full_weights(checkpoint, teacher)
+    # Buffers that a network computes and no state dict has, such as the angles of rotary positions.
+    computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+    weights = {name: value for name, value in full_weights(checkpoint, teacher).items() if name not in computed}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

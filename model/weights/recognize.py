@@ -55,11 +55,12 @@ def _readings(plain: Mapping[str, Tensor]) -> Iterator[Found]:
 
 
 def _named(inner: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    renamed = {_renamed(key, names.rules): value for key, value in inner.items()}
-    return _joined(renamed) if any(".attn.q." in key for key in renamed) else renamed
+    named = {renamed(key, names.rules): value for key, value in inner.items()}
+    return _joined(named) if any(".attn.q." in key for key in named) else named
 
 
-def _renamed(key: str, rules: Rules) -> str:
+def renamed(key: str, rules: Rules) -> str:
+    """A name by the first rule that matches its start; itself without one."""
     for pattern, replacement in rules:
         if match := re.match(pattern, key):
             start = match.expand(re.sub(r"<(\d)\+1>", r"<\\\1+1>", replacement))
@@ -82,7 +83,7 @@ def _joined(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _heads(plain: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
     """Projection head and prototypes, and the number of heads of prototypes."""
-    named = {_renamed(key, HEADS): value for key, value in plain.items() if is_head(key)}
+    named = {renamed(key, HEADS): value for key, value in plain.items() if is_head(key)}
     parts = {
         int(match[1]): key for key in named if (match := re.fullmatch(r"prototypes\.prototypes(\d+)\.weight", key))
     }

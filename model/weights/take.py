@@ -124,17 +124,27 @@ def _fit(found: Found, expected: Mapping[str, Tensor], backbone: nn.Module) -> _
 
 
 def _split_bias(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights with DINOv3's and EVA's names of scales and biases, if the network has these."""
+    """The weights with DINOv3's and EVA's names of scales and biases, if the network has these.
+
+    Their keys have no bias, and rotary positions make one count: a file with one that is not zero keeps it, as a name
+    that does not fit. DINOv3's own files hold values there that their `bias_mask` sets to zero.
+    """
     split: dict[str, Tensor] = {}
     for key, value in weights.items():
         eva = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", key)
         start = key.removesuffix("qkv.bias")
         if eva != key and eva in expected:
             split[eva] = value
-        elif start != key and f"{start}q_bias" in expected:
-            split[f"{start}q_bias"], _, split[f"{start}v_bias"] = value.chunk(3)
-        elif start == key or key in expected or value.any():
+        elif start == key or key in expected:
             split[key] = value
+        else:
+            query, of_keys, values = value.masked_fill(weights.get(f"{key}_mask", value.new_ones(1)) == 0, 0).chunk(3)
+            if f"{start}q_bias" in expected:
+                split |= {f"{start}q_bias": query, f"{start}v_bias": values}
+                if of_keys.any():
+                    split[f"{start}k_bias"] = of_keys
+            elif query.any() or of_keys.any() or values.any():
+                split[key] = value
     return split
 
 

@@ -140,6 +140,22 @@ def test_query_key_and_value_become_one_tensor_in_this_order():
     assert torch.equal(backbone["blocks.1.attn.qkv.weight"], torch.cat(parts))
 
 
+@pytest.mark.parametrize("name", ["vit_small_patch16_dinov3_qkvb", "vit_small_patch16_dinov3"])
+def test_dinov3s_bias_of_keys_is_zero_or_refused(name):
+    backbone = build_backbone(name, embed_dim=24, depth=1, num_heads=2)
+    own = backbone.state_dict()
+    weights = {re.sub(r"gamma_([12])", r"ls\1.gamma", key): value for key, value in own.items() if "_bias" not in key}
+    bias = torch.full((72,), 2.0) if "blocks.0.attn.q_bias" in own else torch.zeros(72)
+    weights["blocks.0.attn.qkv.bias"] = bias
+    bias[24:48] = 3.0
+    with pytest.raises(ValueError, match=r"1 unexpected \(blocks\.0\.attn\."):
+        take_weights(backbone, weights)
+    mask = torch.ones(72)
+    mask[24:48] = 0  # as DINOv3's own files have it
+    take_weights(backbone, weights | {"blocks.0.attn.qkv.bias_mask": mask})
+    assert all((value == 2.0).all() for key, value in backbone.state_dict().items() if key.endswith("_bias"))
+
+
 def test_positions_and_patches_are_resized_by_timms_rule():
     torch.manual_seed(0)
     small = build_backbone("vit_tiny_patch16_224", **VIT)

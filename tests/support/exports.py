@@ -24,6 +24,19 @@ TINY_CONVNEXT = ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 3
 RESNET18 = ("resnet18", {}, 64)
 KNN = 0.8125
 
+_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+FOR_TRANSFORMERS = {  # a tiny network of each kind that Hugging Face transformers has
+    "ResNet": ("resnet", {"layers": [1, 2], "base_width": 8}, 32),
+    "basic ResNet": ("resnet", {"block": "basic", "layers": [1, 2], "base_width": 8}, 32),
+    "ViT": ("vit_tiny_patch16_224", {**_VIT, "img_size": 32, "patch_size": 8}, 32),
+    "DINOv2": ("vit_small_patch14_dinov2", {**_VIT, "img_size": 28}, 28),
+    "DINOv2 with registers": ("vit_small_patch14_reg4_dinov2", {**_VIT, "img_size": 28}, 28),
+    "DINOv3": ("vit_small_patch16_dinov3", _VIT, 32),
+    "DINOv3 with biases": ("vit_small_patch16_dinov3_qkvb", {**_VIT, "global_pool": "token"}, 32),
+    "ConvNeXt": ("convnext_tiny", {"depths": [1, 1, 2, 1], "dims": [8, 16, 24, 32]}, 32),
+    "ConvNeXt of 1 x 1 convolutions": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]}, 32),
+}
+
 
 def optimizer_of(network):
     optimizer = LARS(parameter_groups(network), lr=0.1)
