@@ -47,7 +47,7 @@ given-%:
 preview: setup ## draw images and their crops into preview.png
 	@$(RUN) -m pipeline.preview "$(CONFIG)" $(ARGS)
 
-export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, transformers, swav, safetensors, onnx, detectron2): write trained weights
+export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, transformers, swav, safetensors, onnx, torchscript, pt2, detectron2): write trained weights
 	@$(RUN) -m export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
 
 bench: setup ## measure how many images per second each loader gives on this machine

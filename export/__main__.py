@@ -9,6 +9,8 @@
     swav         backbone, projection head and prototypes in the published checkpoints' layout, for model.weights
     safetensors  a folder with the backbone's weights and a model card
     onnx         the backbone as a graph, for any batch and, if convolutional, any size
+    torchscript  the same as a program for torch.jit.load
+    pt2          the same as a program for torch.export.load
     detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR use torchvision: docs/detection.md
 
 CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-...; CKPT@teacher is its teacher. OUT is
@@ -26,7 +28,8 @@ from pathlib import Path
 from common.cli import Parser, exit_on_mistake
 from common.progress import progress_bar
 
-FORMATS = ("torchvision", "timm", "transformers", "swav", "safetensors", "onnx", "detectron2")
+FORMATS = ("torchvision", "timm", "transformers", "swav", "safetensors", "onnx", "torchscript", "pt2", "detectron2")
+SUFFIXES = {"detectron2": ".pkl", "pt2": ".pt2"}
 # the files of formats that write a folder
 FOLDER_FILES = {
     "safetensors": {"model.safetensors", "README.md"},
@@ -88,8 +91,8 @@ def _check_out(out: Path, format: str, force: bool) -> None:
     files = FOLDER_FILES.get(format)
     if files and out.suffix == ".safetensors":
         raise ValueError(f"OUT={out}: format {format} makes a folder (weights, model card); leave the suffix out")
-    if format == "detectron2" and out.suffix != ".pkl":
-        raise ValueError(f"OUT={out}: detectron2 recognizes this format by the suffix .pkl; give {out.stem}.pkl")
+    if out.suffix != (suffix := SUFFIXES.get(format, out.suffix)):
+        raise ValueError(f"OUT={out}: format {format} is recognized by the suffix {suffix}; give {out.stem}{suffix}")
     if not out.exists():
         return
     if not force:

@@ -6,7 +6,6 @@ import gc
 import importlib.util
 import io
 import logging
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from export.counterparts import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
 from export.detectron2 import write_detectron2
 from export.model_card import header, model_card
+from export.programs import takes_any_size, write_pt2, write_torchscript
 from export.transformers import write_transformers
 from model.resnet import ResNet
 from model.weights import published_names
@@ -104,7 +104,7 @@ def write_onnx(trained: Trained, path: Path) -> list[str]:
             f"an ONNX file holds at most 2 GiB, this backbone has {size / 2**30:.1f} GiB; use format safetensors"
         )
     side = int(trained.config["crops"]["global"]["size"])
-    free_size = not any(re.search("attention|attn", type(module).__name__, re.I) for module in backbone.modules())
+    free_size = takes_any_size(backbone)
     try:
         program = _trace(backbone, side, free_size)
     except torch.onnx.errors.OnnxExporterError:
@@ -175,5 +175,7 @@ WRITERS = {
     "swav": write_swav,
     "safetensors": write_safetensors,
     "onnx": write_onnx,
+    "torchscript": write_torchscript,
+    "pt2": write_pt2,
     "detectron2": write_detectron2,
 }

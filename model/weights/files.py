@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from model.weights.programs import read_program
+
 INDEX = ".safetensors.index.json"
 OTHER_STATE = {  # entries of checkpoints that hold tensors, but no weights
     *("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict", "opt", "scaler", "amp", "loss_scaler"),
@@ -21,7 +23,8 @@ OTHER_STATE = {  # entries of checkpoints that hold tensors, but no weights
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name: safetensors, alone or with an index of several files, or a torch file; or a folder with one.
+    """Tensors by name: safetensors, alone or with an index of several files, or what torch saved (tensors, TorchScript,
+    a program of torch.export); or a folder with one.
 
     Names of nested mappings are joined by dots: {"state_dict": {"fc.bias": ...}} gives state_dict.fc.bias. Raises
     ValueError, one line.
@@ -35,9 +38,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         elif path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            content = read_program(path)
             # A Namespace holds the arguments of a program, as in the checkpoints of DINO and MAE: plain values.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                content = content or torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_refused(path, str(error))) from None
     except Exception as error:  # of many kinds, depending on which byte of the file is wrong

@@ -1,7 +1,9 @@
 """Weights in the layouts of other libraries: each tensor reaches its place, whatever stands beside it."""
 
 import json
+import pickle
 import re
+import zipfile
 
 import pytest
 import torch
@@ -199,8 +201,14 @@ class Marker:
         return (print, ("executed",))
 
 
-def test_nothing_is_unpickled_and_the_line_names_the_way_out(tmp_path, capsys):
-    torch.save({"state_dict": resnet().state_dict(), "extra": Marker()}, tmp_path / "weights.pth")
+@pytest.mark.parametrize("kind", ["torch.save", "TorchScript"])
+def test_nothing_is_unpickled_and_the_line_names_the_way_out(tmp_path, capsys, kind):
+    if kind == "torch.save":
+        torch.save({"state_dict": resnet().state_dict(), "extra": Marker()}, tmp_path / "weights.pth")
+    else:
+        with zipfile.ZipFile(tmp_path / "weights.pth", "w") as archive:
+            archive.writestr("weights/constants.pkl", b"")
+            archive.writestr("weights/data.pkl", pickle.dumps(Marker()))
     with pytest.raises(
         ValueError, match=r"Python objects .* not unpickled; .*torch\.save\(model\.state_dict"
     ) as caught:
