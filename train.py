@@ -66,7 +66,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from training.build import build_loader, build_objective, build_probe, build_queue, build_teacher, starting_network
     from training.checkpoint.save_load import NotSaved, latest_checkpoint
     from training.deepspeed_engine import build_engine, input_dtype
-    from training.epoch_targets import begin_epoch, build_clusters
+    from training.passes.epoch_targets import begin_epoch, build_clusters
+    from training.passes.warm_start import warm_start
     from training.profiling.profile import profile_steps
     from training.run_directory import Journal
     from training.run_state import RunState
@@ -129,6 +130,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 cluster.on_main(lambda: journal.record("untrained.json", untrained))
             return backbone_knn(engine, network, labelled, crops, config, device, dtype, teacher, probe)
 
+        if last_saved is None:
+            warm_start(run_state, config, cluster, stop_signal)
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)
             return "not begun"

@@ -79,6 +79,13 @@ class Teacher:
         torch._foreach_lerp_(average, present, 1.0 - momentum)
         self.network.prototypes.normalize()
 
+    @torch.no_grad()
+    def become(self, network: nn.Module) -> None:
+        """Take over the network's parameters and batch-norm statistics. network: as for `follow`."""
+        self.follow(network, 0.0)
+        for own, present in zip(self.network.buffers(), network.buffers(), strict=True):
+            own.copy_(present)
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Parameters, the same on all ranks, and batch-norm statistics, which differ between ranks."""
         parameters = {f"{ALIKE}{PREFIX}{name}": parameter for name, parameter in self.network.named_parameters()}

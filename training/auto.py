@@ -21,6 +21,7 @@ from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
+ADAPT_STEPS = 100  # of 0.9 ** 100, 3e-5 of batch norm's old statistics are left
 BACKBONE_SCALE = 0.3  # of the learning rate, for a backbone that has learned before
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
@@ -79,8 +80,8 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
     choose(
         "swav.freeze_prototypes", min(steps if batch >= QUEUE_BELOW else 5005, epochs * steps // 20), "an epoch or 5 %"
     )
+    _fit_start(config, choices, steps, begun_with is None)
     _fit_queue(config, choose, batch, epochs, images, world_size)
-    _fit_start(config, choices, begun_with is None)
     choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
     return choices
 
@@ -162,6 +163,8 @@ def _fit_queue(
     if not queue.length:
         queue.start_epoch = 0
         return
+    if config.model.prototypes_from != "weights" or config.model.adapt_steps:
+        choose("swav.queue.start_epoch", 0, "the run's first pass fills it")
     choose("swav.queue.start_epoch", math.ceil(0.075 * epochs), "15 of 200 epochs in the paper")
     if queue.length < batch:
         raise ConfigError(
@@ -173,13 +176,22 @@ def _fit_queue(
         raise ConfigError(f"swav.queue.length={queue.length} is not a multiple of run.batch_size={batch}")
 
 
-def _fit_start(config: DictConfig, choices: list[str], new: bool) -> None:
+def _fit_start(config: DictConfig, choices: list[str], steps: int, new: bool) -> None:
     """Choose how a run goes on from model.weights, in one line; without weights say nothing and change nothing.
 
-    new: not a resumed run, whose settings are older than these keys if it has none.
+    steps: of an epoch. new: not a resumed run, whose settings are older than these keys if it has none. For a new run
+    from weights, model.prototypes_from may stay at auto: training.build.starting_network looks into the file.
     """
-    given, epochs = new and config.model.weights is not None, config.run.epochs
+    given, epochs, model = new and config.model.weights is not None, config.run.epochs, config.model
+    enough = steps * config.run.batch_size >= model.prototypes
+    if model.prototypes_from == "auto" and not (given and enough and config.method == "swav"):
+        model.prototypes_from = "weights"
+    if model.prototypes_from == "kmeans" and config.method == "deepclusterv2":
+        raise ConfigError("model.prototypes_from=kmeans: deepclusterv2 does so before every epoch; leave it out")
+    if model.prototypes_from == "kmeans" and not enough:
+        raise ConfigError(f"model.prototypes_from=kmeans: an epoch has fewer images than {model.prototypes} prototypes")
     values: dict[str, int | float] = {
+        "model.adapt_steps": min(ADAPT_STEPS, steps) if given and config.method == "swav" else 0,
         "model.freeze_backbone_epochs": min(max(1, epochs // 20), epochs - 1) if given else 0,
         "optimizer.backbone_lr_scale": BACKBONE_SCALE if given else 1,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
 
 
 def starting_network(
-    model: Mapping[str, Any],
+    model: MutableMapping[str, Any],
     sizes: Sequence[int] = (),
     resumed: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -67,11 +67,19 @@ def starting_network(
     """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit.
 
     resumed: a checkpoint will be loaded, so the weights are not read, and their file may be gone. say: gets a line
-    about the weights.
+    about the weights, and one for model.prototypes_from=auto, which becomes a value.
     """
     network = build_network(model, sizes)
     if model["weights"] is not None and not resumed:
+        at_random = network.prototypes.weight.detach().clone()
         load_weights(network, Path(model["weights"]), say=say)
+        if model["prototypes_from"] == "auto":
+            has_none = torch.equal(network.prototypes.weight, at_random)
+            model["prototypes_from"], has = ("kmeans", "no") if has_none else ("weights", "the")
+            choice = f"model.prototypes_from={model['prototypes_from']}"
+            say(
+                f"auto: {choice}  (the weights have {has} prototypes that fit; override with model.prototypes_from=...)"
+            )
         network.prototypes.normalize()  # published files hold them one update after that
     return network
 

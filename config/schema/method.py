@@ -29,6 +29,15 @@ class Model(Section):
         "start from these weights, of any library (.safetensors, .pth, a folder); null: at random",
         resume="only a new run reads them, so the file may be gone",
     )
+    prototypes_from: Literal["auto", "weights", "kmeans"] = setting(
+        "auto",
+        "weights: as the weights have them, else random; kmeans: centroids of the first embeddings; auto: kmeans where "
+        "weights have none that fit",
+    )
+    adapt_steps: Auto | ZeroOrMore = setting(
+        "auto",
+        "steps without gradient before the first one, in which batch norm adapts; auto: 100 with weights, else 0",
+    )
     freeze_backbone_epochs: Auto | ZeroOrMore = setting(
         "auto", "first epochs, in which the backbone does not move; auto: a twentieth of all with weights, else 0"
     )

@@ -209,7 +209,7 @@ def test_the_queue_keeps_to_whole_batches_and_small_datasets(tmp_path):
     assert config.swav.queue.length == 480  # a quarter of the images, in whole batches
 
 
-STARTS = ("model.freeze_backbone_epochs", "optimizer.backbone_lr_scale")
+STARTS = ("model.adapt_steps", "model.freeze_backbone_epochs", "optimizer.backbone_lr_scale")
 
 
 def starts(config):
@@ -219,11 +219,11 @@ def starts(config):
 def test_a_run_that_goes_on_from_weights_says_in_one_line_how(tmp_path):
     config = auto(tmp_path, "model.weights=some.pth")
     (line,) = [line for line in fit(config, 10_000, Cluster()) if "goes on from model.weights" in line]
-    assert starts(config) == [5, 0.3]
-    assert line.startswith("model.freeze_backbone_epochs=5, optimizer.backbone_lr_scale=0.3")
+    assert starts(config) == [39, 5, 0.3]  # steps of an epoch, at most 100
+    assert line.startswith("model.adapt_steps=39, model.freeze_backbone_epochs=5, optimizer.backbone_lr_scale=0.3  (")
     short = auto(tmp_path, "model.weights=some.pth", "run.epochs=1", "optimizer.backbone_lr_scale=0.5")
     fit(short, 10_000, Cluster())
-    assert starts(short) == [0, 0.5]
+    assert starts(short) == [39, 0, 0.5]
 
 
 def test_a_run_from_random_weights_and_an_older_run_go_on_as_before(tmp_path):
@@ -234,7 +234,7 @@ def test_a_run_from_random_weights_and_an_older_run_go_on_as_before(tmp_path):
         del begun_with[section][name]  # as a run from before these settings
     for one, before in ((config, None), (resumed, begun_with)):
         assert not any("goes on" in line for line in fit(one, 10_000, Cluster(), before))
-        assert starts(one) == [0, 1]
+        assert starts(one) == [0, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -138,15 +138,17 @@ def test_the_words_of_a_range(setting, message):
 
 
 def test_every_setting_that_may_be_auto_is_chosen():
-    """training/auto.py chooses all of them except the bucket size, which DeepSpeed's configuration chooses."""
+    """training/auto.py chooses all of them except the bucket size, which DeepSpeed's configuration chooses, and the
+    start of the prototypes, for which training/build.py looks into the file of the weights."""
+    left = {"engine.bucket_size", "model.prototypes_from"}
     auto = {key for key, setting in all_settings().items() if setting.auto}
     config = default_config()
     for key in auto:
         OmegaConf.update(config, key, "auto")
     config.model.weights = "start.safetensors"
     said = "  ".join(["", *fit(config, 10_000, Cluster())])
-    assert {key for key in auto if not re.search(rf"[ ]{re.escape(key)}=", said)} == {"engine.bucket_size"}
-    assert {key for key in auto if OmegaConf.select(config, key) == "auto"} == {"engine.bucket_size"}
+    assert {key for key in auto if not re.search(rf"[ ]{re.escape(key)}=", said)} == left
+    assert {key for key in auto if OmegaConf.select(config, key) == "auto"} == left
 
 
 # ---- resuming

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from omegaconf import DictConfig
 
@@ -11,13 +9,11 @@ from common.progress import progress_bar
 from model.deepcluster import IGNORED, ITERATIONS, kmeans_targets, sinkhorn_targets
 from model.memory import Memory
 from model.targets import EpochTargets
-from model.views import select_views
-from pipeline.batch import split_batch
 from pipeline.loader import Loader
-from training.deepspeed_engine import input_dtype
 from training.distributed import Cluster
+from training.passes.first_pass import first_pass
 from training.run_state import RunState
-from training.stopping import StopSignal, stopping_on_bad_data
+from training.stopping import StopSignal
 from training.zero import full, write_parameter
 
 
@@ -45,7 +41,8 @@ def begin_epoch(
     memory, epoch = clusters.memory, run_state.loader.position.epoch
     if run_state.loader.position.samples:
         return True
-    if not memory.filled and not fill_memory(memory, config, run_state.loader, run_state.engine, cluster, stop_signal):
+    loader, engine = run_state.loader, run_state.engine
+    if not memory.filled and not first_pass(memory.add, len(loader), config, loader, engine, cluster, stop_signal):
         return False
     images, heads = clusters.targets.shape[1], config.model.heads
     if config.method == "deepclusterv2":
@@ -62,28 +59,4 @@ def begin_epoch(
                 memory, images, heads, weights, swav.epsilon, swav.iterations, bar.update
             )
     memory.clear()
-    return True
-
-
-@torch.no_grad()
-def fill_memory(
-    memory: Memory, config: DictConfig, loader: Loader, engine: Any, cluster: Cluster, stop_signal: StopSignal
-) -> bool:
-    """Fill the memory by one pass over the first epoch's crops, without steps; to be called on all ranks.
-
-    Batch norm uses the batch's statistics, as in training. The loader returns to the position that it had. Returns
-    False if a signal has ended the pass.
-    """
-    parts, assigning = config.engine.accumulation, tuple(config.swav.assigning)
-    device, dtype, start = cluster.device(), input_dtype(config), loader.state_dict(cluster.add_up)
-    with progress_bar(len(loader), "first embeddings", "step", cluster.main) as bar:
-        for images in stopping_on_bad_data(loader):
-            crops, rows = [crop.to(device, dtype) for crop in images.crops], torch.from_numpy(images.rows)
-            here = len(rows) // parts
-            for part, part_rows in zip(split_batch(crops, len(rows), parts), rows.split(here), strict=True):
-                memory.add(part_rows, select_views(engine(part, here, None)[0], assigning))
-            bar.update()
-            if cluster.add_up([stop_signal.received is not None])[0]:
-                return False
-    loader.load_state_dict(start)
     return True
