@@ -102,7 +102,7 @@ default-yaml: setup ## write config/default.yaml and docs/settings.md from confi
 	@$(RUN) -m config.schema --write
 
 lock: setup ## resolve the lock files again from pyproject.toml (needs uv)
-	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra dali-$$dali --universal \
+	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra dali-$$dali --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
 
 clean: ## remove .venv and caches; data/ and runs/ stay

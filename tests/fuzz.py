@@ -2,11 +2,11 @@
 
     .venv/bin/python tests/fuzz.py [--minutes 10] [--only REGEX] [--add] [--json FILE]        make fuzz MINUTES=10
 
-Valid configs, lists, images, tables, tars, .beton and Parquet files, checkpoints and weights are changed at random and
-read, each kind in a process of its own for an equal share of the time. A fault is any error that is not a refusal of
-one line, an accepted input with impossible content, an input that takes over 10 seconds, a process that dies, and one
-that takes more than 1 GiB in addition to what its first inputs took. With atheris on PYTHONPATH (`pip install --target
-DIR atheris`) the coverage of swave's own code leads the changes; without it they are blind.
+Valid configs, lists, images, tables, tars, .beton, MDS, LMDB and Parquet files, checkpoints and weights are changed at
+random and read, each kind in a process of its own for an equal share of the time. A fault is any error that is not a
+refusal of one line, an accepted input with impossible content, an input that takes over 10 seconds, a process that
+dies, and one that takes more than 1 GiB in addition to what its first inputs took. With atheris on PYTHONPATH (`pip
+install --target DIR atheris`) the coverage of swave's own code leads the changes; without it they are blind.
 """
 
 import argparse

@@ -23,7 +23,7 @@ class Entries:
     label: (N,) int32, -1 without; classes: names of the labels, () if unknown.
     keys: valid WebDataset keys without suffix, distinct even if case is ignored.
     shape: (N, 2) int32 height and width if the bytes are raw RGB pixels, (0, 0) for an encoded image.
-    kind: 'folder', 'tar', 'webdataset', 'parquet', 'arrow', 'idx', 'cifar' or 'beton'.
+    kind: of `pipeline.dataset.finding.find.Found`, or 'webdataset'.
     origin: fingerprint of the names, sizes and times of the files that the user gave.
     refused: name -> reason, for images that are not read; left_out: number of files that are no images, by extension.
     """

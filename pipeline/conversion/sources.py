@@ -1,7 +1,7 @@
 """Lists any source of images as byte ranges of files, without decoding them.
 
-    folder of images | tar, also of tars | WebDataset | TFRecord | RecordIO | Parquet, Arrow | IDX | CIFAR | .beton
-    | a sample table
+    folder of images | tar, also of tars | WebDataset | TFRecord | RecordIO | MDS | LitData | LMDB | HDF5
+    | Parquet, Arrow | IDX | CIFAR | .beton | a sample table
 
 Sources that have no byte range per image (compressed, columnar, arrays) are first written as tars by
 `pipeline.conversion.spool`.
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,15 @@ from common.cli import note
 from pipeline.conversion.arrays import cifar_source, idx_source
 from pipeline.conversion.columnar import columnar_below, columnar_source
 from pipeline.conversion.entries import Entries
+from pipeline.conversion.hdf5 import hdf5_source
 from pipeline.conversion.keys import unique_keys
-from pipeline.conversion.spool import SpoolSource, spool
+from pipeline.conversion.record_samples import record_samples
+from pipeline.conversion.spool import TAR_BYTES, SpoolSource, spool
 from pipeline.conversion.tar_entries import tar_entries
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.finding.ambiguous import check_folder
 from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_choice
-from pipeline.dataset.finding.find import ARCHIVES, find_source, left_out_beside
+from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder
 from pipeline.dataset.records.images import record_images
@@ -38,8 +41,8 @@ from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 from pipeline.dataset.tar_images import list_shards
 
 KINDS = (
-    "give a folder of images, *.tar, *.tfrecord, *.rec, *.parquet, *.arrow, an IDX pair, CIFAR's Python files, "
-    "a .beton or a table"
+    "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds, LitData, LMDB, *.h5, *.parquet, *.arrow, an IDX pair, "
+    "CIFAR's Python files, a .beton or a table"
 )
 OPTIONS = {"data.path=": "SRC=", "data.image": "--image", "data.label": "--label"}  # instead of the recipe's settings
 
@@ -106,10 +109,13 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
         return _count_left_out(path, files, _from_beton(_only(files, "*.beton"), choice))
     if kind == "tar":
         return _count_left_out(path, files, tar_entries(files, workers, progress, choice))
-    if kind in ("tfrecord", "recordio"):
-        return _count_left_out(path, files, _from_records(kind, files, workers, progress, choice))
+    if kind in RECORDS:
+        records = _from_records(kind, files, workers, progress, choice)
+        return records if isinstance(records, SpoolSource) else _count_left_out(path, files, records)
     if kind in ("parquet", "arrow"):
         return columnar_source(files, choice=choice)
+    if kind == "hdf5":
+        return hdf5_source(files, choice)
     if kind == "idx":
         return idx_source(_only(files, "*-images-idx3-ubyte"))
     if kind == "cifar":
@@ -150,17 +156,26 @@ def _from_spool(source: SpoolSource, folder: Path, workers: int, progress: bool)
     if source.note:
         note(source.note)
     spooled = tar_entries(spool(source, folder, workers, progress), workers, progress, Choice(ALL))  # chosen before
-    return replace(spooled, kind=source.kind, classes=source.classes, origin=source.origin())
+    return replace(
+        spooled, kind=source.kind, classes=source.classes, origin=source.origin(), left_out=source.left_out
+    )  # fmt: skip
 
 
-def _from_records(kind: str, files: Sequence[Path], workers: int, progress: bool, choice: Choice) -> Entries:
+def _from_records(
+    kind: str, files: Sequence[Path], workers: int, progress: bool, choice: Choice
+) -> Entries | SpoolSource:
     root, listing = list_shards(files)
     images = record_images(kind, root, listing.names, choice, workers, progress, "--workers")
+    if images.no_range:
+        read = partial(record_samples, kind=kind, choice=choice, classes=images.classes)
+        size = int(images.length.sum()) + TAR_BYTES * len(images.length)
+        return SpoolSource(
+            kind, [str(path) for path in files], files, read, size, images.classes, left_out=images.left_out
+        )
     keys = unique_keys(os.path.splitext(key)[0] for key in images.keys)
     return Entries(
-        root, listing.names, images.file, images.offset, images.length, images.label, keys,
-        np.zeros((len(images.file), 2), np.int32), images.classes, kind, listing.fingerprint(),
-        left_out=images.left_out,
+        root, listing.names, images.file, images.offset, images.length, images.label, keys, images.shape,
+        images.classes, kind, listing.fingerprint(), left_out=images.left_out,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,8 @@ class SpoolSource:
 
     inputs: the arguments of `samples`, one task each; files: all files that are read (a change means spooling again);
     samples: from an input to its images, a module-level function (or a `partial` of one) because processes import it by
-    name; bytes: estimated size of the tars; classes: names of the labels, or (); note: a line for the user, or ''.
+    name; bytes: estimated size of the tars; classes: names of the labels, or (); note: a line for the user, or '';
+    left_out: number of records without an image, by reason.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class SpoolSource:
     bytes: int
     classes: tuple[str, ...] = ()
     note: str = ""
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def origin(self) -> str:
         """Fingerprint of the names, sizes and times of the files, and of what is taken of them."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import class_names, label_of, numbered
-from pipeline.dataset.folder import probe_rows
+from pipeline.dataset.folder import probe_encoded
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 
 VERSION = 2
@@ -151,21 +151,14 @@ def converted_table(beton: BetonFile, labels: bool = True) -> SampleTable | None
 
 def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True) -> SampleTable:
     """The table of a .beton, a row per sample. Decodes every JPEG once, in `workers` processes; raw pixels as is."""
-    rows, jpegs = len(beton), np.flatnonzero(~beton.raw)
-    length, width, height, label = beton.length, beton.width.copy(), beton.height.copy(), beton.label
-    state = np.full(rows, State.RAW, np.uint8)
-    container, names = np.zeros(rows, np.int32), Names.of([beton.path.name])
-    probes = probe_rows(
-        beton.path.parent, names, container[jpegs], beton.offset[jpegs], length[jpegs], workers, progress,
+    container, names = np.zeros(len(beton), np.int32), Names.of([beton.path.name])
+    shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
+    probes = probe_encoded(
+        beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress
     )  # fmt: skip
-    width[jpegs], height[jpegs], state[jpegs] = probes.width, probes.height, probes.state
-    quarantine = {int(jpegs[index]): reason for index, reason in probes.quarantine.items()}
-    empty = np.flatnonzero((state == State.RAW) & (length == 0))
-    state[empty] = State.QUARANTINED
-    quarantine |= dict.fromkeys(empty.tolist(), "zero bytes")
     return SampleTable(
-        beton.path.parent, names, container, beton.offset, length, width, height, label, state,
-        classes=beton.classes, quarantine=quarantine, fingerprint=beton.digest,
+        beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,
+        fingerprint=beton.digest, **probes._asdict(),
     )  # fmt: skip
 
 

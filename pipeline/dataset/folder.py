@@ -236,6 +236,29 @@ def probe_rows(
     return Probes(sizes[0], sizes[1].astype(np.int32), sizes[2].astype(np.int32), state, quarantine)
 
 
+def probe_encoded(
+    root: Path,
+    containers: Sequence[str],
+    container: NDArray[np.int32],
+    offset: NDArray[np.int64],
+    length: NDArray[np.int64],
+    shape: NDArray[np.int32],
+    workers: int,
+    progress: bool,
+) -> Probes:
+    """Like `probe_rows`, but rows of raw RGB pixels are taken as they are. shape: (N, 2) int32, their height and width;
+    (0, 0) for an encoded image, or for none."""
+    raw = shape.all(axis=1)
+    encoded = np.flatnonzero(~raw)
+    probes = probe_rows(
+        root, containers, container[encoded], offset[encoded], length[encoded], workers, progress
+    )  # fmt: skip
+    width, height, state = shape[:, 1].copy(), shape[:, 0].copy(), np.full(len(shape), State.RAW, np.uint8)
+    width[encoded], height[encoded], state[encoded] = probes.width, probes.height, probes.state
+    quarantine = {int(encoded[index]): reason for index, reason in probes.quarantine.items()}
+    return Probes(length, width, height, state, quarantine)
+
+
 def _probe_chunk(
     task: tuple[int, str, list[str], list[int], list[int] | None],
 ) -> tuple[int, list[tuple[int, Probe]]]:

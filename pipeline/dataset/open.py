@@ -22,7 +22,7 @@ from pipeline.dataset.accounting import accounting, in_one_line
 from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.finding.ambiguous import check_folder
 from pipeline.dataset.finding.choice import NONE, NOT_CHOSEN, Choice, check_choice
-from pipeline.dataset.finding.find import find_source, left_out_beside
+from pipeline.dataset.finding.find import RECORDS, find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
 from pipeline.dataset.records.images import scan_records
@@ -33,7 +33,10 @@ from pipeline.dataset.tar_images import list_shards
 
 __all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_splits"]
 
-KINDS = "give a folder of images, *.tar, *.tfrecord or *.rec, one such file, a .beton, or the output of `make convert`"
+KINDS = (
+    "give a folder of images, *.tar, *.tfrecord, *.rec or *.mds, one such file, a folder of LitData or LMDB, a .beton, "
+    "or the output of `make convert`"
+)
 
 
 class Place(NamedTuple):
@@ -172,7 +175,7 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
             raise DatasetError(f"holds {len(files)} *.beton ({names}); name one of them")
         table, file = _open_beton(place, files[0])
         return _with_left_out(table, file, left_out_beside(source, files)), file
-    if kind in ("tar", "tfrecord", "recordio"):
+    if kind in ("tar", *RECORDS):
         table, file = _cached(place, partial(_see_shards, place, kind, files))
         return _with_left_out(table, file, left_out_beside(source, files)), file
     if kind == "folder":

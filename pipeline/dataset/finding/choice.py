@@ -35,9 +35,9 @@ def split_key(name: str) -> tuple[str, str]:
 
 def check_choice(kind: str, choice: Choice) -> None:
     """Raise DatasetError for a choice that a source of this kind (of `find_source`) does not offer."""
-    if kind in ("table", "idx", "cifar") and choice.image not in (None, ALL):
+    if kind in ("table", "idx", "cifar", "recordio", "lmdb") and choice.image not in (None, ALL):
         raise DatasetError(f"data.image={choice.image}: the samples here have one image each; leave it out")
-    if kind in ("table", "idx", "cifar", "folder") and choice.label not in (None, NONE):
+    if kind in ("table", "idx", "cifar", "folder", "recordio", "lmdb") and choice.label not in (None, NONE):
         raise DatasetError(f"data.label={choice.label}: the labels here have no name; leave it out, or give none")
 
 

@@ -9,23 +9,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.dataset.finding.index import listed_in_index
 from pipeline.dataset.sniff import extension, has_extension
 from pipeline.dataset.table import DatasetError
 
 SUFFIXES = {
     ".beton": "beton", ".tar": "tar", ".parquet": "parquet", ".arrow": "arrow", ".tfrecord": "tfrecord",
-    ".tfrecords": "tfrecord", ".rec": "recordio",
+    ".tfrecords": "tfrecord", ".rec": "recordio", ".mds": "mds", ".lmdb": "lmdb", ".mdb": "lmdb",
+    ".h5": "hdf5", ".hdf5": "hdf5",
 }  # fmt: skip
 PART = re.compile(r".*(\.tfrecords?)?-\d{5}-of-\d{5}", re.IGNORECASE)  # of TensorFlow Datasets, of TF-Slim
 IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
 CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
+MDS = re.compile(r"(.*\.mds)\.(zstd|gz|br|bz2|snappy)")  # a compressed shard
+DATABASE = "data.mdb"  # of LMDB, in a folder for each database
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # only that of CIFAR is read
+RECORDS = ("tfrecord", "recordio", "mds", "litdata", "lmdb")  # kinds that `pipeline.dataset.records` lists
 # Written by conversion beside the images.
 COMPANIONS = ("table.npz", "table.json", "report.json")
 
 
 class Found(NamedTuple):
-    """kind: 'table', 'beton', 'tar', 'tfrecord', 'recordio', 'parquet', 'arrow', 'idx', 'cifar', 'folder' or ''.
+    """kind: 'table', 'beton', 'tar', one of RECORDS, 'hdf5', 'parquet', 'arrow', 'idx', 'cifar', 'folder' or ''.
     files: sorted; of a folder of images none."""
 
     kind: str
@@ -43,6 +48,10 @@ def find_source(path: Path, kinds: str) -> Found:
     files = _files(path, kinds)
     if path.is_dir() and (path / "table.npz").is_file():
         return Found("table", [path / "table.npz"])
+    if path.is_dir() and (path / DATABASE).is_file():
+        return Found("lmdb", [path / DATABASE])
+    if path.is_dir() and (path / "index.json").is_file() and (listed := listed_in_index(path / "index.json")):
+        return Found(*listed)
     found: dict[str, list[Path]] = {}
     for file in files:
         kind = _kind(file, path.is_dir())
@@ -77,6 +86,8 @@ def _kind(file: Path, in_folder: bool) -> str:
         return kind
     if PART.fullmatch(name):
         return "tfrecord"
+    if MDS.fullmatch(name):
+        return "mds"
     if IDX.fullmatch(name):
         return "idx"
     if in_folder:
@@ -113,6 +124,7 @@ def left_out_beside(path: Path, used: Iterable[Path]) -> Counter[str]:
     if not path.is_dir():
         return left_out
     known = {str(each) for file in used for each in (file, file.with_suffix(".idx"), *_companions(file))}
+    known |= {str(path / of_library(file)) for file in used}
     for folder, folders, files in os.walk(path):
         folders[:] = [name for name in folders if name[0] != "."]
         visible = (name for name in files if name[0] != ".")
@@ -122,8 +134,15 @@ def left_out_beside(path: Path, used: Iterable[Path]) -> Counter[str]:
 
 def _companions(file: Path) -> list[Path]:
     """What conversion writes beside a file."""
-    names = [*COMPANIONS, *(f"{file.stem}{end}" for end in (".npz", ".json", ".report.json"))]
+    names = [*COMPANIONS, *(f"{file.stem}{end}" for end in (".npz", ".json", ".report.json")), of_library(file)]
     return [file.with_name(name) for name in names]
+
+
+def of_library(file: Path) -> str:
+    """The file that MDS, LitData or LMDB keep beside this one; else its own name."""
+    if ".mds" in file.suffixes or file.suffix == ".bin":
+        return "index.json"
+    return "lock.mdb" if file.name == DATABASE else f"{file.name}-lock" if file.suffix == ".lmdb" else file.name
 
 
 def _files(path: Path, kinds: str) -> list[Path]:

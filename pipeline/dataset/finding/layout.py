@@ -19,7 +19,8 @@ from pipeline.dataset.table import DatasetError
 TRAIN = ("train", "training", "trainset", "trainval")
 # In the order in which one of several is taken as the test.
 TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval", "evaluation", "valset", "testset")
-SUFFIX = re.compile(r"\.(beton|tar|tfrecords?|rec|parquet|arrow|npz|idx|gz|tgz)$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(beton|tar|tfrecords?|rec|lmdb|h5|hdf5|parquet|arrow|npz|idx|gz|tgz)$", re.IGNORECASE)
+SPLIT_FILES = (".beton", ".tar", ".tfrecord", ".rec", ".lmdb", ".h5", ".hdf5")
 PART = re.compile(r"\d+-of-\d+")
 PART_SUFFIX = re.compile(r"-\d+-of-\d+$")  # of x.tfrecord-00000-of-00042
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -58,7 +59,7 @@ def find_split(path: str | Path) -> tuple[Path, Path | None]:
     if not path.is_dir():
         return path, None
     folders: list[str] = []
-    files: dict[str, list[Path]] = {".beton": [], ".tar": [], ".tfrecord": [], ".rec": []}
+    files: dict[str, list[Path]] = {suffix: [] for suffix in SPLIT_FILES}
     for entry in _entries(path):
         suffix = PART_SUFFIX.sub("", os.path.splitext(entry.name)[1].lower())
         if entry.is_dir():
@@ -68,9 +69,7 @@ def find_split(path: str | Path) -> tuple[Path, Path | None]:
     return (
         _pair_of_files(files[".beton"], alone=True)
         or _pair_of_folders(path, folders)
-        or _pair_of_files(files[".tar"])
-        or _pair_of_files(files[".tfrecord"])
-        or _pair_of_files(files[".rec"])
+        or next((pair for suffix in files if suffix != ".beton" and (pair := _pair_of_files(files[suffix]))), None)
         or (path, None)
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter
 
 from pipeline.dataset.finding.choice import NONE, Choice
 from pipeline.dataset.finding.labels import label_of
@@ -27,7 +26,7 @@ def list_recordio(path: str, choice: Choice) -> Records:
     A record in several parts has no byte range of its own and is left out; a record with several labels has none here.
     """
     name = os.path.basename(path)
-    records = Records([], [], [], [], Counter())
+    records = Records()
     with open(path, "rb") as file:
         window = Window(file.fileno())
         at = 0
@@ -47,10 +46,8 @@ def list_recordio(path: str, choice: Choice) -> Records:
                     (label,) = struct.unpack("<f", head[8 + HEADER.size :])
                 begin = HEADER.size + 4 * flag
                 if flag < 2**20 and begin < length:
-                    records.offsets.append(at + 8 + begin)
-                    records.lengths.append(length - begin)
-                    records.keys.append(f"{name}-{len(records.keys):06d}")
-                    records.labels.append(None if flag > 1 or choice.label == NONE else label_of(label, name))
+                    value = None if flag > 1 or choice.label == NONE else label_of(label, name)
+                    records.add(at + 8 + begin, length - begin, f"{name}-{len(records.keys):06d}", value)
                 else:
                     records.left_out["record without an image"] += 1
             at += 8 + length + -length % 4

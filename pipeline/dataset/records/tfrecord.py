@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from pipeline.dataset.finding.choice import Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.records.crc32c import masked_crc
 from pipeline.dataset.records.listing import Records, Window
-from pipeline.dataset.sniff import HEAD, looks_like_image
+from pipeline.dataset.records.protobuf import BYTES, Field, fields, signed, varint
 from pipeline.dataset.table import DatasetError
 
 TEXT = "image/class/text"  # the name of image/class/label in the records of TF-Slim and of `make convert`
@@ -40,7 +39,7 @@ def list_tfrecord(path: str, choice: Choice) -> Records:
     """The images of an uncompressed TFRecord. Raises DatasetError if it is damaged or compressed, or if it is not clear
     which of its features are the image and the label."""
     name = os.path.basename(path)
-    records = Records([], [], [], [], Counter())
+    records = Records()
     names = _names_of_labels(Path(path))
     with open(path, "rb") as file:
         window = Window(file.fileno())
@@ -58,10 +57,8 @@ def list_tfrecord(path: str, choice: Choice) -> Records:
             if found is None or found.kind != 1 or found.values != 1:
                 records.left_out["record without an image"] += 1
                 continue
-            records.offsets.append(found.start)
-            records.lengths.append(found.length)
-            records.keys.append(_text(window, features.get("image/filename")) or f"{name}-{len(records.keys):06d}")
-            records.labels.append(_label(window, features, label, names, name))
+            key = _text(window, features.get("image/filename")) or f"{name}-{len(records.keys):06d}"
+            records.add(found.start, found.length, key, _label(window, features, label, names, name))
     return records
 
 
@@ -83,9 +80,9 @@ def _messages(window: Window, name: str) -> Iterator[tuple[int, int]]:
 def _features(window: Window, start: int, end: int, name: str) -> dict[str, Feature]:
     features = {}
     try:
-        for number, first, last in _fields(window, start, end):
-            for _, entry, entry_end in _fields(window, first, last) if number == 1 else ():
-                parts = {field: (begin, stop) for field, begin, stop in _fields(window, entry, entry_end)}
+        for one in _parts(window, start, end):
+            for entry in _parts(window, one.start, one.end) if one.number == 1 else ():
+                parts = {part.number: (part.start, part.end) for part in _parts(window, entry.start, entry.end)}
                 if 1 in parts and 2 in parts and parts[1][1] - parts[1][0] < LARGEST_VALUE:
                     key = window.read(parts[1][0], parts[1][1] - parts[1][0]).decode("utf-8", "replace")
                     features[key] = _feature(window, *parts[2])
@@ -97,9 +94,9 @@ def _features(window: Window, start: int, end: int, name: str) -> dict[str, Feat
 
 
 def _feature(window: Window, start: int, end: int) -> Feature:
-    for kind, first, last in _fields(window, start, end):
+    for kind, _, first, last, _ in _parts(window, start, end):
         if kind == 1:
-            values = [(begin, stop) for _, begin, stop in _fields(window, first, last)]
+            values = [(value.start, value.end) for value in _parts(window, first, last)]
             begin, stop = values[0] if values else (0, 0)
             return Feature(1, len(values), begin, stop - begin)
         if last - first <= LARGEST_VALUE and kind in (2, 3):
@@ -108,28 +105,12 @@ def _feature(window: Window, start: int, end: int) -> Feature:
     return Feature(0, 0, 0, 0)
 
 
-def _fields(window: Window, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field of a message; only fields of bytes or messages. Raises ValueError."""
-    at = start
-    while at < end:
-        head = window.read(at, 20)
-        tag, used = _varint(head, 0)
-        length, used = _varint(head, used)
-        if tag & 7 != 2 or at + used + length > end:
+def _parts(window: Window, start: int, end: int) -> Iterator[Field]:
+    """The fields of a message that has only bytes or messages. Raises ValueError."""
+    for field in fields(window, start, end):
+        if field.wire != BYTES:
             raise ValueError("not such a message")
-        yield tag >> 3, at + used, at + used + length
-        at += used + length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The number at `at`, and the position after it. Raises ValueError."""
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        value |= (data[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if data[at - 1] < 128:
-            return value, at
-    raise ValueError("no number")
+        yield field
 
 
 def _numbers(data: bytes, kind: int) -> list[Any]:
@@ -137,23 +118,23 @@ def _numbers(data: bytes, kind: int) -> list[Any]:
     values: list[Any] = []
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
-        length, at = _varint(data, at) if tag & 7 == 2 else (4 if kind == 2 else 0, at)
+        tag, at = varint(data, at)
+        length, at = varint(data, at) if tag & 7 == 2 else (4 if kind == 2 else 0, at)
         if kind == 2:
             values += struct.unpack(f"<{length // 4}f", data[at : at + length // 4 * 4])
             at += length
             continue
         end = at + length
         while at < end or not length:
-            number, at = _varint(data, at)
-            values.append(number - (number >> 63 << 64))
+            number, at = varint(data, at)
+            values.append(signed(number))
             if not length:
                 break
     return values
 
 
 def _is_image(window: Window, feature: Feature) -> bool:
-    return feature.kind == 1 and feature.values == 1 and looks_like_image("", window.read(feature.start, HEAD))
+    return feature.kind == 1 and feature.values == 1 and window.shows_image(feature.start, feature.length)
 
 
 def _text(window: Window, feature: Feature | None) -> str:

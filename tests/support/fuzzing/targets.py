@@ -24,8 +24,10 @@ from launch.nodes import expand_hosts, read_hostfile
 from model.weights.files import read_weights
 from pipeline.conversion.columnar import samples
 from pipeline.dataset.beton import read_beton, scan_beton
+from pipeline.dataset.finding.choice import NOT_CHOSEN
 from pipeline.dataset.folder import scan_folder
 from pipeline.dataset.images import BadImage, decode, probe
+from pipeline.dataset.records.images import LISTERS
 from pipeline.dataset.table import SampleTable, State
 from pipeline.dataset.tars import Range, list_tar
 from support.odd_images import plain_images
@@ -236,6 +238,19 @@ def parquets():
     return [content.getvalue()]
 
 
+def records(kind, *names):
+    """A target of files that a library wrote: what is listed must be in the file."""
+    written = Path(__file__).parents[2] / "pipeline/written"
+
+    def read(path):
+        listed = LISTERS[kind](str(path), NOT_CHOSEN)
+        for offset, length in zip(listed.offsets, listed.lengths, strict=True):
+            assert offset >= 0 <= length
+            assert offset + length <= path.stat().st_size
+
+    return Target(lambda: [(written / name).read_bytes() for name in names], read)
+
+
 def checkpoint_files():
     names = ("state.json", "rank-00000.safetensors", "manifest.json")
     return [bytes([number]) + (whole_checkpoint() / name).read_bytes() for number, name in enumerate(names)]
@@ -272,6 +287,8 @@ TARGETS = {
     "sample table": Target(tables, read_table, ".npz"),
     "tar": Target(tars, read_tar, ".tar"),
     ".beton": Target(betons, read_beton_file, ".beton"),
+    "MDS": records("mds", "mds/jpeg/shard.00001.mds", "mds/views/shard.00000.mds", "mds/pil/shard.00000.mds"),
+    "LMDB": records("lmdb", "lmdb/caffe_encoded_lmdb/data.mdb", "lmdb/classes.lmdb/data.mdb", "lmdb/pickled.lmdb"),
     "Parquet": Target(parquets, read_columns, ".parquet"),
     "checkpoint": Target(checkpoint_files, read_checkpoint),
     "weights, torch": Target(torch_files, read_weight_file, ".pth"),
