@@ -1,6 +1,7 @@
 """Parquet and Arrow files in the Hugging Face image layout, to be spooled.
 
-An image is a struct {bytes, path}. A label is a column of whole numbers, whose class names are in the schema's
+An image is a struct {bytes, path}, or the bytes of a file, as img2dataset stores it; a list of structs is several
+images with one label. A label is a column of whole numbers, whose class names are in the schema's
 metadata, or of text, categories or floats without fractions. Names, not numbers, say which labels of two files are the
 same class.
 """
@@ -20,6 +21,7 @@ from pipeline.dataset.finding.find import SUFFIXES, holds_rows
 from pipeline.dataset.finding.labels import Label, class_names, label_of, numbering
 from pipeline.dataset.finding.layout import splits_of_files
 from pipeline.dataset.finding.mixed import FIELD, splits_of_values
+from pipeline.dataset.sniff import HEAD, looks_like_image
 from pipeline.dataset.table import DatasetError
 
 ROWS = 64  # per batch that is read
@@ -136,17 +138,26 @@ def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = (
         for batch in _batches(name, [image, *([label] if label else [])]):
             images, labels = batch.column(image), batch.column(label) if label else None
             for row in range(len(images)):
-                cell = images[row].as_py() or {}
-                stem = os.path.splitext(os.path.basename(cell.get("path") or ""))[0] or f"{name.stem}-{number:08d}"
                 where = f"{name.name}: row {number}"
                 value = None if labels is None else label_of(labels[row].as_py(), where, digits=True)
                 if names and value is not None:
                     value = _name_of(int(value), names, where)
-                data = cell.get("bytes") or _read_named(name.parent, cell.get("path"))
-                yield Sample(stem, data, number_of(value))
+                for file, data in _files(images[row].as_py(), name.parent):
+                    yield Sample(file or f"{name.stem}-{number:08d}", data, number_of(value))
                 number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(name, error) from None
+
+
+def _files(cell: Any, folder: Path) -> list[tuple[str, bytes]]:
+    """Name ('' if it has none) and bytes of each image of a cell; an empty list has none."""
+    files: list[tuple[str, bytes]] = []
+    for image in cell if isinstance(cell, list) else [cell]:
+        held: dict[str, Any] = {"bytes": image} if isinstance(image, bytes) else image or {}
+        path = held.get("path") or ""
+        data = held.get("bytes") or _read_named(folder, path)
+        files.append((os.path.splitext(os.path.basename(path))[0], data))
+    return files
 
 
 def _name_of(number: int, names: Sequence[str], where: str) -> str:
@@ -221,25 +232,48 @@ def _schema(path: Path) -> Any:
 
 
 def _columns(path: Path, choice: Choice) -> Columns:
-    """The columns to read, as `pipeline.dataset.finding.choice` says: an image is a struct with `bytes`."""
-    import pyarrow.types as types
-
+    """The columns to read, as `pipeline.dataset.finding.choice` says."""
     schema, name = _schema(path), path.name
     features = _features(schema)
-    images = [
-        field.name for field in schema
-        if types.is_struct(field.type) and any(child.name == "bytes" for child in field.type)
-    ]  # fmt: skip
+    images = [field.name for field in schema if _is_image(field.type)]
+    images = images or [field.name for field in schema if _is_binary(field.type) and _shows_image(path, field.name)]
     if not images:
         problem = f"{name}: no column of images (struct with 'bytes') among {', '.join(schema.names)}"
         raise DatasetError(f"{problem}; give a dataset with an Image feature")
-    able = [field.name for field in schema if _can_label(field.type)]
+    able = [field.name for field in schema if _can_label(field.type) and field.name not in images]
     unable = [column for column in schema.names if column.lower() in LABELS and column not in able + images]
     label = chosen_label(able, choice, [column for column in able if features.get(column)])
     if unable and not label and choice.label is None:
         problem = f"{name}: the column {unable[0]} holds {schema.field(unable[0]).type}, which is no class"
         raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
     return Columns(chosen_image(images, choice), label, features.get(label, ()), tuple(able))
+
+
+def _is_image(kind: Any) -> bool:
+    """Whether a column of this type holds images: structs with `bytes`, or lists of them."""
+    import pyarrow.types as types
+
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    return types.is_struct(kind) and any(child.name == "bytes" for child in kind)
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _shows_image(path: Path, column: str) -> bool:
+    """Whether the first value of a column of bytes begins like an image; rows that failed have none."""
+    import pyarrow
+
+    try:
+        values = (value for batch in _batches(path, [column]) for value in batch.column(column).drop_null())
+        value = next(values, None)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    return value is not None and looks_like_image("", value.as_py()[:HEAD])
 
 
 def _can_label(kind: Any) -> bool:

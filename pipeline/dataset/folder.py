@@ -100,6 +100,8 @@ def images_of(
     left_out = Counter(listing.left_out)
     left_out.update(extension(listing.names[index]) for index in np.flatnonzero(~keep))
     kept = listing if keep.all() else listing.rows(keep)
+    if kept.classes and all((root / f"{name}_stats.json").is_file() for name in kept.classes):
+        kept = replace(kept, label=np.full(len(kept.names), -1, np.int32), classes=())  # the shards of img2dataset
     return replace(kept, named=None, left_out=dict(left_out.most_common()), others=digest)
 
 

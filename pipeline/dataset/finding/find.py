@@ -59,6 +59,9 @@ def find_source(path: Path, kinds: str) -> Found:
             found.setdefault(kind, []).append(file)
     if path.is_dir() and is_cifar(files):
         found["cifar"] = [path]
+    if "parquet" in found:
+        found["parquet"] = [file for file in found["parquet"] if not describes_shard(file)]
+        found = {kind: those for kind, those in found.items() if those}
     if len(found) > 1:
         counted = ", ".join(f"{len(found[kind])} {kind}" for kind in found)
         raise DatasetError(f"holds several kinds of sources ({counted} files); {_name_one(path, found)}")
@@ -106,6 +109,13 @@ def is_cifar(files: Iterable[Path]) -> bool:
 def holds_rows(path: Path) -> bool:
     """Whether a file is data: not a cache of `datasets`, and not the metadata.parquet of a folder of images."""
     return path.is_file() and path.stem != "metadata" and not path.name.startswith("cache-")
+
+
+def describes_shard(file: Path) -> bool:
+    """Whether a Parquet file is the table that img2dataset writes beside a shard: 00000.parquet, 00000_stats.json and
+    00000.tar, 00000.tfrecord or the folder 00000/."""
+    shards = (file.with_suffix(suffix) for suffix in (".tar", ".tfrecord", ""))
+    return file.with_name(f"{file.stem}_stats.json").is_file() and any(shard.exists() for shard in shards)
 
 
 def first_image(folder: Path) -> str:

@@ -40,7 +40,7 @@ def list_tfrecord(path: str, choice: Choice) -> Records:
     which of its features are the image and the label."""
     name = os.path.basename(path)
     records = Records()
-    names = _names_of_labels(Path(path))
+    names: list[str] = []
     with open(path, "rb") as file:
         window = Window(file.fileno())
         image = label = None
@@ -53,6 +53,7 @@ def list_tfrecord(path: str, choice: Choice) -> Records:
                 image = chosen_image(sorted(images), choice)
                 single = [key for key, one in sorted(features.items()) if one.values == 1 and key not in images]
                 label = chosen_label(single, choice)
+                names = _names_of_labels(Path(path), label)
             found = features.get(image)
             if found is None or found.kind != 1 or found.values != 1:
                 records.left_out["record without an image"] += 1
@@ -158,10 +159,7 @@ def _label(window: Window, features: dict[str, Feature], field: str | None, name
     return label
 
 
-def _names_of_labels(path: Path) -> list[str]:
-    """The names of the classes that TensorFlow Datasets keeps beside its files, [] without."""
-    for field in ("label", "labels"):
-        file = path.with_name(f"{field}.labels.txt")
-        if file.is_file():
-            return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return []
+def _names_of_labels(path: Path, field: str) -> list[str]:
+    """The names of the classes that TensorFlow Datasets keeps beside its files for a feature, [] without."""
+    file = path.with_name(f"{field.replace('/', '-')}.labels.txt")
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if field and file.is_file() else []

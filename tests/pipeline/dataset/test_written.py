@@ -151,6 +151,31 @@ def test_hdf5_that_is_not_clear_or_damaged_is_refused(tmp_path):
     assert "x.h5: no HDF5 file, or damaged" in error_of(converted, tmp_path / "x.h5", tmp_path)
 
 
+def test_saved_folders_of_datasets_are_converted(tmp_path):
+    assert "holds several splits (train, test)" in error_of(converted, "datasets/saved", tmp_path)
+    table = converted("datasets/saved/train", tmp_path)
+    assert same(pixels(table), PIXELS)
+    assert (table.label.tolist(), table.classes) == (LABELS, NAMES)
+
+
+def test_each_image_of_a_list_of_datasets_counts(tmp_path):
+    table = converted("datasets/views.parquet", tmp_path)
+    assert same(pixels(table), [PIXELS[number] for number in (0, 1, 2, 2, 3, 4, 4)])
+    assert table.label.tolist() == [2, 0, 0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["img2dataset/files", "img2dataset/webdataset", "img2dataset/parquet"])
+def test_what_img2dataset_wrote_is_read_without_what_failed(tmp_path, name):
+    table = (converted if name.endswith("parquet") else opened)(name, tmp_path)
+    images = sorted(pixels(table), key=len)
+    assert [image.shape for image in images] == [image.shape for image in PIXELS]
+    # It encodes images anew.
+    assert all(np.abs(one.astype(int) - other).mean() < 4 for one, other in zip(images, PIXELS, strict=True))
+    assert (table.label == -1).all()
+    if not name.endswith("parquet"):
+        assert table.left_out == {".json": 8, ".parquet": 2}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

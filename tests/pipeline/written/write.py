@@ -6,6 +6,8 @@ images      Pillow 13.0.0
 mds         mosaicml-streaming 0.13.0
 litdata     litdata 0.2.76
 hdf5        h5py 3.16.0
+datasets    datasets 5.2.0
+img2dataset img2dataset 1.47.0
 lmdb        lmdb 3.0.0 (LMDB 0.9.36); Caffe's Datum by protobuf, from the fields of caffe.proto
 """
 
@@ -190,6 +192,48 @@ def hdf5():
             file[f"{'train' if number < 4 else 'val'}/{NAMES[LABELS[number]]}/{number}"] = np.void(jpeg(number))
     with h5py.File(out / "features.h5", "w") as file:
         file["features"] = np.zeros((COUNT, 4), np.float32)
+
+
+def datasets():
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+
+    cells = [{"bytes": jpeg(number), "path": None} for number in range(COUNT)]
+    features = Features({"image": Image(), "label": ClassLabel(names=NAMES), "caption": Value("string")})
+    columns = {"image": cells, "label": LABELS, "caption": [f"photo {number}" for number in range(COUNT)]}
+    whole = Dataset.from_dict(columns, features=features)
+    splits = DatasetDict(train=whole, test=whole.select([3, 1]))
+    splits.save_to_disk(folder("datasets", "saved"), num_shards={"train": 2, "test": 1})
+    views = Dataset.from_dict(
+        {"views": [cells[number : number + 1 + number % 2] for number in range(COUNT - 1)], "label": LABELS[:-1]},
+        features=Features({"views": List(Image()), "label": ClassLabel(names=NAMES)}),
+    )
+    views.to_parquet(HERE / "datasets" / "views.parquet")
+
+
+def img2dataset():
+    from http.server import HTTPServer, SimpleHTTPRequestHandler
+    from threading import Thread
+
+    from img2dataset import download
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=HERE / "images")
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Quiet)
+    Thread(target=server.serve_forever, daemon=True).start()
+    urls = HERE / "urls.txt"
+    names = [f"{number}.jpg" for number in range(COUNT)] + ["missing.jpg"]
+    urls.write_text("\n".join(f"http://127.0.0.1:{server.server_port}/{name}" for name in names) + "\n")
+    for kind in ("files", "webdataset", "parquet"):
+        download(
+            url_list=str(urls), output_folder=str(folder("img2dataset", kind)), output_format=kind, processes_count=1,
+            thread_count=1, resize_mode="no", number_sample_per_shard=4, retries=0,
+        )  # fmt: skip
+    urls.unlink()
 
 
 if __name__ == "__main__":
