@@ -24,7 +24,7 @@ def empty(file: Path, other: Path) -> None:
 
 def flipped(file: Path, other: Path) -> None:
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    data[len(data) * 2 // 5] ^= 0x10  # in a tar of the campaign, this is in an image
     file.write_bytes(data)
 
 

@@ -121,10 +121,11 @@ def newest_step(run: Path) -> int:
 
 def figures(samples: list[tuple[int, float, float, int, int]]) -> dict[str, Any]:
     """The row's figures. Raises RuntimeError for a run that is too short for them."""
+    samples = [sample for sample in samples if sample[0] < samples[-1][0]]  # after the last step it ends
     if len(samples) < 12 or samples[-1][0] < 3 * STEPS_OF_EPOCH:
         raise RuntimeError(f"{len(samples)} samples are too few; take more --steps or --minutes")
     tenth, third = len(samples) // 10, len(samples) // 3
-    later, first, last = samples[third:], samples[tenth], samples[-2]  # the very last one may meet its end
+    later, first, last = samples[third:], samples[tenth], samples[-1]
     slope, _ = statistics.linear_regression([step / 1000 for step, *_ in later], [memory for _, _, memory, *_ in later])
     times = [
         [1000 * (b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(part) if b[0] > a[0]]

@@ -81,7 +81,8 @@ def check_room(folder: Path, needed: int, patterns: tuple[str, ...], note: str =
     present = sum(path.stat().st_blocks * 512 for pattern in patterns for path in folder.glob(pattern))
     free = shutil.disk_usage(folder).free
     if needed - present > free:
-        problem = f"needs about {needed / 1e9:.1f} GB{note}, and {(free + present) / 1e9:.1f} GB are free"
+        size, unit = (1e9, "GB") if needed >= 1e8 else (1e6, "MB")
+        problem = f"needs about {needed / size:.1f} {unit}{note}, and {(free + present) / size:.1f} {unit} are free"
         raise DatasetError(f"OUT in {folder.parent}: {problem}; make room, give another disk or a smaller --short")
 
 
