@@ -50,7 +50,10 @@ def _feature_function(
     backbone: Backbone, session: Session, options: argparse.Namespace
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any], Crops]:
     """The function from images to features, its `feature_source`, and the central crops. Raises UnsuitableArgument."""
-    network, crops = backbone.network.to(session.device), central_crops(backbone, options)
+    network, crops = (
+        backbone.network.to(session.device, memory_format=torch.channels_last),
+        central_crops(backbone, options),
+    )
     try:
         function = feature_function(backbone, network, options.stage, options.pool)
         with torch.no_grad():

@@ -119,6 +119,7 @@ def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teache
     if not config.swav.teacher.momentum:
         return None
     teacher = Teacher(network, config.swav.assigning, input_dtype(config))
+    teacher.network.to(memory_format=torch.channels_last)
     replace_batch_norm(teacher.network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
     if config.engine.compile:
         compile_network(teacher.network)

@@ -137,6 +137,8 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     for group, frozen in zip(optimizer.param_groups, flags, strict=True):
         group["frozen"] = frozen
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    if config.engine.stage == 0 and config.engine.precision != "fp16":
+        network.to(memory_format=torch.channels_last)
     bind(engine, network, optimizer, groups)
     if config.engine.stage == 0 and config.engine.precision == "fp32" and cluster.world_size > 1:
         engine.allreduce_and_copy = Averaging()

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.optimizer.segments import in_memory_order
+
 PART = 1 << 20  # elements; small gradients are sent in parts of this size
 IN_FLIGHT = 2  # parts that are reduced at the same time
 
@@ -26,7 +28,11 @@ class Averaging:
         self._buffers: list[Tensor] = []  # buffers that are not in flight
 
     def __call__(self, gradients: Sequence[Tensor], group: Any, world_size: int | None = None) -> None:
-        """Replace the gradients, all of one dtype, by their mean over the ranks of `group`, in place."""
+        """Replace the gradients, all of one dtype, by their mean over the ranks of `group`, in place.
+
+        gradients: without gaps in memory, and in the same memory format on all ranks.
+        """
+        gradients = [in_memory_order(gradient) for gradient in gradients]
         factor = 1.0 / (world_size or dist.get_world_size(group))
         in_flight: deque[tuple[Any, Tensor | None, list[Tensor]]] = deque()
 
@@ -62,7 +68,7 @@ class Averaging:
 
 
 def _in_place(gradient: Tensor) -> bool:
-    return gradient.numel() >= PART and gradient.is_contiguous()
+    return gradient.numel() >= PART
 
 
 def _parts(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -81,5 +87,4 @@ def _parts(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
 def _places(buffer: Tensor, part: Sequence[Tensor]) -> list[Tensor]:
     """Views of the buffer, one for each gradient of the part, one behind the other."""
     sizes = [gradient.numel() for gradient in part]
-    flat = buffer[: sum(sizes)].split(sizes)
-    return [place.view(gradient.shape) for place, gradient in zip(flat, part, strict=True)]
+    return list(buffer[: sum(sizes)].split(sizes))

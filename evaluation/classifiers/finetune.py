@@ -77,7 +77,8 @@ def finetune(
     cluster, table = session.cluster, take(data.train, data.train_rows)
     labels = torch.as_tensor(data.train_labels)
     torch.manual_seed(session.seed)
-    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, len(data.classes)).to(session.device)
+    network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, len(data.classes))
+    network.to(session.device, memory_format=torch.channels_last)
     if cluster.world_size > 1:
         replace_batch_norm(network, 0, cluster.world_size, cluster.rank)
     groups = [

@@ -191,7 +191,7 @@ def untrained_knn(
     try:
         with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
             torch.manual_seed(config.run.seed)
-            network = starting_network(config.model).to(device).eval()
+            network = starting_network(config.model).to(device, memory_format=torch.channels_last).eval()
     except ValueError:
         return {"knn_random_init": None, "knn_raw_pixels": raw_pixels}
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.optimizer.segments import Layout
+from model.optimizer.segments import Layout, in_memory_order
 
 ROW = 1024  # a CPU adds up the squares of this many elements in float32
 
@@ -198,7 +198,7 @@ def _squares(values: list[Tensor]) -> Float[Tensor, " pieces"]:
         return torch.stack(torch._foreach_norm(values, 2, torch.float64)).square_()
     squares = []
     for value in values:
-        flat = value.reshape(-1)
+        flat = in_memory_order(value)
         exponent = torch.frexp(torch.linalg.vector_norm(flat, torch.inf)).exponent - 1
         scale = torch.ldexp(torch.ones_like(flat[:1]), exponent)
         flat = flat / scale  # exact, as it is a power of two

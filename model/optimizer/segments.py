@@ -139,6 +139,11 @@ class Layout:
             piece.view(-1).copy_(block.view(-1)[at : at + piece.numel()])
 
 
+def in_memory_order(values: Tensor) -> Float[Tensor, " elements"]:
+    """A view of all elements of a tensor without gaps, in the order in which they lie in memory."""
+    return values.as_strided((values.numel(),), (1,))
+
+
 @torch.no_grad()
 def unit_rows_(weight: Float[Tensor, "rows dim"]) -> None:
     """L2-normalize the rows in place, with norms summed in float64. A row of zeros stays zero."""
