@@ -15,6 +15,7 @@ from evaluation.backbones import Backbone, feature_function
 from evaluation.command import UnsuitableArgument
 from evaluation.feature_cache import cached_features
 from evaluation.session import Session, central_crops
+from model.backbone import weights_channels_last
 from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
@@ -50,10 +51,8 @@ def _feature_function(
     backbone: Backbone, session: Session, options: argparse.Namespace
 ) -> tuple[Callable[[Tensor], Tensor], dict[str, Any], Crops]:
     """The function from images to features, its `feature_source`, and the central crops. Raises UnsuitableArgument."""
-    network, crops = (
-        backbone.network.to(session.device, memory_format=torch.channels_last),
-        central_crops(backbone, options),
-    )
+    network = weights_channels_last(backbone.network.to(session.device))
+    crops = central_crops(backbone, options)
     try:
         function = feature_function(backbone, network, options.stage, options.pool)
         with torch.no_grad():

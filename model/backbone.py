@@ -105,6 +105,12 @@ def _nearest_option(name: str, reason: str) -> str:
     return f"; the nearest option is {near[0]}" if near else ""
 
 
+def weights_channels_last(network: nn.Module) -> nn.Module:
+    """Lay the weights of 2-d convolutions out as [out, height, width, in], in place; their shapes remain. Otherwise
+    each call of a convolution on channels-last images, such as the crops, copies its weights first."""
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def checkpoint_activations(backbone: nn.Module) -> None:
     """Make the backbone keep only the inputs of its blocks and recompute the rest in backward; changes it in place.
 

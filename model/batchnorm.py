@@ -11,6 +11,7 @@ which ranks share, does not help at the start of training, when it is 0. Backwar
 and dy * (x - mean).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
 
     group: the ranks whose batches count as one batch in training mode; None, or a group of one rank, is this rank
         alone. Each rank needs at least one sample; batch sizes may differ.
+    equal_batches: the ranks promise batches of one size, so they need not send their counts.
 
     Computes in float32 (float64 for float64 inputs), whatever the dtype of the weights and the state of autocast; the
     output has the input's dtype and memory format. Buffers keep their dtype: leave them in float32 when parameters
@@ -39,6 +41,7 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     group: "dist.ProcessGroup | None" = None
+    equal_batches = False
 
     def __init__(
         self,
@@ -76,7 +79,8 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
             if self.momentum is None:
                 momentum = 1.0 / float(self.num_batches_tracked)
         if group is not None:
-            return synchronized_batch_norm(x, weight, bias, running_mean, running_var, momentum, self.eps, group)
+            running = running_mean, running_var, momentum
+            return synchronized_batch_norm(x, weight, bias, *running, self.eps, group, self.equal_batches)
         # CUDA and CPU accept half inputs with float32 weights, but the CPU rounds between the steps of backward.
         wide = x if x.is_cuda else x.to(dtype)
         out = functional.batch_norm(wide, running_mean, running_var, weight, bias, batch_statistics, momentum, self.eps)
@@ -89,12 +93,15 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         return super().extra_repr() + ("" if self.group is None else f", ranks={self.group.size()}")
 
 
-def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, rank: int) -> None:
+def replace_batch_norm(
+    network: nn.Module, group_size: int, world_size: int, rank: int, equal_batches: bool = False
+) -> None:
     """Turn every batch norm of the network into a `BatchNorm`, in place, synchronized over groups of ranks.
 
     group_size: consecutive ranks that share statistics; 0 is all ranks, 1 does not synchronize. The last group may be
         smaller.
     world_size, rank: of torch.distributed's default group. All ranks call this together.
+    equal_batches: the ranks promise batches of one size.
 
     Modules, parameters, buffers, hooks and the activation of timm's BatchNormAct2d remain the same objects.
 
@@ -117,6 +124,7 @@ def replace_batch_norm(network: nn.Module, group_size: int, world_size: int, ran
         # Changing the class, as torch's lazy modules do, keeps the module's content and all references to it.
         module.__class__ = BatchNorm
         module.group = group  # type: ignore[assignment]
+        module.equal_batches = equal_batches  # type: ignore[assignment]
 
 
 def _group_of(rank: int, size: int, world_size: int) -> "dist.ProcessGroup | None":
@@ -139,18 +147,20 @@ def synchronized_batch_norm(
     momentum: float,
     eps: float,
     group: "dist.ProcessGroup",
+    equal_batches: bool = False,
 ) -> Float[Tensor, "batch channels *space"]:
     """functional.batch_norm in training mode over the batches of all ranks of the group.
 
     x: at least one sample, of any float dtype; all other tensors are float32, or float64 with x. The running
     statistics, if given, are updated in place, to the same values on all ranks. Each rank returns its part of the
-    parameter gradients, which sum over the ranks to the whole. Raises ValueError for an empty x.
+    parameter gradients, which sum over the ranks to the whole. With `equal_batches` all ranks give x of one shape, and
+    no counts are sent. Raises ValueError for an empty x.
     """
     if x.numel() == 0:
         raise ValueError(f"synchronized batch norm needs a sample on each rank, got shape {tuple(x.shape)}")
     x = x.contiguous(memory_format=_memory_format(x))
     with torch.no_grad():
-        statistics = _joint_statistics(x, running_mean, running_var, momentum, eps, group)
+        statistics = _joint_statistics(x, running_mean, running_var, momentum, eps, group, equal_batches)
     return _Normalization.apply(x, weight, bias, *statistics, eps, group)
 
 
@@ -161,19 +171,25 @@ def _joint_statistics(
     momentum: float,
     eps: float,
     group: "dist.ProcessGroup",
+    equal_batches: bool,
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, " ranks"]]:
     """Mean and 1 / std over all ranks, per channel, and the values per channel of each rank."""
     mean, spread = torch.batch_norm_stats(x, eps) if _fused(x) else _local_statistics(x)
-    local = torch.cat([mean, spread, mean.new_full((1,), x.numel() // len(mean))])
-    means, spreads, counts = _gathered(local, group).view(group.size(), -1).split([len(mean), len(mean), 1], dim=1)
+    count, ranks, width = x.numel() // len(mean), group.size(), len(mean)
+    own_count = [] if equal_batches else [mean.new_full((1,), count)]
+    gathered = _gathered(torch.cat([mean, spread, *own_count]), group).view(ranks, -1)
+    means, spreads = gathered[:, :width], gathered[:, width : 2 * width]
+    counts = _constant(count, ranks, mean) if equal_batches else gathered[:, -1]
     if _fused(x):
         # The first argument only gives the dtype of counts without running statistics: half ends at 65504.
         mean, invstd = torch.batch_norm_gather_stats_with_counts(
-            mean, means, spreads, running_mean, running_var, momentum, eps, counts.flatten()
+            mean, means, spreads, running_mean, running_var, momentum, eps, counts
         )
+        # Backward takes integers.
+        counts = _constant(count, ranks, mean, torch.int32) if equal_batches else counts.int()
     else:
-        mean, invstd = _combined_statistics(means, spreads, counts, running_mean, running_var, momentum, eps)
-    return mean, invstd, counts.flatten()
+        mean, invstd = _combined_statistics(means, spreads, counts[:, None], running_mean, running_var, momentum, eps)
+    return mean, invstd, counts
 
 
 class _Normalization(torch.autograd.Function):
@@ -225,9 +241,7 @@ class _Normalization(torch.autograd.Function):
         if needs_dx:
             dy_sum, dy_deviation_sum = _added_up(torch.cat([dy_sum, dy_deviation_sum]), ctx.group).chunk(2)
             if _fused(x):
-                dx = torch.batch_norm_backward_elemt(
-                    dy, x, mean, invstd, weight, dy_sum, dy_deviation_sum, counts.int()
-                )
+                dx = torch.batch_norm_backward_elemt(dy, x, mean, invstd, weight, dy_sum, dy_deviation_sum, counts)
             else:
                 total = counts.sum()
                 scale = invstd if weight is None else invstd * weight
@@ -256,6 +270,19 @@ def _added_up(sums: Float[Tensor, " numbers"], group: "dist.ProcessGroup") -> Fl
         return functional_collectives.all_reduce(sums, "sum", group)
     dist.all_reduce(sums, group=group)
     return sums
+
+
+def _constant(count: int, ranks: int, like: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, " ranks"]:
+    """`count` for each rank. It is made once for all layers and steps, since each tensor made costs a kernel."""
+    make = _full if torch.compiler.is_compiling() else _cached_full
+    return make(count, ranks, dtype or like.dtype, like.device)
+
+
+def _full(count: int, ranks: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((ranks,), count, dtype=dtype, device=device)
+
+
+_cached_full = functools.lru_cache(maxsize=256)(_full)
 
 
 def _local_statistics(

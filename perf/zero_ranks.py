@@ -120,6 +120,8 @@ class Training:
         if case.precision == "fp64":
             self.queue.embeddings = self.queue.embeddings.double()
         self.engine = build_engine(self.config, self.network, self.optimizer, cluster, self.device)
+        # Stage 0 has channels-last weights, the others have not: their convolutions round differently.
+        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.dtype = torch.float64 if case.precision == "fp64" else input_dtype(self.config)
 
     def step(self, step: int) -> tuple[float, list[float]]:

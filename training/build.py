@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from model.backbone import backbone_of
+from model.backbone import backbone_of, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from model.objective import Objective
 from model.probe import Probe
@@ -119,8 +119,9 @@ def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teache
     if not config.swav.teacher.momentum:
         return None
     teacher = Teacher(network, config.swav.assigning, input_dtype(config))
-    teacher.network.to(memory_format=torch.channels_last)
-    replace_batch_norm(teacher.network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
+    weights_channels_last(teacher.network)
+    ranks = config.engine.sync_batch_norm, cluster.world_size, cluster.rank
+    replace_batch_norm(teacher.network, *ranks, equal_batches=True)
     if config.engine.compile:
         compile_network(teacher.network)
     return teacher

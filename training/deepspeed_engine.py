@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
-from model.backbone import checkpoint_activations
+from model.backbone import checkpoint_activations, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from model.swav import SwAV
 from training.compiled import compile_network
@@ -120,7 +120,7 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     uses the given optimizer, which learns which parameters its tensors hold (`training.zero.bind`). Raises ConfigError,
     or ValueError if DeepSpeed is not as `training.zero` expects.
     """
-    replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank)
+    replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank, equal_batches=True)
     if config.engine.activation_checkpointing:
         checkpoint_activations(network.get_submodule("backbone"))
     if config.engine.compile:
@@ -138,7 +138,7 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
         group["frozen"] = frozen
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if config.engine.stage == 0 and config.engine.precision != "fp16":
-        network.to(memory_format=torch.channels_last)
+        weights_channels_last(network)
     bind(engine, network, optimizer, groups)
     if config.engine.stage == 0 and config.engine.precision == "fp32" and cluster.world_size > 1:
         engine.allreduce_and_copy = Averaging()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.progress import counted, progress_bar
 from evaluation.features import bank_dtype, evaluation_mode, extract, gather
+from model.backbone import weights_channels_last
 from model.probe import Probe
 from model.teacher import Teacher
 from pipeline.crops import Crops
@@ -191,7 +192,7 @@ def untrained_knn(
     try:
         with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
             torch.manual_seed(config.run.seed)
-            network = starting_network(config.model).to(device, memory_format=torch.channels_last).eval()
+            network = weights_channels_last(starting_network(config.model).to(device)).eval()
     except ValueError:
         return {"knn_random_init": None, "knn_raw_pixels": raw_pixels}
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)

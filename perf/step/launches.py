@@ -66,7 +66,7 @@ def count_graphs(backbone: str, options: dict[str, Any], checkpointing: bool = F
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         network = build(backbone, options)
-        replace_batch_norm(network, 0, 2, 0)
+        replace_batch_norm(network, 0, 2, 0, equal_batches=True)
         if checkpointing:
             checkpoint_activations(network.backbone)
         counters.clear()

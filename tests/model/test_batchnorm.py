@@ -65,10 +65,10 @@ def trained(network: nn.Module, batch: np.ndarray, dtype: torch.dtype) -> Arrays
     return {name: value.numpy() for name, value in actual.items()}
 
 
-def trained_on_a_rank(task: tuple[np.ndarray, int, torch.dtype]) -> Arrays:
+def trained_on_a_rank(task: tuple[np.ndarray, int, torch.dtype], equal_batches: bool = False) -> Arrays:
     batch, group_size, dtype = task
     network = small_network(dtype)
-    replace_batch_norm(network, group_size, dist.get_world_size(), dist.get_rank())
+    replace_batch_norm(network, group_size, dist.get_world_size(), dist.get_rank(), equal_batches)
     return trained(network, batch, dtype)
 
 
@@ -110,6 +110,26 @@ def test_ranks_together_are_one_process_on_the_whole_batch(
     expected = trained(small_network(), np.concatenate(batches), torch.float64)
     ranks = run_ranks([(batch, 0, dtype) for batch in batches], trained_on_a_rank)
     assert deviation(together(ranks), expected) < tolerance
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [1, 1, 1]], ids=str)
+def test_ranks_that_promise_equal_batches_send_no_counts_and_get_the_same(sizes: list[int]) -> None:
+    batches = [(batch, 0, torch.float64) for batch in unequal_batches(sizes)]
+    counted = together(run_ranks(batches, trained_on_a_rank))
+    assert deviation(together(run_ranks(batches, trained_with_equal_batches)), counted) < 1e-14
+
+
+def trained_with_equal_batches(task: tuple[np.ndarray, int, torch.dtype]) -> Arrays:
+    sent, gather = [], dist.all_gather_into_tensor
+
+    def counted(gathered: Tensor, local: Tensor, **settings: Any) -> Any:
+        sent.append(len(local))
+        return gather(gathered, local, **settings)
+
+    dist.all_gather_into_tensor = counted
+    arrays = trained_on_a_rank(task, equal_batches=True)
+    assert sent == [2 * 6, 2 * 5, 2 * 7]  # means and squares of the channels of three layers
+    return arrays
 
 
 def test_groups_of_two_among_four_ranks_do_not_mix() -> None:

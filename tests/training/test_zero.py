@@ -14,6 +14,7 @@ from perf.zero_check import LIMITS, LOSS_LIMITS, row_of, run_case
 from perf.zero_ranks import FROZEN, NOISE, Case
 from support.forks import run_processes, start_server
 from support.on_ranks import zero_moves
+from support.tiny_runs import make_workplace
 from training.checkpoint.save_load import latest_checkpoint, load_checkpoint
 from training.checkpoint.shards import SavedTensors
 from training.distributed import free_port
@@ -56,6 +57,14 @@ def tiny_0(tmp_path_factory):
     """Folder and results of stage 0 with the tiny network: six states, and the losses of 50 steps."""
     folder = tmp_path_factory.mktemp("tiny0")
     return folder, run_case(Case(0, 2, tiny=True), folder, FROZEN + 3, 50)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (0, "bf16"), (1, "bf16")])
+def test_weights_are_channels_last_where_deepspeed_does_not_flatten_them(stage, precision, tmp_path):
+    in_ranks(zero_moves.memory_formats, Case(stage, 1, precision), make_workplace(tmp_path))
+    found = json.loads((tmp_path / "formats.json").read_text())
+    assert found and all(formats == [stage == 0] * 3 for formats in found)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Run on ranks by tests of ZeRO: a deliberate overflow, and moves to other numbers of ranks."""
 
+import itertools
 import json
 import os
 import warnings
@@ -7,7 +8,10 @@ import warnings
 import torch
 import torch.distributed as dist
 
+from config.recipe import load_config
+from perf.step.steps import Steps
 from perf.zero_ranks import Training
+from training.auto import fit
 from training.checkpoint.save_load import latest_checkpoint
 from training.distributed import Cluster, connected
 from training.zero import _scaler
@@ -27,6 +31,28 @@ def start(rank, case, port):
 
 def training_state(training):
     return {name: tensor.clone() for name, tensor in training.tensors().items() if not name.startswith("own/")}
+
+
+def channels_last(tensor):
+    return tensor is not None and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def memory_formats(rank, case, port, folder):
+    """A step of the tiny recipe in `folder`; writes, of each convolution of more than a pixel, whether its weight,
+    gradient and momentum are channels-last."""
+    cluster = start(rank, case, port)
+    settings = [f"engine.stage={case.stage}", f"engine.precision={case.precision}", "run.epochs=1"]
+    config = load_config([str(folder / "tiny.yaml"), *settings])
+    fit(config, 64, cluster)
+    with connected(cluster):
+        steps = Steps(config, cluster, 64)
+        weights, gradients = [p for p in steps.network.parameters() if p.ndim == 4 and p.shape[2] > 1], {}
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(lambda p: gradients.update({p: channels_last(p.grad)}))
+        steps.step(itertools.repeat(steps.noise(channels_last=True)))
+        momenta = [steps.optimizer.state.get(weight, {}).get("momentum_buffer") for weight in weights]
+        found = [[channels_last(w), gradients[w], channels_last(m)] for w, m in zip(weights, momenta, strict=True)]
+        (folder / "formats.json").write_text(json.dumps(found))
 
 
 def move(rank, case, port, folder, source, first, steps):
