@@ -49,14 +49,14 @@ def _against_stage_0(setup: Setup, limit: float, changes: Sequence[dict[str, Any
     from perf.zero_check import STEPS, row_of, run_case
     from perf.zero_ranks import Case
 
-    rows = []
+    rows, count = [], min(STEPS, setup.steps)
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(scratch) / "base"
-        reference = run_case(Case(0, setup.gpus, on_gpu=setup.on_gpu), base, setup.states, STEPS, limit=limit)
+        reference = run_case(Case(0, setup.gpus, on_gpu=setup.on_gpu), base, setup.states, count, limit=limit)
         for number, change in enumerate(changes):
             case = Case(ranks=setup.gpus, on_gpu=setup.on_gpu, **change)
             folder = Path(scratch) / str(number)
-            result = run_case(case, folder, setup.states, STEPS, reference=base, limit=limit)
+            result = run_case(case, folder, setup.states, count, reference=base, limit=limit)
             rows.append(row_of(case, result, reference["losses"]) | {"overlap_comm": change.get("overlap")})
     return rows
 
@@ -66,11 +66,12 @@ def batch_norm_rows(setup: Setup, limit: float) -> list[dict[str, Any]]:
     from perf.zero_check import STEPS, run_case
     from perf.zero_ranks import Case
 
+    states, steps = min(5, setup.states), min(STEPS, setup.steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "all"
-        several = run_case(Case(0, setup.gpus, on_gpu=setup.on_gpu, sync=0), folder, 5, STEPS, limit=limit)
+        several = run_case(Case(0, setup.gpus, on_gpu=setup.on_gpu, sync=0), folder, states, steps, limit=limit)
         single = Case(0, 1, on_gpu=setup.on_gpu)
-        one = run_case(single, Path(scratch) / "one", 5, STEPS, reference=folder, limit=limit)
+        one = run_case(single, Path(scratch) / "one", states, steps, reference=folder, limit=limit)
     deviation = max(abs(a - b) / abs(b) for a, b in zip(one["losses"], several["losses"], strict=True))
     holds = deviation <= BATCH_NORM_DEVIATION
     return [{"batch_norm_over": setup.gpus, "loss_deviation": deviation, "holds": holds}]

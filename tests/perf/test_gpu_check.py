@@ -18,7 +18,10 @@ from perf.gpu_check.speed import step_rows
 from perf.roofline import work_of
 
 ABOUT = {"device": "NVIDIA H200", "gpus": 1, "batch": 128, "cuda": "13.0", "versions": {"torch": "2.11.0"}}
-TINY = ("crops.global.size=32", "crops.local.size=16", "model.backbone=resnet18", "swav.queue.length=0")
+TINY = (
+    *("crops.global.size=32", "crops.local.size=16", "swav.queue.length=0", "model.backbone=resnet"),
+    *("model.options.block=basic", "model.options.layers=[1,1]", "model.options.base_width=8"),
+)
 TOY = Setup(
     gpus=1, batch=4, on_gpu=False, changes=(*TINY, "model.prototypes=30"), states=1, steps=3, images=8, seconds=0.1
 )
