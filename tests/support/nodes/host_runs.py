@@ -49,7 +49,7 @@ class Run:
         children = psutil.Process(self.process.pid).children(recursive=True)
         return next(child for child in children if "launch.start" in words_of(child))
 
-    def end(self, longest=240.0):
+    def end(self, longest=400.0):
         """Wait for the end; the exit code (make's: 2 for every failure). Fails if a process is left on any host."""
         code = self.process.wait(timeout=longest)
         self.gone(range(len(self.hosts.names)))
