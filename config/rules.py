@@ -93,6 +93,13 @@ def offload_needs_zero(config: DictConfig) -> None:
     _require(good, config, "engine.offload", "false at engine.stage=0: take 1, 2 or 3")
 
 
+def cuda_graphs_replay_a_compiled_step(config: DictConfig) -> None:
+    engine = config.engine
+    words = "false without engine.compile=true and engine.accumulation=1, and at engine.stage=3, which moves parameters"
+    good = not engine.cuda_graphs or (engine.compile and engine.accumulation == 1 and engine.stage != 3)
+    _require(good, config, "engine.cuda_graphs", words)
+
+
 def the_batch_splits_into_parts(config: DictConfig) -> None:
     batch = config.run.batch_size
     _require(batch % config.engine.accumulation == 0, config, "engine.accumulation", f"a divisor of {batch}")
@@ -110,5 +117,6 @@ RULES = (
     the_learning_rate_falls,
     a_learning_rate_to_scale_is_given,
     offload_needs_zero,
+    cuda_graphs_replay_a_compiled_step,
     the_batch_splits_into_parts,
 )

@@ -207,6 +207,8 @@ def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluste
     engine, on_gpu, world_size = config.engine, cluster.device().type == "cuda", cluster.world_size
     if engine.precision == "fp16" and not on_gpu:
         raise ConfigError("engine.precision=fp16 needs a GPU, and none is visible; take fp32 or bf16")
+    if engine.cuda_graphs and not on_gpu:
+        raise ConfigError("engine.cuda_graphs=true needs a GPU, and none is visible; leave it out")
     bf16 = on_gpu and _has_bf16()
     choose(
         "engine.precision", "bf16" if bf16 else "fp32", "a GPU that has it" if bf16 else "a CPU, or a GPU without bf16"

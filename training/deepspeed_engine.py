@@ -124,7 +124,7 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     if config.engine.activation_checkpointing:
         checkpoint_activations(network.get_submodule("backbone"))
     if config.engine.compile:
-        compile_network(network)
+        compile_network(network, cuda_graphs=config.engine.cuda_graphs)
     groups = [list(group["params"]) for group in optimizer.param_groups]
     parameters = sum(p.numel() for group in groups for p in group)
     settings = deepspeed_config(config, cluster.world_size, device.type, parameters)

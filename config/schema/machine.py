@@ -47,6 +47,9 @@ class Engine(Section):
         False, "compute the backbone's activations again in backward, instead of keeping them", resume=ROUNDING
     )
     compile: bool = setting(False, "torch.compile of backbone and projection head", resume=ROUNDING)
+    cuda_graphs: bool = setting(
+        False, "with compile on a GPU: replay the graphs, so that the host launches each as a whole", resume=ROUNDING
+    )
     bucket_size: Auto | AtLeastOne = setting(
         "auto", "elements of gradients that are communicated at once", resume=ROUNDING
     )

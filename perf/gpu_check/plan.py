@@ -90,9 +90,16 @@ def settings(setup: Setup) -> list[Case]:
 
 
 def batch(setup: Setup) -> list[Case]:
-    compiled = Case("compile", 100, partial(speed.step_rows, setup, compile=True))
+    compiled = [
+        Case("compile", 100, partial(speed.step_rows, setup, compile=True)),
+        Case(
+            "compile, CUDA graphs",
+            110,
+            partial(speed.step_rows, setup, compile=True, more=("engine.cuda_graphs=true",)),
+        ),
+    ]
     sizes = [max(2, setup.batch // 2), setup.batch * 2, setup.batch * 4]
-    return [compiled, *(Case(f"batch {n}", 50, partial(speed.step_rows, setup, batch=n)) for n in sizes)]
+    return [*compiled, *(Case(f"batch {n}", 50, partial(speed.step_rows, setup, batch=n)) for n in sizes)]
 
 
 def tests(setup: Setup) -> list[Case]:

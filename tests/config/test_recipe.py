@@ -284,6 +284,12 @@ def test_impossible_settings_are_an_error_of_one_line(setting, message):
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("changes", [[], ["engine.compile=true", "engine.accumulation=2"], ["engine.stage=3"]])
+def test_cuda_graphs_need_a_compiled_step(changes):
+    with pytest.raises(ConfigError, match=r"engine\.cuda_graphs=True: expected false without engine\.compile=true"):
+        load_config(["config/demo.yaml", "engine.cuda_graphs=true", *changes])
+
+
 def test_offload_needs_a_stage():
     with pytest.raises(ConfigError, match=r"engine\.offload=True: expected false at engine\.stage=0"):
         load_config(["config/demo.yaml", "engine.offload=true", "engine.stage=0"])

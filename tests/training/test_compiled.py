@@ -6,10 +6,12 @@ from unittest import mock
 
 import pytest
 
+from config.errors import ConfigError
 from config.recipe import load_config
 from perf.ranks import run_ranks
 from perf.step.steps import Steps
 from training.auto import fit
+from training.distributed import Cluster
 
 SETTINGS = (
     *("data.path=none", "run.batch_size=8", "engine.sync_batch_norm=0", "swav.queue.length=0"),
@@ -30,7 +32,7 @@ def count_graphs(rank, folder):
 
     from evaluation.features import evaluation_mode
     from training.compiled import compile_network, in_whole_batches
-    from training.distributed import Cluster, connected
+    from training.distributed import connected
 
     cluster = Cluster(rank, 2, rank, 2)
     counter = CompileCounterWithBackend("aot_eager")  # graphs of forward and backward, without generating code
@@ -75,3 +77,22 @@ def test_each_resolution_is_one_graph_and_none_follows_after_the_first_step(tmp_
         assert found["breaks"] == {}
         assert found["graphs"] == [*[GRAPHS] * (FIRST + LATER), GRAPHS + 1, GRAPHS + 1]  # one more for evaluation
         assert found["compiled"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+def test_cuda_graphs_are_asked_of_inductor_and_begin_anew_with_each_forward_pass():
+    from model.backbone import build_backbone
+    from model.swav import SwAV
+    from training.compiled import compile_network
+
+    network = SwAV(build_backbone("resnet", layers=[1], base_width=8), 8, 4, 8)
+    compile_network(network, cuda_graphs=True)  # raises RuntimeError for an option that inductor does not know
+    with mock.patch("torch.compiler.cudagraph_mark_step_begin") as begins:
+        for hook in network._forward_pre_hooks.values():
+            hook(network, ())
+    assert begins.call_count == 1
+
+
+def test_cuda_graphs_need_a_gpu():
+    config = load_config(["config/demo.yaml", "data.path=none", "engine.compile=true", "engine.cuda_graphs=true"])
+    with pytest.raises(ConfigError, match=r"engine\.cuda_graphs=true needs a GPU"):
+        fit(config, 6000, Cluster(0, 1, 0, 1))
