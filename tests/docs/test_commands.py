@@ -39,6 +39,7 @@ RUN_BY = {
     "perf.faults": "test_a_fault_costs_nothing_that_was_saved",
     "perf.faults.long_run": "test_a_run_is_watched_to_its_end",
     "make fuzz": "test_the_program_counts_what_it_reads",
+    "perf.going_on": "test_both_starts_take_the_same_steps_and_a_second_call_repeats_no_run",
     "perf.kill_check": "test_killed_runs_end_with_the_same_bits_at_each_stage",
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
     "perf.memory": "test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks",
