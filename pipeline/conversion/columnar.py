@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,13 +106,9 @@ def _labels(path: Path, column: str) -> Iterator[Label]:
 
 def _values(path: Path, column: str) -> Iterator[Any]:
     """The values of a column, row by row. Raises DatasetError."""
-    import pyarrow
-
-    try:
+    with _reading(path):
         for batch in _batches(path, [column]):
             yield from batch.column(column).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
 
 
 def columnar_below(root: Path) -> list[Path]:
@@ -129,12 +126,10 @@ def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = (
 
     For a row without bytes the file that it names is read (ABSENT if that does not exist); without either, it is b''.
     """
-    import pyarrow
-
     name, number = Path(path), 0
     image, label, names, _ = _columns(name, choice)
     number_of = numbering(classes)
-    try:
+    with _reading(name):
         for batch in _batches(name, [image, *([label] if label else [])]):
             images, labels = batch.column(image), batch.column(label) if label else None
             for row in range(len(images)):
@@ -145,8 +140,6 @@ def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = (
                 for file, data in _files(images[row].as_py(), name.parent):
                     yield Sample(file or f"{name.stem}-{number:08d}", data, number_of(value))
                 number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(name, error) from None
 
 
 def _files(cell: Any, folder: Path) -> list[tuple[str, bytes]]:
@@ -179,10 +172,9 @@ def _read_named(folder: Path, path: str | None) -> bytes:
 
 def _spooled_bytes(path: Path, image: str) -> int:
     """Estimated bytes of the images of a file in a tar. Raises DatasetError."""
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    with _reading(path):
         if path.suffix.lower() != ".parquet":
             return path.stat().st_size + TAR_BYTES * sum(batch.num_rows for batch in _batches(path, []))
         metadata = parquet.read_metadata(path)
@@ -190,8 +182,6 @@ def _spooled_bytes(path: Path, image: str) -> int:
         columns = (group.column(index) for group in groups for index in range(group.num_columns))
         of_images = (column for column in columns if column.path_in_schema.partition(".")[0] == image)
         return sum(column.total_uncompressed_size for column in of_images) + TAR_BYTES * metadata.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
@@ -218,7 +208,7 @@ def _schema(path: Path) -> Any:
     import pyarrow
     from pyarrow import ipc, parquet
 
-    try:
+    with _reading(path):
         if path.suffix.lower() == ".parquet":
             return parquet.read_schema(path)
         with pyarrow.memory_map(str(path)) as memory:
@@ -227,26 +217,25 @@ def _schema(path: Path) -> Any:
             except pyarrow.ArrowInvalid:
                 memory.seek(0)
                 return ipc.open_stream(memory).schema
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
 
 
 def _columns(path: Path, choice: Choice) -> Columns:
     """The columns to read, as `pipeline.dataset.finding.choice` says."""
-    schema, name = _schema(path), path.name
-    features = _features(schema)
-    images = [field.name for field in schema if _is_image(field.type)]
-    images = images or [field.name for field in schema if _is_binary(field.type) and _shows_image(path, field.name)]
-    if not images:
-        problem = f"{name}: no column of images (struct with 'bytes') among {', '.join(schema.names)}"
-        raise DatasetError(f"{problem}; give a dataset with an Image feature")
-    able = [field.name for field in schema if _can_label(field.type) and field.name not in images]
-    unable = [column for column in schema.names if column.lower() in LABELS and column not in able + images]
-    label = chosen_label(able, choice, [column for column in able if features.get(column)])
-    if unable and not label and choice.label is None:
-        problem = f"{name}: the column {unable[0]} holds {schema.field(unable[0]).type}, which is no class"
-        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
-    return Columns(chosen_image(images, choice), label, features.get(label, ()), tuple(able))
+    with _reading(path):
+        schema, name = _schema(path), path.name
+        features = _features(schema)
+        images = [field.name for field in schema if _is_image(field.type)]
+        images = images or [field.name for field in schema if _is_binary(field.type) and _shows_image(path, field.name)]
+        if not images:
+            problem = f"{name}: no column of images (struct with 'bytes') among {', '.join(schema.names)}"
+            raise DatasetError(f"{problem}; give a dataset with an Image feature")
+        able = [field.name for field in schema if _can_label(field.type) and field.name not in images]
+        unable = [column for column in schema.names if column.lower() in LABELS and column not in able + images]
+        label = chosen_label(able, choice, [column for column in able if features.get(column)])
+        if unable and not label and choice.label is None:
+            problem = f"{name}: the column {unable[0]} holds {schema.field(unable[0]).type}, which is no class"
+            raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
+        return Columns(chosen_image(images, choice), label, features.get(label, ()), tuple(able))
 
 
 def _is_image(kind: Any) -> bool:
@@ -266,13 +255,9 @@ def _is_binary(kind: Any) -> bool:
 
 def _shows_image(path: Path, column: str) -> bool:
     """Whether the first value of a column of bytes begins like an image; rows that failed have none."""
-    import pyarrow
-
-    try:
+    with _reading(path):
         values = (value for batch in _batches(path, [column]) for value in batch.column(column).drop_null())
         value = next(values, None)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
     return value is not None and looks_like_image("", value.as_py()[:HEAD])
 
 
@@ -293,6 +278,17 @@ def _features(schema: Any) -> dict[str, tuple[str, ...]]:
     except (ValueError, LookupError, TypeError, AttributeError):
         return {}
     return {column: tuple(map(str, names)) for column, names in named.items() if isinstance(names, list)}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What pyarrow raises for a damaged file within the block becomes a DatasetError."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:

@@ -52,6 +52,19 @@ def test_labels_of_every_type_are_taken(tmp_path, kind):
     assert (entries.classes, entries.label.tolist()) == (classes, numbers)
 
 
+@pytest.mark.parametrize("place", ["labels", "path of the image"])
+def test_text_that_is_no_utf_8_is_damage(tmp_path, place):
+    bad = pa.array([b"\xff\x91", b"dog"])
+    text = bad.view(pa.string())  # as a damaged file holds it
+    if place == "path of the image":
+        cells = pa.StructArray.from_arrays([pa.array([row["bytes"] for row in ROWS[:2]]), text], ["bytes", "path"])
+        path = write_table(tmp_path / "x.parquet", pa.array([0, 1]), image=cells)
+    else:
+        path = write_table(tmp_path / "x.parquet", text)
+    code, _, errors = run(path, tmp_path / "out", "--format", "wds")
+    assert code == 2 and errors.count("\n") == 1 and "x.parquet" in errors, errors
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [
