@@ -33,7 +33,7 @@ def save_progress(path: Path, network: nn.Module, optimizer: torch.optim.Optimiz
     """Save weights, momenta and the curves so far; an interrupted save leaves the one before."""
     tensors = {f"weight.{name}": value.contiguous() for name, value in network.state_dict().items()}
     for name, parameter in network.named_parameters():
-        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_path(path) as temporary:
         content = save(tensors, metadata={"curves": json.dumps(curves), "digest": _digest(tensors, curves)})
@@ -57,7 +57,8 @@ def load_progress(path: Path | None, network: nn.Module, optimizer: torch.optim.
         return []
     network.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
     for name, parameter in network.named_parameters():
-        optimizer.state[parameter]["momentum_buffer"] = tensors[f"momentum.{name}"].to(parameter.device)
+        momentum = torch.empty_like(parameter, requires_grad=False)
+        optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(tensors[f"momentum.{name}"])
     return curves
 
 

@@ -5,7 +5,7 @@
 Three epochs on 10,000 images of Fashion-MNIST (config/demo.yaml) give the weights. Then scikit-learn's 1,797
 handwritten digits, which have other classes and another look, are trained with each seed from these weights and from
 random ones: the same recipe, and what `auto` adds for weights. The score is k-NN (k = 5) of the test digits among 100
-labelled ones, because with all labels raw pixels do as well. The program runs on one core, and also tells the CPU
+labeled ones, because with all labels raw pixels do as well. The program runs on one core, and also tells the CPU
 seconds of each run. An interrupted one goes on from its folder (--work).
 """
 
