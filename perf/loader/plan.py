@@ -49,8 +49,8 @@ def plan(
             memory_of="all" if memory else "none",
             gpu_half=memory,
             sweep=bool(sweep),
-            sweep_rounds=3,
-            sweep_seconds=0.5,
+            sweep_rounds=min(3, rounds or 3),
+            sweep_seconds=min(0.5, seconds or 0.5),
         )
     short = budget < SHORT
     return Plan(
