@@ -109,9 +109,11 @@ def _below(window: Window, page: int, page_size: int, seen: set[int], name: str)
             yield from _below(window, low | high << 16 | kind << 32, page_size, seen, name)
             continue
         begin, length = place + 8 + key_bytes, low | high << 16
+        if begin + (8 if kind & LARGE else 0) > page_size:
+            raise damaged
         key = data[place + 8 : begin]
         if kind & LARGE:
-            (first,) = struct.unpack_from("<Q", data.ljust(page_size + 8, b"\0"), begin)
+            (first,) = struct.unpack_from("<Q", data, begin)
             start = first * page_size + 16
         elif kind & (SUB_DATABASE | DUPLICATES):
             if kind & DUPLICATES or length != DATABASE.size or begin + length > page_size:

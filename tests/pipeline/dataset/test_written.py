@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,17 @@ def test_what_is_not_read_is_said_in_one_line(tmp_path, name, message):
     assert message in error_of(converted, name, tmp_path)
 
 
+def with_long_keys(data):
+    """Keys of an LMDB that are said to be longer than a page, where the value has pages of its own."""
+    changed = bytearray(data)
+    for page in range(0, len(data), 4096):
+        flags, lower = struct.unpack_from("<HH", data, page + 10)
+        for place in struct.unpack_from(f"<{(lower - 16) // 2}H", data, page + 16) if flags == 2 else ():
+            if data[page + place + 4] == 1:
+                struct.pack_into("<H", changed, page + place + 6, 20_000)
+    return bytes(changed)
+
+
 @pytest.mark.parametrize(
     ("name", "file", "change", "message"),
     [
@@ -201,6 +213,7 @@ def test_what_is_not_read_is_said_in_one_line(tmp_path, name, message):
         ("litdata/jpeg", "index.json", lambda data: data.replace(b"data_spec", b"spec"), "no data_format"),
         ("lmdb/classes.lmdb", "data.mdb", lambda data: data[:9000], "cut short or damaged at page"),
         ("lmdb/classes.lmdb", "data.mdb", lambda data: b"~" * len(data), "no LMDB of version 1"),
+        ("lmdb/classes.lmdb", "data.mdb", lambda data: with_long_keys(data), "cut short or damaged at page"),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_named(tmp_path, name, file, change, message):
