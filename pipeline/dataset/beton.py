@@ -107,10 +107,10 @@ def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
         raise DatasetError(f"{name}: FFCV has no class for the field {unknown[0]!r}; write the file without it")
     record = np.dtype([(f"f{index}", RECORDS[kind]) for index, kind in enumerate(kinds)], align=True)
     records = _array(file, record, int(header["num_samples"]), size, name)
-    file.seek(int(header["alloc_table_ptr"]))
     entries, rest = divmod(size - int(header["alloc_table_ptr"]), ALLOCATION.itemsize)
     if entries < 0 or rest:
         raise DatasetError(f"{name}: cut short ({size} bytes); {advice}")
+    file.seek(int(header["alloc_table_ptr"]))
     table = _array(file, ALLOCATION, entries, size, name)
     digest = hashlib.sha256(str(size).encode())
     for part in (header, described, records, table):
@@ -201,7 +201,7 @@ def _labels(
             raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
         return values.astype(np.int32), ()
     is_text = kinds[fields.index(field)] != FLOAT
-    labels = [label_of(_text(file, value) if is_text else float(value), where) for value in values]
+    labels = [label_of(_text(file, value, where) if is_text else float(value), where) for value in values]
     classes = class_names(labels, f"{where}: ")
     return numbered(labels, classes), classes
 
@@ -210,9 +210,12 @@ def _in_range(values: NDArray) -> bool:
     return not len(values) or (values.min() >= -1 and values.max() < 2**31)
 
 
-def _text(file: IO[bytes], where: NDArray) -> object:
+def _text(file: IO[bytes], value: NDArray, where: str) -> object:
     """A label in bytes or JSON (which FFCV ends with a zero)."""
-    data = os.pread(file.fileno(), min(int(where["size"]), 1 << 16), int(where["ptr"])).rstrip(b"\0")
+    start, length = int(value["ptr"]), int(value["size"])
+    if start + length > os.fstat(file.fileno()).st_size:
+        raise DatasetError(f"{where}: damaged (a label has no bytes in the file); write or copy it again")
+    data = os.pread(file.fileno(), min(length, 1 << 16), start).rstrip(b"\0")
     try:
         return json.loads(data)
     except ValueError:

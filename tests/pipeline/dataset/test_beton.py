@@ -227,6 +227,9 @@ def test_the_fields_of_a_beton_are_known_by_their_names(images, tmp_path):
     table = open_dataset(path, tmp_path / "cache", 1, False, choice=Choice("mask", "name"))
     assert (set(table.width), table.classes) == ({30}, ("cat", "owl"))
     assert set(open_dataset(path, tmp_path / "cache", 1, False).width) == {images[0].shape[1]}  # a table of its own
+    data = path.read_bytes()
+    path.write_bytes(data.replace(data.index(b"owl").to_bytes(8, "little"), b"\xff" * 8, 1))
+    assert "a label has no bytes in the file" in error_of(read_beton, path, Choice("mask", "name"))
 
 
 def test_fields_that_could_be_either_ask_which(images, tmp_path):
@@ -256,6 +259,7 @@ def test_fields_that_could_be_either_ask_which(images, tmp_path):
         (lambda data: b"PNG" * 1000, "FFCV's format 2"),
         (lambda data: data[:16] + bytes(8) + data[24:], "its writer stopped before the end"),
         (lambda data: data[:8] + b"\xff" * 8 + data[16:], "cut short"),
+        (lambda data: data[:16] + b"\xff" * 8 + data[24:], "cut short"),
         (lambda data: data[:24] + b"\1" + data[25:], "it has no RGBImageField (its fields: image, label)"),
         (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "FFCV has no class for the field 'label'"),
         (lambda data: data[:2106] + b"\7" + data[2107:], "sample 0 has no bytes in the file"),
