@@ -39,7 +39,7 @@ def write_pt2(trained: Trained, path: Path) -> list[str]:
         try:
             torch.export.save(torch.export.export(backbone, (images(2, side, side),), dynamic_shapes=sizes), content)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a buffer that nobody writes
+                warnings.simplefilter("ignore")  # of a read-only buffer, which is only read
                 network = torch.export.load(io.BytesIO(content.getbuffer())).module()
             words = _checked(backbone, network, side, "pt2")
         except Exception as failed:  # of many kinds, depending on what the network computes with its sizes

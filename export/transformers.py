@@ -42,7 +42,7 @@ def write_transformers(trained: Trained, path: Path) -> list[str]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    # The pooler of a ViT is a layer of its classifier, which nobody has trained here.
+    # A ViT's pooler belongs to its classifier, and SwAV trains no classifier.
     options = {"add_pooling_layer": False} if config["model_type"] == "vit" else {}
     network = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config), **options)
     words, features = reading(backbone)
