@@ -83,7 +83,7 @@ sync: setup ## HOSTFILE=hosts: copy this checkout with its .venv to every node b
 	  $(if $(SSH),--ssh "$(SSH)") $(if $(DATA),--data "$(DATA)")
 
 wheels: setup ## collect the packages of the lock file as wheels in wheels/, for launch/Dockerfile and machines without a network
-	@$(RUN) -m launch.wheels $(LOCK) wheels
+	@. launch/opencv/use.sh && $(RUN) -m launch.wheels $(LOCK) wheels
 
 test: setup ## run all tests that this machine can run
 	@tests/tools.sh
@@ -101,9 +101,10 @@ lint: setup ## run ruff and mypy
 default-yaml: setup ## write config/default.yaml and docs/settings.md from config/schema
 	@$(RUN) -m config.schema --write
 
-lock: setup ## resolve the lock files again from pyproject.toml (needs uv)
-	for dali in cuda120 cuda130; do uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra dali-$$dali --universal \
+lock: setup ## resolve the lock files again from pyproject.toml
+	for dali in cuda120 cuda130; do $(RUN) -m uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra dali-$$dali --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
+	echo uv | $(RUN) -m uv pip compile -q - --universal --generate-hashes --no-header --no-annotate -o requirements-uv.lock
 
 clean: ## remove .venv and caches; data/ and runs/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -301,6 +301,7 @@ def checkout(tmp_path):
     (tmp_path / "launch").mkdir()
     (tmp_path / "wheels").mkdir()
     shutil.copy(ROOT / "launch" / "setup.sh", tmp_path / "launch")
+    shutil.copytree(ROOT / "launch" / "opencv", tmp_path / "launch" / "opencv")
     (tmp_path / "requirements-cuda120.lock").write_text("two==2 \\\n    --hash=sha256:00\n")
     wheel(tmp_path / "wheels", "two", "2")
     lines = lock_of(tmp_path / "wheels", "two==2")
