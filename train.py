@@ -66,6 +66,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from training.build import build_loader, build_objective, build_probe, build_queue, build_teacher, starting_network
     from training.checkpoint.save_load import NotSaved, latest_checkpoint
     from training.deepspeed_engine import build_engine, input_dtype
+    from training.fastest_loader import choices_of, take_fastest
     from training.passes.epoch_targets import begin_epoch, build_clusters
     from training.passes.warm_start import warm_start
     from training.profiling.profile import profile_steps
@@ -79,6 +80,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     with exit_on_mistake(cluster.main):
         # ---- data and settings -------------------------------------------------------------------
         table, test = open_splits(config.data, progress=cluster.main)
+        backends = choices_of(config, journal.begun_with(), cluster)
         choices = fit(config, len(table.usable()), cluster, journal.begun_with())
         if journal.finished(config):
             return "done"
@@ -89,8 +91,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
         sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
-        resumed = journal.begun_with() is not None
-        network = starting_network(config.model, sizes, resumed, journal.say).to(device)
+        network = starting_network(config.model, sizes, journal.begun_with() is not None, journal.say).to(device)
         swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
         objective, queue, dtype = build_objective(config), build_queue(config, cluster), input_dtype(config)
         clusters = build_clusters(config, loader, len(table), device)
@@ -110,6 +111,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
     with connected(cluster, config.launch.timeout), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
+        take_fastest(backends, config, table, loader, cluster, journal.say)
         step, last_epoch = 0, dict[str, float]()
         with exit_on_mistake(cluster.main):
             teacher = build_teacher(config, network, cluster)

@@ -107,7 +107,14 @@ def train(settings: Sequence[str], work: Path) -> float | None:
     if (run / "summary.json").exists():
         kept = run / "cpu_seconds"
         return float(kept.read_text()) if kept.exists() else None
-    arguments = ["train.py", "config/demo.yaml", *settings, "pipeline.threads=1", "data.workers=1"]
+    arguments = [
+        "train.py",
+        "config/demo.yaml",
+        *settings,
+        "pipeline.threads=1",
+        "pipeline.backend=dali",
+        "data.workers=1",
+    ]
     (process,) = fork(arguments, work / f"{run.name}.log")
     seconds = 0.0
     while process.exitcode is None:

@@ -44,6 +44,7 @@ checkpoint: {{every: {INTERVAL} steps}}
 crops:
   global: {{count: 2, size: 16, scale: [0.3, 1.0]}}
   local: {{count: 2, size: 8, scale: [0.1, 0.4]}}
+pipeline: {{backend: dali}}
 model:
   backbone: resnet
   options: {{block: basic, layers: [1, 1], base_width: 8, stem: small, stem_stride: 2}}

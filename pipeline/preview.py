@@ -22,7 +22,7 @@ from pipeline.crops import Crops, crops_from_config
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
 from pipeline.draw import Draw, draw
-from pipeline.loader import BACKENDS, execute
+from pipeline.loader import BACKENDS, execute, usual_backend
 from pipeline.order import order
 from pipeline.requests import Feed
 
@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> int:
 def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
     """The sheet of the first `images` rows of an epoch's order. Raises DatasetError."""
     table, _ = open_splits(config.data, progress=True)
+    if config.pipeline.backend == "auto":
+        config.pipeline.backend = usual_backend(on_gpu=False)
     crops = crops_from_config(config.crops, config.pipeline.backend)
     rows = order(config.run.seed, epoch, table.usable())[:images]
     feed = Feed(table, Reader(table))

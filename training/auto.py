@@ -17,11 +17,13 @@ from config.recipe import ConfigError
 from config.schema.method import LARGEST
 from config.schema.settings import settings
 from pipeline.crops import exact_color
+from pipeline.loader import usual_backend
 from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
 ADAPT_STEPS = 100  # of 0.9 ** 100, 3e-5 of batch norm's old statistics are left
+HW_DECODER_LOAD = 0.65  # DALI's default
 BACKBONE_SCALE = 0.3  # of the learning rate, for a backbone that has learned before
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
@@ -235,7 +237,12 @@ def _has_bf16() -> bool:
 
 def _fit_machine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
     """Choose how color is computed, where crops are made, and the number of threads."""
-    backend, on_gpu = config.pipeline.backend, cluster.device().type == "cuda"
+    on_gpu = cluster.device().type == "cuda"
+    if config.pipeline.backend == "auto":  # a run then times others: training/fastest_loader.py
+        config.pipeline.backend = usual_backend(on_gpu)
+    if config.pipeline.hw_decoder_load == "auto":
+        config.pipeline.hw_decoder_load = HW_DECODER_LOAD
+    backend = config.pipeline.backend
     if config.pipeline.device == "gpu" and not on_gpu:
         raise ConfigError("pipeline.device=gpu, but no GPU is visible; use pipeline.device=cpu or auto")
     exact = exact_color(config.crops.jitter.exact, backend)

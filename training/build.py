@@ -28,22 +28,29 @@ from training.distributed import Cluster
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
     """This rank's loader of the training set. Raises ValueError where batch, ranks and images do not fit."""
-    device, on_gpu = cluster.device(), config.pipeline.device == "gpu"
     return Loader(
         table,
         crops,
-        backend=config.pipeline.backend,
         seed=config.run.seed,
         global_batch=config.run.batch_size,
         rank=cluster.rank,
         world_size=cluster.world_size,
         threads=config.pipeline.threads,
-        device_id=device.index if on_gpu else None,
         dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
-        pinned_for=None if on_gpu else device.index,
-        hw_decoder_load=config.pipeline.hw_decoder_load,
+        **backend_of(config.pipeline, cluster),
     )
+
+
+def backend_of(pipeline: DictConfig, cluster: Cluster) -> dict[str, Any]:
+    """The loader's backend and where it works, from the recipe's `pipeline` section (fitted)."""
+    device, on_gpu = cluster.device(), pipeline.device == "gpu"
+    return {
+        "backend": pipeline.backend,
+        "device_id": device.index if on_gpu else None,
+        "pinned_for": None if on_gpu else device.index,
+        "hw_decoder_load": pipeline.hw_decoder_load,
+    }
 
 
 def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:

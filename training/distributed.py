@@ -68,20 +68,21 @@ class Cluster:
         dist.all_reduce(total)
         return total.tolist()
 
-    def on_main(self, act: Callable[[], None]) -> None:
-        """Rank 0 carries out `act`; what it raises is raised on all ranks. All ranks must call it."""
+    def on_main(self, act: Callable[[], Any]) -> Any:
+        """What `act` returns on rank 0, on all ranks; what it raises there is raised on all. All ranks must call it."""
         import torch.distributed as dist
 
-        problem: list[Exception | None] = [None]
+        outcome: list[Any] = [None, None]
         if self.main:
             try:
-                act()
+                outcome = [act(), None]
             except Exception as error:
-                problem = [error]
+                outcome = [None, error]
         if self.world_size > 1:
-            dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise problem[0]
+            dist.broadcast_object_list(outcome, src=0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def merge(self, part: dict[str, str]) -> dict[str, str]:
         """The entries of all ranks in one mapping. All ranks must call it."""

@@ -118,10 +118,12 @@ class CropSettings(Section):
 class Pipeline(Section):
     """Who decodes images and makes crops, and where."""
 
-    backend: Literal["dali", "ffcv", "torchvision"] = setting(
-        "dali",
-        "ffcv: fused CPU kernel, torchvision: slow reference",
+    backend: Literal["auto", "dali", "ffcv", "torchvision"] = setting(
+        "auto",
+        "ffcv: fused CPU kernel, torchvision: slow reference; auto: a new run times dali and ffcv on its own images "
+        "and takes the faster",
         resume="crops stay the same, up to rounding and crops.jitter.exact",
+        kept=True,
     )
     device: Literal["auto", "cpu", "gpu"] = setting(
         "auto",
@@ -131,9 +133,10 @@ class Pipeline(Section):
     threads: Auto | Annotated[int, Range(ge=1), Range(le=1024, unit="threads a process")] = setting(
         "auto", "worker threads of each process", resume=SPEED
     )
-    hw_decoder_load: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
-        0.65,
-        "share of the JPEGs for the decoding engine of a data-center GPU (A100, H100); with dali on a GPU only. DALI's "
-        "default: `make gpu-check` measures others",
+    hw_decoder_load: Auto | Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
+        "auto",
+        "share of the JPEGs for the decoding engine of a data-center GPU (A100, H100); with dali on a GPU only. auto: "
+        "DALI's 0.65, or 0.9 where pipeline.backend=auto finds it faster",
+        kept=True,
         resume="crops stay the same, up to rounding",
     )

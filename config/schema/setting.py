@@ -21,13 +21,17 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def setting(default: Any, help: str, *, resume: str = "", expected: str = "", name: str | None = None) -> Any:
+def setting(
+    default: Any, help: str, *, resume: str = "", kept: bool = False, expected: str = "", name: str | None = None
+) -> Any:
     """Declare a key of a Section.
 
-    resume: the effect of another value when a run resumes; empty: another value would be another run.
+    resume: the effect of another value when a run resumes; empty: another value would be another run. kept: with a
+    value in `resume` too, `auto` is still the value with which the run has begun.
     expected: words for the range in place of those from the type. name: the key, where it is a Python keyword.
     """
-    return Field(default, description=help, alias=name, json_schema_extra={"resume": resume, "expected": expected})
+    more = {"resume": resume, "kept": kept, "expected": expected}
+    return Field(default, description=help, alias=name, json_schema_extra=more)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Setting:
     default: Any
     help: str
     resume: str
+    kept: bool
     expected: str
 
     @property
@@ -75,7 +80,7 @@ class Setting:
     @property
     def keeps_auto(self) -> bool:
         """Whether `auto` stands, on resume, for the value with which the run has begun."""
-        return self.auto and not self.resume
+        return self.auto and (self.kept or not self.resume)
 
     @property
     def kind(self) -> str:

@@ -47,10 +47,13 @@ def test_every_recipe_is_valid(recipe):
         ("crops.jitter.hue=0.6", "crops.jitter.hue=0.6: expected 0 to 0.5 turns"),
         ("crops.jitter.exact=yes!", "crops.jitter.exact=yes!: expected auto, true or false"),
         ("crops.jitter.exact=1", "crops.jitter.exact=1: expected auto, true or false"),
-        ("crops.jitter.exact=true", "crops.jitter.exact=True: expected auto or false with pipeline.backend=dali"),
+        (
+            "crops.jitter.exact=true pipeline.backend=dali",
+            "crops.jitter.exact=True: expected auto or false with pipeline.backend=dali",
+        ),
         ("swav.assigning=[0,9]", "swav.assigning=[0, 9]: expected different crops"),
         ("swav.assigning=[0,0]", "swav.assigning=[0, 0]: expected different crops"),
-        ("pipeline.backend=pil", "pipeline.backend=pil: expected dali, ffcv or torchvision"),
+        ("pipeline.backend=pil", "pipeline.backend=pil: expected auto, dali, ffcv or torchvision"),
         ("data.path=", "data.path is not set; give it as data.path=..."),
         ("data.path=/d/${x}", "Interpolation key 'x' not found"),
         ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
@@ -58,7 +61,7 @@ def test_every_recipe_is_valid(recipe):
 )
 def test_a_mistake_is_one_line_that_names_the_key(setting, message):
     with pytest.raises(ConfigError) as error:
-        load_config([DEMO, setting])
+        load_config([DEMO, *setting.split()])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
