@@ -18,8 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from common.cli import EXIT_FAILED, exit_on_mistake
-from common.versions import version
-from config.recipe import load_config, settings_help
+from config.recipe import answered, load_config
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, tell_failure, watched
@@ -28,13 +27,9 @@ from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_fi
 
 
 def main(arguments: list[str]) -> int:
-    if "--version" in arguments:
-        print(f"swave {version()}")
-        return 0
-    if {"-h", "--help"} & set(arguments):
-        with exit_on_mistake():
-            print(settings_help(arguments) or __doc__)
-        return 0
+    with exit_on_mistake():
+        if answered(arguments, __doc__):
+            return 0
     cluster, stop_signal = Cluster(), StopSignal()
     with exit_on_mistake(lambda: cluster.main):
         cluster = cluster_from_environment()

@@ -18,13 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.paths import ROOT
+from common.versions import version
 from config.errors import ConfigError
 from config.rules import check_rules
 
 if TYPE_CHECKING:
     from config.schema.setting import Setting
 
-__all__ = ["DEFAULTS", "ROOT", "ConfigError", "default_config", "load_config", "settings_help"]
+__all__ = ["DEFAULTS", "ROOT", "ConfigError", "answered", "default_config", "load_config"]
 
 DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, for people
 
@@ -78,7 +79,21 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     return config
 
 
-def settings_help(arguments: Sequence[str]) -> str:
+def answered(arguments: Sequence[str], about: str | None) -> bool:
+    """Whether the arguments ask for the version or for help (of settings, else `about`), which is then printed.
+
+    Raises ConfigError for settings that do not exist.
+    """
+    if "--version" in arguments:
+        print(f"swave {version()}")
+    elif {"-h", "--help"} & set(arguments):
+        print(_settings_help(arguments) or about)
+    else:
+        return False
+    return True
+
+
+def _settings_help(arguments: Sequence[str]) -> str:
     """Help for the settings and sections named after --help or -h; empty if there are no names. Raises ConfigError."""
     flag = next(index for index, argument in enumerate(arguments) if argument in ("-h", "--help"))
     names = [argument.partition("=")[0] for argument in arguments[flag + 1 :] if not argument.endswith(".yaml")]

@@ -7,7 +7,6 @@ about 22 times (its batch norm, ReLU, sum and their gradients), which fits the f
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 PASSES = 22  # over each convolution's output, forward and backward
-COPIED = {"cuda": 1 << 28, "cpu": 1 << 27}  # bytes, more than any cache holds
-SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices in the product
+
+Groups = list[tuple[int, int]]  # crops of an image: (views, size in pixels) for each resolution
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,32 @@ class Work:
         return self.elements * itemsize * PASSES
 
 
-def work_of(network: nn.Module, groups: list[tuple[int, int]], device: torch.device) -> Work:
-    """The work of a network on one image with the crops `groups`: (views, size in pixels) for each resolution."""
-    elements, products = 0, 0
+def work_of(network: nn.Module, groups: Groups, device: torch.device) -> Work:
+    """The work of a network on one image with the crops `groups`."""
+    elements, products = 0.0, 0.0
 
-    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def count(module: nn.Module, _input: Tensor, operations: float) -> None:
         nonlocal elements, products
+        products += operations / 2
+        if isinstance(module, nn.Conv2d):
+            elements += operations / 2 / module.weight[0].numel()
+
+    on_each_product(network, groups, device, count)
+    return Work(elements, products)
+
+
+def on_each_product(
+    network: nn.Module, groups: Groups, device: torch.device, act: Callable[[nn.Module, Tensor, float], None]
+) -> None:
+    """Call `act` for each convolution and linear layer of a forward pass of one image, with its input and the number of
+    its floating-point operations."""
+
+    def seen(module: nn.Module, inputs: Any, output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        products += output.numel() * weight[0].numel()
-        elements += output.numel() if isinstance(module, nn.Conv2d) else 0
+        act(module, inputs[0], 2.0 * output.numel() * weight[0].numel())
 
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(seen) for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     network.eval()
     for views, size in groups:
         with torch.no_grad():
@@ -56,32 +69,24 @@ def work_of(network: nn.Module, groups: list[tuple[int, int]], device: torch.dev
     network.train()
     for hook in hooks:
         hook.remove()
-    return Work(float(elements), float(products))
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured limits: bytes a second of a copy (read and written), and floating-point operations a second of a matrix
-    product."""
+    """Measured limits (perf/ceilings.py): bytes a second of a copy (read and written), and floating-point operations a
+    second of the fastest product, `of`. noise: by how much its median was slower than its best, as a share."""
 
     bandwidth: float
     peak_flops: float
-
-
-def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Measure the limits of `device`, with products in `dtype`. Ranks that share a device measure at the same time."""
-    source = torch.empty(COPIED[device.type], dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    bandwidth = 2 * len(source) / seconds_of(lambda: target.copy_(source), device)
-    side = SIDE[device.type]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return Ceilings(bandwidth, 2 * side**3 / seconds_of(lambda: a @ b, device))
+    noise: float = 0.0
+    of: str = ""
 
 
 def roofline(images_per_second: float, work: Work, itemsize: int, limits: Ceilings) -> dict[str, Any]:
     """A rate against the rates that `limits` (of all ranks together) allow. itemsize: bytes of an element.
 
     peak_flops, bandwidth                     the measured limits: operations and bytes a second
+    peak_of, peak_noise                       the product that has this peak, and its noise as a share
     flops_per_second                          operations a second of the network
     flops_per_image, bytes_per_image          its work
     intensity                                 operations for each byte moved
@@ -95,6 +100,8 @@ def roofline(images_per_second: float, work: Work, itemsize: int, limits: Ceilin
     return {
         "peak_flops": limits.peak_flops,
         "bandwidth": limits.bandwidth,
+        "peak_of": limits.of,
+        "peak_noise": limits.noise,
         "flops_per_second": images_per_second * work.operations,
         "flops_per_image": work.operations,
         "bytes_per_image": work.traffic(itemsize),
@@ -105,18 +112,6 @@ def roofline(images_per_second: float, work: Work, itemsize: int, limits: Ceilin
         "images_by_bandwidth": by_memory,
         "bound": "matrix products" if by_products < by_memory else "memory bandwidth",
     }
-
-
-def seconds_of(act: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of `act`, the shortest of ten runs."""
-    times = []
-    for _ in range(10):
-        finish(device)
-        begun = time.perf_counter()
-        act()
-        finish(device)
-        times.append(time.perf_counter() - begun)
-    return min(times)
 
 
 def finish(device: torch.device) -> None:

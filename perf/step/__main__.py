@@ -192,7 +192,8 @@ def figures(ranks: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]) -> d
     turns, batch = first["turns"], first["batch"]
     seconds = median(turns["plain"])
     limits = [Ceilings(**rank["ceilings"]) for rank in ranks]
-    together = Ceilings(sum(one.bandwidth for one in limits), sum(one.peak_flops for one in limits))
+    sums = sum(one.bandwidth for one in limits), sum(one.peak_flops for one in limits)
+    together = Ceilings(*sums, max(one.noise for one in limits), limits[0].of)
     work, settings = Work(**first["work"]), first["settings"]
     computing = batch / median(turns["kept"]) if "kept" in turns else batch / seconds
     codes = [row["count"] for row in profile["collectives"] if row["kind"] == "codes"]

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from perf.roofline import ceilings, finish, roofline
+from perf.ceilings import ceilings
+from perf.roofline import finish, roofline
 from perf.step.waits import count_waits
 
 WARM, TIMED = 5, 20
@@ -80,7 +81,7 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
         "waits_in_a_step": waits,
         "peak_gb": torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None,
     }
-    limits = ceilings(device, steps.dtype)
+    limits = ceilings(device, steps.dtype, steps.network, steps.groups)
     return figures | roofline(figures["images_per_second"], steps.work, steps.dtype.itemsize, limits)
 
 

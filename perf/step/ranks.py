@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 
 from config.recipe import load_config
+from perf.ceilings import ceilings
 from perf.interleaved import take_turns
-from perf.roofline import ceilings, finish
+from perf.roofline import finish
 from perf.step.peer_loop import beyond_it, plain_step
 from perf.step.steps import Steps, no_mark
 from pipeline.batch import Batch
@@ -108,7 +109,7 @@ def measure(case: Case, cluster: Cluster) -> dict[str, Any]:
             other = partial(_turn, lambda crops: peer(next(crops)), theirs, count, device)
             figures["turns"] |= _turns({"kept": lambda _: ours(), "peer": lambda _: other()}, rounds)
         dist.barrier()
-        figures["ceilings"] = asdict(ceilings(device, steps.dtype))
+        figures["ceilings"] = asdict(ceilings(device, steps.dtype, steps.network, steps.groups))
     figures |= {"work": asdict(steps.work), "itemsize": steps.dtype.itemsize, "batch": config.run.batch_size}
     settings = settings_of(config, device.type, cluster) | {"probe_labels": _origin_of_labels(steps, case)}
     return figures | {"device": device.type, "settings": settings}

@@ -53,7 +53,8 @@ class Steps:
         torch.manual_seed(config.run.seed)
         sizes = [size for size, _ in self.crops.groups] + [config.evaluation.size]
         self.network = build_network(config.model, sizes).to(self.device)
-        self.work = work_of(self.network, [(len(views), size) for size, views in self.crops.groups], self.device)
+        self.groups = [(len(views), size) for size, views in self.crops.groups]
+        self.work = work_of(self.network, self.groups, self.device)
         self.optimizer = build_optimizer(config.optimizer, self.network)
         self.objective = build_objective(config)
         self.queue = _full_queue(config, cluster)

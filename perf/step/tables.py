@@ -54,8 +54,9 @@ def show(report: Mapping[str, Any]) -> None:
         console.print(calls)
     line = report["roofline"]
     console.print(
-        f"{line['flops_per_second'] / 1e12:.3f} TFLOP/s: {line['mfu']:.0%} of the matrix products measured here "
-        f"({line['peak_flops'] / 1e12:.2f} TFLOP/s), {line['intensity']:.0f} operations a byte at "
+        f"{line['flops_per_second'] / 1e12:.3f} TFLOP/s: {line['mfu']:.0%} of the fastest product measured here "
+        f"({line['peak_flops'] / 1e12:.2f} TFLOP/s ± {line['peak_noise']:.0%}, {line['peak_of']}), "
+        f"{line['intensity']:.0f} operations a byte at "
         f"{line['bandwidth'] / 1e9:,.0f} GB/s: {line['share_of_roofline']:.0%} of the roofline ({line['bound']})"
     )
     if report["peer"]:

@@ -118,6 +118,7 @@ def test_the_report_has_what_others_read(report):
     assert line["bound"] in ("memory bandwidth", "matrix products")
     assert line["mfu"] == pytest.approx(line["flops_per_second"] / line["peak_flops"])
     assert line["share_of_roofline"] >= line["mfu"] > 0
+    assert line["peak_of"].startswith(("square matrices", "Conv2d", "Linear")) and line["peak_noise"] >= 0
     assert found["peak_gb"] > 0 and found["verdict"] and found["machine"]["versions"]["torch"]
     assert -0.9 < found["overhead"] < 9  # it is there; how small, a benchmark tells
     assert [row["skipped"] for row in found["variants"]] == [None]
