@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,27 +31,49 @@ def gpu_names() -> list[str]:
 
 
 def visible_gpus() -> int:
-    """CUDA GPUs that a process started from here would see, without importing torch."""
-    names, devices = gpu_names(), visible_devices(os.environ)
-    return len(names) if devices is None else min(len(names), len(devices))
+    """CUDA GPUs that processes started from here would see, without importing torch."""
+    return len(visible_gpu_names(gpu_names(), os.environ))
+
+
+def visible_gpu_names(names: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The names of the GPUs that CUDA_VISIBLE_DEVICES lists. names: of all GPUs here. A UUID or a MIG name counts as a
+    GPU of the first kind: a machine rarely has two."""
+    devices = visible_devices(environment)
+    if devices is None or not names:
+        return list(names)
+    known = takewhile(lambda device: not device.isdecimal() or int(device) < len(names), devices)
+    return [names[int(device) if device.isdecimal() else 0] for device in known]
 
 
 def visible_devices(environment: Mapping[str, str]) -> list[str] | None:
     """The devices that CUDA_VISIBLE_DEVICES lists: indices, UUIDs or MIG names. None where it is not set.
 
-    As in CUDA, the list ends at the first entry that names no device, such as -1.
+    As in CUDA, the list ends at the first entry that names no device, such as -1 or SLURM's NoDevFiles.
     """
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
-    return list(takewhile(lambda name: name and not name.startswith("-"), names))
+    return list(takewhile(re.compile(r"[0-9]+|(GPU|MIG)-.+").fullmatch, names))
 
 
 def devices_of_processes(processes: int, environment: Mapping[str, str]) -> list[str]:
-    """A device for each process of this machine: the first ones that the user lets it see, else the first ones."""
-    devices = visible_devices(environment) or []
-    return devices[:processes] if len(devices) >= processes else [str(index) for index in range(processes)]
+    """A device for each process of this machine: the first ones that the user lets it see, or the first ones of the
+    machine where the user has said nothing. -1, no device, for each process that is left: never one that is not
+    listed."""
+    devices = visible_devices(environment)
+    if devices is None:
+        return [str(index) for index in range(processes)]
+    return [*devices[:processes], *["-1"] * (processes - len(devices))]
+
+
+def environment_of_rank(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a rank that may see the devices of all ranks of its machine. Of MIG devices it sees its own
+    alone: CUDA shows a process the first one of its list only."""
+    devices = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not any(device.startswith("MIG-") for device in devices):
+        return dict(environment)
+    return {**environment, "CUDA_VISIBLE_DEVICES": devices[int(environment["LOCAL_RANK"])]}
 
 
 def interface_to(address: str) -> str | None:

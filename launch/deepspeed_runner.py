@@ -5,6 +5,7 @@ That runner then decides about signals, exit codes and what follows when a proce
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.machine import launch_environment
+from common.machine import devices_of_processes, launch_environment
 from config.recipe import ROOT, ConfigError
 from launch.nodes import Node
 from launch.remote_commands import address
@@ -32,10 +33,16 @@ def run_with_deepspeed(
     launcher: str, how: str, nodes: Sequence[Node], ssh: Sequence[str], settings: Sequence[str], dry: bool
 ) -> int:
     """Run DeepSpeed's runner on the nodes of a hostfile, or with slurm of the allocation; its exit code. dry: print the
-    command only. Raises ConfigError without such nodes."""
+    command only. Raises ConfigError without such nodes, and where the user has chosen other devices than the first."""
     if how != ("srun" if launcher == "slurm" else "ssh"):
         need = "runs inside a SLURM allocation" if launcher == "slurm" else "needs HOSTFILE=hosts"
         raise ConfigError(f"LAUNCHER={launcher} {need}")
+    processes = max(node.processes for node in nodes)
+    if how == "ssh" and devices_of_processes(processes, os.environ) != devices_of_processes(processes, {}):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}: LAUNCHER={launcher} takes the first GPUs of "
+            "each node; leave out one of the two"
+        )
     master, port = nodes[0].host if how == "srun" else address(ssh, nodes[0].host), free_port()
     if dry:
         print(f"DS_ENV_FILE=ENVIRONMENT {shlex.join(runner_command(launcher, Path('HOSTS'), master, port, settings))}")

@@ -29,9 +29,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser
-from common.machine import devices_of_processes, interface_to, launch_environment
-from config.recipe import ROOT
+from common.cli import Parser, exit_on_mistake
+from common.machine import devices_of_processes, interface_to, launch_environment, visible_gpus
+from config.recipe import ROOT, ConfigError
 from training.rank_status import LIFELINE, STACKS, WORDS, ranks_of, stacks_of, status_of, step_of
 from training.stopping import stop_signals
 
@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     rank = int(os.environ["SLURM_NODEID"] if options.rank == "slurm" else options.rank)
     counts = [int(count) for count in options.processes.split(",")]
+    with exit_on_mistake():
+        check_devices(counts[rank], visible_gpus())
     # Orphaned descendants become children of this process, so that it can always reach and end them.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory(prefix="swave-") as scratch:
@@ -71,13 +73,22 @@ def launch_command(counts: Sequence[int], rank: int, master: str, port: int, pro
     `deepspeed` itself would start the same launcher. It would import torch once more before, and it would replace the
     user's CUDA_VISIBLE_DEVICES by the first devices of the machine.
     """
-    devices = [devices_of_processes(count, os.environ) for count in counts]  # of other nodes only the number counts
-    nodes = json.dumps({f"node{index}": names for index, names in enumerate(devices)})
+    nodes = {f"node{index}": [str(device) for device in range(count)] for index, count in enumerate(counts)}
+    nodes[f"node{rank}"] = devices_of_processes(counts[rank], os.environ)  # of other nodes only the number counts
     return [
         *(sys.executable, "-m", "launch.ranks", "--log_level", "critical", "--no_local_rank"),
-        *("--world_info", base64.urlsafe_b64encode(nodes.encode()).decode(), "--node_rank", str(rank)),
+        *("--world_info", base64.urlsafe_b64encode(json.dumps(nodes).encode()).decode(), "--node_rank", str(rank)),
         *("--master_addr", master, "--master_port", str(port), *program),
     ]
+
+
+def check_devices(processes: int, gpus: int) -> None:
+    """Raises ConfigError if a machine with GPUs lets its processes see fewer of them than there are processes."""
+    if 0 < gpus < processes:
+        chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        seen = f"{gpus} GPU{'s' if gpus > 1 else ''}"
+        seen += "" if chosen is None else f" (CUDA_VISIBLE_DEVICES={chosen})"
+        raise ConfigError(f"{processes} processes on a machine that shows {seen}; give GPUS={gpus}, or fewer slots")
 
 
 class Supervisor:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import Parser
-from common.machine import gpu_names
+from common.machine import gpu_names, visible_gpu_names
 from config.recipe import ROOT
 from training.distributed import free_port
 
@@ -52,8 +52,9 @@ def gather_facts(
     """This machine's facts.
 
     host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
-    exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: their names; cores. With `cache`
-    also dataset: the digest of the training table, and images: how many rows it has. choice: data.image and data.label.
+    exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: names of visible ones; cores. With
+    `cache` also dataset: the digest of the training table, and images: how many rows it has. choice: data.image and
+    data.label.
     """
     return {
         "host": socket.gethostname(),
@@ -66,7 +67,7 @@ def gather_facts(
         "data": Path(data).exists() or ("*" in data and Path(data).parent.is_dir()),
         "free_gb": free_gb(directory),
         "checkpoints": len(list((directory / "checkpoints").glob("step-*"))),
-        "gpus": gpu_names(),
+        "gpus": visible_gpu_names(gpu_names(), os.environ),
         "cores": len(os.sched_getaffinity(0)),
     } | (dataset_facts(data, cache, choice) if cache is not None else {})
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import deepspeed.launcher.launch as launcher
 
-from common.machine import visible_gpus
+from common.machine import environment_of_rank, visible_gpus
 from common.processes import imported_by
 from training.rank_status import write_rank
 
@@ -38,7 +38,8 @@ def main() -> None:
             importlib.import_module(name)
 
     def start(command: Sequence[str], env: Mapping[str, str]) -> Any:
-        process = Forked(command[2:], env) if forks else subprocess.Popen(command, env=env)
+        own = environment_of_rank(env)
+        process = Forked(command[2:], own) if forks else subprocess.Popen(command, env=own)
         write_rank(process.pid, int(env["RANK"]))
         return process
 

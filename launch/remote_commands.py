@@ -12,6 +12,7 @@ from config.recipe import ROOT, ConfigError
 from launch.nodes import Node
 
 FORWARDED_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
     "NCCL_DEBUG",
     "NCCL_SOCKET_IFNAME",

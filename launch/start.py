@@ -25,10 +25,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from common.cli import Parser, at_least, exit_on_mistake, note, print_error
-from common.machine import launch_environment, visible_gpus
+from common.machine import launch_environment, visible_devices, visible_gpus
 from config.recipe import ROOT, ConfigError, load_config
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
-from launch.node import launch_command
+from launch.node import check_devices, launch_command
 from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
 from launch.preflight import ask_nodes, ask_port, find_problems
 from launch.remote_commands import address, node_commands, node_program
@@ -59,6 +59,8 @@ def main(arguments: list[str]) -> int:
             show_commands(how, nodes, ssh, config, settings)
             return 0
         stop_signal = StopSignal(at_once=True)
+        if how == "local":
+            check_devices(nodes[0].processes, visible_gpus())
         fetch_demo(config)
         if how != "local":
             check_nodes(how, nodes, ssh, config)
@@ -102,12 +104,19 @@ def choose_nodes(
     """How nodes are reached ("ssh", "srun" or "local"), and the nodes.
 
     count, processes: as asked for, 0 for the default. gpus: how many this machine has. Raises ConfigError if there are
-    fewer nodes than `count`, and if a machine with GPUs would have to emulate nodes.
+    fewer nodes than `count`, if a machine with GPUs would have to emulate nodes, and if CUDA_VISIBLE_DEVICES names
+    devices that only one node has: those that ssh reaches get it too.
     """
     cores = len(os.sched_getaffinity(0))
     default = processes or gpus or min(CPU_PROCESSES, cores)
     if hostfile is not None:
-        return "ssh", first_nodes(read_hostfile(hostfile, default), count, f"HOSTFILE={hostfile}")
+        nodes = first_nodes(read_hostfile(hostfile, default), count, f"HOSTFILE={hostfile}")
+        if len(nodes) > 1 and not all(device.isdecimal() for device in visible_devices(environment) or []):
+            raise ConfigError(
+                f"CUDA_VISIBLE_DEVICES={environment['CUDA_VISIBLE_DEVICES']} names devices of one machine, and "
+                f"HOSTFILE={hostfile} lists {len(nodes)}: give numbers, which every node can take"
+            )
+        return "ssh", nodes
     allocated = slurm_nodes(environment, default)
     if allocated is not None and (count > 1 or (not count and len(allocated) > 1)):
         chosen = first_nodes(allocated, count, "the SLURM allocation")
