@@ -34,7 +34,7 @@ A recipe (`config/*.yaml`) overrides the defaults, and `key=value` arguments ove
 the data, the batch and the machine at the start, and printed with the reason. The last column says whether a run may
 resume with another value, and what happens then. "no" means that another value is refused: it needs another
 `run.directory`. `auto` then stands for the value with which the run has begun, also if the number of epochs changes.
-Where another value is allowed, `auto` is chosen again at each start.
+Where another value is allowed, `auto` is chosen again at each start, or stays what it was, as the table says.
 """
 
 
@@ -113,7 +113,8 @@ def _table(entries: Iterable[Setting]) -> str:
 
 def _resume(setting: Setting) -> str:
     if setting.resume:
-        return f"yes ({setting.resume}{'; `auto` is chosen again' if setting.auto else ''})"
+        again = "stays what it was" if setting.keeps_auto else "is chosen again"
+        return f"yes ({setting.resume}{f'; `auto` {again}' if setting.auto else ''})"
     return "no; `auto` keeps the run's value" if setting.auto else "no"
 
 
