@@ -49,7 +49,7 @@ def choices_of(config: DictConfig, begun_with: Mapping[str, Any] | None, cluster
     devices = ["gpu", "cpu"] if cluster.device().type == "cuda" else ["cpu"]
     if pipeline.device != "auto":
         devices = [pipeline.device]
-    choices = []
+    choices: list[Choice] = []
     for backend, device in (("ffcv", "gpu"), ("ffcv", "cpu"), ("dali", "gpu"), ("dali", "cpu")):
         loads = [pipeline.hw_decoder_load]
         if loads == ["auto"]:

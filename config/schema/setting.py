@@ -30,7 +30,7 @@ def setting(
     value in `resume` too, `auto` is still the value with which the run has begun.
     expected: words for the range in place of those from the type. name: the key, where it is a Python keyword.
     """
-    more = {"resume": resume, "kept": kept, "expected": expected}
+    more: Any = {"resume": resume, "kept": kept, "expected": expected}
     return Field(default, description=help, alias=name, json_schema_extra=more)
 
 

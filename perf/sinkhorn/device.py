@@ -68,7 +68,7 @@ def compare(batch: int, device: torch.device, prototypes: int = PROTOTYPES) -> l
 def timed(works: list[Callable[[], Tensor]], device: torch.device) -> list[list[float]]:
     """Milliseconds of a call of each work, a list over rounds for each."""
     from perf.interleaved import take_turns
-    from perf.roofline import finish
+    from perf.step.roofline import finish
 
     def turn(work: Callable[[], Tensor], _counts: bool) -> float:
         finish(device)

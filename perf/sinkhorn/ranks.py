@@ -31,8 +31,8 @@ from torch import Tensor
 
 from common.progress import progress_bar
 from perf.interleaved import take_turns, use_cores
-from perf.roofline import finish
 from perf.sinkhorn.variants import VARIANTS, Point
+from perf.step.roofline import finish
 from training.distributed import cluster_from_environment, wait_for_gloo
 
 MIN_ROUNDS = 3

@@ -23,11 +23,11 @@ from common.cli import Parser, at_least
 from config.recipe import ROOT, load_config
 from perf.machine import machine
 from perf.program import Report, program
-from perf.start_marks import FIRST_STEP, FOLDER
+from perf.start.marks import FIRST_STEP, FOLDER
 
 LONGEST = 600.0  # seconds that a start may take
 WIDTH = 48  # characters of the waterfall
-SITE = "from perf.start_marks import install\n\ninstall()\n"
+SITE = "from perf.start.marks import install\n\ninstall()\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def start(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
     """Start a run and stop it after its first step: `seconds` to the end of that step, `cpu_seconds` of all Python
-    processes until their last span, and `spans` (`perf.start_marks`) with begin and end in seconds from the start.
+    processes until their last span, and `spans` (`perf.start.marks`) with begin and end in seconds from the start.
 
     Raises RuntimeError with the run's last line if it ends, or takes too long, before its first step.
     """

@@ -185,7 +185,7 @@ def measured(case: Case) -> list[dict[str, Any]]:
 def figures(ranks: Sequence[Mapping[str, Any]], profile: Mapping[str, Any]) -> dict[str, Any]:
     """The report of the main case, all but its variants. Rank 0's times: all ranks take their turns together."""
     from perf.interleaved import within_rounds
-    from perf.roofline import Ceilings, Work, roofline
+    from perf.step.roofline import Ceilings, Work, roofline
     from training.profiling.bottleneck import verdict
 
     first = ranks[0]

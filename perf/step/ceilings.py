@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from perf.roofline import Ceilings, Groups, finish, on_each_product
+from perf.step.roofline import Ceilings, Groups, finish, on_each_product
 
 COPIED = {"cuda": 1 << 28, "cpu": 1 << 27}  # bytes, more than any cache holds
 SIDES = {"cuda": (4096, 8192), "cpu": (512, 1024)}  # of the square matrices in the product
@@ -54,30 +55,29 @@ def squares(device: torch.device, dtype: torch.dtype) -> Iterator[Product]:
     """Products of square matrices."""
     for side in SIDES[device.type]:
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        yield Product(f"square matrices of {side}", 2 * side**3, lambda a=a, b=b: a @ b)
+        yield Product(f"square matrices of {side}", 2 * side**3, partial(torch.mm, a, b))
 
 
 def layers(device: torch.device, dtype: torch.dtype, network: nn.Module, groups: Groups) -> Iterator[Product]:
     """The network's largest convolutions and linear layers, convolutions in both memory layouts, on inputs of noise."""
-    found: dict[tuple[Any, ...], tuple[float, nn.Module, torch.Size]] = {}
+    found: dict[tuple[Any, ...], tuple[float, nn.Conv2d | nn.Linear, torch.Size]] = {}
 
-    def remember(module: nn.Module, given: torch.Tensor, operations: float) -> None:
-        found[tuple(module.weight.shape), tuple(given.shape[1:])] = operations, module, given.shape  # type: ignore[operator, union-attr]
+    def remember(module: nn.Conv2d | nn.Linear, given: torch.Tensor, operations: float) -> None:
+        found[module.weight.shape, given.shape[1:]] = operations, module, given.shape
 
     on_each_product(network, groups, device, remember)
     for operations, module, shape in sorted(found.values(), key=lambda entry: -entry[0])[:LAYERS]:
         copies = max(1, math.ceil(OPERATIONS[device.type] / operations))
         given = torch.randn(copies * shape[0], *shape[1:], device=device).to(dtype)
-        weight = module.weight.detach().to(dtype)  # type: ignore[union-attr, operator]
+        weight = module.weight.detach().to(dtype)
         name = f"{type(module).__name__} {'x'.join(map(str, weight.shape))}"
         if isinstance(module, nn.Linear):
-            yield Product(name, copies * operations, lambda x=given, w=weight: F.linear(x, w))
+            yield Product(name, copies * operations, partial(F.linear, given, weight))
             continue
-        assert isinstance(module, nn.Conv2d)
         options = module.stride, module.padding, module.dilation, module.groups
         for layout in (torch.contiguous_format, torch.channels_last):
             x, w = given.contiguous(memory_format=layout), weight.contiguous(memory_format=layout)
-            yield Product(name, copies * operations, lambda x=x, w=w, o=options: F.conv2d(x, w, None, *o))
+            yield Product(name, copies * operations, partial(F.conv2d, x, w, None, *options))
 
 
 def times_of(act: Callable[[], Any], device: torch.device) -> list[float]:

@@ -1,6 +1,6 @@
 """The training step by itself, on crops that lie on the device: images a second, memory, and how far from the roofline.
 
-The roofline is perf/roofline.py's.
+The roofline is perf/step/roofline.py's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from perf.ceilings import ceilings
-from perf.roofline import finish, roofline
+from perf.step.ceilings import ceilings
+from perf.step.roofline import finish, roofline
 from perf.step.waits import count_waits
 
 WARM, TIMED = 5, 20
@@ -59,7 +59,7 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
     host_share                         of the time until the device is done, what the host takes to issue the steps
     codes_share, codes_collectives     of as many steps with marks: share of a step, and collectives a step
     waits_in_a_step                    where the host waits for a GPU in a step that logs nothing, as file:line
-    peak_gb, and the roofline's        (perf/roofline.py)
+    peak_gb, and the roofline's        (perf/step/roofline.py)
     """
     from perf.step.steps import Steps
 

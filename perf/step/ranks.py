@@ -20,10 +20,10 @@ import torch
 import torch.distributed as dist
 
 from config.recipe import load_config
-from perf.ceilings import ceilings
 from perf.interleaved import take_turns
-from perf.roofline import finish
+from perf.step.ceilings import ceilings
 from perf.step.peer_loop import beyond_it, plain_step
+from perf.step.roofline import finish
 from perf.step.steps import Steps, no_mark
 from pipeline.batch import Batch
 from pipeline.dataset.table import SampleTable

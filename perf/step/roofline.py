@@ -40,7 +40,7 @@ def work_of(network: nn.Module, groups: Groups, device: torch.device) -> Work:
     """The work of a network on one image with the crops `groups`."""
     elements, products = 0.0, 0.0
 
-    def count(module: nn.Module, _input: Tensor, operations: float) -> None:
+    def count(module: nn.Conv2d | nn.Linear, _input: Tensor, operations: float) -> None:
         nonlocal elements, products
         products += operations / 2
         if isinstance(module, nn.Conv2d):
@@ -51,7 +51,7 @@ def work_of(network: nn.Module, groups: Groups, device: torch.device) -> Work:
 
 
 def on_each_product(
-    network: nn.Module, groups: Groups, device: torch.device, act: Callable[[nn.Module, Tensor, float], None]
+    network: nn.Module, groups: Groups, device: torch.device, act: Callable[[Any, Tensor, float], None]
 ) -> None:
     """Call `act` for each convolution and linear layer of a forward pass of one image, with its input and the number of
     its floating-point operations."""
@@ -73,8 +73,9 @@ def on_each_product(
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured limits (perf/ceilings.py): bytes a second of a copy (read and written), and floating-point operations a
-    second of the fastest product, `of`. noise: by how much its median was slower than its best, as a share."""
+    """Measured limits (perf/step/ceilings.py): bytes a second of a copy (read and written), and floating-point
+    operations a second of the fastest product, `of`. noise: by which share its median was slower than
+    its best."""
 
     bandwidth: float
     peak_flops: float

@@ -21,7 +21,7 @@ from model.optimizer.build import build_optimizer, set_step
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.targets import EpochTargets
-from perf.roofline import work_of
+from perf.step.roofline import work_of
 from pipeline.batch import Batch, split_batch
 from pipeline.crops import crops_from_config
 from pipeline.dataset.table import SampleTable
@@ -36,7 +36,7 @@ CLASSES = 1000  # of labels drawn at random
 class Steps:
     """All new parts of a run on this rank. Collective: needs the process group.
 
-    `work` (perf/roofline.py) is the network's; a teacher's forward pass is not counted in it.
+    `work` (perf/step/roofline.py) is the network's; a teacher's forward pass is not counted in it.
 
     config: fitted. images: the number that it is fitted to. table: of the images; without one there is no loader, and
     steps take `noise`. classes: of the images' labels; 0: they have none, and the probe's are drawn at random.

@@ -186,6 +186,7 @@ def programs_of_make(words):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     printed = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), done.stdout.replace("\\\n", " "))
+    printed = re.sub(r"^\. \S+ && ", "", printed, flags=re.MULTILINE)  # a file of variables that is read first
     lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(".venv/bin/python -m ")]
     started = [program_of_python(line[1:]) for line in lines]
     ours = [program for program in started if module_of(program[0])]

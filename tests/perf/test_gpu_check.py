@@ -15,7 +15,7 @@ from perf.gpu_check.__main__ import check
 from perf.gpu_check.plan import PART_SECONDS, PARTS, Case, Part
 from perf.gpu_check.setup import Setup
 from perf.gpu_check.speed import step_rows
-from perf.roofline import work_of
+from perf.step.roofline import work_of
 
 ABOUT = {"device": "NVIDIA H200", "gpus": 1, "batch": 128, "cuda": "13.0", "versions": {"torch": "2.11.0"}}
 TINY = (

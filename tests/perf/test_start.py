@@ -2,7 +2,7 @@
 
 import pytest
 
-from perf.start import start, waterfall
+from perf.start.__main__ import start, waterfall
 from support.programs import run_module
 from support.tiny_runs import make_workplace
 

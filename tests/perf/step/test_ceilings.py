@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from perf import ceilings as module
-from perf.ceilings import ceilings, layers, squares
+from perf.step import ceilings as module
+from perf.step.ceilings import ceilings, layers, squares
 
 
 @pytest.fixture

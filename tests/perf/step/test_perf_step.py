@@ -9,9 +9,9 @@ import pytest
 
 from config.recipe import ROOT, load_config
 from perf.ranks import run_ranks
-from perf.roofline import Ceilings, Work, roofline
 from perf.step.__main__ import RECIPE, variant
 from perf.step.ranks import Case, turns_in
+from perf.step.roofline import Ceilings, Work, roofline
 from support.forks import run_forked
 from support.photos import write_folder
 from support.programs import run_module
