@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import queue
 import threading
@@ -43,11 +42,6 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
 }
 AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
 READY = 1  # finished batches that wait for the training loop
-
-
-def usual_backend(on_gpu: bool) -> str:
-    """The backend that is usually the fastest on a GPU or without one, if it is installed."""
-    return "ffcv" if not on_gpu and importlib.util.find_spec("ffcv") else "dali"
 
 
 def make_backend(

@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw
 
 from common.cli import EXIT_MISTAKE, Parser, print_error
 from config.recipe import load_config
-from pipeline.crops import Crops, crops_from_config
+from pipeline.crops import Crops, crops_from_config, usual_backend
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
 from pipeline.draw import Draw, draw
-from pipeline.loader import BACKENDS, execute, usual_backend
+from pipeline.loader import BACKENDS, execute
 from pipeline.order import order
 from pipeline.requests import Feed
 

@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from config.recipe import ConfigError
 from config.schema.method import LARGEST
 from config.schema.settings import settings
-from pipeline.crops import exact_color
-from pipeline.loader import usual_backend
+from pipeline.crops import exact_color, usual_backend
 from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
