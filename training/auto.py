@@ -54,7 +54,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
     def choose(key: str, value: float | int | str | bool, why: str) -> None:
         if OmegaConf.select(config, key) == "auto":
             OmegaConf.update(config, key, value)
-            choices.append(f"{key}={_shown(value)}  ({why}; override with {key}=...)")
+            choices.append(f"{key}={shown(value)}  ({why}; override with {key}=...)")
 
     _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
@@ -94,11 +94,12 @@ def _keep(config: DictConfig, begun_with: dict[str, Any]) -> list[str]:
         value = OmegaConf.select(before, key)
         if setting.keeps_auto and OmegaConf.select(config, key) == "auto" and value not in (None, "auto"):
             OmegaConf.update(config, key, value)
-            choices.append(f"{key}={_shown(value)}  (the run has begun with it)")
+            choices.append(f"{key}={shown(value)}  (the run has begun with it)")
     return choices
 
 
-def _shown(value: float | int | str | bool) -> str:
+def shown(value: float | int | str | bool) -> str:
+    """A value as a recipe has it."""
     return str(value).lower() if isinstance(value, str | bool) else f"{value:g}"
 
 
@@ -200,7 +201,7 @@ def _fit_start(config: DictConfig, choices: list[str], steps: int, new: bool) ->
     for key, value in chosen.items():
         OmegaConf.update(config, key, value)
     if given and chosen:
-        words = ", ".join(f"{key}={_shown(value)}" for key, value in chosen.items())
+        words = ", ".join(f"{key}={shown(value)}" for key, value in chosen.items())
         choices.append(f"{words}  (the run goes on from model.weights; override with KEY=...)")
 
 

@@ -26,7 +26,7 @@ from common.versions import versions
 from pipeline.crops import crops_from_config, exact_color
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
-from training.auto import HW_DECODER_LOAD
+from training.auto import HW_DECODER_LOAD, shown
 from training.build import backend_of, build_loader
 from training.distributed import Cluster
 
@@ -95,7 +95,7 @@ def take_fastest(
     changed = [key for key, value in best.items() if OmegaConf.select(config, key) != value]
     _set(config, best)
     keys = ["pipeline.backend", *(key for key in changed if key != "pipeline.backend")]
-    words = ", ".join(f"{key}={OmegaConf.select(config, key)}" for key in keys)
+    words = ", ".join(f"{key}={shown(OmegaConf.select(config, key))}" for key in keys)
     say(f"auto: {words}  ({said} a process, {source}; override with pipeline.backend=...)")
     if changed:
         crops = crops_from_config(config.crops, config.pipeline.backend)

@@ -76,7 +76,7 @@ def test_the_fastest_is_taken_and_one_that_fails_is_named(workplace, monkeypatch
     take_fastest(choices, config, table, loader, Cluster(), said.append)
     assert (config.pipeline.backend, config.crops.jitter.exact) == ("dali", False)
     assert type(loader.backend).__name__ == "DaliBackend" and loader.crops.jitter.exact is False
-    assert "none fails (" in said[0] and "auto: pipeline.backend=dali, crops.jitter.exact=False" in said[0]
+    assert "none fails (" in said[0] and "auto: pipeline.backend=dali, crops.jitter.exact=false" in said[0]
     assert loader.position.samples == 0 and next(iter(loader)).crops[0].shape[0] == 2 * config.run.batch_size
     loader.close()
     before = OmegaConf.to_container(config)
