@@ -5,10 +5,10 @@ DALI   ?= cuda120
 PYTHON ?= python3
 LOCK   := requirements-$(DALI).lock
 WHEELS ?=
-RUN    := .venv/bin/python
+VENV   := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup help-settings default-yaml train cluster-check data convert preview export bench profile science zero-check kill-check faults fuzz long-run gpu-check sync wheels test test-fast mutation-check lint lock clean
+.PHONY: help setup help-settings default-yaml train report cluster-check data convert preview export bench profile science zero-check kill-check faults fuzz long-run gpu-check sync wheels test test-fast mutation-check lint lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,89 +22,92 @@ setup: ## create the virtual environment .venv from the lock file (every other t
 	@launch/setup.sh $(LOCK) $(PYTHON) $(WHEELS)
 
 help-settings: setup ## print every setting with default, range and help; KEY=optimizer: only these
-	@$(RUN) -m config.schema $(KEY)
+	@$(VENV) -m config.schema $(KEY)
 
 NODE_OPTIONS = $(if $(NODES),--nodes $(NODES)) $(if $(GPUS)$(PROCS),--processes $(or $(GPUS),$(PROCS))) \
 	  $(if $(HOSTFILE),--hostfile "$(HOSTFILE)") $(if $(SSH),--ssh "$(SSH)")
 
 train: setup ## train CONFIG (default: the Fashion-MNIST demo); run it again to resume
-	@$(RUN) -m launch.start $(NODE_OPTIONS) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(DRY),--dry) "$(CONFIG)" $(ARGS)
+	@$(VENV) -m launch.start $(NODE_OPTIONS) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(if $(DRY),--dry) "$(CONFIG)" $(ARGS)
+
+report: setup ## RUN=runs/demo: report.html of a run from what it has written; RUN="runs/a runs/b": several side by side
+	@$(VENV) -m evaluation.report $(or $(RUN),runs/demo) $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 cluster-check: setup ## NODES=4 HOSTFILE=hosts: check whether the nodes are fit for a run; prints a table, problems and remedies
-	@$(RUN) -m launch.cluster_check $(NODE_OPTIONS) "$(CONFIG)" $(ARGS)
+	@$(VENV) -m launch.cluster_check $(NODE_OPTIONS) "$(CONFIG)" $(ARGS)
 
 data: setup ## fetch, verify and pack Fashion-MNIST (train does this itself)
-	@$(RUN) -m pipeline.fashion_mnist
+	@$(VENV) -m pipeline.fashion_mnist
 
 # Read from the environment, so that blanks and patterns reach the program unchanged.
 convert: given-SRC given-OUT given-FORMAT setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, tfrecord, recordio, index): pack images of any source; run it again to continue
-	@$(RUN) -m pipeline.convert "$$SRC" "$$OUT" --format "$$FORMAT" $(if $(WORKERS),--workers "$$WORKERS") \
+	@$(VENV) -m pipeline.convert "$$SRC" "$$OUT" --format "$$FORMAT" $(if $(WORKERS),--workers "$$WORKERS") \
 	  $(if $(RAY),--ray "$$RAY") $(ARGS)
 
 given-%:
 	$(if $($*),,$(error $*= is missing; e.g. make convert SRC=/my/images OUT=train.beton FORMAT=beton (or wds, tfrecord, recordio, index)))
 
 preview: setup ## draw images and their crops into preview.png
-	@$(RUN) -m pipeline.preview "$(CONFIG)" $(ARGS)
+	@$(VENV) -m pipeline.preview "$(CONFIG)" $(ARGS)
 
 export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, transformers, swav, safetensors, onnx, torchscript, pt2, detectron2): write trained weights
-	@$(RUN) -m export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
+	@$(VENV) -m export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)
 
 bench: setup ## measure how many images per second each loader gives on this machine
-	@$(RUN) -m perf.loader $(ARGS)
+	@$(VENV) -m perf.loader $(ARGS)
 
 profile: setup ## measure what limits training here and what other settings would give: perf/report.html; BUDGET=300 DATA=/my/images CONFIG=
-	@$(RUN) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
+	@$(VENV) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
 	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config "$(CONFIG)") $(ARGS)
 
 science: setup ## compare the methods at equal time, 3 seeds each: docs/science.md; MINUTES=45; run it again to continue
-	@$(RUN) -m perf.science $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	@$(VENV) -m perf.science $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 zero-check: setup ## check that every ZeRO stage takes the steps of stage 0: perf/results/zero_check.json
-	@$(RUN) -m perf.zero_check $(ARGS)
+	@$(VENV) -m perf.zero_check $(ARGS)
 
 kill-check: setup ## KILLS=200: kill runs at random and compare their weights with an unbroken run: perf/results/kill_check.json
-	@$(RUN) -m perf.kill_check $(if $(KILLS),--kills $(KILLS)) $(ARGS)
+	@$(VENV) -m perf.kill_check $(if $(KILLS),--kills $(KILLS)) $(ARGS)
 
 faults: setup ## MINUTES=60: break the programs on purpose, a fault a row: docs/faults.md; run it again to continue
-	@$(RUN) -m perf.faults $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	@$(VENV) -m perf.faults $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 fuzz: setup ## MINUTES=10: read damaged inputs of every kind: perf/results/fuzz.json
-	@$(RUN) tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	@$(VENV) tests/fuzz.py $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 long-run: setup ## MINUTES=30: train many steps with each backend, and look for leaks: perf/results/long_run.json
-	@$(RUN) -m perf.faults.long_run $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	@$(VENV) -m perf.faults.long_run $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 gpu-check: setup ## check and time everything that needs a GPU, and say what to change: docs/gpu.md; ARGS=--explain needs none
-	@$(RUN) -m perf.gpu_check $(ARGS)
+	@$(VENV) -m perf.gpu_check $(ARGS)
 
 sync: setup ## HOSTFILE=hosts: copy this checkout with its .venv to every node by rsync; DATA=/my/images: copy images too
-	@$(RUN) -m launch.sync "$(or $(HOSTFILE),$(error HOSTFILE= is missing; e.g. make sync HOSTFILE=hosts))" \
+	@$(VENV) -m launch.sync "$(or $(HOSTFILE),$(error HOSTFILE= is missing; e.g. make sync HOSTFILE=hosts))" \
 	  $(if $(SSH),--ssh "$(SSH)") $(if $(DATA),--data "$(DATA)")
 
 wheels: setup ## collect the packages of the lock file as wheels in wheels/, for launch/Dockerfile and machines without a network
-	@. launch/opencv/use.sh && $(RUN) -m launch.wheels $(LOCK) wheels
+	@. launch/opencv/use.sh && $(VENV) -m launch.wheels $(LOCK) wheels
 
 test: setup ## run all tests that this machine can run
 	@tests/tools.sh
-	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	@$(VENV) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-fast: setup ## run the tests that are not marked slow, in three minutes
-	@$(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	@$(VENV) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 mutation-check: setup ## how many small changes of five modules do the fast tests notice? (needs cosmic-ray) docs/testing.md
-	@$(RUN) tests/mutation_check.py $(ARGS)
+	@$(VENV) tests/mutation_check.py $(ARGS)
 
 lint: setup ## run ruff and mypy
-	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
+	@$(VENV) -m ruff check . && $(VENV) -m ruff format --check . && $(VENV) -m mypy
 
 default-yaml: setup ## write config/default.yaml and docs/settings.md from config/schema
-	@$(RUN) -m config.schema --write
+	@$(VENV) -m config.schema --write
 
 lock: setup ## resolve the lock files again from pyproject.toml
-	for dali in cuda120 cuda130; do $(RUN) -m uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra dali-$$dali --universal \
+	for dali in cuda120 cuda130; do $(VENV) -m uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra dali-$$dali --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
-	echo uv | $(RUN) -m uv pip compile -q - --universal --generate-hashes --no-header --no-annotate -o requirements-uv.lock
+	echo uv | $(VENV) -m uv pip compile -q - --universal --generate-hashes --no-header --no-annotate -o requirements-uv.lock
 
 clean: ## remove .venv and caches; data/ and runs/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

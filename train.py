@@ -48,6 +48,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     import torch
 
     from evaluation.classifiers.knn import backbone_knn, untrained_knn
+    from evaluation.report.watch import Watch
     from model.monitor import CodeMonitor, advice
     from model.optimizer.build import build_optimizer, set_step
     from model.optimizer.schedule import learning_rates_of
@@ -97,9 +98,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         optimizer = build_optimizer(config.optimizer, network, frozen_epochs > 0)
         learning_rates = learning_rates_of(config.optimizer, steps, config.run.epochs)
 
-        journal.take()
-        for choice in choices:
-            journal.say(f"auto: {choice}")
+        journal.take(choices)
         journal.check_same_run(config, len(table.usable()), table.digest())
 
     stop_signal.at_once, total_steps, parts = False, config.run.epochs * steps, config.engine.accumulation
@@ -132,6 +131,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         if cluster.add_up([stop_signal.received is not None])[0]:
             journal.say(STOPPED_EARLY)
             return "not begun"
+        watch = Watch(config, table, labelled, crops, engine, network, journal, cluster)
+        watch(0, step)
         clock.start_training()
         first_step, agreement = step, Agreement(cluster.world_size, device, config.run.log_every)
         profile_steps(config, total_steps - step, agreement.times, journal, engine, monitor, teacher, probe)
@@ -225,6 +226,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 return "saved"
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
                 journal.log(step, {"epoch": epoch, **accuracies()})
+            watch(epoch + 1, step)
         speed = step * batch / clock.state_dict()["training_seconds"]
 
         # ---- the result --------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         result |= {"images_per_second": speed, "seconds": clock.state_dict()["seconds"]}
         result |= {"world_size": cluster.world_size, "unreadable_images": cluster.merge(loader.bad)}
         result |= {"checkpoint": str(last_saved), "data": of_splits(table, test)}
-        cluster.on_main(lambda: journal.finish(result))
+        cluster.on_main(lambda: (journal.finish(result), watch.write()))
         return "done"
 
 

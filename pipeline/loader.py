@@ -16,7 +16,7 @@ import torch
 from pipeline.backends.dali import DaliBackend
 from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
-from pipeline.batch import Batch, DecodeFailure, Request
+from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
 from pipeline.crops import Crops
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
@@ -228,12 +228,14 @@ def evaluation_batches(
     device_id: int | None = None,
     max_bad_fraction: float = 0.01,
     hw_decoder_load: float | None = None,
+    draw_rows: DrawRows | None = None,
 ) -> Iterator[Batch]:
-    """Central crops of `rows` in order, the last batch possibly smaller; `crops` from `Crops.for_evaluation`."""
+    """Crops of `rows` in order, the last batch possibly smaller. draw_rows: their draw; by default the central one,
+    of `crops` from `Crops.for_evaluation`."""
     feed = Feed(table, Reader(table), max_bad_fraction)
     executor = make_backend(backend, crops, batch_size, threads, device_id, hw_decoder_load=hw_decoder_load)
     requests = (
-        feed.request(0, start, rows[start : start + batch_size], partial(center, crops))
+        feed.request(0, start, rows[start : start + batch_size], draw_rows or partial(center, crops))
         for start in range(0, len(rows), batch_size)
     )
     producer = _Producer(execute(executor, feed, requests), device_id)

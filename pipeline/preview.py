@@ -21,6 +21,7 @@ from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config, usual_backend
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable
 from pipeline.draw import Draw, draw
 from pipeline.loader import BACKENDS, execute
 from pipeline.order import order
@@ -60,16 +61,29 @@ def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
         config.pipeline.backend = usual_backend(on_gpu=False)
     crops = crops_from_config(config.crops, config.pipeline.backend)
     rows = order(config.run.seed, epoch, table.usable())[:images]
+    drawn, tiles, sources = crops_of(table, crops, config.pipeline.backend, config.run.seed, epoch, rows)
+    return sheet(sources, drawn, tiles)
+
+
+def crops_of(
+    table: SampleTable, crops: Crops, backend_name: str, seed: int, epoch: int, rows: np.ndarray
+) -> tuple[Draw, list[np.ndarray], list[np.ndarray]]:
+    """The draw of some rows, made on the CPU: their crops by view (rows, size, size, 3) and the images (H, W, 3), in
+    uint8. Raises DatasetError."""
     feed = Feed(table, Reader(table))
-    backend = BACKENDS[config.pipeline.backend](crops, len(rows), 1, None)
-    request = feed.request(epoch, 0, rows, partial(draw, crops, config.run.seed, epoch))
-    _, groups = next(execute(backend, feed, iter([request])))
+    backend = BACKENDS[backend_name](crops, len(rows), 1, None)
+    try:
+        request = feed.request(epoch, 0, rows, partial(draw, crops, seed, epoch))
+        request, groups = next(execute(backend, feed, iter([request])))
+        sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
+    finally:
+        backend.close()
+        feed.reader.close()
     levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
     tiles: dict[int, np.ndarray] = {}
     for (_, members), pixels in zip(crops.groups, levels, strict=True):
         tiles |= dict(zip(members, np.split(pixels, len(members)), strict=True))
-    sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
-    return sheet(sources, request.draw, [tiles[view] for view in range(len(crops.views))])
+    return request.draw, [tiles[view] for view in range(len(crops.views))], sources
 
 
 def denormalized(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:

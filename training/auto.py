@@ -24,6 +24,7 @@ MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
 ADAPT_STEPS = 100  # of 0.9 ** 100, 3e-5 of batch norm's old statistics are left
 HW_DECODER_LOAD = 0.65  # DALI's default
 BACKBONE_SCALE = 0.3  # of the learning rate, for a backbone that has learned before
+FEWEST_WATCHED, MOST_WATCHED = 256, 4096
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
@@ -83,6 +84,8 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
     )
     _fit_start(config, choices, steps, begun_with is None)
     _fit_queue(config, choose, batch, epochs, images, world_size)
+    watched = min(MOST_WATCHED, max(FEWEST_WATCHED, images // 128))
+    choose("evaluation.watched", watched, "one in 128 images, for report.html and measures without labels")
     choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
     return choices
 

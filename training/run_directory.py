@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from training.checkpoint.save_load import damage_of, read_state
 from training.report import closing_table
 from training.stopping import TrainingStopped
 
+BEGUN = "the run has begun with it"  # as training.auto says it
 BAR = "{desc} {percentage:3.0f}%|{bar:20}| step {n_fmt}/{total_fmt}{postfix} [{elapsed}, ETA {remaining}]"
 
 
@@ -38,6 +39,7 @@ class Journal:
         self._tensorboard: Any = None
         self._metrics: Any = None
         self._lock: Any = None
+        self.chosen: dict[str, str] = {}
         self._loss: float | None = None  # the last one logged, for the bar
 
     def finished(self, config: DictConfig) -> bool:
@@ -87,9 +89,9 @@ class Journal:
         self.say(f"{self.directory / 'summary.json'} is damaged or another run's; it is made again")
         return False
 
-    def take(self) -> None:
-        """Make the directory and lock it for this run. Raises ConfigError if another run holds the lock, or if it
-        cannot be written."""
+    def take(self, choices: Sequence[str] = ()) -> None:
+        """Make the directory and lock it for this run; say and keep what `auto` chose, a line of training.auto.fit
+        each. Raises ConfigError if another run holds the lock, or if it cannot be written."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self.main:
@@ -98,6 +100,10 @@ class Journal:
             raise ConfigError(f"run.directory={self.directory}: another run is writing it; choose another") from None
         except OSError as error:
             raise ConfigError(f"run.directory={self.directory}: {error.strerror}; choose another") from None
+        for choice in choices:
+            self.say(f"auto: {choice}")
+        before = self.read("auto.json") or {} if choices else {}
+        self.chosen = before | {key: why for key, why in _chosen(choices) if BEGUN not in why or key not in before}
 
     def begun_with(self) -> dict[str, Any] | None:
         """The settings of the run so far, as nested sections with every `auto` chosen; None before its first
@@ -156,6 +162,7 @@ class Journal:
     def _open_files(self, config: DictConfig, done_steps: int) -> None:
         write_atomically(self.directory / "config.yaml", OmegaConf.to_yaml(config))
         write_atomically(self.directory / "versions.json", json.dumps(versions(), indent=1))
+        write_atomically(self.directory / "auto.json", json.dumps(self.chosen, indent=1))
         shorter = self.read("summary.json")  # of a run that is lengthened now: the marker says that it is done
         if shorter is not None:
             (self.directory / "summary.json").rename(self.directory / f"summary-{shorter['epochs']}-epochs.json")
@@ -265,6 +272,15 @@ def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
                 "choose another run.directory"
             )
     return changed
+
+
+def _chosen(choices: Sequence[str]) -> list[tuple[str, str]]:
+    """Key, and value with reason, of each setting in the lines of training.auto.fit."""
+    lines = (choice.partition("  (")[::2] for choice in choices)
+    pairs = [
+        (pair, why.partition("; override with")[0].rstrip(")")) for text, why in lines for pair in text.split(", ")
+    ]
+    return [(pair.partition("=")[0], f"{pair.partition('=')[2]}  ({why})") for pair, why in pairs]
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

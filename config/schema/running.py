@@ -68,6 +68,11 @@ class Evaluation(Section):
     max_train: ZeroOrMore = setting(
         0, "images of the training set to compare with; 0: all", resume="later evaluations use so many"
     )
+    watched: Auto | ZeroOrMore = setting(
+        "auto",
+        "images of the training set that report.html shows, and that measures without labels take after an epoch",
+        resume=EVALUATIONS,
+    )
     probe: bool = setting(
         False,
         "a linear classifier that learns the labels next to the network",
