@@ -6,6 +6,7 @@
     knn         weighted k nearest neighbors, several k in one pass
     linear      a linear classifier by the published protocol; --cached: logistic regression
     semisup     the whole network fine-tuned on 1 % or 10 % of the labels
+    fewshot     1, 5, 10 labeled images of each class, several draws: mean and 95 % interval
     transfer    other images: k-NN, logistic regression, fine-tuning
     svm         a linear SVM per class, mean average precision: Pascal VOC or folders
     retrieval   nearest images: recall and precision at k, mAP at R
@@ -34,7 +35,7 @@ import sys
 
 from common.cli import EXIT_MISTAKE, print_error
 
-COMMANDS = ("knn", "linear", "semisup", "transfer", "svm", "retrieval", "clusters", "report")
+COMMANDS = ("knn", "linear", "fewshot", "semisup", "transfer", "svm", "retrieval", "clusters", "report")
 
 
 def main(arguments: list[str]) -> int:

@@ -74,6 +74,16 @@ def command_parser(command: str, description: str | None, several: bool = True) 
     return parser
 
 
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add --seeds, how often the evaluation is repeated."""
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="seeds from --seed on; of several, mean and 95 %% interval (default 1)",
+    )
+
+
 def add_scale(parser: argparse.ArgumentParser) -> None:
     """Add --scale, the area of training crops."""
     parser.add_argument(
@@ -107,6 +117,8 @@ def check_arguments(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name}={value}: expected an integer of at least {low}")
     if options.share is not None and not 0 < options.share <= 1:
         raise ValueError(f"--share={options.share}: expected more than 0, at most 1")
+    if getattr(options, "seeds", 1) < 1:
+        raise ValueError(f"--seeds={options.seeds}: expected an integer of at least 1")
     if options.backend not in BACKENDS:
         raise ValueError(f"--backend={options.backend}: expected {', '.join(BACKENDS)}")
     if options.precision not in ("fp32", "bf16"):

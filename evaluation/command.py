@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ def compare(
         check_arguments(options)
         check(options)
         from evaluation.backbones import open_backbones
+        from evaluation.repeats import merged
         from evaluation.session import open_labelled, open_session, print_note, process_group
         from pipeline.dataset.table import DatasetError
 
@@ -48,13 +50,24 @@ def compare(
         backbones = open_backbones(words, options.seed, say)
         data, path = (labelled or open_labelled)(options, backbones[0], session)
         evaluate = prepare(options)
-    results = []
+    by_seed: list[list[Figures]] = [[] for _ in backbones]
+    seconds, first = [0.0] * len(backbones), options.seed
     try:
         with process_group(session):
-            for backbone in backbones:
-                started = time.perf_counter()
-                figures = evaluate(backbone, data, session)
-                results.append({**backbone.described(), **figures, "seconds": time.perf_counter() - started})
+            for seed in range(first, first + getattr(options, "seeds", 1)):
+                if seed > first:  # random weights, subsets and crops are those of the seed
+                    options.seed, session = seed, replace(session, seed=seed)
+                    backbones = open_backbones(words, seed)
+                    data, path = (labelled or open_labelled)(options, backbones[0], session)
+                for number, backbone in enumerate(backbones):
+                    started = time.perf_counter()
+                    by_seed[number].append(evaluate(backbone, data, session))
+                    seconds[number] += time.perf_counter() - started
+        options.seed = first
+        results = [
+            {**backbone.described(), **merged(figures), "seconds": spent}
+            for backbone, figures, spent in zip(backbones, by_seed, seconds, strict=True)
+        ]
         if cluster.main:
             report(command, options, {"path": path, **counts(data)}, results)
     except (DatasetError, UnsuitableArgument) as error:

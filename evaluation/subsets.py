@@ -84,3 +84,17 @@ def share_of_each_class(label: np.ndarray, share: float, seed: int) -> np.ndarra
         order = rows[np.argsort(chance[rows], kind="stable")]
         kept.append(order[: max(1, round(share * len(rows)))])
     return np.sort(np.concatenate(kept))
+
+
+def of_each_class(label: np.ndarray, count: int, seed: int, draw: int) -> np.ndarray:
+    """Indices of `count` rows of each class (all of a smaller class), ascending; the same everywhere for a seed and the
+    number of the draw. The rows of a smaller count are a subset of a larger count's.
+
+    label: (N,) class numbers; rows below 0 are in no class.
+    """
+    chance = philox((np.arange(len(label), dtype=np.uint64), draw, 0, 8), key=(seed, 0))[:, 0]
+    kept = []
+    for number in np.unique(label[label >= 0]):
+        rows = np.flatnonzero(label == number)
+        kept.append(rows[np.argsort(chance[rows], kind="stable")][:count])
+    return np.sort(np.concatenate(kept))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from evaluation.arguments import add_scale, check_number, check_scale, command_parser, numbers
+from evaluation.arguments import add_scale, add_seeds, check_number, check_scale, command_parser, numbers
 from evaluation.command import Evaluate, Figures, compare
 
 
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--weight-decay", type=float, default=1e-6)
     add_scale(parser)
+    add_seeds(parser)
     parser.add_argument("--nesterov", action="store_true", help="use Nesterov momentum")
     parser.add_argument("--bn", action="store_true", help="batch norm in front of the classifier")
     parser.add_argument("--best", action="store_true", help="also the best over epochs, chosen on the scored images")

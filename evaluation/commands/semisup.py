@@ -21,7 +21,7 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from evaluation.arguments import command_parser
+from evaluation.arguments import add_seeds, command_parser
 from evaluation.classifiers.tuning import BATCH_NORM, add_tuning, check_tuning, tuner
 from evaluation.command import Evaluate, compare
 
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--fraction", type=float, default=0.1, help="share of the labels; 0.1 (default) and 0.01 have published rates"
     )
+    add_seeds(parser)
     add_tuning(parser, epochs=20)
     return compare("semisup", parser.parse_args(arguments), check, prepare, open_fraction)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from evaluation.arguments import command_parser
+from evaluation.arguments import add_seeds, command_parser
 from evaluation.classifiers.tuning import BATCH_NORM, add_tuning, check_tuning, tuner
 from evaluation.command import Evaluate, Figures, compare
 
@@ -20,6 +20,7 @@ from evaluation.command import Evaluate, Figures, compare
 def main(arguments: list[str]) -> int:
     parser = command_parser("transfer", __doc__)
     parser.add_argument("--finetune", action="store_true", help="also train the whole network")
+    add_seeds(parser)
     add_tuning(parser, epochs=30, rate=0.01, head=0.1)
     return compare("transfer", parser.parse_args(arguments), check, prepare, open_enough)
 

@@ -22,6 +22,8 @@ RUN_BY = {
     "torchrun evaluate.py": "test_two_processes_give_the_table_of_one",
     "evaluate.py knn": "test_a_published_checkpoint_is_evaluated",
     "evaluate.py linear": "test_one_pass_over_two_rates_is_two_passes_over_one",
+    "evaluate.py fewshot": "test_each_draw_is_scikit_learns_accuracy_and_the_interval_is_scipys",
+    "evaluation.report": "test_several_runs_are_side_by_side",
     "evaluate.py semisup": "test_a_fraction_of_each_class_is_learned_from",
     "evaluate.py transfer": "test_transfer_takes_a_list",
     "evaluate.py svm": "test_voc_is_scored_from_its_folder",
