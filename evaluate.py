@@ -10,6 +10,8 @@
     transfer    other images: k-NN, logistic regression, fine-tuning
     svm         a linear SVM per class, mean average precision: Pascal VOC or folders
     retrieval   nearest images: recall and precision at k, mAP at R
+    segment     a linear layer on the maps, mean IoU: folders of Pascal VOC or ADE20K
+    dense       labels of pixels from the nearest patches of other images, mean IoU
     clusters    the prototype of each image as a table, and pictures of the clusters
     report      one HTML page with result files side by side, and pictures
 
@@ -35,7 +37,19 @@ import sys
 
 from common.cli import EXIT_MISTAKE, print_error
 
-COMMANDS = ("knn", "linear", "fewshot", "semisup", "transfer", "svm", "retrieval", "clusters", "report")
+COMMANDS = (
+    "knn",
+    "linear",
+    "fewshot",
+    "semisup",
+    "transfer",
+    "svm",
+    "retrieval",
+    "segment",
+    "dense",
+    "clusters",
+    "report",
+)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,6 +6,8 @@ processes.
 
 from __future__ import annotations
 
+import importlib.util
+
 from omegaconf import DictConfig, OmegaConf
 
 from config.errors import ConfigError
@@ -32,6 +34,13 @@ def codes_come_from_different_crops(config: DictConfig) -> None:
     crops, assigning = _crops_of(config), list(config.swav.assigning)
     good = len(set(assigning)) == len(assigning) and all(0 <= crop < crops for crop in assigning)
     _require(good, config, "swav.assigning", f"different crops from 0 to {crops - 1}")
+
+
+def loggers_are_installed(config: DictConfig) -> None:
+    for name in config.run.loggers:
+        if importlib.util.find_spec(name) is None and name != "csv":
+            expected = f"the package {name}, which is not installed: .venv/bin/python -m pip install {name}"
+            _require(False, config, "run.loggers", expected)
 
 
 def _crops_of(config: DictConfig) -> int:
@@ -106,6 +115,7 @@ def the_batch_splits_into_parts(config: DictConfig) -> None:
 
 
 RULES = (
+    loggers_are_installed,
     one_crop_predicts_another,
     codes_come_from_different_crops,
     dali_has_no_exact_color,

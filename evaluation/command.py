@@ -69,7 +69,12 @@ def compare(
             for backbone, figures, spent in zip(backbones, by_seed, seconds, strict=True)
         ]
         if cluster.main:
-            report(command, options, {"path": path, **counts(data)}, results)
+            report(
+                command,
+                options,
+                {"path": path, **(data.counts() if hasattr(data, "counts") else counts(data))},
+                results,
+            )
     except (DatasetError, UnsuitableArgument) as error:
         print_error(error, cluster.main)
         return EXIT_MISTAKE
@@ -155,4 +160,4 @@ def figure_text(name: str, value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-SHARES = ("top1", "top5", "k-NN", "mAP", "recall", "purity", "precision")
+SHARES = ("mIoU", "accuracy", "top1", "top5", "k-NN", "mAP", "recall", "purity", "precision")

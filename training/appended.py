@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,17 +56,22 @@ class Events:
         self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(self, step: int, values: Mapping[str, Any]) -> None:
-        """A point of a curve for each value that is a number."""
+    def figures(self, step: int, values: Mapping[str, float]) -> None:
+        """A point of a curve for each value."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        points = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in values.items()
-            if isinstance(value, int | float)
-        ]
+        points = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(Event(step=step, summary=Summary(value=points)))
+
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """A PNG under a name. Its size is in the bytes 16 to 24, as PNG has it."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        width, height = struct.unpack(">II", png[16:24])
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, image=image)])))
 
     def close(self) -> None:
         self._file.close()

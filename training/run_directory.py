@@ -20,8 +20,9 @@ from common.versions import versions
 from config.recipe import ConfigError
 from config.schema.setting import SPEED
 from config.schema.settings import defaults, effect_on_resume
-from training.appended import Appended, Events
+from training.appended import Appended
 from training.checkpoint.save_load import damage_of, read_state
+from training.loggers.open import Loggers
 from training.report import closing_table
 from training.stopping import TrainingStopped
 
@@ -36,7 +37,7 @@ class Journal:
         self.directory = directory
         self.main = main
         self._bar: Any = None
-        self._tensorboard: Any = None
+        self._loggers: Loggers | None = None
         self._metrics: Any = None
         self._lock: Any = None
         self.chosen: dict[str, str] = {}
@@ -172,7 +173,8 @@ class Journal:
             with replacing(path) as file:
                 file.writelines(line + b"\n" for line in kept)
         self._metrics = Appended(path, self.say)
-        self._tensorboard = Events(self.directory / "tensorboard", done_steps + 1, self.say)
+        settings = _flat(OmegaConf.to_container(config))
+        self._loggers = Loggers(list(config.run.loggers), self.directory, settings, done_steps, self.say)
 
     def progress(self, epoch: int, images_per_second: float) -> None:
         """One step further on the bar."""
@@ -183,11 +185,17 @@ class Journal:
             self._bar.update(1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and of each number in it a point of TensorBoard's curves."""
+        """One line of metrics.jsonl, and of each number in it a point of the loggers' curves."""
         self._loss = values.get("loss", self._loss)
         if self._metrics is not None:
             self._add_line({"step": step, **values})
-            self._tensorboard.add(step, values)
+        if self._loggers is not None:
+            self._loggers.figures(step, values)
+
+    def picture(self, step: int, name: str, png: bytes) -> None:
+        """A PNG for the loggers (run.loggers)."""
+        if self._loggers is not None:
+            self._loggers.picture(step, name, png)
 
     def say(self, text: str) -> None:
         """A line to the terminal, above the bar."""
@@ -243,10 +251,10 @@ class Journal:
 
     def close(self) -> None:
         """End the bar and the files."""
-        for part in (self._bar, self._tensorboard, self._metrics):
+        for part in (self._bar, self._loggers, self._metrics):
             if part is not None:
                 part.close()
-        self._bar = self._tensorboard = self._metrics = None
+        self._bar = self._loggers = self._metrics = None
 
 
 def newest_state(checkpoints: Path) -> dict[str, Any] | None:

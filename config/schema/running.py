@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from config.every import EXAMPLES, is_every
 from config.schema.ranges import AtLeastOne, Auto, FilePath, Holds, Positive, Range, ZeroOrMore
@@ -30,6 +30,12 @@ class Run(Section):
     batch_size: AtLeastOne = setting(256, "images a step, over all processes")
     seed: Annotated[int, Range(ge=0, le=2**32 - 1)] = setting(31, "of weights, order and crops")
     log_every: AtLeastOne = setting(10, "steps between lines of metrics.jsonl", resume=NOW)
+    loggers: list[Literal["tensorboard", "wandb", "mlflow", "csv"]] = setting(
+        ["tensorboard"],
+        "where figures and pictures go as well, each offline or in the run's directory; [] for nowhere",
+        resume=NOW,
+        expected="a list of tensorboard, wandb, mlflow, csv",
+    )
 
 
 class Checkpoint(Section):

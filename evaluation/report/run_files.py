@@ -105,13 +105,14 @@ def save_images(directory: Path, images: FixedImages) -> None:
         np.savez_compressed(file, pixels=images.pixels, label=images.label)
 
 
-def save_crops(directory: Path, sheet: Image.Image) -> None:
-    """Write the sheet of images with their crops. Raises OSError."""
+def save_crops(directory: Path, sheet: Image.Image) -> bytes:
+    """Write the sheet of images with their crops; returns the PNG. Raises OSError."""
     (directory / FOLDER).mkdir(exist_ok=True)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     with replacing(directory / FOLDER / "crops.png") as file:
         file.write(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def save_seen(directory: Path, seen: Seen) -> None:

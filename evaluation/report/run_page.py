@@ -200,10 +200,34 @@ def _strip(images: FixedImages, numbers: Sequence[int], label: int = -1) -> Imag
     return Image.fromarray(strip)
 
 
-def _image(image: Image.Image, text: str) -> str:
+def sheets(images: FixedImages, seen: Seen) -> dict[str, bytes]:
+    """PNGs for loggers. `neighbors`: a line for each query, with its nearest images; `prototypes`: a line each."""
+    lines = {
+        "neighbors": [
+            _strip(images, [query, *others], int(images.label[query]))
+            for query, others in zip(seen.queries, seen.neighbors, strict=True)
+        ],
+        "prototypes": [_strip(images, one["images"]) for one in seen.prototypes],
+    }
+    return {name: _png(_below_each_other(strips)) for name, strips in lines.items()}
+
+
+def _below_each_other(strips: Sequence[Image.Image]) -> Image.Image:
+    step = max(strip.height for strip in strips) + GAP
+    sheet = Image.new("RGBA", (max(strip.width for strip in strips), step * len(strips) - GAP))
+    for line, strip in enumerate(strips):
+        sheet.paste(strip, (0, line * step))
+    return sheet
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return _tag(buffer.getvalue(), text)
+    return buffer.getvalue()
+
+
+def _image(image: Image.Image, text: str) -> str:
+    return _tag(_png(image), text)
 
 
 def _figure(png: bytes, text: str) -> str:

@@ -24,7 +24,7 @@ from evaluation.clusters import top_images
 from evaluation.features import evaluation_mode, gather
 from evaluation.label_free import alpha_req, lidar, rankme
 from evaluation.report.run_files import SIDE, FixedImages, Seen, save_crops, save_images, save_seen
-from evaluation.report.run_page import write_page
+from evaluation.report.run_page import sheets, write_page
 from pipeline.batch import DrawRows
 from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
@@ -77,7 +77,7 @@ class Watch:
         wait = epoch > 1 and not last and self.took > SHARE * (begun - self.last)
         if not len(self.rows) or self.broken or self.cluster.add_up([self.cluster.main and wait])[0]:
             return
-        figures, problem = self._measured(epoch)
+        figures, problem = self._measured(epoch, step)
         told = self.cluster.merge({} if problem is None else {f"rank {self.cluster.rank}": problem})
         if told:
             self.broken = True  # on all ranks
@@ -98,7 +98,7 @@ class Watch:
         except Exception as error:  # whatever it is, a page is not worth a run
             self.journal.say(f"{self.journal.directory / 'report.html'} is not written: {one_line(error)}")
 
-    def _measured(self, epoch: int) -> tuple[dict[str, float], str | None]:
+    def _measured(self, epoch: int, step: int) -> tuple[dict[str, float], str | None]:
         """Figures of the images (on rank 0, which also saves its pictures), and what went wrong on this rank."""
         config, batch = self.config, self.config.evaluation.batch_size
         central = self.crops.for_evaluation(config.evaluation.size, config.evaluation.share)
@@ -120,7 +120,7 @@ class Watch:
         try:
             figures = {"lidar": lidar(views_of), "rankme": rankme(embeddings), "rankme_features": rankme(features)}
             figures |= {"alpha_req": alpha_req(features), **memory(self.cluster.device())}
-            figures |= self._save(epoch, scores, features, pixels.numpy())
+            figures |= self._save(epoch, step, scores, features, pixels.numpy())
             return {name: value for name, value in figures.items() if math.isfinite(value)}, None
         except Exception as error:  # of any kind: a full disk, a singular matrix
             return {}, one_line(error)
@@ -128,6 +128,7 @@ class Watch:
     def _save(
         self,
         epoch: int,
+        step: int,
         scores: Float[Tensor, "images prototypes"],
         features: Float[Tensor, "images dim"],
         pixels: UInt8[np.ndarray, "images side side 3"],
@@ -144,12 +145,15 @@ class Watch:
             for one in largest
         ]
         queries = self._queries()
-        directory = self.journal.directory
+        images, directory = FixedImages(pixels, self.label), self.journal.directory
         if self.first:
-            save_images(directory, FixedImages(pixels, self.label))
-            save_crops(directory, self._crops_sheet())
+            save_images(directory, images)
+            self.journal.picture(step, "crops", save_crops(directory, self._crops_sheet()))
             self.first = False
-        save_seen(directory, Seen(epoch, queries, [nearest[query].tolist() for query in queries], shown))
+        seen = Seen(epoch, queries, [nearest[query].tolist() for query in queries], shown)
+        save_seen(directory, seen)
+        for name, png in sheets(images, seen).items():
+            self.journal.picture(step, name, png)
         same = self.label[nearest[:, 0]] == self.label
         return {"nearest_same_class": float(same[known].mean())} if known.any() else {}
 

@@ -56,7 +56,7 @@ def test_tensorboard_shows_each_step_once_after_a_restart(tmp_path):
     for first_step, steps in ((1, range(1, 6)), (4, range(4, 8))):
         events = Events(tmp_path, first_step, print)
         for step in steps:
-            events.add(step, {"loss": step / 2, "ranks": {"spread": 1}, "name": "text"})
+            events.figures(step, {"loss": step / 2, "ranks": {"spread": 1}, "name": "text"})
         events.close()
         for file in tmp_path.glob("events*"):
             file.rename(file.with_name(f"{file.name}.{first_step}"))  # both starts may fall into one second
