@@ -23,6 +23,8 @@ RUN_BY = {
     "evaluate.py knn": "test_a_published_checkpoint_is_evaluated",
     "evaluate.py linear": "test_one_pass_over_two_rates_is_two_passes_over_one",
     "evaluate.py fewshot": "test_each_draw_is_scikit_learns_accuracy_and_the_interval_is_scipys",
+    "evaluate.py segment": "test_a_linear_layer_learns_the_cut_outs_and_a_seed_gives_the_same",
+    "evaluate.py dense": "test_labels_are_carried_over_to_the_cut_outs",
     "evaluation.report": "test_several_runs_are_side_by_side",
     "evaluate.py semisup": "test_a_fraction_of_each_class_is_learned_from",
     "evaluate.py transfer": "test_transfer_takes_a_list",
