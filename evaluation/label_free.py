@@ -19,8 +19,8 @@ def rankme(rows: Float[Tensor, "rows dim"], epsilon: float = EPSILON) -> float:
 
         p_k = s_k / sum(s) + epsilon,    RankMe = exp(-sum_k p_k ln p_k)
 
-    From 1 (collapse onto a line) to min(rows, dim). Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023,
-    equations 1 and 2; after the effective rank of Roy and Vetterli, 2007. The paper takes 25,600 images.
+    From 1 (collapse onto a line) to min(rows, dim). Garrido, Balestriero, Najman and LeCun, "RankMe", ICML 2023;
+    after the effective rank of Roy and Vetterli, 2007. The paper takes 25,600 images.
     """
     return _effective_rank(torch.linalg.svdvals(rows.double()), epsilon)
 
@@ -32,7 +32,7 @@ def lidar(rows: Float[Tensor, "images augmentations dim"], delta: float = 1e-4, 
         W = E_x E_a[(e_xa - m_x)(e_xa - m_x)^T] + delta I    of the augmentations around their image's mean
         l = eigenvalues of W^(-1/2) B W^(-1/2),   p_k = l_k / sum(l) + epsilon,   LiDAR = exp(-sum_k p_k ln p_k)
 
-    From 1 to min(images - 1, dim). Thilak et al., "LiDAR", ICLR 2024, section 4; the paper takes 1,000 images and 50
+    From 1 to min(images - 1, dim). Thilak et al., "LiDAR", ICLR 2024; the paper takes 1,000 images and 50
     augmentations of each. Augmentations: 2 or more.
     """
     values = rows.double()
@@ -50,7 +50,7 @@ def alpha_req(rows: Float[Tensor, "rows dim"], first: int = FIRST, last: int = L
 
     A line through ln l_i over ln i for i from first + 1 to last, by least squares with weights 1 / i. Near 1 the
     representation is good; a larger one has few dimensions, a smaller one has noise in many. Agrawal et al., "alpha-
-    ReQ", NeurIPS 2022, section 3; the fit is that of Stringer et al., Nature 2019, with the range of the authors' code.
+    ReQ", NeurIPS 2022; the fit is that of Stringer et al., Nature 2019, with the range of the authors' code.
 
     The range ends earlier where there are fewer eigenvalues, of which rows - 1 at most are above 0; nan where fewer
     than 3 are left.

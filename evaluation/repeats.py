@@ -48,7 +48,7 @@ def _mean(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, first in figures[0].items():
         values = [one.get(name) for one in figures]
         if all(isinstance(value, dict) for value in values):
-            whole[name] = _mean(values)  # type: ignore[arg-type]
+            whole[name] = _mean(values)
         elif all(_is_number(value) for value in values):
             numbers: list[float] = [float(value) for value in values]  # type: ignore[arg-type]
             whole |= {name: sum(numbers) / len(numbers), f"{name} ±": half_width(numbers)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -229,7 +229,7 @@ def evaluation_batches(
     max_bad_fraction: float = 0.01,
     hw_decoder_load: float | None = None,
     draw_rows: DrawRows | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Crops of `rows` in order, the last batch possibly smaller. draw_rows: their draw; by default the central one,
     of `crops` from `Crops.for_evaluation`."""
     feed = Feed(table, Reader(table), max_bad_fraction)

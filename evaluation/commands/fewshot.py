@@ -1,9 +1,9 @@
 """Few-shot classification on frozen features: 1, 5 and 10 labeled images of each class, drawn several times.
 
-The classifier is that of Tian et al., "Rethinking few-shot image classification", ECCV 2020, section 3: multinomial
+The classifier is that of Tian et al., "Rethinking few-shot image classification", ECCV 2020: multinomial
 logistic regression on features of length 1, with scikit-learn's penalty at C = 1 (--cost). Unlike there, an episode has
 all classes of the data, and all test images are scored, as in low-shot evaluation of self-supervised networks (Assran
-et al., "Masked Siamese networks", ECCV 2022, section 5). The figure is the mean over the draws with its 95 % interval.
+et al., "Masked Siamese networks", ECCV 2022). The figure is the mean over the draws with its 95 % interval.
 A draw is a function of --seed and its number; 5 images include the 1 of the same draw. Where a class has fewer images,
 all of them are taken. With classes of different size, also the mean of the classes' accuracies is given.
 

@@ -1,6 +1,6 @@
 """Labels of patches carried over from the nearest patches of other images; nothing is trained.
 
-Balazevic et al., "Towards in-context scene understanding", NeurIPS 2023, section 3.1: a memory of patches, each with
+Balazevic et al., "Towards in-context scene understanding", NeurIPS 2023: a memory of patches, each with
 its feature at length 1 and the distribution of classes over its pixels; a patch of a test image gets the mean of its k
 nearest neighbors' distributions, weighted by softmax(cosine / temperature). k = 30 and temperature 0.02 as there.
 """
@@ -50,7 +50,7 @@ def memory(
     with progress_bar(len(mine), what, "img", cluster.main) as bar:
         for pair in mine:
             unit, mask = _patches(maps, data, pair, crops, session)
-            shares = patch_labels(mask, *unit.shape[1:], data.classes)
+            shares = patch_labels(mask, unit.shape[1], unit.shape[2], data.classes)
             rows = torch.nonzero(shares.sum(1) > 0)[:, 0]
             rows = rows[torch.randperm(len(rows), generator=random)[:each]]
             features.append(unit.flatten(1).T[rows.to(unit.device)])

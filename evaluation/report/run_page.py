@@ -79,7 +79,8 @@ def _facts(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
     rows = []
     for run, name in zip(runs, names, strict=True):
         done, total = max(run.epochs, default=0.0), run.settings.get("run.epochs", "?")
-        knn = run.marks.get("knn") or (run.curve("knn")[1] or [None])[-1]
+        measured = run.curve("knn")[1]
+        knn = run.marks.get("knn") or (measured[-1] if measured else None)
         cells = [name, f"{done:.4g} of {total}", _last(run, "mean_loss", "{:.4f}"), _share(knn)]
         cells += [_share(run.marks.get("knn_random_init")), _share(run.marks.get("knn_raw_pixels"))]
         rows.append([*cells, _last(run, "embedding_rank", "{:.1f}"), _last(run, "images_per_second", "{:,.0f}")])

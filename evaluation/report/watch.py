@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -113,7 +114,7 @@ class Watch:
                 parts.append((embeddings[0], own, features.float(), self._small(images).to(features.device)))
             for images in self._batches(views, several, partial(draw, views, config.run.seed, 0), problems):
                 augmented.append(self._forward(images, several)[0].transpose(0, 1).contiguous())
-        columns = [torch.cat(column) for column in (*zip(*parts, strict=True), augmented)]
+        columns = [torch.cat(list(column)) for column in (*zip(*parts, strict=True), augmented)]
         embeddings, scores, features, pixels, views_of = (self._in_order(column) for column in columns)
         if problems or not self.cluster.main:
             return {}, next(iter(problems), None)
@@ -204,14 +205,14 @@ class Watch:
             hw_decoder_load=pipeline.hw_decoder_load,
             draw_rows=draw_rows,
         )
-        for _ in range(0, share, batch):
-            try:
-                images = empty if problems else next(batches).crops[0]
-            except Exception as error:  # of any kind; the other ranks wait for this one
-                problems.append(one_line(error))
-                images = empty
-            yield images
-        batches.close()
+        with closing(batches):
+            for _ in range(0, share, batch):
+                try:
+                    images = empty if problems else next(batches).crops[0]
+                except Exception as error:  # of any kind; the other ranks wait for this one
+                    problems.append(one_line(error))
+                    images = empty
+                yield images
 
     def _in_order(self, own: Tensor) -> Tensor:
         """The rows of all ranks in the order of the images, without repeated ones, on the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ class Loggers:
         """Open them, to continue after `done_steps`. settings: of the run, by dotted key."""
         self._say, self._loggers = say, dict[str, Logger]()
         for name in names:
-            self._guarded(name, lambda name=name: self._open(name, directory, settings, done_steps))
+            self._guarded(name, partial(self._open, name, directory, settings, done_steps))
 
     def figures(self, step: int, values: Mapping[str, Any]) -> None:
         """A point of a curve for each value that is a number."""
@@ -43,7 +44,7 @@ class Loggers:
 
     def _all(self, act: Callable[[Logger], None]) -> None:
         for name, logger in list(self._loggers.items()):
-            self._guarded(name, lambda logger=logger: act(logger))
+            self._guarded(name, partial(act, logger))
 
     def _guarded(self, name: str, act: Callable[[], None]) -> None:
         try:
