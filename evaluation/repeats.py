@@ -46,14 +46,14 @@ def merged(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _mean(figures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for name, first in figures[0].items():
-        values = [one.get(name) for one in figures]
+        values: list[Any] = [one.get(name) for one in figures]
         if all(isinstance(value, dict) for value in values):
             whole[name] = _mean(values)
         elif all(_is_number(value) for value in values):
-            numbers: list[float] = [float(value) for value in values]  # type: ignore[arg-type]
+            numbers = [float(value) for value in values]
             whole |= {name: sum(numbers) / len(numbers), f"{name} ±": half_width(numbers)}
         elif all(isinstance(value, list) and value and all(map(_is_number, value)) for value in values):
-            columns = zip(*values, strict=False)  # type: ignore[arg-type]
+            columns = zip(*values, strict=False)
             whole[name] = [sum(column) / len(column) for column in columns]
         else:
             whole[name] = first

@@ -117,7 +117,7 @@ def knn_accuracy(
 
     def features(table: SampleTable, rows: np.ndarray, bar: Any, dtype: torch.dtype) -> Tensor:
         own, computed = len(rows[rank::world]), -(-len(rows) // world)
-        batches = evaluation_batches(
+        read = evaluation_batches(
             table,
             np.resize(rows, computed * world)[rank::world],
             crops,
@@ -128,7 +128,7 @@ def knn_accuracy(
             max_bad_fraction=config.data.max_bad_fraction,
             hw_decoder_load=config.pipeline.hw_decoder_load,
         )
-        batches = counted(batches, bar, lambda batch: len(batch.rows))
+        batches = counted(read, bar, lambda batch: len(batch.rows))
         return extract(function, batches, device, computed, dtype)[:own]
 
     images = sum(-(-len(rows) // world) for rows in (data.train_rows, data.test_rows))

@@ -20,8 +20,8 @@ def confusion(
 
 
 def scores(matrix: Int[np.ndarray, "classes classes"]) -> dict[str, Any]:
-    """`mIoU`: mean over classes of intersection / union, accumulated over all images (the measure of
-    Pascal VOC: Everingham et al., IJCV 2015); `pixel accuracy`; and `IoU` of each class, nan and left out of the mean where a class is neither
+    """`mIoU`: mean over classes of intersection / union, accumulated over all images, Pascal VOC's measure (Everingham
+    et al., IJCV 2015); `pixel accuracy`; and `IoU` of each class, nan and left out of the mean where a class is neither
     expected nor predicted."""
     right, union = np.diag(matrix), matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
     each = np.where(union > 0, right / np.maximum(union, 1), np.nan)
