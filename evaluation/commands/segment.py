@@ -1,7 +1,7 @@
 """Linear segmentation of images on frozen features: mean intersection over union.
 
 Batch norm and a linear layer on the last map of the frozen backbone, after DINOv2's linear evaluation (Oquab et al.,
-TMLR 2024, section 7.4): random scale from 0.5 to 2, random crop, flip; AdamW, learning rate 1e-3, weight decay 1e-4,
+TMLR 2024) without warm-up: random scale from 0.5 to 2, random crop, flip; AdamW, learning rate 1e-3, weight decay 1e-4,
 falling linearly to 0. Scored at the masks' own size with sliding windows that overlap by a third. DATA has the folders
 of Pascal VOC (trains on train, scores val; 21 classes) or of ADE20K (150 classes).
 

@@ -1,8 +1,8 @@
 """Linear segmentation: batch norm and a linear layer on the maps of a frozen backbone.
 
-After DINOv2's linear evaluation (Oquab et al., TMLR 2024, section 7.4, on mmsegmentation): random scale from 0.5 to 2,
-random crop, flip; AdamW, learning rate 1e-3, weight decay 1e-4, falling linearly to 0; cross entropy of the enlarged
-logits. Scored with sliding windows that overlap by a third, at the masks' own size.
+After DINOv2's linear evaluation (Oquab et al., TMLR 2024) with the settings of its published mmsegmentation heads, but
+for their warm-up: random scale from 0.5 to 2, random crop, flip; AdamW, learning rate 1e-3, weight decay 1e-4, falling
+linearly to 0; cross entropy of the enlarged logits. Scored with sliding windows that overlap by a third, at the masks' own size.
 """
 
 from __future__ import annotations

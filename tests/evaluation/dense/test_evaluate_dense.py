@@ -6,19 +6,23 @@ import skimage.data
 import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-from evaluation.dense.confusion import IGNORED, confusion, scores
+from evaluation.dense import linear, propagation
+from evaluation.dense.confusion import IGNORED, confusion
+from evaluation.dense.confusion import scores as confusion_scores
 from evaluation.dense.linear import augmented
 from evaluation.dense.maps import last_stage, map_function
 from evaluation.dense.masks import open_masked
 from evaluation.dense.propagation import patch_labels, propagate
 from evaluation.dense.windows import sliding_logits, starts
+from evaluation.session import Session
 from model.backbone import build_backbone
 from pipeline.crops import Crops, View
 from pipeline.dataset.table import DatasetError
 from support.evaluations import evaluate, mistake
 from support.photos import photographs
+from training.distributed import Cluster
 
 SIDE = 64
 
@@ -87,7 +91,7 @@ def test_confusion_and_iou_are_scikit_learns():
     ours = confusion(expected, predicted, 5)
     assert (ours == theirs).all()
     each = jaccard_score(expected[counted], predicted[counted], labels=range(4), average=None)
-    figures = scores(ours)
+    figures = confusion_scores(ours)
     assert [one["IoU"] for one in figures["classes"]] == pytest.approx(each.tolist())
     assert figures["mIoU"] == pytest.approx(each.mean()), "the fifth class does not occur and does not count"
     assert figures["pixel accuracy"] == pytest.approx((expected[counted] == predicted[counted]).mean())
@@ -168,6 +172,59 @@ def test_propagated_labels_are_scikit_learns_weighted_neighbors():
     np.testing.assert_allclose(ours.numpy(), theirs.predict_proba(queries), atol=1e-6)
 
 
+SESSION = Session(Cluster(), torch.device("cpu"), "torchvision", 1, 4, False, None, 0)
+PIXELS = Crops((View(SIDE, (1.0, 1.0)),), mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def scikit_learns_iou(data, predicted):
+    masks = np.stack([data.read(pair)[1] for pair in data.test])
+    counted = masks != IGNORED
+    return jaccard_score(masks[counted], np.stack(predicted)[counted], average=None)
+
+
+def test_the_score_of_a_segmentation_is_scikit_learns(masks):
+    """Logits that are a function of a pixel's color, so that a plain loop predicts the same."""
+    data = open_masked(masks, 3)
+    centers = torch.tensor([0.4, 0.1, 0.9])
+
+    def logits(images):
+        return -(images[:, :1] - centers[:, None, None]).square()
+
+    predicted = [np.abs(np.array(data.read(pair)[0])[..., :1] / 255 - centers.numpy()).argmin(2) for pair in data.test]
+    figures = confusion_scores(linear.score(logits, data, PIXELS, SESSION, "test"))
+    assert [one["IoU"] for one in figures["classes"]] == pytest.approx(scikit_learns_iou(data, predicted))
+
+
+def test_the_score_of_carried_labels_is_scikit_learns(masks):
+    """Mean colors of 8 x 8 pixels as features; scikit-learn's weighted neighbors carry the shares of the classes."""
+    data = open_masked(masks, 3)
+
+    def maps(images):
+        return torch.nn.functional.avg_pool2d(images, 8) - 0.4
+
+    def patches(pair):
+        image, mask = data.read(pair)
+        means = np.array(image).reshape(8, 8, 8, 8, 3).mean((1, 3)).reshape(64, 3) / 255 - 0.4
+        pieces = mask.reshape(8, 8, 8, 8).swapaxes(1, 2).reshape(64, 64)
+        counts = np.stack([(pieces == one).sum(1) for one in range(3)], axis=1)
+        return means / np.linalg.norm(means, axis=1, keepdims=True), counts
+
+    features, counts = map(np.concatenate, zip(*map(patches, data.train), strict=True))
+    known = counts.sum(1) > 0
+    shares = counts[known] / counts[known].sum(1, keepdims=True)
+    theirs = KNeighborsRegressor(5, weights=lambda distance: np.exp((1 - distance**2 / 2) / 0.1))
+    theirs.fit(features[known], shares)
+    predicted = []
+    for pair in data.test:
+        small = torch.from_numpy(theirs.predict(patches(pair)[0]).T.reshape(1, 3, 8, 8))
+        predicted.append(torch.nn.functional.interpolate(small, (SIDE, SIDE), mode="bilinear")[0].argmax(0).numpy())
+    bank, labels = propagation.memory(maps, data, PIXELS, 10**6, SESSION, "memory")
+    matrix = propagation.score(maps, bank, labels, data, PIXELS, 5, 0.1, SESSION, "test")
+    figures = confusion_scores(matrix)
+    assert len(bank) == known.sum()
+    assert [one["IoU"] for one in figures["classes"]] == pytest.approx(scikit_learns_iou(data, predicted), abs=2e-3)
+
+
 def test_maps_of_resnets_and_vision_transformers():
     resnet = build_backbone("resnet", block="basic", layers=[1, 1], base_width=8, stem="small", stem_stride=2).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -188,13 +245,13 @@ def test_maps_of_resnets_and_vision_transformers():
 
 
 def test_a_linear_layer_learns_the_cut_outs_and_a_seed_gives_the_same(tmp_path, run, masks, capsys):
-    words = [run, masks, "--steps", 40, "--batch", 6, "--lr", 0.02, "--stage", "layer1", *arguments(tmp_path)]
+    words = [run, masks, "--steps", 100, "--batch", 6, "--lr", 0.05, "--stage", "layer1", *arguments(tmp_path)]
     figures = evaluate(capsys, *words, command="segment")
     result = figures["results"][0]
     data = open_masked(masks, 3)
     pixels = np.concatenate([mask[mask != IGNORED] for _, mask in map(data.read, data.test)])
     assert result["pixel accuracy"] > (pixels == 0).mean() + 0.02, "more than the photograph everywhere"
-    assert result["mIoU"] > 0.45 and len(result["classes"]) == 3
+    assert result["mIoU"] > 0.42 and len(result["classes"]) == 3, "0.46 to 0.49 here; 0.24 for the photograph everywhere"
     assert figures["data"]["train_images"] == 12 and "mIoU" in figures["text"]
     again = evaluate(capsys, *words, command="segment")["results"][0]
     assert again["mIoU"] == result["mIoU"]
@@ -203,7 +260,7 @@ def test_a_linear_layer_learns_the_cut_outs_and_a_seed_gives_the_same(tmp_path, 
 def test_labels_are_carried_over_to_the_cut_outs(tmp_path, run, masks, capsys):
     words = [run, masks, "--k", 5, "--stage", "layer1", *arguments(tmp_path)]
     result = evaluate(capsys, *words, command="dense")["results"][0]
-    assert result["mIoU"] > 0.45 and result["patches"] > 12 * 100
+    assert result["mIoU"] > 0.5 and result["patches"] == 12 * 24**2, "0.585 here"
     few = evaluate(capsys, *words, "--patches", 120, command="dense")["results"][0]
     assert few["patches"] == 120
 
