@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ PROJECT = "swave"
 class WandbRun:
     """A run of wandb >= 0.19. Its identity is in wandb/id, so a resumed run is the same run: it writes a further
     offline folder, and `wandb sync` puts both into one run. Curves are over the training step, an own axis, because
-    wandb's count of calls may not go back and a run that was killed repeats some steps."""
+    wandb's count of calls may not go back and a run that was killed repeats some steps. A kill loses what wandb has not
+    written yet; a signal, on which swave saves, does not."""
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
         import wandb
@@ -24,7 +26,7 @@ class WandbRun:
         self._wandb, file = wandb, directory / "wandb" / "id"
         file.parent.mkdir(exist_ok=True)
         if not file.exists():
-            write_atomically(file, wandb.util.generate_id())
+            write_atomically(file, uuid.uuid4().hex)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=directory.name,
