@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from common.files import sha256
 from support.ranks import run_ranks
 from training import rank_status
-from training.appended import Appended, Events
+from training.appended import Appended
 from training.checkpoint.save_load import save_checkpoint
 from training.distributed import Cluster
+from training.loggers.open import Loggers
 from training.rank_status import watched
 from training.run_directory import Journal, newest_state
 from training.stopping import TrainingStopped
@@ -54,13 +55,13 @@ def test_what_is_lost_in_the_end_is_said():
 
 def test_tensorboard_shows_each_step_once_after_a_restart(tmp_path):
     for first_step, steps in ((1, range(1, 6)), (4, range(4, 8))):
-        events = Events(tmp_path, first_step, print)
+        events = Loggers(["tensorboard"], tmp_path, {}, first_step - 1, print)
         for step in steps:
             events.figures(step, {"loss": step / 2, "ranks": {"spread": 1}, "name": "text"})
         events.close()
-        for file in tmp_path.glob("events*"):
+        for file in (tmp_path / "tensorboard").glob("events*"):
             file.rename(file.with_name(f"{file.name}.{first_step}"))  # both starts may fall into one second
-    read = EventAccumulator(str(tmp_path)).Reload()
+    read = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert read.Tags()["scalars"] == ["loss"]
     assert [(point.step, point.value) for point in read.Scalars("loss")] == [(step, step / 2) for step in range(1, 8)]
 
