@@ -2,7 +2,8 @@
 
 After DINOv2's linear evaluation (Oquab et al., TMLR 2024) with the settings of its published mmsegmentation heads, but
 for their warm-up: random scale from 0.5 to 2, random crop, flip; AdamW, learning rate 1e-3, weight decay 1e-4, falling
-linearly to 0; cross entropy of the enlarged logits. Scored with sliding windows that overlap by a third, at the masks' own size.
+linearly to 0; cross entropy of the enlarged logits. Scored with sliding windows that overlap by a third, at the masks'
+own size.
 """
 
 from __future__ import annotations

@@ -251,7 +251,7 @@ def test_a_linear_layer_learns_the_cut_outs_and_a_seed_gives_the_same(tmp_path, 
     data = open_masked(masks, 3)
     pixels = np.concatenate([mask[mask != IGNORED] for _, mask in map(data.read, data.test)])
     assert result["pixel accuracy"] > (pixels == 0).mean() + 0.02, "more than the photograph everywhere"
-    assert result["mIoU"] > 0.42 and len(result["classes"]) == 3, "0.46 to 0.49 here; 0.24 for the photograph everywhere"
+    assert result["mIoU"] > 0.42 and len(result["classes"]) == 3, "0.24 if the photograph were everywhere"
     assert figures["data"]["train_images"] == 12 and "mIoU" in figures["text"]
     again = evaluate(capsys, *words, command="segment")["results"][0]
     assert again["mIoU"] == result["mIoU"]
