@@ -45,7 +45,7 @@ def interrupted(workplace, name, *settings, environment=None, stop=kill):
     return workplace / name, train(workplace, name, *words, environment=environment)
 
 
-@pytest.mark.slow(seconds=15)
+@pytest.mark.slow(seconds=25)
 def test_tensorboard_and_csv_have_the_figures_of_metrics_once_and_the_pictures(workplace):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -125,7 +125,7 @@ def check_mlflow(client, run, expected):
 
 
 @needs["mlflow"]
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=30)
 def test_mlflows_database_has_one_run_with_all_figures_and_pictures(workplace):
     from mlflow.tracking import MlflowClient
 
@@ -136,7 +136,7 @@ def test_mlflows_database_has_one_run_with_all_figures_and_pictures(workplace):
 
 
 @needs["mlflow"]
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=90)
 def test_an_mlflow_server_gets_the_same(workplace, tmp_path):
     from mlflow.tracking import MlflowClient
 
