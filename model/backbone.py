@@ -1,16 +1,18 @@
-"""Builds a backbone by name: one of the paper's ResNets, or any model of timm."""
+"""Builds a backbone by name: one of the paper's ResNets, a model of timm or another library, or one's own."""
 
 import difflib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from model.libraries import own_network, torchvision_network, transformers_network
 from model.resnet import RESNETS, ResNet
-from model.trial import check_features, first_line
+from model.sizes import Sizes, takes
+from model.trial import check_features, described, first_line
 
 NO_FEATURES = {  # options of timm with which a network gives something else than features
     "num_classes": "swave trains no classifier",
@@ -34,12 +36,13 @@ def backbone_of(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> nn.Modul
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
     """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialized.
 
-    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a
-        model of timm (`options` go to `timm.create_model`). Vision transformers accept every resolution that
-        their patch size divides.
-    sizes: the crop sizes; a model of timm is tried with each (`model.trial.check_features`).
+    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), a model of timm
+        (`options` go to `timm.create_model`), torchvision:NAME, transformers:FOLDER (`model.libraries`), or a
+        function of one's own as module:function. Those built for one size of images take others too (`model.sizes`).
+    sizes: the crop sizes; a network that is not one of RESNETS is tried with each (`model.trial.check_features`).
 
-    Raises UnknownBackbone, and ValueError for an option or size that the backbone does not accept.
+    Raises UnknownBackbone, ValueError for an option or size that the backbone does not accept, and ImportError for a
+    library that is not installed.
     """
     if name in RESNETS or name == "resnet":
         known = list(inspect.signature(ResNet).parameters)
@@ -50,9 +53,48 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
             return ResNet(**(RESNETS.get(name, {}) | options))
         except (TypeError, RuntimeError, ZeroDivisionError) as error:  # wrong type or impossible size
             raise ValueError(f"backbone {name} with model.options={options}: {first_line(error)}") from None
-    network = _build_timm(name, options)
+    network, of_size = _build(name, options)
+    _take_sizes(network, of_size, described(name, options), sizes)
     check_features(network, name, options, sizes)
     return network
+
+
+OfSize = Callable[[int], nn.Module]
+
+
+def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, OfSize]:
+    """The network, and a function that builds it for a size of images."""
+    library, colon, place = name.partition(":")
+    if library == "transformers" and colon:
+        return transformers_network(place, options), lambda size: transformers_network(
+            place, {**options, "image_size": size}
+        )
+    if library == "torchvision" and colon:
+        if wrong := options.keys() & {"weights", "num_classes", "size"}:
+            raise ValueError(f"{described(name, options)}: it has no option {min(wrong)}")
+        try:
+            return torchvision_network(place, **options), lambda size: torchvision_network(place, size, **options)
+        except TypeError as error:
+            raise ValueError(f"{described(name, options)}: {first_line(error)}") from None
+    if colon:
+        return own_network(name, options), lambda size: own_network(name, {**options, "img_size": size})
+    return _build_timm(name, options), lambda size: timm_network(name, {**options, "img_size": size, "pretrained": False})
+
+
+def _take_sizes(network: nn.Module, of_size: OfSize, words: str, sizes: Sequence[int]) -> None:
+    """Make a network that is built for one size take the others, if it can."""
+    refused = [size for size in sorted(set(sizes)) if not takes(network, size)]
+    if not refused:
+        return
+    several = Sizes(network, of_size)
+    for size in refused:
+        try:
+            several.prepare(size)
+        except Exception as error:  # of any type: timm's assertions, torch's RuntimeErrors
+            if "img_size" in str(error) or "image_size" in str(error):  # built for no size: its own reason follows
+                continue
+            reason = f"built for them, {first_line(error)}"
+            raise ValueError(f"{words} does not take crops of {size} pixels: {reason}") from None
 
 
 def _plain(value: Any) -> Any:
@@ -73,20 +115,26 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     for option, reason in NO_FEATURES.items():
         if options.get(option):
             raise ValueError(f"backbone {name} with model.options={options}: {reason}; leave out {option}")
-    settings = {"num_classes": 0, "pretrained": False, **options}
-    # Multi-crop needs several resolutions; by default, models with position embeddings accept only one.
     try:
-        try:
-            network = timm.create_model(name, **{"dynamic_img_size": True, **settings})
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error):
-                raise
-            network = timm.create_model(name, **settings)
+        network = timm_network(name, options)
     except Exception as error:  # of any type; OSError: pretrained weights cannot be fetched
         reason = first_line(error) + _nearest_option(name, first_line(error))
         raise ValueError(f"backbone {name} with model.options={options}: {reason}") from None
     network.feature_dim = getattr(network, "head_hidden_size", None) or network.num_features
     return network
+
+
+def timm_network(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """A model of timm without classifier, that takes several sizes by itself where timm provides that."""
+    import timm
+
+    settings = {"num_classes": 0, "pretrained": False, **options}
+    try:
+        return timm.create_model(name, **{"dynamic_img_size": True, **settings})
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return timm.create_model(name, **settings)
 
 
 def _nearest_option(name: str, reason: str) -> str:

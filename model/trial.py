@@ -22,7 +22,7 @@ def check_features(network: nn.Module, name: str, options: Mapping[str, Any], si
         with torch.random.fork_rng(devices=[]):
             for size in sorted(set(sizes)):
                 for training in (False, True):
-                    _check(network.train(training), f"backbone {name}{_with(options)}", options, size)
+                    _check(network.train(training), described(name, options), options, size)
     finally:
         network.train()
         with torch.no_grad():
@@ -35,26 +35,32 @@ def first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 
-def _check(network: nn.Module, described: str, options: Mapping[str, Any], size: int) -> None:
+def described(name: str, options: Mapping[str, Any]) -> str:
+    """A backbone in the words of messages."""
+    return f"backbone {name}" + (f" with model.options={dict(options)}" if options else "")
+
+
+def _check(network: nn.Module, words: str, options: Mapping[str, Any], size: int) -> None:
     try:
         output = _features(network, size)
     except Exception as error:  # of any type: timm raises assertions, torch RuntimeErrors
         reason = first_line(error)
         raise ValueError(
-            f"{described} does not take crops of {size} pixels: {reason}{_rule(network.eval(), size)}"
+            f"{words} does not take crops of {size} pixels: {reason}{_rule(network.eval(), size)}"
         ) from None
     dim = network.feature_dim
     if not isinstance(output, Tensor) or output.shape != (2, dim):
         given = [option for option in CHANGING if option in options]
         leave = f"; leave out {' and '.join(given)}" if given else ""
-        raise ValueError(f"{described} gives {_shape(output)} in place of features [2, {dim}] for 2 images{leave}")
-    if not output.isfinite().all():
-        raise ValueError(f"{described} gives infinite or NaN features for crops of {size} pixels; use other options")
+        raise ValueError(f"{words} gives {_shape(output)} in place of features [2, {dim}] for 2 images{leave}")
+    if not output.is_meta and not output.isfinite().all():
+        raise ValueError(f"{words} gives infinite or NaN features for crops of {size} pixels; use other options")
 
 
 @torch.no_grad()
 def _features(network: nn.Module, size: int) -> Any:
-    return network(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), device="cpu")
+    return network(images.to(next(network.parameters(), images).device))
 
 
 def _rule(network: nn.Module, size: int) -> str:
@@ -81,6 +87,3 @@ def _shape(output: Any) -> str:
         return str(list(output.shape))
     return f"{len(output)} outputs" if isinstance(output, list | tuple | dict) else f"a {type(output).__name__}"
 
-
-def _with(options: Mapping[str, Any]) -> str:
-    return f" with model.options={dict(options)}" if options else ""
