@@ -1,18 +1,18 @@
-"""Builds a backbone by name: one of the paper's ResNets, a model of timm or another library, or one's own."""
+"""Builds a backbone by name: one of the paper's ResNets, or a model of timm."""
 
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from model.libraries import own_network, torchvision_network, transformers_network
 from model.resnet import RESNETS, ResNet
 from model.sizes import Sizes, takes
-from model.trial import check_features, described, first_line
+from model.trial import check_features, described, first_line, sizes_near
 
 NO_FEATURES = {  # options of timm with which a network gives something else than features
     "num_classes": "swave trains no classifier",
@@ -36,13 +36,11 @@ def backbone_of(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> nn.Modul
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
     """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialized.
 
-    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), a model of timm
-        (`options` go to `timm.create_model`), torchvision:NAME, transformers:FOLDER (`model.libraries`), or a
-        function of one's own as module:function. Those built for one size of images take others too (`model.sizes`).
-    sizes: the crop sizes; a network that is not one of RESNETS is tried with each (`model.trial.check_features`).
+    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a model of timm
+        (`options` go to `timm.create_model`). Those built for one size of images take others too (`model.sizes`).
+    sizes: the crop sizes; a model of timm is tried with each (`model.trial.check_features`).
 
-    Raises UnknownBackbone, ValueError for an option or size that the backbone does not accept, and ImportError for a
-    library that is not installed.
+    Raises UnknownBackbone, and ValueError for an option or size that the backbone does not accept.
     """
     if name in RESNETS or name == "resnet":
         known = list(inspect.signature(ResNet).parameters)
@@ -53,35 +51,13 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
             return ResNet(**(RESNETS.get(name, {}) | options))
         except (TypeError, RuntimeError, ZeroDivisionError) as error:  # wrong type or impossible size
             raise ValueError(f"backbone {name} with model.options={options}: {first_line(error)}") from None
-    network, of_size = _build(name, options)
-    _take_sizes(network, of_size, described(name, options), sizes)
+    network = _build_timm(name, options)
+    _take_sizes(network, partial(_of_size, name, options), described(name, options), sizes)
     check_features(network, name, options, sizes)
     return network
 
 
-OfSize = Callable[[int], nn.Module]
-
-
-def _build(name: str, options: dict[str, Any]) -> tuple[nn.Module, OfSize]:
-    """The network, and a function that builds it for a size of images."""
-    library, colon, place = name.partition(":")
-    if library == "transformers" and colon:
-        return transformers_network(place, options), lambda size: transformers_network(
-            place, {**options, "image_size": size}
-        )
-    if library == "torchvision" and colon:
-        if wrong := options.keys() & {"weights", "num_classes", "size"}:
-            raise ValueError(f"{described(name, options)}: it has no option {min(wrong)}")
-        try:
-            return torchvision_network(place, **options), lambda size: torchvision_network(place, size, **options)
-        except TypeError as error:
-            raise ValueError(f"{described(name, options)}: {first_line(error)}") from None
-    if colon:
-        return own_network(name, options), lambda size: own_network(name, {**options, "img_size": size})
-    return _build_timm(name, options), lambda size: timm_network(name, {**options, "img_size": size, "pretrained": False})
-
-
-def _take_sizes(network: nn.Module, of_size: OfSize, words: str, sizes: Sequence[int]) -> None:
+def _take_sizes(network: nn.Module, of_size: Callable[[int], nn.Module], words: str, sizes: Sequence[int]) -> None:
     """Make a network that is built for one size take the others, if it can."""
     refused = [size for size in sorted(set(sizes)) if not takes(network, size)]
     if not refused:
@@ -90,10 +66,10 @@ def _take_sizes(network: nn.Module, of_size: OfSize, words: str, sizes: Sequence
     for size in refused:
         try:
             several.prepare(size)
+        except TypeError:  # its builder has no such option: the trial gives the network's own reason
+            continue
         except Exception as error:  # of any type: timm's assertions, torch's RuntimeErrors
-            if "img_size" in str(error) or "image_size" in str(error):  # built for no size: its own reason follows
-                continue
-            reason = f"built for them, {first_line(error)}"
+            reason = f"{first_line(error)}{sizes_near(network.eval(), size)}"
             raise ValueError(f"{words} does not take crops of {size} pixels: {reason}") from None
 
 
@@ -137,6 +113,11 @@ def timm_network(name: str, options: Mapping[str, Any]) -> nn.Module:
         return timm.create_model(name, **settings)
 
 
+def _of_size(name: str, options: Mapping[str, Any], size: int) -> nn.Module:
+    """A model of timm, built for images of this size."""
+    return timm_network(name, {**options, "img_size": size, "pretrained": False})
+
+
 def _nearest_option(name: str, reason: str) -> str:
     """Words about the nearest option of a model of timm, if it refused an option's name."""
     import timm
@@ -166,7 +147,9 @@ def checkpoint_activations(backbone: nn.Module) -> None:
     """
     if isinstance(backbone, ResNet):
         backbone.checkpointing = True
-    elif callable(switch := getattr(backbone, "set_grad_checkpointing", None)):
-        switch(True)
-    else:
-        raise ValueError("engine.activation_checkpointing: this backbone does not support it; leave it false")
+        return
+    try:
+        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):  # timm's answer where a network has it not
+        reason = "engine.activation_checkpointing: this backbone does not support it; leave it false"
+        raise ValueError(reason) from None

@@ -79,11 +79,12 @@ class Sizes:
     def _after(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         size = self.size
         self._exchange(0)
-        if size and isinstance(output, Tensor) and output.requires_grad and not torch.compiler.is_compiling():
+        if isinstance(output, Tensor) and output.requires_grad and not torch.compiler.is_compiling():
             output.register_hook(partial(self._recomputing, size))
 
     def _recomputing(self, size: int, _gradient: Tensor) -> None:
-        """Before the backward pass of a size: in it, checkpointed blocks run forward again."""
+        """Before the backward pass of a size (0: of one without changes): in it, checkpointed blocks run forward
+        again. Autograd finishes one forward pass before it starts on an earlier one."""
         self._exchange(size)
         torch.autograd.Variable._execution_engine.queue_callback(partial(self._exchange, 0))
 
@@ -138,7 +139,9 @@ def differences(own: nn.Module, other: nn.Module) -> Changes:
         attributes = {
             key: value
             for key, value in vars(twin).items()
-            if not key.startswith("_") and key not in NOT_OF_THE_SIZE and not same(vars(module).get(key, MISSING), value)
+            if not key.startswith("_")
+            and key not in NOT_OF_THE_SIZE
+            and not same(vars(module).get(key, MISSING), value)
         }
         for key, buffer in twin._buffers.items():
             if buffer is not None and not _same_buffer(module, key, buffer):
@@ -146,7 +149,7 @@ def differences(own: nn.Module, other: nn.Module) -> Changes:
         shapes = {
             key: value.shape
             for key, value in twin._parameters.items()
-            if value is not None and value.shape != module._parameters[key].shape  # type: ignore[union-attr]
+            if value is not None and value.shape != module._parameters[key].shape
         }
         if attributes or shapes:  # what such a module has cached is of one size
             attributes |= {key: {} for key, value in vars(twin).items() if value == {} and not key.startswith("_")}

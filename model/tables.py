@@ -2,8 +2,8 @@
 
 Each axis that differs is bicubically interpolated with antialiasing: a square of patches in both directions, everything
 else along one. So positions stay where they are relative to the edges of the image, as in ViT (arXiv 2010.11929,
-section 3.2). Matrices of a linear layer over patches, as in MLP-Mixer, are resampled too; their inputs are multiplied
-by the ratio of the numbers of patches, so that sums over fewer patches remain as large.
+section 3.2). A linear layer over patches, as in MLP-Mixer, becomes the layer that interpolates the patches to those of
+the own size, applies the own matrix, and interpolates its output back; this too is a linear function of the matrix.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ def resample(table: Tensor, shape: Sequence[int], over_patches: bool = False) ->
     value = table if table.dtype == torch.float64 else table.float()
     for axis in axes:
         old, new = table.shape[axis], shape[axis]
+        inputs = over_patches and axis == 1  # weights of linear layers are [outputs, inputs]
         prefix = None if grid else prefix_tokens(old, new)
         if prefix is None:
-            value = _along(value, axis, old, new)
+            value = _along(value, axis, old, new, inputs)
         else:
-            value = _square(value, axis, prefix, math.isqrt(old - prefix), math.isqrt(new - prefix))
-        if over_patches and axis == table.ndim - 1 and table.ndim > 1:
-            value = value * (old / new)
+            value = _square(value, axis, prefix, math.isqrt(old - prefix), math.isqrt(new - prefix), inputs)
     return value.to(table.dtype)
 
 
@@ -49,16 +48,17 @@ def prefix_tokens(old: int, new: int) -> int | None:
     return None
 
 
-def _square(value: Tensor, axis: int, prefix: int, old: int, new: int) -> Tensor:
+def _square(value: Tensor, axis: int, prefix: int, old: int, new: int, inputs: bool) -> Tensor:
     """Interpolates rows and columns of the square on an axis, behind `prefix` tokens."""
     tokens, patches = value.split([prefix, old * old], dim=axis)
     patches = patches.unflatten(axis, (old, old))
-    patches = _along(_along(patches, axis, old, new), axis + 1, old, new).flatten(axis, axis + 1)
+    patches = _along(_along(patches, axis, old, new, inputs), axis + 1, old, new, inputs).flatten(axis, axis + 1)
     return torch.cat([tokens, patches], dim=axis) if prefix else patches
 
 
-def _along(value: Tensor, axis: int, old: int, new: int) -> Tensor:
-    matrix = _interpolation(old, new).to(value.device, value.dtype)
+def _along(value: Tensor, axis: int, old: int, new: int, inputs: bool) -> Tensor:
+    """Interpolates an axis; inputs: it is multiplied with what has to be interpolated from `new` to `old` before."""
+    matrix = (_interpolation(new, old).T if inputs else _interpolation(old, new)).to(value.device, value.dtype)
     return torch.tensordot(value, matrix, dims=([axis], [1])).movedim(-1, axis)
 
 

@@ -46,7 +46,7 @@ def _check(network: nn.Module, words: str, options: Mapping[str, Any], size: int
     except Exception as error:  # of any type: timm raises assertions, torch RuntimeErrors
         reason = first_line(error)
         raise ValueError(
-            f"{words} does not take crops of {size} pixels: {reason}{_rule(network.eval(), size)}"
+            f"{words} does not take crops of {size} pixels: {reason}{sizes_near(network.eval(), size)}"
         ) from None
     dim = network.feature_dim
     if not isinstance(output, Tensor) or output.shape != (2, dim):
@@ -63,8 +63,8 @@ def _features(network: nn.Module, size: int) -> Any:
     return network(images.to(next(network.parameters(), images).device))
 
 
-def _rule(network: nn.Module, size: int) -> str:
-    """Which sizes near a refused one the network takes, found by trying."""
+def sizes_near(network: nn.Module, size: int) -> str:
+    """In words, which sizes near a refused one the network takes, found by trying."""
     below = sorted({size // step * step for step in STEPS} - {0, size}, reverse=True)
     above = sorted({-(-size // step) * step for step in STEPS} - {size})
     near = [found for sizes in (below, above) if (found := next((s for s in sizes if _takes(network, s)), None))]
@@ -86,4 +86,3 @@ def _shape(output: Any) -> str:
     if isinstance(output, Tensor):
         return str(list(output.shape))
     return f"{len(output)} outputs" if isinstance(output, list | tuple | dict) else f"a {type(output).__name__}"
-

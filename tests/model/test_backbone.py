@@ -105,7 +105,7 @@ def test_a_refused_size_comes_with_sizes_near_it_that_are_taken():
     with pytest.raises(ValueError, match=r"crops of 90 pixels: .*; near it, it takes 80 and 96"):
         build_backbone("vit_tiny_patch16_224", sizes=[90], **SMALL_VIT)
     with pytest.raises(ValueError, match=r"crops of 64 pixels: .*; as built it takes 224 pixels only"):
-        build_backbone("mixer_s32_224", sizes=[64])
+        build_backbone("efficientformer_l1", sizes=[64])
 
 
 def test_the_trial_changes_neither_the_network_nor_random_numbers():
