@@ -38,6 +38,7 @@ from evaluation.architectures import (
 from model.backbone import build_backbone
 from model.swav import SwAV
 from model.weights import check_finite, find, read_weights, take_weights
+from training.build import sizes_of
 from training.trained_network import TEACHER, read_trained
 
 RANDOM = "random"
@@ -210,8 +211,9 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backb
     note = ""
     if named is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))
-        inputs = from_config(json.loads(header["config"])) if "config" in header else Inputs()
-        named = NamedNetwork(build_backbone(header["backbone"], **options), header["backbone"], inputs)
+        config = json.loads(header["config"]) if "config" in header else None
+        inputs, sizes = (from_config(config), sizes_of(config)) if config else (Inputs(), [])
+        named = NamedNetwork(build_backbone(header["backbone"], sizes, **options), header["backbone"], inputs)
     if named is None:
         named = of_weights(find(weights).backbone, path)
         note = f"; read as {named.name}, by its shapes (FILE@timm:NAME names another network with the same tensors)"

@@ -53,6 +53,13 @@ def backend_of(pipeline: DictConfig, cluster: Cluster) -> dict[str, Any]:
     }
 
 
+def sizes_of(config: Mapping[str, Any]) -> list[int]:
+    """The sizes of images, in pixels, that a run's network is given. config: a fitted recipe, or a checkpoint's."""
+    crops, size = config["crops"], config["evaluation"]["size"]
+    sizes = [crops[kind]["size"] for kind in ("global", "local") if crops[kind]["count"]]
+    return [*sizes, sizes[0] if size == "auto" else size]
+
+
 def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
     """A recipe's `model:` section at random initialization, on the CPU; sizes: crops that it will be given, in pixels.
     Raises ValueError for what the backbone does not take."""

@@ -13,7 +13,7 @@ from model.state import rank_mean
 from model.swav import SwAV
 from model.teacher import teacher_weights
 from model.weights import check_finite
-from training.build import build_network
+from training.build import build_network, sizes_of
 from training.checkpoint.masters import whole_masters
 from training.checkpoint.save_load import CheckpointError, damage_of, latest_checkpoint, load_checkpoint, read_state
 
@@ -89,7 +89,7 @@ def read_trained(path: Path) -> Trained:
     checkpoint = find_checkpoint(path.with_name(path.name.removesuffix(TEACHER)))
     state = read_state(checkpoint, {"config": dict})
     try:
-        network = build_network(state["config"]["model"])
+        network = build_network(state["config"]["model"], sizes_of(state["config"]))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its state.json describes no network ({error!r})") from None
     state = read_state(checkpoint, {"step": int, "images": int, "loader": dict})  # an export names them

@@ -25,7 +25,7 @@ from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import evaluation_batches
-from training.build import starting_network
+from training.build import sizes_of, starting_network
 from training.compiled import in_whole_batches
 
 BLOCK = 65_536  # rows of the bank: 268 MB of similarities to 1,024 queries
@@ -192,7 +192,7 @@ def untrained_knn(
     try:
         with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
             torch.manual_seed(config.run.seed)
-            network = weights_channels_last(starting_network(config.model).to(device)).eval()
+            network = weights_channels_last(starting_network(config.model, sizes_of(config)).to(device)).eval()
     except ValueError:
         return {"knn_random_init": None, "knn_raw_pixels": raw_pixels}
     central = crops.for_evaluation(config.evaluation.size, config.evaluation.share)
