@@ -45,6 +45,7 @@ class Sizes:
         self.changes: dict[int, Changes | None] = {}  # None: a size that the network takes as it is
         self.size = 0  # whose changes are in place; 0: none
         self.replaced: list[tuple[nn.Module, str, Any]] = []  # by these changes
+        self.buffers: list[tuple[nn.Module, str, Tensor | None]] = []  # the own computed ones
         network.register_forward_pre_hook(self._before)
         network.register_forward_hook(self._after, always_call=True)
 
@@ -74,11 +75,13 @@ class Sizes:
         size = int(inputs[0].shape[-1])
         if size not in self.changes:
             self.prepare(size)
+        self._exchange(0)
+        self.buffers = computed_buffers(self.network)
         self._exchange(size)
 
     def _after(self, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         size = self.size
-        self._exchange(0)
+        self._own()
         if isinstance(output, Tensor) and output.requires_grad and not torch.compiler.is_compiling():
             output.register_hook(partial(self._recomputing, size))
 
@@ -86,7 +89,13 @@ class Sizes:
         """Before the backward pass of a size (0: of one without changes): in it, checkpointed blocks run forward
         again. Autograd finishes one forward pass before it starts on an earlier one."""
         self._exchange(size)
-        torch.autograd.Variable._execution_engine.queue_callback(partial(self._exchange, 0))
+        torch.autograd.Variable._execution_engine.queue_callback(self._own)
+
+    def _own(self) -> None:
+        """Put back what the network has for its own size, and buffers that a forward pass computed anew: a checkpoint
+        takes their shapes from here."""
+        self._exchange(0)
+        put_back(self.buffers)
 
     def _exchange(self, size: int) -> None:
         """Put the changes of a size in place; 0: those of none."""
@@ -94,7 +103,9 @@ class Sizes:
         if (size if changes else 0) == self.size:
             return
         for module, key, own in reversed(self.replaced):
-            if own is MISSING:
+            if key in module._non_persistent_buffers_set:
+                module._buffers[key] = own
+            elif own is MISSING:
                 object.__delattr__(module, key)
             else:
                 object.__setattr__(module, key, own)
@@ -104,10 +115,14 @@ class Sizes:
         for name, attributes in changes.attributes.items():
             module = self.network.get_submodule(name)
             for key, value in attributes.items():
-                # An entry of the instance hides a buffer of that name, which stays in the module's state.
-                self.replaced.append((module, key, module.__dict__.get(key, MISSING)))
                 if isinstance(value, Tensor):
                     value = attributes[key] = _like(value, module, key)
+                if key in module._non_persistent_buffers_set:
+                    self.replaced.append((module, key, module._buffers[key]))
+                    module._buffers[key] = value
+                    continue
+                # An entry of the instance hides a buffer of that name, which stays in the module's state.
+                self.replaced.append((module, key, module.__dict__.get(key, MISSING)))
                 object.__setattr__(module, key, {} if value == {} else value)
         self.size = size
 
@@ -175,14 +190,27 @@ def same(one: Any, other: Any) -> bool:
 @torch.no_grad()
 def takes(network: nn.Module, size: int) -> bool:
     """Whether the network takes images of this size; its random state, buffers and mode do not change."""
-    training, like = network.training, next(network.parameters())
+    training, like, buffers = network.training, next(network.parameters()), computed_buffers(network)
     try:
         network.eval()(torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype))
     except Exception:  # of any type: timm raises assertions, torch RuntimeErrors
         return False
     finally:
         network.train(training)
+        put_back(buffers)
     return True
+
+
+def computed_buffers(network: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
+    """Module, name and value of the buffers that no state dict has; some networks compute them for each size."""
+    modules = network.modules()
+    return [(module, key, module._buffers[key]) for module in modules for key in module._non_persistent_buffers_set]
+
+
+def put_back(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> None:
+    """Give modules these buffers again."""
+    for module, key, value in buffers:
+        module._buffers[key] = value
 
 
 def _same_buffer(module: nn.Module, key: str, other: Tensor) -> bool:

@@ -132,6 +132,20 @@ def test_a_backbone_of_one_size_takes_crops_of_two():
     assert [network(torch.rand(2, 3, size, size)).shape for size in (64, 32, 224)] == [(2, network.feature_dim)] * 3
 
 
+def test_positions_that_a_forward_pass_computes_are_those_of_its_size():
+    options = {"embed_dim": 8, "depth": 1, "num_heads": 2, "local_up_to_layer": 1}
+    network = build_backbone("convit_tiny", [64, 224], **options).eval()
+    shapes = [buffer.shape for buffer in network.buffers()]
+    images = torch.randn(2, 3, 64, 64)
+    expected = timm.create_model("convit_tiny", num_classes=0, img_size=64, **options).eval()
+    weights = {key: resample(value, expected.state_dict()[key].shape) for key, value in network.state_dict().items()}
+    expected.load_state_dict(weights)
+    for _ in range(2):
+        assert torch.allclose(network(images), expected(images), rtol=0, atol=1e-6)
+        assert [buffer.shape for buffer in network.buffers()] == shapes
+        network(torch.randn(1, 3, 224, 224))
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
