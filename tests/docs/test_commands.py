@@ -38,6 +38,7 @@ RUN_BY = {
     "launch.cluster_check": "test_the_cluster_check_reports_its_results",
     "launch.sync": "test_a_checkout_is_copied_and_the_nodes_own_files_stay",
     "launch.wheels": "test_wheels_get_their_own_lock_file_which_pip_enforces",
+    "perf.backbones": "test_models_are_checked_once_and_the_page_has_them",
     "perf.compare": "test_single_parts_of_a_report_are_accepted",
     "perf.gpu_check": "test_it_explains_each_part_without_a_gpu_and_without_torch",
     "perf.faults": "test_a_fault_costs_nothing_that_was_saved",
