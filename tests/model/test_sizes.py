@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from model.backbone import build_backbone, checkpoint_activations
-from model.sizes import Sizes, differences
-from model.tables import resample
+from model.sizes import Sizes
+from model.sizes.network import differences
+from model.sizes.tables import resample
 
 VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2}
 LEVIT = {"embed_dim": (16, 16), "key_dim": 8, "depth": (1, 1), "num_heads": (1, 1)}

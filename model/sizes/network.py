@@ -3,7 +3,7 @@
 timm builds many networks for one size: their tables of positions, windows and masks have its shape. For another size,
 timm builds the same network a second time. What differs between the two is what depends on the size: plain attributes
 and buffers of modules are exchanged while images of that size pass, and parameters of another shape are resampled
-from the network's own (`model.tables`) in each forward pass. The second network is then dropped. So the network has one
+from the network's own (`model.sizes.tables`) in each forward pass. The second network is then dropped. So the network has one
 set of parameters, whose names and shapes are those of the size it was built for.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.tables import resample
+from model.sizes.tables import resample
 
 MISSING = object()
 NOT_OF_THE_SIZE = ("training", "feature_dim", "forward")
