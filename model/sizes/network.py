@@ -3,8 +3,8 @@
 timm builds many networks for one size: their tables of positions, windows and masks have its shape. For another size,
 timm builds the same network a second time. What differs between the two is what depends on the size: plain attributes
 and buffers of modules are exchanged while images of that size pass, and parameters of another shape are resampled
-from the network's own (`model.sizes.tables`) in each forward pass. The second network is then dropped. So the network has one
-set of parameters, whose names and shapes are those of the size it was built for.
+from the network's own (`model.sizes.tables`) in each forward pass. The second network is then dropped. So the network
+has one set of parameters, whose names and shapes are those of the size it was built for.
 """
 
 from __future__ import annotations
