@@ -54,7 +54,8 @@ def save_network(directory, state, network):
 
 def make_run(directory, backbone, options, size):
     """A run's directory with a checkpoint at step 7, and its network: odd weights and batch-norm statistics."""
-    config = load_config(["config/demo.yaml", f"model.backbone={backbone}", f"crops.global.size={size}"])
+    sizes = [f"crops.global.size={size}", f"evaluation.size={size}"]
+    config = load_config(["config/demo.yaml", f"model.backbone={backbone}", *sizes])
     config.model = {
         **config.model,
         "options": options,
