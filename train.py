@@ -52,7 +52,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from model.monitor import CodeMonitor, advice
     from model.optimizer.build import build_optimizer, set_step
     from model.optimizer.schedule import learning_rates_of
-    from model.teacher import momentum_at
+    from model.teacher import Teacher, momentum_at, only_views
     from pipeline.batch import split_batch
     from pipeline.crops import crops_from_config
     from pipeline.dataset.accounting import of_splits
@@ -80,16 +80,17 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         choices = fit(config, len(table.usable()), cluster, journal.begun_with())
         if journal.finished(config):
             return "done"
-        crops, batch = crops_from_config(config.crops, config.pipeline.backend), config.run.batch_size
+        batch = config.run.batch_size
+        crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
         labelled = labelled_data(table, test, config.evaluation.max_train)
         loader = build_loader(config, table, crops, cluster)
 
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
-        sizes = [size for size, _ in crops.groups] + [config.evaluation.size]
+        sizes = [*crops.networks_sizes, config.evaluation.size]
         network = starting_network(config.model, sizes, journal.begun_with() is not None, journal.say).to(device)
         swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
-        objective, queue, dtype = build_objective(config), build_queue(config, cluster), input_dtype(config)
+        objective, dtype = build_objective(config), input_dtype(config)
         clusters = build_clusters(config, loader, len(table), device)
         frozen_steps = math.inf if config.method == "deepclusterv2" else swav.freeze_prototypes
         probe = build_probe(config, network, table, labelled)
@@ -108,7 +109,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         take_fastest(backends, config, table, loader, cluster, journal.say)
         step, last_epoch = 0, dict[str, float]()
         with exit_on_mistake(cluster.main):
-            teacher = build_teacher(config, network, cluster)
+            teacher = build_teacher(config, network, cluster, journal.say)
+            queue = build_queue(config, cluster, teacher)
             engine = build_engine(config, network, optimizer, cluster, device)
             run_state = RunState(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
             last_saved = latest_checkpoint(checkpoints, say=journal.say)
@@ -175,11 +177,12 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     # embeddings and their scores against the prototypes, the queue's too once it is full (section 3.1)
                     active = queue if epoch >= swav.queue.start_epoch else None
                     queued = None if active is None else active.queued()
-                    embeddings, scores, queue_scores, features = engine(part, batch_here, queued)
+                    seen = only_views(part, batch_here, crops.networks_places)[0]
+                    embeddings, scores, queue_scores, features = engine(seen, batch_here, None if teacher else queued)
                     agreement.times.mark("codes")
 
                     # codes of the assigning crops, over the global batch and the queue (equations 3 to 5), or the
-                    # clusters of their rows in this epoch; a teacher, the network's moving average, may give them
+                    # clusters of their rows in this epoch; a teacher may give them, an average or a trained network
                     own = assigned = objective.of_assigning(embeddings)
                     assigned_scores = objective.of_assigning(scores)
                     if teacher is not None:
@@ -197,7 +200,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                     engine.step()  # moves the network after the last part
                     if probe is not None:
                         probe.update(features, rows)
-                if teacher is not None:
+                if isinstance(teacher, Teacher):
                     teacher.follow(network, momentum_at(step, total_steps, *swav.teacher.values()))
                 step += 1
                 skipped.count(step, engine.was_step_applied())

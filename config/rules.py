@@ -72,11 +72,30 @@ def the_teacher_needs_the_whole_network(config: DictConfig) -> None:
     _require(good, config, "swav.teacher.momentum", words)
 
 
+def distillation_has_a_teacher(config: DictConfig) -> None:
+    distills = config.method == "distill"
+    _require(distills == (config.distill.weights is not None), config, "distill.weights", (
+        "a file with the teacher's weights, with method=distill" if distills else "null, or method=distill"
+    ))  # fmt: skip
+    words = "0 without method=distill, because a teacher alone sees these crops"
+    _require(distills or config.distill.crops.count == 0, config, "distill.crops.count", words)
+    momentum_words = "0 with method=distill, whose teacher does not move"
+    _require(not (distills and config.swav.teacher.momentum), config, "swav.teacher.momentum", momentum_words)
+    words = "auto or weights with method=distill, where the teacher's prototypes name the student's"
+    _require(not distills or config.model.prototypes_from != "kmeans", config, "model.prototypes_from", words)
+
+
 # ---------------------------------------------------------------------- weights to go on from
 def the_backbone_trains_before_the_end(config: DictConfig) -> None:
     frozen, epochs = config.model.freeze_backbone_epochs, config.run.epochs
     good = frozen == "auto" or frozen < epochs
     _require(good, config, "model.freeze_backbone_epochs", f"less than run.epochs={epochs}")
+
+
+def adapters_have_weights_to_adapt(config: DictConfig) -> None:
+    model = config.model
+    good = not model.lora.rank or model.weights is not None or model.options.get("pretrained")
+    _require(good, config, "model.lora.rank", "0 without model.weights, which adapters adapt")
 
 
 # ---------------------------------------------------------------------- optimizer
@@ -122,7 +141,9 @@ RULES = (
     the_queue_starts_before_the_end,
     the_teacher_slows_down,
     the_teacher_needs_the_whole_network,
+    distillation_has_a_teacher,
     the_backbone_trains_before_the_end,
+    adapters_have_weights_to_adapt,
     the_warm_up_fits_into_the_run,
     the_learning_rate_falls,
     a_learning_rate_to_scale_is_given,

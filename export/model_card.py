@@ -32,7 +32,12 @@ def facts(trained: Trained) -> dict[str, Any]:
     }
 
 
-TITLES = {"swav": "SwAV", "deepclusterv2": "DeepCluster-v2", "selav2": "SeLa-v2"}  # by `method`
+TITLES = {
+    "swav": "SwAV",
+    "deepclusterv2": "DeepCluster-v2",
+    "selav2": "SeLa-v2",
+    "distill": "distillation",
+}  # by `method`
 
 
 def header(trained: Trained) -> dict[str, str]:

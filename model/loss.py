@@ -1,4 +1,5 @@
-"""The swapped prediction loss (SwAV, equations 1 and 2, with multi-crop as in section 3.2, equation 6)."""
+"""The swapped prediction loss (SwAV, equations 1 and 2, with multi-crop as in section 3.2, equation 6), and the loss of
+a distillation (SEED, Fang et al., ICLR 2021, arXiv 2101.04731, section 3)."""
 
 from collections.abc import Sequence
 
@@ -37,10 +38,34 @@ def swapped_prediction(
             f"got {crops} crops, {len(codes)} codes and assigning crops {list(assigning)}"
         )
     with torch.autocast(scores.device.type, enabled=False):
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        by_head = (scores.to(dtype) / temperature).unflatten(-1, (heads, -1))
-        log_predictions = torch.log_softmax(by_head, dim=-1)
+        log_predictions = _log_predictions(scores, temperature, heads)
         # A crop does not predict its own code. Summing the others first takes one product per assigning crop
         # instead of one per pair, and no matrix product, which TF32 would round.
         others = log_predictions.sum(dim=0) - select_views(log_predictions, assigning)
         return -(codes.unflatten(-1, (heads, -1)) * others).sum(dim=-1).mean() / (crops - 1)
+
+
+def distillation(
+    codes: Float[Tensor, "seen batch heads_prototypes"],
+    scores: Float[Tensor, "crops batch heads_prototypes"],
+    temperature: float,
+    heads: int = 1,
+) -> Float[Tensor, ""]:
+    """Cross entropy between a trained teacher's codes and the student's predictions from every crop.
+
+    With q_s the code of the crop s that the teacher sees, and p_t the student's softmax over the prototypes of crop t:
+
+        the mean over s and t of  - sum_k q_s[k] log p_t[k]
+
+    SEED has one view, the same for both. codes, scores, temperature, heads and the result are as in
+    `swapped_prediction`; the seen crops may be crops of the student or others.
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        predicted = _log_predictions(scores, temperature, heads).mean(dim=0)
+        return -(codes.unflatten(-1, (heads, -1)) * predicted).sum(dim=-1).mean()
+
+
+def _log_predictions(scores: Tensor, temperature: float, heads: int) -> Float[Tensor, "crops batch heads prototypes"]:
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    by_head = (scores.to(dtype) / temperature).unflatten(-1, (heads, -1))
+    return torch.log_softmax(by_head, dim=-1)

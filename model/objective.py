@@ -13,7 +13,7 @@ of the batch (equations 3 and 4); Sinkhorn-Knopp's iterations find the vectors u
 
 The loss is the mean of l(z_t, q_s) over the crops s that give codes and all other crops t (equation 1 for two crops,
 equation 6 for several). DeepCluster-v2 and SeLa-v2 (section 4.1 and appendix) have an image's cluster in the epoch in
-place of a code, and every crop predicts it.
+place of a code, and every crop predicts it. Distillation has a trained teacher's codes, which every crop predicts too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from model.deepcluster import assigned_prediction, one_hot
-from model.loss import swapped_prediction
+from model.loss import distillation, swapped_prediction
 from model.sinkhorn import hard_codes, sinkhorn
 from model.views import select_views
 
@@ -39,6 +39,7 @@ class Objective:
     temperature: tau (0.1 in the paper).
     prototypes: K, the prototypes of one head; heads: how many sets of K lie side by side in scores and codes.
     hard: the strongest prototype of a code counts alone.
+    distilled: the codes are a trained teacher's, and every crop predicts each of them, also the crop that gave it.
     """
 
     assigning: tuple[int, ...]
@@ -48,6 +49,7 @@ class Objective:
     prototypes: int
     heads: int = 1
     hard: bool = False
+    distilled: bool = False
 
     def of_assigning(self, values: Float[Tensor, "crops batch width"]) -> Float[Tensor, "assigning batch width"]:
         """The rows of the assigning crops, without gradient: a view of `values` where these crops are consecutive."""
@@ -88,4 +90,6 @@ class Objective:
         """
         if targets is not None:
             return assigned_prediction(targets, scores, self.temperature)
+        if self.distilled:
+            return distillation(codes, scores, self.temperature, self.heads)
         return swapped_prediction(codes, scores, self.assigning, self.temperature, self.heads)

@@ -51,22 +51,13 @@ class Teacher:
 
         crops: the network's input, one tensor per resolution, view-major; views that give no codes are not computed.
         """
-        chosen, order = only_views(crops, batch_size, self.assigning)
-        with self._arithmetic(chosen[0].device):
-            embeddings, scores, queue_scores, _ = self.network(chosen, batch_size, queued)
-        if order != self.assigning:
-            places = [order.index(view) for view in self.assigning]
-            embeddings, scores = select_views(embeddings, places), select_views(scores, places)
-        return embeddings, scores, queue_scores
+        return of_views(self.network, crops, batch_size, queued, self.assigning, self.dtype)
 
     @torch.no_grad()
     def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch feature_dim"]:
         """The backbone's features of `images`, for evaluation."""
-        with self._arithmetic(images.device):
+        with arithmetic(images.device, self.dtype):
             return self.network(images.to(self.dtype))
-
-    def _arithmetic(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     @torch.no_grad()
     def follow(self, network: nn.Module, momentum: float) -> None:
@@ -97,6 +88,29 @@ class Teacher:
         for name, parameter in self.network.named_parameters():
             parameter.copy_(saved[0][f"{ALIKE}{PREFIX}{name}"])
         load_buffers(self.network, saved, rank, world_size, OWN + PREFIX)
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which a float32 teacher computes in `dtype`."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def of_views(
+    network: SwAV,
+    crops: Sequence[Float[Tensor, "views_batch 3 height width"]],
+    batch_size: int,
+    queued: Tensor | None,
+    views: Sequence[int],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A teacher's embeddings, scores and queue scores of `views` alone, in their order; see `Teacher.__call__`."""
+    chosen, order = only_views(crops, batch_size, views)
+    with arithmetic(chosen[0].device, dtype):
+        embeddings, scores, queue_scores, _ = network(chosen, batch_size, queued)
+    if order != list(views):
+        places = [order.index(view) for view in views]
+        embeddings, scores = select_views(embeddings, places), select_views(scores, places)
+    return embeddings, scores, queue_scores
 
 
 def teacher_weights(saved: RankTensors, parameters: Iterable[str], buffers: Iterable[str]) -> dict[str, Tensor]:

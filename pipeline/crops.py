@@ -43,6 +43,7 @@ class Crops:
 
     decode: "scaled" lets the ffcv backend decode JPEGs to their own planes, as small as the windows allow; "exact"
     makes it decode all pixels to RGB first. The other backends always do.
+    teachers: how many of the last views only the teacher of a distillation sees.
     """
 
     views: tuple[View, ...]
@@ -54,6 +55,7 @@ class Crops:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.228, 0.224, 0.225)
     decode: str = "scaled"
+    teachers: int = 0
 
     @property
     def groups(self) -> list[tuple[int, list[int]]]:
@@ -62,6 +64,25 @@ class Crops:
         for index, view in enumerate(self.views):
             groups.setdefault(view.size, []).append(index)
         return list(groups.items())
+
+    @property
+    def networks_sizes(self) -> list[int]:
+        """Sizes of the views that the network sees, each once."""
+        return list(dict.fromkeys(view.size for view in self.views[: len(self.views) - self.teachers]))
+
+    @property
+    def networks_places(self) -> list[int]:
+        """Places of the views that the network sees, among all views counted group by group."""
+        return self._places(range(len(self.views) - self.teachers))
+
+    @property
+    def teachers_places(self) -> list[int]:
+        """Places of the views that only a teacher sees."""
+        return self._places(range(len(self.views) - self.teachers, len(self.views)))
+
+    def _places(self, chosen: range) -> list[int]:
+        in_order = [view for _, views in self.groups for view in views]
+        return [place for place, view in enumerate(in_order) if view in chosen]
 
     @property
     def colors(self) -> bool:
@@ -75,6 +96,7 @@ class Crops:
         return replace(
             self,
             views=(View(size, (share, share)),),
+            teachers=0,
             flip=0.0,
             jitter=Jitter(probability=0.0),
             grayscale=0.0,
@@ -92,11 +114,15 @@ def exact_color(setting: bool | str, backend: str) -> bool:
     return backend != "dali" if setting == "auto" else bool(setting)
 
 
-def crops_from_config(config, backend: str = "ffcv") -> Crops:
-    """`Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping), for this backend."""
+def crops_from_config(config, backend: str = "ffcv", teachers=None) -> Crops:
+    """`Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping), for this backend.
+
+    teachers: the section distill.crops, whose views come last; they do not change the others.
+    """
+    groups = [config["global"], config["local"], *([teachers] if teachers else [])]
     views = [
         View(int(group["size"]), (float(group["scale"][0]), float(group["scale"][1])))
-        for group in (config["global"], config["local"])
+        for group in groups
         for _ in range(group["count"])
     ]
     return Crops(
@@ -109,4 +135,5 @@ def crops_from_config(config, backend: str = "ffcv") -> Crops:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         decode=config["decode"],
+        teachers=teachers["count"] if teachers else 0,
     )

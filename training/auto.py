@@ -25,6 +25,7 @@ ADAPT_STEPS = 100  # of 0.9 ** 100, 3e-5 of batch norm's old statistics are left
 HW_DECODER_LOAD = 0.65  # DALI's default
 BACKBONE_SCALE = 0.3  # of the learning rate, for a backbone that has learned before
 FEWEST_WATCHED, MOST_WATCHED = 256, 4096
+CLUSTERING = ("deepclusterv2", "selav2")  # methods with targets for an epoch
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
@@ -60,10 +61,14 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
     _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
     prototypes = min(MOST_PROTOTYPES, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
+    if config.method == "distill":
+        from training.frozen_teacher import fit_teacher
+
+        fit_teacher(config, choose)
     choose(
         "model.prototypes", int(prototypes), f"{images:,} images, about {IMAGES_A_PROTOTYPE} for each as in the paper"
     )
-    reason = "SwAV has one" if config.method == "swav" else f"{config.method} as published"
+    reason = f"{config.method} as published" if config.method in CLUSTERING else "one is enough for codes"
     choose("model.heads", heads_of(config.method), reason)
     _fit_method(config, choose, steps * batch)
     if config.optimizer.name == "adamw":
@@ -124,13 +129,16 @@ def _scale_learning_rates(optimizer: DictConfig, batch: int, choices: list[str])
 
 def heads_of(method: str) -> int:
     """Sets of prototypes if the recipe does not set model.heads."""
-    return 1 if method == "swav" else 3
+    return 3 if method in CLUSTERING else 1
 
 
 def _fit_method(config: DictConfig, choose: Callable[..., None], samples: int) -> None:
     """Check and choose for the methods that cluster before each epoch. samples: images of an epoch."""
     method, swav = config.method, config.swav
-    if method == "swav":
+    if method == "distill":
+        choose("swav.freeze_prototypes", 0, "the teacher's codes do not follow the student's prototypes")
+        choose("swav.queue.start_epoch", 0, "the teacher's embeddings do not change")
+    if method not in CLUSTERING:
         return
     if samples < config.model.prototypes:
         raise ConfigError(

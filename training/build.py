@@ -11,6 +11,8 @@ from omegaconf import DictConfig
 
 from model.backbone import backbone_of, weights_channels_last
 from model.batchnorm import replace_batch_norm
+from model.distillation import FrozenTeacher
+from model.lora import add_lora
 from model.objective import Objective
 from model.probe import Probe
 from model.queue import EmbeddingQueue
@@ -24,6 +26,7 @@ from pipeline.loader import Loader
 from training.compiled import compile_network
 from training.deepspeed_engine import input_dtype
 from training.distributed import Cluster
+from training.frozen_teacher import build_frozen_teacher
 
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
@@ -81,7 +84,8 @@ def starting_network(
     """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit.
 
     resumed: a checkpoint will be loaded, so the weights are not read, and their file may be gone. say: gets a line
-    about the weights, and one for model.prototypes_from=auto, which becomes a value.
+    about the weights, and one for model.prototypes_from=auto, which becomes a value. With model.lora the
+    backbone gets adapters.
     """
     network = build_network(model, sizes)
     if model["weights"] is not None and not resumed:
@@ -95,6 +99,8 @@ def starting_network(
                 f"auto: {choice}  (the weights have {has} prototypes that fit; override with model.prototypes_from=...)"
             )
         network.prototypes.normalize()  # published files hold them one update after that
+    if model["lora"]["rank"]:
+        add_lora(network.backbone, model["lora"]["rank"], model["lora"]["alpha"])
     return network
 
 
@@ -109,17 +115,24 @@ def build_objective(config: DictConfig) -> Objective:
         prototypes=model.prototypes,
         heads=model.heads,
         hard=swav.hard,
+        distilled=config.method == "distill",
     )
 
 
-def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
-    """This rank's share of the queue, None where the recipe has none. Raises ValueError where it does not fit."""
+def build_queue(
+    config: DictConfig, cluster: Cluster, teacher: Teacher | FrozenTeacher | None = None
+) -> EmbeddingQueue | None:
+    """This rank's share of the queue, None where the recipe has none. Raises ValueError where it does not fit.
+
+    teacher: its embeddings, which the queue holds, may be of another number and length than the network's.
+    """
     if not config.swav.queue.length:
         return None
+    frozen = isinstance(teacher, FrozenTeacher)
     return EmbeddingQueue(
-        len(config.swav.assigning),
+        len(teacher.views) if frozen else len(config.swav.assigning),
         config.swav.queue.length,
-        config.model.embedding_dim,
+        teacher.embedding_dim if frozen else config.model.embedding_dim,
         global_batch=config.run.batch_size,
         world_size=cluster.world_size,
         device=cluster.device(),
@@ -127,9 +140,13 @@ def build_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
     )
 
 
-def build_teacher(config: DictConfig, network: SwAV, cluster: Cluster) -> Teacher | None:
+def build_teacher(
+    config: DictConfig, network: SwAV, cluster: Cluster, say: Callable[[str], None] = lambda line: None
+) -> Teacher | FrozenTeacher | None:
     """The teacher that gives the codes, None where the recipe has none. To be called on all ranks, before the engine
-    takes the network."""
+    takes the network. say: gets a line about a trained teacher's weights. Raises ValueError where they do not fit."""
+    if config.method == "distill":
+        return build_frozen_teacher(config, cluster.device(), say)
     if not config.swav.teacher.momentum:
         return None
     teacher = Teacher(network, config.swav.assigning, input_dtype(config))

@@ -32,8 +32,9 @@ def checkpoint_gb(config: DictConfig) -> float:
 
 def memory_gb(config: DictConfig, images: int) -> float:
     """Gigabytes that the memory of DeepCluster-v2 and SeLa-v2 takes in a checkpoint: of each image its embeddings
-    (float32), its row (int64) and its target (int32) for each head. 0 for SwAV, and for 0 images (not yet counted)."""
-    if config.method == "swav":
+    (float32), its row (int64) and its target (int32) for each head. 0 for the
+    other methods, and for 0 images (not yet counted)."""
+    if config.method in ("swav", "distill"):
         return 0.0
     return images * (4 * len(config.swav.assigning) * config.model.embedding_dim + 8 + 4 * _heads(config)) / 1e9
 

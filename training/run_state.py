@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from model.distillation import FrozenTeacher
 from model.monitor import CodeMonitor
 from model.probe import Probe
 from model.queue import EmbeddingQueue
@@ -47,7 +48,7 @@ class RunState:
     loader: Loader
     monitor: CodeMonitor
     clock: Clock
-    teacher: Teacher | None = None
+    teacher: Teacher | FrozenTeacher | None = None
     probe: Probe | None = None
 
     def parts(self) -> list[HasState]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model.lora import merged
 from model.state import rank_mean
 from model.swav import SwAV
 from model.teacher import teacher_weights
@@ -83,8 +84,8 @@ def full_weights(checkpoint: Path, teacher: bool = False) -> dict[str, Tensor]:
 
 
 def read_trained(path: Path) -> Trained:
-    """The network of a run's directory or of a checkpoint; with `TEACHER` after the path its teacher. Raises
-    ValueError, in one line, if the path holds no network."""
+    """The network of a run's directory or of a checkpoint, with adapters (`model.lora`) merged into its weights; with
+    `TEACHER` after the path its teacher. Raises ValueError, in one line, if the path holds no network."""
     teacher = path.name.endswith(TEACHER)
     checkpoint = find_checkpoint(path.with_name(path.name.removesuffix(TEACHER)))
     state = read_state(checkpoint, {"config": dict})
@@ -95,7 +96,10 @@ def read_trained(path: Path) -> Trained:
     state = read_state(checkpoint, {"step": int, "images": int, "loader": dict})  # an export names them
     # Buffers that a network computes and no state dict has, such as the angles of rotary positions.
     computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
-    weights = {name: value for name, value in full_weights(checkpoint, teacher).items() if name not in computed}
+    weights = full_weights(checkpoint, teacher)
+    if (lora := state["config"]["model"].get("lora", {"rank": 0}))["rank"]:
+        weights = merged(weights, lora["alpha"])
+    weights = {name: value for name, value in weights.items() if name not in computed}
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

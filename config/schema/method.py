@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Len, MinLen
 
+from config.schema.images import Pixels, ShareOfArea
 from config.schema.ranges import AtLeastOne, Auto, FilePath, Free, NotNegative, Range, ZeroOrMore
 from config.schema.setting import Section, setting
 
@@ -13,6 +14,13 @@ Momentum = Annotated[float, Range(ge=0, lt=1)]
 LARGEST = 1e30  # of factors: a float32 holds their products with parameters and gradients of usual sizes
 Factor = Annotated[float, Range(gt=0), Range(le=LARGEST)]
 FactorOrZero = Annotated[float, Range(ge=0), Range(le=LARGEST)]
+
+
+class Lora(Section):
+    """Low-rank adapters in the backbone's linear layers, in place of its weights; needs peft."""
+
+    rank: ZeroOrMore = setting(0, "of the adapters, e.g. 8; 0: none, all of the backbone learns")
+    alpha: Annotated[float, Range(gt=0), Range(le=LARGEST)] = setting(16.0, "alpha / rank scales the adapters")
 
 
 class Model(Section):
@@ -23,7 +31,9 @@ class Model(Section):
     hidden_dim: ZeroOrMore = setting(2048, "width of the projection head's hidden layer; 0: a linear head")
     embedding_dim: AtLeastOne = setting(128, "length of an embedding")
     prototypes: Auto | Annotated[int, Range(ge=2)] = setting("auto", "prototypes of each head")
-    heads: Auto | AtLeastOne = setting("auto", "sets of prototypes; auto: 1 for swav, 3 for the other methods")
+    heads: Auto | AtLeastOne = setting(
+        "auto", "sets of prototypes; auto: 1 for swav, the teacher's for distill, else 3"
+    )
     weights: FilePath | None = setting(
         None,
         "start from these weights, of any library (.safetensors, .pth, a folder); null: at random",
@@ -41,6 +51,7 @@ class Model(Section):
     freeze_backbone_epochs: Auto | ZeroOrMore = setting(
         "auto", "first epochs, in which the backbone does not move; auto: a twentieth of all with weights, else 0"
     )
+    lora: Lora = Lora()
 
 
 class Queue(Section):
@@ -72,6 +83,34 @@ class Swav(Section):
     freeze_prototypes: Auto | ZeroOrMore = setting("auto", "first steps, in which the prototypes do not move")
     queue: Queue = Queue()
     teacher: TeacherSettings = TeacherSettings()
+
+
+class TeachersCrops(Section):
+    """Further crops, which the teacher alone sees."""
+
+    count: Annotated[int, Range(ge=0, le=64, unit="crops")] = setting(
+        0, "crops of an image; 0: the teacher sees those of swav.assigning"
+    )
+    size: Pixels = setting(224, "height and width in pixels")
+    scale: ShareOfArea = setting([0.14, 1.0], "share of the image's area that a crop covers")
+
+
+class Distill(Section):
+    """The trained teacher of method=distill."""
+
+    weights: FilePath | None = setting(
+        None,
+        "the teacher's weights, of any library",
+        resume="the file may have moved; other weights are refused",
+    )
+    backbone: str = setting("resnet50", "the teacher's backbone, as model.backbone")
+    options: Free = setting({}, "passed to the teacher's backbone")
+    prototypes_from: Literal["auto", "weights", "kmeans"] = setting(
+        "auto",
+        "weights: as the weights have them; kmeans: centroids of the teacher's embeddings; auto: kmeans where the "
+        "weights have none",
+    )
+    crops: TeachersCrops = TeachersCrops()
 
 
 class Optimizer(Section):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from config.schema.images import CropSettings, Data, Pipeline
 from config.schema.machine import Engine, Launch
-from config.schema.method import Model, Optimizer, Swav
+from config.schema.method import Distill, Model, Optimizer, Swav
 from config.schema.running import Checkpoint, Evaluation, Perf, Run
 from config.schema.setting import Heading, Section, Setting, declared, setting
 
@@ -15,7 +15,9 @@ from config.schema.setting import Heading, Section, Setting, declared, setting
 class Settings(Section):
     """Every setting, with its default."""
 
-    method: Literal["swav", "deepclusterv2", "selav2"] = setting("swav", "where the targets come from")
+    method: Literal["swav", "deepclusterv2", "selav2", "distill"] = setting(
+        "swav", "where the targets come from; distill: from a trained teacher"
+    )
     run: Run = Run()
     checkpoint: Checkpoint = Checkpoint()
     data: Data = Data()
@@ -23,6 +25,7 @@ class Settings(Section):
     pipeline: Pipeline = Pipeline()
     model: Model = Model()
     swav: Swav = Swav()
+    distill: Distill = Distill()
     optimizer: Optimizer = Optimizer()
     engine: Engine = Engine()
     launch: Launch = Launch()

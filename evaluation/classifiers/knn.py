@@ -19,6 +19,7 @@ from torch import Tensor
 from common.progress import counted, progress_bar
 from evaluation.features import bank_dtype, evaluation_mode, extract, gather
 from model.backbone import weights_channels_last
+from model.distillation import FrozenTeacher
 from model.probe import Probe
 from model.teacher import Teacher
 from pipeline.crops import Crops
@@ -154,7 +155,7 @@ def backbone_knn(
     config: DictConfig,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
-    teacher: Teacher | None = None,
+    teacher: Teacher | FrozenTeacher | None = None,
     probe: Probe | None = None,
 ) -> dict[str, float]:
     """Accuracies in [0, 1] on the recipe's central crops: `knn` of the backbone's features; with a probe, `probe` on

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from model.distillation import FrozenTeacher
 from model.memory import Memory
 from model.monitor import CodeMonitor
 from model.optimizer.build import build_optimizer, set_step
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.targets import EpochTargets
+from model.teacher import Teacher, only_views
 from perf.step.roofline import work_of
 from pipeline.batch import Batch, split_batch
 from pipeline.crops import crops_from_config
@@ -48,16 +50,15 @@ class Steps:
         self.config, self.device = config, cluster.device()
         self.here = config.run.batch_size // cluster.world_size
         self.dtype = input_dtype(config)
-        self.crops = crops_from_config(config.crops, config.pipeline.backend)
+        self.crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
         self.loader = None if table is None else build_loader(config, table, self.crops, cluster)
         torch.manual_seed(config.run.seed)
-        sizes = [size for size, _ in self.crops.groups] + [config.evaluation.size]
+        sizes = [*self.crops.networks_sizes, config.evaluation.size]
         self.network = build_network(config.model, sizes).to(self.device)
         self.groups = [(len(views), size) for size, views in self.crops.groups]
         self.work = work_of(self.network, self.groups, self.device)
         self.optimizer = build_optimizer(config.optimizer, self.network)
         self.objective = build_objective(config)
-        self.queue = _full_queue(config, cluster)
         rows = max(images, 0 if table is None else len(table))
         self.clusters = _drawn_clusters(config, rows, max(images // cluster.world_size, self.here), self.device)
         self.probe = None
@@ -69,6 +70,7 @@ class Steps:
             config.model.prototypes, config.model.embedding_dim, self.device, heads=config.model.heads
         )
         self.teacher = build_teacher(config, self.network, cluster)
+        self.queue = _full_queue(config, cluster, self.teacher)
         self.engine = build_engine(config, self.network, self.optimizer, cluster, self.device)
         self.agreement = Agreement(cluster.world_size, self.device, config.run.log_every)
         self.mark: Callable[[str], object] = no_mark
@@ -87,7 +89,8 @@ class Steps:
         sample_rows, here = images.rows.reshape(parts, -1), self.here // parts
         for rows, part in zip(sample_rows, split_batch(crops, self.here, parts), strict=True):
             queued = None if self.queue is None else self.queue.queued()
-            embeddings, scores, queue_scores, features = self.engine(part, here, queued)
+            seen = only_views(part, here, self.crops.networks_places)[0]
+            embeddings, scores, queue_scores, features = self.engine(seen, here, None if self.teacher else queued)
             mark("codes")
             own = assigned = self.objective.of_assigning(embeddings)
             assigned_scores = self.objective.of_assigning(scores)
@@ -104,7 +107,7 @@ class Steps:
             self.engine.step()
             if self.probe is not None:
                 self.probe.update(features, rows)
-        if self.teacher is not None:
+        if isinstance(self.teacher, Teacher):
             self.teacher.follow(self.network, config.swav.teacher.momentum)
         self.number += 1
         self.agreement.exchange(self.number, loss, stop=False)
@@ -138,19 +141,20 @@ class Steps:
         return Batch(crops, np.arange(self.here))
 
 
-def _full_queue(config: DictConfig, cluster: Cluster) -> EmbeddingQueue | None:
+def _full_queue(config: DictConfig, cluster: Cluster, teacher: Teacher | FrozenTeacher | None) -> EmbeddingQueue | None:
     """The queue of a run's later epochs, of random embeddings; None where the recipe has none."""
-    queue = build_queue(config, cluster)
+    queue = build_queue(config, cluster, teacher)
     while queue is not None and not queue.full:
         here = config.run.batch_size // cluster.world_size
-        rows = torch.randn(len(config.swav.assigning), here, config.model.embedding_dim, device=cluster.device())
+        views, _, length = queue.embeddings.shape
+        rows = torch.randn(views, here, length, device=cluster.device())
         queue.push(torch.nn.functional.normalize(rows, dim=2))
     return queue
 
 
 def _drawn_clusters(config: DictConfig, rows: int, capacity: int, device: torch.device) -> EpochTargets | None:
     """Random clusters of `rows` images, and room for the embeddings of this rank's `capacity`; None for SwAV."""
-    if config.method == "swav":
+    if config.method in ("swav", "distill"):
         return None
     memory = Memory(len(config.swav.assigning), capacity, config.model.embedding_dim, device)
     return EpochTargets(memory, torch.randint(config.model.prototypes, (config.model.heads, rows), device=device))

@@ -11,18 +11,18 @@ from model.memory import Memory
 from model.targets import EpochTargets
 from pipeline.loader import Loader
 from training.distributed import Cluster
-from training.passes.first_pass import first_pass
+from training.passes.first_pass import first_pass, of_assigning
 from training.run_state import RunState
 from training.stopping import StopSignal
 from training.zero import full, write_parameter
 
 
 def build_clusters(config: DictConfig, loader: Loader, images: int, device: torch.device) -> EpochTargets | None:
-    """An empty memory and no targets yet; None for SwAV. images: rows of the sample table.
+    """An empty memory and no targets yet; None for the methods that do not cluster. images: rows of the sample table.
 
     The memory takes 4 * embedding_dim bytes for each assigning crop of this rank's share of the images.
     """
-    if config.method == "swav":
+    if config.method in ("swav", "distill"):
         return None
     samples = len(loader) * config.run.batch_size // loader.world_size
     memory = Memory(len(config.swav.assigning), samples, config.model.embedding_dim, device)
@@ -41,8 +41,9 @@ def begin_epoch(
     memory, epoch = clusters.memory, run_state.loader.position.epoch
     if run_state.loader.position.samples:
         return True
-    loader, engine = run_state.loader, run_state.engine
-    if not memory.filled and not first_pass(memory.add, len(loader), config, loader, engine, cluster, stop_signal):
+    loader = run_state.loader
+    embed = of_assigning(run_state.engine, config, loader)
+    if not memory.filled and not first_pass(memory.add, len(loader), config, loader, embed, cluster, stop_signal):
         return False
     images, heads = clusters.targets.shape[1], config.model.heads
     if config.method == "deepclusterv2":
