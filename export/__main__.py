@@ -8,7 +8,8 @@
     transformers a folder for AutoModel.from_pretrained: ResNet, ViT, DINOv2, DINOv3, ConvNeXt
     swav         backbone, projection head and prototypes in the published checkpoints' layout, for model.weights
     safetensors  a folder with the backbone's weights and a model card
-    onnx         the backbone as a graph, for any batch and, if convolutional, any size
+    onnx         the backbone as a graph, for any batch and, if convolutional, any size; --size fixes it,
+                 --precision fp16 or int8 makes it smaller, and with --data tells the k-NN accuracy lost
     torchscript  the same as a program for torch.jit.load
     pt2          the same as a program for torch.export.load
     detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR use torchvision: docs/detection.md
@@ -24,6 +25,7 @@ import sys
 import tempfile
 from os.path import expanduser
 from pathlib import Path
+from typing import Any
 
 from common.cli import Parser, exit_on_mistake
 from common.progress import progress_bar
@@ -47,13 +49,20 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--force", action="store_true", help="replace OUT")
+    onnx = parser.add_argument_group("format onnx")
+    onnx.add_argument("--size", type=int, help="the only height and width, in pixels (default: any, if convolutional)")
+    onnx.add_argument("--precision", default="fp32", help="fp32, fp16 or int8 (default %(default)s)")
+    onnx.add_argument(
+        "--data", type=expanduser, help="images: int8 is calibrated on them; with labels, k-NN is compared"
+    )
     given = parser.parse_args(arguments)
     with exit_on_mistake():
         for name, value in (("CKPT", given.checkpoint), ("OUT", given.out)):
             if not value:
                 raise ValueError(f"{name} is missing; e.g. make export CKPT=runs/demo OUT=x.pth FORMAT=torchvision")
         try:
-            code = export(Path(given.checkpoint), Path(given.out), given.format, given.force)
+            options = {"precision": given.precision, "size": given.size, "data": given.data}
+            code = export(Path(given.checkpoint), Path(given.out), given.format, given.force, options)
         except OSError as error:
             raise ValueError(f"{error.filename or given.out}: {error.strerror or error}") from None
     print(f"wrote {given.out}; to load it:\n")
@@ -61,26 +70,35 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def export(path: Path, out: Path, format: str, force: bool = False) -> list[str]:
+def export(
+    path: Path, out: Path, format: str, force: bool = False, onnx_options: dict[str, Any] | None = None
+) -> list[str]:
     """Write the network of `path` (a run's directory or a checkpoint) to `out`; returns the Python that loads it.
 
-    format: one of FORMATS. force: replace `out` if it looks like an earlier export in this format.
+    format: one of FORMATS. force: replace `out` if it looks like an earlier export in this format. onnx_options: for
+    `export.onnx_graph.OnnxOptions`.
 
     Raises ValueError (one line) for any mistake, and then leaves `out` unchanged.
     """
     if format not in FORMATS:
         raise ValueError(f"format {format!r} is unknown; give {', '.join(FORMATS)}")
     _check_out(out, format, force)
+    given = {key: value for key, value in (onnx_options or {}).items() if value not in (None, "fp32")}
+    if given and format != "onnx":
+        raise ValueError(f"--{next(iter(given))} is for format onnx, not {format}; leave it out")
     from export.formats import WRITERS
+    from export.onnx_graph import OnnxOptions, check_options
     from training.trained_network import read_trained
 
+    if format == "onnx":
+        check_options(OnnxOptions(**given))
     with progress_bar(3, f"export to {format}", "part") as bar:
         trained = read_trained(path)
         bar.update()
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             made = Path(folder) / out.name
-            code = WRITERS[format](trained, made)
+            code = WRITERS[format](trained, made, **({"options": OnnxOptions(**given)} if given else {}))
             bar.update()
             _put(made, out)
             bar.update()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import importlib.util
 import io
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +10,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from export.counterparts import TOLERANCE, standard_resnet, timm_counterpart, torchvision_counterpart
+from export.counterparts import standard_resnet, timm_counterpart, torchvision_counterpart
 from export.detectron2 import write_detectron2
 from export.model_card import header, model_card
-from export.programs import takes_any_size, write_pt2, write_torchscript
+from export.onnx_graph import write_onnx
+from export.programs import write_pt2, write_torchscript
 from export.transformers import write_transformers
 from model.resnet import ResNet
 from model.weights import published_names
 from training.trained_network import Trained
-
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-ONNX_LIMIT = 2**31 - 2**20  # bytes: the limit of a protobuf, less room for the graph
 
 
 def write_torchvision(trained: Trained, path: Path) -> list[str]:
@@ -83,84 +77,6 @@ def _safetensors_code(trained: Trained) -> list[str]:
         f"network = build_backbone({arguments}).eval()",
         'load_weights(network, "model.safetensors")',
     ]
-
-
-# ---------------------------------------------------------------------- ONNX
-def write_onnx(trained: Trained, path: Path) -> list[str]:
-    """Write the backbone as a graph: images [batch, 3, height, width] -> features [batch, feature_dim], float32.
-
-    Any batch size works, and with convolutional networks any height and width; other networks take the size of the
-    global crops. Raises ValueError (one line) if packages are missing or the backbone cannot be exported.
-    """
-    missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ValueError(
-            f"format onnx needs {', '.join(missing)}: .venv/bin/python -m pip install {' '.join(ONNX_PACKAGES)}"
-        )
-    backbone = trained.network.backbone
-    size = sum(value.nbytes for value in backbone.state_dict().values())
-    if size > ONNX_LIMIT:
-        raise ValueError(
-            f"an ONNX file holds at most 2 GiB, this backbone has {size / 2**30:.1f} GiB; use format safetensors"
-        )
-    side = int(trained.config["crops"]["global"]["size"])
-    free_size = takes_any_size(backbone)
-    try:
-        program = _trace(backbone, side, free_size)
-    except torch.onnx.errors.OnnxExporterError:
-        program, free_size = _trace_fixed(backbone, side), False  # e.g. a perceptron over positions fixes the size
-    program.model.metadata_props.update(header(trained))
-    program.save(path, external_data=False)
-    _check(backbone, path, side, free_size)
-    return [
-        "import onnxruntime",
-        f'session = onnxruntime.InferenceSession("{path.name}")',
-        'features = session.run(["features"], {"images": images})[0]  # float32 [batch, 3, height, width], normalized',
-    ]
-
-
-def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXProgram:
-    axes = {0: "batch", 2: "height", 3: "width"} if free_size else {0: "batch"}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    gc.disable()  # the export parses Python, which fails in Python 3.11 (SystemError) if a finalizer runs meanwhile
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                backbone,
-                (torch.zeros(2, 3, side, side),),
-                input_names=["images"],
-                output_names=["features"],
-                dynamic_shapes=(axes,),
-                dynamo=True,
-                verbose=False,
-            )
-    finally:
-        gc.enable()
-    assert program is not None
-    return program
-
-
-def _trace_fixed(backbone: nn.Module, side: int) -> torch.onnx.ONNXProgram:
-    try:
-        return _trace(backbone, side, free_size=False)
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); use format safetensors") from None
-
-
-@torch.no_grad()
-def _check(backbone: nn.Module, path: Path, side: int, free_size: bool) -> None:
-    """Raise ValueError unless the file gives the backbone's features, for another batch and size than in tracing."""
-    import onnxruntime
-
-    height, width = (side + 32, side + 64) if free_size else (side, side)
-    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (values,) = session.run(["features"], {"images": images.numpy()})
-    features, expected = torch.from_numpy(values), backbone(images)
-    if features.shape != expected.shape or (features - expected).abs().max() > TOLERANCE * expected.abs().max():
-        raise ValueError("the ONNX file gives other features than this backbone; use format safetensors")
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

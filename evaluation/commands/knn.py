@@ -32,9 +32,9 @@ def check(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
 
-    from evaluation.classifiers.knn import predict_each
     from evaluation.features import bank_dtype, unit_rows
     from evaluation.frozen_features import split_features
+    from model.nearest import predict_each
 
     neighbors = [int(k) for k in numbers("--k", options.k, whole=True)]
 

@@ -44,10 +44,10 @@ def prepare(options: argparse.Namespace) -> Evaluate:
     import torch
     from torch.nn.functional import normalize
 
-    from evaluation.classifiers.knn import predict
     from evaluation.classifiers.logistic import best_regression, edge_note
     from evaluation.frozen_features import split_features
     from evaluation.session import print_note
+    from model.nearest import predict
 
     tune = tuner(options, "transfer", "cosine")
 

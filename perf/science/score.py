@@ -60,8 +60,8 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     from torch.nn.functional import normalize
 
     from evaluation.backbones import open_backbone
-    from evaluation.classifiers.knn import predict
     from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardized
+    from model.nearest import predict
 
     began = time.monotonic()
     data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
@@ -98,7 +98,7 @@ def curve_point(weights: str, options: argparse.Namespace, data: Labelled, sessi
     from torch.nn.functional import normalize
 
     from evaluation.backbones import open_backbone
-    from evaluation.classifiers.knn import predict
+    from model.nearest import predict
 
     without_recipe = weights == "random" or weights.endswith(".safetensors")
     backbone = open_backbone(f"{weights}@{options.recipe}" if without_recipe else weights, options.seed)

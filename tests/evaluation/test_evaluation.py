@@ -12,9 +12,10 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from config.recipe import ROOT, load_config
-from evaluation.classifiers.knn import backbone_knn, predict, untrained_knn
+from evaluation.classifiers.knn import backbone_knn, untrained_knn
 from evaluation.features import gather
 from model.monitor import CodeMonitor, advice
+from model.nearest import predict
 from pipeline.crops import crops_from_config
 from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.open import open_dataset, open_splits

@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from evaluation.classifiers.knn import nearest_rows, predict
 from evaluation.features import bank_dtype, extract, unit_rows
+from model.nearest import nearest_rows, predict
 from pipeline.batch import Batch
 
 IMAGES, DIM, BATCH = 1_281_167, 2048, 4096

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.classifiers.knn import predict_each
 from evaluation.clusters import class_entropy, summary
 from evaluation.retrieval import retrieval_sums
+from model.nearest import predict_each
 from perf.step.steps import _labels as labels_of_a_step
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.open import open_dataset

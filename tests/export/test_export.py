@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from config.recipe import ROOT
 from export import formats as export_formats
+from export import onnx_graph
 from export.__main__ import FORMATS, export, main
 from model.backbone import build_backbone
 from model.swav import SwAV
@@ -264,7 +265,7 @@ def test_another_kind_of_vision_transformer_is_refused_by_torchvision(trained, t
 
 
 def test_missing_packages_are_one_line_that_says_what_to_install(trained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(export_formats, "ONNX_PACKAGES", ("onnx", "nowhere_onnxscript"))
+    monkeypatch.setattr(onnx_graph, "PACKAGES", ("onnx", "nowhere_onnxscript"))
     line = refused(capsys, trained(*TINY_RESNET)[0], tmp_path / "x.onnx", "--format", "onnx")
     assert "needs nowhere_onnxscript" in line and "pip install" in line
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from config.schema.ranges import alternatives, own_limits
 from config.schema.settings import settings as all_settings
 from evaluation.arguments import check_number, numbers
-from evaluation.classifiers.knn import predict
 from launch.restart import restart_delay
 from model.deepcluster import assigned_prediction
 from model.kmeans import spherical_kmeans
 from model.loss import swapped_prediction
 from model.monitor import loss_of_a_guess
+from model.nearest import predict
 from model.optimizer.adamw import AdamW
 from model.optimizer.build import build_optimizer
 from model.optimizer.lars import LARS

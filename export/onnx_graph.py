@@ -1,0 +1,146 @@
+"""Writes a backbone as an ONNX graph, in float32 or, for less memory and time, in float16 or int8."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from export.counterparts import TOLERANCE
+from export.model_card import header
+from export.programs import takes_any_size
+from export.quantized import Images, as_half, as_int8, images_of, loss_of
+from training.trained_network import Trained
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+LIMIT = 2**31 - 2**20  # bytes: the limit of a protobuf, less room for the graph
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """precision: one of PRECISIONS. size: pixels of the only height and width; None: any, where the backbone takes any.
+    data: images, labeled or not, as data.path: int8 is calibrated on them, and the k-NN lost is told."""
+
+    precision: str = "fp32"
+    size: int | None = None
+    data: str | None = None
+
+
+def check_options(options: OnnxOptions) -> None:
+    """Raises ValueError, one line, for values that do not fit, or where a package is missing."""
+    if options.precision not in PRECISIONS:
+        raise ValueError(f"--precision {options.precision}: give {', '.join(PRECISIONS)}")
+    if options.precision == "int8" and options.data is None:
+        raise ValueError("--precision int8 needs --data IMAGES: the ranges of values are taken from some of them")
+    if options.precision == "fp32" and options.data is not None:
+        raise ValueError("--data is for --precision fp16 or int8: fp32 loses nothing")
+    if options.size is not None and options.size < 1:
+        raise ValueError(f"--size {options.size}: give a number of pixels")
+    missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"format onnx needs {', '.join(missing)}: .venv/bin/python -m pip install {' '.join(PACKAGES)}"
+        )
+
+
+def write_onnx(trained: Trained, path: Path, options: OnnxOptions | None = None) -> list[str]:
+    """Write the backbone as a graph: images [batch, 3, height, width] -> features [batch, feature_dim], float32 in any
+    precision. Returns the lines that load it, and what the precision loses.
+
+    Any batch size works, and with convolutional networks any height and width; other networks take the size of the
+    global crops. Raises ValueError (one line) if packages are missing or the backbone cannot be exported.
+    """
+    options = options or OnnxOptions()
+    check_options(options)
+    backbone = trained.network.backbone
+    size = sum(value.nbytes for value in backbone.state_dict().values())
+    if size > LIMIT:
+        raise ValueError(
+            f"an ONNX file holds at most 2 GiB, this backbone has {size / 2**30:.1f} GiB; use format safetensors"
+        )
+    data = None if options.data is None else images_of(trained, options.data, options.size)
+    side = options.size or int(trained.config["crops"]["global"]["size"])
+    free_size = options.size is None and takes_any_size(backbone)
+    program, free_size = _traced(backbone, side, free_size)
+    program.model.metadata_props.update(header(trained))
+    program.save(path, external_data=False)
+    _check(backbone, path, side, free_size)
+    lines = [
+        "import onnxruntime",
+        f'session = onnxruntime.InferenceSession("{path.name}")',
+        'features = session.run(["features"], {"images": images})[0]  # float32 [batch, 3, height, width], normalized',
+    ]
+    return lines if options.precision == "fp32" else [*lines, *_made_smaller(path, options.precision, data)]
+
+
+def _made_smaller(path: Path, precision: str, data: Images | None) -> list[str]:
+    """Replace the file by one of a lower precision; words about what that loses."""
+    exact = path.with_name(f"{path.stem}.fp32.onnx")
+    path.rename(exact)
+    try:
+        if precision == "fp16":
+            as_half(exact, path)
+        else:
+            assert data is not None
+            as_int8(exact, path, data)
+        return [] if data is None else [f"# {loss_of(exact, path, precision, data)}"]
+    finally:
+        exact.unlink()
+
+
+def _traced(backbone: nn.Module, side: int, free_size: bool) -> tuple[torch.onnx.ONNXProgram, bool]:
+    """The graph, and whether it takes any size."""
+    try:
+        return _trace(backbone, side, free_size), free_size
+    except torch.onnx.errors.OnnxExporterError as error:
+        problem = error
+    if free_size:  # e.g. a perceptron over positions fixes the size
+        try:
+            return _trace(backbone, side, free_size=False), False
+        except torch.onnx.errors.OnnxExporterError as error:
+            problem = error
+    reason = " ".join(str(problem).split())[:200]
+    raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); use format safetensors")
+
+
+def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXProgram:
+    axes = {0: "batch", 2: "height", 3: "width"} if free_size else {0: "batch"}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    gc.disable()  # the export parses Python, which fails in Python 3.11 (SystemError) if a finalizer runs meanwhile
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                backbone,
+                (torch.zeros(2, 3, side, side),),
+                input_names=["images"],
+                output_names=["features"],
+                dynamic_shapes=(axes,),
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        gc.enable()
+    assert program is not None
+    return program
+
+
+@torch.no_grad()
+def _check(backbone: nn.Module, path: Path, side: int, free_size: bool) -> None:
+    """Raise ValueError unless the file gives the backbone's features, for another batch and size than in tracing."""
+    import onnxruntime
+
+    height, width = (side + 32, side + 64) if free_size else (side, side)
+    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (values,) = session.run(["features"], {"images": images.numpy()})
+    features, expected = torch.from_numpy(values), backbone(images)
+    if features.shape != expected.shape or (features - expected).abs().max() > TOLERANCE * expected.abs().max():
+        raise ValueError("the ONNX file gives other features than this backbone; use format safetensors")
