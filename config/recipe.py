@@ -48,7 +48,7 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}")
     config = _merge(config, _read(recipes[0]), known, recipes[0])
     # Another backbone drops the options of the previous one, so its argument goes first.
-    for argument in sorted(arguments, key=lambda a: not a.startswith("model.backbone=")):
+    for argument in sorted(arguments, key=lambda a: not a.startswith(("model.backbone=", "distill.backbone="))):
         if _is_setting(argument):
             try:
                 override = _override(argument, known)
@@ -141,8 +141,9 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
         _check_known(key, known, source)
     merged = OmegaConf.merge(config, override)
     assert isinstance(merged, DictConfig)
-    if merged.model.backbone != config.model.backbone:
-        merged.model.options = OmegaConf.select(override, "model.options", default={})
+    for section in ("model", "distill"):
+        if merged[section].backbone != config[section].backbone:
+            merged[section].options = OmegaConf.select(override, f"{section}.options", default={})
     return merged
 
 

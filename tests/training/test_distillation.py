@@ -174,7 +174,7 @@ def refusal(workplace, name, *settings):
         (["model.prototypes_from=kmeans"], "model.prototypes_from=kmeans: expected auto or weights"),
         (["model.prototypes=11"], "model.prototypes=11: the teacher's file has 10; leave it out"),
         (["distill.weights=/none.pth"], "weights /none.pth: no such file"),
-        (["distill.options={}", "distill.backbone=resnet18"], "teacher "),
+        (["distill.options.base_width=16"], "teacher "),
     ],
 )
 def test_a_mistake_is_an_error_of_one_line(workplace, settings, message):
