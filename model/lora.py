@@ -38,7 +38,7 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
         raise ValueError(f"model.lora.rank={rank} {MISSING}")
     from peft import LoraConfig, inject_adapter_in_model
 
-    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0, bias="none")  # type: ignore[arg-type]
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0, bias="none")
     inject_adapter_in_model(settings, backbone)
     for module in backbone.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

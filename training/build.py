@@ -128,11 +128,13 @@ def build_queue(
     """
     if not config.swav.queue.length:
         return None
-    frozen = isinstance(teacher, FrozenTeacher)
+    views, dim = len(config.swav.assigning), config.model.embedding_dim
+    if isinstance(teacher, FrozenTeacher):
+        views, dim = len(teacher.views), teacher.embedding_dim
     return EmbeddingQueue(
-        len(teacher.views) if frozen else len(config.swav.assigning),
+        views,
         config.swav.queue.length,
-        teacher.embedding_dim if frozen else config.model.embedding_dim,
+        dim,
         global_batch=config.run.batch_size,
         world_size=cluster.world_size,
         device=cluster.device(),
