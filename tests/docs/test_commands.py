@@ -41,6 +41,7 @@ RUN_BY = {
     "perf.backbones": "test_models_are_checked_once_and_the_page_has_them",
     "perf.compare": "test_single_parts_of_a_report_are_accepted",
     "perf.gpu_check": "test_it_explains_each_part_without_a_gpu_and_without_torch",
+    "perf.distilling": "test_both_students_take_the_same_steps_and_a_second_call_repeats_no_run",
     "perf.faults": "test_a_fault_costs_nothing_that_was_saved",
     "perf.faults.long_run": "test_a_run_is_watched_to_its_end",
     "make fuzz": "test_the_program_counts_what_it_reads",
