@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.deepcluster import assigned_prediction, one_hot
+from model.clustering.deepcluster import assigned_prediction, one_hot
 from model.loss import distillation, swapped_prediction
 from model.sinkhorn import hard_codes, sinkhorn
 from model.views import select_views

@@ -62,7 +62,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
     _fit_engine(config, choose, cluster)
     prototypes = min(MOST_PROTOTYPES, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
     if config.method == "distill":
-        from training.frozen_teacher import fit_teacher
+        from training.distillation.teacher import fit_teacher
 
         fit_teacher(config, choose)
     choose(

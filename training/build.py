@@ -25,8 +25,8 @@ from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
 from training.compiled import compile_network
 from training.deepspeed_engine import input_dtype
+from training.distillation.teacher import build_frozen_teacher
 from training.distributed import Cluster
-from training.frozen_teacher import build_frozen_teacher
 
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:

@@ -98,7 +98,7 @@ def take_fastest(
     words = ", ".join(f"{key}={shown(OmegaConf.select(config, key))}" for key in keys)
     say(f"auto: {words}  ({said} a process, {source}; override with pipeline.backend=...)")
     if changed:
-        crops = crops_from_config(config.crops, config.pipeline.backend)
+        crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
         loader.use(crops=crops, **backend_of(config.pipeline, cluster))
 
 
@@ -124,7 +124,7 @@ def _timed(choice: Choice, config: DictConfig, table: SampleTable, cluster: Clus
     here = config.run.batch_size // cluster.world_size
     trial.run.batch_size = min(here, BATCH) * cluster.world_size
     try:
-        crops = crops_from_config(trial.crops, trial.pipeline.backend)
+        crops = crops_from_config(trial.crops, trial.pipeline.backend, trial.distill.crops)
         with closing(build_loader(trial, table, crops, cluster)) as loader:
             return images_per_second(batches_of(loader), cluster.device())
     except Exception as error:  # whatever stops a backend here: another one may work
@@ -163,7 +163,7 @@ def _key(choices: list[Choice], config: DictConfig, table: SampleTable, cluster:
     here = {
         "images": table.digest(),
         "choices": [dict(choice) for choice in choices],
-        "crops": OmegaConf.to_container(config.crops),
+        "crops": [OmegaConf.to_container(section) for section in (config.crops, config.distill.crops)],
         "batch": config.run.batch_size // cluster.world_size,
         "threads": config.pipeline.threads,
         "processes": cluster.local_world_size,

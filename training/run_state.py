@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from model.clustering.targets import EpochTargets
 from model.distillation import FrozenTeacher
 from model.monitor import CodeMonitor
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.state import HasState
-from model.targets import EpochTargets
 from model.teacher import Teacher
 from pipeline.loader import Loader
 from training.checkpoint.masters import load_network, network_shapes, network_tensors

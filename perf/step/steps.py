@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from model.clustering.memory import Memory
+from model.clustering.targets import EpochTargets
 from model.distillation import FrozenTeacher
-from model.memory import Memory
 from model.monitor import CodeMonitor
 from model.optimizer.build import build_optimizer, set_step
 from model.probe import Probe
 from model.queue import EmbeddingQueue
-from model.targets import EpochTargets
 from model.teacher import Teacher, only_views
 from perf.step.roofline import work_of
 from pipeline.batch import Batch, split_batch

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from config.recipe import ROOT, load_config
-from model.deepcluster import assigned_prediction
+from model.clustering.deepcluster import assigned_prediction
 from model.loss import swapped_prediction
 from model.optimizer.build import build_optimizer, set_step
 from model.optimizer.schedule import warmup_cosine

@@ -9,9 +9,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch.nn import functional
 
-from model.deepcluster import IGNORED, ITERATIONS, assigned_prediction, kmeans_targets, sinkhorn_targets
-from model.kmeans import first_centroids, spherical_kmeans
-from model.memory import Memory
+from model.clustering.deepcluster import IGNORED, ITERATIONS, assigned_prediction, kmeans_targets, sinkhorn_targets
+from model.clustering.kmeans import first_centroids, spherical_kmeans
+from model.clustering.memory import Memory
 from model.sinkhorn import sinkhorn
 from support.ranks import run_ranks
 

@@ -13,8 +13,8 @@ from config.schema.ranges import alternatives, own_limits
 from config.schema.settings import settings as all_settings
 from evaluation.arguments import check_number, numbers
 from launch.restart import restart_delay
-from model.deepcluster import assigned_prediction
-from model.kmeans import spherical_kmeans
+from model.clustering.deepcluster import assigned_prediction
+from model.clustering.kmeans import spherical_kmeans
 from model.loss import swapped_prediction
 from model.monitor import loss_of_a_guess
 from model.nearest import predict

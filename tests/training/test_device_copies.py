@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 from config.recipe import ROOT
 from model.backbone import build_backbone
 from model.batchnorm import replace_batch_norm
-from model.memory import Memory
+from model.clustering.memory import Memory
+from model.clustering.targets import EpochTargets
 from model.monitor import CodeMonitor
 from model.objective import Objective
 from model.optimizer.groups import parameter_groups
@@ -28,7 +29,6 @@ from model.optimizer.lars import LARS
 from model.probe import Probe
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
-from model.targets import EpochTargets
 from model.teacher import Teacher
 
 BATCH, DIM, PROTOTYPES, IMAGES = 8, 16, 30, 64

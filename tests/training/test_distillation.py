@@ -19,8 +19,8 @@ from support.tiny_runs import train as run_train
 from training.auto import fit
 from training.build import build_network
 from training.checkpoint.save_load import latest_checkpoint
+from training.distillation.teacher import build_frozen_teacher
 from training.distributed import Cluster
-from training.frozen_teacher import build_frozen_teacher
 
 TEACHER = {"block": "basic", "layers": [1, 1], "base_width": 12, "stem": "small", "stem_stride": 2}
 DIM, PROTOTYPES = 6, 10

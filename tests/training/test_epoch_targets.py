@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.deepcluster import IGNORED, one_hot
-from model.memory import Memory
-from model.targets import EpochTargets
+from model.clustering.deepcluster import IGNORED, one_hot
+from model.clustering.memory import Memory
+from model.clustering.targets import EpochTargets
 from perf.zero_ranks import Case
 from support.forks import context, run_processes
 from support.on_ranks.cluster_moves import set_prototypes

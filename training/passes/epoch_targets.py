@@ -6,9 +6,9 @@ import torch
 from omegaconf import DictConfig
 
 from common.progress import progress_bar
-from model.deepcluster import IGNORED, ITERATIONS, kmeans_targets, sinkhorn_targets
-from model.memory import Memory
-from model.targets import EpochTargets
+from model.clustering.deepcluster import IGNORED, ITERATIONS, kmeans_targets, sinkhorn_targets
+from model.clustering.memory import Memory
+from model.clustering.targets import EpochTargets
 from pipeline.loader import Loader
 from training.distributed import Cluster
 from training.passes.first_pass import first_pass, of_assigning

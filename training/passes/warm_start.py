@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from common.progress import progress_bar
-from model.deepcluster import ITERATIONS, kmeans_targets
+from model.clustering.deepcluster import ITERATIONS, kmeans_targets
+from model.clustering.memory import Memory
 from model.distillation import FrozenTeacher
-from model.memory import Memory
 from model.teacher import Teacher
+from training.distillation.prototypes import find_prototypes
 from training.distributed import Cluster
 from training.passes.first_pass import first_pass, of_assigning
-from training.passes.teachers_prototypes import find_prototypes
 from training.run_state import RunState
 from training.stopping import StopSignal
 from training.zero import write_parameter

@@ -42,7 +42,7 @@ def build_frozen_teacher(
 ) -> FrozenTeacher:
     """The teacher with the weights of its file. say: gets a line about them. Raises ValueError, one line.
 
-    With distill.prototypes_from=kmeans its prototypes are still random (`training.passes.teachers_prototypes`).
+    With distill.prototypes_from=kmeans its prototypes are still random (`training.distillation.prototypes`).
     """
     weights, path = read_weights(Path(config.distill.weights)), config.distill.weights
     sizes, model, places = head_sizes(weights), config.model, list(config.swav.assigning)

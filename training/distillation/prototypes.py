@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.progress import progress_bar
-from model.deepcluster import ITERATIONS, kmeans_targets
+from model.clustering.deepcluster import ITERATIONS, kmeans_targets
+from model.clustering.memory import Memory
 from model.distillation import Centered, FrozenTeacher
-from model.memory import Memory
 from pipeline.loader import Loader
 from training.distributed import Cluster
 from training.passes.first_pass import first_pass

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.kmeans import first_centroids, spherical_kmeans
-from model.memory import Memory
+from model.clustering.kmeans import first_centroids, spherical_kmeans
+from model.clustering.memory import Memory
 from model.sinkhorn import sinkhorn
 
 IGNORED = -100  # target of a row that is not in the memory; the loss ignores it

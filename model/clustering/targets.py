@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.memory import Memory
+from model.clustering.memory import Memory
 from model.state import RankTensors
 
 
@@ -17,7 +17,7 @@ from model.state import RankTensors
 class EpochTargets:
     """memory: this rank's embeddings of the current epoch, from which the next epoch's targets are computed.
     targets: the cluster of each row of the sample table in the current epoch by each head, int64, the same on all
-    ranks; IGNORED (model/deepcluster.py) for a row without a cluster."""
+    ranks; IGNORED (model/clustering/deepcluster.py) for a row without a cluster."""
 
     memory: Memory
     targets: Int[Tensor, "heads images"]
