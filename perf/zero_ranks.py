@@ -40,7 +40,7 @@ class Case:
 
     tiny: a smaller network, for results that do not depend on the network. frozen_backbone: first steps, in which it
     does not move; backbone_scale: of its learning rate. on_gpu: a GPU for each rank; otherwise all ranks use the CPU,
-    even if there are GPUs. overlap: overlap_comm, None for DeepSpeed's default. compile: engine.compile.
+    even if there are GPUs. overlap: overlap_comm, None for DeepSpeed's default.
     """
 
     stage: int
@@ -55,7 +55,6 @@ class Case:
     backbone_scale: float = 1.0
     on_gpu: bool = False
     overlap: bool | None = None
-    compile: bool = False
 
 
 def run_rank(rank: int, case: Case, folder: Path, states: int, steps: int, reference: Path | None) -> None:
@@ -257,7 +256,6 @@ def _config(case: Case) -> Any:
         "accumulation": case.accumulation,
         "sync_batch_norm": case.sync,
         "offload": case.offload,
-        "compile": case.compile,
     }
     if case.overlap is not None:
         engine["deepspeed"] = {"zero_optimization": {"overlap_comm": case.overlap}}

@@ -9,11 +9,12 @@ from omegaconf import OmegaConf
 
 from config.recipe import ROOT, load_config
 from model.clustering.deepcluster import assigned_prediction
-from model.loss import swapped_prediction
+from model.loss import distillation, swapped_prediction
 from model.optimizer.build import build_optimizer, set_step
 from model.optimizer.schedule import warmup_cosine
 from model.sinkhorn import sinkhorn
-from model.teacher import momentum_at
+from model.teacher import Teacher, momentum_at
+from model.weights import published_names
 from training.auto import fit
 from training.build import build_network, build_queue, build_teacher
 from training.distributed import Cluster
@@ -103,7 +104,7 @@ def test_a_recipe_of_a_method_that_clusters_has_the_published_figures(name):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_two_steps_of_every_recipe_scaled_down(recipe):
+def test_two_steps_of_every_recipe_scaled_down(recipe, tmp_path):
     """With the recipe's crop counts, epsilon, optimizer, queue and schedule, on small images and a narrow network."""
     shorter = ["run.batch_size=8", "run.epochs=2", "optimizer.warmup_epochs=1", "swav.queue.start_epoch=0"]
     config = load_config([str(ROOT / recipe), "data.path=/images", *shorter])
@@ -112,20 +113,32 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
     config.model.merge_with({"hidden_dim": 16, "embedding_dim": 8, "prototypes": 6})
     config.model.backbone = "vit_tiny_patch16_224" if vit else "resnet"
     config.model.options = {"embed_dim": 24, "depth": 2, "num_heads": 2} if vit else tiny
-    config.swav.queue.length = 16 if config.swav.queue.length and config.method == "swav" else 0
+    queues = config.method in ("swav", "distill")
+    config.swav.queue.length = 16 if config.swav.queue.length and queues else 0
+    if config.method == "distill":
+        wider = {**tiny, "base_width": 12}
+        trained = build_network({**config.model, "options": wider, "embedding_dim": 10, "heads": 1})
+        torch.save({"state_dict": published_names(trained.state_dict())}, tmp_path / "teacher.pth")
+        config.distill.backbone, config.distill.options = "resnet", wider
+        config.distill.weights, config.model.prototypes = str(tmp_path / "teacher.pth"), "auto"
     fit(config, 64, Cluster())
     torch.manual_seed(0)
     sizes = [32, 16] if vit else [16, 8]
     counts = [config.crops[name]["count"] for name in ("global", "local")]
     crops = [torch.randn(n * 8, 3, size, size) for n, size in zip(counts, sizes, strict=True) if n]
-    network, queue, assigning = build_network(config.model), build_queue(config, Cluster()), list(config.swav.assigning)
+    network, assigning = build_network(config.model), list(config.swav.assigning)
     optimizer, rates = build_optimizer(config.optimizer, network), schedule(config, 8)
     teacher = build_teacher(config, network, Cluster())
+    queue = build_queue(config, Cluster(), teacher)
     before = network.prototypes.weight.detach().clone()
     for step, frozen in enumerate((True, False)):
         set_step(optimizer, rates[step + 4], frozen_prototypes=frozen)
         embeddings, scores, _, _ = network(crops, 8, None)
-        if config.method == "swav":
+        if config.method == "distill":
+            embeddings, inputs, _ = teacher(crops, 8)
+            codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations)
+            loss = distillation(codes, scores, config.swav.temperature, config.model.heads)
+        elif config.method == "swav":
             inputs = scores[assigning].detach() if teacher is None else teacher(crops, 8)[1]
             codes = sinkhorn(inputs, config.swav.epsilon, config.swav.iterations)
             loss = swapped_prediction(codes, scores, assigning, config.swav.temperature)
@@ -136,7 +149,7 @@ def test_two_steps_of_every_recipe_scaled_down(recipe):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if teacher is not None:
+        if isinstance(teacher, Teacher):
             teacher.follow(network, momentum_at(step, 16, *config.swav.teacher.values()))
         assert torch.isfinite(loss)
         assert torch.equal(before, network.prototypes.weight) == frozen

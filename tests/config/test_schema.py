@@ -139,9 +139,11 @@ def test_the_words_of_a_range(setting, message):
 
 def test_every_setting_that_may_be_auto_is_chosen():
     """training/auto.py chooses all of them except the bucket size, which DeepSpeed's configuration chooses, and the
-    start of the prototypes, for which training/build.py looks into the file of the weights. It says each choice but
-    those that a run makes anew and says once it has timed the loaders."""
-    left, timed = {"engine.bucket_size", "model.prototypes_from"}, {"pipeline.backend", "pipeline.hw_decoder_load"}
+    start of the prototypes, for which training/build.py looks into the file of the weights, and the teacher's, which
+    only method=distill has (`test_distillation.py`). It says each choice but those that a run makes anew and says once
+    it has timed the loaders."""
+    left = {"engine.bucket_size", "model.prototypes_from", "distill.prototypes_from"}
+    timed = {"pipeline.backend", "pipeline.hw_decoder_load"}
     auto = {key for key, setting in all_settings().items() if setting.auto}
     config = default_config()
     for key in auto:
@@ -157,8 +159,8 @@ def test_every_setting_that_may_be_auto_is_chosen():
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
-    fixed = ("method", "run.batch_size", "run.seed", "crops.", "model.", "swav.", "optimizer.")
-    free = ("crops.jitter.exact", "crops.decode", "model.weights")
+    fixed = ("method", "run.batch_size", "run.seed", "crops.", "model.", "swav.", "distill.", "optimizer.")
+    free = ("crops.jitter.exact", "crops.decode", "model.weights", "distill.weights")
     assert bool(effect_on_resume(key)) != (key.startswith(fixed) and key not in free)
     saved = values_with(key, {"other": 1} if all_settings()[key].free else "other")
     if effect_on_resume(key):
@@ -169,7 +171,10 @@ def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
             changed_settings(SOME_CONFIG, saved)
 
 
-@pytest.mark.parametrize("key", [key for key, setting in all_settings().items() if setting.auto])
+OF_TEACHERS = {"distill.prototypes_from"}  # kept with method=distill: tests/training/test_distillation.py
+
+
+@pytest.mark.parametrize("key", sorted({key for key, each in all_settings().items() if each.auto} - OF_TEACHERS))
 def test_auto_keeps_what_the_run_began_with_where_it_must_not_change(key):
     """The run began with more images a step and more epochs than auto would choose by; others are chosen again."""
     config, begun_with = default_config(), default_config()

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -72,6 +73,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_every_crop_with_every_code(heads)
     torch.testing.assert_close(scores.grad, gradient)
 
 
+@pytest.mark.slow
 def test_a_students_first_loss_is_the_formula_in_plain_torch(workplace, one):
     """The crops of the first step go through a plain network and plain Sinkhorn-Knopp in float64."""
     from pipeline.crops import crops_from_config
@@ -106,7 +108,7 @@ def one(workplace):
     return losses(workplace, "one")
 
 
-@pytest.mark.slow(seconds=12)
+@pytest.mark.slow(seconds=7)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_stage_has_the_losses_of_one_process(workplace, one, stage):
     name = f"stage-{stage}"
@@ -118,7 +120,7 @@ def test_every_stage_has_the_losses_of_one_process(workplace, one, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "stage"), [("whole.pth", 3), ("backbone.safetensors", 1)])
 def test_a_resumed_run_has_the_same_losses_and_the_teachers_prototypes(workplace, file, stage):
-    settings = (f"engine.stage={stage}", "distill.crops={count: 1, size: 16, scale: [0.5, 1.0]}")
+    settings = (f"engine.stage={stage}", "run.epochs=1", "distill.crops={count: 1, size: 16, scale: [0.5, 1.0]}")
     name, words = f"whole-{stage}", {"ranks": 2, "file": file}
     train(workplace, name, *settings, **words)
     shutil.copytree(workplace / name, workplace / f"{name}-again")
@@ -182,12 +184,17 @@ def test_a_mistake_is_an_error_of_one_line(workplace, settings, message):
     assert not (workplace / "refused" / "metrics.jsonl").exists()
 
 
-def test_auto_takes_prototypes_and_heads_of_the_file_and_else_kmeans(workplace):
+def test_auto_takes_prototypes_and_heads_of_the_file_else_kmeans_and_keeps_them_on_resume(workplace):
     whole, alone = fitted(workplace), fitted(workplace, file="backbone.safetensors")
     assert (whole.model.prototypes, whole.model.heads, whole.distill.prototypes_from) == (PROTOTYPES, 1, "weights")
     assert (alone.model.prototypes, alone.distill.prototypes_from) == (30, "kmeans")
     with pytest.raises(ConfigError, match=r"^distill\.prototypes_from=weights: .* has no prototypes"):
         fitted(workplace, "distill.prototypes_from=weights", file="backbone.safetensors")
+    again = load_config([str(workplace / "tiny.yaml"), *SETTINGS, f"distill.weights={workplace / 'whole.pth'}"])
+    again.model.prototypes = "auto"
+    lines = fit(again, 68, Cluster(), OmegaConf.to_container(alone))
+    assert (again.model.prototypes, again.distill.prototypes_from) == (30, "kmeans")
+    assert "distill.prototypes_from=kmeans  (the run has begun with it)" in lines
     assert head_sizes(torch.load(workplace / "whole.pth")["state_dict"]) == HeadSizes(16, DIM, PROTOTYPES, 1)
 
 

@@ -9,7 +9,7 @@ from support.forks import run_processes, start_server
 from support.on_ranks import frozen_moves
 from training.distributed import free_port
 
-RANKS = 1
+RANKS = 2
 HEAD = ("0.weight", "1.weight", "1.bias", "3.weight", "3.bias")
 TINY = {"tiny": True, "frozen_backbone": frozen_moves.FROZEN, "sync": 0}
 CASES = {
