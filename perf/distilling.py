@@ -45,28 +45,39 @@ def measure(options: Any) -> dict[str, Any]:
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     teacher = options.teacher or pretrained(work)
-    images, weights = options.images or work / "clothes", export(teacher, work / "teacher.pth")
+    images, weights = options.images or work / "clothes", work / "teacher.pth"
+    prototypes = export(teacher, weights)
     rows = []
     for seed in seeds:
         for way in WAYS:
-            rows.append({"way": way, "seed": seed, **student(work, images, way, seed, options.epochs, weights)})
+            rows.append(
+                {"way": way, "seed": seed, **student(work, images, way, seed, options.epochs, weights, prototypes)}
+            )
     return {"epochs": options.epochs, "teacher": summary_of(teacher)["knn"], "machine": machine(), "rows": rows}
 
 
-def export(run: Path, file: Path) -> Path:
-    """Backbone, projection head and prototypes of a run, in a file."""
+def export(run: Path, file: Path) -> int:
+    """Write backbone, projection head and prototypes of a run to a file; returns the number of prototypes."""
     from export.formats import write_swav
     from training.trained_network import read_trained
 
-    write_swav(read_trained(run), file)
-    return file
+    trained = read_trained(run)
+    write_swav(trained, file)
+    return int(trained.config["model"]["prototypes"])
 
 
-def student(work: Path, images: Path, way: str, seed: int, epochs: int, weights: Path) -> dict[str, Any]:
-    """One run: "knn" at its end, "steps" and "cpu_seconds"."""
+def student(
+    work: Path, images: Path, way: str, seed: int, epochs: int, weights: Path, prototypes: int
+) -> dict[str, Any]:
+    """One run, with as many prototypes as the teacher: "knn" at its end, "steps" and "cpu_seconds"."""
     run = work / f"{way}-{seed}"
     words = [f"data.path={images}", f"data.cache={work / 'tables'}", f"run.directory={run}", f"run.seed={seed}"]
-    words += [f"model.options={STUDENT}", f"run.epochs={epochs}", f"optimizer.warmup_epochs={min(1, epochs)}"]
+    words += [
+        f"model.options={STUDENT}",
+        f"model.prototypes={prototypes}",
+        f"run.epochs={epochs}",
+        f"optimizer.warmup_epochs={min(1, epochs)}",
+    ]
     words += ["evaluation.max_train=1000", "checkpoint.every=never", "swav.freeze_prototypes=0"]
     if way == "distilled":
         from config.recipe import load_config
