@@ -80,7 +80,6 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         choices = fit(config, len(table.usable()), cluster, journal.begun_with())
         if journal.finished(config):
             return "done"
-        batch = config.run.batch_size
         crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
         labelled = labelled_data(table, test, config.evaluation.max_train)
         loader = build_loader(config, table, crops, cluster)
@@ -90,7 +89,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         sizes = [*crops.networks_sizes, config.evaluation.size]
         network = starting_network(config.model, sizes, journal.begun_with() is not None, journal.say).to(device)
         swav, heads, prototypes = config.swav, config.model.heads, config.model.prototypes
-        objective, dtype = build_objective(config), input_dtype(config)
+        objective, dtype, batch = build_objective(config), input_dtype(config), config.run.batch_size
         clusters = build_clusters(config, loader, len(table), device)
         frozen_steps = math.inf if config.method == "deepclusterv2" else swav.freeze_prototypes
         probe = build_probe(config, network, table, labelled)

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.progress import progress_bar
-from evaluation.classifiers.knn import nearest_rows
 from evaluation.dense.confusion import IGNORED, confusion
 from evaluation.dense.linear import summed
 from evaluation.dense.maps import Maps, as_input
 from evaluation.dense.masks import Masked
 from evaluation.features import gather
 from evaluation.session import Session
+from model.nearest import nearest_rows
 from pipeline.crops import Crops
 
 CHUNK = 1024  # patches that are searched at once
