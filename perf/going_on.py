@@ -113,6 +113,7 @@ def train(settings: Sequence[str], work: Path) -> float | None:
         *settings,
         "pipeline.threads=1",
         "pipeline.backend=dali",
+        "evaluation.watched=0",
         "data.workers=1",
     ]
     (process,) = fork(arguments, work / f"{run.name}.log")

@@ -53,7 +53,7 @@ model:
   prototypes: 12
 swav: {{freeze_prototypes: 4, queue: {{length: 16, start_epoch: 0}}}}
 optimizer: {{base_lr: 0.5, warmup_epochs: 0}}
-evaluation: {{size: 16, batch_size: 32}}
+evaluation: {{size: 16, batch_size: 32, watched: 0}}
 """
 
 

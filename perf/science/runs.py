@@ -44,7 +44,7 @@ def training(method: Method, seed: int, epochs: int, seconds: float, setup: Setu
         ).optimizer.warmup_epochs
         words = ["train.py", method.recipe, f"data.path={data}", f"data.cache={setup.tables}", *method.settings]
         words += [f"run.directory={folder}", f"run.seed={seed}", f"run.epochs={epochs}"]
-        words += ["pipeline.threads=1", "pipeline.backend=dali"]
+        words += ["pipeline.threads=1", "pipeline.backend=dali", "evaluation.watched=0"]
         words += [f"optimizer.warmup_epochs={warm_up_epochs(recipe_warm_up, epochs):g}"]
         # k-NN is computed from the checkpoints afterwards: here it would count as training time
         words += ["evaluation.every=0", "evaluation.max_train=1000", f"checkpoint.keep_epochs={every}"]

@@ -68,12 +68,12 @@ def is_launcher(process):
 
 
 def wait_for_steps(directory, count, process, output=None, longest=120):
-    """Wait until the run in `directory` has logged `count` lines. Fails with its output if it ends or takes too long.
+    """Wait until the run in `directory` has logged `count` steps. Fails with its output if it ends or takes too long.
 
     output: the file that the process writes to; None if it is asked by communicate().
     """
     metrics, deadline = directory / "metrics.jsonl", time.monotonic() + longest
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= count):
+    while not (metrics.exists() and metrics.read_text().count('"loss"') >= count):
         ended = process.poll() is not None
         if ended or time.monotonic() > deadline:
             text = output.read_text() if output else process.communicate()[0] if ended else "still running"
