@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from model.resnet import RESNETS, ResNet
-from model.sizes import Sizes, takes
+from model.sizes.trial import takes
 from model.trial import check_features, described, first_line, sizes_near
 
 NO_FEATURES = {  # options of timm with which a network gives something else than features
@@ -62,6 +62,8 @@ def _take_sizes(network: nn.Module, of_size: Callable[[int], nn.Module], words: 
     refused = [size for size in sorted(set(sizes)) if not takes(network, size)]
     if not refused:
         return
+    from model.sizes.network import Sizes  # imports torch._dynamo, which takes seconds
+
     several = Sizes(network, of_size)
     for size in refused:
         try:

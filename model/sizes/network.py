@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from model.sizes.tables import resample
+from model.sizes.trial import computed_buffers, put_back, takes
 
 MISSING = object()
 NOT_OF_THE_SIZE = ("training", "feature_dim", "forward")
@@ -185,32 +186,6 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     return one == other if isinstance(one, bool | int | float | str) else True
-
-
-@torch.no_grad()
-def takes(network: nn.Module, size: int) -> bool:
-    """Whether the network takes images of this size; its random state, buffers and mode do not change."""
-    training, like, buffers = network.training, next(network.parameters()), computed_buffers(network)
-    try:
-        network.eval()(torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype))
-    except Exception:  # of any type: timm raises assertions, torch RuntimeErrors
-        return False
-    finally:
-        network.train(training)
-        put_back(buffers)
-    return True
-
-
-def computed_buffers(network: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
-    """Module, name and value of the buffers that no state dict has; some networks compute them for each size."""
-    modules = network.modules()
-    return [(module, key, module._buffers[key]) for module in modules for key in module._non_persistent_buffers_set]
-
-
-def put_back(buffers: list[tuple[nn.Module, str, Tensor | None]]) -> None:
-    """Give modules these buffers again."""
-    for module, key, value in buffers:
-        module._buffers[key] = value
 
 
 def _same_buffer(module: nn.Module, key: str, other: Tensor) -> bool:

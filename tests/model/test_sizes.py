@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from model.backbone import build_backbone, checkpoint_activations
-from model.sizes import Sizes
-from model.sizes.network import differences
+from model.sizes.network import Sizes, differences
 from model.sizes.tables import resample
 
 VIT = {"embed_dim": 16, "depth": 1, "num_heads": 2}
