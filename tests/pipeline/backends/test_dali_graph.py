@@ -14,6 +14,7 @@ from pipeline.crops import Blur, Crops, View, crops_from_config
 from pipeline.dataset.open import open_dataset
 from pipeline.draw import draw
 from support.photos import flat_colors, photographs, write_folder
+from training.auto import fit
 from training.build import build_loader
 from training.distributed import Cluster
 
@@ -88,8 +89,9 @@ def test_the_settings_share_of_jpegs_reaches_the_decoder(tmp_path):
     table = open_dataset(write_folder(tmp_path / "images", flat_colors(8)), tmp_path / "tables", 1, progress=False)
     for load in (0.65, 0.4):
         given = [] if load == 0.65 else [f"pipeline.hw_decoder_load={load}"]
-        config = load_config(["config/demo.yaml", "pipeline.backend=dali", "run.batch_size=4", *given])
-        config.engine.precision, config.pipeline.threads = "fp32", 1
+        few = ["run.batch_size=4", "model.prototypes=4", "pipeline.threads=1"]
+        config = load_config(["config/demo.yaml", "pipeline.backend=dali", *few, *given])
+        fit(config, 8, Cluster())  # auto is DALI's 0.65
         crops = crops_from_config(config.crops, "dali")
         loader = build_loader(config, table, crops, Cluster())
         (decoder,) = (text for text in operators(loader.backend) if "OpSpec for decoders__Image" in text)
