@@ -39,7 +39,7 @@ def test_fitting_a_second_time_changes_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["method=moco"], "method=moco: expected swav, deepclusterv2 or selav2"),
+        (["method=moco"], "method=moco: expected swav, deepclusterv2, selav2 or distill"),
         (["model.heads=0"], "model.heads=0: expected at least 1"),
         (["swav.hard=maybe"], "swav.hard=maybe: expected true or false"),
         (["method=selav2", "swav.queue.length=100"], "swav.queue.length=100: method=selav2 has no queue; set it to 0"),
