@@ -26,7 +26,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 @dataclass(frozen=True)
 class OnnxOptions:
     """precision: one of PRECISIONS. size: pixels of the only height and width; None: any, where the backbone takes any.
-    data: images, labeled or not, as data.path: int8 is calibrated on them, and the k-NN lost is told."""
+    data: images as for data.path. int8 calibrates on them; with labels, the export prints the k-NN lost."""
 
     precision: str = "fp32"
     size: int | None = None

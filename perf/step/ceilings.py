@@ -1,7 +1,7 @@
 """The limits of a device: bytes a second of a copy, and operations a second of a network's own products.
 
 A library may run a network's convolutions faster than a large square product, so both are measured, in both memory
-layouts, and the fastest is the ceiling: no step can then do more than the noise allows.
+layouts, and the fastest is the ceiling.
 """
 
 from __future__ import annotations
