@@ -6,6 +6,8 @@ PYTHON ?= python3
 LOCK   := requirements-$(DALI).lock
 WHEELS ?=
 VENV   := .venv/bin/python
+# Container images often set it. Without bytecode each start of a process takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup help-settings default-yaml train report cluster-check data convert preview export bench profile science zero-check kill-check faults fuzz long-run gpu-check sync wheels test test-fast mutation-check lint lock clean

@@ -2,6 +2,7 @@
 schemas, the pod's launcher runs as PID 1, and the Dockerfile fits the checkout."""
 
 import copy
+import importlib.util
 import os
 import re
 import shutil
@@ -336,3 +337,15 @@ def test_wheels_of_another_lock_file_are_refused_before_anything_is_installed(ch
         done = setup(wheels)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and message in done.stderr, done.stderr
     assert not (folder / ".venv").exists()
+
+
+def test_setup_leaves_bytecode_so_that_no_process_compiles_torch_anew():
+    torch = importlib.util.find_spec("torch").origin
+    assert Path(importlib.util.cache_from_source(torch)).exists()
+
+
+def test_make_lets_python_keep_its_bytecode(tmp_path):
+    (tmp_path / "Makefile").write_text(f"include {ROOT / 'Makefile'}\nshow:\n\t@echo set: $$PYTHONDONTWRITEBYTECODE\n")
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    shown = subprocess.run(["make", "-s", "show"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set:"
