@@ -347,5 +347,7 @@ def test_setup_leaves_bytecode_so_that_no_process_compiles_torch_anew():
 def test_make_lets_python_keep_its_bytecode(tmp_path):
     (tmp_path / "Makefile").write_text(f"include {ROOT / 'Makefile'}\nshow:\n\t@echo set: $$PYTHONDONTWRITEBYTECODE\n")
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    shown = subprocess.run(["make", "-s", "show"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["make", "-s", "show"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert shown.stdout.strip() == "set:"
