@@ -70,6 +70,7 @@ def check(path: Path, about: dict[str, Any], setup: Setup, only: list[str], agai
     """Measure what the record at `path` lacks, write it and its page; returns the exit code."""
     with exit_on_mistake():
         results = record.opened(path, about)
+    results.pop("problems", None)  # of the last start
     parts = [part for part in PARTS if part.name in only]
     if again:
         results["parts"] = {name: rows for name, rows in results["parts"].items() if name not in only}
@@ -81,10 +82,12 @@ def check(path: Path, about: dict[str, Any], setup: Setup, only: list[str], agai
     finally:
         for process in multiprocessing.active_children():
             process.kill()
+    results["problems"] = verdict.problems(results)
+    record.write(path, results)
     text = verdict.page(results, left)
     write_atomically(path.with_suffix(".md"), text)
     print(f"\n{text}\n{path} and {path.with_suffix('.md').name}: written")
-    return 1 if verdict.problems(results) else EXIT_LEFT if left else 0
+    return 1 if results["problems"] else EXIT_LEFT if left else 0
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def run_step(case: StepCase, limit: float | None = None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- the loader
 @dataclass(frozen=True)
 class Feed:
-    """A loader of batches of `batch` images for `seconds`: on GPU 0 or on the CPU."""
+    """A loader of batches of `batch` images for `seconds`: on GPU 0 or on the CPU, with the share of the cores that a
+    rank has on a machine with `gpus`."""
 
     backend: str
     on_gpu: bool
@@ -68,6 +69,7 @@ class Feed:
     folder: str
     hw_decoder_load: float | None
     fancy_upsampling: bool
+    gpus: int
 
 
 def feed_rows(
@@ -85,7 +87,7 @@ def feed_rows(
 
     feed = Feed(
         backend, on_gpu and setup.on_gpu, setup.batch, setup.images, setup.seconds, setup.folder, hw_decoder_load,
-        fancy_upsampling,
+        fancy_upsampling, setup.gpus,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         run_ranks(run_feed, 1, feed, Path(scratch), on_gpu=feed.on_gpu, limit=limit)
@@ -104,7 +106,7 @@ def run_feed(_rank: int, feed: Feed, folder: Path) -> None:
     from training.distributed import Cluster
 
     device = Cluster().take_device()
-    threads = min(16, len(os.sched_getaffinity(0)))
+    threads = min(16, max(1, len(os.sched_getaffinity(0)) // feed.gpus))
     images = make_jpegs(Path(feed.folder) / "photographs", feed.images, threads)
     table = open_dataset(images, Path(feed.folder) / "tables", progress=False)
     crops = crops_from_config(default_config().crops, feed.backend)

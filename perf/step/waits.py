@@ -32,8 +32,8 @@ def count_waits(step: Callable[[], Any], device: torch.device) -> list[str]:
 
 @contextmanager
 def _synchronizations() -> Iterator[list[str]]:
-    """Within this context each call that waits for the device appends its caller's place. DeepSpeed's accelerator is
-    included: torch's debug mode does not see its calls."""
+    """Within this context each call that waits for the device appends its caller's place. torch's debug mode does not
+    see these calls: torch.cuda's, torch.accelerator's, and those of DeepSpeed's accelerator."""
     from deepspeed.accelerator import get_accelerator
 
     places: list[str] = []
@@ -53,7 +53,7 @@ def _synchronizations() -> Iterator[list[str]]:
 
         return call
 
-    owners: list[Any] = [type(get_accelerator()), torch.cuda, torch.cuda.Stream, torch.cuda.Event]
+    owners: list[Any] = [type(get_accelerator()), torch.accelerator, torch.cuda, torch.cuda.Stream, torch.cuda.Event]
     with ExitStack() as stack:
         for owner in owners:
             stack.callback(setattr, owner, "synchronize", owner.synchronize)

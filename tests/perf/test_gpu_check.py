@@ -196,6 +196,42 @@ def test_waits_deviations_and_missed_goals_do_not_hold():
     assert any(line.startswith("codes' share") for line in verdict.problems(ABOUT | {"parts": MEASURED}))
 
 
+def giving(of_parts):
+    """Parts with a case for each of these rows, which gives it."""
+
+    def case(row):
+        return Case(row["case"], 1, lambda limit: [row])
+
+    return [Part(name, "", lambda _, rows=rows: [case(row) for row in rows]) for name, rows in of_parts.items()]
+
+
+TOO_SLOW = "images/s of the fastest loader for a GPU: 1390, the goal is at least 1,400, which the fastest step takes"
+
+
+@pytest.mark.parametrize(("rate", "lines"), [(1390.0, [TOO_SLOW]), (1410.0, [])])
+def test_a_loader_slower_than_the_step_fails_the_check(tmp_path, monkeypatch, rate, lines):
+    """On the page, in the JSON and as the exit code, also of a later start that measures nothing. A loader counts if
+    its crops are as they should be."""
+    other_crops = feed("x", 9000.0, fancy_upsampling=False)
+    measured = {
+        "step": [step("default", 1300.0)],
+        "loader": [feed("dali", 900.0), feed("ffcv", rate, backend="ffcv")],
+        "decode": [other_crops],
+        "batch": [step("compile", 1400.0)],
+    }
+    monkeypatch.setattr("perf.gpu_check.__main__.PARTS", giving(measured))
+    path = tmp_path / "gpu.json"
+    for _ in range(2):
+        code = check(path, ABOUT | {"device": "a GPU"}, TOY, list(measured), False, float("inf"))
+        assert code == (1 if lines else 0)
+        assert json.loads(path.read_text())["problems"] == lines
+        failed = path.with_suffix(".md").read_text().split("## Does not hold")[1].split("##")[0]
+        assert failed.strip() == (f"- {TOO_SLOW}" if lines else "- Nothing of what was measured.")
+    wrong_crops = feed("wrong", 9000.0, holds=False)
+    found = verdict.problems(ABOUT | {"device": "a GPU", "parts": measured | {"decode": [wrong_crops]}})
+    assert found == ["decode: wrong: beyond its limit, see below", *lines]
+
+
 # ---------------------------------------------------------------------------------------------- the cases, on a CPU
 def chosen(part, names):
     return Part(part.name, part.shows, lambda setup: [case for case in part.cases(setup) if case.name in names])
@@ -226,7 +262,9 @@ def test_its_cases_run_on_a_cpu_at_toy_size(tmp_path, monkeypatch):
     assert rows["step"][0]["waits_in_a_step"] == []
     assert rows["loader"][0]["images_per_second"] > 0 and rows["loader"][0]["levels"] == 0
     assert "does a step run" in path.with_suffix(".md").read_text()
-    assert code == int(rows["step"][0]["codes_share"] > verdict.MAX_CODES_SHARE)
+    loader, step = (max(row["images_per_second"] for row in rows[part]) for part in ("loader", "step"))
+    step = max(step, rows["settings"][0]["images_per_second"])
+    assert code == int(rows["step"][0]["codes_share"] > verdict.MAX_CODES_SHARE or loader < step)
 
 
 @pytest.mark.slow
