@@ -41,11 +41,9 @@ class Cluster:
         """This rank's GPU, or the CPU where there is none."""
         import torch
 
+        os.environ |= allocator_settings(os.environ)  # torch reads them at the first allocation
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name
-            # Read at the first allocation. Segments that grow leave no gaps of the sizes that an evaluation needed.
-            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         return torch.device("cuda", device_index(self.local_rank, self.local_world_size, torch.cuda.device_count()))
 
     def take_device(self) -> Any:
@@ -137,6 +135,15 @@ def device_index(local_rank: int, local_world_size: int, visible: int) -> int:
     raise ConfigError(
         f"{local_world_size} processes on this machine see {visible} GPUs; start one process for each GPU"
     )
+
+
+def allocator_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """What torch's allocator of GPU memory needs in the environment, {} where the user has chosen something.
+
+    Segments that grow leave no gaps of the sizes that an evaluation needed.
+    """
+    chosen = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(environment)  # the second is the older name
+    return {} if chosen else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def tasks_here(environment: dict[str, str]) -> int:

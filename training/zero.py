@@ -53,6 +53,7 @@ def bind(engine: Any, network: nn.Module, optimizer: Any, groups: Sequence[Seque
         _step_all_groups_in_one_call(engine.optimizer, optimizer, engine.zero_optimization_stage())
         if engine.zero_optimization_stage() == 3 and not engine.fp16_enabled() and not engine.gradient_clipping():
             _no_gradient_norm(engine.optimizer)
+        _wait_on_the_device(engine.optimizer, engine.zero_optimization_stage())
     elif engine.fp16_enabled():
         _scale_the_loss(engine)
     scaler = _scaler(engine)
@@ -242,6 +243,48 @@ def _no_gradient_norm(zero: Any) -> None:
     if not callable(getattr(zero, "_get_norm_groups", None)):
         raise UnexpectedDeepSpeed("no _get_norm_groups")
     zero._get_norm_groups = lambda: [0.0]
+
+
+def _wait_on_the_device(zero: Any, stage: int) -> None:
+    """Let the device's stream wait where DeepSpeed makes the host wait for the device in every step: at the end of a
+    backward pass, for the reductions of gradients on a stream of their own (always at stage 3, with overlap_comm at 1
+    and 2), and at stage 3 for the small parameters, gathered after a step. Nothing is changed on a CPU, which has no
+    streams, nor with offload, where the host reads the gradients."""
+    offloads = zero.offload_optimizer if stage == 3 else zero.cpu_offload
+    stream = zero.reduce_and_partition_stream if stage == 3 else zero.reduction_stream
+    if stream is None or offloads:
+        return
+    if stage == 3:
+        stream.synchronize = lambda: _current_stream().wait_stream(stream)
+        if zero.persistent_parameters:  # each gathering is waited for by the current stream, before the host waits too
+            first = zero.persistent_parameters[0]
+            first.all_gather = _synchronizing(first.all_gather, lambda *_: None)
+    elif zero.overlap_comm:
+        wait = lambda *_: _current_stream().wait_stream(stream)  # noqa: E731
+        zero.independent_gradient_partition_epilogue = _synchronizing(
+            zero.independent_gradient_partition_epilogue, wait
+        )
+
+
+def _current_stream() -> Any:
+    from deepspeed.accelerator import get_accelerator
+
+    return get_accelerator().current_stream()
+
+
+def _synchronizing(function: Callable[..., Any], synchronize: Callable[..., None]) -> Callable[..., Any]:
+    """`function`, in which DeepSpeed's synchronization of the device is `synchronize`."""
+    from deepspeed.accelerator import get_accelerator
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        accelerator = get_accelerator()
+        accelerator.synchronize = synchronize  # hides the method of its class
+        try:
+            return function(*arguments, **named)
+        finally:
+            del accelerator.synchronize
+
+    return call
 
 
 def _scale_the_loss(engine: Any) -> None:

@@ -1,6 +1,7 @@
 """engine.compile on two ranks: one static graph for each resolution, with batch norm's collectives inside it."""
 
 import json
+import re
 from functools import partial
 from unittest import mock
 
@@ -77,6 +78,41 @@ def test_each_resolution_is_one_graph_and_none_follows_after_the_first_step(tmp_
         assert found["breaks"] == {}
         assert found["graphs"] == [*[GRAPHS] * (FIRST + LATER), GRAPHS + 1, GRAPHS + 1]  # one more for evaluation
         assert found["compiled"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+@pytest.mark.slow(seconds=40)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_batch_norm_relu_and_add_are_one_kernel(ranks):
+    """A compiled residual block reads and writes each activation once: two kernels normalize, with the ReLU, the second
+    with the shortcut's sum too. The others take the statistics: one for each normalization, over two ranks, of whom the
+    other is not there (torch's "fake" process group), and one for the first, alone."""
+    import torch
+    import torch.distributed as dist
+    from torch._inductor.utils import run_and_get_code
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from model.backbone import build_backbone
+    from model.batchnorm import replace_batch_norm
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        network = build_backbone("resnet", layers=[1], base_width=16, block="basic")
+        replace_batch_norm(network, 0, ranks, 0, equal_batches=True)
+        block = network.layer1[0]
+        x = torch.randn(4, 16, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+        _, (code,) = run_and_get_code(lambda: torch.compile(block, dynamic=False)(x))
+    finally:
+        dist.destroy_process_group()
+    normalizing = {"rsqrt", "sub", "mul"} if ranks > 1 else {"batch"}
+    names = [set(name.split("_")) for name in sorted(set(re.findall(r"cpp_fused\w*_\d+", code)), key=last_number)]
+    with_relu = [name for name in names if "relu" in name]
+    assert len(with_relu) == 2 and all(name >= normalizing for name in with_relu)
+    assert with_relu[-1] >= {"add", "threshold"}  # its ReLU is the block's last, whose mask backward needs
+    assert len(names) == (4 if ranks > 1 else 3)
+
+
+def last_number(name):
+    return int(name.rsplit("_", 1)[1])
 
 
 def test_cuda_graphs_are_asked_of_inductor_and_begin_anew_with_each_forward_pass():

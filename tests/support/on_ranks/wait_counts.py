@@ -1,5 +1,5 @@
 """Lists what a host would wait for in each step of train.py: reads of tensor values, synchronizations, and tensors made
-of the host's values.
+of the host's values. Also where a stream waits for another (ON_DEVICE), which is no wait of the host.
 
 On a CPU DeepSpeed skips its synchronizations and streams, because there is nothing to wait for. So that it takes its
 GPU's way, the CPU accelerator says here that it is not synchronized, and gets streams and events that only count.
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 READS = {"item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__", "nonzero", "__repr__"}
 READING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "bincount", "equal", "is_nonzero")
+ON_DEVICE = "wait_stream"  # a stream waits for another, the host does not
 MAKING = {"tensor", "as_tensor", "from_numpy", "asarray"}
 
 
@@ -61,7 +62,7 @@ def count_synchronizations(seen):
         seen.append(f"synchronize {where()}")
 
     class Counting:
-        """A stream or an event whose work is done at once."""
+        """A stream or an event, whose work is never done when asked: a host that asks waits."""
 
         def __init__(self, *_, **__):
             pass
@@ -69,11 +70,14 @@ def count_synchronizations(seen):
         def nothing(self, *_, **__):
             return None
 
-        wait_stream = wait_event = record = wait = nothing
+        wait_event = record = wait = nothing
         synchronize = waiting
 
+        def wait_stream(self, _):
+            seen.append(f"{ON_DEVICE} {where()}")
+
         def query(self):
-            return True
+            return False
 
         def record_event(self, *_):
             return Counting()
