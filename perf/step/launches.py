@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser
+from common.cli import Parser, print_error
 from config.recipe import ROOT
 
 PHASES = ("forward", "codes", "loss", "monitor", "backward")
@@ -43,7 +43,11 @@ def main(arguments: list[str]) -> int:
     if options.base and not (options.base / "model" / "swav.py").is_file():
         parser.error(f"--base={options.base}: expected a checkout of swave")
     checkouts = ({"base": options.base} if options.base else {}) | {"now": ROOT}
-    counts = {name: rows_of(ask(path, options)) for name, path in checkouts.items()}
+    try:
+        counts = {name: rows_of(ask(path, options)) for name, path in checkouts.items()}
+    except subprocess.CalledProcessError as error:
+        print_error(f"the counting in {error.cmd[2]} failed with code {error.returncode}, see above")
+        return 1
     print(table(counts))
     return 0
 

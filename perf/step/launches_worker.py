@@ -307,8 +307,10 @@ def lars_of(backbone: str, options: dict[str, Any]) -> dict[str, Counter[str]]:
     """Launches of a step of LARS at stage 0, by operation: "without kernels" of Triton (on torch's fake CUDA tensors)
     and, in a checkout that has them, "with kernels"."""
     launches = Launches()
+    network = build(backbone, options)
     with FakeTensorMode(), torch.device("cuda"):
-        step = step_of_lars(backbone, options, None)
+        make_fake(network, torch.device("cuda", 0))
+        step = step_of_lars(network, None)
         with launches:
             step()
     found = {"without kernels": launches.counts}
@@ -319,18 +321,17 @@ def lars_of(backbone: str, options: dict[str, Any]) -> dict[str, Counter[str]]:
     launches = Launches(fake=False)
     kernels = {name: Kernel(name, launches) for name in OF_KERNELS}
     with mock.patch.multiple(lars_fused, **kernels):  # type: ignore[call-overload]
-        step = step_of_lars(backbone, options, lars_fused.FusedLARS())
+        step = step_of_lars(build(backbone, options), lars_fused.FusedLARS())
         launches.counts.clear()
         with launches:
             step()
     return found | {"with kernels": launches.counts}
 
 
-def step_of_lars(backbone: str, options: dict[str, Any], kernels: Any) -> Callable[[], Any]:
+def step_of_lars(network: nn.Module, kernels: Any) -> Callable[[], Any]:
     """The second step of LARS on a network, with these kernels or without."""
     lars = first_of("model.optimizer.lars", "model.lars")
     groups = first_of("model.optimizer.groups", "model.lars")
-    network = build(backbone, options)
     optimizer = lars.LARS(groups.parameter_groups(network), lr=0.1)
     optimizer._fused = lambda *_: kernels
     for parameter in network.parameters():

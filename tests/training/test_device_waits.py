@@ -36,16 +36,21 @@ CASES = [
 ]
 
 
+def waits_of_steps(folder, ranks, *changes):
+    """What each of the nine steps of a run waits for."""
+    recipe, port = make_recipe(folder), free_port()
+    settings = f"run.epochs=1 run.log_every={EVERY} checkpoint.every=never data.max_bad_fraction=0.5".split()
+    arguments = [str(recipe), f"run.directory={folder / 'run'}", *settings, *changes]
+    run_processes(count, [(rank, ranks, port, arguments, folder / "steps.json") for rank in range(ranks)])
+    steps = json.loads((folder / "steps.json").read_text())
+    assert len(steps) == 9
+    return steps
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "stage", "precision", "more"), CASES)
 def test_the_host_waits_only_where_it_logs(tmp_path, ranks, stage, precision, more):
-    recipe, port = make_recipe(tmp_path), free_port()
-    settings = f"run.epochs=1 run.log_every={EVERY} checkpoint.every=never data.max_bad_fraction=0.5".split()
-    arguments = [str(recipe), f"run.directory={tmp_path / 'run'}", f"engine.stage={stage}", *settings, *more]
-    arguments.append(f"engine.precision={precision}")
-    run_processes(count, [(rank, ranks, port, arguments, tmp_path / "steps.json") for rank in range(ranks)])
-    steps = json.loads((tmp_path / "steps.json").read_text())
-    assert len(steps) == 9
+    steps = waits_of_steps(tmp_path, ranks, f"engine.stage={stage}", f"engine.precision={precision}", *more)
     for number in range(6 if stage == 3 else 2, 10):
         places = [place.split(":")[0] for place in steps[number - 1]]
         expected = STAGE_3 + AHEAD * (2 if precision == "bf16" else 1) if stage == 3 else []
@@ -60,6 +65,14 @@ def test_the_host_waits_only_where_it_logs(tmp_path, ranks, stage, precision, mo
         own_streams = stage == 3 or more
         assert order[-1:] == ([f"{ON_DEVICE} training/zero.py"] if own_streams else [])
         assert order[:-1] == [of_deepspeed] * len(order[:-1]) and bool(order[:-1]) == bool(own_streams)
+
+
+@pytest.mark.slow
+def test_with_offload_the_host_waits_for_the_gradients_that_it_reads(tmp_path):
+    changes = "engine.stage=1", "engine.precision=fp32", "engine.offload=true", f"{OVERLAP}=true"
+    steps = waits_of_steps(tmp_path, 2, *changes)
+    for step in steps[1:]:
+        assert "synchronize zero/stage_1_and_2.py" in {place.split(":")[0] for place in step}
 
 
 def test_what_the_host_waits_for_is_counted():
