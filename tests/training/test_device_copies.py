@@ -1,5 +1,6 @@
 """A step on a (fake) GPU reads no value on the host and makes no blocking copy between host and device: in every
-method (DeepCluster-v2 and SeLa-v2 share the step with clusters), with one head and several, teacher and probe.
+method (DeepCluster-v2 and SeLa-v2 share the step with clusters), with one head and several, teacher and probe, and in a
+distillation.
 
 On a real GPU each of these waits until the device has finished all queued work. The tensors are torch's fake ones on
 "cuda": operations run without a device and without values, so reading a value is an error by itself.
@@ -22,6 +23,7 @@ from model.backbone import build_backbone
 from model.batchnorm import replace_batch_norm
 from model.clustering.memory import Memory
 from model.clustering.targets import EpochTargets
+from model.distillation import FrozenTeacher
 from model.monitor import CodeMonitor
 from model.objective import Objective
 from model.optimizer.groups import parameter_groups
@@ -77,24 +79,32 @@ def build_network(device, heads):
 class Step:
     """The step of train.py on a fake GPU, without DeepSpeed and the teacher's update, which take no fake tensors."""
 
-    def __init__(self, assigning=(0, 1), heads=1, hard=False, queue=False, teacher=False, probe=False, clusters=False):
+    def __init__(
+        self, assigning=(0, 1), heads=1, hard=False, queue=False, teacher=False, probe=False, clusters=False, distill=()
+    ):
         self.device = device = torch.device("cuda", 0)
         self.network = build_network(device, heads)
         replace_batch_norm(self.network, 1, 1, 0)
         self.optimizer = LARS(parameter_groups(self.network), lr=0.1)
-        self.objective = Objective(assigning, 0.05, 3, 0.1, PROTOTYPES, heads, hard)
+        self.objective = Objective(assigning, 0.05, 3, 0.1, PROTOTYPES, heads, hard, distilled=bool(distill))
         self.monitor = CodeMonitor(PROTOTYPES, DIM, device, heads)
         self.crops = [
             torch.randn(2 * BATCH, 3, 32, 32, device=device),
             torch.randn(3 * BATCH, 3, 16, 16, device=device),
         ]
-        length = len(assigning)
+        length = len(distill or assigning)
         self.queue = EmbeddingQueue(length, 2 * BATCH, DIM, global_batch=BATCH, device=device) if queue else None
         self.teacher = None
         if teacher:  # fake tensors can be neither copied nor converted, so the teacher gets another fake network
             copied = mock.patch("copy.deepcopy", lambda _: build_network(device, heads))
             with copied, mock.patch.object(torch.nn.Module, "float", lambda module: module):
                 self.teacher = Teacher(self.network, assigning)
+        if distill:
+            undigested = mock.patch(
+                "model.distillation._digest", lambda _: None
+            )  # of its weights, which have no values
+            with undigested, mock.patch.object(torch.nn.Module, "float", lambda module: module):
+                self.teacher = FrozenTeacher(build_network(device, heads), distill)
         labels = np.arange(IMAGES) % 4
         self.probe = Probe(labels, 4, self.network.backbone.feature_dim, device) if probe else None
         targets = torch.zeros(heads, IMAGES, dtype=torch.int64, device=device)
@@ -103,7 +113,8 @@ class Step:
 
     def __call__(self):
         queued = None if self.queue is None else self.queue.queued()
-        embeddings, scores, queue_scores, features = self.network(self.crops, BATCH, queued)
+        own_queue = None if self.teacher else queued
+        embeddings, scores, queue_scores, features = self.network(self.crops, BATCH, own_queue)
         own = assigned = self.objective.of_assigning(embeddings)
         assigned_scores = self.objective.of_assigning(scores)
         if self.teacher is not None:
@@ -128,6 +139,7 @@ SWAV = [
     for probe in (False, True)
 ]
 CLUSTERED = [{"heads": heads, "clusters": True, "probe": probe} for heads in (1, 3) for probe in (False, True)]
+DISTILLED = [{"distill": views, "queue": True} for views in ((0, 1), (0,), (1, 3))]
 MORE = [
     {"assigning": (0, 2)},
     {"assigning": (1, 0), "queue": True},
@@ -138,7 +150,7 @@ MORE = [
 
 @pytest.mark.parametrize(
     "parts",
-    [*SWAV, *CLUSTERED, *MORE],
+    [*SWAV, *CLUSTERED, *DISTILLED, *MORE],
     ids=lambda parts: ", ".join(f"{name}={value}" for name, value in parts.items() if value is not False),
 )
 def test_the_host_waits_for_nothing_in_a_step(parts):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import traceback
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -51,18 +52,21 @@ def test_the_allocator_is_set_before_torch_reads_it(monkeypatch, own):
     assert "unknown_key" in refused
 
 
-def write_benchmark(_rank, folder):
-    """As a rank: cuDNN's flag before and within the process group of a run."""
-    before = torch.backends.cudnn.benchmark
-    with connected(Cluster()):
-        (folder / "flag.json").write_text(json.dumps([before, torch.backends.cudnn.benchmark]))
+def write_flags(_rank, folder):
+    """As a rank: cuDNN's benchmark, its TF32 and that of matrix products, before and within a run's process group."""
+    flags = []
+    for context in (nullcontext(), connected(Cluster())):
+        with context:
+            products = torch.backends.cuda.matmul.allow_tf32
+            flags.append([torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32, products])
+    (folder / "flags.json").write_text(json.dumps(flags))
 
 
 @pytest.mark.slow
-def test_training_and_benchmarks_let_cudnn_choose_its_convolutions(tmp_path):
-    """Both work within `connected`, which sets the flag."""
-    run_ranks(write_benchmark, 1, tmp_path)
-    assert json.loads((tmp_path / "flag.json").read_text()) == [False, True]
+def test_training_and_benchmarks_let_cudnn_choose_and_convolutions_alone_round_to_tf32(tmp_path):
+    """All of them work within `connected`, which sets the flags; docs/precision_and_zero.md says the same of TF32."""
+    run_ranks(write_flags, 1, tmp_path)
+    assert json.loads((tmp_path / "flags.json").read_text()) == [[False, True, False], [True, True, False]]
     for program in ("train.py", "perf/step/device_step.py", "perf/step/ranks.py"):
         assert "with connected(cluster" in (ROOT / program).read_text(), program
 
