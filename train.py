@@ -77,7 +77,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         # ---- data and settings -------------------------------------------------------------------
         table, test = open_splits(config.data, progress=cluster.main)
         backends = choices_of(config, journal.begun_with(), cluster)
-        choices = fit(config, len(table.usable()), cluster, journal.begun_with())
+        choices = fit(config, table.images, cluster, journal.begun_with())
         if journal.finished(config):
             return "done"
         crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
@@ -99,7 +99,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         learning_rates = learning_rates_of(config.optimizer, steps, config.run.epochs)
 
         journal.take(choices)
-        journal.check_same_run(config, len(table.usable()), table.digest())
+        journal.check_same_run(config, table.images, table.digest())
 
     stop_signal.at_once, total_steps, parts = False, config.run.epochs * steps, config.engine.accumulation
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)

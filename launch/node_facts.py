@@ -33,10 +33,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too; its table is kept in this folder")
     parser.add_argument("--image", help="data.image")
     parser.add_argument("--label", help="data.label")
+    parser.add_argument("--check", default="decode", help="data.check")
     parser.add_argument("--port", action="store_true", help="print only the node's number and a free port")
     options = parser.parse_args(arguments)
-    choice = (options.image, options.label)
-    facts = gather_port() if options.port else gather_facts(options.data, options.directory, options.dataset, choice)
+    if options.port:
+        facts = gather_port()
+    else:
+        choice = (options.image, options.label)
+        facts = gather_facts(options.data, options.directory, options.dataset, choice, options.check)
     print(json.dumps(facts), flush=True)
     return 0
 
@@ -47,14 +51,18 @@ def gather_port() -> dict[str, Any]:
 
 
 def gather_facts(
-    data: str, directory: Path, cache: str | None = None, choice: tuple[str | None, str | None] = (None, None)
+    data: str,
+    directory: Path,
+    cache: str | None = None,
+    choice: tuple[str | None, str | None] = (None, None),
+    check: str = "decode",
 ) -> dict[str, Any]:
     """This machine's facts.
 
     host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
     exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: names of visible ones; cores. With
     `cache` also dataset: the digest of the training table, and images: how many rows it has. choice: data.image and
-    data.label.
+    data.label. check: data.check.
     """
     return {
         "host": socket.gethostname(),
@@ -69,7 +77,7 @@ def gather_facts(
         "checkpoints": len(list((directory / "checkpoints").glob("step-*"))),
         "gpus": visible_gpu_names(gpu_names(), os.environ),
         "cores": len(os.sched_getaffinity(0)),
-    } | (dataset_facts(data, cache, choice) if cache is not None else {})
+    } | (dataset_facts(data, cache, choice, check) if cache is not None else {})
 
 
 def code_digest(root: Path) -> str:
@@ -111,13 +119,13 @@ def free_gb(directory: Path) -> float:
     return round(shutil.disk_usage(existing).free / 1e9, 1)
 
 
-def dataset_facts(data: str, cache: str, choice: tuple[str | None, str | None]) -> dict[str, Any]:
+def dataset_facts(data: str, cache: str, choice: tuple[str | None, str | None], check: str) -> dict[str, Any]:
     """dataset: digest of the training table, or "unreadable: " and the reason. images: its rows, 0 if unreadable."""
     from pipeline.dataset.finding.choice import Choice
     from pipeline.dataset.open import find_split, open_dataset
 
     try:
-        table = open_dataset(find_split(data)[0], cache, 0, False, choice=Choice(*choice))
+        table = open_dataset(find_split(data)[0], cache, 0, False, choice=Choice(*choice), check=check)
     except (ValueError, OSError) as error:
         return {"dataset": f"unreadable: {' '.join(str(error).split())}", "images": 0}
     return {"dataset": table.digest()[:12], "images": len(table)}

@@ -18,6 +18,7 @@ from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
 from pipeline.crops import Crops
+from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from pipeline.draw import center, draw
@@ -186,6 +187,7 @@ class Loader:
         """This rank's requests from `position` on, without end: the next epoch is prepared during the current one."""
         samples = self.position.samples
         for epoch in itertools.count(self.position.epoch):
+            permutation = np.empty(0)  # the last one's memory is free before the next one is made
             permutation = order(self.seed, epoch, self.feed.usable)
             draw_rows = partial(draw, self.crops, self.seed, epoch)
             while samples + self.global_batch <= len(permutation):
@@ -203,13 +205,14 @@ class Ledger:
     checksum: int = 0
 
     def enter(self, rows: np.ndarray) -> None:
-        """Add `rows` (int64). A row drawn twice instead of another changes the checksum."""
-        x = rows.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finalizer
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-        self.count += len(rows)
-        self.checksum = (self.checksum + int(x.sum(dtype=np.uint64))) % 2**64
+        """Add `rows` (integers). A row drawn twice instead of another changes the checksum."""
+        for part in blocks(len(rows)):
+            x = rows[part].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finalizer
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            x = x ^ (x >> np.uint64(31))
+            self.count += len(x)
+            self.checksum = (self.checksum + int(x.sum(dtype=np.uint64))) % 2**64
 
     def total(self, add_up: AddUp) -> Ledger:
         """The sum of all ranks' ledgers."""

@@ -26,9 +26,10 @@ class Position:
 
 
 def order(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
-    """The permutation of `rows` (int64, shape (n,)) for one epoch; the same on every rank.
+    """The permutation of `rows` (integers, shape (n,)) for one epoch, in their dtype; the same on every rank.
 
-    Philox is keyed by (seed, epoch): epochs are independent, and epoch e needs no earlier one.
+    The dtype does not change it. Philox is keyed by (seed, epoch): epochs are independent, and epoch e needs no earlier
+    one.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
     return generator.permutation(rows)
@@ -40,7 +41,7 @@ def steps_per_epoch(samples: int, global_batch: int) -> int:
 
 
 def rank_rows(permutation: np.ndarray, samples: int, global_batch: int, rank: int, world_size: int) -> np.ndarray:
-    """The rows, (global_batch / world_size,), of `rank` in the global batch that starts after `samples` rows.
+    """The rows, (global_batch / world_size,) int64, of `rank` in the global batch that starts after `samples` rows.
 
     Ranks take contiguous parts of the global batch, so it is the same for any world size. Raises ValueError if it does
     not split evenly.
@@ -49,4 +50,4 @@ def rank_rows(permutation: np.ndarray, samples: int, global_batch: int, rank: in
         raise ValueError(f"a global batch of {global_batch} cannot be split evenly over {world_size} ranks")
     local = global_batch // world_size
     start = samples + rank * local
-    return permutation[start : start + local]
+    return permutation[start : start + local].astype(np.int64)

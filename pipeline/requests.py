@@ -1,18 +1,22 @@
 """Requests for a backend: reads rows, draws their crops and replaces rows that cannot be read.
 
 A bad image does not end a run: another row takes its place, which is a function of the bad row alone, so the order
-stays the same on every rank and after every restart.
+stays the same on every rank and after every restart. Images that the scan did not decode are checked here, when they
+are first used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pipeline.batch import DrawRows, Request
+from pipeline.dataset.headers import is_cut
 from pipeline.dataset.reader import Reader, ReadError
-from pipeline.dataset.table import DatasetError, SampleTable
+from pipeline.dataset.table import HEADERS, DatasetError, SampleTable
+
+FEW = 64  # images that may be undecodable, whatever their share is
 
 
 class Feed:
@@ -21,21 +25,26 @@ class Feed:
     def __init__(self, table: SampleTable, reader: Reader, max_bad_fraction: float = 0.01):
         self.table = table
         self.reader = reader
-        self.usable = table.usable()
+        self.usable = table.usable().astype(np.int32 if len(table) < 2**31 else np.int64, copy=False)
         self.max_bad = max_bad_fraction * len(self.usable)
         self.bad: dict[int, str] = {}
+        self.quarantined: set[int] = set()  # of `bad`, those that a scan that decodes would have left out
+        self.asked = 0  # images that were asked for
         self.converted: set[int] = set()  # rows that only Pillow decodes: passed to the backend as pixels
 
     def request(self, epoch: int, samples: int, rows: np.ndarray, draw_rows: DrawRows) -> Request:
         """Read `rows` (B,) and draw their crops. Raises DatasetError when too many rows are bad."""
-        used = np.array([self.substitute(row) if row in self.bad else row for row in rows.tolist()], dtype=np.int64)
+        self.asked += len(rows)
+        used = self._good(rows)
         while True:
-            try:
-                encoded = self.reader.read(used)
+            items = self.reader.try_read(used)
+            errors = [item for item in items if isinstance(item, ReadError)] or self._cut(used, items)
+            if not errors:
                 break
-            except ReadError as error:
-                self.mark_bad(error.row, error.reason)
-                used = np.array([self.substitute(row) if row == error.row else row for row in used.tolist()])
+            for error in errors:
+                self.mark_bad(error)
+            used = self._good(used)
+        encoded: list[np.ndarray] = items  # type: ignore[assignment]
         for index in np.flatnonzero(np.isin(used, list(self.converted))):
             encoded[index] = self.reader.ppm(int(used[index]))
         height, width = self.table.height[used], self.table.width[used]
@@ -52,16 +61,25 @@ class Feed:
                     self.reader.ppm(row)
                     self.converted.add(row)
                 except ReadError as error:
-                    self.mark_bad(row, error.reason)
+                    self.mark_bad(error)
         return self.request(request.epoch, request.samples, request.rows, request.draw_rows)
 
-    def mark_bad(self, row: int, reason: str) -> None:
-        self.bad[row] = reason
-        if len(self.bad) > self.max_bad:
-            raise DatasetError(
-                f"{len(self.bad)} of {len(self.usable)} images could not be read, the last was {self.table.name(row)} "
-                f"({reason}); repair the data or raise data.max_bad_fraction"
-            )
+    def mark_bad(self, error: ReadError) -> None:
+        """Replace the row from now on. Raises DatasetError when too many rows are bad.
+
+        If the scan read only headers, an image that cannot be decoded is quarantined now and not then. As then, any
+        number of them is allowed, as long as other images are left.
+        """
+        self.bad[error.row] = error.reason
+        last = f"the last was {self.table.name(error.row)} ({error.reason})"
+        if error.undecodable and self.table.check == HEADERS:
+            self.quarantined.add(error.row)
+            if len(self.quarantined) > FEW + self.asked / 2:
+                problem = f"{len(self.quarantined)} of {self.asked} images could not be decoded, {last}"
+                raise DatasetError(f"{problem}; find them with data.check=decode")
+        elif (bad := len(self.bad) - len(self.quarantined)) > self.max_bad:
+            problem = f"{bad} of {len(self.usable)} images could not be read, {last}"
+            raise DatasetError(f"{problem}; repair the data or raise data.max_bad_fraction")
 
     def substitute(self, row: int) -> int:
         """The row that replaces a bad one: the next good row on a fixed walk, whose step is coprime to most n."""
@@ -71,3 +89,18 @@ class Feed:
             if candidate not in self.bad:
                 return candidate
         raise DatasetError("no readable image is left")
+
+    def _good(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, (B,) int64, with substitutes for the bad ones."""
+        return np.array([self.substitute(row) if row in self.bad else row for row in rows.tolist()], dtype=np.int64)
+
+    def _cut(self, rows: np.ndarray, items: Sequence[np.ndarray | ReadError]) -> list[ReadError]:
+        """Errors of JPEGs without an end, which decoders may fill with gray; empty if the scan has decoded all."""
+        errors = []
+        for row, item in zip(rows.tolist() if self.table.check == HEADERS else (), items, strict=False):
+            if not isinstance(item, ReadError) and is_cut(item):
+                try:
+                    self.reader.ppm(row)
+                except ReadError as error:
+                    errors.append(error)
+        return errors

@@ -71,7 +71,7 @@ class RunState:
         state = {
             "step": step,
             "clock": self.clock.state_dict(),
-            "images": len(table.usable()),
+            "images": table.images,
             "digest": table.digest(),
             "monitor": self.monitor.state_dict(),
             "last_epoch": last_epoch,

@@ -29,6 +29,12 @@ class Data(Section):
     )
     cache: FilePath = setting("data/tables", "where sample tables of scanned folders are kept", resume=SPEED)
     workers: ZeroOrMore = setting(0, "processes that scan a folder; 0: one a core", resume=SPEED)
+    check: Literal["decode", "headers", "none"] = setting(
+        "decode",
+        "how a scan checks images. decode: decodes each once; headers: reads only sizes, and an image that cannot be "
+        "decoded is found and replaced at its first use; none: the same, but max_bad_fraction limits their number",
+        resume="the other scan's table; refused where it has other images",
+    )
     image: str | None = setting(
         None,
         "which image of a sample, where it has several: a field of a .beton, or suffixes of files, e.g. jpg,png; all: "

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.dataset.table import SampleTable
+from pipeline.dataset.columns import blocks
+from pipeline.dataset.table import SampleTable, State
 
 KINDS = 8  # in a message
 
@@ -18,11 +19,14 @@ Counted = dict[str, Any]
 def accounting(table: SampleTable) -> Counted:
     """images: that are used; labeled: of these; classes: that occur among them; quarantined: reason -> number;
     left_out: kind -> number, None if it is not known."""
-    labels = table.label[table.usable()]
+    labeled, classes = 0, np.empty(0, np.int32)
+    for part in blocks(len(table)):
+        labels = table.label[part][(table.state[part] != State.QUARANTINED) & (table.label[part] >= 0)]
+        labeled, classes = labeled + len(labels), np.union1d(classes, labels)
     return {
-        "images": len(labels),
-        "labeled": int((labels >= 0).sum()),
-        "classes": len(np.unique(labels[labels >= 0])),
+        "images": table.images,
+        "labeled": labeled,
+        "classes": len(classes),
         "quarantined": dict(Counter(table.quarantine.values()).most_common()),
         "left_out": table.left_out,
     }

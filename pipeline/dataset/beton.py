@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import class_names, label_of, numbered
 from pipeline.dataset.folder import probe_encoded
-from pipeline.dataset.table import DatasetError, Names, SampleTable, State
+from pipeline.dataset.table import DECODE, DatasetError, Names, SampleTable, State
 
 VERSION = 2
 HEADER = np.dtype(
@@ -149,16 +149,17 @@ def converted_table(beton: BetonFile, labels: bool = True) -> SampleTable | None
     return replace(table, root=beton.path.parent)
 
 
-def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True) -> SampleTable:
-    """The table of a .beton, a row per sample. Decodes every JPEG once, in `workers` processes; raw pixels as is."""
+def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True, check: str = DECODE) -> SampleTable:
+    """The table of a .beton, a row per sample. Checks every JPEG once, in `workers` processes; raw pixels as is.
+    check: see `SampleTable`."""
     container, names = np.zeros(len(beton), np.int32), Names.of([beton.path.name])
     shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
     probes = probe_encoded(
-        beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress
+        beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress, check
     )  # fmt: skip
     return SampleTable(
         beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,
-        fingerprint=beton.digest, **probes._asdict(),
+        fingerprint=beton.digest, check=check, **probes._asdict(),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Plain folders of images: lists them, and decodes every image once for the sample table.
+"""Plain folders of images: lists them, and decodes every image once, or reads its header, for the sample table.
 
 `probe_rows` takes byte ranges of any files, so shards and .beton files are scanned with it too.
 """
@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +25,14 @@ from numpy.typing import NDArray
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.finding.choice import ALL, NOT_CHOSEN, Choice, split_key, wanted_suffixes
+from pipeline.dataset.headers import probe_headers
 from pipeline.dataset.images import Probe, probe
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
-from pipeline.dataset.table import DatasetError, Names, SampleTable, State
+from pipeline.dataset.table import DECODE, HEADERS, DatasetError, Names, SampleTable, State
 
 CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smooth, the cost of a task negligible
+CHUNK_OF_HEADERS = 1024  # 30 ms
+READERS = 8  # threads of a process that read headers: they wait for storage
 
 
 @dataclass(frozen=True)
@@ -173,34 +178,47 @@ def scan_folder(
     workers: int = 1,
     progress: bool = True,
     listing: Listing | None = None,
+    check: str = DECODE,
 ) -> SampleTable:
-    """The table of the images below `root`, a row per image; decodes each once, in `workers` processes.
+    """The table of the images below `root`, a row per image; checks each once, in `workers` processes.
 
-    listing: from `images_of`, if the caller has it. Raises DatasetError if a folder cannot be listed.
+    listing: from `images_of`, if the caller has it. check: see `SampleTable`. Raises DatasetError if a folder cannot be
+    listed.
     """
     root = Path(root).resolve()
     listing = images_of(root, list_folder(root)) if listing is None else listing
     rows = len(listing.names)
     container, offset = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64)
-    probes = probe_rows(root, listing.names, container, offset, None, workers, progress)
+    probes = probe_rows(root, listing.names, container, offset, None, workers, progress, check=check)
     return SampleTable(
         root=root, containers=listing.names, container=container, offset=offset,
         label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(),
-        left_out=listing.left_out, others=listing.others, **probes._asdict(),
+        left_out=listing.left_out, others=listing.others, check=check, **probes._asdict(),
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------- decoding in parallel
+# ------------------------------------------------------------------------------------- checking in parallel
 
 
 class Probes(NamedTuple):
-    """The columns of a table that need a decode, (N,) each, and the quarantine reasons by row."""
+    """The columns of a table that need a look into the images, (N,) each, and the quarantine reasons by row."""
 
     length: NDArray[np.int64]
     width: NDArray[np.int32]
     height: NDArray[np.int32]
     state: NDArray[np.uint8]
     quarantine: dict[int, str]
+
+
+class _Task(NamedTuple):
+    """Byte ranges of files, to be checked by one process; the first is row `first`."""
+
+    first: int
+    root: str
+    names: list[str]
+    offsets: list[int]
+    lengths: list[int] | None
+    check: str
 
 
 def probe_rows(
@@ -212,30 +230,33 @@ def probe_rows(
     workers: int,
     progress: bool,
     what: str = "checking images",
+    check: str = DECODE,
 ) -> Probes:
-    """Decode N byte ranges (`length` None: whole files) in `workers` processes; progress on stderr."""
+    """Decode N byte ranges (`length` None: whole files), or read their headers, in `workers` processes; progress on
+    stderr. check: see `SampleTable`."""
     rows = len(container)
-    sizes = np.zeros((3, rows), np.int64)  # length, width, height
-    state = np.zeros(rows, np.uint8)
-    quarantine: dict[int, str] = {}
+    probes = Probes(
+        np.zeros(rows, np.int64), np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.uint8), {}
+    )
+    chunk = CHUNK if check == DECODE else CHUNK_OF_HEADERS
 
-    def tasks() -> Iterator[tuple[int, str, list[str], list[int], list[int] | None]]:
-        for first in range(0, rows, CHUNK):
-            part = slice(first, first + CHUNK)
+    def tasks() -> Iterator[_Task]:
+        for first in range(0, rows, chunk):
+            part = slice(first, first + chunk)
             names = [containers[index] for index in container[part]]
             lengths = None if length is None else length[part].tolist()
-            yield first, str(root), names, offset[part].tolist(), lengths
+            yield _Task(first, str(root), names, offset[part].tolist(), lengths, check)
 
+    # Starting a process costs as much as decoding a few hundred images, or as reading ten thousand headers.
+    workers = workers if rows > (8 if check == DECODE else 64) * chunk else 1
     with progress_bar(rows, what, "img", progress) as bar:
-        # Starting a process costs as much as decoding a few hundred images.
-        for first, probes in in_processes(_probe_chunk, tasks(), workers if rows > 8 * CHUNK else 1):
-            for row, (size, image) in enumerate(probes, first):
-                sizes[:, row] = size, image.width, image.height
-                state[row] = image.state
-                if image.state == State.QUARANTINED:
-                    quarantine[row] = image.reason
-            bar.update(len(probes))
-    return Probes(sizes[0], sizes[1].astype(np.int32), sizes[2].astype(np.int32), state, quarantine)
+        for first, done in in_processes(_probe_chunk, tasks(), workers):
+            part = slice(first, first + len(done.state))
+            probes.length[part], probes.state[part] = done.length, done.state
+            probes.width[part], probes.height[part] = done.width, done.height
+            probes.quarantine.update({first + row: reason for row, reason in done.quarantine.items()})
+            bar.update(len(done.state))
+    return probes
 
 
 def probe_encoded(
@@ -247,13 +268,14 @@ def probe_encoded(
     shape: NDArray[np.int32],
     workers: int,
     progress: bool,
+    check: str = DECODE,
 ) -> Probes:
     """Like `probe_rows`, but rows of raw RGB pixels are taken as they are. shape: (N, 2) int32, their height and width;
     (0, 0) for an encoded image, or for none."""
     raw = shape.all(axis=1)
     encoded = np.flatnonzero(~raw)
     probes = probe_rows(
-        root, containers, container[encoded], offset[encoded], length[encoded], workers, progress
+        root, containers, container[encoded], offset[encoded], length[encoded], workers, progress, check=check
     )  # fmt: skip
     width, height, state = shape[:, 1].copy(), shape[:, 0].copy(), np.full(len(shape), State.RAW, np.uint8)
     width[encoded], height[encoded], state[encoded] = probes.width, probes.height, probes.state
@@ -261,21 +283,40 @@ def probe_encoded(
     return Probes(length, width, height, state, quarantine)
 
 
-def _probe_chunk(
-    task: tuple[int, str, list[str], list[int], list[int] | None],
-) -> tuple[int, list[tuple[int, Probe]]]:
-    first, root, names, offsets, lengths = task
-    probes = []
+def _probe_chunk(task: _Task) -> tuple[int, Probes]:
+    """The number of the first row, and the probes of a task, whose rows count from 0."""
+    lengths: Sequence[int | None] = task.lengths or [None] * len(task.names)
+    places = list(zip(task.names, task.offsets, lengths, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata; the probe reports what matters
-        for index, (name, offset) in enumerate(zip(names, offsets, strict=True)):
-            length = None if lengths is None else lengths[index]
-            try:
-                with open(os.path.join(root, name), "rb") as file:
-                    file.seek(offset)
-                    data = file.read() if length is None else file.read(length)
-            except OSError:
-                probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable")))
-                continue
-            probes.append((len(data) if length is None else length, probe(data)))
-    return first, probes
+        if task.check == HEADERS and len(places) > CHUNK:
+            parts = [places[first : first + CHUNK] for first in range(0, len(places), CHUNK)]
+            with ThreadPoolExecutor(READERS) as pool:
+                found = list(chain.from_iterable(pool.map(partial(_probe_places, task.root, task.check), parts)))
+        else:
+            found = _probe_places(task.root, task.check, places)
+    return task.first, Probes(
+        length=np.array([length for length, _ in found], np.int64),
+        width=np.array([image.width for _, image in found], np.int32),
+        height=np.array([image.height for _, image in found], np.int32),
+        state=np.array([image.state for _, image in found], np.uint8),
+        quarantine={row: image.reason for row, (_, image) in enumerate(found) if image.state == State.QUARANTINED},
+    )
+
+
+def _probe_places(root: str, check: str, places: list[tuple[str, int, int | None]]) -> list[tuple[int, Probe]]:
+    """Length in bytes and probe of each byte range (file, offset, length)."""
+    probes = []
+    for name, offset, length in places:
+        try:
+            with open(os.path.join(root, name), "rb") as file:
+                if check == HEADERS:
+                    probes.append(probe_headers(file.fileno(), offset, length))
+                    continue
+                file.seek(offset)
+                data = file.read() if length is None else file.read(length)
+        except OSError:
+            probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable")))
+            continue
+        probes.append((len(data) if length is None else length, probe(data)))
+    return probes

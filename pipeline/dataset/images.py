@@ -10,15 +10,13 @@ on the CPU (nvImageCodec 0.9), compared with Pillow 13 on the images of `tests/s
   WebP's EXIF chunk that begins with `Exif\\0\\0` (ignored);
 - crashes on JPEGs and PNGs with contradictory EXIF: SIGSEGV or a corrupted heap, which no handler catches.
 
-So backends decode only files whose structure this module has checked; Pillow decodes all others. For each of 24,000
-randomly mutated files that passed the check, DALI gave exactly the same pixels as `decode`.
+So backends decode only files whose structure `pipeline.dataset.structure` has checked; Pillow decodes all others. For
+each of 24,000 randomly mutated files that passed the check, DALI gave exactly the same pixels as `decode`.
 """
 
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -28,13 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
-from pipeline.dataset.png_metadata import ORIENTING, inflated_size, is_png, without_metadata
+from pipeline.dataset.png_metadata import ORIENTING, is_png, without_metadata
+from pipeline.dataset.structure import ORIENTATION, is_plain
 from pipeline.dataset.table import State
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB
-MOST_METADATA = 1 << 20  # bytes of a PNG's texts and profile that backends are given: Pillow's bound of one text
-ORIENTATION, EXIF_DIRECTORY, GPS_DIRECTORY = 0x0112, 0x8769, 0x8825  # TIFF tags
-EXIF_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # by TIFF type
 GAP, REDUCING_GAP = 2, 3.0  # see `shrink`
 TRANSPOSES = 5  # EXIF orientations from this one on exchange width and height
 TURNS = {  # EXIF orientation -> the operation that makes the image upright
@@ -214,121 +210,3 @@ def _reason(data: bytes, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     return "truncated" if "truncated" in str(error).lower() else "unreadable"
-
-
-# ---------------------------------------------------------------------------------------------- structure
-# Each `_plain_...` checks the structure of a file. It returns the EXIF orientation (1..8) that DALI will find, or None
-# if the file is not plain. It reads headers and checksums only: Pillow has decoded the pixels.
-
-
-def is_plain(data: bytes, kind: str, mode: str, orientation: int) -> bool:
-    """Whether backends may decode a file themselves; kind, mode and orientation as in `Upright`."""
-    structure = PLAIN.get(kind, lambda data: None)
-    return mode in PLAIN_MODES and structure(data) == orientation
-
-
-def _plain_jpeg(data: bytes) -> int | None:
-    """Plain: 8-bit baseline, extended or progressive Huffman JPEG, gray or YCbCr, with at most one EXIF block, which is
-    well-formed."""
-    position, orientation, exif_blocks, frames = 2, 1, 0, 0
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        length = int.from_bytes(data[position + 2 : position + 4], "big")
-        body = data[position + 4 : position + 2 + length]
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9 or length < 2:
-            return None
-        if marker == 0xDA:  # the scan starts: there are no more headers
-            return orientation if frames == 1 else None
-        if marker == 0xE1 and body[:6] == b"Exif\0\0":
-            exif_blocks += 1
-            in_block = _plain_exif(body[6:])
-            if in_block is None or exif_blocks > 1:
-                return None
-            orientation = in_block
-        elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != b"\1":
-            return None  # transform 0 or 2: RGB, CMYK or YCCK instead of YCbCr
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frames += 1
-            ids = body[6::3]
-            if marker > 0xC2 or body[:1] != b"\x08" or len(ids) not in (1, 3) or ids == b"RGB":
-                return None
-        position += 2 + length
-    return None
-
-
-def _plain_png(data: bytes) -> int | None:
-    """Plain: a complete PNG of at most 8 bits per sample, all checksums right, not animated, at most one EXIF block,
-    little metadata (Pillow and libpng have limits for it)."""
-    position, orientation, exif_blocks, metadata = 8, 1, 0, 0
-    while position + 12 <= len(data):
-        length, tag = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        checksum = int.from_bytes(data[end : end + 4], "big")
-        if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != checksum:
-            return None
-        if tag == b"IEND":
-            return orientation
-        metadata += inflated_size(tag, data[position + 8 : end])
-        if tag == b"acTL" or (tag == b"IHDR" and data[position + 16] > 8) or metadata > MOST_METADATA:
-            return None
-        if tag == b"eXIf":
-            exif_blocks += 1
-            in_block = _plain_exif(data[position + 8 : end])
-            if in_block is None or exif_blocks > 1:
-                return None
-            orientation = in_block
-        position = end + 4
-    return None
-
-
-def _plain_webp(data: bytes) -> int | None:
-    """Plain: a still WebP, lossy or lossless, without EXIF (lossless, DALI refuses it; lossy, it can miss a turn)."""
-    if len(data) < 30 or data[12:16] not in (b"VP8 ", b"VP8L", b"VP8X"):
-        return None
-    extended = data[12:16] == b"VP8X"
-    return None if extended and data[20] & 0b1010 else 1  # flags: 8 EXIF, 2 animation
-
-
-def _plain_exif(block: bytes) -> int | None:
-    """The orientation in a TIFF header; 1 if it has no such tag; None if anything in its directories is malformed.
-
-    From malformed EXIF (a value outside the block, an unknown type, a wild pointer) DALI's parser and its decoder can
-    read two different orientations, and then write a tall image into a buffer for a wide one.
-    """
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
-    if order is None or len(block) < 8:
-        return None
-    orientations: list[int] = []
-    pending, seen = [struct.unpack_from(order + "I", block, 4)[0]], 0
-    while pending:
-        start, seen = pending.pop(0), seen + 1
-        if seen > 8 or start < 8 or start + 2 > len(block):
-            return None
-        (entries,) = struct.unpack_from(order + "H", block, start)
-        end = start + 2 + 12 * entries
-        if end + 4 > len(block):
-            return None
-        for at in range(start + 2, end, 12):
-            tag, kind, count, value = struct.unpack_from(order + "HHII", block, at)
-            size = count * EXIF_BYTES.get(kind, 1 << 32)
-            if kind not in EXIF_BYTES or (size > 4 and value + size > len(block)):
-                return None
-            if tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
-                pending.append(value)
-            if tag == ORIENTATION and seen == 1:
-                (value,) = struct.unpack_from(order + "H", block, at + 8)
-                orientations.append(value or 1)  # some cameras write 0 for "not known"
-                if kind != 3 or count != 1 or value > 8:
-                    return None
-        (following,) = struct.unpack_from(order + "I", block, end)
-        if following:
-            pending.append(following)
-    if len(orientations) > 1:
-        return None
-    return orientations[0] if orientations else 1
-
-
-PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
-PLAIN = {"JPEG": _plain_jpeg, "MPO": _plain_jpeg, "PNG": _plain_png, "WEBP": _plain_webp}

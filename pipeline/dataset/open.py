@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,15 +20,17 @@ from common.cli import note
 from common.files import lock
 from pipeline.dataset.accounting import accounting, in_one_line
 from pipeline.dataset.beton import converted_table, read_beton, scan_beton
+from pipeline.dataset.columns import MAPPED_FROM
 from pipeline.dataset.finding.ambiguous import check_folder
-from pipeline.dataset.finding.choice import NONE, NOT_CHOSEN, Choice, check_choice
+from pipeline.dataset.finding.choice import NONE as NO_LABELS
+from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice, check_choice
 from pipeline.dataset.finding.find import RECORDS, find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
 from pipeline.dataset.records.images import scan_records
 from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import EXTENSIONS, has_extension
-from pipeline.dataset.table import DatasetError, SampleTable, count_reasons
+from pipeline.dataset.table import DECODE, HEADERS, NONE, DatasetError, SampleTable, count_reasons
 from pipeline.dataset.tar_images import list_shards
 
 __all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_splits"]
@@ -48,6 +50,12 @@ class Place(NamedTuple):
     progress: bool
     setting: str
     choice: Choice
+    check: str
+
+    @property
+    def scanned_by(self) -> str:
+        """What a scan does with each image: see `SampleTable.check`."""
+        return DECODE if self.check == DECODE else HEADERS
 
 
 def open_dataset(
@@ -58,25 +66,29 @@ def open_dataset(
     setting: str = "data.path",
     choice: Choice = NOT_CHOSEN,
     say: bool = True,
+    check: str = DECODE,
 ) -> SampleTable:
     """The sample table of `path`: a folder with `table.npz`, with *.tar or with images, a pattern of tars, a .tar, a
     .beton (its table may be in the same folder: `train.npz` for `train.beton`), or a table itself (`x.npz`).
 
     A scanned table is stored as `<cache>/<name>-<hash of the path>.npz`, and made again when a file is added, removed
     or changed. If several processes open the same path, the first scans and the others wait. workers: processes that
-    decode (default: the CPUs that this process may use). choice: of images and labels, where samples have several.
-    progress: bars, and with `say` one line that says what became of all files. Messages on stderr are one line each and
-    name `setting`. Raises DatasetError with one line.
+    scan (default: the CPUs that this process may use). choice: of images and labels, where samples have several. check:
+    see `SampleTable`; scans that decode have a table of their own in the cache, so that each `check` always finds the
+    same rows. progress: bars, and with `say` one line that says what became of all files. Messages on stderr are one
+    line each and name `setting`. Raises DatasetError with one line.
     """
     workers = workers or len(os.sched_getaffinity(0))
-    place = Place(Path(path).absolute(), Path(cache), workers, progress, setting, choice)
+    place = Place(Path(path).absolute(), Path(cache), workers, progress, setting, choice, check)
     try:
         table, file = _open(place)
-        if choice.label == NONE:
+        if choice.label == NO_LABELS:
             table = replace(table, label=np.full(len(table), -1), classes=())
         if not len(table):
             raise DatasetError(_no_images(place.source, table))
-        if not len(table.usable()):
+        if check == NONE and table.check == HEADERS:
+            table = replace(table, check=NONE)
+        if not table.images:
             problem = f"none of the {len(table)} images can be read ({count_reasons(table.quarantine)})"
             raise DatasetError(f"{problem}; give a folder whose images open in a viewer")
     except DatasetError as error:
@@ -95,11 +107,12 @@ def choice_of(data: Any) -> Choice:
 
 def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
     """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
-    image, label (or None).
+    image, label (or None), check.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
     `open_dataset`. Raises DatasetError, also if an image is in both.
     """
+    check = data.get("check") or DECODE
     try:
         train, neighbor = find_split(data.path)
     except DatasetError as error:
@@ -108,32 +121,34 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
     if test is not None and Path(test).resolve() == Path(train).resolve():
         problem = "the same images as data.path, so every test image would be one to learn from"
         raise DatasetError(f"data.test={test}: {problem}; leave data.test out to hold out a tenth")
-    table = open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say)
+    table = open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say, check)
     if progress and say and (names := unused(data.path, train, neighbor)):
         note(f"data.path={data.path}: splits and folders that are not used: {', '.join(names)}")
     if test is None:
         return table, None
-    other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say)
+    other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say, check)
     check_apart(table, other, test)
     return table, same_classes(table, other, test)
 
 
-def check_apart(train: SampleTable, test: SampleTable, name: object) -> None:
+def check_apart(train: SampleTable, test: SampleTable, given: object) -> None:
     """Raise DatasetError if an image is in both tables."""
     roots = train.root.resolve(), test.root.resolve()
     if not (roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])):
         return
-    places = set(_places(train, roots[0]))
-    shared = next((os.path.relpath(one, roots[1]) for one, at in _places(test, roots[1]) if (one, at) in places), None)
-    if shared is not None:
-        problem = f"{shared} is in data.path too, so test images would be images to learn from"
-        raise DatasetError(f"data.test={name}: {problem}; give another data.path, or leave data.test out")
+    files = {os.path.join(roots[1], name): number for number, name in enumerate(test.containers)}
+    for number, name in enumerate(train.containers):
+        file = os.path.join(roots[0], name)
+        if file in files and _share_rows(train, number, test, files[file]):
+            shared = os.path.relpath(file, roots[1])
+            problem = f"{shared} is in data.path too, so test images would be images to learn from"
+            raise DatasetError(f"data.test={given}: {problem}; give another data.path, or leave data.test out")
 
 
-def _places(table: SampleTable, root: Path) -> Iterator[tuple[str, int]]:
-    """File and offset of each image."""
-    files = [os.path.join(root, name) for name in table.containers]
-    return ((files[file], at) for file, at in zip(table.container.tolist(), table.offset.tolist(), strict=True))
+def _share_rows(one: SampleTable, number: int, other: SampleTable, its_number: int) -> bool:
+    """Whether an image of a file, which has a number in each table, is in both."""
+    offsets = (table.offset[table.container == file] for table, file in ((one, number), (other, its_number)))
+    return bool(np.intersect1d(*offsets).size)
 
 
 def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleTable:
@@ -203,12 +218,13 @@ def _with_left_out(table: SampleTable, file: Path, more: Counter[str]) -> Sample
 def _open_beton(place: Place, path: Path) -> tuple[SampleTable, Path]:
     """The table that conversion wrote for the file, if it still fits; else one from the cache or a scan."""
     beton = read_beton(path, place.choice)
-    table = converted_table(beton, place.choice.label != NONE)
+    table = converted_table(beton, place.choice.label != NO_LABELS)
     if table is not None:
         return table, path.with_suffix(".npz")
     if path.with_suffix(".npz").exists():
         note(f"{place.setting}={path}: {path.stem}.npz is not the table of this file; scanning it instead")
-    return _cached(place, lambda cached: Seen(beton.digest, lambda: scan_beton(beton, place.workers, place.progress)))
+    scan = partial(scan_beton, beton, place.workers, place.progress, place.scanned_by)
+    return _cached(place, lambda cached: Seen(beton.digest, scan))
 
 
 # ---------------------------------------------------------------------------------------------- scans and their cache
@@ -233,7 +249,7 @@ def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
 
     def scan() -> SampleTable:
         check_folder(root, images, place.choice)
-        return scan_folder(root, place.workers, place.progress, images)
+        return scan_folder(root, place.workers, place.progress, images, place.scanned_by)
 
     return Seen(images.fingerprint(), scan, images.others, images.left_out)
 
@@ -243,8 +259,8 @@ def _see_shards(place: Place, kind: str, files: Sequence[Path], cached: SampleTa
 
     def scan() -> SampleTable:
         if kind == "tar":
-            return scan_shards(files, place.workers, place.progress, listed, place.choice)
-        return scan_records(kind, listed, place.workers, place.progress, place.choice)
+            return scan_shards(files, place.workers, place.progress, listed, place.choice, place.scanned_by)
+        return scan_records(kind, listed, place.workers, place.progress, place.choice, place.scanned_by)
 
     return Seen(listed[1].fingerprint(), scan)
 
@@ -252,6 +268,7 @@ def _see_shards(place: Place, kind: str, files: Sequence[Path], cached: SampleTa
 def _cached(place: Place, see: Callable[[SampleTable | None], Seen]) -> tuple[SampleTable, Path]:
     """The cached table if it fits the source, else that of a new scan; and its file. One process at a time."""
     chosen = repr(place.choice).encode() if place.choice != NOT_CHOSEN else b""
+    chosen += place.scanned_by.encode() if place.scanned_by != DECODE else b""
     name = place.source.name.replace("*", "_") or "root"
     stem = f"{name}-{hashlib.sha256(os.fsencode(place.source) + chosen).hexdigest()[:12]}"
     file, what = place.cache / f"{stem}.npz", f"{place.setting}={place.source}"
@@ -276,6 +293,8 @@ def _cached(place: Place, see: Callable[[SampleTable | None], Seen]) -> tuple[Sa
                 table.save(file)
             except OSError as error:
                 raise _no_cache(place.cache, error) from None
+            if file.stat().st_size >= MAPPED_FROM:
+                table = SampleTable.load(file)  # in memory that all processes share
         elif seen.left_out is not None and (table.others, table.left_out) != (seen.others, seen.left_out):
             table = replace(table, others=seen.others, left_out=seen.left_out)
             with suppress(OSError):  # a full disk costs the next start a look into the other files

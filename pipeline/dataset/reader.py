@@ -18,11 +18,11 @@ from pipeline.dataset.table import SampleTable, State
 
 
 class ReadError(OSError):
-    """The bytes of a row are gone, have changed or cannot be decoded."""
+    """The bytes of a row are gone, have changed or cannot be decoded (`undecodable`: they are those of the table)."""
 
-    def __init__(self, row: int, name: str, reason: str) -> None:
+    def __init__(self, row: int, name: str, reason: str, undecodable: bool = False) -> None:
         super().__init__(f"row {row} ({name}): {reason}")
-        self.row, self.name, self.reason = row, name, reason
+        self.row, self.name, self.reason, self.undecodable = row, name, reason, undecodable
 
 
 class Reader:
@@ -74,7 +74,7 @@ class Reader:
         try:
             return decode(data.tobytes())
         except BadImage as error:
-            raise ReadError(int(row), self.table.name(row), error.reason) from None
+            raise ReadError(int(row), self.table.name(row), error.reason, undecodable=True) from None
 
     def ppm(self, row: int) -> NDArray[np.uint8]:
         """The same pixels as the bytes of a PPM, (n,) uint8. Raises ReadError."""

@@ -22,7 +22,7 @@ from common.files import locked, sync, sync_file
 from common.progress import progress_bar
 from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
 from pipeline.dataset.folder import Listing, probe_rows
-from pipeline.dataset.table import DatasetError, SampleTable
+from pipeline.dataset.table import DECODE, DatasetError, SampleTable
 from pipeline.dataset.tar_images import list_shards, tar_images
 from pipeline.dataset.tars import BLOCK
 
@@ -42,15 +42,17 @@ def scan_shards(
     progress: bool = True,
     listing: tuple[Path, Listing] | None = None,
     choice: Choice = NOT_CHOSEN,
+    check: str = DECODE,
 ) -> SampleTable:
-    """The table of the shards, a row per image in order of shard and offset; decodes every image once.
+    """The table of the shards, a row per image in order of shard and offset; checks every image once.
 
-    listing: from `list_shards`, if the caller has it. Raises DatasetError, as `tar_images` does.
+    listing: from `list_shards`, if the caller has it. check: see `SampleTable`. Raises DatasetError, as `tar_images`
+    does.
     """
     root, shards = list_shards(paths) if listing is None else listing
     images = tar_images(root, shards.names, choice, workers, progress)
     columns = np.stack([images.file, images.offset, images.length, images.label])
-    table = _table(root, shards.names, columns, images.classes, workers, progress)
+    table = _table(root, shards.names, columns, images.classes, workers, progress, check)
     left_out = Counter(images.left_out) + Counter(images.refused.values())
     return replace(table, fingerprint=shards.fingerprint(), left_out=dict(left_out.most_common()))
 
@@ -62,12 +64,13 @@ def _table(
     classes: tuple[str, ...],
     workers: int,
     progress: bool,
+    check: str = DECODE,
 ) -> SampleTable:
     """The table of N byte ranges; `columns`: (4, N) int64 container, offset, length, label."""
     container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
-    probes = probe_rows(root, names, container, offset, length, workers, progress)
+    probes = probe_rows(root, names, container, offset, length, workers, progress, check=check)
     return SampleTable(
-        root, names, container, offset, label=label.astype(np.int32), classes=classes, **probes._asdict()
+        root, names, container, offset, label=label.astype(np.int32), classes=classes, check=check, **probes._asdict()
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from numpy.typing import NDArray
 from common.cli import UserError
 from common.files import NPZ_DAMAGE, replacing, sha256, write_atomically
 from common.progress import in_main_process, progress_bar
+from pipeline.dataset.columns import blocks, read_columns, write_columns
 
 VERSION = 2
 READ = (1, 2)  # version 1 has no `left_out`
+DECODE, HEADERS, NONE = "decode", "headers", "none"  # `SampleTable.check`
 UTF8 = ("utf-8", "surrogateescape")  # Linux file names need not be UTF-8; this keeps every byte
 COLUMNS = {
     "container": np.int32, "offset": np.int64, "length": np.int64,
@@ -48,21 +51,26 @@ class State(IntEnum):
 class Names(Sequence[str]):
     """Immutable strings in two arrays, so that 14 million file names do not become 14 million objects."""
 
-    def __init__(self, blob: bytes) -> None:
-        """`blob`: the strings in UTF-8, each ended by a zero byte."""
-        if blob and blob[-1]:
+    def __init__(self, blob: bytes | memoryview, ends: NDArray[np.int64] | None = None) -> None:
+        """`blob`: the strings in UTF-8, each ended by a zero byte; ends: where these are, ascending, if known."""
+        if len(blob) and blob[-1]:
             raise ValueError("the last string has no end")
         self.blob = blob
-        self._ends = np.flatnonzero(np.frombuffer(blob, np.uint8) == 0)
+        self.ends = _ends(blob) if ends is None else ends
+        if (len(self.ends) and self.ends[-1]) != (len(blob) and len(blob) - 1):
+            raise ValueError("the ends do not belong to the strings")
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> Names:
         if isinstance(strings, cls):
             return strings
-        return cls(b"".join(text.encode(*UTF8) + b"\0" for text in strings))
+        blob = bytearray()
+        for text in strings:
+            blob += text.encode(*UTF8) + b"\0"
+        return cls(bytes(blob))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self.ends)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -70,8 +78,8 @@ class Names(Sequence[str]):
         row = int(index) + (len(self) if index < 0 else 0)
         if not 0 <= row < len(self):
             raise IndexError(f"name {index} of {len(self)}")
-        start = int(self._ends[row - 1]) + 1 if row else 0
-        return self.blob[start : int(self._ends[row])].decode(*UTF8)
+        start = int(self.ends[row - 1]) + 1 if row else 0
+        return bytes(self.blob[start : int(self.ends[row])]).decode(*UTF8)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Names):
@@ -80,6 +88,16 @@ class Names(Sequence[str]):
 
     def __hash__(self) -> int:
         return hash(self.blob)
+
+    def __reduce__(self) -> tuple[type[Names], tuple[bytes]]:
+        return Names, (bytes(self.blob),)  # of a memory map, another process gets the bytes
+
+
+def _ends(blob: bytes | memoryview) -> NDArray[np.int64]:
+    """Where the zero bytes are."""
+    data = np.frombuffer(blob, np.uint8)
+    parts = [np.flatnonzero(data[part] == 0) + part.start for part in blocks(len(data))]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +113,8 @@ class SampleTable:
     name, '' without such files.
     left_out: number of files that have no row, by kind: an extension, or the reason; None if that is not known (version
     1).
+    check: what the scan did with each image: 'decode', or 'headers', which only read its header: who decodes the image
+    first finds out whether it can be. 'none' is the same table, of images that the user answers for.
 
     Raises ValueError if the columns contradict each other.
     """
@@ -113,6 +133,7 @@ class SampleTable:
     fingerprint: str = ""
     others: str = ""
     left_out: dict[str, int] | None = field(default_factory=dict)
+    check: str = DECODE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "containers", Names.of(self.containers))
@@ -125,6 +146,11 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.container)
 
+    @property
+    def images(self) -> int:
+        """Number of rows that are not quarantined."""
+        return len(self) - len(self.quarantine)
+
     def usable(self) -> NDArray[np.int64]:
         """Rows that are not quarantined, ascending, (M,) int64."""
         return np.flatnonzero(self.state != State.QUARANTINED)
@@ -132,9 +158,13 @@ class SampleTable:
     def digest(self) -> str:
         """SHA-256 of the columns that training depends on: length, width, height, label and state of each row.
         It does not change when the dataset is copied, moved or touched."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for column in (self.length, self.width, self.height, self.label, self.state):
-            digest.update(column.tobytes())
+            digest.update(column.data)
         return digest.hexdigest()
 
     @property
@@ -161,19 +191,22 @@ class SampleTable:
             "fingerprint": self.fingerprint,
             "others": self.others,
             "left_out": self.left_out,
+            "check": self.check,
         }
+        containers = Names.of(self.containers)
         blobs = {
-            "containers": Names.of(self.containers).blob,
+            "containers": containers.blob,
             "classes": Names.of(self.classes).blob,
             "reasons": Names.of(self.quarantine.values()).blob,
             "texts": json.dumps(texts).encode(),
         }
         arrays: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         arrays |= {name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}
+        arrays |= {"version": np.int64(VERSION), "quarantined": rows, "container_ends": containers.ends}
         # The manifest comes first, so that no table exists without one.
         write_atomically(path.with_suffix(".json"), json.dumps(self._manifest(digests), indent=1) + "\n")
         with replacing(path) as file:
-            np.savez(file, version=np.int64(VERSION), quarantined=rows, **arrays)
+            write_columns(file, arrays)
 
     def _manifest(self, digests: Mapping[str, str] | None) -> dict[str, Any]:
         shards = [] if self.loose else list(self.containers)
@@ -190,6 +223,7 @@ class SampleTable:
             "rows": len(self),
             "usable": len(self) - len(self.quarantine),
             "through_pil": int((self.state == State.PIL).sum()),
+            "check": self.check,
             "classes": list(self.classes),
             "left_out": self.left_out,
             "containers": [
@@ -207,27 +241,28 @@ class SampleTable:
         path = Path(path)
         advice = "delete it, and the table is built again"
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                if "version" not in stored:
-                    raise DatasetError(f"{path}: not a sample table; {advice}")
-                if int(stored["version"]) not in READ:
-                    problem = f"sample table of version {int(stored['version'])}, this program reads {READ}"
-                    raise DatasetError(f"{path}: {problem}; {advice}")
-                texts = json.loads(stored["texts"].tobytes())
-                reasons = Names(stored["reasons"].tobytes())
-                columns = {name: stored[name] for name in COLUMNS}
-                if any(column.dtype != COLUMNS[name] or column.ndim != 1 for name, column in columns.items()):
-                    raise ValueError("a column has another dtype or shape")
-                return cls(
-                    root=(path.parent / texts["root"]).resolve(),
-                    containers=Names(stored["containers"].tobytes()),
-                    classes=tuple(Names(stored["classes"].tobytes())),
-                    quarantine=dict(zip(stored["quarantined"].tolist(), reasons, strict=True)),
-                    fingerprint=texts["fingerprint"],
-                    others=texts.get("others", ""),
-                    left_out=texts.get("left_out"),
-                    **columns,
-                )
+            stored = read_columns(path)
+            if "version" not in stored:
+                raise DatasetError(f"{path}: not a sample table; {advice}")
+            if int(stored["version"]) not in READ:
+                problem = f"sample table of version {int(stored['version'])}, this program reads {READ}"
+                raise DatasetError(f"{path}: {problem}; {advice}")
+            texts = json.loads(stored["texts"].tobytes())
+            reasons = Names(stored["reasons"].tobytes())
+            columns = {name: stored[name] for name in COLUMNS}
+            if any(column.dtype != COLUMNS[name] or column.ndim != 1 for name, column in columns.items()):
+                raise ValueError("a column has another dtype or shape")
+            return cls(
+                root=(path.parent / texts["root"]).resolve(),
+                containers=Names(memoryview(stored["containers"]), stored.get("container_ends")),
+                classes=tuple(Names(stored["classes"].tobytes())),
+                quarantine=dict(zip(stored["quarantined"].tolist(), reasons, strict=True)),
+                fingerprint=texts["fingerprint"],
+                others=texts.get("others", ""),
+                left_out=texts.get("left_out"),
+                check=texts.get("check", DECODE),
+                **columns,
+            )
         except DatasetError:
             raise
         except FileNotFoundError:
@@ -246,20 +281,22 @@ def _problem(table: SampleTable) -> str:
     rows = len(table.container)
     if any(len(getattr(table, name)) != rows for name in COLUMNS):
         return "columns of different lengths"
-    if not rows:
-        return ""
-    if table.container.min() < 0 or table.container.max() >= len(table.containers):
-        return "a row points to a container that is not listed"
-    if min(column.min() for column in (table.offset, table.length, table.width, table.height)) < 0:
-        return "a negative offset, length or size"
-    if table.label.min() < -1 or (table.classes and table.label.max() >= len(table.classes)):
-        return "a label without a class"
-    if table.state.max() > max(State):
-        return "an unknown state"
-    raw = table.state == State.RAW
-    if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
-        return "the length of raw pixels is not 3 x width x height"
-    if sorted(table.quarantine) != np.flatnonzero(table.state == State.QUARANTINED).tolist():
+    quarantined = []
+    for part in blocks(rows):
+        container, label, state = table.container[part], table.label[part], table.state[part]
+        if container.min() < 0 or container.max() >= len(table.containers):
+            return "a row points to a container that is not listed"
+        if min(column[part].min() for column in (table.offset, table.length, table.width, table.height)) < 0:
+            return "a negative offset, length or size"
+        if label.min() < -1 or (table.classes and label.max() >= len(table.classes)):
+            return "a label without a class"
+        if state.max() > max(State):
+            return "an unknown state"
+        raw = np.flatnonzero(state == State.RAW) + part.start
+        if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
+            return "the length of raw pixels is not 3 x width x height"
+        quarantined += (np.flatnonzero(state == State.QUARANTINED) + part.start).tolist()
+    if sorted(table.quarantine) != quarantined:
         return "the quarantine list and the states disagree"
     return ""
 

@@ -23,7 +23,7 @@ from pipeline.dataset.records.mds import list_mds
 from pipeline.dataset.records.pixels import COLOR
 from pipeline.dataset.records.recordio import list_recordio
 from pipeline.dataset.records.tfrecord import list_tfrecord
-from pipeline.dataset.table import DatasetError, SampleTable
+from pipeline.dataset.table import DECODE, DatasetError, SampleTable
 
 LISTERS = {  # by the kind of `find_source`
     "tfrecord": list_tfrecord, "recordio": list_recordio, "mds": list_mds, "litdata": list_litdata, "lmdb": list_lmdb,
@@ -83,18 +83,24 @@ def _no_range(name: str, records: Records) -> str:
 
 
 def scan_records(
-    kind: str, listing: tuple[Path, Listing], workers: int, progress: bool, choice: Choice = NOT_CHOSEN
+    kind: str,
+    listing: tuple[Path, Listing],
+    workers: int,
+    progress: bool,
+    choice: Choice = NOT_CHOSEN,
+    check: str = DECODE,
 ) -> SampleTable:
-    """The table of the files of `listing` (see `list_shards`), a row per image; decodes every image once."""
+    """The table of the files of `listing` (see `list_shards`), a row per image; checks every image once. check: see
+    `SampleTable`."""
     root, files = listing
     images = record_images(kind, root, files.names, choice, workers, progress, "data.workers")
     if images.no_range:
         problem = f"{images.no_range}, so that its images cannot be read in place"
         raise DatasetError(f"{problem}; give what make convert SRC={root} OUT=train.beton FORMAT=beton makes")
     probes = probe_encoded(
-        root, files.names, images.file, images.offset, images.length, images.shape, workers, progress
+        root, files.names, images.file, images.offset, images.length, images.shape, workers, progress, check
     )
     table = SampleTable(
         root, files.names, images.file, images.offset, label=images.label, classes=images.classes, **probes._asdict()
     )
-    return replace(table, fingerprint=files.fingerprint(), left_out=images.left_out)
+    return replace(table, check=check, fingerprint=files.fingerprint(), left_out=images.left_out)

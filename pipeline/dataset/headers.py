@@ -1,0 +1,64 @@
+"""What the sample table needs of an image, without decoding it: size, state and turn, from its first bytes.
+
+For an image that decodes, the result is exactly that of `pipeline.dataset.images.probe`. One that does not decode may
+pass: who decodes it first finds out. Images that are not plain JPEGs, PNGs or WebPs are decoded here as there.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset.images import MAX_PIXELS, TRANSPOSES, Probe, probe
+from pipeline.dataset.png_metadata import is_png
+from pipeline.dataset.structure import Structure, jpeg_structure, png_structure, webp_structure
+from pipeline.dataset.table import State
+
+FIRST = 1 << 14  # bytes that are read of an image; the headers of most JPEGs have less than 1,000
+START, END, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"  # markers of a JPEG; coded pixels contain none
+
+
+def probe_headers(descriptor: int, offset: int, length: int | None) -> tuple[int, Probe]:
+    """Length in bytes, and the probe, of an image in an open file. length: None for all of the file. Raises OSError."""
+    size = os.fstat(descriptor).st_size
+    length = size - offset if length is None else length
+    data = os.pread(descriptor, min(length, FIRST), offset)
+    whole = len(data) == length
+    structure = None
+    if data[:3] == b"\xff\xd8\xff":
+        structure = jpeg_structure(data)
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        structure = webp_structure(data) if 8 + int.from_bytes(data[4:8], "little") <= length else None
+    if structure is None and not whole and offset + length <= size:
+        data = _read(descriptor, offset, length)
+        if data[:3] == b"\xff\xd8\xff":
+            structure = jpeg_structure(data)
+    if structure is None and is_png(data):
+        structure = png_structure(data)
+    if structure is None or offset + length > size or not _sure(structure):
+        return length, probe(data if len(data) == length else _read(descriptor, offset, length))
+    width, height = structure.width, structure.height
+    return length, Probe(*((height, width) if structure.orientation >= TRANSPOSES else (width, height)), State.OK)
+
+
+def _sure(structure: Structure) -> bool:
+    return not structure.unsure and 0 < structure.width * structure.height <= MAX_PIXELS
+
+
+def _read(descriptor: int, offset: int, length: int) -> bytes:
+    """All bytes of a range, or those up to the end of the file."""
+    parts, end = [], offset + length
+    while offset < end and (part := os.pread(descriptor, end - offset, offset)):
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def is_cut(data: NDArray[np.uint8]) -> bool:
+    """Whether a JPEG, (n,) uint8, lacks its end. Of other formats nothing is said: their decoders notice it."""
+    if data[:2].tobytes() != START or data[-2:].tobytes() == END:
+        return False
+    whole = data.tobytes()
+    return whole.rfind(END) < whole.rfind(SCAN)
