@@ -40,9 +40,9 @@ def replacing_path(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, durable: bool = True) -> Iterator[IO[bytes]]:
     """`replacing_path` with a binary file, open for writing."""
-    with replacing_path(path) as temporary, temporary.open("wb") as file:
+    with replacing_path(path, durable) as temporary, temporary.open("wb") as file:
         yield file
 
 

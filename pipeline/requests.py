@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.batch import DrawRows, Request
 from pipeline.dataset.headers import is_cut
 from pipeline.dataset.reader import Reader, ReadError
-from pipeline.dataset.table import HEADERS, DatasetError, SampleTable
+from pipeline.dataset.table import HEADERS, DatasetError, SampleTable, row_dtype
 
 FEW = 64  # images that may be undecodable, whatever their share is
 
@@ -25,7 +25,7 @@ class Feed:
     def __init__(self, table: SampleTable, reader: Reader, max_bad_fraction: float = 0.01):
         self.table = table
         self.reader = reader
-        self.usable = table.usable().astype(np.int32 if len(table) < 2**31 else np.int64, copy=False)
+        self.usable = table.usable().astype(row_dtype(table))
         self.max_bad = max_bad_fraction * len(self.usable)
         self.bad: dict[int, str] = {}
         self.quarantined: set[int] = set()  # of `bad`, those that a scan that decodes would have left out

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
-from pipeline.dataset.table import SampleTable
+from pipeline.dataset.columns import blocks
+from pipeline.dataset.table import SampleTable, State, row_dtype
 
 HELD_OUT = 10  # one in ten rows is the test where a dataset has no test split of its own
 
@@ -28,7 +29,10 @@ class Labelled:
     @cached_property
     def classes(self) -> Int[np.ndarray, " classes"]:
         """The labels that occur in either table, ascending."""
-        both = np.union1d(self.train.label, self.test.label)
+        both = np.empty(0, np.int32)
+        for table in (self.train, self.test):
+            for part in blocks(len(table)):
+                both = np.union1d(both, table.label[part])
         return both[both >= 0]
 
     def numbers(self, label: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
@@ -52,18 +56,30 @@ def labelled_data(train: SampleTable, test: SampleTable | None, max_train: int =
 
     max_train: at most so many training rows, evenly spread; 0: all.
     """
-    rows = train.usable()
-    rows = rows[train.label[rows] >= 0]
+    rows = labelled_rows(train)
     if test is None:
-        held_out = rows * 2_654_435_761 % 2**32 % HELD_OUT == 0
+        held_out = np.concatenate([_held_out(rows[part]) for part in blocks(len(rows))] or [np.empty(0, bool)])
         if held_out.all() or not held_out.any():  # of few rows
             held_out = np.arange(len(rows)) == 0
         test, test_rows, rows = train, rows[held_out], rows[~held_out]
     else:
-        test_rows = test.usable()
-        test_rows = test_rows[test.label[test_rows] >= 0]
+        test_rows = labelled_rows(test)
     if max_train:
         rows = rows[:: max(1, -(-len(rows) // max_train))]
     if not len(rows) or not len(test_rows):
         return None
-    return Labelled(train, rows, test, test_rows)
+    return Labelled(train, rows.astype(np.int64), test, test_rows.astype(np.int64))
+
+
+def labelled_rows(table: SampleTable) -> Int[np.ndarray, " rows"]:
+    """Usable rows with a label, ascending."""
+    parts = []
+    for part in blocks(len(table)):
+        labelled = (table.state[part] != State.QUARANTINED) & (table.label[part] >= 0)
+        parts.append((np.flatnonzero(labelled) + part.start).astype(row_dtype(table)))
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _held_out(rows: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+    """Whether a row is one of about a tenth that are the test."""
+    return rows.astype(np.int64) * 2_654_435_761 % 2**32 % HELD_OUT == 0

@@ -254,7 +254,7 @@ class SampleTable:
                 raise ValueError("a column has another dtype or shape")
             return cls(
                 root=(path.parent / texts["root"]).resolve(),
-                containers=Names(memoryview(stored["containers"]), stored.get("container_ends")),
+                containers=Names(stored["containers"].data, stored.get("container_ends")),
                 classes=tuple(Names(stored["classes"].tobytes())),
                 quarantine=dict(zip(stored["quarantined"].tolist(), reasons, strict=True)),
                 fingerprint=texts["fingerprint"],
@@ -269,6 +269,11 @@ class SampleTable:
             raise DatasetError(f"{path}: no such file") from None
         except NPZ_DAMAGE as error:
             raise DatasetError(f"{path}: damaged sample table ({_one_line(error)}); {advice}") from None
+
+
+def row_dtype(table: SampleTable) -> type[np.signedinteger[Any]]:
+    """The smallest dtype for arrays that hold a number of every row."""
+    return np.int32 if len(table) < 2**31 else np.int64
 
 
 def count_reasons(quarantine: Mapping[Any, str]) -> str:
