@@ -30,6 +30,7 @@ from perf.program import program
 from perf.tables.synthetic import write_table
 
 HERE, BASE = "here", "base"
+SCAN = "scan and save"  # a phase, of pretended files
 EVERY = 0.005  # seconds between two looks at a process's memory
 
 
@@ -88,6 +89,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rows", default="1000000,10000000", help="rows of each table (default 1000000,10000000)")
     parser.add_argument("--ranks", type=int, default=2, help="processes that open a table together (default 2)")
     parser.add_argument("--base", type=Path, metavar="CHECKOUT", help="an older checkout to compare with")
+    parser.add_argument("--scan", action="store_true", help="also a scan of as many pretended files, and its saving")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     options = parser.parse_args(arguments)
     return program(lambda stopped: run(options, FOLDER), show, options.json)
@@ -106,7 +108,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             f"--rows={options.rows}: give numbers from 8192 on, with commas between, and --ranks from 1 on"
         )
     checkouts = {HERE: ROOT} | ({BASE: options.base} if options.base else {})
-    tables = {}
+    tables: dict[int, Any] = {}
     folder.mkdir(parents=True, exist_ok=True)
     for rows in sizes:
         table = folder / f"synthetic-{os.getpid()}.npz"
@@ -116,7 +118,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 bar.update()
                 tables[rows] = {"bytes": table.stat().st_size, "checkouts": {}}
                 for name, checkout in checkouts.items():
-                    tables[rows]["checkouts"][name] = measure(checkout, name, table, options.ranks)
+                    tables[rows]["checkouts"][name] = measure(checkout, name, table, options.ranks, options.scan)
                     bar.update()
         finally:
             for file in (table, table.with_suffix(".json")):
@@ -124,16 +126,17 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"rows": tables, "ranks": options.ranks, "machine": machine()}
 
 
-def measure(checkout: Path, name: str, table: Path, count: int) -> dict[str, dict[str, Any]]:
-    """Figures by phase: of times the slowest rank's, of memory (above that before the first phase) the largest."""
+def measure(checkout: Path, name: str, table: Path, count: int, scan: bool) -> dict[str, dict[str, Any]]:
+    """Figures by phase, with `scan` also of a scan: the slowest rank's times, and the largest memory above that before
+    the first phase."""
     ranks = [Rank(checkout, name, table) for _ in range(count)]
     try:
         before = [rank.memory / 1e6 for rank in ranks]
         figures = {}
-        for phase in ranks[0].phases:
+        for phase in (phase for phase in ranks[0].phases if scan or phase != SCAN):
             answers: list[Any] = [None] * count
             threads = [
-                threading.Thread(target=lambda index=index: answers.__setitem__(index, ranks[index].ask(phase)))  # type: ignore[misc]  # noqa: B023
+                threading.Thread(target=lambda index=index: answers.__setitem__(index, ranks[index].ask(phase)))  # noqa: B023
                 for index in range(count)
             ]
             for thread in threads:

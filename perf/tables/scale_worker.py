@@ -7,6 +7,7 @@ Does one phase for each line that it reads, and prints its seconds as JSON. The 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SEED, GLOBAL_BATCH, WORLD_SIZE = 0, 4096, 8
+SEED, GLOBAL_BATCH, WORLD_SIZE, CLASSES = 0, 4096, 8, 1000
 
 
 def phases(path: Path, older: bool) -> dict[str, Callable[[], Any]]:
@@ -58,10 +59,61 @@ def phases(path: Path, older: bool) -> dict[str, Callable[[], Any]]:
         target.unlink()
         target.with_suffix(".json").unlink()
 
+    def scanned() -> None:
+        pretend_files(len(kept["table"]), older)
+        from pipeline.dataset.folder import images_of, list_folder, scan_folder
+
+        spool: dict[str, Any] = {} if older else {"spool": path.parent}
+        listing = images_of(path.parent, list_folder(path.parent, **spool))
+        table = scan_folder(path.parent, 1, False, listing, **spool)
+        kept.clear()
+        kept["table"] = table
+        saved()
+
     return {
         "open": opened, "first batch": first, "digest and k-NN": start, "account of an epoch": account,
         "next epoch": next_epoch, "save the table": saved, "checkpoint": lambda: len(json.dumps(kept["position"])),
+        "scan and save": scanned,
     }  # fmt: skip
+
+
+def pretend_files(rows: int, older: bool) -> None:
+    """Let this process find `rows` files in a folder where there are none, and probe them without reading: what a scan
+    keeps in memory is its own code's."""
+    import numpy as np
+
+    import pipeline.dataset.folder as folder
+    from pipeline.dataset.images import Probe
+    from pipeline.dataset.table import State
+
+    file = os.stat(__file__)
+
+    class Entry:
+        def __init__(self, name: str, is_folder: bool) -> None:
+            self.name, self.is_folder = name, is_folder
+
+        def is_dir(self) -> bool:
+            return self.is_folder
+
+        def stat(self) -> os.stat_result:
+            return file
+
+    def list_of(place: Path) -> list[Entry]:
+        if place.name[:1] != "n":
+            return [Entry(f"n{number:08d}", True) for number in range(CLASSES)]
+        return [Entry(f"{place.name}_{number:08d}.JPEG", False) for number in range(rows // CLASSES)]
+
+    def probes(task: Any) -> Any:
+        count = len(task[2])
+        if older:
+            return task[0], [(100_000, Probe(500, 375, State.OK))] * count
+        width = np.full(count, 500, np.int32)
+        return task[0], folder.Probes(np.full(count, 100_000), width, width, np.zeros(count, np.uint8), {})
+
+    os.scandir = list_of  # type: ignore[assignment]
+    numbers = itertools.count()
+    os.stat = lambda place, **_: os.stat_result((file.st_mode, next(numbers), *file[2:]))
+    folder._probe_chunk = probes
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
     sys.path[0] = str(Path(checkout).resolve())
     from pipeline.dataset.folder import scan_folder
 
-    chosen = {} if check == "base" else {"check": check}
+    chosen: dict[str, Any] = {} if check == "base" else {"check": check}
     begun, cpu = time.perf_counter(), cpu_seconds()
     table = scan_folder(Path(folder), int(workers), False, **chosen)
     taken = {"seconds": time.perf_counter() - begun, "cpu_seconds": cpu_seconds() - cpu, "rows": len(table)}

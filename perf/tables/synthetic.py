@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ def write_table(path: Path, rows: int) -> None:
     Columns are made in files in the same folder, so that they take no memory of their own.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        columns = {name: _column(Path(folder) / name, rows, dtype) for name, dtype in COLUMNS.items()}
+        columns: dict[str, Any] = {name: _column(Path(folder) / name, rows, dtype) for name, dtype in COLUMNS.items()}
         names = _column(Path(folder) / "names", rows * (len(NAME) + 1), np.uint8)
         ends = _column(Path(folder) / "ends", rows, np.int64)
         for part in blocks(rows):

@@ -6,7 +6,10 @@ import io
 import mmap
 import os
 import struct
+import sys
+import tempfile
 import zlib
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +25,7 @@ LONG_SIZES = 20  # bytes of the extra field that zipfile adds for files beyond 4
 PADDING = 0x4E50  # number of the extra field that holds nothing
 FIRST_BYTES = 1 << 16  # of a member; the .npy header is in them
 BLOCK = 1 << 24  # bytes
+SPOOLED = 1 << 22  # bytes of a column from which on it is in a file, while it is made
 ROWS = 1 << 20  # rows at a time, so that values in between need a few MB
 
 
@@ -85,3 +89,50 @@ def _array(data: memoryview) -> NDArray[Any]:
 def blocks(rows: int) -> list[slice]:
     """Consecutive parts of `rows` rows, at most ROWS each."""
     return [slice(first, min(first + ROWS, rows)) for first in range(0, rows, ROWS)]
+
+
+def new_column(rows: int, dtype: Any, folder: Path | None) -> NDArray[Any]:
+    """Zeros, (rows,). Many of them are in a file without a name in `folder`: they take no memory of this process."""
+    size = rows * np.dtype(dtype).itemsize
+    if folder is None or size < SPOOLED:
+        return np.zeros(rows, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
+        return np.frombuffer(mmap.mmap(file.fileno(), size), dtype)
+
+
+class Growing:
+    """Values that are appended one after the other. Many of them wait in a file without a name in `folder`.
+
+    code: the type of `array.array`.
+    """
+
+    def __init__(self, code: str, folder: Path | None) -> None:
+        self.pending, self.folder = array(code), folder
+        self.file: IO[bytes] | None = None
+        self.most = SPOOLED // self.pending.itemsize if folder else sys.maxsize
+
+    def append(self, value: int) -> None:
+        self.pending.append(value)
+        if len(self.pending) > self.most:
+            self._write()
+
+    def extend(self, data: bytes) -> None:
+        self.pending.frombytes(data)
+        if len(self.pending) > self.most:
+            self._write()
+
+    def whole(self, dtype: Any) -> NDArray[Any]:
+        """All values, (n,), read-only if there are many; nothing can be appended any more."""
+        if self.file is None:
+            return np.frombuffer(self.pending, dtype)
+        self._write()
+        with self.file as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+
+    def _write(self) -> None:
+        if self.file is None:
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+        self.pending.tofile(self.file)
+        self.file.flush()
+        self.pending = array(self.pending.typecode)

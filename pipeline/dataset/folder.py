@@ -9,7 +9,6 @@ import hashlib
 import os
 import stat
 import warnings
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +23,12 @@ from numpy.typing import NDArray
 
 from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.columns import Growing, blocks, new_column
 from pipeline.dataset.finding.choice import ALL, NOT_CHOSEN, Choice, split_key, wanted_suffixes
 from pipeline.dataset.headers import probe_headers
 from pipeline.dataset.images import Probe, probe
 from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
-from pipeline.dataset.table import DECODE, HEADERS, DatasetError, Names, SampleTable, State
+from pipeline.dataset.table import COLUMNS, DECODE, HEADERS, DatasetError, Names, SampleTable, State
 
 CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smooth, the cost of a task negligible
 CHUNK_OF_HEADERS = 1024  # 30 ms
@@ -57,26 +57,27 @@ class Listing:
         """Changes when a file is added, removed or renamed, or its size or time changes."""
         digest = hashlib.sha256(self.names.blob)
         for column in (self.bytes, self.mtime_ns, self.label):
-            digest.update(column.tobytes())
+            digest.update(column.data)
         digest.update(Names.of(self.classes).blob)
         return digest.hexdigest()
 
     def rows(self, keep: NDArray[np.bool_]) -> Listing:
         """The files of which `keep`, (N,) bool, is true."""
-        names = Names.of(self.names[index] for index in np.flatnonzero(keep))
+        names = Names.of(self.names[index] for index in np.flatnonzero(keep).tolist())
         columns = {"bytes": self.bytes[keep], "mtime_ns": self.mtime_ns[keep], "label": self.label[keep]}
         return replace(self, names=names, named=None, **columns)  # type: ignore[arg-type]
 
 
-def list_folder(root: Path, progress: bool = False) -> Listing:
+def list_folder(root: Path, progress: bool = False, spool: Path | None = None) -> Listing:
     """All files below `root` in one fixed order (files of a folder by name, then its sub-folders by name).
 
     The class of a file is its first-level sub-folder; empty ones count too, so that the numbers of train and test
     folders agree. Hidden files and folders are skipped. Symbolic links are followed, but not in circles. progress:
-    count the files on stderr. Raises DatasetError if a folder cannot be listed.
+    count the files on stderr. spool: a folder for what takes much memory. Raises DatasetError if a folder cannot be
+    listed.
     """
     with progress_bar(None, f"listing {root}", "file", progress) as bar:
-        return _listed(root, bar)
+        return _listed(root, bar, spool)
 
 
 def images_of(
@@ -110,8 +111,9 @@ def images_of(
     return replace(kept, named=None, left_out=dict(left_out.most_common()), others=digest)
 
 
-def _listed(root: Path, bar: Any) -> Listing:
-    blob, sizes, times, labels, named = bytearray(), array("q"), array("q"), array("i"), array("b")
+def _listed(root: Path, bar: Any, spool: Path | None) -> Listing:
+    blob, ends, sizes, times, labels, named = (Growing(code, spool) for code in "BqqqiB")
+    size_of_blob = 0
     classes: list[str] = []
     left_out: Counter[str] = Counter()
     pending: list[tuple[str, frozenset[tuple[int, int]], int]] = [("", frozenset(), -1)]
@@ -138,7 +140,10 @@ def _listed(root: Path, bar: Any) -> Listing:
             if size is None:
                 left_out[extension(entry.name)] += 1
                 continue
-            blob += relative.encode("utf-8", "surrogateescape") + b"\0"
+            encoded = relative.encode("utf-8", "surrogateescape") + b"\0"
+            size_of_blob += len(encoded)
+            blob.extend(encoded)
+            ends.append(size_of_blob - 1)
             sizes.append(size)
             times.append(mtime)
             labels.append(label)
@@ -148,10 +153,10 @@ def _listed(root: Path, bar: Any) -> Listing:
         chain = above | {(here.st_dev, here.st_ino)}
         for index, name in reversed(list(enumerate(inner))):  # a stack: the first in order is pushed last
             pending.append((name, chain, label if folder else index))
-    columns = (np.array(sizes, np.int64), np.array(times, np.int64), np.array(labels, np.int32))
     return Listing(
-        Names(bytes(blob)), *columns, classes=tuple(classes), named=np.array(named, bool), left_out=dict(left_out)
-    )
+        Names(blob.whole(np.uint8).data.toreadonly(), ends.whole(np.int64)), sizes.whole(np.int64),
+        times.whole(np.int64), labels.whole(np.int32), tuple(classes), named.whole(bool), dict(left_out),
+    )  # fmt: skip
 
 
 def _head(path: str) -> bytes:
@@ -179,17 +184,20 @@ def scan_folder(
     progress: bool = True,
     listing: Listing | None = None,
     check: str = DECODE,
+    spool: Path | None = None,
 ) -> SampleTable:
     """The table of the images below `root`, a row per image; checks each once, in `workers` processes.
 
-    listing: from `images_of`, if the caller has it. check: see `SampleTable`. Raises DatasetError if a folder cannot be
-    listed.
+    listing: from `images_of`, if the caller has it. check: see `SampleTable`. spool: see `list_folder`. Raises
+    DatasetError if a folder cannot be listed.
     """
     root = Path(root).resolve()
     listing = images_of(root, list_folder(root)) if listing is None else listing
     rows = len(listing.names)
-    container, offset = np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64)
-    probes = probe_rows(root, listing.names, container, offset, None, workers, progress, check=check)
+    container, offset = new_column(rows, np.int32, spool), new_column(rows, np.int64, spool)
+    for part in blocks(rows):
+        container[part] = np.arange(part.start, part.stop)
+    probes = probe_rows(root, listing.names, container, offset, None, workers, progress, check=check, spool=spool)
     return SampleTable(
         root=root, containers=listing.names, container=container, offset=offset,
         label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(),
@@ -231,13 +239,13 @@ def probe_rows(
     progress: bool,
     what: str = "checking images",
     check: str = DECODE,
+    spool: Path | None = None,
 ) -> Probes:
     """Decode N byte ranges (`length` None: whole files), or read their headers, in `workers` processes; progress on
-    stderr. check: see `SampleTable`."""
+    stderr. check: see `SampleTable`; spool: see `list_folder`."""
     rows = len(container)
-    probes = Probes(
-        np.zeros(rows, np.int64), np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.uint8), {}
-    )
+    bytes_, width, height, state = (new_column(rows, COLUMNS[name], spool) for name in Probes._fields[:4])
+    probes = Probes(bytes_, width, height, state, {})
     chunk = CHUNK if check == DECODE else CHUNK_OF_HEADERS
 
     def tasks() -> Iterator[_Task]:

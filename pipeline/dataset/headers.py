@@ -16,7 +16,7 @@ from pipeline.dataset.png_metadata import is_png
 from pipeline.dataset.structure import Structure, jpeg_structure, png_structure, webp_structure
 from pipeline.dataset.table import State
 
-FIRST = 1 << 14  # bytes that are read of an image; the headers of most JPEGs have less than 1,000
+FIRST, SECOND = 1 << 12, 1 << 16  # bytes that are read at once; without a thumbnail most headers have less than 1,000
 START, END, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"  # markers of a JPEG; coded pixels contain none
 
 
@@ -24,23 +24,26 @@ def probe_headers(descriptor: int, offset: int, length: int | None) -> tuple[int
     """Length in bytes, and the probe, of an image in an open file. length: None for all of the file. Raises OSError."""
     size = os.fstat(descriptor).st_size
     length = size - offset if length is None else length
-    data = os.pread(descriptor, min(length, FIRST), offset)
-    whole = len(data) == length
-    structure = None
-    if data[:3] == b"\xff\xd8\xff":
-        structure = jpeg_structure(data)
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        structure = webp_structure(data) if 8 + int.from_bytes(data[4:8], "little") <= length else None
-    if structure is None and not whole and offset + length <= size:
-        data = _read(descriptor, offset, length)
-        if data[:3] == b"\xff\xd8\xff":
-            structure = jpeg_structure(data)
+    for count in (FIRST, SECOND, length):
+        data = _read(descriptor, offset, min(count, length))
+        structure = _structure(data, length)
+        if structure is not None or len(data) == length or offset + length > size:
+            break
     if structure is None and is_png(data):
         structure = png_structure(data)
     if structure is None or offset + length > size or not _sure(structure):
         return length, probe(data if len(data) == length else _read(descriptor, offset, length))
     width, height = structure.width, structure.height
     return length, Probe(*((height, width) if structure.orientation >= TRANSPOSES else (width, height)), State.OK)
+
+
+def _structure(data: bytes, length: int) -> Structure | None:
+    """The structure of a JPEG or WebP of `length` bytes, of which `data` is the beginning."""
+    if data[:3] == b"\xff\xd8\xff":
+        return jpeg_structure(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and 8 + int.from_bytes(data[4:8], "little") <= length:
+        return webp_structure(data)
+    return None
 
 
 def _sure(structure: Structure) -> bool:

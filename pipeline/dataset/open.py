@@ -245,11 +245,11 @@ def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
     known = ("", frozenset[str]())
     if cached is not None and cached.others:
         known = cached.others, frozenset(name for name in cached.containers if not has_extension(name))
-    images = images_of(root, list_folder(root, place.progress), place.choice, known)
+    images = images_of(root, list_folder(root, place.progress, place.cache), place.choice, known)
 
     def scan() -> SampleTable:
         check_folder(root, images, place.choice)
-        return scan_folder(root, place.workers, place.progress, images, place.scanned_by)
+        return scan_folder(root, place.workers, place.progress, images, place.scanned_by, place.cache)
 
     return Seen(images.fingerprint(), scan, images.others, images.left_out)
 

@@ -67,7 +67,7 @@ class Names(Sequence[str]):
         blob = bytearray()
         for text in strings:
             blob += text.encode(*UTF8) + b"\0"
-        return cls(bytes(blob))
+        return cls(memoryview(blob).toreadonly())
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -87,7 +87,7 @@ class Names(Sequence[str]):
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
-        return hash(self.blob)
+        return hash(bytes(self.blob))
 
     def __reduce__(self) -> tuple[type[Names], tuple[bytes]]:
         return Names, (bytes(self.blob),)  # of a memory map, another process gets the bytes

@@ -16,12 +16,13 @@ import pipeline.dataset.columns as columns_module
 from common.files import NPZ_DAMAGE
 from perf.tables.synthetic import write_table
 from pipeline.dataset.accounting import accounting
-from pipeline.dataset.columns import ALIGNMENT, blocks, read_columns, write_columns
+from pipeline.dataset.columns import ALIGNMENT, Growing, blocks, new_column, read_columns, write_columns
+from pipeline.dataset.folder import images_of, list_folder, scan_folder
 from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.table import COLUMNS, Names, SampleTable, State
 from pipeline.loader import Ledger
 from pipeline.order import order
-from support.small_datasets import ROOT, packed, same
+from support.small_datasets import PNG, ROOT, packed, same, write
 
 ARRAYS = {"a": np.arange(7, dtype=np.int64), "b": np.array([1, 2, 3], np.uint8), "none": np.empty(0, np.int32)}
 
@@ -112,6 +113,35 @@ def test_ends_that_belong_to_other_names_are_an_error():
     assert list(Names(b"a\0bb\0", np.array([1, 4]))) == ["a", "bb"]
 
 
+@pytest.mark.parametrize("spooled", [8, 1 << 30])
+def test_a_column_that_grows_has_its_values_whether_in_a_file_or_not(tmp_path, monkeypatch, spooled):
+    monkeypatch.setattr(columns_module, "SPOOLED", spooled)
+    numbers, letters, none = (Growing(code, tmp_path) for code in ("q", "B", "i"))
+    for number in range(1000):
+        numbers.append(number * number)
+        letters.extend(b"%d" % number)
+    np.testing.assert_array_equal(numbers.whole(np.int64), np.arange(1000) ** 2)
+    assert letters.whole(np.uint8).tobytes() == b"".join(b"%d" % number for number in range(1000))
+    assert none.whole(np.int32).tolist() == []
+    column = new_column(1000, np.int32, tmp_path)
+    column[5] = 7
+    assert (column.sum(), len(column), column.dtype) == (7, 1000, np.int32)
+    assert list(tmp_path.iterdir()) == []  # the files have no names
+
+
+def test_a_scan_that_waits_in_files_gives_the_same_table(tmp_path, monkeypatch):
+    root = write(tmp_path / "root", {f"{number % 3}/{number}.png": PNG for number in range(40)} | {"note.txt": b"text"})
+    usual = scan_folder(root, progress=False)
+    monkeypatch.setattr(columns_module, "SPOOLED", 16)
+    listing = images_of(root, list_folder(root, spool=tmp_path))
+    table = scan_folder(root, 1, False, listing, spool=tmp_path)
+    assert same(table, usual)
+    assert table.fingerprint == usual.fingerprint
+    assert table.left_out == usual.left_out
+    table.save(tmp_path / "saved.npz")
+    assert same(SampleTable.load(tmp_path / "saved.npz"), usual)
+
+
 # ---------------------------------------------------------------------------------------------- many rows
 
 
@@ -131,11 +161,11 @@ def test_results_of_a_large_table_do_not_depend_on_blocks(large):
     state = table.state.copy()
     state[[3, 1_099_000]] = State.QUARANTINED
     label = table.label.copy()
-    label[::2] = -1
+    label[::3] = -1
     table = replace(table, state=state, label=label, quarantine={3: "truncated", 1_099_000: "truncated"})
     usable = np.setdiff1d(np.arange(1_100_000), [3, 1_099_000])
     np.testing.assert_array_equal(table.usable(), usable)
-    labelled = usable[usable % 2 == 1]
+    labelled = usable[usable % 3 != 0]
     counted = accounting(table)
     assert (counted["images"], counted["labeled"], counted["classes"]) == (len(usable), len(labelled), 1000)
     held = labelled * 2_654_435_761 % 2**32 % 10 == 0
