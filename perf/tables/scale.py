@@ -17,6 +17,8 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,9 +39,9 @@ EVERY = 0.005  # seconds between two looks at a process's memory
 class Rank:
     """A process of a checkout that opens a table; `memory` is its private memory in bytes, `peak` the most of it."""
 
-    def __init__(self, checkout: Path, name: str, table: Path):
+    def __init__(self, checkout: Path, table: Path):
         script = Path(__file__).parent / "scale_worker.py"
-        command = [sys.executable, str(script), str(checkout.resolve()), str(table.resolve()), name]
+        command = [sys.executable, str(script), str(checkout.resolve()), str(table.resolve())]
         self.process = subprocess.Popen(command, cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.phases: list[str] = self._answer()
 
@@ -118,7 +120,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 bar.update()
                 tables[rows] = {"bytes": table.stat().st_size, "checkouts": {}}
                 for name, checkout in checkouts.items():
-                    tables[rows]["checkouts"][name] = measure(checkout, name, table, options.ranks, options.scan)
+                    tables[rows]["checkouts"][name] = measure(checkout, table, options.ranks, options.scan)
                     bar.update()
         finally:
             for file in (table, table.with_suffix(".json")):
@@ -126,25 +128,16 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"rows": tables, "ranks": options.ranks, "machine": machine()}
 
 
-def measure(checkout: Path, name: str, table: Path, count: int, scan: bool) -> dict[str, dict[str, Any]]:
+def measure(checkout: Path, table: Path, count: int, scan: bool) -> dict[str, dict[str, Any]]:
     """Figures by phase, with `scan` also of a scan: the slowest rank's times, and the largest memory above that before
     the first phase."""
-    ranks = [Rank(checkout, name, table) for _ in range(count)]
+    ranks = [Rank(checkout, table) for _ in range(count)]
+    pool = ThreadPoolExecutor(count)
     try:
         before = [rank.memory / 1e6 for rank in ranks]
         figures = {}
         for phase in (phase for phase in ranks[0].phases if scan or phase != SCAN):
-            answers: list[Any] = [None] * count
-            threads = [
-                threading.Thread(target=lambda index=index: answers.__setitem__(index, ranks[index].ask(phase)))  # noqa: B023
-                for index in range(count)
-            ]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            if None in answers:
-                raise RuntimeError(f"a rank failed in the phase {phase!r}")
+            answers = list(pool.map(partial(Rank.ask, phase=phase), ranks))
             figures[phase] = {
                 "seconds": max(answer["seconds"] for answer in answers),
                 "cpu_seconds": median(answer["cpu_seconds"] for answer in answers),
@@ -156,6 +149,7 @@ def measure(checkout: Path, name: str, table: Path, count: int, scan: bool) -> d
     finally:
         for rank in ranks:
             rank.close()
+        pool.shutdown()
 
 
 def show(report: dict[str, Any]) -> None:

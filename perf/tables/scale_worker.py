@@ -1,6 +1,6 @@
 """A rank that opens a large sample table by a checkout's own code, also that of an older one. Started by `scale.py`.
 
-    python perf/tables/scale_worker.py CHECKOUT TABLE base|here
+    python perf/tables/scale_worker.py CHECKOUT TABLE
 
 Does one phase for each line that it reads, and prints its seconds as JSON. The parent looks at this process's memory.
 """
@@ -19,8 +19,9 @@ from typing import Any
 SEED, GLOBAL_BATCH, WORLD_SIZE, CLASSES = 0, 4096, 8, 1000
 
 
-def phases(path: Path, older: bool) -> dict[str, Callable[[], Any]]:
-    """What a rank does with a table, in this order. older: whether the checkout has another loader."""
+def phases(path: Path) -> dict[str, Callable[[], Any]]:
+    """What a rank does with a table, in this order."""
+    import pipeline.dataset.folder
     from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_dataset
     from pipeline.dataset.reader import Reader
@@ -29,6 +30,7 @@ def phases(path: Path, older: bool) -> dict[str, Callable[[], Any]]:
     from pipeline.requests import Feed
 
     kept: dict[str, Any] = {}
+    older = not hasattr(pipeline.dataset.folder, "_Task")  # before tables were memory-mapped
 
     def opened() -> None:
         kept["table"] = open_dataset(path, path.parent / "tables", 1, False)
@@ -117,9 +119,9 @@ def pretend_files(rows: int, older: bool) -> None:
 
 
 def main() -> None:
-    checkout, path, which = sys.argv[1:]
+    checkout, path = sys.argv[1:3]
     sys.path[0] = str(Path(checkout).resolve())
-    steps = phases(Path(path), which == "base")
+    steps = phases(Path(path))
     print(json.dumps(list(steps)), flush=True)
     for line in sys.stdin:
         begun, cpu = time.perf_counter(), time.process_time()
