@@ -71,14 +71,14 @@ class Feed:
         number of them is allowed, as long as other images are left.
         """
         self.bad[error.row] = error.reason
-        last = f"the last was {self.table.name(error.row)} ({error.reason})"
+        name = f"{self.table.name(error.row)} ({error.reason})"
         if error.undecodable and self.table.check == HEADERS:
             self.quarantined.add(error.row)
             if len(self.quarantined) > FEW + self.asked / 2:
-                problem = f"{len(self.quarantined)} of {self.asked} images could not be decoded, {last}"
+                problem = f"{len(self.quarantined)} of {self.asked} images could not be decoded, the last was {name}"
                 raise DatasetError(f"{problem}; find them with data.check=decode")
         elif (bad := len(self.bad) - len(self.quarantined)) > self.max_bad:
-            problem = f"{bad} of {len(self.usable)} images could not be read, {last}"
+            problem = f"{bad} of {len(self.usable)} images could not be read, the last was {name}"
             raise DatasetError(f"{problem}; repair the data or raise data.max_bad_fraction")
 
     def substitute(self, row: int) -> int:

@@ -56,6 +56,8 @@ RUN_BY = {
     "perf.sinkhorn": "test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collectives",
     "perf.start": "test_a_start_imports_torch_once_and_its_spans_add_up",
     "perf.step": "test_all_phases_are_there_and_their_shares_add_up",
+    "perf.tables.scale": "test_a_table_is_measured_in_each_phase_by_ranks_of_both_checkouts",
+    "perf.tables.scan": "test_scans_take_turns_and_ratios_are_of_headers",
     "perf.step.launches": "test_backbone_at_two_resolutions_and_head_are_three_graphs",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_unchanged",
     "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
