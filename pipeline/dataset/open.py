@@ -223,7 +223,10 @@ def _open_beton(place: Place, path: Path) -> tuple[SampleTable, Path]:
         return table, path.with_suffix(".npz")
     if path.with_suffix(".npz").exists():
         note(f"{place.setting}={path}: {path.stem}.npz is not the table of this file; scanning it instead")
-    scan = partial(scan_beton, beton, place.workers, place.progress, place.scanned_by)
+
+    def scan() -> SampleTable:
+        return scan_beton(beton, place.workers, place.progress, place.scanned_by)
+
     return _cached(place, lambda cached: Seen(beton.digest, scan))
 
 
