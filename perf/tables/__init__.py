@@ -1,1 +1,4 @@
-"""Benchmarks of sample tables: how long a scan takes, and what a table of many rows costs."""
+"""Benchmarks of sample tables.
+
+`scan.py`: how long the first scan of images takes; `scale.py`: what a table of millions of rows costs a rank.
+"""

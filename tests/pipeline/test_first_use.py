@@ -63,6 +63,7 @@ def opened(root, tmp_path, check):
 BAD = {"cut_0.jpg", "cut_1.jpg", "cut_2.jpg", "cut_3.jpg", "zeros.jpg", "wrong.png"}
 
 
+@pytest.mark.slow(seconds=6)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_decoding_would_quarantine_is_replaced_at_its_first_use(damaged, tmp_path, backend):
     decoded, table = opened(damaged, tmp_path, "decode"), opened(damaged, tmp_path, HEADERS)
