@@ -34,7 +34,7 @@ def backbone_of(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> nn.Modul
 
 
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
-    """A module from images [batch, 3, height, width] to features [batch, feature_dim], randomly initialized.
+    """A module from images [batch, in_chans, height, width] to features [batch, feature_dim], randomly initialized.
 
     name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a model of timm
         (`options` go to `timm.create_model`). Those built for one size of images take others too (`model.sizes`).
@@ -108,11 +108,13 @@ def timm_network(name: str, options: Mapping[str, Any]) -> nn.Module:
 
     settings = {"num_classes": 0, "pretrained": False, **options}
     try:
-        return timm.create_model(name, **{"dynamic_img_size": True, **settings})
+        network = timm.create_model(name, **{"dynamic_img_size": True, **settings})
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
-        return timm.create_model(name, **settings)
+        network = timm.create_model(name, **settings)
+    network.in_chans = settings.get("in_chans", 3)
+    return network
 
 
 def _of_size(name: str, options: Mapping[str, Any], size: int) -> nn.Module:

@@ -30,11 +30,12 @@ class ResNet(nn.Module):
         the width.
     width_multiplier: factor for the channels of every convolution (1, 2, 4, 5 in the paper).
     base_width: channels of the stem and of the 3x3 convolutions in the first stage, before the factor.
+    in_chans: channels of the images.
     stem: "imagenet" (7x7 stride 2, then max pool: a quarter of the resolution) or "small" (3x3 with
         `stem_stride`, no max pool: for images of about 28 to 64 pixels).
 
-    `feature_dim` is the length of a feature vector. Input [batch, 3, height, width], contiguous or channels-last.
-    Raises ValueError for other values.
+    `feature_dim` is the length of a feature vector. Input [batch, in_chans, height, width], contiguous or
+    channels-last. Raises ValueError for other values.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ResNet(nn.Module):
         base_width: int = 64,
         stem: str = "imagenet",
         stem_stride: int = 1,
+        in_chans: int = 3,
     ) -> None:
         super().__init__()
         if block not in ("bottleneck", "basic"):
@@ -53,7 +55,8 @@ class ResNet(nn.Module):
             raise ValueError(f"resnet stem {stem!r} is unknown; give 'imagenet' or 'small'")
         if not 1 <= len(layers) <= 4:
             raise ValueError(f"a resnet has 1 to 4 stages, layers={list(layers)} gives {len(layers)}")
-        for option, value in (("base_width", base_width), ("width_multiplier", width_multiplier)):
+        integers = {"base_width": base_width, "width_multiplier": width_multiplier, "in_chans": in_chans}
+        for option, value in integers.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"resnet {option}={value}: expected an integer from 1 on")
         if stem_stride not in (1, 2, 4) or any(not isinstance(n, int) or n < 1 for n in layers):
@@ -63,10 +66,10 @@ class ResNet(nn.Module):
         width = base_width * width_multiplier
 
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_chans, width, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv1 = nn.Conv2d(3, width, 3, stride=stem_stride, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(in_chans, width, 3, stride=stem_stride, padding=1, bias=False)
             self.maxpool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -81,7 +84,7 @@ class ResNet(nn.Module):
                 stage_blocks.append(make_block(channels, width * 2**stage, stride))
                 channels = width * 2**stage * make_block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*stage_blocks))
-        self.feature_dim = channels
+        self.feature_dim, self.in_chans = channels, in_chans
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -92,7 +95,7 @@ class ResNet(nn.Module):
         stage if `coarse`). timm's models have the same method."""
         return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+    def forward(self, images: Float[Tensor, "batch in_chans height width"]) -> Float[Tensor, "batch features"]:
         """Features in at least float32, even if autocast computes the convolutions in lower precision."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.sizes.trial import channels_of
+
 STEPS = (4, 7, 8, 14, 16, 32)  # patch sizes and strides: sizes near a refused one are multiples of them
 CHANGING = ("num_classes", "features_only", "global_pool", "out_indices")  # options that change what comes out
 
 
 def check_features(network: nn.Module, name: str, options: Mapping[str, Any], sizes: Iterable[int]) -> None:
-    """Raise ValueError, one line, unless images [2, 3, s, s] give finite features [2, feature_dim] for each size s.
+    """Raise ValueError, one line, unless images [2, channels, s, s] give finite features [2, feature_dim] for each
+    size s.
 
     Weights, buffers and torch's random state do not change; the network ends in training mode.
     """
@@ -59,7 +62,8 @@ def _check(network: nn.Module, words: str, options: Mapping[str, Any], size: int
 
 @torch.no_grad()
 def _features(network: nn.Module, size: int) -> Any:
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0), device="cpu")
+    shape, generator = (2, channels_of(network), size, size), torch.Generator().manual_seed(0)
+    images = torch.randn(shape, generator=generator, device="cpu")
     return network(images.to(next(network.parameters(), images).device))
 
 

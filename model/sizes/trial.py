@@ -6,12 +6,17 @@ import torch
 from torch import Tensor, nn
 
 
+def channels_of(network: nn.Module) -> int:
+    """Channels of the images that a network takes: `in_chans`, which our ResNets have and timm's get, else 3."""
+    return int(getattr(network, "in_chans", 3))
+
+
 @torch.no_grad()
 def takes(network: nn.Module, size: int) -> bool:
     """Whether the network takes images of this size; its random state, buffers and mode do not change."""
     training, like, buffers = network.training, next(network.parameters()), computed_buffers(network)
     try:
-        network.eval()(torch.zeros(1, 3, size, size, device=like.device, dtype=like.dtype))
+        network.eval()(torch.zeros(1, channels_of(network), size, size, device=like.device, dtype=like.dtype))
     except Exception:  # of any type: timm raises assertions, torch RuntimeErrors
         return False
     finally:

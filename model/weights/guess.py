@@ -63,7 +63,8 @@ def resnet_options(backbone: Mapping[str, Tensor]) -> dict[str, Any] | None:
     if not all(layers):
         return None
     block = "bottleneck" if "layer1.0.conv3.weight" in backbone else "basic"
-    return {"block": block, "layers": layers, "base_width": int(stem.shape[0]), "stem": "imagenet"}
+    options = {"block": block, "layers": layers, "base_width": int(stem.shape[0]), "stem": "imagenet"}
+    return options if stem.shape[1] == 3 else {**options, "in_chans": int(stem.shape[1])}
 
 
 def resnet_name(options: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 Positions: bicubic interpolation of the square grid with antialiasing; class and register tokens stay. Patch embeddings:
 the pseudo-inverse of the bicubic resampling, so that features of resized patches stay (FlexiViT, arXiv 2212.08013).
+
+Channels: the first layer of a network of RGB images is repeated for another number of channels; see `_for_channels`.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ def resized(name: str, value: Tensor, own: Tensor, backbone: nn.Module) -> tuple
         return value, ""
     if [side for side in value.shape if side != 1] == [side for side in own.shape if side != 1]:
         return value.reshape(own.shape), ""  # a linear layer as a convolution of 1 x 1, or a leading axis of 1
+    if value.ndim == own.ndim == 4 and value.shape[1] == 3 != own.shape[1] and value.shape[0] == own.shape[0]:
+        repeated, words = _for_channels(value, int(own.shape[1]))
+        fitted = resized(name, repeated, own, backbone)
+        return fitted and (fitted[0], "; ".join(filter(None, (words, fitted[1]))))
     if name == "pos_embed" and value.ndim == own.ndim == 3 and value.shape[2] == own.shape[2]:
         return _positions(value, own, backbone)
     if name == "patch_embed.proj.weight" and value.ndim == own.ndim == 4 and value.shape[:2] == own.shape[:2]:
@@ -40,6 +46,18 @@ def without_class_position(weights: Mapping[str, Tensor], expected: Mapping[str,
     if _side(own.shape[1]) is None or _side(given.shape[1] - 1) is None:
         return dict(weights)
     return {**weights, "cls_token": token + given[:, :1], "pos_embed": given[:, 1:]}
+
+
+def _for_channels(value: Tensor, channels: int) -> tuple[Tensor, str]:
+    """A convolution of RGB [out, 3, h, w] for other images [out, channels, h, w], and words for it.
+
+    Channel i takes the weights of color i mod 3, times 3 / channels; with a multiple of 3 channels, equal ones then
+    give what gray gave in RGB. One channel takes the sum, which does so too.
+    """
+    if channels == 1:
+        return value.sum(1, keepdim=True), "the first layer's colors added up for one channel"
+    repeated = value[:, [channel % 3 for channel in range(channels)]] * (3 / channels)
+    return repeated, f"the first layer's colors repeated for {channels} channels"
 
 
 def _positions(value: Tensor, own: Tensor, backbone: nn.Module) -> tuple[Tensor, str] | None:
