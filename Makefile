@@ -10,7 +10,7 @@ VENV   := .venv/bin/python
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup help-settings default-yaml train report cluster-check data convert preview export bench profile science zero-check kill-check faults fuzz long-run gpu-check sync wheels test test-fast mutation-check lint lock clean
+.PHONY: help setup help-settings default-yaml train report cluster-check data convert preview stats export bench profile science zero-check kill-check faults fuzz long-run gpu-check sync wheels test test-fast mutation-check lint lock clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ given-%:
 
 preview: setup ## draw images and their crops into preview.png
 	@$(VENV) -m pipeline.preview "$(CONFIG)" $(ARGS)
+
+stats: setup ## DATA=/my/images: mean and standard deviation of every channel, which crops.mean=auto takes; CHANNELS=4
+	@$(VENV) -m pipeline.stats "$(or $(DATA),$(error DATA= is missing; e.g. make stats DATA=/my/images))" \
+	  $(if $(CHANNELS),--channels $(CHANNELS)) $(if $(WORKERS),--workers "$(WORKERS)") $(ARGS)
 
 export: setup ## CKPT=runs/demo OUT=x.pth FORMAT=torchvision (or timm, transformers, swav, safetensors, onnx, torchscript, pt2, detectron2): write trained weights
 	@$(VENV) -m export "$(CKPT)" "$(OUT)" --format "$(FORMAT)" $(ARGS)

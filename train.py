@@ -76,8 +76,8 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     with exit_on_mistake(cluster.main):
         # ---- data and settings -------------------------------------------------------------------
         table, test = open_splits(config.data, progress=cluster.main)
-        backends = choices_of(config, journal.begun_with(), cluster)
-        choices = fit(config, table.images, cluster, journal.begun_with())
+        backends = choices_of(config, journal.begun_with(), cluster, table.pixels)
+        choices = fit(config, table.images, cluster, journal.begun_with(), table)
         if journal.finished(config):
             return "done"
         crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)

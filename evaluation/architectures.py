@@ -17,6 +17,7 @@ from config.recipe import load_config
 from model.backbone import UnknownBackbone, backbone_of, build_backbone
 from model.resnet import RESNETS
 from model.weights.guess import guess, resnet_name, resnet_options
+from pipeline.crops import chosen
 
 CLASSIFIERS = ("fc", "heads", "head", "classifier")  # what torchvision and timm call them
 ANTIALIASED = re.compile(r"resnet\w*?(?:blur|aa)\d+|antialias\w*|lpf\d")  # names of ResNets with other pooling
@@ -27,11 +28,11 @@ MEAN = (0.485, 0.456, 0.406)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Input of a backbone. mean, std: per channel of RGB in [0, 1]. size: pixels of the central crop. share: its
-    part of the shorter side."""
+    """Input of a backbone. mean, std: per channel, where 1 is the largest uint8 or uint16. size: pixels of the central
+    crop. share: its part of the shorter side."""
 
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = PUBLISHED_STD
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = PUBLISHED_STD
     size: int = 224
     share: float = 0.875
 
@@ -60,7 +61,8 @@ def build(word: str, pretrained: bool = False) -> NamedNetwork:
         config = load_config([word, "data.path=."])
         size = config.evaluation.size if config.evaluation.size != "auto" else config.crops["global"].size
         network = backbone_of(config.model, sizes=[size])
-        inputs = Inputs(tuple(config.crops.mean), tuple(config.crops.std), size, config.evaluation.share)
+        mean, std = (tuple(chosen(config.crops, key)) for key in ("mean", "std"))
+        inputs = Inputs(mean, std, size, config.evaluation.share)
         return NamedNetwork(network, f"{config.model.backbone} of {word}", inputs)
     if word in RESNETS:
         return NamedNetwork(build_backbone(word), word, Inputs())
@@ -75,7 +77,8 @@ def from_config(config: Mapping[str, Any]) -> Inputs:
     """The inputs that a run's recipe sets for evaluation. config: a checkpoint's."""
     crops, evaluation = config["crops"], config["evaluation"]
     size = evaluation["size"] if evaluation["size"] != "auto" else crops["global"]["size"]
-    return Inputs(tuple(crops["mean"]), tuple(crops["std"]), int(size), float(evaluation["share"]))
+    mean, std = (tuple(chosen(crops, key)) for key in ("mean", "std"))
+    return Inputs(mean, std, int(size), float(evaluation["share"]))
 
 
 def of_weights(backbone: Mapping[str, Tensor], source: Path) -> NamedNetwork:

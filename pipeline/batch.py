@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.crops import Crops
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.draw import Draw
 
 DrawRows = Callable[[np.ndarray, np.ndarray, np.ndarray], Draw]  # rows, heights, widths -> draw
@@ -20,7 +21,7 @@ class Request:
     """One rank's part of a global batch, to be executed by a backend: B rows, their encoded bytes and their draw.
 
     rows: (B,) int64 as the order gives them; `draw.rows` differs where an unreadable row has a substitute.
-    height, width: (B,) pixels of the images as displayed.
+    height, width: (B,) pixels of the images as displayed. pixels: what the bytes are decoded to.
     """
 
     epoch: int
@@ -31,6 +32,7 @@ class Request:
     draw: Draw
     encoded: list[np.ndarray]
     draw_rows: DrawRows
+    pixels: PixelFormat = COLOR
 
 
 class DecodeFailure(Exception):
@@ -45,7 +47,7 @@ class DecodeFailure(Exception):
 class Batch:
     """The crops of one training step on one rank.
 
-    crops: a tensor per resolution, (views * B, 3, size, size), view-major: first all B crops of one view, then of
+    crops: a tensor per resolution, (views * B, C, size, size), view-major: first all B crops of one view, then of
     the next; normalized, channels-last in memory, by default float32 on a CPU and float16 on a GPU.
     rows: (B,) int64 sample rows.
     """
@@ -55,7 +57,7 @@ class Batch:
 
 
 def group_views(crops: Crops, views: list[Any], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-    """Tensors of each view, (B, size, size, 3) -> a channels-last (views * B, 3, size, size) tensor per resolution,
+    """Tensors of each view, (B, size, size, C) -> a channels-last (views * B, C, size, size) tensor per resolution,
     converted to `dtype` if given."""
     groups = []
     for _, members in crops.groups:

@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
             shard_images=None if given.shard_images is None else positive("shard-images", given.shard_images),
             shard_bytes=parse_size(given.shard_size),
             workers=None if given.workers is None else positive("workers", given.workers),
-            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label),
+            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label, "rgb"),
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         note("stopped; the same command continues from here")

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)  # the published code's
+COLOR_VALUES = {  # what `auto` is for pictures in 8-bit RGB
+    "mean": [*IMAGENET_MEAN],
+    "std": [*IMAGENET_STD],
+    "jitter.saturation": 0.8,
+    "jitter.hue": 0.2,
+    "grayscale": 0.2,
+}
+
+
+NATIVE = ("torchvision",)  # backends that keep the channels and the depth of images
 
 
 @dataclass(frozen=True)
@@ -52,8 +67,8 @@ class Crops:
     jitter: Jitter = Jitter()
     grayscale: float = 0.2
     blur: Blur = Blur()
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.228, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     decode: str = "scaled"
     teachers: int = 0
 
@@ -114,6 +129,13 @@ def exact_color(setting: bool | str, backend: str) -> bool:
     return backend != "dali" if setting == "auto" else bool(setting)
 
 
+def chosen(crops: Any, key: str) -> Any:
+    """A value of a recipe's `crops` section; `auto` is that of pictures in 8-bit RGB (a run's fitted settings have
+    those of its images)."""
+    value = reduce(getitem, key.split("."), crops)
+    return COLOR_VALUES[key] if value == "auto" else value
+
+
 def crops_from_config(config, backend: str = "ffcv", teachers=None) -> Crops:
     """`Crops` from the `crops` section of a recipe (an OmegaConf or plain mapping), for this backend.
 
@@ -129,11 +151,18 @@ def crops_from_config(config, backend: str = "ffcv", teachers=None) -> Crops:
         views=tuple(views),
         ratio=tuple(config["ratio"]),
         flip=config["flip"],
-        jitter=Jitter(**{**config["jitter"], "exact": exact_color(config["jitter"]["exact"], backend)}),
-        grayscale=config["grayscale"],
+        jitter=Jitter(
+            **{
+                **config["jitter"],
+                "saturation": chosen(config, "jitter.saturation"),
+                "hue": chosen(config, "jitter.hue"),
+                "exact": exact_color(config["jitter"]["exact"], backend),
+            }
+        ),
+        grayscale=chosen(config, "grayscale"),
         blur=Blur(config["blur"]["probability"], tuple(config["blur"]["sigma"])),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        mean=tuple(chosen(config, "mean")),
+        std=tuple(chosen(config, "std")),
         decode=config["decode"],
         teachers=teachers["count"] if teachers else 0,
     )

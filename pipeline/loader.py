@@ -17,7 +17,7 @@ from pipeline.backends.dali import DaliBackend
 from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
-from pipeline.crops import Crops
+from pipeline.crops import NATIVE, Crops
 from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
@@ -59,6 +59,13 @@ def make_backend(
     return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options)
 
 
+def require_native(backend: str, table: SampleTable) -> None:
+    """Raise ValueError, one line, for a backend that does not make crops of the table's images."""
+    if table.pixels.native and backend not in NATIVE:
+        able = f"pipeline.backend={NATIVE[0]} makes crops of them"
+        raise ValueError(f"pipeline.backend={backend}: the images have {table.pixels}; {able}")
+
+
 class Loader:
     """This rank's batches of the training set: a seed gives the same rows and crops for any backend and world size.
 
@@ -67,7 +74,7 @@ class Loader:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
     they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
     `DaliBackend`; the others have no such engine. Raises ValueError if the global batch does not split over the ranks
-    or is larger than the dataset.
+    or is larger than the dataset, and for images that the backend does not take.
     """
 
     def __init__(
@@ -87,6 +94,7 @@ class Loader:
         pinned_for: int | None = None,
         hw_decoder_load: float | None = None,
     ):
+        require_native(backend, table)
         self.feed = Feed(table, Reader(table), max_bad_fraction)
         self.threads, self.dtype = threads, dtype
         self.seed = seed
@@ -235,6 +243,7 @@ def evaluation_batches(
 ) -> Generator[Batch, None, None]:
     """Crops of `rows` in order, the last batch possibly smaller. draw_rows: their draw; by default the central one,
     of `crops` from `Crops.for_evaluation`."""
+    require_native(backend, table)
     feed = Feed(table, Reader(table), max_bad_fraction)
     executor = make_backend(backend, crops, batch_size, threads, device_id, hw_decoder_load=hw_decoder_load)
     requests = (

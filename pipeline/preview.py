@@ -16,18 +16,21 @@ from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
-from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.cli import EXIT_MISTAKE, Parser, note, print_error
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config, usual_backend
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from pipeline.draw import Draw, draw
+from pipeline.fitting import fit_to_pixels
 from pipeline.loader import BACKENDS, execute
 from pipeline.order import order
 from pipeline.requests import Feed
 
 COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000", "#000075", "#f032e6")
+SPREAD = 2.5  # standard deviations
 TILE, GAP = 176, 8  # pixels: longest side of an image on the sheet, and the space between tiles
 
 
@@ -57,6 +60,8 @@ def main(arguments: list[str]) -> int:
 def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
     """The sheet of the first `images` rows of an epoch's order. Raises DatasetError."""
     table, _ = open_splits(config.data, progress=True)
+    for line in fit_to_pixels(config, table) if table.pixels.native else ():
+        note(f"auto: {line}")
     if config.pipeline.backend == "auto":
         config.pipeline.backend = usual_backend(on_gpu=False)
     crops = crops_from_config(config.crops, config.pipeline.backend)
@@ -79,15 +84,22 @@ def crops_of(
     finally:
         backend.close()
         feed.reader.close()
-    levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops) for group in groups]
+    levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops, table.pixels) for group in groups]
     tiles: dict[int, np.ndarray] = {}
     for (_, members), pixels in zip(crops.groups, levels, strict=True):
         tiles |= dict(zip(members, np.split(pixels, len(members)), strict=True))
     return request.draw, [tiles[view] for view in range(len(crops.views))], sources
 
 
-def denormalized(pixels: Float[np.ndarray, "N H W 3"], crops: Crops) -> UInt8[np.ndarray, "N H W 3"]:
-    """Normalized crops as pixels in [0, 255]."""
+def denormalized(
+    pixels: Float[np.ndarray, "N H W C"], crops: Crops, kind: PixelFormat = COLOR
+) -> UInt8[np.ndarray, "N H W 3"]:
+    """Normalized crops as pixels in [0, 255]; those with their own channels in false color: the first three channels,
+    each from SPREAD standard deviations below its mean to as many above."""
+    if kind.native:
+        last = pixels.shape[-1] - 1
+        chosen = pixels[..., [0, min(1, last), min(2, last)]]
+        return np.clip(np.rint((chosen / (2 * SPREAD) + 0.5) * 255), 0, 255).astype(np.uint8)
     return np.clip(np.rint((pixels * np.array(crops.std) + np.array(crops.mean)) * 255), 0, 255).astype(np.uint8)
 
 

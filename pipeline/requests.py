@@ -48,7 +48,8 @@ class Feed:
         for index in np.flatnonzero(np.isin(used, list(self.converted))):
             encoded[index] = self.reader.ppm(int(used[index]))
         height, width = self.table.height[used], self.table.width[used]
-        return Request(epoch, samples, rows, height, width, draw_rows(used, height, width), encoded, draw_rows)
+        drawn = draw_rows(used, height, width)
+        return Request(epoch, samples, rows, height, width, drawn, encoded, draw_rows, self.table.pixels)
 
     def repair(self, request: Request, decodes: Callable[[np.ndarray], bool]) -> Request:
         """The request without the images on which a backend failed: Pillow decodes them, or other rows replace them.
@@ -56,7 +57,12 @@ class Feed:
         decodes: whether the backend can decode these encoded bytes. Raises DatasetError when too many rows are bad.
         """
         for row, encoded in zip(request.draw.rows.tolist(), request.encoded, strict=True):
-            if not decodes(encoded):
+            if request.pixels.native:
+                try:
+                    self.reader.native(row)
+                except ReadError as error:
+                    self.mark_bad(error)
+            elif not decodes(encoded):
                 try:
                     self.reader.ppm(row)
                     self.converted.add(row)

@@ -17,6 +17,8 @@ from config.recipe import ConfigError
 from config.schema.method import LARGEST
 from config.schema.settings import settings
 from pipeline.crops import exact_color, usual_backend
+from pipeline.dataset.table import SampleTable
+from pipeline.fitting import fit_to_pixels, shown
 from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
@@ -29,10 +31,17 @@ CLUSTERING = ("deepclusterv2", "selav2")  # methods with targets for an epoch
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
-def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str, Any] | None = None) -> list[str]:
+def fit(
+    config: DictConfig,
+    images: int,
+    cluster: Cluster,
+    begun_with: dict[str, Any] | None = None,
+    table: SampleTable | None = None,
+) -> list[str]:
     """Replace every `auto` that depends on data or batch, in place. Returns one line for each choice.
 
     images: usable images of the training set. begun_with: settings of the run that is resumed, chosen at its start.
+    table: of the training set; without one its images are pictures in 8-bit RGB.
     Raises ConfigError where dataset, batch and processes do not fit.
     """
     choices = [] if begun_with is None else _keep(config, begun_with)
@@ -58,6 +67,7 @@ def fit(config: DictConfig, images: int, cluster: Cluster, begun_with: dict[str,
             OmegaConf.update(config, key, value)
             choices.append(f"{key}={shown(value)}  ({why}; override with {key}=...)")
 
+    choices += fit_to_pixels(config, table, cluster.main)
     _fit_machine(config, choose, cluster)
     _fit_engine(config, choose, cluster)
     prototypes = min(MOST_PROTOTYPES, max(30, round(images / IMAGES_A_PROTOTYPE, -1)))
@@ -104,11 +114,6 @@ def _keep(config: DictConfig, begun_with: dict[str, Any]) -> list[str]:
             OmegaConf.update(config, key, value)
             choices.append(f"{key}={shown(value)}  (the run has begun with it)")
     return choices
-
-
-def shown(value: float | int | str | bool) -> str:
-    """A value as a recipe has it."""
-    return str(value).lower() if isinstance(value, str | bool) else f"{value:g}"
 
 
 def _scale_learning_rates(optimizer: DictConfig, batch: int, choices: list[str]) -> None:

@@ -24,9 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from common.files import write_atomically
 from common.versions import versions
 from pipeline.crops import crops_from_config, exact_color
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.table import SampleTable
+from pipeline.fitting import shown
 from pipeline.loader import Loader
-from training.auto import HW_DECODER_LOAD, shown
+from training.auto import HW_DECODER_LOAD
 from training.build import backend_of, build_loader
 from training.distributed import Cluster
 
@@ -37,14 +39,17 @@ MORE_DECODER_LOAD = 0.9  # a chip with many JPEG engines keeps up with more than
 Choice = Mapping[str, Any]  # key -> value
 
 
-def choices_of(config: DictConfig, begun_with: Mapping[str, Any] | None, cluster: Cluster) -> list[Choice]:
-    """What there is to choose from, before `fit` has chosen; nothing if the recipe names a backend or the run has one.
+def choices_of(
+    config: DictConfig, begun_with: Mapping[str, Any] | None, cluster: Cluster, pixels: PixelFormat = COLOR
+) -> list[Choice]:
+    """What there is to choose from, before `fit` has chosen; nothing if the recipe names a backend or the run has one,
+    and for images that keep their own channels, which one backend takes.
 
-    begun_with: the settings with which the run has begun.
+    begun_with: the settings with which the run has begun. pixels: of the images.
     """
     pipeline, exact = config.pipeline, config.crops.jitter.exact
     begun_pipeline = (begun_with or {}).get("pipeline", {})
-    if pipeline.backend != "auto" or begun_pipeline.get("backend", "auto") != "auto":
+    if pixels.native or pipeline.backend != "auto" or begun_pipeline.get("backend", "auto") != "auto":
         return []
     devices = ["gpu", "cpu"] if cluster.device().type == "cuda" else ["cpu"]
     if pipeline.device != "auto":

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from annotated_types import Len
 
-from config.schema.ranges import Auto, FilePath, NotNegative, PerColor, Probability, Range, ZeroOrMore, rising
+from config.schema.ranges import (
+    MOST_CHANNELS,
+    Auto,
+    FilePath,
+    NotNegative,
+    PerChannel,
+    Probability,
+    Range,
+    ZeroOrMore,
+    rising,
+)
 from config.schema.setting import MISSING, SPEED, Section, setting
 
 Pair = Len(2, 2)
@@ -47,6 +57,18 @@ class Data(Section):
         "null: the usual names",
         resume="other labels are refused",
     )
+    channels: Literal["auto", "rgb"] | Annotated[int, Range(ge=1, le=MOST_CHANNELS, unit="channels")] = setting(
+        "auto",
+        "rgb: images become 8-bit RGB; a number: they keep channels and depth, others are quarantined; auto: they do "
+        "if most are .npy, .npz, 16-bit PNG or TIFF of other than 8-bit colors, else rgb",
+        resume="another choice of channels is refused",
+    )
+    layout: Literal["auto", "hwc", "chw"] = setting(
+        "auto",
+        "where arrays of three axes have their channels: hwc: last, chw: first; auto: first if that axis is shorter "
+        "than the last, else last",
+        resume="another layout is refused",
+    )
     max_bad_fraction: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
         0.01,
         "a larger share of images that turn out unreadable while training ends the run",
@@ -76,8 +98,10 @@ class Jitter(Section):
     probability: Probability = setting(0.8, "of the jitter as a whole")
     brightness: NotNegative = setting(0.8, "strength s: a factor from 1 - s to 1 + s")
     contrast: NotNegative = setting(0.8, "strength")
-    saturation: NotNegative = setting(0.8, "strength")
-    hue: Annotated[float, Range(ge=0, le=0.5, unit="turns")] = setting(0.2, "turns of the color circle, either way")
+    saturation: Auto | NotNegative = setting("auto", "strength; auto: 0.8, 0 for images that are no color images")
+    hue: Auto | Annotated[float, Range(ge=0, le=0.5, unit="turns")] = setting(
+        "auto", "turns of the color circle, either way; auto: 0.2, 0 for images that are no color images"
+    )
     exact: Auto | bool = setting(
         "auto",
         "true: torchvision's steps one by one, clipped, with hue in HSV (ffcv; torchvision always); false: one affine "
@@ -105,7 +129,9 @@ class CropSettings(Section):
     )
     flip: Probability = setting(0.5, "probability of a horizontal flip")
     jitter: Jitter = Jitter()
-    grayscale: Probability = setting(0.2, "probability of dropping color")
+    grayscale: Auto | Probability = setting(
+        "auto", "probability of dropping color; auto: 0.2, 0 for images that are no color images"
+    )
     decode: Literal["scaled", "exact"] = setting(
         "scaled",
         "scaled: ffcv decodes a JPEG only as large as its crops need (1/2, 1/4 or 1/8), and converts colors of crops "
@@ -113,11 +139,14 @@ class CropSettings(Section):
         resume="crops stay the same, up to rounding",
     )
     blur: Blur = Blur()
-    mean: Annotated[list[float], PerColor] = setting(
-        [0.485, 0.456, 0.406], "of red, green and blue (from 0 to 1); subtracted from the pixels"
+    mean: Auto | Annotated[list[float], PerChannel] = setting(
+        "auto",
+        "of each channel, subtracted from the pixels; 1 is the largest uint8 or uint16, and 1 in float32. auto: of "
+        "ImageNet (0.485, 0.456, 0.406) for 8-bit RGB, else of these images, as `make stats` computes it",
     )
-    std: Annotated[list[Annotated[float, Range(gt=0, what="each")]], PerColor] = setting(
-        [0.228, 0.224, 0.225], "of red, green and blue; the pixels are divided by it"
+    std: Auto | Annotated[list[Annotated[float, Range(gt=0, what="each")]], PerChannel] = setting(
+        "auto",
+        "of each channel; the pixels are divided by it. auto: as for mean (0.228, 0.224, 0.225 for 8-bit RGB)",
     )
 
 

@@ -65,7 +65,8 @@ Positive = Annotated[float, Range(gt=0)]
 Probability = Annotated[float, Range(ge=0, le=1, what="a probability")]
 A_PATH = "a path"  # marks a text that names a file or folder; `~` at its start is the home directory
 FilePath = Annotated[str, A_PATH]
-PerColor = Len(3, 3)  # red, green, blue
+MOST_CHANNELS = 1024  # of an image
+PerChannel = Len(1, MOST_CHANNELS)  # a number for each channel, of color images red, green, blue
 
 
 def rising(high: float = math.inf, unit: str = "") -> Holds:
@@ -132,7 +133,7 @@ def _names(kind: Any, metadata: Sequence[Any]) -> list[str]:
         return ["a mapping"]
     if get_origin(kind) is list:
         (item, _), lengths = alternatives(get_args(kind)[0])[0], [m for m in metadata if isinstance(m, Len)]
-        exactly = f"{lengths[0].max_length} " if lengths and lengths[0].max_length else ""
+        exactly = f"{lengths[0].max_length} " if lengths and lengths[0].max_length == lengths[0].min_length else ""
         return [f"a list of {exactly}{'integers' if item is int else 'numbers'}"]
     simple = {bool: ["true", "false"], NoneType: ["null"], str: ["a text"], int: ["an integer"], float: ["a number"]}
     return simple[kind]

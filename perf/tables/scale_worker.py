@@ -110,7 +110,7 @@ def pretend_files(rows: int, older: bool) -> None:
         if older:
             return task[0], [(100_000, Probe(500, 375, State.OK))] * count
         width = np.full(count, 500, np.int32)
-        return task[0], folder.Probes(np.full(count, 100_000), width, width, np.zeros(count, np.uint8), {})
+        return task[0], folder.Probes(np.full(count, 100_000), width, width, np.zeros(count, np.uint8), {}), {}
 
     os.scandir = list_of  # type: ignore[assignment]
     numbers = itertools.count()

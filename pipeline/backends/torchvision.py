@@ -1,5 +1,7 @@
 """The torchvision backend: executes the draw with PIL and torchvision, as the published recipe does.
 
+Images with their own channels and depth become tensors in place of PIL images: see native.py.
+
 It is slow and serves as reference: tests compare the other backends with it, and benchmarks measure it as baseline.
 Jitter runs step by step with clipping and hue in HSV, as in torchvision's ColorJitter.
 """
@@ -12,16 +14,19 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from pipeline.backends.native import native_view
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.crops import Crops
+from pipeline.dataset.channels.decode import decode_as
 from pipeline.dataset.images import BadImage, decode, is_decodable
 from pipeline.draw import Draw
 
 
 class TorchvisionBackend:
-    """Executes draws with PIL in `threads` threads; crops are channels-last (N, 3, size, size), by default float32."""
+    """Executes draws with PIL in `threads` threads; crops are channels-last (N, C, size, size), by default float32."""
 
     def __init__(
         self,
@@ -36,8 +41,8 @@ class TorchvisionBackend:
         self.dtype = dtype
         self.device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="torchvision")
-        self.mean = torch.tensor(crops.mean)
-        self.std = torch.tensor(crops.std)
+        self.mean = torch.tensor(crops.mean, dtype=torch.float32)
+        self.std = torch.tensor(crops.std, dtype=torch.float32)
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
         """Crops of each request, in order. Raises DecodeFailure if an image cannot be decoded."""
@@ -58,8 +63,17 @@ class TorchvisionBackend:
         return is_decodable(encoded.tobytes())
 
     def _sample(self, request: Request, index: int) -> list[torch.Tensor]:
-        image = Image.fromarray(decode(request.encoded[index].tobytes()))
-        return [self._view(image, request.draw, index, view) for view in range(len(self.crops.views))]
+        data, views = request.encoded[index].tobytes(), range(len(self.crops.views))
+        if request.pixels.native:
+            array = decode_as(data, request.pixels, int(request.height[index]), int(request.width[index]))
+            return [self._native_view(array, request, index, view) for view in views]
+        image = Image.fromarray(decode(data))
+        return [self._view(image, request.draw, index, view) for view in views]
+
+    def _native_view(self, array: NDArray, request: Request, index: int, view: int) -> torch.Tensor:
+        """One crop, (size, size, C) float32, normalized."""
+        x = native_view(array, request.pixels, request.draw, index, view, self.crops.views[view].size)
+        return (x - self.mean) / self.std
 
     def _view(self, image: Image.Image, draw: Draw, index: int, view: int) -> torch.Tensor:
         """One crop, (size, size, 3) float32, normalized."""

@@ -155,7 +155,9 @@ def _only(files: list[Path], pattern: str) -> Path:
 def _from_spool(source: SpoolSource, folder: Path, workers: int, progress: bool) -> Entries:
     if source.note:
         note(source.note)
-    spooled = tar_entries(spool(source, folder, workers, progress), workers, progress, Choice(ALL))  # chosen before
+    spooled = tar_entries(
+        spool(source, folder, workers, progress), workers, progress, Choice(ALL, channels="rgb")
+    )  # chosen before
     return replace(
         spooled, kind=source.kind, classes=source.classes, origin=source.origin(), left_out=source.left_out
     )  # fmt: skip
@@ -193,6 +195,9 @@ def _from_beton(path: Path, choice: Choice) -> Entries:
 def _from_table(path: Path) -> Entries:
     """The images of a table that conversion wrote: of shards with their class names, or of an index."""
     table = SampleTable.load(path)
+    if table.pixels.native:
+        problem = f"{path.name} is a table of images of {table.pixels}, and conversion packs pictures in 8-bit RGB"
+        raise DatasetError(f"{problem}; train on the images themselves")
     rows = len(table)
     raw = (table.state == State.RAW)[:, None]
     names = (table.name(row).rpartition(":")[2] for row in range(rows))

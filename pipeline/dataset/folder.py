@@ -23,13 +23,17 @@ from numpy.typing import NDArray
 
 from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.channels.decode import DEEP_HEAD, may_be_deep
+from pipeline.dataset.channels.format import COLOR, PixelFormat
+from pipeline.dataset.channels.settle import AUTO, RGB, Native, look, settled
 from pipeline.dataset.columns import Growing, blocks, new_column
-from pipeline.dataset.finding.choice import ALL, NOT_CHOSEN, Choice, split_key, wanted_suffixes
+from pipeline.dataset.finding.choice import ALL, NOT_CHOSEN, Choice, split_key, takes_arrays, wanted_suffixes
 from pipeline.dataset.headers import probe_headers
-from pipeline.dataset.images import Probe, probe
-from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
+from pipeline.dataset.images import Probe
+from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
 from pipeline.dataset.table import COLUMNS, DECODE, HEADERS, DatasetError, Names, SampleTable, State
 
+RGB_ONLY = Choice(channels=RGB)
 CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smooth, the cost of a task negligible
 CHUNK_OF_HEADERS = 1024  # 30 ms
 READERS = 8  # threads of a process that read headers: they wait for storage
@@ -83,7 +87,8 @@ def list_folder(root: Path, progress: bool = False, spool: Path | None = None) -
 def images_of(
     root: Path, listing: Listing, choice: Choice = NOT_CHOSEN, known: tuple[str, frozenset[str]] = ("", frozenset())
 ) -> Listing:
-    """The images of a folder: files with an image extension, and others whose first bytes are an image's.
+    """The images of a folder: files with an image extension, and others whose first bytes are an image's; where there
+    are none of these, the .npy and .npz files.
 
     choice: `image` keeps only names with these suffixes, `label` can be 'none'. known: an earlier listing's `others`,
     and the images among those files: if nothing has changed no file is opened, which over a network would take a round
@@ -99,6 +104,8 @@ def images_of(
         with ThreadPoolExecutor(16) as pool:  # they wait for storage
             heads = pool.map(lambda name: _head(os.path.join(root, name)), names)
             keep[others] = [looks_like_image(name, head) for name, head in zip(names, heads, strict=True)]
+    if takes_arrays(choice, bool(keep.any())):
+        keep |= np.array([has_array_extension(name) for name in listing.names], bool)
     if choice.image not in (None, ALL):
         suffixes = [split_key(name)[1].lower() for name in listing.names]
         known_suffixes = {suffix for suffix, kept in zip(suffixes, keep, strict=True) if kept}
@@ -185,11 +192,12 @@ def scan_folder(
     listing: Listing | None = None,
     check: str = DECODE,
     spool: Path | None = None,
+    choice: Choice = NOT_CHOSEN,
 ) -> SampleTable:
     """The table of the images below `root`, a row per image; checks each once, in `workers` processes.
 
-    listing: from `images_of`, if the caller has it. check: see `SampleTable`. spool: see `list_folder`. Raises
-    DatasetError if a folder cannot be listed.
+    listing: from `images_of`, if the caller has it. check: see `SampleTable`. spool: see `list_folder`. choice: of
+    channels and layout. Raises DatasetError if a folder cannot be listed.
     """
     root = Path(root).resolve()
     listing = images_of(root, list_folder(root)) if listing is None else listing
@@ -197,7 +205,9 @@ def scan_folder(
     container, offset = new_column(rows, np.int32, spool), new_column(rows, np.int64, spool)
     for part in blocks(rows):
         container[part] = np.arange(part.start, part.stop)
-    probes = probe_rows(root, listing.names, container, offset, None, workers, progress, check=check, spool=spool)
+    probes = probe_rows(
+        root, listing.names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice
+    )
     return SampleTable(
         root=root, containers=listing.names, container=container, offset=offset,
         label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(),
@@ -209,13 +219,15 @@ def scan_folder(
 
 
 class Probes(NamedTuple):
-    """The columns of a table that need a look into the images, (N,) each, and the quarantine reasons by row."""
+    """The columns of a table that need a look into the images, (N,) each, the quarantine reasons by row, and the pixel
+    format."""
 
     length: NDArray[np.int64]
     width: NDArray[np.int32]
     height: NDArray[np.int32]
     state: NDArray[np.uint8]
     quarantine: dict[int, str]
+    pixels: PixelFormat = COLOR
 
 
 class _Task(NamedTuple):
@@ -227,6 +239,7 @@ class _Task(NamedTuple):
     offsets: list[int]
     lengths: list[int] | None
     check: str
+    choice: Choice
 
 
 def probe_rows(
@@ -240,12 +253,14 @@ def probe_rows(
     what: str = "checking images",
     check: str = DECODE,
     spool: Path | None = None,
+    choice: Choice = RGB_ONLY,
 ) -> Probes:
     """Decode N byte ranges (`length` None: whole files), or read their headers, in `workers` processes; progress on
-    stderr. check: see `SampleTable`; spool: see `list_folder`."""
+    stderr. check: see `SampleTable`; spool: see `list_folder`; choice: of channels and layout."""
     rows = len(container)
     bytes_, width, height, state = (new_column(rows, COLUMNS[name], spool) for name in Probes._fields[:4])
-    probes = Probes(bytes_, width, height, state, {})
+    quarantine: dict[int, str] = {}
+    natives: dict[int, Native] = {}
     chunk = CHUNK if check == DECODE else CHUNK_OF_HEADERS
 
     def tasks() -> Iterator[_Task]:
@@ -253,18 +268,20 @@ def probe_rows(
             part = slice(first, first + chunk)
             names = [containers[index] for index in container[part]]
             lengths = None if length is None else length[part].tolist()
-            yield _Task(first, str(root), names, offset[part].tolist(), lengths, check)
+            yield _Task(first, str(root), names, offset[part].tolist(), lengths, check, choice)
 
     # Starting a process costs as much as decoding a few hundred images, or as reading ten thousand headers.
     workers = workers if rows > (8 if check == DECODE else 64) * chunk else 1
     with progress_bar(rows, what, "img", progress) as bar:
-        for first, done in in_processes(_probe_chunk, tasks(), workers):
-            part = slice(first, first + len(done.state))
-            probes.length[part], probes.state[part] = done.length, done.state
-            probes.width[part], probes.height[part] = done.width, done.height
-            probes.quarantine.update({first + row: reason for row, reason in done.quarantine.items()})
-            bar.update(len(done.state))
-    return probes
+        for first, found, own in in_processes(_probe_chunk, tasks(), workers):
+            part = slice(first, first + len(found.state))
+            bytes_[part], state[part] = found.length, found.state
+            width[part], height[part] = found.width, found.height
+            quarantine.update({first + row: reason for row, reason in found.quarantine.items()})
+            natives.update({first + row: native for row, native in own.items()})
+            bar.update(len(found.state))
+    pixels = settled(choice.channels, choice.layout, (width, height), state, quarantine, natives)
+    return Probes(bytes_, width, height, state, quarantine, pixels)
 
 
 def probe_encoded(
@@ -291,8 +308,8 @@ def probe_encoded(
     return Probes(length, width, height, state, quarantine)
 
 
-def _probe_chunk(task: _Task) -> tuple[int, Probes]:
-    """The number of the first row, and the probes of a task, whose rows count from 0."""
+def _probe_chunk(task: _Task) -> tuple[int, Probes, dict[int, Native]]:
+    """The number of the first row, and the probes of a task and what has channels of its own; rows count from 0."""
     lengths: Sequence[int | None] = task.lengths or [None] * len(task.names)
     places = list(zip(task.names, task.offsets, lengths, strict=True))
     with warnings.catch_warnings():
@@ -300,31 +317,34 @@ def _probe_chunk(task: _Task) -> tuple[int, Probes]:
         if task.check == HEADERS and len(places) > CHUNK:
             parts = [places[first : first + CHUNK] for first in range(0, len(places), CHUNK)]
             with ThreadPoolExecutor(READERS) as pool:
-                found = list(chain.from_iterable(pool.map(partial(_probe_places, task.root, task.check), parts)))
+                found = list(chain.from_iterable(pool.map(partial(_probe_places, task), parts)))
         else:
-            found = _probe_places(task.root, task.check, places)
-    return task.first, Probes(
-        length=np.array([length for length, _ in found], np.int64),
-        width=np.array([image.width for _, image in found], np.int32),
-        height=np.array([image.height for _, image in found], np.int32),
-        state=np.array([image.state for _, image in found], np.uint8),
-        quarantine={row: image.reason for row, (_, image) in enumerate(found) if image.state == State.QUARANTINED},
+            found = _probe_places(task, places)
+    probes = Probes(
+        length=np.array([length for length, _, _ in found], np.int64),
+        width=np.array([image.width for _, image, _ in found], np.int32),
+        height=np.array([image.height for _, image, _ in found], np.int32),
+        state=np.array([image.state for _, image, _ in found], np.uint8),
+        quarantine={row: image.reason for row, (_, image, _) in enumerate(found) if image.state == State.QUARANTINED},
     )
+    return task.first, probes, {row: native for row, (_, _, native) in enumerate(found) if native is not None}
 
 
-def _probe_places(root: str, check: str, places: list[tuple[str, int, int | None]]) -> list[tuple[int, Probe]]:
-    """Length in bytes and probe of each byte range (file, offset, length)."""
-    probes = []
+def _probe_places(task: _Task, places: list[tuple[str, int, int | None]]) -> list[tuple[int, Probe, Native | None]]:
+    """Length in bytes, probe, and what has channels of its own, of each byte range (file, offset, length)."""
+    probes: list[tuple[int, Probe, Native | None]] = []
+    channels, layout = task.choice.channels, task.choice.layout
+    by_headers = task.check == HEADERS and channels in (AUTO, RGB)
     for name, offset, length in places:
         try:
-            with open(os.path.join(root, name), "rb") as file:
-                if check == HEADERS:
-                    probes.append(probe_headers(file.fileno(), offset, length))
+            with open(os.path.join(task.root, name), "rb") as file:
+                if by_headers and (channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset))):
+                    probes.append((*probe_headers(file.fileno(), offset, length), None))
                     continue
                 file.seek(offset)
                 data = file.read() if length is None else file.read(length)
         except OSError:
-            probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable")))
+            probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable"), None))
             continue
-        probes.append((len(data) if length is None else length, probe(data)))
+        probes.append((len(data) if length is None else length, *look(data, channels, layout)))
     return probes

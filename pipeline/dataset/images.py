@@ -110,7 +110,7 @@ def is_decodable(data: bytes) -> bool:
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
     """The formats that are opened, whatever the file is called. An explicit list, because Pillow's EPS reader starts
     Ghostscript."""
     Image.init()
@@ -140,7 +140,7 @@ def upright(data: bytes, fit: Fit | None = None) -> Upright:
 
 def _upright(data: bytes, fit: Fit | None) -> Upright:
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(data), formats=formats())
         if image.width * image.height > MAX_PIXELS:
             raise BadImage("too large")
         kind, mode, size = image.format or "", image.mode, image.size
@@ -154,13 +154,13 @@ def _upright(data: bytes, fit: Fit | None) -> Upright:
         if wanted != size:
             rgb = shrink(rgb, wanted, drafted[1] if drafted else None)
         # After the pixels are read: with an APNG, getexif() moves on to the next frame.
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadImage("too large") from None
     except Exception as error:  # decoders raise anything on broken data, even SyntaxError
-        raise BadImage(_reason(data, error)) from None
+        raise BadImage(reason_of(data, error)) from None
     if orientation in TURNS:
         rgb = rgb.transpose(TURNS[orientation])
     return Upright(rgb, kind, mode, orientation, size[::-1] if orientation >= TRANSPOSES else size)
@@ -195,7 +195,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # only the EXIF block is broken, not the pixels
@@ -203,7 +203,7 @@ def _orientation(image: Image.Image) -> int:
     return value if value in TURNS else 1
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def reason_of(data: bytes, error: Exception) -> str:
     """The quarantine reason for an error of Pillow."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) < 8 + int.from_bytes(data[4:8], "little"):
         return "truncated"  # libwebp gives no reason

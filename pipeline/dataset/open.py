@@ -23,7 +23,14 @@ from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.columns import MAPPED_FROM
 from pipeline.dataset.finding.ambiguous import check_folder
 from pipeline.dataset.finding.choice import NONE as NO_LABELS
-from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice, check_choice
+from pipeline.dataset.finding.choice import (
+    NOT_CHOSEN,
+    Choice,
+    check_channels,
+    check_choice,
+    check_pixels,
+    chosen_words,
+)
 from pipeline.dataset.finding.find import RECORDS, find_source, left_out_beside
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
@@ -91,23 +98,25 @@ def open_dataset(
         if not table.images:
             problem = f"none of the {len(table)} images can be read ({count_reasons(table.quarantine)})"
             raise DatasetError(f"{problem}; give a folder whose images open in a viewer")
+        check_pixels(table.pixels, choice)
     except DatasetError as error:
         raise DatasetError(f"{setting}={path}: {error}") from None
     except OSError as error:
         raise DatasetError(f"{setting}={path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
     if progress and say:
-        note(f"{setting}={path}: {in_one_line(accounting(table), str(file.with_suffix('.json')))}")
+        kind = f"{table.pixels}; " if table.pixels.native else ""
+        note(f"{setting}={path}: {kind}{in_one_line(accounting(table), str(file.with_suffix('.json')))}")
     return table
 
 
 def choice_of(data: Any) -> Choice:
     """The choice that a recipe's `data` section makes."""
-    return Choice(data.get("image"), data.get("label"))
+    return Choice(data.get("image"), data.get("label"), data.get("channels", "auto"), data.get("layout", "auto"))
 
 
 def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
     """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
-    image, label (or None), check.
+    image, label (or None), check, channels, layout.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
     `open_dataset`. Raises DatasetError, also if an image is in both.
@@ -128,6 +137,9 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
         return table, None
     other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say, check)
     check_apart(table, other, test)
+    if other.pixels != table.pixels:
+        problem = f"holds images of {other.pixels}, and data.path of {table.pixels}"
+        raise DatasetError(f"data.test={test}: {problem}; give both with data.channels and data.layout")
     return table, same_classes(table, other, test)
 
 
@@ -178,6 +190,7 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
     kind, files = find_source(source, f"{demo}{KINDS}")
     if place.setting != "data.test":
         check_choice(kind, place.choice)
+    check_channels(kind, place.choice)
     if kind == "table":
         table = _checked(SampleTable.load(files[0]))
         if source.is_dir() and not table.loose and table.root == source.resolve():
@@ -252,7 +265,7 @@ def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
 
     def scan() -> SampleTable:
         check_folder(root, images, place.choice)
-        return scan_folder(root, place.workers, place.progress, images, place.scanned_by, place.cache)
+        return scan_folder(root, place.workers, place.progress, images, place.scanned_by, place.cache, place.choice)
 
     return Seen(images.fingerprint(), scan, images.others, images.left_out)
 
@@ -270,7 +283,7 @@ def _see_shards(place: Place, kind: str, files: Sequence[Path], cached: SampleTa
 
 def _cached(place: Place, see: Callable[[SampleTable | None], Seen]) -> tuple[SampleTable, Path]:
     """The cached table if it fits the source, else that of a new scan; and its file. One process at a time."""
-    chosen = repr(place.choice).encode() if place.choice != NOT_CHOSEN else b""
+    chosen = chosen_words(place.choice).encode()
     chosen += place.scanned_by.encode() if place.scanned_by != DECODE else b""
     name = place.source.name.replace("*", "_") or "root"
     stem = f"{name}-{hashlib.sha256(os.fsencode(place.source) + chosen).hexdigest()[:12]}"

@@ -12,6 +12,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.channels.decode import decode_as, false_color
 from pipeline.dataset.images import BadImage, decode
 from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.table import SampleTable, State
@@ -46,8 +47,9 @@ class Reader:
         self._open_files, self._lock = max(1, open_files), Lock()
 
     def read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
-        """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK, a PPM of the canonical decode
-        for State.PIL and of the pixels for State.RAW. Raises ReadError for the first row that fails."""
+        """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK and State.ARRAY, a PPM of the
+        canonical decode for State.PIL and of the pixels for State.RAW. Raises ReadError for the first row that
+        fails."""
         items = self.try_read(rows)
         for item in items:
             if isinstance(item, ReadError):
@@ -67,7 +69,10 @@ class Reader:
         return list(chain.from_iterable(self._pool.map(self._read_in_turn, parts)))
 
     def decode(self, row: int) -> NDArray[np.uint8]:
-        """The row's pixels, (H, W, 3) uint8 RGB, by the canonical decode. Raises ReadError."""
+        """The row's pixels, (H, W, 3) uint8 RGB, by the canonical decode; for State.ARRAY in false color. Raises
+        ReadError."""
+        if int(self.table.state[row]) == State.ARRAY:
+            return false_color(self.native(row))
         data = self._bytes(int(row))
         if int(self.table.state[row]) == State.RAW:
             return data.reshape(self.table.height[row], self.table.width[row], 3)
@@ -75,6 +80,15 @@ class Reader:
             return decode(data.tobytes())
         except BadImage as error:
             raise ReadError(int(row), self.table.name(row), error.reason, undecodable=True) from None
+
+    def native(self, row: int) -> NDArray:
+        """The pixels of a row in State.ARRAY, (H, W, C), in the table's format. Raises ReadError."""
+        table = self.table
+        try:
+            data = self._bytes(int(row)).tobytes()
+            return decode_as(data, table.pixels, int(table.height[row]), int(table.width[row]))
+        except BadImage as error:
+            raise ReadError(int(row), table.name(row), error.reason) from None
 
     def ppm(self, row: int) -> NDArray[np.uint8]:
         """The same pixels as the bytes of a PPM, (n,) uint8. Raises ReadError."""

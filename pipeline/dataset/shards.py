@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from common.files import locked, sync, sync_file
 from common.progress import progress_bar
 from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
-from pipeline.dataset.folder import Listing, probe_rows
+from pipeline.dataset.folder import RGB_ONLY, Listing, probe_rows
 from pipeline.dataset.table import DECODE, DatasetError, SampleTable
 from pipeline.dataset.tar_images import list_shards, tar_images
 from pipeline.dataset.tars import BLOCK
@@ -52,7 +52,7 @@ def scan_shards(
     root, shards = list_shards(paths) if listing is None else listing
     images = tar_images(root, shards.names, choice, workers, progress)
     columns = np.stack([images.file, images.offset, images.length, images.label])
-    table = _table(root, shards.names, columns, images.classes, workers, progress, check)
+    table = _table(root, shards.names, columns, images.classes, workers, progress, check, choice)
     left_out = Counter(images.left_out) + Counter(images.refused.values())
     return replace(table, fingerprint=shards.fingerprint(), left_out=dict(left_out.most_common()))
 
@@ -65,10 +65,11 @@ def _table(
     workers: int,
     progress: bool,
     check: str = DECODE,
+    choice: Choice = RGB_ONLY,
 ) -> SampleTable:
     """The table of N byte ranges; `columns`: (4, N) int64 container, offset, length, label."""
     container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
-    probes = probe_rows(root, names, container, offset, length, workers, progress, check=check)
+    probes = probe_rows(root, names, container, offset, length, workers, progress, check=check, choice=choice)
     return SampleTable(
         root, names, container, offset, label=label.astype(np.int32), classes=classes, check=check, **probes._asdict()
     )

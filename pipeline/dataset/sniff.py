@@ -10,6 +10,7 @@ EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".jfif",
     ".jpe", ".mpo", ".apng", ".pgm", ".pbm", ".pnm", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".avifs",
 )  # fmt: skip
+ARRAYS = (".npy", ".npz")  # images where no other files are: beside pictures they usually hold something else
 HEAD = 16  # bytes that `looks_like_image` needs
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s+[\d#]"
@@ -24,6 +25,10 @@ MAX_EXTENSIONS = 8  # in a message
 
 def has_extension(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS)
+
+
+def has_array_extension(name: str) -> bool:
+    return name.lower().endswith(ARRAYS)
 
 
 def looks_like_image(name: str, head: bytes) -> bool:

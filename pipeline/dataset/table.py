@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from common.cli import UserError
 from common.files import NPZ_DAMAGE, replacing, sha256, write_atomically
 from common.progress import in_main_process, progress_bar
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.columns import blocks, read_columns, write_columns
 
 VERSION = 2
@@ -46,6 +47,7 @@ class State(IntEnum):
     PIL = 1  # unusual: `pipeline.dataset.images.decode` decodes them
     QUARANTINED = 2  # not decodable; `SampleTable.quarantine` has the reason
     RAW = 3  # they are pixels: height x width x 3, RGB, 8 bits (in a .beton)
+    ARRAY = 4  # `pipeline.dataset.channels.decode` decodes them to the table's own pixel format
 
 
 class Names(Sequence[str]):
@@ -115,6 +117,7 @@ class SampleTable:
     1).
     check: what the scan did with each image: 'decode', or 'headers', which only read its header: who decodes the image
     first finds out whether it can be. 'none' is the same table, of images that the user answers for.
+    pixels: the format of all images; if it is native, usable rows are in state ARRAY, else in the others.
 
     Raises ValueError if the columns contradict each other.
     """
@@ -134,6 +137,7 @@ class SampleTable:
     others: str = ""
     left_out: dict[str, int] | None = field(default_factory=dict)
     check: str = DECODE
+    pixels: PixelFormat = COLOR
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "containers", Names.of(self.containers))
@@ -156,8 +160,8 @@ class SampleTable:
         return np.flatnonzero(self.state != State.QUARANTINED)
 
     def digest(self) -> str:
-        """SHA-256 of the columns that training depends on: length, width, height, label and state of each row.
-        It does not change when the dataset is copied, moved or touched."""
+        """SHA-256 of the columns that training depends on: length, width, height, label and state of each row, and of
+        a native pixel format. It does not change when the dataset is copied, moved or touched."""
         return self._digest
 
     @cached_property
@@ -165,6 +169,8 @@ class SampleTable:
         digest = hashlib.sha256()
         for column in (self.length, self.width, self.height, self.label, self.state):
             digest.update(column.data)
+        if self.pixels.native:
+            digest.update(str(self.pixels).encode())
         return digest.hexdigest()
 
     @property
@@ -186,13 +192,15 @@ class SampleTable:
         path = Path(path)
         inside = path.parent.resolve() == self.root.resolve()
         rows = np.fromiter(self.quarantine, np.int64, len(self.quarantine))
-        texts = {
+        texts: dict[str, Any] = {
             "root": "." if inside else str(self.root.resolve()),  # relative, so that a packed folder can be moved
             "fingerprint": self.fingerprint,
             "others": self.others,
             "left_out": self.left_out,
             "check": self.check,
         }
+        if self.pixels.native:
+            texts["pixels"] = asdict(self.pixels)
         containers = Names.of(self.containers)
         blobs = {
             "containers": containers.blob,
@@ -261,6 +269,7 @@ class SampleTable:
                 others=texts.get("others", ""),
                 left_out=texts.get("left_out"),
                 check=texts.get("check", DECODE),
+                pixels=PixelFormat(**texts.get("pixels", {})),
                 **columns,
             )
         except DatasetError:
@@ -300,6 +309,8 @@ def _problem(table: SampleTable) -> str:
         raw = np.flatnonzero(state == State.RAW) + part.start
         if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
             return "the length of raw pixels is not 3 x width x height"
+        if ((state == State.ARRAY) != (state != State.QUARANTINED) & table.pixels.native).any():
+            return "the pixel format and the states disagree"
         quarantined += (np.flatnonzero(state == State.QUARANTINED) + part.start).tolist()
     if sorted(table.quarantine) != quarantined:
         return "the quarantine list and the states disagree"

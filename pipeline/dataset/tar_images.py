@@ -16,7 +16,7 @@ from jaxtyping import Int32, Int64
 
 from common.processes import in_processes
 from common.progress import progress_bar
-from pipeline.dataset.finding.choice import ALL, Choice, several_images, split_key, wanted_suffixes
+from pipeline.dataset.finding.choice import ALL, Choice, several_images, split_key, takes_arrays, wanted_suffixes
 from pipeline.dataset.finding.labels import class_names, numbered
 from pipeline.dataset.finding.mixed import splits_of_images, splits_of_values
 from pipeline.dataset.folder import Listing
@@ -96,6 +96,7 @@ def tar_images(
             tars.append(_Tar(index, nested, stem))
             refused |= {f"{shards[index]}:{stem}.tar:{name}": why for name, why in nested.refused.items()}
             refused |= {f"{shards[index]}:{stem}.tar:{name}": "tar too deep" for name, _, _ in nested.inner}
+    left_out.update(_with_arrays(tars, choice))
     left_out.update(_choose(tars, choice))
     if choice.image != ALL:
         paths = ("/".join([tar.stem, name] if tar.stem else [name]) for tar in tars for name in tar.members.names)
@@ -132,6 +133,18 @@ def _listed(ranges: list[Range], label: str | None, workers: int, progress: bool
 
 
 # ---------------------------------------------------------------------------------------------- samples
+
+
+def _with_arrays(tars: Sequence[_Tar], choice: Choice) -> Counter[str]:
+    """Take the .npy and .npz members in as images, where these are images; returns how many others there are."""
+    if not takes_arrays(choice, any(tar.members.names for tar in tars)):
+        return Counter(extension(name) for tar in tars for name, _, _ in tar.members.arrays)
+    for tar in tars:
+        for name, offset, length in tar.members.arrays:
+            tar.members.names.append(name)
+            tar.members.offsets.append(offset)
+            tar.members.lengths.append(length)
+    return Counter()
 
 
 def _choose(tars: Sequence[_Tar], choice: Choice) -> Counter[str]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pipeline.dataset.finding.choice import NONE, split_key
 from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.finding.mixed import split_values
-from pipeline.dataset.sniff import HEAD, extension, has_extension, looks_like_image
+from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
 from pipeline.dataset.table import DatasetError
 
 BLOCK = 512  # bytes of a tar block
@@ -39,6 +39,7 @@ class Members(NamedTuple):
     labels: WebDataset key -> label, from `key.cls` or the "label" of `key.json`.
     inner: name, offset and length of each tar in the tar; refused: member -> reason.
     left_out: number of other members, by extension. splits: what fields called `split` in `key.json` say.
+    arrays: name, offset and length of each .npy and .npz.
     """
 
     names: list[str]
@@ -49,6 +50,7 @@ class Members(NamedTuple):
     refused: dict[str, str]
     left_out: Counter[str]
     splits: set[object]
+    arrays: list[tuple[str, int, int]]
 
 
 def list_tar(tar: Range, label: str | None = None) -> Members:
@@ -59,7 +61,7 @@ def list_tar(tar: Range, label: str | None = None) -> Members:
     is not one.
     """
     shard = os.path.basename(tar.path)
-    members = Members([], [], [], {}, [], {}, Counter(), set())
+    members = Members([], [], [], {}, [], {}, Counter(), set(), [])
     seen: set[str] = set()
     try:
         with open(tar.path, "rb") as file:
@@ -128,6 +130,8 @@ def _add(
         _add_label(members, shard, key, value)
     elif has_extension(name):
         _add_image(members, name, member)
+    elif has_array_extension(name):
+        members.arrays.append((name, member.offset_data, member.size))
     elif name.lower().endswith(".tar"):
         members.inner.append((name, member.offset_data, member.size))
     elif name.lower().endswith(PACKED):

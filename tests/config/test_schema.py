@@ -123,8 +123,10 @@ def test_exactly_the_values_outside_type_or_range_are_refused_in_one_line(key, v
         ("swav.hard=1", "swav.hard=1: expected true or false"),
         ("engine.stage=true", "engine.stage=True: expected auto, 0, 1, 2 or 3"),
         ("data={test: 3}", "data.test=3: expected a text or null"),
-        ("crops.std=[1,1,0]", "crops.std=[1, 1, 0]: expected a list of 3 numbers (each more than 0)"),
-        ("crops.std=[1]", "crops.std=[1]: expected a list of 3 numbers, e.g. [0.228, 0.224, 0.225]"),
+        ("crops.std=[1,1,0]", "crops.std=[1, 1, 0]: expected auto or a list of numbers (each more than 0)"),
+        ("crops.std=[]", "crops.std=[]: expected auto or a list of numbers"),
+        ("data.channels=0", "data.channels=0: expected 1 to 1024 channels"),
+        ("data.channels=rgba", "data.channels=rgba: expected auto, rgb or an integer"),
         ("swav.epsilon=0.001", "swav.epsilon=0.001: expected at least 0.002: below, codes leave the range of numbers"),
         ("pipeline.threads=0", "pipeline.threads=0: expected at least 1"),
         ("engine.deepspeed={a: {b: .nan}}", "engine.deepspeed={'a': {'b': nan}}: expected finite numbers"),
@@ -140,9 +142,9 @@ def test_the_words_of_a_range(setting, message):
 def test_every_setting_that_may_be_auto_is_chosen():
     """training/auto.py chooses all of them except the bucket size, which DeepSpeed's configuration chooses, and the
     start of the prototypes, for which training/build.py looks into the file of the weights, and the teacher's, which
-    only method=distill has (`test_distillation.py`). It says each choice but those that a run makes anew and says once
-    it has timed the loaders."""
-    left = {"engine.bucket_size", "model.prototypes_from", "distill.prototypes_from"}
+    only method=distill has (`test_distillation.py`), and what the scan of the images decides. It says each choice but
+    those that a run makes anew and says once it has timed the loaders."""
+    left = {"engine.bucket_size", "model.prototypes_from", "distill.prototypes_from", "data.channels", "data.layout"}
     timed = {"pipeline.backend", "pipeline.hw_decoder_load"}
     auto = {key for key, setting in all_settings().items() if setting.auto}
     config = default_config()

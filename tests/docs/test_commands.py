@@ -61,6 +61,7 @@ RUN_BY = {
     "perf.step.launches": "test_backbone_at_two_resolutions_and_head_are_three_graphs",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_unchanged",
     "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
+    "pipeline.stats": "test_pictures_have_statistics_too",
     "pipeline.preview": "test_the_preview_shows_each_crop_in_the_colors_of_its_window",
     "sbatch": "test_the_slurm_job_saves_is_queued_again_and_resumes_to_the_end",
     "make help": "test_make_help_lists_the_commands",
@@ -188,6 +189,7 @@ def programs_of_make(words):
     """The programs that a target runs, by `make -n`; the target itself where it runs no program of swave."""
     variables = dict(word.split("=", 1) for word in words[2:] if "=" in word)
     needed = {"convert": {"SRC": "x", "OUT": "x.beton", "FORMAT": "beton"}, "sync": {"HOSTFILE": "hosts"}}
+    needed["stats"] = {"DATA": "x"}
     needed["export"] = {"CKPT": "x", "OUT": "x.pth", "FORMAT": "timm"}
     variables = {**needed.get(words[1], {}), **variables}
     command = ["make", "-n", words[1], *(f"{name}={value}" for name, value in variables.items())]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.table import DatasetError
 
 ALL, NONE = "all", "none"
@@ -18,13 +19,26 @@ NUMBERS = ("index", "idx", "id", "row", "number", "sample", "sample_id", "image_
 
 
 class Choice(NamedTuple):
-    """The user's choice, None without one. image: `data.image`; label: `data.label`, 'none' for no labels."""
+    """The user's choice, None without one. image: `data.image`; label: `data.label`, 'none' for no labels.
+
+    channels: `data.channels`, 'auto', 'rgb' or a number; layout: `data.layout`, 'auto', 'hwc' or 'chw'.
+    """
 
     image: str | None = None
     label: str | None = None
+    channels: str | int = "auto"
+    layout: str = "auto"
 
 
 NOT_CHOSEN = Choice()
+
+
+def takes_arrays(choice: Choice, pictures: bool) -> bool:
+    """Whether .npy and .npz files are images: where there are no pictures, and where `data.image` names them."""
+    if choice.channels == "rgb":
+        return False
+    named = {suffix.strip().lower().rpartition(".")[2] for suffix in (choice.image or "").split(",")}
+    return not pictures or bool(named & {"npy", "npz"})
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -39,6 +53,26 @@ def check_choice(kind: str, choice: Choice) -> None:
         raise DatasetError(f"data.image={choice.image}: the samples here have one image each; leave it out")
     if kind in ("table", "idx", "cifar", "folder", "recordio", "lmdb") and choice.label not in (None, NONE):
         raise DatasetError(f"data.label={choice.label}: the labels here have no name; leave it out, or give none")
+
+
+def check_channels(kind: str, choice: Choice) -> None:
+    """Raise DatasetError for a number of channels where the source has pictures in 8-bit RGB only."""
+    if kind not in ("folder", "tar", "table") and choice.channels not in ("auto", "rgb"):
+        problem = "images keep their own channels in folders and tars only"
+        raise DatasetError(f"data.channels={choice.channels}: {problem}; leave it out, or unpack the images")
+
+
+def check_pixels(pixels: PixelFormat, choice: Choice) -> None:
+    """Raise DatasetError for a table of another number of channels than the chosen one."""
+    asked = {"auto": True, "rgb": not pixels.native}.get(str(choice.channels))
+    if not (pixels.native and pixels.channels == choice.channels if asked is None else asked):
+        raise DatasetError(f"data.channels={choice.channels}: its table has images of {pixels}; leave it out")
+
+
+def chosen_words(choice: Choice) -> str:
+    """A text that is different for each choice, '' without one."""
+    words = [f"Choice(image={choice.image!r}, label={choice.label!r})"] if choice[:2] != NOT_CHOSEN[:2] else []
+    return " ".join(words + ([f"{choice[2:]}"] if choice[2:] != NOT_CHOSEN[2:] else []))
 
 
 def wanted_suffixes(choice: Choice, known: Iterable[str]) -> list[str]:

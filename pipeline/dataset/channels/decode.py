@@ -1,0 +1,119 @@
+"""The decode of an image to its own channels at full depth, from any format that is read."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.dataset.channels import tiff
+from pipeline.dataset.channels.arrays import NPY, ZIP, plain_values, read_array, with_channels_last
+from pipeline.dataset.channels.format import PixelFormat, words
+from pipeline.dataset.images import MAX_PIXELS, BadImage, formats, orientation_of, reason_of
+from pipeline.dataset.png_metadata import is_png
+
+DEEP_HEAD = 25  # bytes
+# Of Pillow: their samples are the channels, as they are.
+OWN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "F", "I")
+NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, C) upright
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+def is_deep(data: bytes) -> bool:
+    """Whether an image has more than 8-bit RGB can show: an array file, a PNG of 16 bits, a TIFF with other samples.
+    Only its header is read."""
+    return may_be_deep(data) and (not tiff.is_tiff(data) or tiff.is_deep(data))
+
+
+def may_be_deep(data: bytes) -> bool:
+    """The same from the first DEEP_HEAD bytes, but True for every TIFF."""
+    if is_png(data):
+        return len(data) >= DEEP_HEAD and data[DEEP_HEAD - 1] == 16  # bit depth in IHDR
+    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data)
+
+
+def decode_native(data: bytes, layout: str = "auto") -> NDArray:
+    """Encoded bytes -> (H, W, C), uint8, uint16 or float32: all samples of the file, upright, nothing scaled.
+
+    Alpha is a channel. Palettes become RGB. layout: of array files and of TIFFs whose axes have no names. Raises
+    BadImage.
+    """
+    if not data:
+        raise BadImage("zero bytes")
+    if data[:4] == ZIP or data[:6] == NPY:
+        return plain_values(with_channels_last(read_array(data), layout))
+    if tiff.is_tiff(data):
+        read = tiff.read_tiff(data)
+        if read is not None:
+            array, axes, orientation = read
+            planes = tiff.planes_last(array, axes)
+            planes = with_channels_last(array, layout) if planes is None else with_channels_last(planes, "hwc")
+            return _turned(plain_values(planes), orientation)
+    return _by_pillow(data)
+
+
+def decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
+    """The same, of a format and size that are known. Raises BadImage for another one: the file has changed."""
+    array = decode_native(data, pixels.layout)
+    if array.shape != (height, width, pixels.channels) or array.dtype != pixels.dtype:
+        found = f"{array.shape[1]} x {array.shape[0]}, {words(array.shape[2], str(array.dtype))}"
+        raise BadImage(f"changed since the table was made ({found})")
+    return array
+
+
+def false_color(array: NDArray) -> NDArray[np.uint8]:
+    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its first three channels (of two: the second
+    is blue as well; of one: gray), each from its lowest value to its highest."""
+    chosen = array[:, :, [0, min(1, array.shape[2] - 1), min(2, array.shape[2] - 1)]].astype(np.float64)
+    low, high = chosen.min((0, 1)), chosen.max((0, 1))
+    return np.rint(255 * (chosen - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+
+
+def _turned(array: NDArray, orientation: int) -> NDArray:
+    turn = NUMPY_TURNS.get(orientation)
+    return array if turn is None else np.ascontiguousarray(turn(array))
+
+
+def _by_pillow(data: bytes) -> NDArray:
+    try:
+        image = Image.open(io.BytesIO(data), formats=formats())
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage("too large")
+        if image.format == "TIFF" and (tiff.is_deep(data) and image.mode not in ("I;16", "I;16B", "F", "I")):
+            raise BadImage("a TIFF that needs the package imagecodecs")
+        if is_png(data) and data[24] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only
+            array = _color_png(data)
+        else:
+            image.load()
+            array = np.asarray(image if image.mode in OWN_MODES else image.convert(_simple(image.mode)))
+        orientation = 1 if image.format == "TIFF" else orientation_of(image)  # Pillow has turned a TIFF
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImage("too large") from None
+    except Exception as error:  # decoders raise anything on broken data, even SyntaxError
+        raise BadImage(reason_of(data, error)) from None
+    return _turned(plain_values(with_channels_last(array, "hwc")), orientation)
+
+
+def _simple(mode: str) -> str:
+    """The mode of samples to which another one is converted: 1-bit images to gray, palettes and others to RGB."""
+    return "L" if mode == "1" else "RGB"
+
+
+def _color_png(data: bytes) -> NDArray:
+    """The samples of a 16-bit PNG in color or with alpha, (H, W, C) uint16. Raises RuntimeError."""
+    import torch  # takes seconds to import, and few sources need it
+    from torchvision.io import ImageReadMode, decode_image
+
+    encoded = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    return decode_image(encoded, ImageReadMode.UNCHANGED).numpy().transpose(1, 2, 0)

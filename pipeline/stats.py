@@ -1,0 +1,154 @@
+"""Mean and standard deviation of the channels of a dataset: once over all pixels, exact.
+
+    python -m pipeline.stats DATA [--channels N] [--layout hwc] [--tables data/tables] [--workers 4]
+
+The result stands in `<tables>/<name>-<key>.stats.json`. A run whose crops.mean and crops.std are auto takes it, if its
+images keep their own channels, and computes it first where it is missing. The key changes with the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+
+import numpy as np
+
+from common.cli import EXIT_MISTAKE, Parser, at_least, print_error
+from common.files import lock, write_atomically
+from common.processes import in_processes
+from common.progress import progress_bar
+from pipeline.dataset.channels.moments import Moments
+from pipeline.dataset.finding.choice import Choice
+from pipeline.dataset.open import find_split, open_dataset
+from pipeline.dataset.reader import Reader, ReadError
+from pipeline.dataset.table import DatasetError, SampleTable
+
+CHUNK = 64  # images a task
+DIGITS = 6  # of the numbers that a run takes
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """pixels: the format, in words. images: that were read. mean, std: of each channel, where 1 is the largest uint8 or
+    uint16, and 1 in float32. lowest, highest: values of each channel as the files have them."""
+
+    pixels: str
+    images: int
+    mean: list[float]
+    std: list[float]
+    lowest: list[float]
+    highest: list[float]
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser("python -m pipeline.stats", __doc__.splitlines()[0])
+    parser.add_argument("data", help="images, as data.path takes them; of two splits the training images")
+    parser.add_argument("--channels", default="auto", help="auto, rgb or a number, as data.channels (default auto)")
+    parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
+    parser.add_argument("--tables", type=Path, default=Path("data/tables"), help="as data.cache (default data/tables)")
+    parser.add_argument("--workers", type=at_least(0), default=0, help="processes (default 0: one a core)")
+    options = parser.parse_args(arguments)
+    try:
+        channels = options.channels if options.channels in ("auto", "rgb") else _number(options.channels)
+        choice = Choice(channels=channels, layout=options.layout)
+        workers = options.workers or len(os.sched_getaffinity(0))
+        table = open_dataset(find_split(options.data)[0], options.tables, workers, True, "DATA", choice)
+        statistics, file = statistics_of(table, options.tables, workers)
+    except (ValueError, OSError) as error:
+        print_error(str(error).replace("data.channels", "--channels").replace("data.layout", "--layout"))
+        return EXIT_MISTAKE
+    print(f"{options.data}: {statistics.images:,} images, {statistics.pixels}; {file}")
+    print(f"crops.mean={rounded(statistics.mean)} crops.std={rounded(statistics.std)}")
+    print(f"lowest {rounded(statistics.lowest)}, highest {rounded(statistics.highest)}")
+    return 0
+
+
+def statistics_of(table: SampleTable, cache: Path, workers: int = 1, progress: bool = True) -> tuple[Statistics, Path]:
+    """The statistics of a table's usable images, from their file in `cache`, or computed and written there; and that
+    file. If several processes ask, the first computes and the others wait.
+
+    workers: processes. Raises DatasetError if no image can be read, or a channel has the same value everywhere.
+    """
+    file = Path(cache) / f"{table.root.name or 'root'}-{identity(table)[:12]}.stats.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with lock(file.with_suffix(".lock")):
+        with suppress(OSError, ValueError, TypeError):  # missing, damaged or of another version
+            return Statistics(**json.loads(file.read_text())), file
+        statistics = computed(table, workers, progress)
+        write_atomically(file, json.dumps(asdict(statistics), indent=1) + "\n")
+    return statistics, file
+
+
+def computed(table: SampleTable, workers: int, progress: bool = True) -> Statistics:
+    """Read every usable image once. Raises DatasetError as `statistics_of` does."""
+    rows = table.usable()
+    parts = [rows[first : first + CHUNK] for first in range(0, len(rows), CHUNK)]
+    tasks = (table_of(table, part) for part in parts)
+    workers = workers if len(parts) > 8 else 1  # starting a process costs as much as decoding a few hundred images
+    found: list[Moments] = []
+    images = 0
+    with progress_bar(len(rows), "statistics", "img", progress) as bar:
+        for part, (moments, read) in zip(parts, in_processes(_of_table, tasks, workers), strict=True):
+            found += moments
+            images += read
+            bar.update(len(part))
+    if not images:
+        raise DatasetError(f"{table.root}: no image can be read any more")
+    whole, white = reduce(add, found), table.pixels.white
+    for channel, deviation in enumerate(whole.std):
+        if not deviation:
+            value = f"channel {channel} is {whole.lowest[channel]:g} in every pixel of every image"
+            raise DatasetError(f"{table.root}: {value}, so it cannot be normalized; leave it out of the images")
+    mean, std = ([value / white for value in values] for values in (whole.mean, whole.std))
+    return Statistics(str(table.pixels), images, mean, std, list(whole.lowest), list(whole.highest))
+
+
+def rounded(values: list[float]) -> list[float]:
+    """The numbers as a run takes and prints them."""
+    return [float(f"{value:.{DIGITS}g}") for value in values]
+
+
+def identity(table: SampleTable) -> str:
+    """SHA-256 of what says that images are the same: the table's columns, its place, and the times of its files."""
+    digest = hashlib.sha256(f"{table.digest()} {table.root} {table.fingerprint} {table.pixels}".encode())
+    if not table.loose:
+        for name in table.containers:
+            status = (table.root / name).stat()
+            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def table_of(table: SampleTable, rows: np.ndarray) -> SampleTable:
+    """A table of these usable rows alone, small enough to be sent to a process."""
+    kept, container = np.unique(table.container[rows], return_inverse=True)
+    columns = {name: getattr(table, name)[rows] for name in ("offset", "length", "width", "height", "state")}
+    names = [table.containers[index] for index in kept]
+    label = np.full(len(rows), -1)
+    return SampleTable(table.root, names, container.astype(np.int32), label=label, pixels=table.pixels, **columns)
+
+
+def _of_table(table: SampleTable) -> tuple[list[Moments], int]:
+    """The moments of a table's readable images, merged to one ([] without any), and their number."""
+    found = []
+    with closing(Reader(table, threads=1)) as reader:
+        for row in range(len(table)):
+            with suppress(ReadError):  # training replaces such an image
+                found.append(Moments.of(reader.native(row) if table.pixels.native else reader.decode(row)))
+    return ([reduce(add, found)] if found else []), len(found)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise DatasetError(f"--channels={text}: expected auto, rgb or a number from 1 on")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
