@@ -50,7 +50,8 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
-    the images that a run was trained on and scored with; image, label: its choice of them. temperature: of its loss."""
+    the images that a run was trained on and scored with; image, label: its choice of them, channels, layout: of their
+    pixels. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -62,6 +63,8 @@ class Backbone:
     test: str | None = None
     image: str | None = None
     label: str | None = None
+    channels: str | int = "rgb"
+    layout: str = "auto"
     temperature: float = 0.1
 
     @property
@@ -201,6 +204,8 @@ def _from_run(word: str, path: Path) -> Backbone:
         test=config["data"]["test"],
         image=config["data"].get("image"),
         label=config["data"].get("label"),
+        channels=config["data"].get("channels", "rgb"),  # checkpoints from before there were channels do not name them
+        layout=config["data"].get("layout", "auto"),
         temperature=config["swav"]["temperature"],
     )
 
@@ -209,9 +214,9 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backb
     weights = read_weights(path)
     header = _header(path / "model.safetensors" if path.is_dir() else path)
     note = ""
+    config = json.loads(header["config"]) if named is None and "config" in header else None
     if named is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))
-        config = json.loads(header["config"]) if "config" in header else None
         inputs, sizes = (from_config(config), sizes_of(config)) if config else (Inputs(), [])
         named = NamedNetwork(build_backbone(header["backbone"], sizes, **options), header["backbone"], inputs)
     if named is None:
@@ -225,7 +230,9 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backb
     if swav is not None:
         swav.eval().prototypes.normalize()  # published files hold prototypes one update after normalization
     network.eval()
-    return Backbone(str(path), named.name, network, weights_digest(network), named.inputs, swav=swav)
+    digest, data = weights_digest(network), (config or {}).get("data", {})
+    pixels = {"channels": data.get("channels", "rgb"), "layout": data.get("layout", "auto")}
+    return Backbone(str(path), named.name, network, digest, named.inputs, swav=swav, **pixels)
 
 
 def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -> SwAV | None:

@@ -131,7 +131,7 @@ def _computed(
         table,
         part_rows,
         crops,
-        backend=session.backend,
+        backend=session.backend_for(table),
         batch_size=max(1, min(session.batch // session.cluster.world_size, len(part_rows))),
         threads=session.threads,
         device_id=session.device_id,

@@ -16,6 +16,7 @@ from evaluation.command import UnsuitableArgument
 from evaluation.feature_cache import cached_features
 from evaluation.session import Session, central_crops
 from model.backbone import weights_channels_last
+from model.sizes.trial import channels_of
 from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
@@ -57,7 +58,7 @@ def _feature_function(
         function = feature_function(backbone, network, options.stage, options.pool)
         with torch.no_grad():
             size = crops.views[0].size
-            function(torch.zeros(1, 3, size, size, device=session.device))
+            function(torch.zeros(1, channels_of(network), size, size, device=session.device))
     except (
         ValueError,
         RuntimeError,

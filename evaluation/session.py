@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from config.recipe import default_config
 from evaluation.backbones import Backbone
 from evaluation.subsets import listed_rows
-from pipeline.crops import Blur, Crops, Jitter, View
+from model.sizes.trial import channels_of
+from pipeline.crops import NATIVE, Blur, Crops, Jitter, View
 from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -47,6 +48,10 @@ class Session:
     def device_id(self) -> int | None:
         """The GPU that makes crops; None if the CPU does."""
         return self.device.index if self.device.type == "cuda" and self.backend in ("dali", "ffcv") else None
+
+    def backend_for(self, table: SampleTable) -> str:
+        """The backend that makes this table's crops: `backend`, or the one that keeps the images' own channels."""
+        return NATIVE[0] if table.pixels.native else self.backend
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -96,8 +101,8 @@ def training_loader(session: Session, table: SampleTable, crops: Crops, epoch: i
     """A loader of this process's share of `table` that starts at `epoch`; a table smaller than a batch is one batch."""
     cluster = session.cluster
     loader = Loader(
-        table, crops, backend=session.backend, seed=session.seed, rank=cluster.rank, world_size=cluster.world_size,
-        global_batch=batch_of(session, len(table)), threads=session.threads,
+        table, crops, backend=session.backend_for(table), seed=session.seed, rank=cluster.rank,
+        world_size=cluster.world_size, global_batch=batch_of(session, len(table)), threads=session.threads,
         device_id=session.device_id, dtype=torch.float32, max_bad_fraction=MAX_BAD,
     )  # fmt: skip
     loader.position.epoch = epoch
@@ -122,15 +127,22 @@ def open_tables(
     test = options.test or (None if options.data else backbone.test)  # the run's own test goes with its own images
     own = options.data is None
     choice = {"image": options.image or (own and backbone.image), "label": options.label or (own and backbone.label)}
-    places = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
+    places: dict[str, Any] = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
+    takes = channels_of(backbone.network)
+    channels = "auto" if takes != 3 and backbone.channels == "rgb" else backbone.channels
+    places |= {"channels": channels, "layout": backbone.layout}
     data: Any = OmegaConf.create(places | {name: chosen or None for name, chosen in choice.items()})
     try:
-        return *open_splits(data, progress=session.cluster.main), str(path)
+        train, held_out = open_splits(data, progress=session.cluster.main)
     except DatasetError as error:
         message = str(error)
         for setting, option in OPTIONS.items():
             message = message.replace(setting, option)
         raise DatasetError(message) from None
+    if takes != train.pixels.channels:
+        problem = f"images of {train.pixels}, and {backbone.word} takes {takes} channel{'s' * (takes != 1)}"
+        raise DatasetError(f"DATA={path}: {problem}; give images like those of its training")
+    return train, held_out, str(path)
 
 
 def open_labelled(options: argparse.Namespace, backbone: Backbone, session: Session) -> tuple[Labelled, str]:

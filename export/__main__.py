@@ -31,6 +31,7 @@ from common.cli import Parser, exit_on_mistake
 from common.progress import progress_bar
 
 FORMATS = ("torchvision", "timm", "transformers", "swav", "safetensors", "onnx", "torchscript", "pt2", "detectron2")
+RGB_ONLY = ("transformers", "detectron2")  # what surrounds the network there reads 8-bit RGB
 SUFFIXES = {"detectron2": ".pkl", "pt2": ".pt2"}
 # the files of formats that write a folder
 FOLDER_FILES = {
@@ -88,12 +89,17 @@ def export(
         raise ValueError(f"--{next(iter(given))} is for format onnx, not {format}; leave it out")
     from export.formats import WRITERS
     from export.onnx_graph import OnnxOptions, check_options
+    from model.sizes.trial import channels_of
     from training.trained_network import read_trained
 
     if format == "onnx":
         check_options(OnnxOptions(**given))
     with progress_bar(3, f"export to {format}", "part") as bar:
         trained = read_trained(path)
+        channels = channels_of(trained.network.backbone)
+        if format in RGB_ONLY and channels != 3:
+            problem = f"it is for RGB, and this backbone takes {channels} channel{'s' * (channels != 1)}"
+            raise ValueError(f"format {format}: {problem}; use torchvision, timm, swav, safetensors or onnx")
         bar.update()
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:

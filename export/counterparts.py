@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.resnet import RESNETS, ResNet
+from model.sizes.trial import channels_of
 from model.weights import in_layout
 from training.trained_network import Trained
 
@@ -52,14 +53,31 @@ def torchvision_counterpart(trained: Trained) -> Counterpart:
         raise no_counterpart(trained, "torchvision")
     network = getattr(torchvision.models, name)(**settings)
     setattr(network, head, nn.Identity())
+    first = _first_layer(network, channels_of(backbone))
     weights = in_layout(backbone.state_dict(), network.state_dict())
     arguments = ", ".join(f"{key}={value}" for key, value in settings.items())
     code = [
         "import torch, torchvision",
         f"network = torchvision.models.{name}({arguments}).eval()",
         f"network.{head} = torch.nn.Identity()",
+        *first,
     ]
     return with_weights(trained, network, weights, code, size, "torchvision")
+
+
+def _first_layer(network: nn.Module, channels: int) -> list[str]:
+    """Give a network of torchvision a first layer for so many channels, as none of its builders does; the line of
+    Python that does so, [] for RGB."""
+    if channels == 3:
+        return []
+    name = "conv1" if hasattr(network, "conv1") else "conv_proj"
+    old = network.get_submodule(name)
+    assert isinstance(old, nn.Conv2d)
+    settings = {"kernel_size": old.kernel_size, "stride": old.stride, "padding": old.padding}
+    bias = old.bias is not None
+    setattr(network, name, nn.Conv2d(channels, old.out_channels, **settings, bias=bias))  # type: ignore[arg-type]
+    arguments = ", ".join(f"{key}={value}" for key, value in {**settings, "bias": bias}.items())
+    return [f"network.{name} = torch.nn.Conv2d({channels}, {old.out_channels}, {arguments})"]
 
 
 def timm_counterpart(trained: Trained) -> Counterpart:
@@ -69,6 +87,7 @@ def timm_counterpart(trained: Trained) -> Counterpart:
     options: dict[str, Any] = {"num_classes": 0, **trained.options}
     if isinstance(backbone, ResNet):
         name, options = standard_resnet(trained), {"num_classes": 0}
+        options |= {} if backbone.in_chans == 3 else {"in_chans": backbone.in_chans}
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     code = ["import timm, torch", f"network = timm.create_model({name!r}, {arguments}).eval()"]
     if not isinstance(backbone, ResNet):
@@ -86,6 +105,7 @@ def standard_resnet(trained: Trained) -> str | None:
     settings = plain | {"layers": (3, 4, 6, 3)} | RESNETS.get(trained.backbone_name, {}) | trained.options
     settings["layers"] = tuple(settings["layers"])
     settings.pop("stem_stride", None)  # only the small stem has it
+    settings.pop("in_chans", None)  # of any network
     for name in ("resnet18", "resnet34", "resnet50"):
         if settings == plain | RESNETS[name]:
             return name
@@ -134,7 +154,8 @@ def with_weights(
         raise no_counterpart(trained, library, f"it differs in {min(different)}")
     network.load_state_dict(weights)
     network.eval()
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    shape = 2, channels_of(trained.network.backbone), size, size
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected, features = trained.network.backbone(images), features_of(network, images)
     if expected.shape != features.shape or (expected - features).abs().max() > TOLERANCE * expected.abs().max():
         raise no_counterpart(trained, library, "the same weights give other features there")

@@ -46,6 +46,13 @@ def header(trained: Trained) -> dict[str, str]:
     return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
+def _input_words(known: dict[str, Any]) -> str:
+    channels = len(known["mean"])
+    if channels == 3:
+        return "RGB from 0 to 1"
+    return f"{channels} channel{'s' * (channels != 1)}, in which 1 is the largest uint8 or uint16 (float32 as it is)"
+
+
 def model_card(trained: Trained, code: list[str]) -> str:
     """The model card in Markdown. code: the lines of Python that load the weights."""
     known = facts(trained)
@@ -56,7 +63,7 @@ def model_card(trained: Trained, code: list[str]) -> str:
         "trained on": f"`{known['data']}`, {known['images']:,} images",
         "trained for": f"{known['epochs']} epochs, {known['steps']:,} steps",
         "k-NN accuracy": knn,
-        "input": "RGB from 0 to 1, minus the mean, divided by the standard deviation",
+        "input": f"{_input_words(known)}, minus the mean, divided by the standard deviation",
         "mean": ", ".join(map(str, known["mean"])),
         "standard deviation": ", ".join(map(str, known["std"])),
         "crop sizes": ", ".join(f"{size} x {size}" for size in known["input_sizes"]),

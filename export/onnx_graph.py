@@ -16,6 +16,7 @@ from export.counterparts import TOLERANCE
 from export.model_card import header
 from export.programs import takes_any_size
 from export.quantized import Images, as_half, as_int8, images_of, loss_of
+from model.sizes.trial import channels_of
 from training.trained_network import Trained
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -51,8 +52,8 @@ def check_options(options: OnnxOptions) -> None:
 
 
 def write_onnx(trained: Trained, path: Path, options: OnnxOptions | None = None) -> list[str]:
-    """Write the backbone as a graph: images [batch, 3, height, width] -> features [batch, feature_dim], float32 in any
-    precision. Returns the lines that load it, and what the precision loses.
+    """Write the backbone as a graph: images [batch, channels, height, width] -> features [batch, feature_dim], float32
+    in any precision. Returns the lines that load it, and what the precision loses.
 
     Any batch size works, and with convolutional networks any height and width; other networks take the size of the
     global crops. Raises ValueError (one line) if packages are missing or the backbone cannot be exported.
@@ -72,10 +73,11 @@ def write_onnx(trained: Trained, path: Path, options: OnnxOptions | None = None)
     program.model.metadata_props.update(header(trained))
     program.save(path, external_data=False)
     _check(backbone, path, side, free_size)
+    shape = f"[batch, {channels_of(backbone)}, height, width]"
     lines = [
         "import onnxruntime",
         f'session = onnxruntime.InferenceSession("{path.name}")',
-        'features = session.run(["features"], {"images": images})[0]  # float32 [batch, 3, height, width], normalized',
+        f'features = session.run(["features"], {{"images": images}})[0]  # float32 {shape}, normalized',
     ]
     return lines if options.precision == "fp32" else [*lines, *_made_smaller(path, options.precision, data)]
 
@@ -119,7 +121,7 @@ def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXPr
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 backbone,
-                (torch.zeros(2, 3, side, side),),
+                (torch.zeros(2, channels_of(backbone), side, side),),
                 input_names=["images"],
                 output_names=["features"],
                 dynamic_shapes=(axes,),
@@ -138,7 +140,8 @@ def _check(backbone: nn.Module, path: Path, side: int, free_size: bool) -> None:
     import onnxruntime
 
     height, width = (side + 32, side + 64) if free_size else (side, side)
-    images = torch.randn(3, 3, height, width, generator=torch.Generator().manual_seed(0))
+    shape = 3, channels_of(backbone), height, width
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (values,) = session.run(["features"], {"images": images.numpy()})
     features, expected = torch.from_numpy(values), backbone(images)

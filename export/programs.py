@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.counterparts import TOLERANCE
+from model.sizes.trial import channels_of
 from training.trained_network import Trained
 
 
@@ -22,7 +23,7 @@ def write_torchscript(trained: Trained, path: Path) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of branches on sizes, which the comparison of features judges
         try:
-            torch.jit.save(torch.jit.trace(backbone, images(2, side, side), check_trace=False), content)
+            torch.jit.save(torch.jit.trace(backbone, images(backbone, 2, side, side), check_trace=False), content)
         except Exception as error:  # of many kinds, depending on the network
             raise _untraceable("torchscript", error) from None
         words = _checked(backbone, torch.jit.load(io.BytesIO(content.getbuffer())), side, "torchscript")
@@ -37,7 +38,9 @@ def write_pt2(trained: Trained, path: Path) -> list[str]:
     for axes in ((0, 2, 3), (0,)) if takes_any_size(backbone) else ((0,),):
         sizes, content = ({axis: torch.export.Dim.AUTO for axis in axes},), io.BytesIO()
         try:
-            torch.export.save(torch.export.export(backbone, (images(2, side, side),), dynamic_shapes=sizes), content)
+            torch.export.save(
+                torch.export.export(backbone, (images(backbone, 2, side, side),), dynamic_shapes=sizes), content
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a read-only buffer, which is only read
                 network = torch.export.load(io.BytesIO(content.getbuffer())).module()
@@ -56,9 +59,10 @@ def takes_any_size(backbone: nn.Module) -> bool:
     return not any(re.search("attention|attn", type(module).__name__, re.I) for module in backbone.modules())
 
 
-def images(batch: int, height: int, width: int) -> Tensor:
-    """Noise [batch, 3, height, width], float32, the same in each call."""
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+def images(backbone: nn.Module, batch: int, height: int, width: int) -> Tensor:
+    """Noise [batch, channels, height, width] for the backbone, float32, the same in each call."""
+    shape = batch, channels_of(backbone), height, width
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def _side(trained: Trained) -> int:
@@ -69,16 +73,16 @@ def _side(trained: Trained) -> int:
 def _checked(backbone: nn.Module, network: Callable[[Tensor], Tensor], side: int, format: str) -> str:
     """The shape of the images that the program takes, in words. Raises ValueError unless it gives the backbone's
     features for another batch than in tracing."""
-    if not _equal(backbone, network, images(3, side, side)):
+    if not _equal(backbone, network, images(backbone, 3, side, side)):
         raise ValueError(
             f"format {format}: the program gives other features than this backbone; use format safetensors"
         )
     try:
-        if takes_any_size(backbone) and _equal(backbone, network, images(3, side + 32, side + 64)):
-            return "[batch, 3, height, width]"
+        if takes_any_size(backbone) and _equal(backbone, network, images(backbone, 3, side + 32, side + 64)):
+            return f"[batch, {channels_of(backbone)}, height, width]"
     except Exception:  # a shape that was traced as a constant
         pass
-    return f"[batch, 3, {side}, {side}]"
+    return f"[batch, {channels_of(backbone)}, {side}, {side}]"
 
 
 def _equal(backbone: nn.Module, network: Callable[[Tensor], Tensor], given: Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from common.progress import progress_bar
 from model.nearest import predict
 from pipeline.batch import Batch
-from pipeline.crops import Crops, crops_from_config
+from pipeline.crops import NATIVE, Crops, crops_from_config
 from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import SampleTable
@@ -41,7 +41,8 @@ class Images:
     temperature: float
 
     def batches(self, table: SampleTable, rows: np.ndarray) -> Iterator[Batch]:
-        return evaluation_batches(table, rows, self.crops, backend=BACKEND, batch_size=BATCH)
+        backend = NATIVE[0] if table.pixels.native else BACKEND
+        return evaluation_batches(table, rows, self.crops, backend=backend, batch_size=BATCH)
 
 
 def images_of(trained: Trained, path: str, size: int | None = None) -> Images:
@@ -64,8 +65,7 @@ def as_half(exact: Path, path: Path) -> None:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     onnx.save(convert_float_to_float16(onnx.load(exact), keep_io_types=True), path)
-    side = _side(exact)
-    images = np.random.default_rng(0).normal(size=(2, 3, side, side)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, *_shape(exact))).astype(np.float32)
     one, other = (run(images) for run in (_session(exact), _session(path)))
     if not np.abs(one - other).max() <= HALF_TOLERANCE * np.abs(one).max():
         raise ValueError("--precision fp16: the features differ from those of float32, as values beyond 65,504 do")
@@ -153,9 +153,9 @@ def _session(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: session.run(["features"], {"images": images})[0]
 
 
-def _side(path: Path) -> int:
-    """Pixels that a graph takes; 64 where it takes any."""
+def _shape(path: Path) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a graph takes; 64 pixels where it takes any."""
     import onnx
 
-    side = onnx.load(path).graph.input[0].type.tensor_type.shape.dim[2].dim_value
-    return side or 64
+    _, channels, side, _ = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    return channels.dim_value, side.dim_value or 64, side.dim_value or 64

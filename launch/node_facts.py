@@ -33,13 +33,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too; its table is kept in this folder")
     parser.add_argument("--image", help="data.image")
     parser.add_argument("--label", help="data.label")
+    parser.add_argument("--channels", default="auto", help="data.channels")
+    parser.add_argument("--layout", default="auto", help="data.layout")
     parser.add_argument("--check", default="decode", help="data.check")
     parser.add_argument("--port", action="store_true", help="print only the node's number and a free port")
     options = parser.parse_args(arguments)
     if options.port:
         facts = gather_port()
     else:
-        choice = (options.image, options.label)
+        channels = int(options.channels) if options.channels.isdecimal() else options.channels
+        choice = (options.image, options.label, channels, options.layout)
         facts = gather_facts(options.data, options.directory, options.dataset, choice, options.check)
     print(json.dumps(facts), flush=True)
     return 0
@@ -54,15 +57,15 @@ def gather_facts(
     data: str,
     directory: Path,
     cache: str | None = None,
-    choice: tuple[str | None, str | None] = (None, None),
+    choice: tuple[Any, ...] = (),
     check: str = "decode",
 ) -> dict[str, Any]:
     """This machine's facts.
 
     host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
     exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: names of visible ones; cores. With
-    `cache` also dataset: the digest of the training table, and images: how many rows it has. choice: data.image and
-    data.label. check: data.check.
+    `cache` also dataset: the digest of the training table, and images: how many rows it has. choice: data.image,
+    data.label, data.channels and data.layout. check: data.check.
     """
     return {
         "host": socket.gethostname(),
@@ -119,7 +122,7 @@ def free_gb(directory: Path) -> float:
     return round(shutil.disk_usage(existing).free / 1e9, 1)
 
 
-def dataset_facts(data: str, cache: str, choice: tuple[str | None, str | None], check: str) -> dict[str, Any]:
+def dataset_facts(data: str, cache: str, choice: tuple[Any, ...], check: str) -> dict[str, Any]:
     """dataset: digest of the training table, or "unreadable: " and the reason. images: its rows, 0 if unreadable."""
     from pipeline.dataset.finding.choice import Choice
     from pipeline.dataset.open import find_split, open_dataset

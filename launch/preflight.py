@@ -37,8 +37,8 @@ def ask_nodes(
     program = ["launch.node_facts", config.data.path, config.run.directory]
     if dataset:
         chosen = {"--dataset": config.data.cache, "--image": config.data.image, "--label": config.data.label}
-        chosen["--check"] = config.data.check
-        program += [word for name, value in chosen.items() if value is not None for word in (name, value)]
+        chosen |= {"--check": config.data.check, "--channels": config.data.channels, "--layout": config.data.layout}
+        program += [word for name, value in chosen.items() if value is not None for word in (name, str(value))]
     return _answers(how, nodes, ssh, program, DATASET_TIMEOUT if dataset else ANSWER_TIMEOUT)
 
 

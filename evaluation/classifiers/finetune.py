@@ -121,8 +121,9 @@ def _accuracy(network: nn.Module, data: Labelled, central: Crops, session: Sessi
     rows = data.test_rows[session.cluster.rank :: session.cluster.world_size]
     right = 0
     batches = evaluation_batches(
-        data.test, rows, central, backend=session.backend, batch_size=max(1, min(session.batch, len(rows))),
-        threads=session.threads, device_id=session.device_id, max_bad_fraction=MAX_BAD,
+        data.test, rows, central, backend=session.backend_for(data.test),
+        batch_size=max(1, min(session.batch, len(rows))), threads=session.threads, device_id=session.device_id,
+        max_bad_fraction=MAX_BAD,
     )  # fmt: skip
     with progress_bar(len(rows), "test", "img", session.cluster.main) as bar:
         for images in counted(batches, bar, lambda batch: len(batch.rows)) if len(rows) else ():

@@ -41,7 +41,7 @@ def knn_accuracy(
 ) -> dict[str, float]:
     """Accuracies in [0, 1] on the test images: `knn` and, with a probe, `probe`.
 
-    function: crops (B, 3, s, s) to features (B, dim). probe: features to classes. what: the progress bar's title.
+    function: crops (B, C, s, s) to features (B, dim). probe: features to classes. what: the progress bar's title.
 
     All ranks take part: each computes the features of its share of both sets, and classifies its share of the test.
     All run `function` equally often, since it may communicate (ZeRO stage 3): where the rows do not split evenly, or
@@ -143,8 +143,8 @@ def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.de
     """k-NN accuracy in [0, 1] on raw pixels of images scaled to at most 32 pixels: a baseline."""
     side = min(config.evaluation.size, 32)
     central = crops.for_evaluation(side, config.evaluation.share)
-    mean = torch.tensor(crops.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(crops.std, device=device).view(3, 1, 1)
+    mean = torch.tensor(crops.mean, device=device).view(-1, 1, 1)
+    std = torch.tensor(crops.std, device=device).view(-1, 1, 1)
 
     def pixels(images: Tensor) -> Tensor:
         return (images * std + mean).flatten(1)

@@ -173,17 +173,17 @@ class Watch:
         drawn, tiles, sources = crops_of(self.table, crops, config.pipeline.backend, config.run.seed, 0, rows)
         return sheet(sources, drawn, tiles)
 
-    def _forward(self, crops: Float[Tensor, "crops 3 size size"], images: int) -> Any:
+    def _forward(self, crops: Float[Tensor, "crops channels size size"], images: int) -> Any:
         """Embeddings, scores and features as SwAV.forward gives them."""
         return self.engine([crops.to(self.cluster.device(), input_dtype(self.config))], images, None)
 
-    def _small(self, images: Float[Tensor, "images 3 size size"]) -> UInt8[Tensor, "images side side 3"]:
+    def _small(self, images: Float[Tensor, "images channels size size"]) -> UInt8[Tensor, "images side side 3"]:
         small = torch.nn.functional.adaptive_avg_pool2d(images.float().cpu(), min(SIDE, images.shape[-1]))
-        return torch.from_numpy(denormalized(small.permute(0, 2, 3, 1).numpy(), self.crops))
+        return torch.from_numpy(denormalized(small.permute(0, 2, 3, 1).numpy(), self.crops, self.table.pixels))
 
     def _batches(
         self, crops: Crops, batch: int, draw_rows: DrawRows, problems: list[str]
-    ) -> Iterator[Float[Tensor, "crops 3 size size"]]:
+    ) -> Iterator[Float[Tensor, "crops channels size size"]]:
         """This rank's share of the images in batches, equally many and equally large on all ranks; after a problem,
         which is added to `problems`, zeros."""
         cluster, pipeline = self.cluster, self.config.pipeline
@@ -191,7 +191,7 @@ class Watch:
         share = -(-share // batch) * batch
         rows = np.resize(self.rows, share * cluster.world_size)[cluster.rank :: cluster.world_size]
         size = crops.views[0].size
-        empty = torch.zeros(len(crops.views) * batch, 3, size, size)
+        empty = torch.zeros(len(crops.views) * batch, len(crops.mean), size, size)
         device_id = cluster.device().index if pipeline.device == "gpu" else None
         batches = evaluation_batches(
             self.table,
