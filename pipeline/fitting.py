@@ -69,16 +69,19 @@ def _fit_backend(config: DictConfig, pixels: PixelFormat) -> list[str]:
 
 
 def _fit_network(config: DictConfig, pixels: PixelFormat) -> list[str]:
-    """Tell the network the number of channels by the option that our ResNets and timm have for it."""
-    given = config.model.options.get("in_chans", pixels.channels)
-    if given != pixels.channels:
-        raise ConfigError(
-            f"model.options.in_chans={given}: expected {pixels.channels}, the channels of data.path; leave it out"
-        )
-    if pixels.channels == 3 or "in_chans" in config.model.options:
-        return []
-    OmegaConf.update(config, "model.options", {"in_chans": pixels.channels}, merge=True, force_add=True)
-    return [f"model.options.in_chans={pixels.channels}  (images of {pixels})"]
+    """Tell the network, and the teacher of a distillation, the number of channels by the option that our ResNets and
+    timm have for it."""
+    choices = []
+    for section in ("model", "distill") if config.method == "distill" else ("model",):
+        options = config[section].options
+        given = options.get("in_chans", pixels.channels)
+        if given != pixels.channels:
+            expected = f"{pixels.channels}, the channels of data.path; leave it out"
+            raise ConfigError(f"{section}.options.in_chans={given}: expected {expected}")
+        if pixels.channels != 3 and "in_chans" not in options:
+            OmegaConf.update(config, f"{section}.options", {"in_chans": pixels.channels}, merge=True, force_add=True)
+            choices.append(f"{section}.options.in_chans={pixels.channels}  (images of {pixels})")
+    return choices
 
 
 def _check(config: DictConfig, pixels: PixelFormat) -> None:

@@ -74,15 +74,20 @@ def statistics_of(table: SampleTable, cache: Path, workers: int = 1, progress: b
     """The statistics of a table's usable images, from their file in `cache`, or computed and written there; and that
     file. If several processes ask, the first computes and the others wait.
 
-    workers: processes. Raises DatasetError if no image can be read, or a channel has the same value everywhere.
+    workers: processes. Raises DatasetError if no image can be read, a channel has the same value everywhere, or the
+    cache cannot be written.
     """
     file = Path(cache) / f"{table.root.name or 'root'}-{identity(table)[:12]}.stats.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with lock(file.with_suffix(".lock")):
-        with suppress(OSError, ValueError, TypeError):  # missing, damaged or of another version
-            return Statistics(**json.loads(file.read_text())), file
-        statistics = computed(table, workers, progress)
-        write_atomically(file, json.dumps(asdict(statistics), indent=1) + "\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with lock(file.with_suffix(".lock")):
+            with suppress(OSError, ValueError, TypeError):  # missing, damaged or of another version
+                return Statistics(**json.loads(file.read_text())), file
+            statistics = computed(table, workers, progress)
+            write_atomically(file, json.dumps(asdict(statistics), indent=1) + "\n")
+    except OSError as error:
+        problem = f"cannot write statistics to {cache} ({error.strerror or error})"
+        raise DatasetError(f"data.cache={cache}: {problem}; set another") from None
     return statistics, file
 
 

@@ -22,6 +22,11 @@ from support.odd_images import encode, scene
 from support.small_datasets import error_of, write
 
 
+@pytest.fixture
+def four(tmp_path):
+    return open_dataset(write_tiles(tmp_path / "images", tiles(6)), tmp_path / "tables", 1, False)
+
+
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=6),
     st.sampled_from(["uint8", "uint16"]),
@@ -107,6 +112,11 @@ def test_a_mistake_of_the_user_is_one_line(arguments, capsys):
     assert code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_cache_that_cannot_be_written_is_one_line(four):
+    (four.root.parent / "file").write_text("")
+    assert "cannot write statistics to" in error_of(statistics_of, four, four.root.parent / "file", progress=False)
+
+
 # ---- settings that follow from the images
 
 
@@ -115,11 +125,6 @@ def fitted(table, *changes):
     config.data.cache = str(table.root.parent / "tables")
     config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(changes)))
     return config, fit_to_pixels(config, table, progress=False)
-
-
-@pytest.fixture
-def four(tmp_path):
-    return open_dataset(write_tiles(tmp_path / "images", tiles(6)), tmp_path / "tables", 1, False)
 
 
 def test_auto_follows_from_the_images_and_says_so(four):
@@ -131,6 +136,12 @@ def test_auto_follows_from_the_images_and_says_so(four):
     (line,) = [line for line in lines if line.startswith("crops.mean=")]
     assert str(file) in line and "crops.jitter.saturation=0, crops.jitter.hue=0, crops.grayscale=0" in line
     assert fit_to_pixels(config, four, progress=False) == []  # nothing is left to choose
+
+
+def test_the_teacher_of_a_distillation_takes_the_channels_too(four):
+    config, lines = fitted(four, "method=distill")
+    assert config.model.options == config.distill.options == {"in_chans": 4}
+    assert any(line.startswith("distill.options.in_chans=4") for line in lines)
 
 
 def test_pictures_have_the_published_numbers():

@@ -24,6 +24,7 @@ def workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("native")
     write_tiles(root / "images", tiles(68, 20))
     recipe = RECIPE.replace("pipeline: {backend: dali}", "pipeline: {backend: auto}")
+    recipe = recipe.replace("watched: 0", "watched: 16")
     (root / "tiny.yaml").write_text(recipe + f"data: {{path: {root}/images, cache: {root}/tables}}\n")
     root.joinpath("output.txt").write_text(train(root, "whole", ranks=2))
     return root
@@ -33,6 +34,7 @@ def test_a_run_on_four_channels_ends_with_a_score(workplace):
     summary = json.loads((workplace / "whole" / "summary.json").read_text())
     assert summary["world_size"] == 2 and 0 <= summary["knn"] <= 1
     said = (workplace / "output.txt").read_text()
+    assert (workplace / "whole" / "report.html").stat().st_size > 10_000 and "no pictures in the report" not in said
     for words in (
         "4 channels of uint16; 68 images",
         "pipeline.backend=torchvision",

@@ -1,0 +1,49 @@
+"""Exports of networks with other channels than RGB: the other library's network gives the same features."""
+
+import onnxruntime
+import pytest
+import torch
+
+from export.__main__ import export
+from support.exports import RESNET18, TINY_RESNET, TINY_VIT, built_by, difference, refused
+
+pytestmark = pytest.mark.slow(seconds=40)
+FOUR = {"in_chans": 4}
+
+
+@pytest.mark.parametrize("format", ["torchvision", "timm"])
+@pytest.mark.parametrize("network", [RESNET18, TINY_VIT], ids=["resnet18", "vit"])
+def test_a_network_of_four_channels_gives_our_features_in_its_library(trained, tmp_path, format, network):
+    name, options, size = network
+    run, ours = trained(name, options | FOUR, size)
+    theirs = built_by(export(run, tmp_path / "weights.pth", format), tmp_path)
+    assert type(theirs).__module__.startswith(format)
+    assert difference(ours.backbone, theirs, (2, 4, size, size)) < 1e-5
+
+
+def test_a_traced_program_takes_four_channels(trained, tmp_path):
+    run, ours = trained(TINY_RESNET[0], TINY_RESNET[1] | FOUR, 16)
+    code = export(run, tmp_path / "weights.pt", "torchscript")
+    assert "[batch, 4, height, width]" in code[-1]
+    assert difference(ours.backbone, torch.jit.load(tmp_path / "weights.pt"), (2, 4, 16, 16)) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_graph_takes_four_channels(trained, tmp_path, precision):
+    run, ours = trained(TINY_RESNET[0], TINY_RESNET[1] | FOUR, 16)
+    export(run, tmp_path / "graph.onnx", "onnx", onnx_options={"precision": precision})
+    session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
+    assert session.get_inputs()[0].shape[1] == 4
+
+    def theirs(images):
+        return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+    assert difference(ours.backbone, theirs, (2, 4, 16, 16)) < (1e-4 if precision == "fp32" else 2e-2)
+
+
+@pytest.mark.parametrize("format", ["transformers", "detectron2"])
+def test_formats_of_rgb_refuse_other_channels(trained, tmp_path, capsys, format):
+    run, _ = trained(TINY_RESNET[0], TINY_RESNET[1] | FOUR, 16)
+    out = tmp_path / ("x.pkl" if format == "detectron2" else "x")
+    line = refused(capsys, run, out, "--format", format)
+    assert f"format {format}: it is for RGB, and this backbone takes 4 channels; use " in line
