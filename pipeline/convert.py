@@ -78,6 +78,7 @@ def convert(
     have several.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
+    choice = choice._replace(channels="rgb")  # it packs pictures
     check(out, options)
     if not 0 <= max_bad_fraction <= 1:
         raise DatasetError(f"--max-bad-fraction={max_bad_fraction}: give a number from 0 to 1")
@@ -300,7 +301,7 @@ def main(arguments: list[str] | None = None) -> int:
             shard_images=None if given.shard_images is None else positive("shard-images", given.shard_images),
             shard_bytes=parse_size(given.shard_size),
             workers=None if given.workers is None else positive("workers", given.workers),
-            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label, "rgb"),
+            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label),
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         note("stopped; the same command continues from here")

@@ -9,10 +9,10 @@ import zipfile
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.channels.tiff import MOST_VALUES
 from pipeline.dataset.images import BadImage
 
 NPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"
-MOST_VALUES = 1 << 30  # of an image: 2 GiB of uint16
 EXACT_IN_FLOAT32 = 1 << 24  # larger integers are not
 
 

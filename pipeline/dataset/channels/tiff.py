@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.images import BadImage
 
+MOST_VALUES = 1 << 30  # of an image: 2 GiB of uint16
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ORIENTATION = 274  # the tag
 PALETTE = 3  # its photometric interpretation
@@ -47,12 +49,16 @@ def read_tiff(data: bytes) -> tuple[NDArray, str, int] | None:
             if page.photometric == PALETTE:
                 return None
             series = file.series[0]
+            if math.prod(series.shape) > MOST_VALUES:
+                raise BadImage("too large")
             letters = [letter for letter, size in zip(series.axes, series.shape, strict=True) if size > 1]
             array, shape = series.asarray(), [size for size in series.shape if size > 1]
             if len(letters) < 2:  # an image of one row or column
                 letters, shape = list(series.axes), list(series.shape)
             tag = page.tags.get(ORIENTATION)
             return array.reshape(shape), "".join(letters), 1 if tag is None else int(tag.value)
+    except BadImage:
+        raise
     except Exception as error:  # tifffile raises anything on broken data
         if "imagecodecs" in str(error):
             return None
@@ -66,7 +72,7 @@ def planes_last(array: NDArray, axes: str) -> NDArray | None:
         return None
     rest = [index for index, letter in enumerate(axes) if letter not in "YX"]
     moved = array.transpose(axes.index("Y"), axes.index("X"), *rest)
-    return moved.reshape(*moved.shape[:2], -1)
+    return moved.reshape(*moved.shape[:2], math.prod(moved.shape[2:]))
 
 
 def _opened(data: bytes) -> Any:

@@ -5,19 +5,20 @@ import re
 
 import numpy as np
 import pytest
-import tifffile
+from omegaconf import OmegaConf
 from PIL import Image
 
 from pipeline.dataset.channels.decode import decode_as, decode_native, false_color, is_deep
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.images import BadImage
-from pipeline.dataset.open import open_dataset
+from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import SampleTable, State
+from support.conversions import converted
 from support.native.images import as_tar, gray_png, npy, npz, tiff, tiles, write_tiles
 from support.odd_images import encode, scene
-from support.small_datasets import error_of, write
+from support.small_datasets import PNG, error_of, write
 
 FOUR = tiles(1)[0]  # (24, 24, 4) uint16
 WIDE = np.random.default_rng(1).integers(0, 65536, (9, 14, 5)).astype(np.uint16)
@@ -222,10 +223,57 @@ def test_false_color_shows_the_range_of_each_channel():
     assert false_color(FOUR[..., :1]).shape == (24, 24, 3)
 
 
-def test_tifffile_reads_what_swave_reads():
-    """The stock reader is the judge of the files above."""
-    for name in ("TIFF, interleaved", "TIFF, planar", "BigTIFF"):
-        import io
+def test_a_number_of_channels_takes_pictures_as_their_files_have_them(tmp_path):
+    gray, turned = Image.fromarray(scene(20, 30)).convert("L"), Image.Exif()
+    turned[0x0112] = 6
+    folder = write(
+        tmp_path / "images",
+        {"a.png": encode(gray, "PNG"), "b.jpg": encode(gray, "JPEG", exif=turned.tobytes()), "rgb.png": PNG},
+    )
+    table = open_dataset(folder, tmp_path / "tables", 1, False, choice=Choice(channels=1))
+    assert table.pixels == PixelFormat(1, "uint8", native=True)
+    assert table.quarantine == {2: "of another kind: 3 channels of uint8"}
+    reader = Reader(table)
+    np.testing.assert_array_equal(reader.native(0)[..., 0], np.asarray(gray))
+    assert reader.native(1).shape == (30, 20, 1)  # upright
 
-        with tifffile.TiffFile(io.BytesIO(FILES[name])) as file:
-            assert file.pages[0].samplesperpixel == 5
+
+def test_other_sources_refuse_a_number_of_channels(tmp_path):
+    (tmp_path / "x.rec").write_bytes(b"")
+    line = error_of(open_dataset, tmp_path / "x.rec", tmp_path / "tables", 1, False, choice=Choice(channels=4))
+    assert "data.channels=4: images keep their own channels in folders and tars only" in line
+
+
+def test_training_and_test_images_are_of_one_kind(tmp_path):
+    write_tiles(tmp_path / "train", tiles(4))
+    write_tiles(tmp_path / "val", tiles(4, channels=2))
+    data = OmegaConf.create({"path": str(tmp_path), "test": None, "cache": str(tmp_path / "tables"), "workers": 1})
+    line = error_of(open_splits, data, False)
+    assert "holds images of 2 channels of uint16, and data.path of 4 channels of uint16" in line
+
+
+def test_conversion_refuses_a_table_of_native_images(tmp_path):
+    table = open_dataset(write_tiles(tmp_path / "images", tiles(4)), tmp_path / "tables", 1, False)
+    table.save(tmp_path / "tiles.npz")
+    line = error_of(converted, tmp_path / "tiles.npz", tmp_path / "out.beton", "beton")
+    assert "is a table of images of 4 channels of uint16" in line
+    assert "no images" in error_of(converted, tmp_path / "images", tmp_path / "out.beton", "beton")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_end_with_a_reason(name):
+    """Whatever bytes a file has, its decode gives an array or a BadImage: nothing else ends a scan."""
+    noise = np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(FILES[name])
+        for place in noise.integers(0, len(data) if noise.random() < 0.5 else 200, 1 + noise.integers(4)):
+            data[place] = noise.integers(256)
+        if noise.random() < 0.3:
+            data = data[: noise.integers(1, len(data))]
+        is_deep(bytes(data))
+        try:
+            array = decode_native(bytes(data))
+        except BadImage as error:
+            assert error.reason and "\n" not in error.reason
+        else:
+            assert array.ndim == 3 and str(array.dtype) in ("uint8", "uint16", "float32")
