@@ -1,0 +1,37 @@
+"""The preview of images with other channels than RGB: false color."""
+
+import numpy as np
+import pytest
+
+from config.recipe import load_config
+from pipeline.crops import Crops, View
+from pipeline.dataset.channels.format import COLOR, PixelFormat
+from pipeline.preview import denormalized, preview
+from support.native.images import tiles, write_tiles
+
+CROPS = Crops(views=(View(8, (1.0, 1.0)),))
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 1, 1]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_the_first_channels_are_shown_about_their_mean(channels, shown):
+    pixels = np.linspace(-3, 3, 2 * 4 * 4 * channels).reshape(2, 4, 4, channels)
+    levels = denormalized(pixels, CROPS, PixelFormat(channels, "uint16", native=True))
+    expected = np.clip(np.rint((pixels[..., shown] / 5 + 0.5) * 255), 0, 255)
+    np.testing.assert_array_equal(levels, expected)
+    assert levels.dtype == np.uint8 and levels.min() == 0 and levels.max() == 255
+
+
+def test_pictures_are_shown_as_they_are():
+    pixels = np.zeros((1, 2, 2, 3))
+    np.testing.assert_array_equal(
+        denormalized(pixels, CROPS, COLOR)[0, 0, 0], np.rint(255 * np.array([0.485, 0.456, 0.406]))
+    )
+
+
+@pytest.mark.slow
+def test_a_sheet_of_tiles_shows_them_and_their_crops(tmp_path, capsys):
+    root = write_tiles(tmp_path / "images", tiles(4, 40, channels=5))
+    settings = [f"data.path={root}", f"data.cache={tmp_path}", "crops.global.size=32", "crops.local.size=16"]
+    sheet = np.asarray(preview(load_config(["config/folder.yaml", *settings]), 3, 0))
+    assert sheet.shape[0] > 3 * 150 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
+    assert "pipeline.backend=torchvision" in capsys.readouterr().err
