@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from pipeline.dataset.images import _formats
+from pipeline.dataset.images import formats
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.sniff import EXTENSIONS, HEAD, extension, in_words, looks_like_image
 from support.conversions import converted, run, target
@@ -33,7 +33,7 @@ def misnamed():
     """Images with names that are wrong or have no extension."""
     files = {"anim.gif": GIF, "x.jfif": JPEG, "noext": JPEG, "x.dat": JPEG, "y.txt": JPEG, "a.b/z": PLAIN["rgb.png"]}
     for kind, suffix in (("AVIF", "avif"), ("JPEG2000", "jp2")):
-        if kind in _formats():
+        if kind in formats():
             files[f"x.{suffix}"] = encode(RGB, kind)
     return files
 
@@ -59,7 +59,7 @@ def test_other_files_are_not_taken_for_images():
 
 def test_the_extensions_are_those_of_the_formats_that_are_decoded():
     Image.init()
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*_formats(), "MPO")}
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*formats(), "MPO")}
     missing = known - set(EXTENSIONS)
     assert missing <= {".pfm"}  # floats, which have no defined white
 
