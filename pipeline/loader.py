@@ -23,6 +23,7 @@ from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from pipeline.draw import center, draw
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
+from pipeline.remote.plan import Plan, Step
 from pipeline.requests import Feed
 
 
@@ -193,16 +194,23 @@ class Loader:
 
     def _requests(self) -> Iterator[Request]:
         """This rank's requests from `position` on, without end: the next epoch is prepared during the current one."""
+        plan = Plan(self._order, self.global_batch, self.rank, self.world_size)
+        for epoch, samples, rows in self.feed.reader.ahead(self._steps(), plan):
+            yield self.feed.request(epoch, samples, rows, partial(draw, self.crops, self.seed, epoch))
+
+    def _steps(self) -> Iterator[Step]:
         samples = self.position.samples
         for epoch in itertools.count(self.position.epoch):
             permutation = np.empty(0)  # the last one's memory is free before the next one is made
-            permutation = order(self.seed, epoch, self.feed.usable)
-            draw_rows = partial(draw, self.crops, self.seed, epoch)
+            permutation = self._order(epoch)
             while samples + self.global_batch <= len(permutation):
                 rows = rank_rows(permutation, samples, self.global_batch, self.rank, self.world_size)
                 samples += self.global_batch
-                yield self.feed.request(epoch, samples, rows, draw_rows)
+                yield Step(epoch, samples, rows)
             samples = 0
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return order(self.seed, epoch, self.feed.usable)
 
 
 @dataclass
@@ -246,9 +254,10 @@ def evaluation_batches(
     require_native(backend, table)
     feed = Feed(table, Reader(table), max_bad_fraction)
     executor = make_backend(backend, crops, batch_size, threads, device_id, hw_decoder_load=hw_decoder_load)
+    steps = (Step(0, start, rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
     requests = (
-        feed.request(0, start, rows[start : start + batch_size], draw_rows or partial(center, crops))
-        for start in range(0, len(rows), batch_size)
+        feed.request(0, step.samples, step.rows, draw_rows or partial(center, crops))
+        for step in feed.reader.ahead(steps)
     )
     producer = _Producer(execute(executor, feed, requests), device_id)
     try:

@@ -14,6 +14,7 @@ from config.schema.ranges import (
     PerChannel,
     Probability,
     Range,
+    Size,
     ZeroOrMore,
     rising,
 )
@@ -29,7 +30,8 @@ class Data(Section):
 
     path: FilePath = setting(
         MISSING,
-        "images, *.tar shards, a .tar, a .beton, or a folder with train/ and val/ or test/",
+        "images, *.tar shards, a .tar, a .beton, or a folder with train/ and val/ or test/; also s3://, gs://, hf://, "
+        "or https:// of a file or a list",
         resume="the images may move; another number of them or other contents are refused",
     )
     test: FilePath | None = setting(
@@ -37,7 +39,17 @@ class Data(Section):
         "images of the k-NN test; null: val/ or test/ next to train/, else a tenth held out",
         resume="later evaluations use these images",
     )
-    cache: FilePath = setting("data/tables", "where sample tables of scanned folders are kept", resume=SPEED)
+    cache: FilePath = setting(
+        "data/tables",
+        "where sample tables of scanned folders are kept, and images of buckets and servers",
+        resume=SPEED,
+    )
+    cache_bytes: Size = setting(
+        "100GB",
+        "bytes of images from a bucket or server that data.cache keeps, each for data.path and data.test; of larger "
+        "data those that training needs next",
+        resume=SPEED,
+    )
     workers: ZeroOrMore = setting(0, "processes that scan a folder; 0: one a core", resume=SPEED)
     check: Literal["decode", "headers", "none"] = setting(
         "decode",

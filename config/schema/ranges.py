@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -82,6 +83,21 @@ def all_finite(node: Any) -> bool:
     if isinstance(node, list):
         return all(all_finite(value) for value in node)
     return not isinstance(node, float) or math.isfinite(node)
+
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KB|MB|GB|TB)", re.IGNORECASE)
+
+
+def bytes_of(size: str) -> int:
+    """A size in bytes: 100GB is 10**11. Raises ValueError for a text that is none."""
+    match = SIZE.fullmatch(size)
+    if match is None:
+        raise ValueError(f"{size!r} is no size")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+Size = Annotated[str, Holds(lambda text: SIZE.fullmatch(text) is not None, "a number with B, KB, MB, GB or TB")]
 
 
 # Keys and values that the backbone and DeepSpeed check themselves.

@@ -39,6 +39,8 @@ from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import EXTENSIONS, has_extension
 from pipeline.dataset.table import DECODE, HEADERS, NONE, DatasetError, SampleTable, count_reasons
 from pipeline.dataset.tar_images import list_shards
+from pipeline.remote.mirror import with_local_paths
+from pipeline.remote.probes import shard_digests
 
 __all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_splits"]
 
@@ -119,8 +121,10 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
     image, label (or None), check, channels, layout.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
-    `open_dataset`. Raises DatasetError, also if an image is in both.
+    `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
+    `data.cache` first.
     """
+    data = with_local_paths(data, progress)
     check = data.get("check") or DECODE
     try:
         train, neighbor = find_split(data.path)
@@ -306,7 +310,7 @@ def _cached(place: Place, see: Callable[[SampleTable | None], Seen]) -> tuple[Sa
         if table is None:
             table = seen.scan()
             try:
-                table.save(file)
+                table.save(file, shard_digests(table.root, table.containers))
             except OSError as error:
                 raise _no_cache(place.cache, error) from None
             if file.stat().st_size >= MAPPED_FROM:

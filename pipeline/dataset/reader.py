@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from threading import Lock
@@ -16,6 +16,9 @@ from pipeline.dataset.channels.decode import decode_as, false_color
 from pipeline.dataset.images import BadImage, decode
 from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.table import SampleTable, State
+from pipeline.remote.faults import Missing
+from pipeline.remote.plan import Plan, Step
+from pipeline.remote.rows import remote_rows
 
 
 class ReadError(OSError):
@@ -35,6 +38,8 @@ class Reader:
     A single .beton is read in the caller's thread, after posix_fadvise for all rows: with 100 kB rows in memory on two
     busy cores, a row takes 25 us of CPU time instead of 40 to 80 in eight threads. (A memory map takes 10 to 20, but
     kills the process without a message if the file is cut short meanwhile.)
+
+    remote: where a table's shards are not on this machine, the source of their bytes; else None.
     """
 
     def __init__(self, table: SampleTable, threads: int = 8, open_files: int = 512) -> None:
@@ -45,6 +50,7 @@ class Reader:
         self._pool: ThreadPoolExecutor | None = None
         self._shards: OrderedDict[int, _Descriptor] = OrderedDict()
         self._open_files, self._lock = max(1, open_files), Lock()
+        self.remote = remote_rows(table)
 
     def read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Encoded bytes of each row, (n,) uint8, read-only: the file's own for State.OK and State.ARRAY, a PPM of the
@@ -59,6 +65,8 @@ class Reader:
     def try_read(self, rows: Iterable[int] | NDArray[np.int64]) -> list[NDArray[np.uint8] | ReadError]:
         """Like `read`, but with a ReadError in place of each row that fails."""
         numbers = [int(row) for row in rows]
+        if self.remote is not None and len(numbers) > 1:
+            self.remote.expect_more(numbers)
         if self._threads == 1 or self._single or len(numbers) < 2:
             return self._read_in_turn(numbers)
         if self._pool is None:
@@ -67,6 +75,11 @@ class Reader:
         share = -(-len(numbers) // self._threads)
         parts = [numbers[first : first + share] for first in range(0, len(numbers), share)]
         return list(chain.from_iterable(self._pool.map(self._read_in_turn, parts)))
+
+    def ahead(self, steps: Iterator[Step], plan: Plan | None = None) -> Iterator[Step]:
+        """The same steps, whose rows will be read in this order; what is not on this machine is fetched in advance.
+        plan: that of training, whose rows come again."""
+        return steps if self.remote is None else self.remote.ahead(steps, plan)
 
     def decode(self, row: int) -> NDArray[np.uint8]:
         """The row's pixels, (H, W, 3) uint8 RGB, by the canonical decode; for State.ARRAY in false color. Raises
@@ -101,6 +114,8 @@ class Reader:
             self._pool = None
         with self._lock:
             self._shards.clear()
+        if self.remote is not None:
+            self.remote.close()
 
     def _read_in_turn(self, rows: Sequence[int]) -> list[NDArray[np.uint8] | ReadError]:
         items: list[NDArray[np.uint8] | ReadError] = []
@@ -121,12 +136,16 @@ class Reader:
             raise ReadError(row, table.name(row), f"quarantined: {table.quarantine[row]}")
         length, offset = int(table.length[row]), int(table.offset[row])
         try:
-            if self._loose:
+            if self.remote is not None:
+                data = np.frombuffer(self.remote.read(row), np.uint8)
+            elif self._loose:
                 file = _Descriptor(table.root / table.containers[table.container[row]])
                 data = np.frombuffer(os.pread(file.number, length + 1, 0), np.uint8)  # + 1 reveals a file that grew
             else:
                 file = self._shard(int(table.container[row]))  # the name keeps it open until it is read
                 data = np.frombuffer(os.pread(file.number, length, offset), np.uint8)
+        except Missing:
+            raise ReadError(row, table.name(row), "missing on the server") from None
         except OSError as error:
             raise ReadError(row, table.name(row), error.strerror or "unreadable") from None
         if len(data) != length:

@@ -25,6 +25,7 @@ from pipeline.dataset.folder import RGB_ONLY, Listing, probe_rows
 from pipeline.dataset.table import DECODE, DatasetError, SampleTable
 from pipeline.dataset.tar_images import list_shards, tar_images
 from pipeline.dataset.tars import BLOCK
+from pipeline.remote.probes import kept_probes
 
 
 class Record(NamedTuple):
@@ -69,7 +70,9 @@ def _table(
 ) -> SampleTable:
     """The table of N byte ranges; `columns`: (4, N) int64 container, offset, length, label."""
     container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
-    probes = probe_rows(root, names, container, offset, length, workers, progress, check=check, choice=choice)
+    probes = kept_probes(root, names, container, offset)
+    if probes is None:
+        probes = probe_rows(root, names, container, offset, length, workers, progress, check=check, choice=choice)
     return SampleTable(
         root, names, container, offset, label=label.astype(np.int32), classes=classes, check=check, **probes._asdict()
     )

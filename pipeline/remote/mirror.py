@@ -1,0 +1,247 @@
+"""The mirror of remote objects below `data.cache`: fetches what is new or has changed, once for a node.
+
+<data.cache>/remote/<name>-<hash of the address>/
+    files/           the objects, under their names; each complete, verified and renamed into place
+    index.jsonl      size and tag of each
+    probes/          only without images: what the scan found out about each shard
+    images/          only without images: those that training needs next (`pipeline.remote.records`)
+    partial/         what is being fetched; a kill leaves files there, which the next start deletes
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from common.cli import note
+from common.files import lock, write_atomically
+from common.progress import progress_bar
+from config.schema.ranges import bytes_of
+from pipeline.dataset.table import DatasetError
+from pipeline.remote.address import RemoteObject, is_remote, parsed
+from pipeline.remote.faults import Missing
+from pipeline.remote.fetching import fault_of_disk, fetch
+from pipeline.remote.index import Held, Index
+from pipeline.remote.probes import APART, FILES, IMAGES, probes_file, save_probes
+from pipeline.remote.skeletons import take_apart
+from pipeline.remote.store import Store, open_store
+
+CACHE_BYTES = "100GB"
+FOLDERS = (FILES, "partial", "probes")
+_in_use: dict[Path, IO[str]] = {}  # shared locks of the mirrors that this process reads, until it ends
+
+
+def with_local_paths(data: Any, progress: bool) -> Any:
+    """A recipe's `data` section with the paths of mirrors in place of addresses. Raises DatasetError."""
+    remote = [name for name in ("path", "test") if data.get(name) and is_remote(data[name])]
+    if not remote:
+        return data
+    local, workers = copy.deepcopy(data), data["workers"] or len(os.sched_getaffinity(0))
+    for name in remote:
+        bound = bytes_of(data.get("cache_bytes", CACHE_BYTES))
+        local[name] = str(local_path(data[name], Path(data["cache"]), bound, workers, progress, f"data.{name}"))
+    return local
+
+
+def local_path(
+    path: object, cache: Path, cache_bytes: int, workers: int, progress: bool = True, setting: str = "data.path"
+) -> Path:
+    """The path in the mirror for an address: a folder, a file or a pattern, as the address is. All its objects are
+    there, or, if they have more than `cache_bytes`, the skeletons of its shards (`pipeline.remote.skeletons`).
+
+    workers: processes that decode. Raises DatasetError with one line that begins with `setting`.
+    """
+    where = str(path)
+    try:
+        where = parsed(path)[1]
+        store, folder = open_store(where), mirror_folder(cache, where)
+        try:
+            for name in FOLDERS:
+                (folder / name).mkdir(parents=True, exist_ok=True)
+            with _taken(folder / "lock") as stamp:
+                if stamp is not None:
+                    _update(store, folder, cache_bytes, workers, progress)
+                _use(folder)
+        except OSError as error:
+            if isinstance(error, Missing):
+                raise DatasetError(str(error)) from None
+            raise DatasetError(fault_of_disk(error, None, cache)) from None
+    except DatasetError as error:
+        raise DatasetError(f"{setting}={where}: {error}") from None
+    above, _, name = where.rpartition("/")
+    pattern = "*" in name and "*" not in above
+    return folder / FILES / name if pattern or (folder / FILES / name).is_file() else folder / FILES
+
+
+def mirror_folder(cache: Path, address: str) -> Path:
+    name = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in address.rpartition("/")[2])
+    return cache.absolute() / "remote" / f"{name or 'root'}-{hashlib.sha256(os.fsencode(address)).hexdigest()[:12]}"
+
+
+class _taken:
+    """The exclusive lock on a mirror. Gives None if another process, for which this one waited, has just updated it:
+    the ranks of a node start together."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> IO[str] | None:
+        before = self._path.read_bytes() if self._path.exists() else b""
+        self._file = lock(self._path)
+        return self._file if self._path.read_bytes() == before else None
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self._file.truncate(0)
+            self._file.write(uuid.uuid4().hex)
+        self._file.close()
+
+
+def _use(folder: Path) -> None:
+    """Note that this process reads the mirror, so that no other one takes files away."""
+    if folder not in _in_use:
+        file = (folder / "in-use").open("a+")
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[folder] = file
+
+
+def _claim(folder: Path) -> IO[str]:
+    """The right to replace files. Raises DatasetError while another process reads the mirror."""
+    if folder in _in_use:
+        _in_use.pop(folder).close()
+    try:
+        return lock(folder / "in-use", wait=False)
+    except BlockingIOError:
+        problem = f"another run reads {folder}, whose objects have changed or whose data.cache_bytes is another"
+        raise DatasetError(f"{problem}; set another data.cache, or start when it is done") from None
+
+
+# ------------------------------------------------------------------------------------------------- update
+
+
+def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress: bool) -> None:
+    index = Index(folder)
+    shutil.rmtree(folder / "partial")
+    (folder / "partial").mkdir()
+    listed = _listed(store, progress)
+    total = sum(item.size for item in listed.values())
+    apart = total > cache_bytes
+    _check_bound(listed, total, cache_bytes, apart)
+    kept = {name: held for name, held in index.held.items() if _is_held(folder, held, listed.get(name), apart)}
+    wanted = [item for name, item in listed.items() if name not in kept]
+    stale = [name for name in index.held if name not in kept]
+    claim = _claim(folder) if stale or (folder / APART).exists() != apart else None
+    try:
+        for name in stale:
+            (folder / FILES / name).unlink(missing_ok=True)
+            probes_file(folder, name).unlink(missing_ok=True)
+        if apart:
+            write_atomically(folder / APART, json.dumps({"address": store.address, "cache_bytes": cache_bytes}))
+        else:
+            (folder / APART).unlink(missing_ok=True)
+            shutil.rmtree(folder / IMAGES, ignore_errors=True)
+        # The addresses of the new list: signatures expire.
+        index.keep({name: held._replace(item=listed[name]) for name, held in kept.items()})
+        if wanted:
+            _fetch(store, folder, index, wanted, apart, workers, progress)
+    finally:
+        if claim is not None:
+            claim.close()
+
+
+def _listed(store: Store, progress: bool) -> dict[str, RemoteObject]:
+    items = store.list()
+    if len(items) == 1 and items[0].name.endswith(".beton"):  # the table that conversion wrote for it
+        address = items[0].address.removesuffix(".beton") + ".npz"
+        with suppress(Missing, DatasetError):  # S3 refuses to say that an object is missing, where it may not be listed
+            items.append(store.look_up(address, items[0].name.removesuffix(".beton") + ".npz"))
+    listed = {item.name: item for item in items}
+    if len(listed) < len(items):
+        twice = next(item.name for item in items if listed[item.name] is not item)
+        raise DatasetError(f"two objects are called {twice}; give them different names")
+    above = next((name for name in listed if any(f"{part}" in listed for part in _folders(name))), None)
+    if above is not None:
+        raise DatasetError(f"{above}: one of its folders is an object too; rename that object")
+    return listed
+
+
+def _folders(name: str) -> list[str]:
+    return [str(folder) for folder in Path(name).parents][:-1]
+
+
+def _check_bound(listed: Mapping[str, RemoteObject], total: int, cache_bytes: int, apart: bool) -> None:
+    """Raise DatasetError if objects that cannot be kept without their images are too large for the cache."""
+    rest = sum(item.size for name, item in listed.items() if not _is_shard(name))
+    if apart and rest > cache_bytes:
+        problem = f"{total / 1e9:.3g} GB, {rest / 1e9:.3g} of them no tars, and data.cache_bytes={cache_bytes}"
+        raise DatasetError(f"{problem}; raise it, or pack the images in tars (make convert), which are cached in part")
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith(".tar")
+
+
+def _is_held(folder: Path, held: Held, item: RemoteObject | None, apart: bool) -> bool:
+    """Whether the mirror has this object as it was listed, in the form that is wanted."""
+    if item is None or (item.size, item.tag) != held.item[2:] or held.whole == (apart and _is_shard(item.name)):
+        return False
+    try:
+        return (folder / FILES / item.name).stat().st_size == item.size
+    except OSError:
+        return False
+
+
+def _fetch(
+    store: Store, folder: Path, index: Index, wanted: list[RemoteObject], apart: bool, workers: int, progress: bool
+) -> None:
+    whole = [item for item in wanted if not (apart and _is_shard(item.name))]
+    shards = [item for item in wanted if apart and _is_shard(item.name)]
+    needed = sum(item.size for item in whole) + max((item.size for item in shards), default=0)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        problem = f"{needed / 1e9:.3g} GB are to be fetched, and {folder} has {free / 1e9:.3g} GB of room"
+        raise DatasetError(f"{problem}; make room, set another data.cache, or lower data.cache_bytes")
+    total = sum(item.size for item in wanted)
+    if progress:
+        form = "without their images, which are fetched as they are needed" if apart else "and kept"
+        note(f"{store.address}: {len(wanted):,} objects of {total / 1e9:.3g} GB are fetched to {folder}, {form}")
+
+    def put(item: RemoteObject, file: Path, digest: str) -> None:
+        _into_place(folder, item, file)
+        index.add(Held(item, digest, True))
+
+    def put_apart(item: RemoteObject, file: Path, digest: str) -> None:
+        skeleton = file.with_suffix(".skeleton")
+        try:
+            probes = take_apart(file, skeleton, workers)
+        except DatasetError as error:
+            raise DatasetError(f"{item.name}: {str(error).partition(': ')[2] or error}") from None
+        save_probes(probes_file(folder, item.name), probes)
+        file.unlink()
+        _into_place(folder, item, skeleton)
+        index.add(Held(item, digest, False))
+
+    with progress_bar(total, f"fetching {store.address}", "B", progress) as bar:
+        fetch(store, whole, folder / "partial", put, bar.update)
+        for item in shards:  # one at a time: a shard is all that is on the disk beyond data.cache_bytes
+            fetch(store, [item], folder / "partial", put_apart, bar.update)
+
+
+def _into_place(folder: Path, item: RemoteObject, file: Path) -> None:
+    """Give a complete file its name. Its time is a function of the tag, so that a table made of these bytes fits when
+    the mirror was deleted and fetched again."""
+    place = folder / FILES / item.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    time = 1_000_000_000 * 10**9 + zlib.crc32(item.tag.encode())
+    os.utime(file, ns=(time, time))
+    os.replace(file, place)

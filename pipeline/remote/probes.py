@@ -1,0 +1,118 @@
+"""What a scan found out about the images of shards whose bytes it did not keep."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8, UInt32
+from numpy.typing import NDArray
+
+from common.files import NPZ_DAMAGE, replacing
+from pipeline.dataset.folder import Probes
+from pipeline.dataset.table import DatasetError, Names, State
+from pipeline.remote.index import Index
+
+FILES = "files"  # the mirror's folder of objects
+IMAGES = "images"  # the folder of those that are kept
+APART = "without-images.json"  # the mirror's shards are skeletons; the address, and the bound of `images`
+
+
+class ShardProbes(NamedTuple):
+    """The n images of a shard by offset, ascending. length: bytes; width, height, state: as in a `SampleTable`;
+    crc: CRC-32 of an image's bytes; reasons: why it cannot be decoded, by offset."""
+
+    offset: Int64[np.ndarray, " n"]
+    length: Int64[np.ndarray, " n"]
+    width: Int32[np.ndarray, " n"]
+    height: Int32[np.ndarray, " n"]
+    state: UInt8[np.ndarray, " n"]
+    crc: UInt32[np.ndarray, " n"]
+    reasons: dict[int, str]
+
+
+def mirror_without_images(root: Path) -> Path | None:
+    """The folder of the mirror to which a table's root belongs, if that keeps no images; else None."""
+    for folder in (root, *root.parents):
+        if folder.name == FILES and (folder.parent / APART).exists():
+            return folder.parent
+    return None
+
+
+def probes_file(mirror: Path, name: str) -> Path:
+    return mirror / "probes" / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:20]}.npz"
+
+
+def save_probes(file: Path, probes: ShardProbes) -> None:
+    columns = {name: getattr(probes, name) for name in ShardProbes._fields[:-1]}
+    reasons = np.frombuffer(Names.of(probes.reasons.values()).blob, np.uint8)
+    with replacing(file) as target:
+        np.savez(target, bad=np.array(list(probes.reasons), np.int64), reasons=reasons, **columns)
+
+
+def load_probes(file: Path) -> ShardProbes:
+    """Raises DatasetError if the file is missing or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            reasons = Names(stored["reasons"].tobytes())
+            bad = dict(zip(stored["bad"].tolist(), reasons, strict=True))
+            return ShardProbes(*(stored[name] for name in ShardProbes._fields[:-1]), bad)
+    except NPZ_DAMAGE:
+        raise DatasetError(f"{file}: missing or damaged; delete {file.parents[1]}, and it is fetched again") from None
+
+
+def kept_probes(
+    root: Path, containers: Sequence[str], container: NDArray[np.int32], offset: NDArray[np.int64]
+) -> Probes | None:
+    """What `probe_rows` would find out, for tables in a mirror without images; None for others.
+
+    container, offset: (N,) of the images.
+    """
+    mirror = mirror_without_images(root)
+    if mirror is None:
+        return None
+    columns = columns_of(mirror, root, containers, container, offset)
+    reasons = {row: columns.reasons[row] for row in np.flatnonzero(columns.state == State.QUARANTINED).tolist()}
+    return Probes(columns.length, columns.width, columns.height, columns.state, reasons)
+
+
+def columns_of(
+    mirror: Path, root: Path, containers: Sequence[str], container: NDArray[np.int32], offset: NDArray[np.int64]
+) -> ShardProbes:
+    """The probes of N images of several shards, in the order of the images; `reasons` by row. Raises DatasetError."""
+    dtypes = (np.int64, np.int64, np.int32, np.int32, np.uint8, np.uint32)
+    columns: list[Any] = [np.zeros(len(container), dtype) for dtype in dtypes]
+    reasons: dict[int, str] = {}
+    order = np.argsort(container, kind="stable")
+    ends = np.searchsorted(container[order], np.arange(len(containers)), side="right")
+    for name, rows in zip(containers, np.split(order, ends[:-1]), strict=True):
+        if not len(rows):
+            continue
+        shard = load_probes(probes_file(mirror, mirror_path(mirror, root, name)))
+        found = np.searchsorted(shard.offset, offset[rows])
+        if (found >= len(shard.offset)).any() or (shard.offset[found] != offset[rows]).any():
+            raise DatasetError(
+                f"{root / name}: not the shard that was scanned; delete {mirror}, and it is fetched again"
+            )
+        for column, values in zip(columns, shard[:-1], strict=True):
+            column[rows] = values[found]
+        reasons |= {row: shard.reasons[at] for row, at in zip(rows.tolist(), offset[rows].tolist(), strict=True)
+                    if at in shard.reasons}  # fmt: skip
+    return ShardProbes(*columns, reasons)
+
+
+def mirror_path(mirror: Path, root: Path, name: str) -> str:
+    """The object's name in the index for a container of a table."""
+    return str((root / name).relative_to(mirror / FILES))
+
+
+def shard_digests(root: Path, containers: Sequence[str]) -> Mapping[str, str] | None:
+    """SHA-256 of each shard of a mirror without images, from when it was fetched; None for other tables."""
+    mirror = mirror_without_images(root)
+    if mirror is None:
+        return None
+    held = Index(mirror).held
+    return {name: held[mirror_path(mirror, root, name)].sha256 for name in containers}
