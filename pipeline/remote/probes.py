@@ -59,7 +59,7 @@ def load_probes(file: Path) -> ShardProbes:
         with np.load(file, allow_pickle=False) as stored:
             reasons = Names(stored["reasons"].tobytes())
             bad = dict(zip(stored["bad"].tolist(), reasons, strict=True))
-            return ShardProbes(*(stored[name] for name in ShardProbes._fields[:-1]), bad)
+            return ShardProbes._make([*(stored[name] for name in ShardProbes._fields[:-1]), bad])
     except NPZ_DAMAGE:
         raise DatasetError(f"{file}: missing or damaged; delete {file.parents[1]}, and it is fetched again") from None
 
@@ -101,7 +101,7 @@ def columns_of(
             column[rows] = values[found]
         reasons |= {row: shard.reasons[at] for row, at in zip(rows.tolist(), offset[rows].tolist(), strict=True)
                     if at in shard.reasons}  # fmt: skip
-    return ShardProbes(*columns, reasons)
+    return ShardProbes._make([*columns, reasons])
 
 
 def mirror_path(mirror: Path, root: Path, name: str) -> str:

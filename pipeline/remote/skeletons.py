@@ -38,7 +38,7 @@ def take_apart(shard: Path, skeleton: Path, workers: int) -> ShardProbes:
         _copy(source.fileno(), target.fileno(), at, size)
     reasons = {int(table.offset[row]): reason for row, reason in table.quarantine.items()}
     columns: list[Any] = [table.offset, table.length, table.width, table.height, table.state, crc]
-    return ShardProbes(*(column[order] for column in columns), reasons)
+    return ShardProbes._make([*(column[order] for column in columns), reasons])
 
 
 def _copy(source: int, target: int, start: int, end: int) -> None:

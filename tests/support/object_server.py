@@ -23,8 +23,9 @@ PIECE = 1 << 16
 class ObjectServer:
     """latency: seconds before each answer. rate: bytes a second of all answers together, 0 without a limit.
 
-    faults: what the next GETs do, one each: '503', '429', 'reset', 'cut' (half of the body) or 'flipped' (a wrong byte).
-    gone: names that get 404. requests: number of GETs and HEADs; sent: bytes of the bodies of GETs; asked: GETs by name.
+    faults: what the next GETs do, one each: '503', '429', 'reset', 'cut' (half of the body) or 'flipped' (a wrong
+    byte). gone: names that get 404. requests: number of GETs and HEADs; sent: bytes of the bodies of GETs; asked: GETs
+    by name.
     """
 
     folder: Path
