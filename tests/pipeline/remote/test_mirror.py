@@ -1,0 +1,196 @@
+"""The mirror of a bucket or server: the same table as from a disk; fetched once, again only where it changed."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from config.recipe import ROOT
+from pipeline.dataset.table import State
+from pipeline.remote.index import FILE
+from pipeline.remote.mirror import mirror_folder
+from support.object_server import serving
+from support.remote_sites import size_of, table_of, write_list, write_site
+from support.small_datasets import BAD, PLAIN, error_of, write
+
+APART = "20KB"  # less than any site here has
+
+
+@pytest.fixture
+def server(tmp_path):
+    with serving(write_site(tmp_path / "site", count=40, a_shard=10, side=40)) as server:
+        yield server
+
+
+def mirror_of(server, cache):
+    return mirror_folder(cache, f"{server.address}/list.txt")
+
+
+@pytest.mark.parametrize("cache_bytes", ["1GB", APART])
+def test_shards_of_a_server_give_the_same_table_as_from_a_disk(server, tmp_path, cache_bytes):
+    local = table_of(server.folder / "*.tar", tmp_path / "local")
+    table = table_of(f"{server.address}/list.txt", tmp_path / "cache", cache_bytes)
+    assert table.digest() == local.digest() and np.array_equal(table.offset, local.offset)
+    assert list(table.containers) == list(local.containers)
+    assert [table.name(row) for row in (0, 39)] == [local.name(row) for row in (0, 39)]
+    assert server.sent == size_of(server.folder) + len((server.folder / "list.txt").read_bytes())
+
+
+def test_shards_without_their_images_are_small_and_listed_anew_for_another_choice_of_labels(server, tmp_path):
+    table = table_of(f"{server.address}/list.txt", tmp_path / "cache", APART)
+    blocks = sum(file.stat().st_blocks for file in table.root.glob("*.tar")) * 512
+    assert blocks < 0.9 * size_of(server.folder) == 0.9 * size_of(table.root)
+    sent = server.sent
+    unlabelled = table_of(f"{server.address}/list.txt", tmp_path / "cache", APART, label="none")
+    assert (unlabelled.label == -1).all() and np.array_equal(unlabelled.length, table.length)
+    assert server.sent - sent < 1000  # the list
+
+
+def test_loose_images_and_bad_ones_are_those_of_a_folder(tmp_path):
+    images = {f"{'ab'[i % 2]}/{name}": data for i, (name, data) in enumerate(PLAIN.items())}
+    images["a/broken.jpg"] = next(iter(BAD.values()))[0]
+    write(tmp_path / "site", images)
+    local = table_of(tmp_path / "site", tmp_path / "local")
+    (tmp_path / "site" / "list.txt").write_text("".join(f"{name}\n" for name in images))
+    with serving(tmp_path / "site") as server:
+        table = table_of(f"{server.address}/list.txt", tmp_path / "cache")
+    assert table.digest() == local.digest() and table.classes == local.classes == ("a", "b")
+    assert list(table.quarantine.values()) == list(local.quarantine.values())
+
+
+def test_a_missing_object_is_quarantined_like_an_empty_file(tmp_path):
+    names = list(PLAIN)
+    write(tmp_path / "site", {**PLAIN, "list.txt": "\n".join(names).encode()})
+    with serving(tmp_path / "site") as server:
+        server.gone.add(names[0])
+        table = table_of(f"{server.address}/list.txt", tmp_path / "cache")
+    (row,) = np.flatnonzero(table.state == State.QUARANTINED)
+    assert table.name(row) == names[0] and len(table) == len(names)
+
+
+@pytest.mark.parametrize("cache_bytes", ["1GB", APART])
+def test_the_next_start_fetches_what_is_new_or_changed_and_drops_what_is_gone(server, tmp_path, cache_bytes):
+    address, cache = f"{server.address}/list.txt", tmp_path / "cache"
+    before = table_of(address, cache, cache_bytes)
+    _leave(server, cache)
+    server.asked.clear()
+    assert table_of(address, cache, cache_bytes).digest() == before.digest()
+    assert set(+server.asked) == {"list.txt"}
+    first, second, *_ = sorted(server.folder.glob("*.tar"))
+    first.write_bytes(second.read_bytes())
+    second.unlink()
+    write_list(server.folder)
+    _leave(server, cache)
+    after = table_of(address, cache, cache_bytes)
+    assert set(+server.asked) == {"list.txt", first.name}
+    assert len(after) == 30 and after.length[:10].tolist() == before.length[10:20].tolist()
+
+
+def _leave(server, cache):
+    """What the end of a process does: others may replace the mirror's files."""
+    from pipeline.remote import mirror
+
+    for folder in list(mirror._in_use):
+        mirror._in_use.pop(folder).close()
+
+
+@pytest.mark.parametrize("change", ["object", "bound"])
+def test_files_that_another_run_reads_are_not_replaced(server, tmp_path, change):
+    address, cache = f"{server.address}/list.txt", tmp_path / "cache"
+    table = table_of(address, cache)
+    _leave(server, cache)
+    with (mirror_of(server, cache) / "in-use").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        if change == "object":
+            next(server.folder.glob("*.tar")).touch()
+        line = error_of(table_of, address, cache, APART if change == "bound" else "1GB")
+        assert "another run reads" in line and "set another data.cache" in line
+        assert size_of(table.root) == size_of(server.folder)  # nothing is lost
+
+
+def test_a_cache_of_another_version_is_one_line_and_stays(server, tmp_path):
+    address, cache = f"{server.address}/list.txt", tmp_path / "cache"
+    table_of(address, cache)
+    index = mirror_of(server, cache) / FILE
+    text = index.read_text().replace('"swave mirror": 1', '"swave mirror": 7')
+    index.write_text(text)
+    line = error_of(table_of, address, cache)
+    assert "is a cache of another version" in line and str(index.parent) in line and "delete that folder" in line
+    assert index.read_text() == text
+
+
+def test_one_large_file_beyond_the_bound_is_one_line(tmp_path):
+    write(tmp_path / "site", {"train.beton": bytes(50_000)})
+    with serving(tmp_path / "site") as server:
+        line = error_of(table_of, f"{server.address}/train.beton", tmp_path / "cache", APART)
+    assert "data.cache_bytes=20000" in line and "pack the images in tars" in line
+    assert server.sent == 0
+
+
+def test_a_full_disk_under_the_cache_is_one_line(server, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        large = server.folder / "large.tar"
+        large.write_bytes(bytes(1 << 20))
+        early = error_of(table_of, f"{server.address}/large.tar", disk)
+        assert "GB of room" in early and str(disk) in early and server.sent == 0
+        blocks = -(-(server.folder / "shard-000000.tar").stat().st_size // 4096)
+        (disk / "filler").write_bytes(bytes((os.statvfs(disk).f_bavail - blocks - 1) * 4096))
+        late = error_of(table_of, f"{server.address}/shard-000000.tar", disk)  # the shard fits, but nothing else
+        assert "cannot write" in late and "No space left on device" in late and str(disk) in late
+    finally:
+        _leave(server, disk)
+        subprocess.run(["umount", disk], check=True)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pipeline.remote.mirror import local_path
+print(local_path(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), 1, progress=False))
+"""
+
+
+def _start(server, cache, cache_bytes):
+    command = [sys.executable, "-c", PROGRAM, f"{server.address}/list.txt", str(cache), str(cache_bytes)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow(seconds=20)
+@pytest.mark.parametrize("cache_bytes", [10**9, 20_000])
+def test_a_kill_while_fetching_leaves_only_whole_files_and_the_rest_is_fetched(server, tmp_path, cache_bytes):
+    local = table_of(server.folder / "*.tar", tmp_path / "local")
+    cache, total = tmp_path / "cache", size_of(server.folder)
+    for sent in (total // 4, total // 2):
+        server.rate, server.sent = 60_000, 0
+        process = _start(server, cache, cache_bytes)
+        while server.sent < sent and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        for file in (mirror_of(server, cache) / "files").glob("*.tar"):
+            assert file.stat().st_size == (server.folder / file.name).stat().st_size
+    server.rate = 0
+    table = table_of(f"{server.address}/list.txt", cache, f"{cache_bytes}B")
+    assert table.digest() == local.digest()
+    assert not any((mirror_of(server, cache) / "partial").iterdir())
+
+
+@pytest.mark.slow(seconds=10)
+def test_processes_that_start_together_fetch_each_byte_once(server, tmp_path):
+    server.latency = 0.05
+    processes = [_start(server, tmp_path / "cache", 10**9) for _ in range(3)]
+    watch = threading.Thread(target=lambda: [process.wait() for process in processes])
+    watch.start()
+    watch.join(60)
+    outputs = [process.communicate() for process in processes]
+    assert len({place for place, _ in outputs}) == 1 and all(process.returncode == 0 for process in processes), outputs
+    assert all(count == 1 for name, count in server.asked.items() if name != "list.txt")
