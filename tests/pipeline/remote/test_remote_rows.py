@@ -55,6 +55,7 @@ def drawn(loader, epochs):
     ]
 
 
+@pytest.mark.slow(seconds=5)
 def test_rows_and_crops_are_those_of_the_disk_and_few_bytes_are_fetched_in_vain(server, table, local):
     remote, disk = loader_of(table), loader_of(local)
     assert drawn(remote, 4) == drawn(disk, 4)
@@ -162,7 +163,10 @@ def test_evaluation_reads_ahead_too(server, table, local):
     crops = CROPS.for_evaluation(16, 0.9)
     rows = np.arange(ROWS)[::-3].copy()
     one, two = (
-        [batch.crops[0].sum().item() for batch in evaluation_batches(t, rows, crops, backend="torchvision", batch_size=8)]
+        [
+            batch.crops[0].sum().item()
+            for batch in evaluation_batches(t, rows, crops, backend="torchvision", batch_size=8)
+        ]
         for t in (table, local)
     )
     assert one == two
