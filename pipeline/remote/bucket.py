@@ -59,7 +59,7 @@ class BucketStore:
         return items
 
     def look_up(self, address: str, name: str) -> RemoteObject:
-        """The object at an address. Raises Missing if there is none."""
+        """The object at an address. Raises Missing if nothing is there."""
 
         def action() -> dict[str, Any]:
             self._files.invalidate_cache()

@@ -50,7 +50,7 @@ class HttpStore:
             return sorted(pool.map(lambda item: self._sized(item, alone), [each for each in named if each.name]))
 
     def look_up(self, address: str, name: str) -> RemoteObject:
-        """The object at an address. Raises Missing if there is none."""
+        """The object at an address. Raises Missing if nothing is there."""
         return retrying(lambda: self._head(address, name), address, self.patience)
 
     def read(self, item: RemoteObject, start: int, end: int) -> bytes:

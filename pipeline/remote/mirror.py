@@ -37,6 +37,7 @@ from pipeline.remote.skeletons import take_apart
 from pipeline.remote.store import Store, open_store
 
 CACHE_BYTES = "100GB"
+BOUND = "cache_bytes"
 FOLDERS = (FILES, "partial", "probes")
 _in_use: dict[Path, IO[str]] = {}  # shared locks of the mirrors that this process reads, until it ends
 
@@ -48,18 +49,19 @@ def with_local_paths(data: Any, progress: bool) -> Any:
         return data
     local, workers = copy.deepcopy(data), data["workers"] or len(os.sched_getaffinity(0))
     for name in remote:
-        bound = bytes_of(data.get("cache_bytes", CACHE_BYTES))
+        bound = bytes_of(data["cache_bytes"]) if data.get("cache_bytes") else None
         local[name] = str(local_path(data[name], Path(data["cache"]), bound, workers, progress, f"data.{name}"))
     return local
 
 
 def local_path(
-    path: object, cache: Path, cache_bytes: int, workers: int, progress: bool = True, setting: str = "data.path"
+    path: object, cache: Path, cache_bytes: int | None, workers: int, progress: bool = True, setting: str = "data.path"
 ) -> Path:
     """The path in the mirror for an address: a folder, a file or a pattern, as the address is. All its objects are
     there, or, if they have more than `cache_bytes`, the skeletons of its shards (`pipeline.remote.skeletons`).
 
-    workers: processes that decode. Raises DatasetError with one line that begins with `setting`.
+    cache_bytes: None leaves a mirror as it is, and is CACHE_BYTES for a new one. workers: processes that decode. Raises
+    DatasetError with one line that begins with `setting`.
     """
     where = str(path)
     try:
@@ -70,7 +72,8 @@ def local_path(
                 (folder / name).mkdir(parents=True, exist_ok=True)
             with _taken(folder / "lock") as stamp:
                 if stamp is not None:
-                    _update(store, folder, cache_bytes, workers, progress)
+                    bound = _bound(folder) if cache_bytes is None else cache_bytes
+                    _update(store, folder, bound, workers, progress)
                 _use(folder)
         except OSError as error:
             if isinstance(error, Missing):
@@ -81,6 +84,14 @@ def local_path(
     above, _, name = where.rpartition("/")
     pattern = "*" in name and "*" not in above
     return folder / FILES / name if pattern or (folder / FILES / name).is_file() else folder / FILES
+
+
+def _bound(folder: Path) -> int:
+    """`data.cache_bytes` of the last update."""
+    try:
+        return int((folder / BOUND).read_text())
+    except (OSError, ValueError):
+        return bytes_of(CACHE_BYTES)
 
 
 def mirror_folder(cache: Path, address: str) -> Path:
@@ -145,6 +156,7 @@ def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress
         for name in stale:
             (folder / FILES / name).unlink(missing_ok=True)
             probes_file(folder, name).unlink(missing_ok=True)
+        write_atomically(folder / BOUND, str(cache_bytes))
         if apart:
             write_atomically(folder / APART, json.dumps({"address": store.address, "cache_bytes": cache_bytes}))
         else:
@@ -213,8 +225,11 @@ def _fetch(
         raise DatasetError(f"{problem}; make room, set another data.cache, or lower data.cache_bytes")
     total = sum(item.size for item in wanted)
     if progress:
-        form = "without their images, which are fetched as they are needed" if apart else "and kept"
-        note(f"{store.address}: {len(wanted):,} objects of {total / 1e9:.3g} GB are fetched to {folder}, {form}")
+        form = "kept without their images, which are fetched as they are needed" if apart else "kept"
+        note(
+            f"{store.address}: {len(wanted):,} objects of {total / 1e9:.3g} GB are fetched to {folder} and {form} "
+            f"(data.cache_bytes={_bound(folder) / 1e9:.3g}GB)"
+        )
 
     def put(item: RemoteObject, file: Path, digest: str) -> None:
         _into_place(folder, item, file)

@@ -67,7 +67,7 @@ class RemoteRows:
         self._next: NDArray[np.int64] = np.zeros(0, np.int64)
         self._coming: dict[int, Future[dict[int, bytes]]] = {}
         self._uses: Counter[int] = Counter()  # how often a row in `_coming` will be read
-        self._from_disk: set[int] = set()  # rows in `_coming` that the disk has, so that nobody writes them again
+        self._from_disk: set[int] = set()  # rows in `_coming` that the disk has, which are not written again
         self._lock = Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._writer: ThreadPoolExecutor | None = None

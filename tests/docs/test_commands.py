@@ -52,6 +52,7 @@ RUN_BY = {
     "perf.parity": "test_parity_is_reported_for_every_operation_and_within_its_limits",
     "perf.photographs": "test_contenders_take_turns_and_ratios_are_of_this_checkout",
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",
+    "perf.remote": "test_disk_and_caches_take_turns_and_few_bytes_are_fetched_in_vain",
     "perf.science": "test_the_whole_check_at_toy_size_and_no_job_runs_twice",
     "perf.sinkhorn": "test_every_variant_is_measured_on_one_two_and_four_ranks_with_its_collectives",
     "perf.start": "test_a_start_imports_torch_once_and_its_spans_add_up",

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from config.recipe import ROOT
+from perf.remote.server import serving
 from pipeline.dataset.table import State
 from pipeline.remote.index import FILE
 from pipeline.remote.mirror import mirror_folder
-from support.object_server import serving
 from support.remote_sites import size_of, table_of, write_list, write_site
 from support.small_datasets import BAD, PLAIN, error_of, write
 

@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 
+from perf.remote.server import serving
 from pipeline.dataset.table import DatasetError
 from pipeline.remote.faults import Changed, Missing, Patience
 from pipeline.remote.store import open_store, read_range
-from support.object_server import serving
 from support.small_datasets import error_of, write
 
 SOON = Patience(timeout=2, first=0.01, most=0.02, budget=5)
@@ -63,7 +63,7 @@ def test_a_missing_object_is_told_from_a_server_that_fails(server):
         read_range(store, item, 0, 10)
 
 
-def test_braces_and_lists_name_objects_and_a_list_with_sizes_asks_for_none_of_them(server):
+def test_braces_and_lists_name_objects_and_a_list_with_sizes_is_the_only_request(server):
     numbered = open_store(server.address + "/b-{00..01}.tar", SOON).list()
     assert [(item.name, item.size) for item in numbered] == [("b-00.tar", 100), ("b-01.tar", 200)]
     lines = ["# shards", "b-00.tar\t100", f"{server.address}/deep/c.tar\t1\t", "deep/.hidden.tar", ""]

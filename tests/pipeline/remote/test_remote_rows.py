@@ -7,13 +7,13 @@ import zlib
 import numpy as np
 import pytest
 
+from perf.remote.server import serving
 from pipeline.dataset.table import DatasetError
 from pipeline.loader import Loader, evaluation_batches
 from pipeline.order import order
 from pipeline.remote.plan import NextUses, Plan, Step
 from pipeline.remote.ranges import SPARE, spans
 from pipeline.remote.records import NEVER, Records
-from support.object_server import serving
 from support.remote_sites import CROPS, table_of, write_site
 
 TENTH = "130KB"  # of the site's 1.3 MB
@@ -106,9 +106,9 @@ def test_a_changed_object_ends_training_in_one_line_that_names_it(server, table)
 def test_images_of_a_missing_shard_are_replaced_as_far_as_the_user_allows(server, table):
     (server.folder / "shard-000002.tar").unlink()
     lenient, strict = loader_of(table, max_bad_fraction=0.5), loader_of(table)
-    rows = [rows for rows, _ in drawn(lenient, 1)]
+    rows = [row for rows, _ in drawn(lenient, 1) for row in rows]
     assert len(lenient.bad) == 40 and set(lenient.bad.values()) == {"missing on the server"}
-    assert sorted(sum(rows, [])) == list(range(ROWS))  # the order stays
+    assert sorted(rows) == list(range(ROWS))  # the order stays
     with pytest.raises(DatasetError, match="images could not be read"):
         drawn(strict, 1)
     lenient.close(), strict.close()
@@ -162,12 +162,10 @@ def test_the_ranks_of_a_node_share_what_they_keep(server, table, local, monkeypa
 def test_evaluation_reads_ahead_too(server, table, local):
     crops = CROPS.for_evaluation(16, 0.9)
     rows = np.arange(ROWS)[::-3].copy()
+    options = {"backend": "torchvision", "batch_size": 8}
     one, two = (
-        [
-            batch.crops[0].sum().item()
-            for batch in evaluation_batches(t, rows, crops, backend="torchvision", batch_size=8)
-        ]
-        for t in (table, local)
+        [batch.crops[0].sum().item() for batch in evaluation_batches(each, rows, crops, **options)]
+        for each in (table, local)
     )
     assert one == two
 

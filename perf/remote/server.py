@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 PIECE = 1 << 16
@@ -78,6 +80,29 @@ def serving(folder: Path, certificate: tuple[Path, Path] | None = None, **option
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def server_process(folder: Path, latency: float, rate: float) -> Iterator[str]:
+    """A server in a process of its own; its address."""
+    ours, its = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_serve, args=(folder, latency, rate, its), daemon=True)
+    process.start()
+    its.close()
+    try:
+        yield ours.recv()
+    finally:
+        ours.close()
+        process.join(10)
+
+
+def _serve(folder: Path, latency: float, rate: float, pipe: Any) -> None:
+    with serving(folder, latency=latency, rate=rate) as server:
+        pipe.send(server.address)
+        try:
+            pipe.recv()
+        except EOFError:
+            return
 
 
 class _Handler(BaseHTTPRequestHandler):

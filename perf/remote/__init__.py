@@ -1,0 +1,1 @@
+"""How fast the loader is on images behind a network: `python -m perf.remote`."""

@@ -1,0 +1,148 @@
+"""The loader on shards of a web server with a delay and a rate limit, beside the loader on the same shards on the disk.
+
+    python -m perf.remote [--images 2000] [--latency 20] [--rate 100] [--seconds 5] [--rounds 3] [--json FILE]
+
+The contenders take turns: the disk; a cache of all images; a cache of a tenth of them. The server is a process on this
+machine, so it takes CPU time from the loader. Printed are images a second; that rate over the disk's, or over the
+link's where the link does not allow the disk's; requests an image; and bytes fetched over bytes needed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from common.cli import Parser, at_least
+from perf.images import make_jpegs
+from perf.machine import machine
+from perf.program import program
+from perf.remote.server import server_process
+
+A_SHARD = 250  # images
+
+
+def main(arguments: list[str]) -> int:
+    parser = Parser(prog="python -m perf.remote", description=__doc__)
+    parser.add_argument("--images", type=at_least(100), default=2000, help="JPEGs of 76 kB (default 2000)")
+    parser.add_argument("--latency", type=float, default=20.0, help="ms before each answer (default 20)")
+    parser.add_argument("--rate", type=float, default=100.0, help="MB/s of the server (default 100)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn (default 5)")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="turns of each contender (default 3)")
+    parser.add_argument("--batch", type=at_least(1), default=64, help="images a step (default 64)")
+    parser.add_argument("--backend", default="ffcv", help="pipeline.backend (default ffcv)")
+    parser.add_argument("--work", type=Path, help="folder for images and caches (default: a temporary one)")
+    parser.add_argument("--json", type=Path, help="write the report to this file")
+    options = parser.parse_args(arguments)
+    return program(lambda _: measure(options), show, options.json)
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """The report: options, machine, load, and `contenders` by name."""
+    if options.work:
+        return _measured(options, options.work)
+    with TemporaryDirectory(prefix="swave-remote-") as folder:
+        return _measured(options, Path(folder))
+
+
+def _measured(options: Namespace, work: Path) -> dict[str, Any]:
+    from pipeline.dataset.open import open_splits
+
+    site = write_shards(work, options.images)
+    size = sum(file.stat().st_size for file in site.glob("*.tar"))
+    common = {"test": None, "workers": 0, "image": None, "label": None}
+    with server_process(site, options.latency / 1e3, options.rate * 1e6) as address:
+        bounds = {"cache of all": size, "cache of a tenth": size // 10}
+        places = {name: {"path": f"{address}/list.txt", "cache_bytes": f"{most}B"} for name, most in bounds.items()}
+        places = {"disk": {"path": f"{site}/*.tar"}, **places}
+        tables = {
+            name: open_splits({**common, **place, "cache": str(work / name.replace(" ", "-"))}, progress=False)[0]
+            for name, place in places.items()
+        }
+        before = os.getloadavg()[0]
+        contenders = take_turns(tables, options)
+    return {
+        "machine": machine(),
+        "load": [round(before, 1), round(os.getloadavg()[0], 1)],
+        "images": options.images,
+        "latency_ms": options.latency,
+        "rate_mb_per_second": options.rate,
+        "contenders": contenders,
+    }
+
+
+def take_turns(tables: dict[str, Any], options: Namespace) -> dict[str, Any]:
+    """Figures of each contender: the same loader over its table, in turns."""
+    from perf.interleaved import timed
+    from pipeline.crops import Crops, View
+    from pipeline.loader import Loader
+
+    crops = Crops((View(224, (0.14, 1.0)),) * 2 + (View(96, (0.05, 0.14)),) * 6)
+    threads = len(os.sched_getaffinity(0))
+    loaders = {
+        name: Loader(table, crops, backend=options.backend, seed=0, global_batch=options.batch, threads=threads)
+        for name, table in tables.items()
+    }
+
+    def batches(loader: Loader) -> Iterator[int]:
+        while True:
+            for batch in loader:
+                yield len(batch.rows)
+
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(options.rounds):
+        for name, loader in loaders.items():
+            rates[name].append(timed(batches(loader), options.seconds, skip=3).rate)
+            loader.close()
+    disk, figures = rates["disk"], {}
+    for name, loader in loaders.items():
+        figures[name] = {"images_per_second": round(median(rates[name]), 1)}
+        over = [one / other for one, other in zip(rates[name], disk, strict=True)]
+        remote = loader.feed.reader.remote
+        if remote is not None:
+            traffic = remote.traffic
+            link = options.rate * 1e6 * traffic.images / traffic.fetched
+            over = [one / min(other, link) for one, other in zip(rates[name], disk, strict=True)]
+            figures[name] |= {
+                "link_images_per_second": round(link, 1),
+                "requests_per_image": round(traffic.requests / traffic.images, 3),
+                "kept_share": round(traffic.kept / traffic.images, 3),
+                "fetched_over_needed": round(traffic.fetched / traffic.needed, 4),
+            }
+        figures[name]["over_disk_or_link"] = round(median(over), 3)
+    return figures
+
+
+def write_shards(work: Path, count: int) -> Path:
+    """Shards of made JPEGs, and a list of their names."""
+    from pipeline.dataset.shards import Record, pack
+
+    site = work / f"site-{count}"
+    if not site.exists():
+        files = sorted(make_jpegs(work / "jpegs", count, len(os.sched_getaffinity(0))).glob("*.jpg"))[:count]
+        records = (Record(file.stem, file.read_bytes(), "jpg", -1) for file in files)
+        pack(records, site, "shard", max_count=A_SHARD)
+        for table in site.glob("table.*"):
+            table.unlink()
+    (site / "list.txt").write_text("".join(f"{file.name}\n" for file in sorted(site.glob("*.tar"))))
+    return site
+
+
+def show(report: dict[str, Any]) -> None:
+    print(
+        f"{report['images']} JPEGs; {report['latency_ms']:g} ms, {report['rate_mb_per_second']:g} MB/s; "
+        f"{report['machine']['cores']} cores, load {report['load'][0]} before, {report['load'][1]} after"
+    )
+    columns = ("images_per_second", "over_disk_or_link", "requests_per_image", "kept_share", "fetched_over_needed")
+    print(f"{'':18}" + "".join(f"{name.replace('_', ' '):>20}" for name in columns))
+    for name, figures in report["contenders"].items():
+        print(f"{name:18}" + "".join(f"{figures.get(column, ''):>20}" for column in columns))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,20 @@
+"""perf.remote at toy size: every contender has its figures, and they are consistent."""
+
+import json
+
+import pytest
+
+from perf.remote.__main__ import main
+
+
+@pytest.mark.slow(seconds=30)
+def test_disk_and_caches_take_turns_and_few_bytes_are_fetched_in_vain(tmp_path, capsys):
+    words = ["--images", "120", "--seconds", "0.2", "--rounds", "2", "--batch", "16", "--work", str(tmp_path)]
+    assert main([*words, "--latency", "1", "--backend", "torchvision", "--json", str(tmp_path / "out.json")]) == 0
+    contenders = json.loads((tmp_path / "out.json").read_text())["contenders"]
+    assert list(contenders) == ["disk", "cache of all", "cache of a tenth"]
+    assert all(figures["images_per_second"] > 0 for figures in contenders.values())
+    tenth = contenders["cache of a tenth"]
+    assert 1 <= tenth["fetched_over_needed"] <= 1.05 and 0 < tenth["requests_per_image"] <= 1
+    assert "fetched_over_needed" not in contenders["cache of all"]  # the loader reads files
+    assert "load" in capsys.readouterr().out
