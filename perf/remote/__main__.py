@@ -51,6 +51,8 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 
 def _measured(options: Namespace, work: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
     from pipeline.dataset.open import open_splits
 
     site = write_shards(work, options.images)
@@ -61,7 +63,7 @@ def _measured(options: Namespace, work: Path) -> dict[str, Any]:
         places = {name: {"path": f"{address}/list.txt", "cache_bytes": f"{most}B"} for name, most in bounds.items()}
         places = {"disk": {"path": f"{site}/*.tar"}, **places}
         tables = {
-            name: open_splits({**common, **place, "cache": str(work / name.replace(" ", "-"))}, progress=False)[0]
+            name: open_splits(OmegaConf.create(common | place | {"cache": str(work / "caches" / name)}), False)[0]
             for name, place in places.items()
         }
         before = os.getloadavg()[0]

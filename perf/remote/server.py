@@ -58,9 +58,11 @@ class ObjectServer:
 
 
 @contextmanager
-def serving(folder: Path, certificate: tuple[Path, Path] | None = None, **options: float) -> Iterator[ObjectServer]:
+def serving(
+    folder: Path, certificate: tuple[Path, Path] | None = None, latency: float = 0.0, rate: float = 0.0
+) -> Iterator[ObjectServer]:
     """The server of a folder. certificate: files of certificate and key, for https."""
-    state = ObjectServer(folder, **options)
+    state = ObjectServer(folder, latency, rate)
 
     class Handler(_Handler):
         objects = state
