@@ -184,6 +184,7 @@ class Loader:
 
     def close(self) -> None:
         """End all threads and close all files. Iterating again continues from `position`."""
+        self.feed.reader.cancel()
         if self._producer is not None:
             self._producer.close()
             self._producer = None

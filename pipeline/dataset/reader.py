@@ -107,6 +107,11 @@ class Reader:
         """The same pixels as the bytes of a PPM, (n,) uint8. Raises ReadError."""
         return np.frombuffer(to_ppm(self.decode(row)), np.uint8)
 
+    def cancel(self) -> None:
+        """Until `close` is called, readings that wait for a server which does not answer fail soon."""
+        if self.remote is not None:
+            self.remote.cancel()
+
     def close(self) -> None:
         """Close files and threads; the next read opens them again."""
         if self._pool is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -49,9 +50,12 @@ def changed(address: str) -> Changed:
     return Changed(f"{shown(address)}: the object changed while it was in use; start again, and it is fetched again")
 
 
-def retrying(action: Callable[[], Result], address: str, patience: Patience) -> Result:
+def retrying(
+    action: Callable[[], Result], address: str, patience: Patience, stop: threading.Event | None = None
+) -> Result:
     """The result of `action`, which is tried again after a `Temporary` fault, with exponential pauses and jitter.
 
+    stop: once it is set, the result is no longer needed, and there is no other try.
     Raises DatasetError, one line that names the object, when the budget is spent.
     """
     begun, tries = time.monotonic(), 0
@@ -63,7 +67,10 @@ def retrying(action: Callable[[], Result], address: str, patience: Patience) -> 
             pause = min(patience.most, patience.first * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
             pause = max(pause, fault.wait)
             spent = time.monotonic() - begun
-            if spent + pause > patience.budget:
+            if spent + pause > patience.budget or (stop is not None and stop.is_set()):
                 problem = f"{shown(address)}: {fault}, in {tries} tries within {spent:.0f} s"
                 raise DatasetError(f"{problem}; start again when the server answers") from None
-        time.sleep(pause)
+        if stop is None:
+            time.sleep(pause)
+        else:
+            stop.wait(pause)

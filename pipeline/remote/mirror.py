@@ -144,7 +144,7 @@ def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress
     index = Index(folder)
     shutil.rmtree(folder / "partial")
     (folder / "partial").mkdir()
-    listed = _listed(store, progress)
+    listed = _listed(store)
     total = sum(item.size for item in listed.values())
     apart = total > cache_bytes
     _check_bound(listed, total, cache_bytes, apart)
@@ -171,7 +171,7 @@ def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress
             claim.close()
 
 
-def _listed(store: Store, progress: bool) -> dict[str, RemoteObject]:
+def _listed(store: Store) -> dict[str, RemoteObject]:
     items = store.list()
     if len(items) == 1 and items[0].name.endswith(".beton"):  # the table that conversion wrote for it
         address = items[0].address.removesuffix(".beton") + ".npz"

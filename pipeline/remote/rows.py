@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,9 @@ class RemoteRows:
         self._coming: dict[int, Future[dict[int, bytes]]] = {}
         self._uses: Counter[int] = Counter()  # how often a row in `_coming` will be read
         self._from_disk: set[int] = set()  # rows in `_coming` that the disk has, which are not written again
-        self._lock = Lock()
+        self._recent: dict[int, bytes] | None = None  # what was read in the present step: a bad image repeats it
+        self._turn = 0  # number of the present call of `ahead`
+        self._lock, self._stop = Lock(), Event()
         self._pool: ThreadPoolExecutor | None = None
         self._writer: ThreadPoolExecutor | None = None
 
@@ -76,6 +78,8 @@ class RemoteRows:
         """The bytes of a row. Raises Missing if its shard is gone; DatasetError if the shard changed or the server does
         not answer."""
         with self._lock:
+            if self._recent is not None and row in self._recent:
+                return self._recent[row]
             if row not in self._coming:
                 self._expect([row])
             future = self._coming[row]
@@ -83,6 +87,8 @@ class RemoteRows:
             data = future.result()[row]
             with self._lock:
                 fresh = row not in self._from_disk
+                if self._recent is not None:
+                    self._recent[row] = data
         finally:
             with self._lock:
                 self._drop(row)
@@ -101,13 +107,16 @@ class RemoteRows:
     def expect_more(self, rows: Sequence[int]) -> None:
         """Like `expect`, for those that are not expected already."""
         with self._lock:
-            self._expect([row for row in rows if row not in self._coming and self._has_bytes(row)])
+            known = self._coming.keys() | (self._recent or {}).keys()
+            self._expect([row for row in rows if row not in known and self._has_bytes(row)])
 
     def ahead(self, steps: Iterator[Step], plan: Plan | None) -> Iterator[Step]:
         """The same steps. The rows of those that follow are being fetched: of two steps, or more with up to AHEAD
         bytes and this rank's share of `data.cache_bytes`. plan: that of training, whose rows come again."""
         window: deque[tuple[Step, int]] = deque()
         waiting, uses = 0, None
+        self._turn += 1
+        turn, self._recent = self._turn, {}
         try:
             while True:
                 while (waiting < self._most_ahead or len(window) < 2) and (step := next(steps, None)) is not None:
@@ -129,17 +138,26 @@ class RemoteRows:
                     self._records.use_at(dict(zip(node.tolist(), self._next[node].tolist(), strict=True)))
                 yield step
                 waiting -= size
+                self._recent = {}
                 self._drop_unread(self._readable(step), {row for later, _ in window for row in later.rows.tolist()})
         finally:
-            self._forget()
+            if turn == self._turn:  # else another call has begun: this one was dropped, and ends late
+                self._forget()
+
+    def cancel(self) -> None:
+        """Until `close` is called, what has failed is not tried again."""
+        self._stop.set()
 
     def close(self) -> None:
         """End the threads. What is fetched and not yet read is dropped."""
+        self._turn += 1
         self._forget()
+        self._stop.set()
         pools, self._pool, self._writer = (self._pool, self._writer), None, None
         for pool in pools:
             if pool is not None:
                 pool.shutdown()
+        self._stop.clear()
 
     def _readable(self, step: Step) -> list[int]:
         return [row for row in step.rows.tolist() if self._has_bytes(row)]
@@ -192,6 +210,7 @@ class RemoteRows:
             self._coming.clear()
             self._uses.clear()
             self._from_disk.clear()
+            self._recent = None
 
     # ------------------------------------------------------------------------------------------- in the pool
 
@@ -211,7 +230,7 @@ class RemoteRows:
         item = self._items[span.container]
         needed = int(self.table.length[list(span.rows)].sum())
         for again in (True, False):
-            data = read_range(self._store, item, span.start, span.end)
+            data = read_range(self._store, item, span.start, span.end, self._stop)
             with self._lock:
                 self.traffic.requests += 1
                 self.traffic.fetched += len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Event
 from typing import Protocol
 
 from pipeline.remote.address import RemoteObject, parsed
@@ -33,8 +34,8 @@ def open_store(path: object, patience: Patience = PATIENCE) -> Store:
     return BucketStore(scheme, address, patience)
 
 
-def read_range(store: Store, item: RemoteObject, start: int, end: int) -> bytes:
-    """Bytes `start` to before `end` of an object, with retries. Raises Missing, DatasetError."""
+def read_range(store: Store, item: RemoteObject, start: int, end: int, stop: Event | None = None) -> bytes:
+    """Bytes `start` to before `end` of an object, with retries until `stop` is set. Raises Missing, DatasetError."""
     if start == end:
         return b""
-    return retrying(lambda: store.read(item, start, end), item.address, store.patience)
+    return retrying(lambda: store.read(item, start, end), item.address, store.patience, stop)

@@ -2,6 +2,8 @@
 
 import fcntl
 import shutil
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -84,6 +86,27 @@ def test_a_run_that_goes_on_draws_the_same_and_finds_what_the_last_one_kept(serv
     second.close()
 
 
+def test_a_loader_that_stops_within_an_epoch_goes_on_there(server, table, local):
+    remote, disk = loader_of(table), loader_of(local)
+    for loader in (remote, disk):
+        for _ in zip(range(5), loader, strict=False):
+            pass
+        loader.close()
+    assert drawn(remote, 1) == drawn(disk, 1)
+    remote.close(), disk.close()
+
+
+def test_a_loader_ends_soon_where_the_server_does_not_answer(server, table):
+    server.faults += ["503"] * 10_000
+    loader = loader_of(table)
+    threading.Thread(target=lambda: next(iter(loader)), daemon=True).start()
+    while not server.requests["GET"]:
+        time.sleep(0.01)
+    begun = time.monotonic()
+    loader.close()
+    assert time.monotonic() - begun < 60  # the budget of a request is 300 s
+
+
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "flipped"])
 def test_faults_while_training_change_nothing(server, table, local, fault):
     server.faults += [fault] * 3
@@ -109,6 +132,7 @@ def test_images_of_a_missing_shard_are_replaced_as_far_as_the_user_allows(server
     rows = [row for rows, _ in drawn(lenient, 1) for row in rows]
     assert len(lenient.bad) == 40 and set(lenient.bad.values()) == {"missing on the server"}
     assert sorted(rows) == list(range(ROWS))  # the order stays
+    assert server.sent < 2 * int(table.length.sum())  # a batch with a bad image is not fetched again
     with pytest.raises(DatasetError, match="images could not be read"):
         drawn(strict, 1)
     lenient.close(), strict.close()
