@@ -266,6 +266,7 @@ def evaluation_batches(
             request, groups = producer.take()
             yield Batch(groups, request.rows)
     finally:
+        feed.reader.cancel()
         producer.close()
         executor.close()
         feed.reader.close()

@@ -3,7 +3,7 @@
 import pytest
 
 from perf.remote.server import serving
-from support.remote_sites import write_site
+from support.remote.sites import write_site
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 
 pytestmark = pytest.mark.slow(seconds=60)

@@ -8,7 +8,7 @@ import pytest
 from pipeline.dataset.table import DatasetError
 from pipeline.loader import Loader
 from support.photos import flat_colors, write_folder
-from support.remote_sites import CROPS, size_of, table_of, write_site
+from support.remote.sites import CROPS, size_of, table_of, write_site
 from support.small_datasets import error_of
 
 
@@ -53,7 +53,7 @@ def test_folders_of_a_bucket_are_splits_and_classes(s3, tmp_path):
         write_folder(tmp_path / "images" / split, flat_colors(4 if split == "train" else 2))
     s3.put(str(tmp_path / "images") + "/", "swave-test/folders/", recursive=True)
     from pipeline.dataset.open import open_splits
-    from support.remote_sites import section
+    from support.remote.sites import section
 
     train, test = open_splits(section("s3://swave-test/folders", tmp_path / "cache"), progress=False)
     assert (len(train), len(test), train.classes) == (4, 2, ("class0", "class1"))

@@ -15,7 +15,7 @@ from perf.remote.server import serving
 from pipeline.dataset.table import State
 from pipeline.remote.index import FILE
 from pipeline.remote.mirror import mirror_folder
-from support.remote_sites import size_of, table_of, write_list, write_site
+from support.remote.sites import size_of, small_disk, table_of, write_list, write_site
 from support.small_datasets import BAD, PLAIN, error_of, write
 
 APART = "20KB"  # less than any site here has
@@ -139,22 +139,15 @@ def test_one_large_file_beyond_the_bound_is_one_line(tmp_path):
 
 
 def test_a_full_disk_under_the_cache_is_one_line(server, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
-        large = server.folder / "large.tar"
-        large.write_bytes(bytes(1 << 20))
+    with small_disk(tmp_path / "disk", "512k") as disk:
+        (server.folder / "large.tar").write_bytes(bytes(1 << 20))
         early = error_of(table_of, f"{server.address}/large.tar", disk)
         assert "GB of room" in early and str(disk) in early and server.sent == 0
         blocks = -(-(server.folder / "shard-000000.tar").stat().st_size // 4096)
         (disk / "filler").write_bytes(bytes((os.statvfs(disk).f_bavail - blocks - 1) * 4096))
         late = error_of(table_of, f"{server.address}/shard-000000.tar", disk)  # the shard fits, but nothing else
         assert "cannot write" in late and "No space left on device" in late and str(disk) in late
-    finally:
         _leave(server, disk)
-        subprocess.run(["umount", disk], check=True)
 
 
 PROGRAM = """

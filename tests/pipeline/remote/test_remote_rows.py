@@ -16,7 +16,7 @@ from pipeline.order import order
 from pipeline.remote.plan import NextUses, Plan, Step
 from pipeline.remote.ranges import SPARE, spans
 from pipeline.remote.records import NEVER, Records
-from support.remote_sites import CROPS, table_of, write_site
+from support.remote.sites import CROPS, small_disk, table_of, write_site
 
 TENTH = "130KB"  # of the site's 1.3 MB
 ROWS, BATCH = 200, 10
@@ -225,6 +225,19 @@ def test_the_cache_fetches_as_often_as_beladys_rule(tmp_path):
         else:
             records.use_at({row: following})
     assert fetches == _fetches_by_belady(steps, epochs * rows, capacity) < 0.9 * epochs * rows
+
+
+def test_a_full_disk_ends_the_keeping_of_images_with_one_line(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        records = Records(disk / "kept", 1 << 30, 0, 1)
+        data = {row: bytes([row]) * 20_000 for row in range(12)}
+        kept = [row for row in data if records.offer(row, data[row], row)]
+        assert 2 <= len(kept) < 7 and kept == list(range(len(kept)))
+        for row in data:
+            expected = data[row] if row in kept else None
+            assert records.get(row, 20_000, zlib.crc32(data[row])) == expected
+        records._place.close()
+    assert capfd.readouterr().err.count("No space left on device; no more images are kept") == 1
 
 
 def test_the_next_use_of_a_row_counts_the_ranks_of_this_node_only(monkeypatch):

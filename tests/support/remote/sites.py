@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -45,3 +49,15 @@ def section(path: object, cache: Path, cache_bytes: str = "1GB", **choice: str):
     """A recipe's `data` section."""
     data = {"path": str(path), "test": None, "cache": str(cache), "cache_bytes": cache_bytes, "workers": 1}
     return OmegaConf.create(data | {"image": None, "label": None} | choice)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of `size` (512k) in memory at `folder`; the test is skipped where mounting is not allowed."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
