@@ -52,6 +52,15 @@ def write_atomically(path: Path, text: str, durable: bool = True) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_at(descriptor: int, data: bytes, start: int) -> None:
+    """Write all bytes to an open file from byte `start` on. A call of the system may write a part of them where the
+    disk is nearly full, without an error."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, start)
+        view, start = view[written:], start + written
+
+
 def sync(path: Path) -> None:
     """Make a file's bytes, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)

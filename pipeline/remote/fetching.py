@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from common.files import sha256
+from common.files import sha256, write_at
 from pipeline.remote.address import RemoteObject, shown
 from pipeline.remote.faults import Missing, Temporary, changed, retrying
 from pipeline.remote.store import Store, read_range
@@ -81,8 +81,7 @@ def _fetch_part(
     except Missing:
         data = b""
     with open(file.path, "r+b", buffering=0) as target:
-        if data:
-            os.pwrite(target.fileno(), data, start)
+        write_at(target.fileno(), data, start)
     count(len(data))
     with file.lock:
         file.parts -= 1
@@ -115,7 +114,7 @@ def _fetch_twice(store: Store, file: _File) -> None:
         with open(file.path, "r+b", buffering=0) as target:
             for start in range(0, file.item.size, PART):
                 end = min(start + PART, file.item.size)
-                os.pwrite(target.fileno(), read_range(store, file.item, start, end), start)
+                write_at(target.fileno(), read_range(store, file.item, start, end), start)
         if _md5(file.path) not in (before, file.item.tag.strip('"')):
             raise Temporary("its bytes arrive damaged")
 

@@ -218,11 +218,7 @@ def _fetch(
 ) -> None:
     whole = [item for item in wanted if not (apart and _is_shard(item.name))]
     shards = [item for item in wanted if apart and _is_shard(item.name)]
-    needed = sum(item.size for item in whole) + max((item.size for item in shards), default=0)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        problem = f"{needed / 1e9:.3g} GB are to be fetched, and {folder} has {free / 1e9:.3g} GB of room"
-        raise DatasetError(f"{problem}; make room, set another data.cache, or lower data.cache_bytes")
+    _check_room(folder, sum(item.size for item in whole) + max((item.size for item in shards), default=0))
     total = sum(item.size for item in wanted)
     if progress:
         form = "kept without their images, which are fetched as they are needed" if apart else "kept"
@@ -250,6 +246,13 @@ def _fetch(
         fetch(store, whole, folder / "partial", put, bar.update)
         for item in shards:  # one at a time: a shard is all that is on the disk beyond data.cache_bytes
             fetch(store, [item], folder / "partial", put_apart, bar.update)
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        problem = f"{needed / 1e9:.3g} GB are to be fetched, and {folder} has {free / 1e9:.3g} GB of room"
+        raise DatasetError(f"{problem}; make room, set another data.cache, or lower data.cache_bytes")
 
 
 def _into_place(folder: Path, item: RemoteObject, file: Path) -> None:

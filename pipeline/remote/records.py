@@ -137,7 +137,7 @@ class Records:
         name = self._file(row)
         try:
             os.makedirs(os.path.dirname(name), exist_ok=True)
-            with open(f"{name}.{os.getpid()}.new", "wb", buffering=0) as file:
+            with open(f"{name}.{os.getpid()}.new", "wb") as file:  # buffered: unbuffered, a part may be written
                 file.write(data)
             os.replace(f"{name}.{os.getpid()}.new", name)
             return True

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from common.files import write_at
 from pipeline.dataset.finding.choice import ALL, NONE, Choice
 from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import HEAD
@@ -43,4 +44,4 @@ def take_apart(shard: Path, skeleton: Path, workers: int) -> ShardProbes:
 
 def _copy(source: int, target: int, start: int, end: int) -> None:
     for at in range(start, end, PART):
-        os.pwrite(target, os.pread(source, min(PART, end - at), at), at)
+        write_at(target, os.pread(source, min(PART, end - at), at), at)

@@ -150,6 +150,16 @@ def test_a_full_disk_under_the_cache_is_one_line(server, tmp_path):
         _leave(server, disk)
 
 
+def test_a_disk_that_fills_while_an_object_is_fetched_leaves_no_file_with_holes(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.remote.mirror._check_room", lambda *_: None)  # another program fills it later
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        (server.folder / "large.tar").write_bytes(bytes(range(256)) * 6000)
+        line = error_of(table_of, f"{server.address}/large.tar", disk)
+        assert "cannot write to the cache" in line and "No space left on device" in line
+        assert not list(disk.rglob("large.tar"))
+        _leave(server, disk)
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
