@@ -17,6 +17,7 @@ from pipeline.remote.plan import NextUses, Plan, Step
 from pipeline.remote.ranges import SPARE, spans
 from pipeline.remote.records import NEVER, Records
 from support.remote.sites import CROPS, small_disk, table_of, write_site
+from support.small_datasets import packed
 
 TENTH = "130KB"  # of the site's 1.3 MB
 ROWS, BATCH = 200, 10
@@ -70,6 +71,7 @@ def test_rows_and_crops_are_those_of_the_disk_and_few_bytes_are_fetched_in_vain(
     assert 0.5 * 130_000 < kept <= 130_000
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_run_that_goes_on_draws_the_same_and_finds_what_the_last_one_kept(server, table, local):
     whole = loader_of(local)
     expected = drawn(whole, 3)
@@ -181,6 +183,18 @@ def test_the_ranks_of_a_node_share_what_they_keep(server, table, local, monkeypa
     assert sum(each.kept for each in traffic) > 0.08 * sum(each.images for each in traffic)
     for loader in ranks + disk:
         loader.close()
+
+
+def test_the_table_that_conversion_wrote_beside_the_shards_is_taken(tmp_path):
+    local = packed(tmp_path / "site", count=60, max_count=20)
+    names = [file.name for file in sorted((tmp_path / "site").iterdir())]
+    (tmp_path / "site" / "list.txt").write_text("\n".join(names))
+    with serving(tmp_path / "site") as server:
+        table = table_of(f"{server.address}/list.txt", tmp_path / "cache", "30KB")
+        assert "table.npz" in names and table.digest() == local.digest() and table.classes == local.classes
+        remote, disk = loader_of(table), loader_of(local)
+        assert drawn(remote, 1) == drawn(disk, 1) and remote.feed.reader.remote.traffic.fetched
+        remote.close(), disk.close()
 
 
 def test_evaluation_reads_ahead_too(server, table, local):
