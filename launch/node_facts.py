@@ -44,7 +44,9 @@ def main(arguments: list[str]) -> int:
     else:
         channels = int(options.channels) if options.channels.isdecimal() else options.channels
         choice = (options.image, options.label, channels, options.layout)
-        facts = gather_facts(options.data, options.directory, options.dataset, choice, options.check, options.cache_bytes)
+        facts = gather_facts(
+            options.data, options.directory, options.dataset, choice, options.check, options.cache_bytes
+        )
     print(json.dumps(facts), flush=True)
     return 0
 

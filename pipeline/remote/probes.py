@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8, UInt32
 from numpy.typing import NDArray
 
 from common.files import NPZ_DAMAGE, replacing
@@ -25,12 +24,12 @@ class ShardProbes(NamedTuple):
     """The n images of a shard by offset, ascending. length: bytes; width, height, state: as in a `SampleTable`;
     crc: CRC-32 of an image's bytes; reasons: why it cannot be decoded, by offset."""
 
-    offset: Int64[np.ndarray, " n"]
-    length: Int64[np.ndarray, " n"]
-    width: Int32[np.ndarray, " n"]
-    height: Int32[np.ndarray, " n"]
-    state: UInt8[np.ndarray, " n"]
-    crc: UInt32[np.ndarray, " n"]
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    state: NDArray[np.uint8]
+    crc: NDArray[np.uint32]
     reasons: dict[int, str]
 
 
@@ -97,8 +96,9 @@ def columns_of(
             raise DatasetError(
                 f"{root / name}: not the shard that was scanned; delete {mirror}, and it is fetched again"
             )
-        for column, values in zip(columns, shard[:-1], strict=True):
-            column[rows] = values[found]
+        arrays: list[Any] = [*shard[:-1]]
+        for column, array in zip(columns, arrays, strict=True):
+            column[rows] = array[found]
         reasons |= {row: shard.reasons[at] for row, at in zip(rows.tolist(), offset[rows].tolist(), strict=True)
                     if at in shard.reasons}  # fmt: skip
     return ShardProbes._make([*columns, reasons])

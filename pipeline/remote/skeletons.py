@@ -17,6 +17,7 @@ from common.files import write_at
 from pipeline.dataset.finding.choice import ALL, NONE, Choice
 from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import HEAD
+from pipeline.dataset.table import DatasetError
 from pipeline.remote.probes import ShardProbes
 
 PART = 8 << 20
@@ -25,6 +26,9 @@ PART = 8 << 20
 def take_apart(shard: Path, skeleton: Path, workers: int) -> ShardProbes:
     """Decode every image of a tar, and write its skeleton. Raises DatasetError for a damaged tar."""
     table = scan_shards([shard], workers, progress=False, choice=Choice(ALL, NONE))
+    if table.pixels.native:
+        problem = f"images with {table.pixels} are not fetched one by one"
+        raise DatasetError(f"{problem}; raise data.cache_bytes above the size of all shards")
     order = np.argsort(table.offset, kind="stable")
     crc = np.zeros(len(table), np.uint32)
     with shard.open("rb") as source, skeleton.open("wb") as target:
