@@ -111,7 +111,7 @@ default-yaml: setup ## write config/default.yaml and docs/settings.md from confi
 	@$(VENV) -m config.schema --write
 
 lock: setup ## resolve the lock files again from pyproject.toml
-	for dali in cuda120 cuda130; do $(VENV) -m uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra dali-$$dali --universal \
+	. launch/opencv/use.sh; for dali in cuda120 cuda130; do $(VENV) -m uv pip compile -q pyproject.toml --extra dev --extra export --extra ray --extra hdf5 --extra s3 --extra dali-$$dali --universal \
 	  --python-version 3.11 --generate-hashes --no-header --no-annotate -o requirements-$$dali.lock; done
 	echo uv | $(VENV) -m uv pip compile -q - --universal --generate-hashes --no-header --no-annotate -o requirements-uv.lock
 

@@ -1,9 +1,8 @@
-"""Images in a bucket of an S3 server on this machine (moto): listed, mirrored, and read while training.
-
-The lock files have neither s3fs nor moto: where they are not installed, these tests are skipped.
-"""
+"""Images in a bucket of an S3 server on this machine (moto): listed, mirrored, and read while training."""
 
 import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
 
 from pipeline.dataset.table import DatasetError
 from pipeline.loader import Loader
@@ -14,9 +13,7 @@ from support.small_datasets import error_of
 
 @pytest.fixture(scope="module")
 def s3(request):
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    servers = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    server = servers.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     patch = pytest.MonkeyPatch()
@@ -24,8 +21,6 @@ def s3(request):
     patch.setenv("AWS_ACCESS_KEY_ID", "key")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "SECRET")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    import s3fs
-
     files = s3fs.S3FileSystem(skip_instance_cache=True)
     files.mkdir("swave-test")
     yield files
