@@ -35,7 +35,8 @@ def fit_to_pixels(config: DictConfig, table: SampleTable | None, progress: bool 
             statistics, file = statistics_of(table, Path(config.data.cache), workers, progress)
             values |= {"mean": rounded(statistics.mean), "std": rounded(statistics.std)}
             why += f", statistics of {file}"
-        choices += _fit_backend(config, pixels) + _fit_network(config, pixels)
+        choices += _fit_backend(config, pixels)
+    choices += _fit_network(config, pixels)
     if not pixels.is_color:
         values |= dict.fromkeys(OF_COLOR, 0.0)
     chosen = {key: value for key, value in values.items() if OmegaConf.select(config.crops, key) == "auto"}

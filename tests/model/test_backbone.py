@@ -89,7 +89,6 @@ SMALL_VIT = {"depth": 1, "embed_dim": 24, "num_heads": 2}
         ("vit_tiny_patch16_224", {**SMALL_VIT, "depths": 2}, "argument 'depths'; the nearest option is depth"),
         ("vit_tiny_patch16_224", {**SMALL_VIT, "num_heads": 5}, "model.options="),
         ("vit_tiny_patch16_224", {**SMALL_VIT, "init_values": float("nan")}, "infinite or NaN features"),
-        ("resnet10t", {"in_chans": 1}, "resnet10t with .* does not take crops of 32 pixels: "),
         ("resnet18", {1: 2}, "resnet18 has no option 1"),
         ("resnet18", {"sizes": 2}, "resnet18 has no option 'sizes'"),
         ("resnet10t", {"name": "x"}, "resnet10t has no option 'name'"),

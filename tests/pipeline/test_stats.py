@@ -168,6 +168,13 @@ def test_what_does_not_fit_the_images_is_refused_in_one_line(four, change, line)
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("backbone", ["resnet10t", "resnet18"])
+def test_a_network_of_one_channel_does_not_fit_pictures(backbone):
+    config = OmegaConf.merge(default_config(), {"model": {"backbone": backbone, "options": {"in_chans": 1}}})
+    with pytest.raises(ConfigError, match=r"^model.options.in_chans=1: expected 3, the channels of data.path"):
+        fit_to_pixels(config, None)
+
+
 def test_mean_of_pictures_has_three_numbers():
     config = default_config()
     config.crops.mean = [0.5]
