@@ -2,7 +2,7 @@
 
     python -m pipeline.stats DATA [--channels N] [--layout hwc] [--tables data/tables] [--workers 4]
 
-The result stands in `<tables>/<name>-<key>.stats.json`. A run whose crops.mean and crops.std are auto takes it, if its
+The result stands in `<tables>/statistics/<name>-<key>.json`. A run whose crops.mean and crops.std are auto takes it, if its
 images keep their own channels, and computes it first where it is missing. The key changes with the images.
 """
 
@@ -77,7 +77,7 @@ def statistics_of(table: SampleTable, cache: Path, workers: int = 1, progress: b
     workers: processes. Raises DatasetError if no image can be read, a channel has the same value everywhere, or the
     cache cannot be written.
     """
-    file = Path(cache) / f"{table.root.name or 'root'}-{identity(table)[:12]}.stats.json"
+    file = Path(cache) / "statistics" / f"{table.root.name or 'root'}-{identity(table)[:12]}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with lock(file.with_suffix(".lock")):

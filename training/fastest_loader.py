@@ -111,7 +111,7 @@ def known_or_timed(
     choices: list[Choice], config: DictConfig, table: SampleTable, cluster: Cluster
 ) -> tuple[list[float | str], str]:
     """For each choice the images/s of this process, or why it fails; and where they are from."""
-    file = Path(config.data.cache) / f"backends-{_key(choices, config, table, cluster)}.json"
+    file = Path(config.data.cache) / "backends" / f"{_key(choices, config, table, cluster)}.json"
     with suppress(OSError, ValueError):
         rates = json.loads(file.read_text())["rates"]
         if len(rates) == len(choices):

@@ -86,10 +86,10 @@ def test_the_fastest_is_taken_and_one_that_fails_is_named(workplace, monkeypatch
 
 @pytest.mark.slow
 def test_a_run_keeps_what_it_took_and_the_next_asks_nothing(workplace):
-    for file in (workplace / "tables").glob("backends-*.json"):
+    for file in (workplace / "tables").glob("backends/*.json"):
         file.unlink()  # of the test above
     output = train(workplace, "auto", "pipeline.backend=auto", "run.epochs=1")
-    (file,) = (workplace / "tables").glob("backends-*.json")
+    (file,) = (workplace / "tables").glob("backends/*.json")
     rates = json.loads(file.read_text())["rates"]
     taken = ["ffcv", "dali"][rates.index(max(rates))]
     assert len(rates) == 2 and min(rates) > 0
