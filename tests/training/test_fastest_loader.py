@@ -90,6 +90,7 @@ def test_a_run_keeps_what_it_took_and_the_next_asks_nothing(workplace):
         file.unlink()  # of the test above
     output = train(workplace, "auto", "pipeline.backend=auto", "run.epochs=1")
     (file,) = (workplace / "tables").glob("backends/*.json")
+    assert all("rows" in json.loads(table.read_text()) for table in (workplace / "tables").glob("*.json"))
     rates = json.loads(file.read_text())["rates"]
     taken = ["ffcv", "dali"][rates.index(max(rates))]
     assert len(rates) == 2 and min(rates) > 0
