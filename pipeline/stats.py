@@ -2,8 +2,8 @@
 
     python -m pipeline.stats DATA [--channels N] [--layout hwc] [--tables data/tables] [--workers 4]
 
-The result stands in `<tables>/statistics/<name>-<key>.json`. A run whose crops.mean and crops.std are auto takes it, if its
-images keep their own channels, and computes it first where it is missing. The key changes with the images.
+The result stands in `<tables>/statistics/<name>-<key>.json`. A run whose crops.mean and crops.std are auto takes it, if
+its images keep their own channels, and computes it first where it is missing. The key changes with the images.
 """
 
 from __future__ import annotations
