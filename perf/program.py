@@ -17,6 +17,12 @@ Report = dict[str, Any]
 AGAIN = 0.01  # seconds until an exception that Python dropped is raised again
 
 
+def check_base(base: Path | None, needs: str) -> None:
+    """Raise ValueError unless `base`, an older checkout to compare with, has the file or folder `needs`."""
+    if base is not None and not (base / needs).exists():
+        raise ValueError(f"--base={base}: expected a checkout of swave")
+
+
 def program(
     measure: Callable[[Sequence[BaseException]], Report], show: Callable[[Report], None], path: Path | None
 ) -> int:

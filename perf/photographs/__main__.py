@@ -27,7 +27,7 @@ from perf.interleaved import Turn, take_turns, within_rounds
 from perf.loader.run import FOLDER
 from perf.machine import machine
 from perf.photographs.images import KINDS, Kind, make_photographs
-from perf.program import program
+from perf.program import check_base, program
 
 IMAGES = 8  # of a kind
 HERE, BASE, PEER = "swave", "base", "torchvision"
@@ -83,8 +83,7 @@ def run(options: argparse.Namespace, known: dict[str, Kind], folder: Path) -> di
     for name in options.kinds.split(";"):
         if name not in known:
             raise ValueError(f"--kinds={options.kinds}: unknown kind {name!r}; take some of {';'.join(known)}")
-    if options.base and not (options.base / "pipeline" / "loader.py").is_file():
-        raise ValueError(f"--base={options.base}: expected a checkout of swave")
+    check_base(options.base, "pipeline/loader.py")
     if options.rounds < 1 or options.threads < 1 or not 0 < options.seconds <= 600:
         raise ValueError("--rounds and --threads must be at least 1, --seconds more than 0 and at most 600")
     if options.json and not options.json.absolute().parent.is_dir():

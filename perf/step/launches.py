@@ -25,8 +25,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser, print_error
+from common.cli import Parser, exit_on_mistake, print_error
 from config.recipe import ROOT
+from perf.program import check_base
 
 PHASES = ("forward", "codes", "loss", "monitor", "backward")
 
@@ -40,8 +41,8 @@ def main(arguments: list[str]) -> int:
         "--base", type=Path, metavar="CHECKOUT", help="an older checkout (git worktree) to compare with"
     )
     options = parser.parse_args(arguments)
-    if options.base and not (options.base / "model" / "swav.py").is_file():
-        parser.error(f"--base={options.base}: expected a checkout of swave")
+    with exit_on_mistake():
+        check_base(options.base, "model/swav.py")
     checkouts = ({"base": options.base} if options.base else {}) | {"now": ROOT}
     try:
         counts = {name: rows_of(ask(path, options)) for name, path in checkouts.items()}

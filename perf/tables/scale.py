@@ -28,7 +28,7 @@ from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.loader.run import FOLDER
 from perf.machine import machine
-from perf.program import program
+from perf.program import check_base, program
 from perf.tables.synthetic import write_table
 
 HERE, BASE = "here", "base"
@@ -99,8 +99,7 @@ def main(arguments: list[str]) -> int:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole benchmark; tables are in `folder` meanwhile. Raises ValueError for a mistake."""
-    if options.base and not (options.base / "pipeline" / "dataset").is_dir():
-        raise ValueError(f"--base={options.base}: expected a checkout of swave")
+    check_base(options.base, "pipeline/dataset")
     try:
         sizes = [int(rows) for rows in options.rows.split(",")]
     except ValueError:

@@ -31,7 +31,7 @@ from perf.images import make_jpegs
 from perf.interleaved import take_turns, within_rounds
 from perf.loader.run import FOLDER
 from perf.machine import machine
-from perf.program import program
+from perf.program import check_base, program
 
 BASE, DECODE, HEADERS = "base", "decode", "headers"
 DIFFERENT = 2000  # JPEGs
@@ -51,8 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The whole benchmark, on images that are kept in `folder`. Raises ValueError for a mistake."""
-    if options.base and not (options.base / "pipeline" / "dataset").is_dir():
-        raise ValueError(f"--base={options.base}: expected a checkout of swave")
+    check_base(options.base, "pipeline/dataset")
     if min(options.images, options.rounds, options.workers) < 1:
         raise ValueError("--images, --rounds and --workers must be at least 1")
     images = copies(folder, options.images, options.workers).resolve()
