@@ -5,11 +5,16 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+from common import progress
+
 USUAL = 10  # seconds that a test marked slow takes if it gives no `seconds`
 
 # Tests run on machines of two cores, several processes at a time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# A slow moment of the machine puts no bar among the lines that a test reads; tests of bars set their own delay.
+progress.DELAY = 60.0
 
 # Under nohup processes ignore SIGHUP; the tests of signals need the default.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -20,7 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from model.optimizer.segments import Layout
+from model.optimizer.segments import Layout, in_memory_order
+
+ROW = 1024  # a CPU adds up the squares of this many elements in float32
+SHORT = 32768  # as many elements and fewer it adds up in float64 at once
+SMALLEST = 1e-11  # of a norm whose squares of float32 are all accurate enough: those below 1e-38 are lost
 
 
 class LARS(torch.optim.Optimizer):
@@ -186,8 +190,23 @@ def _squared_norms(tensors: list[Tensor], layout: Layout) -> Float[Tensor, "2 pa
 
 
 def _squares(values: list[Tensor]) -> Float[Tensor, " pieces"]:
-    """Sum of squares of each tensor, added up in float64: no square of a float32 leaves its range."""
-    return torch.stack(torch._foreach_norm(values, 2, torch.float64)).square_()
+    """Sum of squares of each tensor, float64, accurate to the rounding of float32."""
+    if values[0].is_cuda or values[0].dtype == torch.float64:
+        return torch.stack(torch._foreach_norm(values, 2, torch.float64)).square_()
+    norms = torch.stack(torch._foreach_norm([_with_norms_of_rows(value) for value in values], 2, torch.float64))
+    for index in (~((norms > SMALLEST) & norms.isfinite())).nonzero().flatten().tolist():
+        norms[index] = torch.linalg.vector_norm(values[index], dtype=torch.float64)
+    return norms.square_()
+
+
+def _with_norms_of_rows(values: Tensor) -> Float[Tensor, " shorter"]:
+    """A shorter tensor with the same norm, if no square leaves float32's range: a CPU reads a ResNet-50's parameters in
+    float32 in 5 ms, and in float64 in 35 ms."""
+    flat = in_memory_order(values)
+    in_rows = flat.numel() // ROW * ROW
+    if in_rows <= SHORT:
+        return flat
+    return torch.cat([torch.linalg.vector_norm(flat[:in_rows].view(-1, ROW), dim=1), flat[in_rows:]])
 
 
 def trust_ratios(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.backbone import build_backbone
 from model.loss import swapped_prediction
 from model.optimizer.groups import parameter_groups
-from model.optimizer.lars import LARS
+from model.optimizer.lars import LARS, _squares
 from model.queue import EmbeddingQueue
 from model.swav import SwAV
 from model.weights import load_weights, published_names
@@ -137,6 +137,15 @@ def test_lars_scales_every_parameter_by_its_trust_ratio(shape: tuple[int, ...]) 
     p, g = torch.randn(shape), torch.randn(shape)
     ratio = 0.001 * p.norm() / (g.norm() + 0.1 * p.norm() + 1e-8)
     torch.testing.assert_close(stepped(p, g), p - 0.5 * ratio * (g + 0.1 * p))
+
+
+@pytest.mark.parametrize("size", [7, 50_000, 3_000_001])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-12, 1.0, 1e19, 1e30])
+def test_lars_adds_up_squares_of_every_size_of_float32(size, scale):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(size)) * scale
+    squares = _squares([values, torch.zeros(size), values.double()])
+    expected = values.double().square().sum()
+    torch.testing.assert_close(squares, torch.stack([expected, expected * 0, expected]), rtol=1e-7, atol=0)
 
 
 def test_lars_takes_the_plain_gradient_without_decay_for_a_parameter_of_zeros() -> None:

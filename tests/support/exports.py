@@ -104,5 +104,5 @@ def refused(capsys, *arguments):
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert ended.value.code == 2 and not output.out
-    assert output.err.startswith("swave: ") and output.err.count("\n") == 1
+    assert output.err.startswith("swave: ") and output.err.count("\n") == 1, output.err
     return output.err
