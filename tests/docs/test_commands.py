@@ -60,6 +60,7 @@ RUN_BY = {
     "perf.tables.scale": "test_a_table_is_measured_in_each_phase_by_ranks_of_both_checkouts",
     "perf.tables.scan": "test_scans_take_turns_and_ratios_are_of_headers",
     "perf.step.launches": "test_backbone_at_two_resolutions_and_head_are_three_graphs",
+    "perf.step.turns": "test_two_checkouts_train_a_recipe",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_unchanged",
     "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
     "pipeline.stats": "test_pictures_have_statistics_too",
