@@ -38,6 +38,7 @@ from common.signals import ENDING, Stopped
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
+from pipeline.conversion.fetched import fetched
 from pipeline.conversion.packing import Task, load_part, make_part, record_path, select_rows
 from pipeline.conversion.recordio_writer import LARGEST_LABEL
 from pipeline.conversion.report import Report, make_report, save_report, show
@@ -46,6 +47,7 @@ from pipeline.conversion.sources import open_source
 from pipeline.conversion.spool import SpoolSource
 from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
 from pipeline.dataset.table import DatasetError, count_reasons
+from pipeline.remote.address import is_remote
 
 VERSION = 2  # changes when the same rows and options give other bytes
 SHARDS = ("wds", "tfrecord", "recordio")  # formats whose OUT is a folder of shards
@@ -56,7 +58,7 @@ PART_IMAGES = 16_384  # maximum, so that small images keep several processes bus
 
 
 def convert(
-    source: Path,
+    source: Path | str,
     out: Path,
     options: Options,
     *,
@@ -68,6 +70,7 @@ def convert(
     max_bad_fraction: float = 1.0,
     progress: bool = True,
     choice: Choice = NOT_CHOSEN,
+    cache: Path | None = None,
 ) -> Report:
     """Convert `source` to `out`, which must not exist. Raises DatasetError with one line.
 
@@ -75,19 +78,25 @@ def convert(
     shard_images, shard_bytes: rows, or approximate bytes, of a part; workers: processes (default: one per CPU).
     ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
     max_bad_fraction: a larger fraction of unreadable images is an error. choice: of images and labels, where samples
-    have several.
+    have several. cache: folder for what is fetched from a bucket or web server, kept; None: beside OUT, deleted at the
+    end.
     """
-    source, out = Path(source).absolute(), Path(out).absolute()
+    out, cache = Path(out).absolute(), cache and Path(cache).absolute()
     choice = choice._replace(channels="rgb")  # it packs pictures
     check(out, options)
     if not 0 <= max_bad_fraction <= 1:
         raise DatasetError(f"--max-bad-fraction={max_bad_fraction}: give a number from 0 to 1")
     workers = workers or len(os.sched_getaffinity(0))
+    remote = is_remote(source)
+    if remote and options.format == "index" and cache is None:
+        raise DatasetError("--format=index of images elsewhere: give --cache DIR, where they are fetched to and stay")
+    name = str(source if remote else Path(source).absolute())
     with unfinished(out) as folder:
         check(out, options)  # again: another process may just have finished it
         # ------------------------------------------------------------------ source
         may_spool = partial(check_spool, folder, options)
-        entries = open_source(source, folder / "spool", workers, progress, may_spool, choice)
+        path = fetched(name, cache or folder / "fetched", workers, progress) if remote else Path(name)
+        entries = open_source(path, folder / "spool", workers, progress, may_spool, choice)
         expected = expect(entries, options, shard_bytes)
         try:
             check_room(folder, expected.out + expected.additional, ("data/*", "*.beton"))
@@ -107,8 +116,8 @@ def convert(
         def tasks() -> Iterator[Task]:
             for number in range(count):
                 part = rows[number * per_part : (number + 1) * per_part]
-                name = f"{out.stem}-{number:06d}"
-                yield Task(folder, number, name, part, select_rows(entries, part), options, joined.get(number))
+                stem = f"{out.stem}-{number:06d}"
+                yield Task(folder, number, stem, part, select_rows(entries, part), options, joined.get(number))
 
         if ray is None:
             results = in_processes(make_part, tasks(), min(workers, count), "--workers")
@@ -122,12 +131,12 @@ def convert(
 
         # ------------------------------------------------------------------ report
         parts = [load_part(record_path(folder, number)) for number in range(count)]
-        report = make_report(source, out, entries, parts)
+        report = make_report(name, out, entries, parts)
         if not report.written or len(report.quarantined) > max_bad_fraction * len(entries):
             save_report(report, folder / "report.json")
             bad = f"{len(report.quarantined)} of {len(entries)} images cannot be read"
             names = f"({count_reasons(report.quarantined)}), their names are in {folder / 'report.json'}"
-            raise DatasetError(f"{source}: {bad} {names}; repair the source")
+            raise DatasetError(f"{name}: {bad} {names}; repair the source")
 
         # ------------------------------------------------------------------ OUT
         finish = {"beton": finish_beton, "index": finish_index}.get(options.format, finish_shards)
@@ -234,7 +243,7 @@ def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
             note(f"starting over: {parts} parts exist, but of another conversion ({changed})")
         stamp.unlink(missing_ok=True)
         for path in folder.iterdir():
-            if path.name not in ("spool", "lock"):
+            if path.name not in ("fetched", "spool", "lock"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(folder / "making", ignore_errors=True)
     for name in ("parts", "data", "making"):
@@ -257,9 +266,8 @@ def packing_order(rows: int, seed: int | None) -> Int64[np.ndarray, " rows"]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser("python -m pipeline.convert", (__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "source", metavar="SRC", type=expanduser, help="folder, tars, Parquet, Arrow, IDX, CIFAR, .beton, table"
-    )
+    kinds = "folder, tars, Parquet, Arrow, IDX, CIFAR, .beton, table; also at s3://, gs://, hf://, https://"
+    parser.add_argument("source", metavar="SRC", type=expanduser, help=kinds)
     parser.add_argument("out", metavar="OUT", type=expanduser, help="x.beton, a new folder of shards, or x.npz (index)")
     parser.add_argument("--format", required=True, help=f"{', '.join(FORMATS)} (see docs/data.md)")
     parser.add_argument("--short", type=int, metavar="N", help="shrink so that the short side is at most N pixels")
@@ -288,6 +296,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--label", metavar="NAME",
         help="where labels are: a column, a field, a suffix of members or a name in their .json; none: leave them out",
     )  # fmt: skip
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="keep there what is fetched from a bucket or web server (default: beside OUT, deleted at the end)",
+    )  # fmt: skip
     parser.add_argument("--max-bad-fraction", type=float, default=1.0, help="more bad images are an error (default 1)")
     given = parser.parse_args(arguments)
     for sign in ENDING:
@@ -295,13 +307,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         seed = None if given.seed == "none" else positive("seed", given.seed, 0)
         report = convert(
-            Path(given.source), Path(given.out),
+            given.source, Path(given.out),
             Options(given.format, given.short, given.long, given.quality, given.raw),
             seed=seed,
             shard_images=None if given.shard_images is None else positive("shard-images", given.shard_images),
             shard_bytes=parse_size(given.shard_size),
             workers=None if given.workers is None else positive("workers", given.workers),
             ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label),
+            cache=given.cache,
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         note("stopped; the same command continues from here")

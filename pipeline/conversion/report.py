@@ -32,7 +32,7 @@ class Report:
     left_out: dict[str, int]
 
 
-def make_report(source: Path, out: Path, entries: Entries, parts: list[Part]) -> Report:
+def make_report(source: str, out: Path, entries: Entries, parts: list[Part]) -> Report:
     kinds: Counter[str] = Counter()
     bad: dict[int, str] = {}
     for part in parts:
@@ -40,7 +40,7 @@ def make_report(source: Path, out: Path, entries: Entries, parts: list[Part]) ->
         bad |= part.bad
     return Report(
         out=str(out),
-        source=str(source),
+        source=source,
         kind=entries.kind,
         images=len(entries),
         labeled=int((entries.label >= 0).sum()),

@@ -31,18 +31,23 @@ def is_remote(path: object) -> bool:
     return SCHEME.match(str(path)) is not None
 
 
+def with_slashes(path: object) -> str:
+    """A remote path as an address with its two slashes, without those at its end."""
+    match = SCHEME.match(str(path))
+    assert match is not None
+    return f"{match[1]}://{str(path)[match.end() :]}".rstrip("/")
+
+
 def parsed(path: object) -> tuple[str, str]:
     """Scheme and the address with its two slashes. Raises DatasetError for an address with a password or a query,
     which would be written to logs and checkpoints."""
-    match = SCHEME.match(str(path))
-    assert match is not None
-    address = f"{match[1]}://{str(path)[match.end() :]}".rstrip("/")
+    address = with_slashes(path)
     parts = urlsplit(address)
     if "@" in parts.netloc:
         raise DatasetError("a name or password in the address; put it into ~/.netrc, or where the library looks for it")
-    if parts.query and match[1].startswith("http"):
+    if parts.query and parts.scheme.startswith("http"):
         raise DatasetError("a query in the address; put such addresses into a list, and give https://.../list.txt")
-    return match[1], address
+    return parts.scheme, address
 
 
 def shown(address: str) -> str:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 import zlib
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from common.files import lock, write_atomically
 from common.progress import progress_bar
 from config.schema.ranges import bytes_of
 from pipeline.dataset.table import DatasetError
-from pipeline.remote.address import RemoteObject, is_remote, parsed
+from pipeline.remote.address import RemoteObject, is_remote, parsed, shown, with_slashes
 from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
 from pipeline.remote.index import Held, Index
@@ -37,6 +38,7 @@ from pipeline.remote.skeletons import take_apart
 from pipeline.remote.store import Store, open_store
 
 CACHE_BYTES = "100GB"
+UNBOUNDED = sys.maxsize  # for cache_bytes: all objects are kept whole
 BOUND = "cache_bytes"
 FOLDERS = (FILES, "partial", "probes")
 _in_use: dict[Path, IO[str]] = {}  # shared locks of the mirrors that this process reads, until it ends
@@ -63,7 +65,7 @@ def local_path(
     cache_bytes: None leaves a mirror as it is, and is CACHE_BYTES for a new one. workers: processes that decode. Raises
     DatasetError with one line that begins with `setting`.
     """
-    where = str(path)
+    where = shown(with_slashes(path))
     try:
         where = parsed(path)[1]
         store, folder = open_store(where), mirror_folder(cache, where)
@@ -222,10 +224,10 @@ def _fetch(
     total = sum(item.size for item in wanted)
     if progress:
         form = "kept without their images, which are fetched as they are needed" if apart else "kept"
-        note(
-            f"{store.address}: {len(wanted):,} objects of {total / 1e9:.3g} GB are fetched to {folder} and {form} "
-            f"(data.cache_bytes={_bound(folder) / 1e9:.3g}GB)"
-        )
+        bound = _bound(folder)
+        limit = "" if bound == UNBOUNDED else f" (data.cache_bytes={bound / 1e9:.3g}GB)"
+        what = f"{len(wanted):,} objects of {total / 1e9:.3g} GB"
+        note(f"{store.address}: {what} are fetched to {folder} and {form}{limit}")
 
     def put(item: RemoteObject, file: Path, digest: str) -> None:
         _into_place(folder, item, file)
@@ -252,7 +254,7 @@ def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         problem = f"{needed / 1e9:.3g} GB are to be fetched, and {folder} has {free / 1e9:.3g} GB of room"
-        raise DatasetError(f"{problem}; make room, set another data.cache, or lower data.cache_bytes")
+        raise DatasetError(f"{problem}; make room, or set another data.cache or a lower data.cache_bytes")
 
 
 def _into_place(folder: Path, item: RemoteObject, file: Path) -> None:
