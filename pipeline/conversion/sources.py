@@ -32,7 +32,7 @@ from pipeline.conversion.tar_entries import tar_entries
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.finding.ambiguous import check_folder
 from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_choice
-from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside
+from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder
 from pipeline.dataset.records.images import record_images
@@ -75,7 +75,8 @@ def open_source(
     if not len(entries):
         shutil.rmtree(spool_folder, ignore_errors=True)  # e.g. that of an empty Parquet file
         others = f" and by their first bytes among {in_words(entries.left_out)}" if entries.left_out else ""
-        raise DatasetError(f"{path}: no images found (looked for {' '.join(EXTENSIONS)}{others}); {KINDS}")
+        found = f"no images found (looked for {' '.join(EXTENSIONS)}{others}){sources_below(path)}"
+        raise DatasetError(f"{path}: {found}; {KINDS}")
     return entries
 
 

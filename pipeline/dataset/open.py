@@ -31,7 +31,7 @@ from pipeline.dataset.finding.choice import (
     check_pixels,
     chosen_words,
 )
-from pipeline.dataset.finding.find import RECORDS, find_source, left_out_beside
+from pipeline.dataset.finding.find import RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
 from pipeline.dataset.records.images import scan_records
@@ -373,4 +373,4 @@ def _no_images(source: Path, table: SampleTable) -> str:
     where = "in this tar" if source.is_file() else "found"
     looked = f"looked for {' '.join(EXTENSIONS)}, and at the first bytes of other files"
     lost = in_one_line(accounting(table)).partition("; ")[2]
-    return f"no images {where} ({looked}); {lost}; {KINDS}"
+    return f"no images {where} ({looked}); {lost}{sources_below(source)}; {KINDS}"

@@ -19,6 +19,7 @@ SUFFIXES = {
     ".h5": "hdf5", ".hdf5": "hdf5",
 }  # fmt: skip
 PART = re.compile(r".*(\.tfrecords?)?-\d{5}-of-\d{5}", re.IGNORECASE)  # of TensorFlow Datasets, of TF-Slim
+ARRAY_RECORD = re.compile(r".*\.array_record(-\d{5}-of-\d{5})?")  # of TensorFlow Datasets and Grain
 IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
 CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
 MDS = re.compile(r"(.*\.mds)\.(zstd|gz|br|bz2|snappy)")  # a compressed shard
@@ -52,6 +53,9 @@ def find_source(path: Path, kinds: str) -> Found:
         return Found("lmdb", [path / DATABASE])
     if path.is_dir() and (path / "index.json").is_file() and (listed := listed_in_index(path / "index.json")):
         return Found(*listed)
+    if array_record := next((file.name for file in files if ARRAY_RECORD.fullmatch(file.name)), None):
+        advice = "write the dataset as TFRecord (tensorflow-datasets: file_format='tfrecord')"
+        raise DatasetError(f"{array_record}: an ArrayRecord, which swave does not read; {advice}")
     found: dict[str, list[Path]] = {}
     for file in files:
         kind = _kind(file, path.is_dir())
@@ -125,6 +129,16 @@ def first_image(folder: Path) -> str:
         for name in sorted(files):
             if name[0] != "." and has_extension(name):
                 return os.path.relpath(os.path.join(below, name), folder)
+    return ""
+
+
+def sources_below(root: Path) -> str:
+    """A hint for a folder without images: the first folder below that holds other sources; '' if none does."""
+    for below, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        kinds = {_kind(Path(below, name), True) for name in names if name[0] != "."} - {""}
+        if kinds and Path(below) != root:
+            return f"; its folder {os.path.relpath(below, root)} holds {min(kinds)} files: give that one"
     return ""
 
 

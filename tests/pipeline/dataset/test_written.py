@@ -13,9 +13,10 @@ from PIL import Image
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert
 from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
-from pipeline.dataset.open import open_dataset
+from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import State
+from support.remote.sites import section
 from support.small_datasets import error_of
 
 WRITTEN = Path(__file__).parents[1] / "written"
@@ -159,10 +160,35 @@ def test_saved_folders_of_datasets_are_converted(tmp_path):
     assert (table.label.tolist(), table.classes) == (LABELS, NAMES)
 
 
-def test_each_image_of_a_list_of_datasets_counts(tmp_path):
-    table = converted("datasets/views.parquet", tmp_path)
+@pytest.mark.parametrize("name", ["datasets/views.parquet", "datasets_4/views.parquet", "datasets_4/saved"])
+def test_each_image_of_a_list_of_datasets_counts(tmp_path, name):
+    table = converted(name, tmp_path)
     assert same(pixels(table), [PIXELS[number] for number in (0, 1, 2, 2, 3, 4, 4)])
     assert table.label.tolist() == [2, 0, 0, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "png"])
+def test_tensorflow_datasets_are_read_in_place(tmp_path, encoding):
+    data = section(WRITTEN / "tfds/pets" / encoding / "1.0.0", tmp_path / "cache")
+    train, test = open_splits(data, progress=False)
+    assert (len(test), train.classes, test.classes) == (2, NAMES, NAMES)
+    order = [next(n for n, image in enumerate(PIXELS) if np.array_equal(image, each)) for each in pixels(train)]
+    assert sorted(order) == list(range(6)) and order != list(range(6))  # the library shuffles
+    assert train.label.tolist() == [LABELS[number] for number in order]
+
+
+@pytest.mark.parametrize("read", [opened, converted])
+def test_a_folder_above_records_is_told_which_one_to_take(tmp_path, read):
+    line = error_of(read, WRITTEN / "tfds/pets/jpeg", tmp_path)
+    assert "no images found" in line and "its folder 1.0.0 holds tfrecord files: give that one" in line
+
+
+@pytest.mark.parametrize("read", [opened, converted])
+def test_an_array_record_is_named_and_not_taken_for_a_tfrecord(tmp_path, read):
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets/pets-train.array_record-00000-of-00001").write_bytes(bytes(64))
+    line = error_of(read, tmp_path / "pets", tmp_path)
+    assert "pets-train.array_record-00000-of-00001: an ArrayRecord, which swave does not read; write the data" in line
 
 
 @pytest.mark.parametrize("name", ["img2dataset/files", "img2dataset/webdataset", "img2dataset/parquet"])

@@ -7,6 +7,8 @@ mds         mosaicml-streaming 0.13.0
 litdata     litdata 0.2.76
 hdf5        h5py 3.16.0
 datasets    datasets 5.2.0
+datasets_4  datasets 4.8.0
+tfds        tensorflow-datasets 4.9.10, tensorflow-cpu 2.21.0 (and importlib_resources)
 img2dataset img2dataset 1.47.0
 lmdb        lmdb 3.0.0 (LMDB 0.9.36); Caffe's Datum by protobuf, from the fields of caffe.proto
 """
@@ -208,6 +210,48 @@ def datasets():
         features=Features({"views": List(Image()), "label": ClassLabel(names=NAMES)}),
     )
     views.to_parquet(HERE / "datasets" / "views.parquet")
+
+
+def datasets_4():
+    from datasets import ClassLabel, Dataset, Features, Image, List
+
+    cells = [{"bytes": jpeg(number), "path": None} for number in range(COUNT)]
+    views = Dataset.from_dict(
+        {"views": [cells[number : number + 1 + number % 2] for number in range(COUNT - 1)], "label": LABELS[:-1]},
+        features=Features({"views": List(Image()), "label": ClassLabel(names=NAMES)}),
+    )
+    views.save_to_disk(folder("datasets_4", "saved"))
+    views.to_parquet(HERE / "datasets_4" / "views.parquet")
+
+
+def tfds():
+    import tensorflow_datasets
+    from tensorflow_datasets import features
+
+    class Pets(tensorflow_datasets.core.GeneratorBasedBuilder):
+        VERSION = tensorflow_datasets.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tensorflow_datasets.core.BuilderConfig(name=name) for name in ("jpeg", "png")]  # noqa: RUF012
+        pkg_dir_path = HERE
+
+        def _info(self):
+            image = features.Image(shape=(None, None, 3), encoding_format=self.builder_config.name)
+            columns = {"image": image, "label": features.ClassLabel(names=NAMES), "file_name": features.Text()}
+            columns["areas"] = features.Sequence(np.float32)
+            return tensorflow_datasets.core.DatasetInfo(builder=self, features=features.FeaturesDict(columns))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(range(COUNT)), "test": self._generate_examples([3, 1])}
+
+        def _generate_examples(self, numbers):
+            for number in numbers:
+                path = str(HERE / "images" / f"{number}.jpg")
+                image = path if self.builder_config.name == "jpeg" else np.asarray(picture(number))
+                row = {"image": image, "label": LABELS[number], "file_name": f"{number}.jpg"}
+                yield number, row | {"areas": [1.0] * (number % 3)}
+
+    out = folder("tfds")
+    for name in ("jpeg", "png"):
+        Pets(config=name, data_dir=out, file_format="tfrecord").download_and_prepare()
 
 
 def img2dataset():
