@@ -1,4 +1,4 @@
-"""Parquet and Arrow files in the Hugging Face image layout, to be spooled.
+"""Parquet and Arrow files in the Hugging Face image layout, and Lance datasets (a folder each), to be spooled.
 
 An image is a struct {bytes, path}, or the bytes of a file, as img2dataset stores it; a list of structs is several
 images with one label. A label is a column of whole numbers, whose class names are in the schema's
@@ -60,14 +60,15 @@ def columnar_source(files: Sequence[Path], root: Path | None = None, choice: Cho
             problem += f" {first_columns.image}, {first_columns.label or 'no label'}"
             raise DatasetError(f"{problem}; convert them one by one, or choose with data.image and data.label")
     classes = _classes(columns)
-    kind = SUFFIXES[files[0].suffix.lower()]
+    kind = _kind(files[0])
     size = sum(_spooled_bytes(path, first_columns.image) for path in files)
     note = ""
     if not first_columns.label and first_columns.able and choice.label is None:
         able = ", ".join(first_columns.able[:SHOWN])
         note = f"{files[0].name}: no column is called label, so no image is labeled; --label can name one of {able}"
     read = partial(samples, choice=choice, classes=classes)
-    return SpoolSource(kind, [str(path) for path in files], files, read, size, classes, note)
+    held = [file for path in files for file in ([path] if path.is_file() else _files_of_lance(path))]
+    return SpoolSource(kind, [str(path) for path in files], held, read, size, classes, note)
 
 
 def _check_split(columns: dict[Path, Columns]) -> None:
@@ -175,6 +176,9 @@ def _spooled_bytes(path: Path, image: str) -> int:
     from pyarrow import parquet
 
     with _reading(path):
+        if path.is_dir():
+            rows = _lance(path).count_rows()
+            return sum(file.stat().st_size for file in _files_of_lance(path)) + TAR_BYTES * rows
         if path.suffix.lower() != ".parquet":
             return path.stat().st_size + TAR_BYTES * sum(batch.num_rows for batch in _batches(path, []))
         metadata = parquet.read_metadata(path)
@@ -189,6 +193,9 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Any]:
     import pyarrow
     from pyarrow import ipc, parquet
 
+    if path.is_dir():
+        yield from _lance(path).to_batches(columns=columns, batch_size=ROWS)
+        return
     if path.suffix.lower() == ".parquet":
         with parquet.ParquetFile(path) as file:
             yield from file.iter_batches(ROWS, columns=columns, use_threads=False)
@@ -209,6 +216,8 @@ def _schema(path: Path) -> Any:
     from pyarrow import ipc, parquet
 
     with _reading(path):
+        if path.is_dir():
+            return _lance(path).schema
         if path.suffix.lower() == ".parquet":
             return parquet.read_schema(path)
         with pyarrow.memory_map(str(path)) as memory:
@@ -217,6 +226,24 @@ def _schema(path: Path) -> Any:
             except pyarrow.ArrowInvalid:
                 memory.seek(0)
                 return ipc.open_stream(memory).schema
+
+
+def _lance(folder: Path) -> Any:
+    """The newest version of a Lance dataset. Raises DatasetError without the package."""
+    try:
+        import lance
+    except ImportError:
+        advice = ".venv/bin/python -m pip install pylance"
+        raise DatasetError(f"{folder.name}: Lance needs the package pylance; install it: {advice}") from None
+    return lance.dataset(str(folder))
+
+
+def _files_of_lance(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _kind(path: Path) -> str:
+    return "lance" if path.is_dir() else SUFFIXES[path.suffix.lower()]
 
 
 def _columns(path: Path, choice: Choice) -> Columns:
@@ -287,10 +314,12 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except DatasetError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, RuntimeError) as error:  # Lance raises the last two
         raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
     why = " ".join(str(error).split())[:200]
-    return DatasetError(f"{path.name}: damaged {SUFFIXES[path.suffix.lower()]} file ({why}); copy it again")
+    return DatasetError(f"{path.name}: damaged {_kind(path)} file ({why}); copy it again")

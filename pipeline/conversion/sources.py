@@ -1,7 +1,7 @@
 """Lists any source of images as byte ranges of files, without decoding them.
 
     folder of images | tar, also of tars | WebDataset | TFRecord | RecordIO | MDS | LitData | LMDB | HDF5
-    | Parquet, Arrow | IDX | CIFAR | .beton | a sample table
+    | Parquet, Arrow, Lance | IDX | CIFAR | .beton | a sample table
 
 Sources that have no byte range per image (compressed, columnar, arrays) are first written as tars by
 `pipeline.conversion.spool`.
@@ -41,8 +41,8 @@ from pipeline.dataset.table import DatasetError, Names, SampleTable, State
 from pipeline.dataset.tar_images import list_shards
 
 KINDS = (
-    "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds, LitData, LMDB, *.h5, *.parquet, *.arrow, an IDX pair, "
-    "CIFAR's Python files, a .beton or a table"
+    "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds, LitData, LMDB, *.h5, *.parquet, *.arrow, Lance, "
+    "an IDX pair, CIFAR's Python files, a .beton or a table"
 )
 OPTIONS = {"data.path=": "SRC=", "data.image": "--image", "data.label": "--label"}  # instead of the recipe's settings
 
@@ -113,7 +113,7 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     if kind in RECORDS:
         records = _from_records(kind, files, workers, progress, choice)
         return records if isinstance(records, SpoolSource) else _count_left_out(path, files, records)
-    if kind in ("parquet", "arrow"):
+    if kind in ("parquet", "arrow", "lance"):
         return columnar_source(files, choice=choice)
     if kind == "hdf5":
         return hdf5_source(files, choice)

@@ -23,6 +23,7 @@ ARRAY_RECORD = re.compile(r".*\.array_record(-\d{5}-of-\d{5})?")  # of TensorFlo
 IDX = re.compile(r"(.*)images([-.])idx3(-ubyte)?(\.gz)?", re.IGNORECASE)
 CIFAR = re.compile(r"data_batch_\d+|test_batch|train|test")
 MDS = re.compile(r"(.*\.mds)\.(zstd|gz|br|bz2|snappy)")  # a compressed shard
+LANCE = "_versions"  # in the folder of a Lance dataset
 DATABASE = "data.mdb"  # of LMDB, in a folder for each database
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")  # only that of CIFAR is read
 RECORDS = ("tfrecord", "recordio", "mds", "litdata", "lmdb")  # kinds that `pipeline.dataset.records` lists
@@ -31,8 +32,8 @@ COMPANIONS = ("table.npz", "table.json", "report.json")
 
 
 class Found(NamedTuple):
-    """kind: 'table', 'beton', 'tar', one of RECORDS, 'hdf5', 'parquet', 'arrow', 'idx', 'cifar', 'folder' or ''.
-    files: sorted; of a folder of images none."""
+    """kind: 'table', 'beton', 'tar', one of RECORDS, 'hdf5', 'parquet', 'arrow', 'lance', 'idx', 'cifar', 'folder' or
+    ''. files: sorted; of a folder of images none."""
 
     kind: str
     files: list[Path]
@@ -51,6 +52,8 @@ def find_source(path: Path, kinds: str) -> Found:
         return Found("table", [path / "table.npz"])
     if path.is_dir() and (path / DATABASE).is_file():
         return Found("lmdb", [path / DATABASE])
+    if path.is_dir() and (path / LANCE).is_dir():
+        return Found("lance", [path])
     if path.is_dir() and (path / "index.json").is_file() and (listed := listed_in_index(path / "index.json")):
         return Found(*listed)
     if array_record := next((file.name for file in files if ARRAY_RECORD.fullmatch(file.name)), None):

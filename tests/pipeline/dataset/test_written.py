@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,28 @@ def test_each_image_of_a_list_of_datasets_counts(tmp_path, name):
     table = converted(name, tmp_path)
     assert same(pixels(table), [PIXELS[number] for number in (0, 1, 2, 2, 3, 4, 4)])
     assert table.label.tolist() == [2, 0, 0, 1, 1, 1, 0]
+
+
+def test_lance_is_converted(tmp_path):
+    pytest.importorskip("lance")
+    table = converted("lance/pets.lance", tmp_path)
+    assert same(pixels(table), PIXELS)
+    assert (table.label.tolist(), table.classes) == (LABELS, NAMES)
+
+
+def test_damaged_lance_is_named(tmp_path):
+    pytest.importorskip("lance")
+    root = shutil.copytree(WRITTEN / "lance/pets.lance", tmp_path / "pets.lance")
+    first = min(root.glob("data/*"))
+    first.write_bytes(first.read_bytes()[:200])
+    assert "pets.lance: damaged lance file" in error_of(converted, root, tmp_path)
+
+
+def test_lance_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lance", None)
+    line = error_of(converted, "lance/pets.lance", tmp_path)
+    assert "pets.lance: Lance needs the package pylance; install it: .venv/bin/python -m pip install pylance" in line
+    assert "holds lance files, which only `make convert` reads" in error_of(opened, "lance/pets.lance", tmp_path)
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png"])

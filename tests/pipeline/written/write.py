@@ -8,6 +8,7 @@ litdata     litdata 0.2.76
 hdf5        h5py 3.16.0
 datasets    datasets 5.2.0
 datasets_4  datasets 4.8.0
+lance       pylance 14.0.2
 tfds        tensorflow-datasets 4.9.10, tensorflow-cpu 2.21.0 (and importlib_resources)
 img2dataset img2dataset 1.47.0
 lmdb        lmdb 3.0.0 (LMDB 0.9.36); Caffe's Datum by protobuf, from the fields of caffe.proto
@@ -222,6 +223,16 @@ def datasets_4():
     )
     views.save_to_disk(folder("datasets_4", "saved"))
     views.to_parquet(HERE / "datasets_4" / "views.parquet")
+
+
+def lance():
+    import pyarrow
+    from lance import write_dataset
+
+    images = pyarrow.array([jpeg(number) for number in range(COUNT)], pyarrow.large_binary())
+    names = [NAMES[label] for label in LABELS]
+    table = pyarrow.table({"image": images, "label": names, "caption": [f"photo {number}" for number in range(COUNT)]})
+    write_dataset(table, folder("lance", "pets.lance"), max_rows_per_file=4)
 
 
 def tfds():
