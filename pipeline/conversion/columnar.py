@@ -144,9 +144,9 @@ def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = (
 
 
 def _files(cell: Any, folder: Path) -> list[tuple[str, bytes]]:
-    """Name ('' if it has none) and bytes of each image of a cell; an empty list has none."""
+    """Name ('' if it has none) and bytes of each image of a cell; of an empty list as of a cell without an image."""
     files: list[tuple[str, bytes]] = []
-    for image in cell if isinstance(cell, list) else [cell]:
+    for image in (cell or [None]) if isinstance(cell, list) else [cell]:
         held: dict[str, Any] = {"bytes": image} if isinstance(image, bytes) else image or {}
         path = held.get("path") or ""
         data = held.get("bytes") or _read_named(folder, path)

@@ -8,7 +8,7 @@ from pyarrow import parquet
 
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.finding.labels import class_names, label_of, numbered
-from support.conversions import run
+from support.conversions import converted, run
 from support.packed_sources import ROWS
 from support.small_datasets import error_of
 from support.source_files import opened
@@ -150,6 +150,13 @@ def test_files_with_other_columns_are_refused(tmp_path):
     assert "1.parquet has the columns image, target, and 0.parquet image, label" in error_of(
         opened, tmp_path / "d", tmp_path
     )
+
+
+def test_a_row_with_an_empty_list_of_images_is_counted(tmp_path):
+    cells = pa.array([ROWS[:2], [], ROWS[2:3]])
+    path = write_table(tmp_path / "x.parquet", pa.array([1, 0, 1]), image=cells)
+    report = converted(path, tmp_path / "out", "wds")
+    assert (report.images, report.written, list(report.quarantined.values())) == (4, 3, ["zero bytes"])
 
 
 def test_a_label_is_a_number_a_name_or_none():
