@@ -23,6 +23,7 @@ from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_i
 from pipeline.dataset.finding.labels import class_names, label_of, numbered
 from pipeline.dataset.folder import probe_encoded
 from pipeline.dataset.table import DECODE, DatasetError, Names, SampleTable, State
+from pipeline.remote.probes import kept_probes
 
 VERSION = 2
 HEADER = np.dtype(
@@ -154,9 +155,9 @@ def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True, check:
     check: see `SampleTable`."""
     container, names = np.zeros(len(beton), np.int32), Names.of([beton.path.name])
     shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
-    probes = probe_encoded(
+    probes = kept_probes(beton.path.parent, [beton.path.name], container, beton.offset) or probe_encoded(
         beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress, check
-    )  # fmt: skip
+    )
     return SampleTable(
         beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,
         fingerprint=beton.digest, check=check, **probes._asdict(),

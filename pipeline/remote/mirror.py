@@ -34,7 +34,7 @@ from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
 from pipeline.remote.index import Held, Index
 from pipeline.remote.probes import APART, FILES, IMAGES, probes_file, save_probes
-from pipeline.remote.skeletons import take_apart
+from pipeline.remote.skeletons import comes_apart, take_apart
 from pipeline.remote.store import Store, open_store
 
 CACHE_BYTES = "100GB"
@@ -195,19 +195,17 @@ def _folders(name: str) -> list[str]:
 
 def _check_bound(listed: Mapping[str, RemoteObject], total: int, cache_bytes: int, apart: bool) -> None:
     """Raise DatasetError if objects that cannot be kept without their images are too large for the cache."""
-    rest = sum(item.size for name, item in listed.items() if not _is_shard(name))
+    rest = sum(item.size for name, item in listed.items() if not comes_apart(name))
     if apart and rest > cache_bytes:
-        problem = f"{total / 1e9:.3g} GB, {rest / 1e9:.3g} of them no tars, and data.cache_bytes={cache_bytes}"
-        raise DatasetError(f"{problem}; raise it, or pack the images in tars (make convert), which are cached in part")
-
-
-def _is_shard(name: str) -> bool:
-    return name.lower().endswith(".tar")
+        size = f"{total / 1e9:.3g} GB, {rest / 1e9:.3g} of them neither tars nor a .beton"
+        problem = f"{size}, and data.cache_bytes={cache_bytes}"
+        advice = "raise it, or pack the images in tars (make convert), which are cached in part"
+        raise DatasetError(f"{problem}; {advice}")
 
 
 def _is_held(folder: Path, held: Held, item: RemoteObject | None, apart: bool) -> bool:
     """Whether the mirror has this object as it was listed, in the form that is wanted."""
-    if item is None or (item.size, item.tag) != held.item[2:] or held.whole == (apart and _is_shard(item.name)):
+    if item is None or (item.size, item.tag) != held.item[2:] or held.whole == (apart and comes_apart(item.name)):
         return False
     try:
         return (folder / FILES / item.name).stat().st_size == item.size
@@ -218,8 +216,8 @@ def _is_held(folder: Path, held: Held, item: RemoteObject | None, apart: bool) -
 def _fetch(
     store: Store, folder: Path, index: Index, wanted: list[RemoteObject], apart: bool, workers: int, progress: bool
 ) -> None:
-    whole = [item for item in wanted if not (apart and _is_shard(item.name))]
-    shards = [item for item in wanted if apart and _is_shard(item.name)]
+    whole = [item for item in wanted if not (apart and comes_apart(item.name))]
+    shards = [item for item in wanted if apart and comes_apart(item.name)]
     _check_room(folder, sum(item.size for item in whole) + max((item.size for item in shards), default=0))
     total = sum(item.size for item in wanted)
     if progress:
@@ -236,7 +234,7 @@ def _fetch(
     def put_apart(item: RemoteObject, file: Path, digest: str) -> None:
         skeleton = file.with_suffix(".skeleton")
         try:
-            probes = take_apart(file, skeleton, workers)
+            probes = take_apart(file, item.name, skeleton, workers)
         except DatasetError as error:
             raise DatasetError(f"{item.name}: {str(error).partition(': ')[2] or error}") from None
         save_probes(probes_file(folder, item.name), probes)

@@ -130,10 +130,17 @@ def test_a_cache_of_another_version_is_one_line_and_stays(server, tmp_path):
     assert index.read_text() == text
 
 
-def test_one_large_file_beyond_the_bound_is_one_line(tmp_path):
+def test_a_large_beton_that_is_none_is_one_line(tmp_path):
     write(tmp_path / "site", {"train.beton": bytes(50_000)})
     with serving(tmp_path / "site") as server:
         line = error_of(table_of, f"{server.address}/train.beton", tmp_path / "cache", APART)
+    assert line.startswith(f"data.path={server.address}/train.beton: train.beton: not FFCV's format 2")
+
+
+def test_one_large_file_beyond_the_bound_is_one_line(tmp_path):
+    write(tmp_path / "site", {"train.tfrecord": bytes(50_000)})
+    with serving(tmp_path / "site") as server:
+        line = error_of(table_of, f"{server.address}/train.tfrecord", tmp_path / "cache", APART)
     assert "data.cache_bytes=20000" in line and "pack the images in tars" in line
     assert server.sent == 0
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from perf.remote.server import serving
+from pipeline.dataset.sniff import HEAD
 from pipeline.dataset.table import DatasetError
 from pipeline.loader import Loader, evaluation_batches
 from pipeline.order import order
 from pipeline.remote.plan import NextUses, Plan, Step
 from pipeline.remote.ranges import SPARE, spans
 from pipeline.remote.records import NEVER, Records
+from support.conversions import converted
 from support.remote.sites import CROPS, small_disk, table_of, write_site
 from support.small_datasets import packed
 
@@ -69,6 +71,31 @@ def test_rows_and_crops_are_those_of_the_disk_and_few_bytes_are_fetched_in_vain(
     assert server.sent == traffic.fetched < 4 * int(local.length.sum())
     kept = sum(file.stat().st_size for file in table.root.parent.glob("images/*/*/*"))
     assert 0.5 * 130_000 < kept <= 130_000
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("table_beside", [True, False])
+def test_a_beton_larger_than_the_cache_gives_the_same_rows_and_crops(site, tmp_path, raw, table_beside):
+    converted(site / "*.tar", tmp_path / "site" / "x.beton", "beton", raw=raw)
+    if not table_beside:
+        (tmp_path / "site" / "x.npz").unlink()
+    local = table_of(tmp_path / "site" / "x.beton", tmp_path / "local")
+    with serving(tmp_path / "site") as server:
+        table = table_of(f"{server.address}/x.beton", tmp_path / "cache", TENTH)
+        assert table.digest() == local.digest() and np.array_equal(table.state, local.state)
+        assert not any(table_bytes(table, row) for row in range(ROWS))
+        remote, disk = loader_of(table), loader_of(local)
+        assert drawn(remote, 2) == drawn(disk, 2)
+        traffic = remote.feed.reader.remote.traffic
+        remote.close(), disk.close()
+    assert traffic.fetched <= 1.05 * traffic.needed
+
+
+def table_bytes(table, row):
+    """What the file on this machine has behind the first bytes of an image."""
+    with (table.root / table.containers[0]).open("rb") as file:
+        file.seek(int(table.offset[row]) + HEAD)
+        return file.read(int(table.length[row]) - HEAD).strip(b"\0")
 
 
 @pytest.mark.slow(seconds=3)
