@@ -70,7 +70,7 @@ class Training:
 
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.step.turns", __doc__)
-    parser.add_argument("recipe", type=Path, help="a recipe, as of train.py")
+    parser.add_argument("recipe", help="a recipe, as of train.py")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, as of train.py")
     parser.add_argument("--base", type=Path, required=True, metavar="CHECKOUT", help="the older checkout")
     parser.add_argument("--rounds", type=at_least(4), default=24, help="turns of each (default 24)")
@@ -82,10 +82,10 @@ def main(arguments: list[str]) -> int:
 
 def measure(options: argparse.Namespace) -> Report:
     check_base(options.base, "train.py")
-    if not options.recipe.is_file():
+    if not Path(options.recipe).is_file():
         raise ValueError(f"{options.recipe}: no such recipe")
     with tempfile.TemporaryDirectory() as folder:
-        given = [str(options.recipe.resolve()), "run.epochs=100000", *options.settings]
+        given = [str(Path(options.recipe).resolve()), "run.epochs=100000", *options.settings]
         given += [f"run.log_every={options.steps}"]
         if not any(setting.startswith("data.path=") for setting in options.settings):
             for name in ("a", "b"):
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> Report:
         base, now = take_turns([options.base.resolve(), ROOT], given, Path(folder), options.rounds)
     lower, middle, upper = quantiles([old / new for old, new in zip(base, now, strict=True)], n=4)
     return {
-        "recipe": [str(options.recipe), *options.settings],
+        "recipe": [options.recipe, *options.settings],
         "speed": {"median": middle, "quartiles": [lower, upper]},
         "seconds": {"base": base, "now": now},
         "steps": options.steps,
