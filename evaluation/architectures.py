@@ -7,19 +7,20 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from config.recipe import load_config
-from model.backbone import UnknownBackbone, backbone_of, build_backbone
+from model.backbone import backbone_of, build_backbone
+from model.libraries.names import UnknownBackbone, is_own_code
+from model.libraries.torchvision_models import torchvision_network
 from model.resnet import RESNETS
 from model.weights.guess import guess, resnet_name, resnet_options
 from pipeline.crops import chosen
 
-CLASSIFIERS = ("fc", "heads", "head", "classifier")  # what torchvision and timm call them
 ANTIALIASED = re.compile(r"resnet\w*?(?:blur|aa)\d+|antialias\w*|lpf\d")  # names of ResNets with other pooling
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PUBLISHED_STD = (0.228, 0.224, 0.225)
@@ -47,7 +48,8 @@ class NamedNetwork:
 
 
 def build(word: str, pretrained: bool = False) -> NamedNetwork:
-    """The network that `word` names: timm:NAME, torchvision:NAME, one of our ResNets, or a recipe's (*.yaml).
+    """The network that the user's `word` names: timm:NAME, torchvision:NAME, transformers:NAME, module:function, one of
+    our ResNets, or a recipe's (*.yaml).
 
     pretrained: with the weights that timm or torchvision provide, from their caches or the network. Raises ValueError
     (one line).
@@ -60,16 +62,17 @@ def build(word: str, pretrained: bool = False) -> NamedNetwork:
     if word.endswith((".yaml", ".yml")):
         config = load_config([word, "data.path=."])
         size = config.evaluation.size if config.evaluation.size != "auto" else config.crops["global"].size
-        network = backbone_of(config.model, sizes=[size])
+        network = backbone_of(config.model, sizes=[size], own_code=True)
         mean, std = (tuple(chosen(config.crops, key)) for key in ("mean", "std"))
         inputs = Inputs(mean, std, size, config.evaluation.share)
         return NamedNetwork(network, f"{config.model.backbone} of {word}", inputs)
-    if word in RESNETS:
-        return NamedNetwork(build_backbone(word), word, Inputs())
+    if word in RESNETS or library == "transformers" or is_own_code(word):
+        inputs = Inputs() if word in RESNETS else Inputs(std=IMAGENET_STD)
+        return NamedNetwork(backbone_of({"backbone": word, "options": {}}, own_code=True), word, inputs)
     near = difflib.get_close_matches(word, RESNETS, n=1)
     raise ValueError(
         f"network {word!r} is unknown{f', perhaps {near[0]}' if near else ''}; "
-        f"give timm:NAME, torchvision:NAME, {', '.join(RESNETS)}, or a recipe (*.yaml)"
+        f"give timm:NAME, torchvision:NAME, transformers:NAME, {', '.join(RESNETS)}, or a recipe (*.yaml)"
     )
 
 
@@ -113,10 +116,8 @@ def of_weights(backbone: Mapping[str, Tensor], source: Path) -> NamedNetwork:
 def _from_torchvision(name: str, pretrained: bool) -> NamedNetwork:
     import torchvision
 
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3) or ["resnet50"]
-        raise ValueError(f"torchvision:{name}: torchvision has no such classifier; nearest: {', '.join(near)}")
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        torchvision_network(name, {})  # raises the error with the nearest names
     weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
     inputs = Inputs(std=IMAGENET_STD)
     if weights is not None:
@@ -124,15 +125,7 @@ def _from_torchvision(name: str, pretrained: bool) -> NamedNetwork:
         size = int(preset.crop_size[0])
         share = min(1.0, size / preset.resize_size[0])
         inputs = Inputs(tuple(preset.mean), tuple(preset.std), size, share)
-    if weights is None:
-        network = torchvision.models.get_model(name)
-    else:
-        network = _fetched(f"torchvision:{name}", lambda: torchvision.models.get_model(name, weights=weights))
-    classifier = next(part for part in CLASSIFIERS if hasattr(network, part))
-    setattr(network, classifier, nn.Identity())
-    with torch.no_grad():
-        features = network.eval()(torch.zeros(1, 3, inputs.size, inputs.size))
-    network.feature_dim = int(features.flatten(1).shape[1])
+    network = _fetched(f"torchvision:{name}", partial(torchvision_network, name, {}, weights, auxiliary=True))
     return NamedNetwork(network, f"torchvision:{name}", inputs)
 
 

@@ -5,11 +5,13 @@
     swav_800ep_pretrain.pth.tar     a file of weights in any library's layout (docs/export.md); alone only for ResNets
     export/  or  model.safetensors  written by `make export FORMAT=safetensors`; describes its own network
     FILE@NETWORK                    weights for a network of that name
+    RUN@module:function             a run whose backbone is the user's own code, which no file can start by itself;
+                                    also EXPORT@module:function, and @transformers:FOLDER if the folder has moved
     torchvision:NAME, timm:NAME     the library's network and weights
     random@NETWORK                  random weights; `random` alone: for the first backbone's network
 
-NETWORK is timm:NAME, torchvision:NAME, one of our ResNets (resnet50w2) or a recipe (config/demo.yaml). Weights that do
-not fit their network are an error that names the keys. Nothing is unpickled.
+NETWORK is timm:NAME, torchvision:NAME, transformers:NAME, module:function, one of our ResNets (resnet50w2) or a recipe
+(config/demo.yaml). Weights that do not fit their network are an error that names the keys. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ from evaluation.architectures import (
     from_config,
     of_weights,
 )
-from model.backbone import build_backbone
+from model.backbone import backbone_of
+from model.libraries.names import is_own_code, split_own_code
+from model.sizes.trial import channels_of
 from model.swav import SwAV
 from model.weights import check_finite, find, read_weights, take_weights
 from training.build import sizes_of
-from training.trained_network import TEACHER, read_trained
+from training.trained_network import TEACHER, named_by_user, read_trained
 
 RANDOM = "random"
 Say = Callable[[str], None]
@@ -98,16 +102,17 @@ def open_backbones(words: list[str], seed: int = 31, say: Say = lambda line: Non
 def open_backbone(word: str, seed: int = 31, say: Say = lambda line: None) -> Backbone:
     """The backbone that `word` names; seed: for random weights; say: gets a line about a file. Raises ValueError (one
     line)."""
-    path = Path(word)
     if word.startswith(f"{RANDOM}@"):
         torch.manual_seed(seed)
         return _named(word, build(word.partition("@")[2]))
+    given, own = (word, "") if Path(word).exists() else split_own_code(word)
+    path = Path(given)
     if path.is_dir() and any(path.glob("model.safetensors*")) and not (path / "manifest.json").is_file():
-        return replace(_from_file(path, say), word=word)
-    if path.is_dir() or (word.endswith(TEACHER) and Path(word.removesuffix(TEACHER)).is_dir()):
-        return _from_run(word, path)
+        return replace(_from_file(path, say, own=own), word=word)
+    if path.is_dir() or (given.endswith(TEACHER) and Path(given.removesuffix(TEACHER)).is_dir()):
+        return _from_run(word, path, own)
     if path.is_file():
-        return replace(_from_file(path, say), word=word)
+        return replace(_from_file(path, say, own=own), word=word)
     if word.startswith(("torchvision:", "timm:")):
         return _named(word, build(word, pretrained=True))
     for at in (place for place, letter in enumerate(word) if letter == "@"):  # folders and recipes may have one too
@@ -169,10 +174,24 @@ def weights_digest(network: nn.Module) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- kinds
+@torch.no_grad()
+def _architecture(name: str, network: nn.Module, inputs: Inputs, words: str = "") -> str:
+    """The name of a network. For the user's own code, which may change and keep its tensors, with a digest of the
+    features of noise, so that the cache of features tells the two apart."""
+    if not is_own_code(name):
+        return name + words
+    shape, generator = (2, channels_of(network), inputs.size, inputs.size), torch.Generator().manual_seed(0)
+    features = network.eval()(torch.randn(shape, generator=generator))
+    digits = " ".join(f"{value:.3g}" for value in features.flatten().tolist())
+    return f"{name}{words}, features {hashlib.sha256(digits.encode()).hexdigest()[:12]}"
+
+
 def _named(word: str, named: NamedNetwork) -> Backbone:
     network = named.network.eval()
     check_finite(network.state_dict(), f"backbone {word}")
-    return Backbone(word, named.name, network, weights_digest(network), named.inputs)
+    return Backbone(
+        word, _architecture(named.name, network, named.inputs), network, weights_digest(network), named.inputs
+    )
 
 
 def _random_like(first: Backbone, seed: int) -> Backbone:
@@ -189,13 +208,13 @@ def _random_like(first: Backbone, seed: int) -> Backbone:
     return replace(first, word=RANDOM, network=network, weights=weights_digest(network), swav=None)
 
 
-def _from_run(word: str, path: Path) -> Backbone:
-    trained = read_trained(path)
+def _from_run(word: str, path: Path, own: str) -> Backbone:
+    trained = read_trained(path, own)
     config, network = trained.config, trained.network
     options = f" {trained.options}" if trained.options else ""
     return Backbone(
         word,
-        f"{trained.backbone_name}{options}",
+        _architecture(trained.backbone_name, network.backbone, from_config(config), options),
         network.backbone,
         weights_digest(network.backbone),
         from_config(config),
@@ -210,7 +229,8 @@ def _from_run(word: str, path: Path) -> Backbone:
     )
 
 
-def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backbone:
+def _from_file(path: Path, say: Say, named: NamedNetwork | None = None, own: str = "") -> Backbone:
+    """own: what the user names in place of the file's module:function or transformers:FOLDER; alone, as a network."""
     weights = read_weights(path)
     header = _header(path / "model.safetensors" if path.is_dir() else path)
     note = ""
@@ -218,7 +238,11 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backb
     if named is None and "backbone" in header:
         options = json.loads(header.get("options", "{}"))
         inputs, sizes = (from_config(config), sizes_of(config)) if config else (Inputs(), [])
-        named = NamedNetwork(build_backbone(header["backbone"], sizes, **options), header["backbone"], inputs)
+        name = named_by_user(header["backbone"], own, str(path))
+        network = backbone_of({"backbone": name, "options": options}, sizes, own_code=bool(own))
+        named = NamedNetwork(network, name, inputs)
+    if named is None and own:
+        named = build(own)
     if named is None:
         named = of_weights(find(weights).backbone, path)
         note = f"; read as {named.name}, by its shapes (FILE@timm:NAME names another network with the same tensors)"
@@ -232,7 +256,8 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None) -> Backb
     network.eval()
     digest, data = weights_digest(network), (config or {}).get("data", {})
     pixels = {"channels": data.get("channels", "rgb"), "layout": data.get("layout", "auto")}
-    return Backbone(str(path), named.name, network, digest, named.inputs, swav=swav, **pixels)
+    name = _architecture(named.name, network, named.inputs)
+    return Backbone(str(path), name, network, digest, named.inputs, swav=swav, **pixels)
 
 
 def _with_heads(network: nn.Module, weights: Mapping[str, Tensor], heads: int) -> SwAV | None:

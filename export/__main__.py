@@ -14,8 +14,8 @@
     pt2          the same as a program for torch.export.load
     detectron2   a ResNet for object detection in detectron2, a .pkl; for DETR use torchvision: docs/detection.md
 
-CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-...; CKPT@teacher is its teacher. OUT is
-written atomically.
+CKPT is a run's directory (its latest checkpoint) or a folder checkpoints/step-...; CKPT@teacher is its teacher. A
+checkpoint with a backbone of your own code needs its name: CKPT@module:function. OUT is written atomically.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 
 from common.cli import Parser, exit_on_mistake
 from common.progress import progress_bar
+from model.libraries.names import split_own_code
 
 FORMATS = ("torchvision", "timm", "transformers", "swav", "safetensors", "onnx", "torchscript", "pt2", "detectron2")
 RGB_ONLY = ("transformers", "detectron2")  # what surrounds the network there reads 8-bit RGB
@@ -63,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise ValueError(f"{name} is missing; e.g. make export CKPT=runs/demo OUT=x.pth FORMAT=torchvision")
         try:
             options = {"precision": given.precision, "size": given.size, "data": given.data}
-            code = export(Path(given.checkpoint), Path(given.out), given.format, given.force, options)
+            path, own = (given.checkpoint, "") if Path(given.checkpoint).exists() else split_own_code(given.checkpoint)
+            code = export(Path(path), Path(given.out), given.format, given.force, options, own)
         except OSError as error:
             raise ValueError(f"{error.filename or given.out}: {error.strerror or error}") from None
     print(f"wrote {given.out}; to load it:\n")
@@ -72,10 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def export(
-    path: Path, out: Path, format: str, force: bool = False, onnx_options: dict[str, Any] | None = None
+    path: Path, out: Path, format: str, force: bool = False, onnx_options: dict[str, Any] | None = None, own: str = ""
 ) -> list[str]:
     """Write the network of `path` (a run's directory or a checkpoint) to `out`; returns the Python that loads it.
 
+    own: what the user names in place of the checkpoint's module:function or transformers:FOLDER.
     format: one of FORMATS. force: replace `out` if it looks like an earlier export in this format. onnx_options: for
     `export.onnx_graph.OnnxOptions`.
 
@@ -95,7 +98,7 @@ def export(
     if format == "onnx":
         check_options(OnnxOptions(**given))
     with progress_bar(3, f"export to {format}", "part") as bar:
-        trained = read_trained(path)
+        trained = read_trained(path, own)
         channels = channels_of(trained.network.backbone)
         if format in RGB_ONLY and channels != 3:
             problem = f"it is for RGB, and this backbone takes {channels} channel{'s' * (channels != 1)}"

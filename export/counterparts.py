@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from export.libraries import library_code
+from model.libraries.names import library_of
 from model.resnet import RESNETS, ResNet
 from model.sizes.trial import channels_of
 from model.weights import in_layout
@@ -42,6 +44,8 @@ def torchvision_counterpart(trained: Trained) -> Counterpart:
     import torchvision
 
     backbone = trained.network.backbone
+    if library_of(trained.backbone_name)[0] == "torchvision":
+        return Counterpart(backbone, library_code(trained))
     name: str | None
     settings: dict[str, Any]
     if isinstance(backbone, ResNet):
@@ -90,10 +94,10 @@ def timm_counterpart(trained: Trained) -> Counterpart:
         options |= {} if backbone.in_chans == 3 else {"in_chans": backbone.in_chans}
     arguments = ", ".join(f"{key}={value!r}" for key, value in options.items())
     code = ["import timm, torch", f"network = timm.create_model({name!r}, {arguments}).eval()"]
+    if name is None or library_code(trained):
+        raise no_counterpart(trained, "timm")
     if not isinstance(backbone, ResNet):
         return Counterpart(backbone, code)
-    if name is None:
-        raise no_counterpart(trained, "timm")
     import timm
 
     return with_weights(trained, timm.create_model(name, **options), backbone.state_dict(), code, 64, "timm")
@@ -165,7 +169,10 @@ def with_weights(
 def no_counterpart(trained: Trained, library: str, reason: str = "") -> ValueError:
     """A refusal in one line that names formats for this backbone."""
     others = ["swav", "safetensors", "onnx"]
-    if library != "timm" and (not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained)):
+    if library_code(trained):
+        own = library_of(trained.backbone_name)[0]
+        others = [*([own] if own else []), *others]
+    elif library != "timm" and (not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained)):
         others.insert(0, "timm")
     options = f" with model.options={trained.options}" if trained.options else ""
     return ValueError(

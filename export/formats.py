@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from export.counterparts import standard_resnet, timm_counterpart, torchvision_counterpart
 from export.detectron2 import write_detectron2
+from export.libraries import library_code
 from export.model_card import header, model_card
 from export.onnx_graph import write_onnx
 from export.programs import write_pt2, write_torchscript
@@ -64,7 +65,10 @@ def write_safetensors(trained: Trained, path: Path) -> list[str]:
 
 
 def _safetensors_code(trained: Trained) -> list[str]:
-    """Lines that load the file with timm if timm has the network, or else with swave's own modules."""
+    """Lines that load the file with the library that has the network, or else with swave's own modules."""
+    if code := library_code(trained):
+        loading = "from safetensors.torch import load_file"
+        return [loading, *code, 'network.load_state_dict(load_file("model.safetensors"))']
     if not isinstance(trained.network.backbone, ResNet) or standard_resnet(trained):
         return [
             "import timm; from safetensors.torch import load_file",

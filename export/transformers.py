@@ -19,6 +19,10 @@ from torch import Tensor, nn
 
 from export.counterparts import no_counterpart, with_weights
 from export.model_card import model_card
+from model.libraries.names import library_of
+from model.libraries.options import names_of
+from model.libraries.transformers_models import interpolated, way_of
+from model.sizes.trial import channels_of
 from model.weights import in_layout
 from training.trained_network import Trained
 
@@ -33,6 +37,8 @@ def write_transformers(trained: Trained, path: Path) -> list[str]:
     if importlib.util.find_spec("transformers") is None:
         raise ValueError("format transformers needs transformers: .venv/bin/python -m pip install transformers")
     backbone = trained.network.backbone
+    if library_of(trained.backbone_name)[0] == "transformers":
+        return _write_own(trained, path)
     config = transformers_config(backbone, int(trained.config["crops"]["global"]["size"]))
     if config is None:
         raise no_counterpart(trained, "transformers", NETWORKS)
@@ -57,6 +63,28 @@ def write_transformers(trained: Trained, path: Path) -> list[str]:
         "import transformers",
         f"network = transformers.AutoModel.from_pretrained({arguments}).eval()",
         f"features = network(images).{words}",
+    ]
+    (path / "README.md").write_text(model_card(trained, code))
+    return code
+
+
+def _write_own(trained: Trained, path: Path) -> list[str]:
+    """The same for a backbone that is a network of transformers."""
+    backbone: Any = trained.network.backbone
+    kind = type(backbone).__mro__[1]  # above it stands the class that gives features
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in names_of(kind) else {}
+    network = kind(backbone.config, **options).eval()
+    network.load_state_dict(backbone.state_dict())
+    network.save_pretrained(path, max_shard_size="1TB")
+    _check_file(network, path, options)
+    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor(trained), indent=2) + "\n")
+    arguments = ", ".join([repr(path.name), *(f"{key}={value}" for key, value in options.items())])
+    side = int(trained.config["crops"]["global"]["size"])
+    output = network(torch.zeros(1, channels_of(backbone), side, side), **interpolated(kind))
+    code = [
+        "import transformers",
+        f"network = transformers.AutoModel.from_pretrained({arguments}).eval()",
+        f"features = network(images).{way_of(network, output)}",
     ]
     (path / "README.md").write_text(model_card(trained, code))
     return code

@@ -1,4 +1,4 @@
-"""Builds a backbone by name: one of the paper's ResNets, or a model of timm."""
+"""Builds a backbone by name: one of the paper's ResNets, a model of timm or another library, or the user's own."""
 
 import difflib
 import inspect
@@ -10,9 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.libraries.names import UnknownBackbone, is_own_code, library_of
+from model.libraries.own_function import own_network
+from model.libraries.torchvision_models import size_options, torchvision_network
+from model.libraries.transformers_models import of_size as transformers_of_size
+from model.libraries.transformers_models import transformers_network
 from model.resnet import RESNETS, ResNet
 from model.sizes.trial import takes
-from model.trial import check_features, described, first_line, sizes_near
+from model.trial import check_features, described, feature_dim, first_line, sizes_near
 
 NO_FEATURES = {  # options of timm with which a network gives something else than features
     "num_classes": "swave trains no classifier",
@@ -20,25 +25,28 @@ NO_FEATURES = {  # options of timm with which a network gives something else tha
 }
 
 
-class UnknownBackbone(ValueError):
-    """A name that is no backbone; the message, in one line, has the nearest ones."""
+def backbone_of(model: Mapping[str, Any], sizes: Sequence[int] = (), own_code: bool = False) -> nn.Module:
+    """The backbone of a recipe's or checkpoint's `model:` section; otherwise as `build_backbone`.
 
-
-def backbone_of(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> nn.Module:
-    """The backbone of a recipe's or checkpoint's `model:` section; otherwise as `build_backbone`."""
-    options = _plain(model["options"])
+    own_code: whether `module:function` is imported and called. True only for settings that the user gives, in a recipe
+        or on the command line; a file, such as a checkpoint, could name any function.
+    """
+    name, options = str(model["backbone"]), _plain(model["options"])
     for option in options:
         if not isinstance(option, str) or option in ("name", "sizes"):
-            raise ValueError(f"backbone {model['backbone']} has no option {option!r} (model.options)")
-    return build_backbone(model["backbone"], sizes, **options)
+            raise ValueError(f"backbone {name} has no option {option!r} (model.options)")
+    if own_code and is_own_code(name):
+        return _tried(own_network(name, options), name, options, sizes)
+    return build_backbone(name, sizes, **options)
 
 
 def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.Module:
     """A module from images [batch, in_chans, height, width] to features [batch, feature_dim], randomly initialized.
 
-    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), or a model of timm
-        (`options` go to `timm.create_model`). Those built for one size of images take others too (`model.sizes`).
-    sizes: the crop sizes; a model of timm is tried with each (`model.trial.check_features`).
+    name: one of RESNETS (`options` override its entries), "resnet" (all from `options`, see ResNet), a model of timm
+        (`options` go to `timm.create_model`), torchvision:NAME or transformers:NAME (`model.libraries`). Networks built
+        for one size of images take others too (`model.sizes`). It runs no module:function; `backbone_of` may.
+    sizes: the crop sizes; a network of another library is tried with each (`model.trial.check_features`).
 
     Raises UnknownBackbone, and ValueError for an option or size that the backbone does not accept.
     """
@@ -51,10 +59,37 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
             return ResNet(**(RESNETS.get(name, {}) | options))
         except (TypeError, RuntimeError, ZeroDivisionError) as error:  # wrong type or impossible size
             raise ValueError(f"backbone {name} with model.options={options}: {first_line(error)}") from None
-    network = _build_timm(name, options)
-    _take_sizes(network, partial(_of_size, name, options), described(name, options), sizes)
+    library, inner = library_of(name)
+    if is_own_code(name):
+        raise ValueError(f"backbone {name} is a function of the user's, which only the user's own settings may name")
+    of_size: Callable[[int], nn.Module] | None = partial(_of_size, name, options)
+    if library == "torchvision":
+        network = torchvision_network(inner, options)
+        of_size = _torchvision_of_size(inner, options, network)
+    elif library == "transformers":
+        network, of_size = transformers_network(inner, options), transformers_of_size(inner, options)
+    else:
+        network = _build_timm(name, options)
+    if of_size is not None:
+        _take_sizes(network, of_size, described(name, options), sizes)
+    return _tried(network, name, options, sizes)
+
+
+def _tried(network: nn.Module, name: str, options: Mapping[str, Any], sizes: Sequence[int]) -> nn.Module:
+    """The network with `feature_dim`, found by running it if it has none, after a trial with each size."""
+    if not hasattr(network, "feature_dim"):
+        network.feature_dim = feature_dim(network, name, options, sizes)  # type: ignore[assignment]
     check_features(network, name, options, sizes)
     return network
+
+
+def _torchvision_of_size(
+    name: str, options: Mapping[str, Any], network: nn.Module
+) -> Callable[[int], nn.Module] | None:
+    """A function that builds the network for images of a size; None if its builder has no such option."""
+    if not size_options(network, 0):
+        return None
+    return lambda size: torchvision_network(name, {**options, **size_options(network, size)})
 
 
 def _take_sizes(network: nn.Module, of_size: Callable[[int], nn.Module], words: str, sizes: Sequence[int]) -> None:
@@ -88,7 +123,9 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(name):
         names = ["resnet", *RESNETS, *timm.list_models()]
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
-        kinds = "neither one of swave's nor a model of timm"
+        kinds = (
+            "neither one of swave's nor a model of timm (others: torchvision:NAME, transformers:NAME, module:function)"
+        )
         raise UnknownBackbone(f"backbone {name!r} is {kinds}; nearest: {', '.join(near)}")
     for option, reason in NO_FEATURES.items():
         if options.get(option):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.sizes.trial import channels_of
 
 STEPS = (4, 7, 8, 14, 16, 32)  # patch sizes and strides: sizes near a refused one are multiples of them
+USUAL = (224, 96, 64, 32)  # sizes to try where none are given
 CHANGING = ("num_classes", "features_only", "global_pool", "out_indices")  # options that change what comes out
 
 
@@ -31,6 +32,31 @@ def check_features(network: nn.Module, name: str, options: Mapping[str, Any], si
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
+
+
+def feature_dim(network: nn.Module, name: str, options: Mapping[str, Any], sizes: Iterable[int]) -> int:
+    """The length of the features, found by running the network for one of the sizes, else of those that networks are
+    usually built for. Raises ValueError, one line, if it gives none."""
+    training, buffers = network.training, [(buffer, buffer.clone()) for buffer in network.buffers()]
+    output, problem = None, None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            for size in sorted(set(sizes)) or USUAL:
+                try:
+                    output = _features(network.eval(), size)
+                    break
+                except Exception as error:  # of any type
+                    problem = problem or f"does not take crops of {size} pixels: {first_line(error)}"
+    finally:
+        network.train(training)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+    if output is None:
+        raise ValueError(f"{described(name, options)} {problem}")
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
+        raise ValueError(f"{described(name, options)} gives {_shape(output)} in place of features [2, N] for 2 images")
+    return int(output.shape[1])
 
 
 def first_line(error: BaseException) -> str:

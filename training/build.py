@@ -63,11 +63,12 @@ def sizes_of(config: Mapping[str, Any]) -> list[int]:
     return [*sizes, sizes[0] if size == "auto" else size]
 
 
-def build_network(model: Mapping[str, Any], sizes: Sequence[int] = ()) -> SwAV:
+def build_network(model: Mapping[str, Any], sizes: Sequence[int] = (), own_code: bool = False) -> SwAV:
     """A recipe's `model:` section at random initialization, on the CPU; sizes: crops that it will be given, in pixels.
-    Raises ValueError for what the backbone does not take."""
+    own_code: as for `backbone_of`; True only for settings of the user's. Raises ValueError for what the backbone does
+    not take."""
     return SwAV(
-        backbone_of(model, sizes),
+        backbone_of(model, sizes, own_code),
         hidden_dim=model["hidden_dim"],
         embedding_dim=model["embedding_dim"],
         num_prototypes=model["prototypes"],
@@ -81,13 +82,14 @@ def starting_network(
     resumed: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> SwAV:
-    """The same, with the weights of model.weights if there are any. Raises ValueError where they do not fit.
+    """The same of the user's own settings, with the weights of model.weights if there are any. Raises ValueError where
+    they do not fit.
 
     resumed: a checkpoint will be loaded, so the weights are not read, and their file may be gone. say: gets a line
     about the weights, and one for model.prototypes_from=auto, which becomes a value. With model.lora the
     backbone gets adapters.
     """
-    network = build_network(model, sizes)
+    network = build_network(model, sizes, own_code=True)
     if model["weights"] is not None and not resumed:
         at_random = network.prototypes.weight.detach().clone()
         load_weights(network, Path(model["weights"]), say=say)

@@ -22,7 +22,7 @@ def checkpoint_gb(config: DictConfig) -> float:
 
     prototypes = MOST_PROTOTYPES if config.model.prototypes == "auto" else config.model.prototypes
     with torch.device("meta"):
-        network = build_network({**config.model, "prototypes": prototypes, "heads": _heads(config)})
+        network = build_network({**config.model, "prototypes": prototypes, "heads": _heads(config)}, own_code=True)
     length = LONGEST_QUEUE if config.swav.queue.length == "auto" else config.swav.queue.length
     queue = 4 * length * config.model.embedding_dim * len(config.swav.assigning)
     count = sum(parameter.numel() for parameter in network.parameters())

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from model.libraries.names import is_own_code
 from model.lora import merged
 from model.state import rank_mean
 from model.swav import SwAV
@@ -83,27 +84,47 @@ def full_weights(checkpoint: Path, teacher: bool = False) -> dict[str, Tensor]:
         raise CheckpointError(f"{checkpoint}: state.json: shapes or buffers are malformed ({reason})") from None
 
 
-def read_trained(path: Path) -> Trained:
+def named_by_user(backbone: str, network: str, path: str) -> str:
+    """The backbone to build for a file at `path` that says `backbone`: `network`, which the user has named after @, if
+    the file's is of a kind that is named there. Raises ValueError, one line, if the user has to name it, or must not.
+    """
+    if network and not (is_own_code(backbone) or backbone.startswith("transformers:")):
+        raise ValueError(f"{path}: its backbone is {backbone}; leave out @{network}")
+    if is_own_code(backbone) and not network:
+        raise ValueError(
+            f"{path}: its backbone is a function, {backbone}, and swave runs no code because a file names it; if you "
+            f"trust that code, name it yourself: {path}@{backbone}"
+        )
+    return network or backbone
+
+
+def read_trained(path: Path, network: str = "") -> Trained:
     """The network of a run's directory or of a checkpoint, with adapters (`model.lora`) merged into its weights; with
-    `TEACHER` after the path its teacher. Raises ValueError, in one line, if the path holds no network."""
+    `TEACHER` after the path its teacher. Raises ValueError, in one line, if the path holds no network.
+
+    network: what the user names in place of a checkpoint's `module:function` or transformers:FOLDER; the options remain
+        the checkpoint's. The checkpoint's own function is never run, because anyone may have written it.
+    """
     teacher = path.name.endswith(TEACHER)
     checkpoint = find_checkpoint(path.with_name(path.name.removesuffix(TEACHER)))
     state = read_state(checkpoint, {"config": dict})
     try:
-        network = build_network(state["config"]["model"], sizes_of(state["config"]))
+        model = state["config"]["model"]
+        model["backbone"] = named_by_user(model["backbone"], network, str(path))
+        built = build_network(model, sizes_of(state["config"]), own_code=bool(network))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its state.json describes no network ({error!r})") from None
     state = read_state(checkpoint, {"step": int, "images": int, "loader": dict})  # an export names them
     # Buffers that a network computes and no state dict has, such as the angles of rotary positions.
-    computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+    computed = {name for name, _ in built.named_buffers()} - built.state_dict().keys()
     weights = full_weights(checkpoint, teacher)
     if (lora := state["config"]["model"].get("lora", {"rank": 0}))["rank"]:
         weights = merged(weights, lora["alpha"])
     weights = {name: value for name, value in weights.items() if name not in computed}
     try:
-        network.load_state_dict(weights)
+        built.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoint}: its weights are not those of its configuration: {reason}") from None
     check_finite(weights, f"checkpoint {checkpoint}")
-    return Trained(checkpoint, state, network.eval())
+    return Trained(checkpoint, state, built.eval())

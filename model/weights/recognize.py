@@ -34,11 +34,14 @@ def find(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor] | None = 
     weights: by the file's names. expected: the backbone's own tensors; without them a ResNet is looked for. Of equal
     readings the first one of `layouts.ROOTS` wins.
     """
-    plain = {re.sub(f"^{WRAPPERS}", "", key): value for key, value in weights.items()}
-    readings = [*_readings(plain)]
     if expected is None:
-        return max(readings, key=lambda found: sum(bool(RESNET_LIKE.match(key)) for key in found.backbone))
-    return max(readings, key=lambda found: _agreement(found.backbone, expected))
+        return max(readings(weights), key=lambda found: sum(bool(RESNET_LIKE.match(key)) for key in found.backbone))
+    return max(readings(weights), key=lambda found: _agreement(found.backbone, expected))
+
+
+def readings(weights: Mapping[str, Tensor]) -> list[Found]:
+    """All readings of a file by the tables of `layouts`. weights: by the file's names."""
+    return [*_readings({re.sub(f"^{WRAPPERS}", "", key): value for key, value in weights.items()})]
 
 
 def _readings(plain: Mapping[str, Tensor]) -> Iterator[Found]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from model.weights.files import check_finite, read_weights
 from model.weights.guess import guess
 from model.weights.layouts import CLASSIFIERS, UNUSED
-from model.weights.recognize import Found, find, is_head
+from model.weights.recognize import Found, find, is_head, readings
 from model.weights.resize import resized, without_class_position
+from model.weights.reverse import in_layout
 
 _BACKBONE = "backbone."
 _HIDDEN_BIAS = "projection_head.0.bias"
@@ -55,6 +56,8 @@ def take_weights(
     expected = backbone.state_dict()
     found = find(weights, expected)
     fit = _fit(found, expected, backbone)
+    if fit.faults:
+        found, fit = _by_names_of_the_network(weights, expected, backbone) or (found, fit)
     if fit.faults:
         raise ValueError(_refusal(source, found, fit.faults))
     values = {(_BACKBONE if whole else "") + key: value for key, value in fit.values.items()}
@@ -121,6 +124,18 @@ def _fit(found: Found, expected: Mapping[str, Tensor], backbone: nn.Module) -> _
         f"{len(keys)} {fault} ({keys[0]}{', ...' if len(keys) > 1 else ''})" for fault, keys in faults.items() if keys
     ]
     return _Fit(values, notes, left, texts)
+
+
+def _by_names_of_the_network(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], backbone: nn.Module
+) -> tuple[Found, _Fit] | None:
+    """A reading that fits a network of torchvision or transformers, whose tensors have that library's names; these are
+    not always those of its files."""
+    for found in readings(weights):
+        fit = _fit(replace(found, backbone=in_layout(found.backbone, expected)), expected, backbone)
+        if not fit.faults:
+            return found, fit
+    return None
 
 
 def _split_bias(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

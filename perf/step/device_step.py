@@ -93,7 +93,7 @@ def measure_peer(case: StepCase, cluster: Any) -> dict[str, Any]:
     config, device = settings_of(case, cluster), cluster.device()
     crops = config.crops["global"], config.crops["local"]
     torch.manual_seed(config.run.seed)
-    network = build_network(config.model, [group.size for group in crops]).to(device)
+    network = build_network(config.model, [group.size for group in crops], own_code=True).to(device)
     step = plain_step(config, network, cluster, device, float(config.optimizer.base_lr) / 100)
     noise = [torch.randn(group.count * case.batch, 3, group.size, group.size, device=device) for group in crops]
     seconds, _ = time_steps(lambda: step(noise), device)

@@ -103,7 +103,7 @@ def measure(case: Case, cluster: Cluster) -> dict[str, Any]:
         figures["peak_gb"] = peak_gb(device)  # before the peer has a network of its own
         if with_peer:
             torch.manual_seed(config.run.seed)
-            network = build_network(config.model, [size for size, _ in steps.crops.groups]).to(device)
+            network = build_network(config.model, [size for size, _ in steps.crops.groups], own_code=True).to(device)
             peer = plain_step(config, network, cluster, device, steps.learning_rate)
             theirs = itertools.cycle([[crop.contiguous() for crop in batch.crops] for batch in fixed])
             other = partial(_turn, lambda crops: peer(next(crops)), theirs, count, device)

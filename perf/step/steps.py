@@ -54,7 +54,7 @@ class Steps:
         self.loader = None if table is None else build_loader(config, table, self.crops, cluster)
         torch.manual_seed(config.run.seed)
         sizes = [*self.crops.networks_sizes, config.evaluation.size]
-        self.network = build_network(config.model, sizes).to(self.device)
+        self.network = build_network(config.model, sizes, own_code=True).to(self.device)
         self.groups = [(len(views), size) for size, views in self.crops.groups]
         self.work = work_of(self.network, self.groups, self.device)
         self.optimizer = build_optimizer(config.optimizer, self.network)

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from config.recipe import load_config
 from export.__main__ import main
-from model.backbone import build_backbone
+from model.backbone import backbone_of
 from model.optimizer.groups import parameter_groups
 from model.optimizer.lars import LARS
 from model.optimizer.segments import Layout
@@ -64,7 +64,7 @@ def make_run(directory, backbone, options, size):
         "prototypes": 12,
         "heads": 1,
     }
-    network = SwAV(build_backbone(backbone, **options), 16, 8, 12)
+    network = SwAV(backbone_of(config.model, own_code=True), 16, 8, 12)
     fill(network)
     state = {
         "step": 7,

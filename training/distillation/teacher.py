@@ -51,7 +51,7 @@ def build_frozen_teacher(
     if crops.teachers:
         places, seen = crops.teachers_places, [config.distill.crops.size]
     with torch.random.fork_rng(devices=[]):  # what comes after does not depend on the teacher's size
-        backbone = backbone_of(config.distill, [*seen, config.evaluation.size])
+        backbone = backbone_of(config.distill, [*seen, config.evaluation.size], own_code=True)
         network = SwAV(backbone, sizes.hidden_dim, sizes.embedding_dim or 1, model.prototypes, model.heads)
         if not sizes.embedding_dim:
             features = int(backbone.feature_dim)  # type: ignore[arg-type]
