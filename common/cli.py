@@ -7,6 +7,8 @@ program works is one line and exit code 1.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,10 @@ EXIT_MISTAKE = 2  # a mistake in arguments, settings or data
 EXIT_SIGNAL = 128  # plus the signal's number
 
 ERROR_PREFIX = "swave: "
+
+# An ending interpreter looks for cycles in all objects, which takes half a second once torch is imported. It does not
+# look at frozen ones.
+atexit.register(gc.freeze)
 
 
 class UserError(ValueError):

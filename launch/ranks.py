@@ -9,6 +9,7 @@ forked rank finds them in its memory. CUDA does not survive a fork: where a GPU 
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.util
 import os
 import runpy
@@ -36,6 +37,7 @@ def main() -> None:
     if forks:
         for name in imported_by(Path(source_of(options.training_script, options.module)).read_text()):
             importlib.import_module(name)
+        gc.freeze()  # the ranks' garbage collectors leave these modules alone, and so share their memory
 
     def start(command: Sequence[str], env: Mapping[str, str]) -> Any:
         own = environment_of_rank(env)

@@ -114,7 +114,8 @@ class Prototypes(nn.Linear):
 
     def __init__(self, embedding_dim: int, num_prototypes: int) -> None:
         super().__init__(embedding_dim, num_prototypes, bias=False)
-        self.normalize()
+        if not self.weight.is_meta:  # a network of shapes alone has no values
+            self.normalize()
 
     def normalize(self) -> None:
         """L2-normalize the rows in place (published files hold them as after an update, not normalized)."""

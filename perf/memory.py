@@ -139,11 +139,10 @@ def run(case: Case) -> list[dict[str, float]]:
 
 def parameters_of(name: str) -> tuple[int, int]:
     """Elements of the whole network (backbone, head and prototypes), and of its small parameters only."""
-    import torch
-
+    from model.shapes import only_shapes
     from training.build import build_network
 
-    with torch.device("meta"):
+    with only_shapes():
         sizes = [p.numel() for p in build_network(MODELS[name][0]).parameters()]
     return sum(sizes), sum(size for size in sizes if size < PERSISTENT)
 

@@ -16,12 +16,11 @@ def checkpoint_gb(config: DictConfig) -> float:
 
     `auto` counts as the most that it can choose. Raises ValueError for a network that cannot be built.
     """
-    import torch
-
+    from model.shapes import only_shapes
     from training.build import build_network
 
     prototypes = MOST_PROTOTYPES if config.model.prototypes == "auto" else config.model.prototypes
-    with torch.device("meta"):
+    with only_shapes():
         network = build_network({**config.model, "prototypes": prototypes, "heads": _heads(config)}, own_code=True)
     length = LONGEST_QUEUE if config.swav.queue.length == "auto" else config.swav.queue.length
     queue = 4 * length * config.model.embedding_dim * len(config.swav.assigning)
