@@ -133,8 +133,10 @@ def _turns(works: Mapping[str, Callable[[bool], float]], rounds: int) -> dict[st
 
 
 def turns_in(seconds: float, step: float, works: int, on_gpu: bool) -> tuple[int, int]:
-    """Steps a turn, and rounds of `works` turns that fit into `seconds` beside the one that does not count."""
-    count = max(1, round((TURN_ON_GPU if on_gpu else TURN) / step))
+    """Steps a turn, and rounds of `works` turns that fit into `seconds` beside the one that does not count. Turns are
+    shorter where too few of them would fit."""
+    turn = min(TURN_ON_GPU if on_gpu else TURN, seconds / (works * (FEWEST_ROUNDS + 1)))
+    count = max(1, round(turn / step))
     rounds = int(seconds / (works * count * step)) - 1
     return count, min(MOST_ROUNDS, max(FEWEST_ROUNDS, rounds))
 

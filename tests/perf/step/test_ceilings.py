@@ -31,6 +31,7 @@ def test_each_product_has_the_operations_that_torch_counts(network, monkeypatch)
 
 def test_the_ceiling_is_that_of_the_fastest_product(network, monkeypatch):
     monkeypatch.setattr(module, "COPIED", {"cpu": 1 << 20})
+    monkeypatch.setattr(module, "OPERATIONS", {"cpu": 1e7})
     monkeypatch.setattr(module, "SIDES", {"cpu": (4, 256)})
     found = ceilings(torch.device("cpu"), torch.bfloat16, network, [(2, 16)])
     assert found.of and found.peak_flops > 0 and found.bandwidth > 0 and found.noise >= 0

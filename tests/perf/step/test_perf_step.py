@@ -336,6 +336,7 @@ def test_turns_fill_their_time():
     assert turns_in(40.0, 1.0, 2, False) == (1, 19)
     assert turns_in(1.0, 1.0, 2, False) == (1, 3)  # three rounds at least
     assert turns_in(10.0, 0.01, 2, True) == (50, 9)
+    assert turns_in(1.0, 0.01, 2, False) == (12, 3)  # turns of an eighth of the second, not of a whole one
 
 
 # ---------------------------------------------------------------------------------------------- artificial slowness
