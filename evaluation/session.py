@@ -18,7 +18,7 @@ from config.recipe import default_config
 from evaluation.backbones import Backbone
 from evaluation.subsets import listed_rows
 from model.sizes.trial import channels_of
-from pipeline.crops import NATIVE, Blur, Crops, Jitter, View
+from pipeline.crops import Blur, Crops, Jitter, View, native_backend
 from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -51,7 +51,7 @@ class Session:
 
     def backend_for(self, table: SampleTable) -> str:
         """The backend that makes this table's crops: `backend`, or the one that keeps the images' own channels."""
-        return NATIVE[0] if table.pixels.native else self.backend
+        return native_backend(self.backend) if table.pixels.native else self.backend
 
     @contextmanager
     def precision(self) -> Iterator[None]:

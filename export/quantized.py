@@ -17,7 +17,7 @@ from torch.nn import functional
 from common.progress import progress_bar
 from model.nearest import predict
 from pipeline.batch import Batch
-from pipeline.crops import NATIVE, Crops, crops_from_config
+from pipeline.crops import Crops, crops_from_config, native_backend
 from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import SampleTable
@@ -41,7 +41,7 @@ class Images:
     temperature: float
 
     def batches(self, table: SampleTable, rows: np.ndarray) -> Iterator[Batch]:
-        backend = NATIVE[0] if table.pixels.native else BACKEND
+        backend = native_backend() if table.pixels.native else BACKEND
         return evaluation_batches(table, rows, self.crops, backend=backend, batch_size=BATCH)
 
 

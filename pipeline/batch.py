@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.crops import Crops
+from pipeline.dataset.channels.decode import decode_as
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.draw import Draw
 
@@ -33,6 +35,14 @@ class Request:
     encoded: list[np.ndarray]
     draw_rows: DrawRows
     pixels: PixelFormat = COLOR
+
+    def native(self, index: int) -> NDArray:
+        """The decoded image (H, W, C) of one of the rows, in its own channels. Raises BadImage."""
+        height, width = int(self.height[index]), int(self.width[index])
+        encoded = self.encoded[index]
+        base = encoded.base
+        whole = isinstance(base, bytes) and len(base) == encoded.nbytes  # then a copy is not needed
+        return decode_as(base if whole else encoded.tobytes(), self.pixels, height, width)  # type: ignore[arg-type]
 
 
 class DecodeFailure(Exception):

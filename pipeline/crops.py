@@ -18,7 +18,7 @@ COLOR_VALUES = {  # what `auto` is for pictures in 8-bit RGB
 }
 
 
-NATIVE = ("torchvision",)  # backends that keep the channels and the depth of images
+NATIVE = ("ffcv", "torchvision")  # backends that keep the channels and the depth of images
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,14 @@ class Crops:
 def usual_backend(on_gpu: bool) -> str:
     """The backend that is usually the fastest on a GPU or without one, if it is installed."""
     return "ffcv" if not on_gpu and importlib.util.find_spec("ffcv") else "dali"
+
+
+def native_backend(given: str = "auto") -> str:
+    """The backend for images with their own channels: `given` if it takes them, else the fastest one that is
+    installed. Their kernel needs numba alone."""
+    if given in NATIVE:
+        return given
+    return NATIVE[0] if importlib.util.find_spec("numba") else NATIVE[1]
 
 
 def exact_color(setting: bool | str, backend: str) -> bool:

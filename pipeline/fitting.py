@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from config.errors import ConfigError
-from pipeline.crops import COLOR_VALUES, NATIVE
+from pipeline.crops import COLOR_VALUES, NATIVE, native_backend
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.table import SampleTable
 from pipeline.stats import rounded, statistics_of
@@ -59,8 +59,8 @@ def shown(value: Any) -> str:
 def _fit_backend(config: DictConfig, pixels: PixelFormat) -> list[str]:
     backend = config.pipeline.backend
     if backend == "auto":
-        config.pipeline.backend = NATIVE[0]
-        return [f"pipeline.backend={NATIVE[0]}  (it alone keeps {pixels}; override with data.channels=rgb)"]
+        config.pipeline.backend = native_backend()
+        return [f"pipeline.backend={config.pipeline.backend}  (it keeps {pixels}; override with pipeline.backend=...)"]
     if backend not in NATIVE:
         raise ConfigError(
             f"pipeline.backend={backend}: expected {' or '.join(NATIVE)} or auto for images of {pixels}, or "

@@ -17,7 +17,8 @@ from pipeline.backends.dali import DaliBackend
 from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
-from pipeline.crops import NATIVE, Crops
+from pipeline.crops import NATIVE, Crops, native_backend
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
@@ -54,16 +55,17 @@ def make_backend(
     device_id: int | None,
     dtype: torch.dtype | None = None,
     hw_decoder_load: float | None = None,
+    pixels: PixelFormat = COLOR,
 ) -> Backend:
-    """A backend by its name in BACKENDS."""
-    options = {"hw_decoder_load": hw_decoder_load} if name == "dali" else {}
-    return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options)
+    """A backend by its name in BACKENDS, for images of this format."""
+    options: dict[str, dict[str, Any]] = {"dali": {"hw_decoder_load": hw_decoder_load}, "ffcv": {"pixels": pixels}}
+    return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options.get(name, {}))
 
 
 def require_native(backend: str, table: SampleTable) -> None:
     """Raise ValueError, one line, for a backend that does not make crops of the table's images."""
     if table.pixels.native and backend not in NATIVE:
-        able = f"pipeline.backend={NATIVE[0]} makes crops of them"
+        able = f"pipeline.backend={native_backend()} makes crops of them"
         raise ValueError(f"pipeline.backend={backend}: the images have {table.pixels}; {able}")
 
 
@@ -125,7 +127,15 @@ class Loader:
         self.device_id = device_id if device_id is not None else pinned_for
         size = self.global_batch // self.world_size
         self._new_backend = partial(
-            make_backend, backend, crops, size, self.threads, device_id, self.dtype, hw_decoder_load
+            make_backend,
+            backend,
+            crops,
+            size,
+            self.threads,
+            device_id,
+            self.dtype,
+            hw_decoder_load,
+            self.feed.table.pixels,
         )
         self.backend = self._new_backend()
 
@@ -254,7 +264,9 @@ def evaluation_batches(
     of `crops` from `Crops.for_evaluation`."""
     require_native(backend, table)
     feed = Feed(table, Reader(table), max_bad_fraction)
-    executor = make_backend(backend, crops, batch_size, threads, device_id, hw_decoder_load=hw_decoder_load)
+    executor = make_backend(
+        backend, crops, batch_size, threads, device_id, hw_decoder_load=hw_decoder_load, pixels=table.pixels
+    )
     steps = (Step(0, start, rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
     requests = (
         feed.request(0, step.samples, step.rows, draw_rows or partial(center, crops))

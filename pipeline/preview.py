@@ -25,7 +25,7 @@ from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from pipeline.draw import Draw, draw
 from pipeline.fitting import fit_to_pixels
-from pipeline.loader import BACKENDS, execute
+from pipeline.loader import execute, make_backend
 from pipeline.order import order
 from pipeline.requests import Feed
 
@@ -76,7 +76,7 @@ def crops_of(
     """The draw of some rows, made on the CPU: their crops by view (rows, size, size, 3) and the images (H, W, 3), in
     uint8. Raises DatasetError."""
     feed = Feed(table, Reader(table))
-    backend = BACKENDS[backend_name](crops, len(rows), 1, None)
+    backend = make_backend(backend_name, crops, len(rows), 1, None, pixels=table.pixels)
     try:
         request = feed.request(epoch, 0, rows, partial(draw, crops, seed, epoch))
         request, groups = next(execute(backend, feed, iter([request])))

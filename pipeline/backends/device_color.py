@@ -50,6 +50,17 @@ def finish_on_gpu(
     return finished
 
 
+def copy_to_gpu(groups: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Crops in pinned memory that are finished, on `device`; the host memory may be reused then, as above."""
+    stream = _stream(device)
+    with torch.cuda.stream(stream):
+        copies = [group.to(device, non_blocking=True) for group in groups]
+    stream.synchronize()
+    for tensor in copies:
+        tensor.record_stream(torch.cuda.default_stream(device))
+    return copies
+
+
 def finish_groups(
     groups: list[Tensor],
     draw: Draw,

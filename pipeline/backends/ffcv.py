@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.backends.device_color import finish_on_gpu
+from pipeline.backends.device_color import copy_to_gpu, finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.images import BadImage, decode, is_decodable
 from pipeline.dataset.ppm import from_ppm
 from pipeline.draw import Draw
@@ -31,7 +32,9 @@ AHEAD = 2  # batches in work: one in the kernel, one in preparation
 class FfcvBackend:
     """Executes draws with `threads` threads on the CPU; with a `device_id`, color and blur run on that GPU.
 
-    Crops are channels-last tensors (N, 3, size, size) of `dtype`: float32 (default on the CPU), float16 (default on a
+    Images of a native format have a kernel of their own (`pipeline.kernel.channels`), which does all steps on the CPU.
+
+    Crops are channels-last tensors (N, C, size, size) of `dtype`: float32 (default on the CPU), float16 (default on a
     GPU), bfloat16, or uint8 on the CPU, which has neither color nor blur. Their memory is reused after their last
     reference is gone.
     """
@@ -43,14 +46,21 @@ class FfcvBackend:
         threads: int,
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
+        pixels: PixelFormat = COLOR,
     ):
+        from pipeline.kernel.channels.kernel import ChannelKernel
         from pipeline.kernel.kernel import Kernel
 
         self.crops, self.batch_size = crops, batch_size
         self.device_id = device_id
         self.dtype = dtype or (torch.float32 if device_id is None else torch.float16)
-        on_cpu = device_id is None
-        self.kernel = Kernel(crops, threads, str(self.dtype).removeprefix("torch.") if on_cpu else "uint8")  # type: ignore[arg-type]
+        self.native = pixels.native
+        name: Any = str(self.dtype).removeprefix("torch.")
+        self.kernel: Any
+        if pixels.native:
+            self.kernel = ChannelKernel(crops, pixels, threads, name)
+        else:
+            self.kernel = Kernel(crops, threads, name if device_id is None else "uint8")
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # unused buffers by shape
@@ -90,6 +100,11 @@ class FfcvBackend:
     # ------------------------------------------------------------------ one batch
     def _fill(self, request: Request, buffers: list[np.ndarray]) -> None:
         """Write the request's crops to `buffers`. Raises BadImage if an image cannot be decoded."""
+        if request.pixels.native != self.native:
+            raise ValueError(f"images of {request.pixels} for a backend of other images")
+        if self.native:
+            self.kernel.run(list(self.pool.map(request.native, range(len(request.rows)))), request.draw, buffers)
+            return
         images, height, width = list(request.encoded), request.height, request.width
         jpeg = np.array([image[:2].tobytes() == b"\xff\xd8" for image in images], bool)
         self._decode(images, np.flatnonzero(~jpeg), height, width)
@@ -120,7 +135,7 @@ class FfcvBackend:
 
     # ------------------------------------------------------------------ memory
     def _buffers(self, batch: int) -> list[np.ndarray]:
-        """Outputs for the kernel, (views, batch, size, size, 3) per resolution; unused buffers are taken first."""
+        """Outputs for the kernel, (views, batch, size, size, C) per resolution; unused buffers are taken first."""
         buffers = []
         for new in self.kernel.buffers(batch):  # allocates nothing until it is written
             if self.free.get(new.shape):
@@ -128,7 +143,8 @@ class FfcvBackend:
             elif self.device_id is None:
                 buffers.append(new)
             else:
-                buffers.append(torch.empty(new.shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy())
+                pinned = torch.empty(new.nbytes, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+                buffers.append(pinned.numpy().view(new.dtype).reshape(new.shape))
         return buffers
 
     def _finish(self, draw: Draw, buffers: list[np.ndarray]) -> list[torch.Tensor]:
@@ -141,7 +157,10 @@ class FfcvBackend:
             tensors.append(bits.view(torch.bfloat16) if buffer.dtype == np.uint16 else bits)
         if self.device_id is not None:
             device = torch.device("cuda", self.device_id)
-            tensors = finish_on_gpu(tensors, draw, self.crops, device, self.dtype, self.batch_size)
+            if self.native:
+                tensors = copy_to_gpu(tensors, device)
+            else:
+                tensors = finish_on_gpu(tensors, draw, self.crops, device, self.dtype, self.batch_size)
         return [tensor.flatten(0, 1).permute(0, 3, 1, 2) for tensor in tensors]
 
 

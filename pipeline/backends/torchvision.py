@@ -20,7 +20,6 @@ from PIL import Image, ImageFilter
 from pipeline.backends.native import native_view
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.crops import Crops
-from pipeline.dataset.channels.decode import decode_as
 from pipeline.dataset.images import BadImage, decode, is_decodable
 from pipeline.draw import Draw
 
@@ -63,11 +62,11 @@ class TorchvisionBackend:
         return is_decodable(encoded.tobytes())
 
     def _sample(self, request: Request, index: int) -> list[torch.Tensor]:
-        data, views = request.encoded[index].tobytes(), range(len(self.crops.views))
+        views = range(len(self.crops.views))
         if request.pixels.native:
-            array = decode_as(data, request.pixels, int(request.height[index]), int(request.width[index]))
+            array = request.native(index)
             return [self._native_view(array, request, index, view) for view in views]
-        image = Image.fromarray(decode(data))
+        image = Image.fromarray(decode(request.encoded[index].tobytes()))
         return [self._view(image, request.draw, index, view) for view in views]
 
     def _native_view(self, array: NDArray, request: Request, index: int, view: int) -> torch.Tensor:

@@ -78,7 +78,7 @@ class Kernel:
         self.lock = threading.Lock()
         empty = np.empty(0, np.int64)
         with compiling():
-            self.run([], empty.astype(bool), empty, empty, _empty_draw(len(crops.views)), self.buffers(0))
+            self.run([], empty.astype(bool), empty, empty, empty_draw(len(crops.views)), self.buffers(0))
 
     def buffers(self, batch: int) -> list[np.ndarray]:
         """Uninitialized outputs for `run`, (views of the group, batch, size, size, 3) for each resolution group.
@@ -245,7 +245,7 @@ def _scratch(decoded: int, side: int, setting: Setting, handle: int) -> Scratch:
     )
 
 
-def _empty_draw(views: int) -> Draw:
+def empty_draw(views: int) -> Draw:
     """The draw of an empty batch."""
     flags = np.empty((0, views), bool)
     return Draw(

@@ -50,6 +50,7 @@ RUN_BY = {
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
     "perf.memory": "test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks",
     "perf.parity": "test_parity_is_reported_for_every_operation_and_within_its_limits",
+    "perf.channels": "test_both_backends_make_all_crops_of_each_kind",
     "perf.photographs": "test_contenders_take_turns_and_ratios_are_of_this_checkout",
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",
     "perf.remote": "test_disk_and_caches_take_turns_and_few_bytes_are_fetched_in_vain",

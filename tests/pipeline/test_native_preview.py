@@ -34,4 +34,4 @@ def test_a_sheet_of_tiles_shows_them_and_their_crops(tmp_path, capsys):
     settings = [f"data.path={root}", f"data.cache={tmp_path}", "crops.global.size=32", "crops.local.size=16"]
     sheet = np.asarray(preview(load_config(["config/folder.yaml", *settings]), 3, 0))
     assert sheet.shape[0] > 3 * 150 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
-    assert "pipeline.backend=torchvision" in capsys.readouterr().err
+    assert "pipeline.backend=ffcv" in capsys.readouterr().err

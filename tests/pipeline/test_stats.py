@@ -132,7 +132,7 @@ def test_auto_follows_from_the_images_and_says_so(four):
     statistics, file = statistics_of(four, four.root.parent / "tables", progress=False)
     assert list(config.crops.mean) == rounded(statistics.mean) and list(config.crops.std) == rounded(statistics.std)
     assert (config.crops.jitter.saturation, config.crops.jitter.hue, config.crops.grayscale) == (0, 0, 0)
-    assert config.pipeline.backend == "torchvision" and config.model.options == {"in_chans": 4}
+    assert config.pipeline.backend == "ffcv" and config.model.options == {"in_chans": 4}
     (line,) = [line for line in lines if line.startswith("crops.mean=")]
     assert str(file) in line and "crops.jitter.saturation=0, crops.jitter.hue=0, crops.grayscale=0" in line
     assert fit_to_pixels(config, four, progress=False) == []  # nothing is left to choose
@@ -158,7 +158,10 @@ def test_pictures_have_the_published_numbers():
         ("crops.mean=[0.5]", "crops.mean=[0.5]: expected auto or 4 numbers, one a channel of data.path"),
         ("crops.grayscale=0.2", "crops.grayscale=0.2: expected auto or 0, 4 channels of uint16 are no color"),
         ("crops.jitter.hue=0.1", "crops.jitter.hue=0.1: expected auto or 0"),
-        ("pipeline.backend=dali", "pipeline.backend=dali: expected torchvision or auto for images of 4 channels"),
+        (
+            "pipeline.backend=dali",
+            "pipeline.backend=dali: expected ffcv or torchvision or auto for images of 4 channels",
+        ),
         ("model.options.in_chans=3", "model.options.in_chans=3: expected 4, the channels of data.path"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_run_on_four_channels_ends_with_a_score(workplace):
     assert (workplace / "whole" / "report.html").stat().st_size > 10_000 and "no pictures in the report" not in said
     for words in (
         "4 channels of uint16; 68 images",
-        "pipeline.backend=torchvision",
+        "pipeline.backend=ffcv",
         "model.options.in_chans=4",
         "statistics of",
     ):

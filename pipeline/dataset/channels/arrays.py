@@ -41,20 +41,20 @@ def with_channels_last(array: NDArray, layout: str) -> NDArray:
 
 
 def plain_values(array: NDArray) -> NDArray:
-    """The same values as uint8, uint16 or float32, in this machine's byte order.
+    """The same values as uint8, uint16 or float32, in this machine's byte order; axes keep their order in memory.
 
     Other types become float32: float64 rounded, integers only if all values are exact. Raises BadImage for what has no
     exact value, and for infinite or NaN values.
     """
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind == "u" and size <= 2:
-        return np.ascontiguousarray(array, f"u{size}")
+        return array.astype(f"u{size}", copy=False)
     if kind not in "buif":
         raise BadImage(f"an array of {array.dtype}")
     if kind in "ui" and size > 2 and max(abs(int(array.min())), abs(int(array.max()))) > EXACT_IN_FLOAT32:
         raise BadImage(f"{array.dtype} values that float32 does not have")
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
-        values = np.ascontiguousarray(array, np.float32)
+        values = array.astype(np.float32, copy=False)
     if kind == "f" and not np.isfinite(values).all():
         raise BadImage("infinite or NaN values")
     return values

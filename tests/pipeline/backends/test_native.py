@@ -1,4 +1,5 @@
-"""Crops of images with their own channels and depth: the torchvision backend on tensors, against PIL and formulas."""
+"""Crops of images with their own channels and depth: the torchvision backend on tensors against PIL and formulas, and
+the ffcv backend against that."""
 
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ PLAIN = Crops(
     blur=Blur(probability=0.0),
 )
 JITTER = Jitter(probability=1.0)
+BOTH = pytest.mark.parametrize("backend", ["ffcv", "torchvision"])
 
 
 def neutral(*steps):
@@ -39,21 +41,21 @@ def neutral(*steps):
     return change
 
 
-def crops_of(table, crops, change=lambda drawn: drawn, epochs=2):
+def crops_of(table, crops, change=lambda drawn: drawn, epochs=2, backend="torchvision"):
     """Crops of every row, where 1 is white, by view: [(N, H, W, C)]."""
     feed, rows = Feed(table, Reader(table)), table.usable()
-    backend = make_backend("torchvision", crops, len(rows), 1, None)
+    executor = make_backend(backend, crops, len(rows), 1, None, pixels=table.pixels)
     requests = [
         feed.request(epoch, 0, rows, lambda *given, epoch=epoch: change(draw(crops, 3, epoch, *given)))
         for epoch in range(epochs)
     ]
     views: dict[int, list] = {view: [] for view in range(len(crops.views))}
-    for _, groups in execute(backend, feed, iter(requests)):
+    for _, groups in execute(executor, feed, iter(requests)):
         for (_, members), group in zip(crops.groups, groups, strict=True):
             pixels = group.permute(0, 2, 3, 1) * torch.tensor(crops.std) + torch.tensor(crops.mean)
             for view, part in zip(members, pixels.chunk(len(members)), strict=True):
                 views[view].append(part.numpy())
-    backend.close()
+    executor.close()
     return [np.concatenate(views[view]) for view in views]
 
 
@@ -179,7 +181,17 @@ def test_the_blur_is_a_gaussian_that_keeps_a_constant_image():
     torch.testing.assert_close(gaussian_blur(torch.ones(4, 9, 9), 1.7), torch.ones(4, 9, 9))
 
 
-def test_crops_do_not_depend_on_threads_or_world_size(four):
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_both_backends_make_the_same_crops_of_the_same_draw(four, dtype):
+    table, _ = four(dtype, tiles(8, 40, high=256 if dtype == "uint8" else 4096))
+    crops = channels(Crops(views=PLAIN.views))
+    one, other = (crops_of(table, crops, backend=backend) for backend in ("torchvision", "ffcv"))
+    for given, expected in zip(one, other, strict=True):
+        np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@BOTH
+def test_crops_do_not_depend_on_threads_or_world_size(four, backend):
     table, _ = four()
     crops = channels(Crops(views=(View(16, (0.2, 1.0)),) * 2))
 
@@ -187,7 +199,7 @@ def test_crops_do_not_depend_on_threads_or_world_size(four):
         found = {}
         for rank in range(world_size):
             loader = Loader(
-                table, crops, backend="torchvision", seed=5, global_batch=4, rank=rank, world_size=world_size,
+                table, crops, backend=backend, seed=5, global_batch=4, rank=rank, world_size=world_size,
                 threads=threads,
             )  # fmt: skip
             for batch in loader:
@@ -201,30 +213,65 @@ def test_crops_do_not_depend_on_threads_or_world_size(four):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_an_image_that_is_damaged_meanwhile_is_replaced(four):
+@BOTH
+def test_an_image_that_is_damaged_meanwhile_is_replaced(four, backend):
     table, _ = four()
     file = table.root / table.containers[3]
     file.write_bytes(b"\0" * file.stat().st_size)
     crops = channels(Crops(views=(View(16, (0.2, 1.0)),) * 2))
-    loader = Loader(table, crops, backend="torchvision", seed=5, global_batch=4, max_bad_fraction=0.2)
+    loader = Loader(table, crops, backend=backend, seed=5, global_batch=4, max_bad_fraction=0.2)
     assert len(list(loader)) == 2
     assert list(loader.bad) == [table.name(3)]
     loader.close()
 
 
-@pytest.mark.parametrize("backend", ["dali", "ffcv"])
-def test_other_backends_refuse_in_one_line(four, backend):
+def test_another_backend_refuses_in_one_line(four):
     table, _ = four()
-    expected = (
-        f"pipeline.backend={backend}: the images have 4 channels of uint16; pipeline.backend=torchvision makes crops"
-    )
+    expected = "pipeline.backend=dali: the images have 4 channels of uint16; pipeline.backend=ffcv makes crops"
     with pytest.raises(ValueError, match=expected):
-        Loader(table, channels(PLAIN), backend=backend, seed=1, global_batch=4)
+        Loader(table, channels(PLAIN), backend="dali", seed=1, global_batch=4)
     with pytest.raises(ValueError, match=expected):
-        next(evaluation_batches(table, table.usable(), channels(PLAIN), backend=backend, batch_size=4))
+        next(evaluation_batches(table, table.usable(), channels(PLAIN), backend="dali", batch_size=4))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_crops_have_the_type_that_is_asked_for(four, backend, dtype):
+    table, _ = four()
+    loader = Loader(table, channels(PLAIN), backend=backend, seed=1, global_batch=8, dtype=dtype)
+    (batch,) = loader
+    assert [group.dtype for group in batch.crops] == [dtype] * 2
+    assert all(group.is_contiguous(memory_format=torch.channels_last) for group in batch.crops)
+    loader.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@BOTH
+def test_crops_on_a_gpu_are_those_of_the_cpu(four, backend):
+    table, _ = four()
+    crops = channels(Crops(views=PLAIN.views))
+    given, expected = [], []
+    for device, found in ((0, given), (None, expected)):
+        loader = Loader(table, crops, backend=backend, seed=1, global_batch=4, device_id=device, dtype=torch.float32)
+        found += [group for _ in range(3) for batch in loader for group in batch.crops]
+        loader.close()
+    assert len(given) == len(expected) == 12
+    for one, other in zip(given, expected, strict=True):
+        assert one.is_cuda
+        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0)
 
 
 def test_a_request_states_the_format(four):
     table, _ = four()
     request = Feed(table, Reader(table)).request(0, 0, table.usable(), partial(draw, channels(PLAIN), 1, 0))
     assert request.pixels == table.pixels
+
+
+def test_a_backend_of_pictures_does_not_take_other_images(four):
+    table, _ = four()
+    feed, executor = Feed(table, Reader(table)), make_backend("ffcv", Crops(views=PLAIN.views), 8, 1, None)
+    request = feed.request(0, 0, table.usable(), partial(draw, PLAIN, 1, 0))
+    with pytest.raises(ValueError, match="images of 4 channels of uint16 for a backend of other images"):
+        next(execute(executor, feed, iter([request])))
+    executor.close()

@@ -5,15 +5,18 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from numba import njit
 
 import pipeline.kernel
 from common import progress
 from config.recipe import ROOT
+from pipeline.kernel.channels import driver
 from pipeline.kernel.compiling import compiling
 from pipeline.kernel.driver import source_digest
 
 FOLDER = Path(pipeline.kernel.__file__).parent
+CHANNELS = FOLDER / "channels"
 
 
 def test_a_change_in_any_kernel_file_changes_the_cache_key(tmp_path):
@@ -30,13 +33,21 @@ def test_a_change_in_any_kernel_file_changes_the_cache_key(tmp_path):
         path.write_text(text)
 
 
-def test_compiled_functions_are_defined_in_the_kernels_folder_alone():
-    """A file elsewhere that numba compiles for the kernel would not be part of the key, nor one in a folder below."""
-    compiled = {path for path in FOLDER.rglob("*.py") if imports_njit(path)}
-    assert {path.parent for path in compiled} == {FOLDER}
-    used = {node.module for path in compiled for node in imports(path) if node.module.startswith("pipeline.")}
-    files = [ROOT / f"{module.replace('.', '/')}.py" for module in used]
+@pytest.mark.parametrize(("kernel", "keyed"), [(FOLDER, [FOLDER]), (CHANNELS, [CHANNELS, FOLDER])])
+def test_compiled_functions_are_defined_in_the_folders_of_the_key_alone(kernel, keyed):
+    """A file elsewhere that numba compiles for a kernel would not be part of its key. keyed: folders that are."""
+    assert {path.parent for path in FOLDER.rglob("*.py") if imports_njit(path)} == {FOLDER, CHANNELS}
+    compiled = {path for folder in keyed for path in folder.glob("*.py") if imports_njit(path)}
+    used = {node.module for path in kernel.glob("*.py") for node in imports(path) if imports_njit(path)}
+    files = [ROOT / f"{module.replace('.', '/')}.py" for module in used if module.startswith("pipeline.")]
     assert {path for path in files if path.exists() and imports_njit(path)} < compiled
+
+
+def test_a_change_in_a_file_of_either_folder_changes_the_key_of_the_channels_kernel(monkeypatch):
+    seen = []
+    monkeypatch.setattr(driver, "source_digest", lambda folder: seen.append(folder) or "")
+    driver.compiled_driver.__wrapped__()
+    assert seen == [CHANNELS, FOLDER]
 
 
 def imports(path):
