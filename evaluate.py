@@ -21,8 +21,10 @@ CKPT is any backbone:
     export                         a folder or file written by `make export FORMAT=safetensors`
     FILE@NETWORK                   weights for the network of that name
     torchvision:NAME, timm:NAME    a network with that library's own weights
+    RUN@module:function            a run or export whose backbone is your own code: no file starts it by itself
     random@NETWORK                 random weights; `random` alone, as a peer: for the first backbone's network
-    NETWORK is timm:NAME, torchvision:NAME, one of ours (resnet50w2) or a recipe (config/demo.yaml).
+    NETWORK is timm:NAME, torchvision:NAME, transformers:NAME, module:function, one of ours (resnet50w2) or a recipe
+    (config/demo.yaml).
 
 DATA is anything that data.path accepts, with a sub-folder for each class; default: the run's own data. Features are
 cached in data/features by weights, images and crops. `evaluate.py COMMAND --help` prints all options. Exit codes: 0

@@ -26,7 +26,11 @@ class Lora(Section):
 class Model(Section):
     """The network: backbone, projection head, prototypes."""
 
-    backbone: str = setting("resnet50", "resnet18/34/50/50w2/50w4/50w5, resnet (with options), or a model of timm")
+    backbone: str = setting(
+        "resnet50",
+        "resnet18/34/50/50w2/50w4/50w5, resnet (with options), a model of timm, torchvision:NAME, "
+        "transformers:NAME_OR_FOLDER, or your own module:function",
+    )
     options: Free = setting({}, "passed to the backbone, e.g. {block: basic, layers: [1, 1, 1], base_width: 16}")
     hidden_dim: ZeroOrMore = setting(2048, "width of the projection head's hidden layer; 0: a linear head")
     embedding_dim: AtLeastOne = setting(128, "length of an embedding")
