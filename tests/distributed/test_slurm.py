@@ -150,7 +150,7 @@ def test_a_lost_node_is_noticed_although_srun_does_not_notice_it(lost_slurm, tmp
 
 
 def test_the_other_node_goes_on_without_a_lost_one(lost_slurm, tmp_path):
-    settings = ["run.epochs=20", "run.batch_size=12", "swav.queue.length=0"]
+    settings = ["run.epochs=6", "run.batch_size=12", "swav.queue.length=0"]
     elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
     job = Job(lost_slurm, tmp_path, TRAIN, *settings, *elastic)
     job.steps(3)

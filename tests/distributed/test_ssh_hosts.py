@@ -35,12 +35,8 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("count", "delay"), [(4, 0.001), (2, 0.005)])  # seconds one way; the other tests have none
-def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path, count, delay):
-    shutil.copy(alone / "tiny.yaml", tmp_path)
-    with make_hosts(count, delay=delay) as hosts:
-        run = Run(hosts, tmp_path, "together", "run.epochs=1", ALL_SYNCHRONIZED, nodes=count)
-        assert run.end() == 0, run.output
+def check_steps(run, alone, count):
+    """Assert that a run on `count` hosts has taken the steps of the one process, whose folder is `alone`."""
     expected = losses(alone / "alone")
     assert sorted(run.losses) == sorted(expected) and len(expected) >= 5
     for step in range(1, 6):
@@ -52,6 +48,15 @@ def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alo
         if "ranks" in line
     ]
     assert all(times["slowest"] in {f"rank {i} on host{i + 1}" for i in range(count)} for times in ranks)
+
+
+def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path):
+    """Four hosts, a millisecond apart."""
+    shutil.copy(alone / "tiny.yaml", tmp_path)
+    with make_hosts(4, delay=0.001) as hosts:
+        run = Run(hosts, tmp_path, "together", "run.epochs=1", ALL_SYNCHRONIZED, nodes=4)
+        assert run.end() == 0, run.output
+    check_steps(run, alone, 4)
 
 
 def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hosts, tmp_path):
@@ -75,7 +80,7 @@ def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hos
 def test_the_others_go_on_without_a_killed_host(make_hosts, tmp_path):
     with make_hosts(3) as hosts:
         elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
-        run = Run(hosts, tmp_path, "elastic", "run.epochs=8", *THREE, *elastic, nodes=3)
+        run = Run(hosts, tmp_path, "elastic", "run.epochs=4", *THREE, *elastic, nodes=3)
         run.steps(3)
         hosts.kill(2)
         assert run.end() == 0, run.output
@@ -135,11 +140,14 @@ def test_other_code_on_one_host_is_refused_before_the_start(make_hosts, tmp_path
         assert not run.directory.exists()
 
 
-def test_two_runs_at_once_do_not_disturb_each_other(make_hosts, tmp_path):
-    with make_hosts(2) as hosts:
-        make_recipe(tmp_path)
-        runs = [Run(hosts, tmp_path, name, "run.epochs=1", nodes=2) for name in ("one", "two")]
+def test_two_runs_at_once_do_not_disturb_each_other(make_hosts, alone, tmp_path):
+    """Both take the steps of one process, on two hosts that are five milliseconds apart."""
+    shutil.copy(alone / "tiny.yaml", tmp_path)
+    with make_hosts(2, delay=0.005) as hosts:
+        runs = [Run(hosts, tmp_path, name, "run.epochs=1", ALL_SYNCHRONIZED, nodes=2) for name in ("one", "two")]
         assert [run.end() for run in runs] == [0, 0], runs[0].output + runs[1].output
+    for run in runs:
+        check_steps(run, alone, 2)
 
 
 def test_torchrun_elastic_starts_it_too(make_hosts, tmp_path):

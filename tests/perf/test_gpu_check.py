@@ -16,6 +16,7 @@ from perf.gpu_check.plan import PART_SECONDS, PARTS, Case, Part
 from perf.gpu_check.setup import Setup
 from perf.gpu_check.speed import step_rows
 from perf.step.roofline import work_of
+from support.programs import run_module
 
 ABOUT = {"device": "NVIDIA H200", "gpus": 1, "batch": 128, "cuda": "13.0", "versions": {"torch": "2.11.0"}}
 TINY = (
@@ -30,9 +31,7 @@ TOY = Setup(
 # ---------------------------------------------------------------------------------------------- the plan
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_without_a_gpu_it_is_one_line_and_code_2():
-    process = subprocess.run(
-        [sys.executable, "-m", "perf.gpu_check"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    process = run_module("perf.gpu_check")
     line = "swave: gpu-check needs a GPU, and no GPU is visible; --explain needs none\n"
     assert (process.returncode, process.stderr) == (2, line)
 

@@ -156,6 +156,7 @@ def test_the_report_says_what_it_was_measured_on(report):
         assert word in report["printed"]
 
 
+@pytest.mark.slow
 def test_torchvision_and_dali_augment_as_much_as_each_other(images):
     files = sorted(map(str, images.iterdir()))
     dataset, pipeline = PublishedRecipe(files, CROPS), random_pipeline(files, CROPS, 24, 1)
