@@ -54,8 +54,8 @@ HEAD_KEYS = {f"projection_head.{layer}.{part}" for layer in (0, 3) for part in (
 class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
-    the images that a run was trained on and scored with; image, label: its choice of them, channels, layout: of their
-    pixels. temperature: of its loss."""
+    the images that a run was trained on and scored with; image, label: its choice of them, channels, layout,
+    max_pixels: of their pixels. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -69,6 +69,7 @@ class Backbone:
     label: str | None = None
     channels: str | int = "rgb"
     layout: str = "auto"
+    max_pixels: int | None = None
     temperature: float = 0.1
 
     @property
@@ -225,6 +226,7 @@ def _from_run(word: str, path: Path, own: str) -> Backbone:
         label=config["data"].get("label"),
         channels=config["data"].get("channels", "rgb"),  # checkpoints from before there were channels do not name them
         layout=config["data"].get("layout", "auto"),
+        max_pixels=config["data"].get("max_pixels"),
         temperature=config["swav"]["temperature"],
     )
 
@@ -256,6 +258,7 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None, own: str
     network.eval()
     digest, data = weights_digest(network), (config or {}).get("data", {})
     pixels = {"channels": data.get("channels", "rgb"), "layout": data.get("layout", "auto")}
+    pixels["max_pixels"] = data.get("max_pixels")
     name = _architecture(named.name, network, named.inputs)
     return Backbone(str(path), name, network, digest, named.inputs, swav=swav, **pixels)
 

@@ -130,7 +130,7 @@ def open_tables(
     places: dict[str, Any] = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
     takes = channels_of(backbone.network)
     channels = "auto" if takes != 3 and backbone.channels == "rgb" else backbone.channels
-    places |= {"channels": channels, "layout": backbone.layout}
+    places |= {"channels": channels, "layout": backbone.layout, "max_pixels": backbone.max_pixels}
     data: Any = OmegaConf.create(places | {name: chosen or None for name, chosen in choice.items()})
     try:
         train, held_out = open_splits(data, progress=session.cluster.main)

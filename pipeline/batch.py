@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.crops import Crops
 from pipeline.dataset.channels.decode import decode_as
 from pipeline.dataset.channels.format import COLOR, PixelFormat
+from pipeline.dataset.images import MAX_PIXELS
 from pipeline.draw import Draw
 
 DrawRows = Callable[[np.ndarray, np.ndarray, np.ndarray], Draw]  # rows, heights, widths -> draw
@@ -35,6 +36,10 @@ class Request:
     encoded: list[np.ndarray]
     draw_rows: DrawRows
     pixels: PixelFormat = COLOR
+
+    def most_pixels(self, index: int) -> int:
+        """The most pixels that the image of one of the rows may have."""
+        return max(MAX_PIXELS, int(self.height[index]) * int(self.width[index]))
 
     def native(self, index: int) -> NDArray:
         """The decoded image (H, W, C) of one of the rows, in its own channels. Raises BadImage."""

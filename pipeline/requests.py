@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.batch import DrawRows, Request
 from pipeline.dataset.headers import is_cut
+from pipeline.dataset.images import MAX_PIXELS
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import HEADERS, DatasetError, SampleTable, row_dtype
 
@@ -51,10 +52,11 @@ class Feed:
         drawn = draw_rows(used, height, width)
         return Request(epoch, samples, rows, height, width, drawn, encoded, draw_rows, self.table.pixels)
 
-    def repair(self, request: Request, decodes: Callable[[np.ndarray], bool]) -> Request:
+    def repair(self, request: Request, decodes: Callable[[np.ndarray, int], bool]) -> Request:
         """The request without the images on which a backend failed: Pillow decodes them, or other rows replace them.
 
-        decodes: whether the backend can decode these encoded bytes. Raises DatasetError when too many rows are bad.
+        decodes: whether the backend can decode these encoded bytes, of at most so many pixels. Raises DatasetError when
+        too many rows are bad.
         """
         for row, encoded in zip(request.draw.rows.tolist(), request.encoded, strict=True):
             if request.pixels.native:
@@ -62,7 +64,7 @@ class Feed:
                     self.reader.native(row)
                 except ReadError as error:
                     self.mark_bad(error)
-            elif not decodes(encoded):
+            elif not decodes(encoded, max(MAX_PIXELS, self.table.pixels_of(row))):
                 try:
                     self.reader.ppm(row)
                     self.converted.add(row)

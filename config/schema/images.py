@@ -81,6 +81,11 @@ class Data(Section):
         "than the last, else last",
         resume="another layout is refused",
     )
+    max_pixels: Annotated[int, Range(ge=1, le=1 << 30, unit="pixels")] = setting(
+        89_478_485,
+        "width times height; a larger image is not read and counted as quarantined (too large)",
+        resume="another limit is refused where it changes the images",
+    )
     max_bad_fraction: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
         0.01,
         "a larger share of images that turn out unreadable while training ends the run",

@@ -75,7 +75,7 @@ class DaliBackend:
             views = [_to_torch(output) for output in outputs]
             yield under_way.popleft(), group_views(self.crops, views, self.dtype)
 
-    def decodes(self, encoded: np.ndarray) -> bool:
+    def decodes(self, encoded: np.ndarray, most: int) -> bool:
         """Whether DALI decodes these bytes. Builds a pipeline for each call, so use it only after a failure."""
         from nvidia.dali import fn, pipeline_def, types
 

@@ -22,7 +22,7 @@ from pipeline.backends.device_color import copy_to_gpu, finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
 from pipeline.dataset.channels.format import COLOR, PixelFormat
-from pipeline.dataset.images import BadImage, decode, is_decodable
+from pipeline.dataset.images import MAX_PIXELS, BadImage, decode, is_decodable
 from pipeline.dataset.ppm import from_ppm
 from pipeline.draw import Draw
 
@@ -87,9 +87,9 @@ class FfcvBackend:
             request.encoded = []  # frees 20 MB of a batch of 256 before its crops are used
             yield request, self._finish(request.draw, buffers)
 
-    def decodes(self, encoded: np.ndarray) -> bool:
+    def decodes(self, encoded: np.ndarray, most: int) -> bool:
         """Whether Pillow decodes these bytes: it decodes all that the kernel cannot."""
-        return is_decodable(encoded.tobytes())
+        return is_decodable(encoded.tobytes(), most)
 
     def close(self) -> None:
         """End all threads."""
@@ -125,7 +125,7 @@ class FfcvBackend:
         def pixels(index: int) -> np.ndarray:
             rgb = from_ppm(images[index])
             if rgb is None:
-                rgb = decode(images[index].tobytes())
+                rgb = decode(images[index].tobytes(), max(MAX_PIXELS, int(height[index]) * int(width[index])))
             if rgb.shape[:2] != (height[index], width[index]):  # the file changed since the table was made
                 rgb = np.asarray(Image.fromarray(rgb).resize((int(width[index]), int(height[index]))))
             return rgb

@@ -57,16 +57,16 @@ class TorchvisionBackend:
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def decodes(self, encoded: np.ndarray) -> bool:
+    def decodes(self, encoded: np.ndarray, most: int) -> bool:
         """Whether PIL decodes these bytes."""
-        return is_decodable(encoded.tobytes())
+        return is_decodable(encoded.tobytes(), most)
 
     def _sample(self, request: Request, index: int) -> list[torch.Tensor]:
         views = range(len(self.crops.views))
         if request.pixels.native:
             array = request.native(index)
             return [self._native_view(array, request, index, view) for view in views]
-        image = Image.fromarray(decode(request.encoded[index].tobytes()))
+        image = Image.fromarray(decode(request.encoded[index].tobytes(), request.most_pixels(index)))
         return [self._view(image, request.draw, index, view) for view in views]
 
     def _native_view(self, array: NDArray, request: Request, index: int, view: int) -> torch.Tensor:

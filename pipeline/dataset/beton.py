@@ -128,7 +128,7 @@ def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
     label, classes = _labels(file, records, kinds, fields, choice, name)
     return BetonFile(
         path, offset, length, raw, image["width"].astype(np.int32), image["height"].astype(np.int32), label, classes,
-        fields, chosen, digest.hexdigest() if choice == NOT_CHOSEN else f"{digest.hexdigest()} {choice}",
+        fields, chosen, digest.hexdigest() if choice[:2] == NOT_CHOSEN[:2] else f"{digest.hexdigest()} {choice[:2]}",
     )  # fmt: skip
 
 
@@ -150,13 +150,15 @@ def converted_table(beton: BetonFile, labels: bool = True) -> SampleTable | None
     return replace(table, root=beton.path.parent)
 
 
-def scan_beton(beton: BetonFile, workers: int = 1, progress: bool = True, check: str = DECODE) -> SampleTable:
+def scan_beton(
+    beton: BetonFile, workers: int = 1, progress: bool = True, check: str = DECODE, choice: Choice = NOT_CHOSEN
+) -> SampleTable:
     """The table of a .beton, a row per sample. Checks every JPEG once, in `workers` processes; raw pixels as is.
-    check: see `SampleTable`."""
+    check: see `SampleTable`; choice: of the most pixels."""
     container, names = np.zeros(len(beton), np.int32), Names.of([beton.path.name])
     shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
     probes = kept_probes(beton.path.parent, [beton.path.name], container, beton.offset) or probe_encoded(
-        beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress, check
+        beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress, check, choice
     )
     return SampleTable(
         beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,

@@ -27,7 +27,15 @@ from pipeline.dataset.channels.decode import DEEP_HEAD, may_be_deep
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.channels.settle import AUTO, RGB, Native, look, settled
 from pipeline.dataset.columns import Growing, blocks, new_column
-from pipeline.dataset.finding.choice import ALL, NOT_CHOSEN, Choice, split_key, takes_arrays, wanted_suffixes
+from pipeline.dataset.finding.choice import (
+    ALL,
+    NOT_CHOSEN,
+    Choice,
+    scanned_pixels,
+    split_key,
+    takes_arrays,
+    wanted_suffixes,
+)
 from pipeline.dataset.headers import probe_headers
 from pipeline.dataset.images import Probe
 from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
@@ -294,13 +302,15 @@ def probe_encoded(
     workers: int,
     progress: bool,
     check: str = DECODE,
+    choice: Choice = RGB_ONLY,
 ) -> Probes:
     """Like `probe_rows`, but rows of raw RGB pixels are taken as they are. shape: (N, 2) int32, their height and width;
-    (0, 0) for an encoded image, or for none."""
+    (0, 0) for an encoded image, or for none. Of the choice only the most pixels count."""
     raw = shape.all(axis=1)
     encoded = np.flatnonzero(~raw)
     probes = probe_rows(
-        root, containers, container[encoded], offset[encoded], length[encoded], workers, progress, check=check
+        root, containers, container[encoded], offset[encoded], length[encoded], workers, progress, check=check,
+        choice=choice._replace(channels=RGB),
     )  # fmt: skip
     width, height, state = shape[:, 1].copy(), shape[:, 0].copy(), np.full(len(shape), State.RAW, np.uint8)
     width[encoded], height[encoded], state[encoded] = probes.width, probes.height, probes.state
@@ -333,18 +343,18 @@ def _probe_chunk(task: _Task) -> tuple[int, Probes, dict[int, Native]]:
 def _probe_places(task: _Task, places: list[tuple[str, int, int | None]]) -> list[tuple[int, Probe, Native | None]]:
     """Length in bytes, probe, and what has channels of its own, of each byte range (file, offset, length)."""
     probes: list[tuple[int, Probe, Native | None]] = []
-    channels, layout = task.choice.channels, task.choice.layout
+    channels, layout, most = task.choice.channels, task.choice.layout, scanned_pixels(task.choice)
     by_headers = task.check == HEADERS and channels in (AUTO, RGB)
     for name, offset, length in places:
         try:
             with open(os.path.join(task.root, name), "rb") as file:
                 if by_headers and (channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset))):
-                    probes.append((*probe_headers(file.fileno(), offset, length), None))
+                    probes.append((*probe_headers(file.fileno(), offset, length, most), None))
                     continue
                 file.seek(offset)
                 data = file.read() if length is None else file.read(length)
         except OSError:
             probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable"), None))
             continue
-        probes.append((len(data) if length is None else length, *look(data, channels, layout)))
+        probes.append((len(data) if length is None else length, *look(data, channels, layout, most)))
     return probes

@@ -20,8 +20,9 @@ FIRST, SECOND = 1 << 12, 1 << 16  # bytes that are read at once; without a thumb
 START, END, SCAN = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"  # markers of a JPEG; coded pixels contain none
 
 
-def probe_headers(descriptor: int, offset: int, length: int | None) -> tuple[int, Probe]:
-    """Length in bytes, and the probe, of an image in an open file. length: None for all of the file. Raises OSError."""
+def probe_headers(descriptor: int, offset: int, length: int | None, most: int = MAX_PIXELS) -> tuple[int, Probe]:
+    """Length in bytes, and the probe, of an image in an open file. length: None for all of the file; most: pixels.
+    Raises OSError."""
     size = os.fstat(descriptor).st_size
     length = size - offset if length is None else length
     for count in (FIRST, SECOND, length):
@@ -31,8 +32,8 @@ def probe_headers(descriptor: int, offset: int, length: int | None) -> tuple[int
             break
     if structure is None and is_png(data):
         structure = png_structure(data)
-    if structure is None or offset + length > size or not _sure(structure):
-        return length, probe(data if len(data) == length else _read(descriptor, offset, length))
+    if structure is None or offset + length > size or not _sure(structure, most):
+        return length, probe(data if len(data) == length else _read(descriptor, offset, length), most)
     width, height = structure.width, structure.height
     return length, Probe(*((height, width) if structure.orientation >= TRANSPOSES else (width, height)), State.OK)
 
@@ -46,8 +47,8 @@ def _structure(data: bytes, length: int) -> Structure | None:
     return None
 
 
-def _sure(structure: Structure) -> bool:
-    return not structure.unsure and 0 < structure.width * structure.height <= MAX_PIXELS
+def _sure(structure: Structure, most: int) -> bool:
+    return not structure.unsure and 0 < structure.width * structure.height <= most
 
 
 def _read(descriptor: int, offset: int, length: int) -> bytes:

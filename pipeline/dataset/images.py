@@ -30,7 +30,10 @@ from pipeline.dataset.png_metadata import ORIENTING, is_png, without_metadata
 from pipeline.dataset.structure import ORIENTATION, is_plain
 from pipeline.dataset.table import State
 
-MAX_PIXELS = 89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB
+MAX_PIXELS = (
+    89_478_485  # Pillow's own bound for a decompression bomb: a quarter GiB of RGB; `data.max_pixels` raises it
+)
+MOST_PIXELS = 1 << 30  # the highest `data.max_pixels`
 GAP, REDUCING_GAP = 2, 3.0  # see `shrink`
 TRANSPOSES = 5  # EXIF orientations from this one on exchange width and height
 TURNS = {  # EXIF orientation -> the operation that makes the image upright
@@ -77,30 +80,30 @@ class Upright(NamedTuple):
     size: tuple[int, int]
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
+def decode(data: bytes, most: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Encoded bytes -> (H, W, 3) uint8 RGB, upright: the first frame, without alpha; color profiles are not applied.
 
     16-bit samples are scaled to 8 bits, not clipped: gray is rounded; for RGB, Pillow keeps the high byte (within 1
-    level). Raises BadImage.
+    level). Raises BadImage, also for more than `most` pixels.
     """
-    return np.asarray(upright(data).image)
+    return np.asarray(upright(data, most=most).image)
 
 
-def probe(data: bytes) -> Probe:
+def probe(data: bytes, most: int = MAX_PIXELS) -> Probe:
     """Read the whole image once; of a JPEG every coefficient, but few pixels. Bad data raises no error: the probe holds
     the quarantine reason."""
     try:
-        image = upright(data, few_pixels)
+        image = upright(data, few_pixels, most)
     except BadImage as error:
         return Probe(0, 0, State.QUARANTINED, error.reason)
     plain = is_plain(data, image.kind, image.mode, image.orientation)
     return Probe(*image.size, State.OK if plain else State.PIL)
 
 
-def is_decodable(data: bytes) -> bool:
+def is_decodable(data: bytes, most: int = MAX_PIXELS) -> bool:
     """Whether `decode` gives pixels."""
     try:
-        decode(data)
+        decode(data, most)
     except BadImage:
         return False
     return True
@@ -123,26 +126,35 @@ def few_pixels(size: tuple[int, int]) -> tuple[int, int]:
     return 1, 1
 
 
-def upright(data: bytes, fit: Fit | None = None) -> Upright:
-    """Decode an image. fit: from the size in the file to that to shrink to. A JPEG of at least `GAP` times these
-    sides is then decoded at 1/2, 1/4 or 1/8 of its size, each pixel the mean of a square. Raises BadImage."""
+def opened(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
+    """An image of at most `most` pixels, not yet decoded. Raises BadImage and what Pillow raises."""
+    if most > MAX_PIXELS:  # else Pillow refuses twice its own bound before this function can
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, most)
+    image = Image.open(io.BytesIO(data), formats=formats())
+    if image.width * image.height > most:
+        raise BadImage("too large")
+    return image
+
+
+def upright(data: bytes, fit: Fit | None = None, most: int = MAX_PIXELS) -> Upright:
+    """Decode an image of at most `most` pixels. fit: from the size in the file to that to shrink to. A JPEG of at least
+    `GAP` times these sides is then decoded at 1/2, 1/4 or 1/8 of its size, each pixel the mean of a square. Raises
+    BadImage."""
     if not data:
         raise BadImage("zero bytes")
     try:
-        return _upright(data, fit)
+        return _upright(data, fit, most)
     except BadImage:
         # Pillow refuses a PNG for its metadata alone, if that is large or damaged: the pixels do not need it.
         for keep in (ORIENTING, ()) if is_png(data) else ():
             with suppress(BadImage):
-                return _upright(without_metadata(data, keep), fit)
+                return _upright(without_metadata(data, keep), fit, most)
         raise
 
 
-def _upright(data: bytes, fit: Fit | None) -> Upright:
+def _upright(data: bytes, fit: Fit | None, most: int) -> Upright:
     try:
-        image = Image.open(io.BytesIO(data), formats=formats())
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImage("too large")
+        image = opened(data, most)
         kind, mode, size = image.format or "", image.mode, image.size
         wanted = fit(size) if fit else size
         drafted = wanted != size and image.draft(None, (GAP * wanted[0], GAP * wanted[1]))

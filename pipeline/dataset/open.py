@@ -91,6 +91,7 @@ def open_dataset(
     place = Place(Path(path).absolute(), Path(cache), workers, progress, setting, choice, check)
     try:
         table, file = _open(place)
+        table = table.without_larger(choice.max_pixels)
         if choice.label == NO_LABELS:
             table = replace(table, label=np.full(len(table), -1), classes=())
         if not len(table):
@@ -113,12 +114,13 @@ def open_dataset(
 
 def choice_of(data: Any) -> Choice:
     """The choice that a recipe's `data` section makes."""
-    return Choice(data.get("image"), data.get("label"), data.get("channels", "auto"), data.get("layout", "auto"))
+    known = {key: data.get(key) for key in Choice._fields if data.get(key) is not None}
+    return Choice(**known)
 
 
 def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
     """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
-    image, label (or None), check, channels, layout.
+    image, label (or None), check, channels, layout, max_pixels.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
     `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
@@ -242,7 +244,7 @@ def _open_beton(place: Place, path: Path) -> tuple[SampleTable, Path]:
         note(f"{place.setting}={path}: {path.stem}.npz is not the table of this file; scanning it instead")
 
     def scan() -> SampleTable:
-        return scan_beton(beton, place.workers, place.progress, place.scanned_by)
+        return scan_beton(beton, place.workers, place.progress, place.scanned_by, place.choice)
 
     return _cached(place, lambda cached: Seen(beton.digest, scan))
 

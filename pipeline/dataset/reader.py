@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.channels.decode import decode_as, false_color
-from pipeline.dataset.images import BadImage, decode
+from pipeline.dataset.images import MAX_PIXELS, BadImage, decode
 from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.table import SampleTable, State
 from pipeline.remote.faults import Missing
@@ -90,7 +90,7 @@ class Reader:
         if int(self.table.state[row]) == State.RAW:
             return data.reshape(self.table.height[row], self.table.width[row], 3)
         try:
-            return decode(data.tobytes())
+            return decode(data.tobytes(), max(MAX_PIXELS, self.table.pixels_of(row)))
         except BadImage as error:
             raise ReadError(int(row), self.table.name(row), error.reason, undecodable=True) from None
 

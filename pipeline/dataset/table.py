@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -158,6 +158,23 @@ class SampleTable:
     def usable(self) -> NDArray[np.int64]:
         """Rows that are not quarantined, ascending, (M,) int64."""
         return np.flatnonzero(self.state != State.QUARANTINED)
+
+    def pixels_of(self, row: int) -> int:
+        """Width times height of a row."""
+        return int(self.width[row]) * int(self.height[row])
+
+    def without_larger(self, most: int) -> SampleTable:
+        """The table in which images of more than `most` pixels are quarantined, with the reason of a scan."""
+        larger: list[int] = []
+        for part in blocks(len(self)):
+            pixels = self.width[part].astype(np.int64) * self.height[part]
+            found = np.flatnonzero((pixels > most) & (self.state[part] != State.QUARANTINED))
+            larger += (part.start + found).tolist()
+        if not larger:
+            return self
+        state = np.array(self.state)
+        state[larger] = State.QUARANTINED
+        return replace(self, state=state, quarantine=dict(self.quarantine) | dict.fromkeys(larger, "too large"))
 
     def digest(self) -> str:
         """SHA-256 of the columns that training depends on: length, width, height, label and state of each row, and of

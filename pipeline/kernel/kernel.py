@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
-from pipeline.dataset.images import MAX_PIXELS
+from pipeline.dataset.images import MOST_PIXELS
 from pipeline.draw import Draw
 from pipeline.kernel.compiling import compiling
 from pipeline.kernel.decode import free_decompressor, function_address, new_decompressor
@@ -137,7 +137,7 @@ class Kernel:
             for position, view in enumerate(members):
                 target[view] = out.ctypes.data + position * out.strides[0]
         height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
-        fits = (height > 0) & (width > 0) & (height <= MAX_PIXELS // np.maximum(width, 1))
+        fits = (height > 0) & (width > 0) & (height <= MOST_PIXELS // np.maximum(width, 1))
         height, width = np.where(fits, height, 0), np.where(fits, width, 0)  # size 0 makes the driver reject the row
         length = [
             image.size if encoded or image.shape == shape else 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,7 +9,7 @@ from PIL import Image
 from pipeline.dataset.channels import tiff
 from pipeline.dataset.channels.arrays import NPY, ZIP, plain_values, read_array, with_channels_last
 from pipeline.dataset.channels.format import PixelFormat, words
-from pipeline.dataset.images import MAX_PIXELS, BadImage, formats, orientation_of, reason_of
+from pipeline.dataset.images import MAX_PIXELS, BadImage, opened, orientation_of, reason_of
 from pipeline.dataset.png_metadata import is_png
 
 DEEP_HEAD = 25  # bytes
@@ -41,29 +39,29 @@ def may_be_deep(data: bytes) -> bool:
     return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data)
 
 
-def decode_native(data: bytes, layout: str = "auto") -> NDArray:
+def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> NDArray:
     """Encoded bytes -> (H, W, C), uint8, uint16 or float32: all samples of the file, upright, nothing scaled.
 
-    Alpha is a channel. Palettes become RGB. layout: of array files and of TIFFs whose axes have no names. Raises
-    BadImage.
+    Alpha is a channel. Palettes become RGB. layout: of array files and of TIFFs whose axes have no names. most: pixels.
+    Raises BadImage.
     """
     if not data:
         raise BadImage("zero bytes")
     if data[:4] == ZIP or data[:6] == NPY:
-        return plain_values(with_channels_last(read_array(data), layout))
+        return plain_values(_within(with_channels_last(read_array(data), layout), most))
     if tiff.is_tiff(data):
-        read = tiff.read_tiff(data)
+        read = tiff.read_tiff(data, most)
         if read is not None:
             array, axes, orientation = read
             planes = tiff.planes_last(array, axes)
             planes = with_channels_last(array, layout) if planes is None else with_channels_last(planes, "hwc")
-            return _turned(plain_values(planes), orientation)
-    return _by_pillow(data)
+            return _turned(plain_values(_within(planes, most)), orientation)
+    return _by_pillow(data, most)
 
 
 def decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     """The same, of a format and size that are known. Raises BadImage for another one: the file has changed."""
-    array = decode_native(data, pixels.layout)
+    array = decode_native(data, pixels.layout, max(MAX_PIXELS, height * width))
     if array.shape != (height, width, pixels.channels) or array.dtype != pixels.dtype:
         found = f"{array.shape[1]} x {array.shape[0]}, {words(array.shape[2], str(array.dtype))}"
         raise BadImage(f"changed since the table was made ({found})")
@@ -78,16 +76,21 @@ def false_color(array: NDArray) -> NDArray[np.uint8]:
     return np.rint(255 * (chosen - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
 
 
+def _within(array: NDArray, most: int) -> NDArray:
+    """An array (H, W, C) of at most `most` pixels. Raises BadImage for a larger one."""
+    if array.shape[0] * array.shape[1] > most:
+        raise BadImage("too large")
+    return array
+
+
 def _turned(array: NDArray, orientation: int) -> NDArray:
     turn = NUMPY_TURNS.get(orientation)
     return array if turn is None else np.ascontiguousarray(turn(array))
 
 
-def _by_pillow(data: bytes) -> NDArray:
+def _by_pillow(data: bytes, most: int) -> NDArray:
     try:
-        image = Image.open(io.BytesIO(data), formats=formats())
-        if image.width * image.height > MAX_PIXELS:
-            raise BadImage("too large")
+        image = opened(data, most)
         if image.format == "TIFF" and (tiff.is_deep(data) and image.mode not in ("I;16", "I;16B", "F", "I")):
             raise BadImage("a TIFF that needs the package imagecodecs")
         if is_png(data) and data[24] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.channels.decode import decode_native, is_deep
 from pipeline.dataset.channels.format import COLOR, PixelFormat, words
-from pipeline.dataset.images import BadImage, Probe, probe
+from pipeline.dataset.images import MAX_PIXELS, BadImage, Probe, probe
 from pipeline.dataset.table import State
 
 AUTO, RGB = "auto", "rgb"
@@ -27,21 +27,21 @@ class Native(NamedTuple):
     reason: str = ""
 
 
-def look(data: bytes, channels: str | int, layout: str) -> tuple[Probe, Native | None]:
+def look(data: bytes, channels: str | int, layout: str, most: int = MAX_PIXELS) -> tuple[Probe, Native | None]:
     """One image as a picture in 8-bit RGB, and with its own channels if `channels` makes that possible.
 
     channels: `data.channels`. 'rgb': pictures only; 'auto': what 8-bit RGB cannot show is decoded both ways; a number:
-    own channels only.
+    own channels only. most: pixels.
     """
     if channels == RGB or (channels == AUTO and not is_deep(data)):
-        return probe(data), None
+        return probe(data, most), None
     try:
-        array = decode_native(data, layout)
+        array = decode_native(data, layout, most)
         native = Native(array.shape[1], array.shape[0], array.shape[2], str(array.dtype))
     except BadImage as error:
         native = Native(reason=error.reason)
     if channels == AUTO:
-        return probe(data), native
+        return probe(data, most), native
     return Probe(0, 0, State.QUARANTINED, native.reason), native
 
 

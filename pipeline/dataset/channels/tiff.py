@@ -38,10 +38,11 @@ def is_deep(data: bytes) -> bool:
         return False
 
 
-def read_tiff(data: bytes) -> tuple[NDArray, str, int] | None:
+def read_tiff(data: bytes, most: int) -> tuple[NDArray, str, int] | None:
     """The array of a TIFF, its axes in tifffile's letters (without those of length 1) and its EXIF orientation.
 
-    None for a palette, and for a compression that needs imagecodecs. Raises BadImage.
+    None for a palette, and for a compression that needs imagecodecs. Raises BadImage, also for more than `most` pixels,
+    before it reads any.
     """
     try:
         with _opened(data) as file:
@@ -49,7 +50,8 @@ def read_tiff(data: bytes) -> tuple[NDArray, str, int] | None:
             if page.photometric == PALETTE:
                 return None
             series = file.series[0]
-            if math.prod(series.shape) > MOST_VALUES:
+            sides = [size for letter, size in zip(series.axes, series.shape, strict=True) if letter in "YX"]
+            if math.prod(series.shape) > MOST_VALUES or math.prod(sides) > most:
                 raise BadImage("too large")
             letters = [letter for letter, size in zip(series.axes, series.shape, strict=True) if size > 1]
             array, shape = series.asarray(), [size for size in series.shape if size > 1]

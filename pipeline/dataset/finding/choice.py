@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pipeline.dataset.channels.format import PixelFormat
+from pipeline.dataset.images import MAX_PIXELS
 from pipeline.dataset.table import DatasetError
 
 ALL, NONE = "all", "none"
@@ -22,15 +23,22 @@ class Choice(NamedTuple):
     """The user's choice, None without one. image: `data.image`; label: `data.label`, 'none' for no labels.
 
     channels: `data.channels`, 'auto', 'rgb' or a number; layout: `data.layout`, 'auto', 'hwc' or 'chw'.
+    max_pixels: `data.max_pixels`.
     """
 
     image: str | None = None
     label: str | None = None
     channels: str | int = "auto"
     layout: str = "auto"
+    max_pixels: int = MAX_PIXELS
 
 
 NOT_CHOSEN = Choice()
+
+
+def scanned_pixels(choice: Choice) -> int:
+    """The most pixels of an image that a scan reads. A lower `max_pixels` needs no other scan: tables know sizes."""
+    return max(MAX_PIXELS, choice.max_pixels)
 
 
 def takes_arrays(choice: Choice, pictures: bool) -> bool:
@@ -72,7 +80,8 @@ def check_pixels(pixels: PixelFormat, choice: Choice) -> None:
 def chosen_words(choice: Choice) -> str:
     """A text that is different for each choice, '' without one."""
     words = [f"Choice(image={choice.image!r}, label={choice.label!r})"] if choice[:2] != NOT_CHOSEN[:2] else []
-    return " ".join(words + ([f"{choice[2:]}"] if choice[2:] != NOT_CHOSEN[2:] else []))
+    words += [f"{choice[2:4]}"] if choice[2:4] != NOT_CHOSEN[2:4] else []
+    return " ".join(words + ([f"{scanned_pixels(choice)} pixels"] if choice.max_pixels > MAX_PIXELS else []))
 
 
 def wanted_suffixes(choice: Choice, known: Iterable[str]) -> list[str]:

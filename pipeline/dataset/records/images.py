@@ -98,7 +98,7 @@ def scan_records(
         problem = f"{images.no_range}, so that its images cannot be read in place"
         raise DatasetError(f"{problem}; give what make convert SRC={root} OUT=train.beton FORMAT=beton makes")
     probes = probe_encoded(
-        root, files.names, images.file, images.offset, images.length, images.shape, workers, progress, check
+        root, files.names, images.file, images.offset, images.length, images.shape, workers, progress, check, choice
     )
     table = SampleTable(
         root, files.names, images.file, images.offset, label=images.label, classes=images.classes, **probes._asdict()
