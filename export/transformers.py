@@ -55,17 +55,7 @@ def write_transformers(trained: Trained, path: Path) -> list[str]:
     side = config.get("image_size", 64)
     weights = in_layout(backbone.state_dict(), network.state_dict())
     with_weights(trained, network, weights, [], side, "transformers", features)
-    network.save_pretrained(path, max_shard_size="1TB")
-    _check_file(network, path, options)
-    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor(trained), indent=2) + "\n")
-    arguments = ", ".join([repr(path.name), *(f"{key}={value}" for key, value in options.items())])
-    code = [
-        "import transformers",
-        f"network = transformers.AutoModel.from_pretrained({arguments}).eval()",
-        f"features = network(images).{words}",
-    ]
-    (path / "README.md").write_text(model_card(trained, code))
-    return code
+    return _write_folder(trained, network, path, options, words)
 
 
 def _write_own(trained: Trained, path: Path) -> list[str]:
@@ -75,16 +65,22 @@ def _write_own(trained: Trained, path: Path) -> list[str]:
     options = {"add_pooling_layer": False} if "add_pooling_layer" in names_of(kind) else {}
     network = kind(backbone.config, **options).eval()
     network.load_state_dict(backbone.state_dict())
+    side = int(trained.config["crops"]["global"]["size"])
+    output = network(torch.zeros(1, channels_of(backbone), side, side), **interpolated(kind))
+    return _write_folder(trained, network, path, options, way_of(network, output))
+
+
+def _write_folder(trained: Trained, network: Any, path: Path, options: dict[str, bool], words: str) -> list[str]:
+    """Write a network of transformers, its preprocessing and its README. words: where its output has the features.
+    Returns the lines of Python that load it."""
     network.save_pretrained(path, max_shard_size="1TB")
     _check_file(network, path, options)
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor(trained), indent=2) + "\n")
     arguments = ", ".join([repr(path.name), *(f"{key}={value}" for key, value in options.items())])
-    side = int(trained.config["crops"]["global"]["size"])
-    output = network(torch.zeros(1, channels_of(backbone), side, side), **interpolated(kind))
     code = [
         "import transformers",
         f"network = transformers.AutoModel.from_pretrained({arguments}).eval()",
-        f"features = network(images).{way_of(network, output)}",
+        f"features = network(images).{words}",
     ]
     (path / "README.md").write_text(model_card(trained, code))
     return code

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from model.sizes.trial import channels_of
 
 STEPS = (4, 7, 8, 14, 16, 32)  # patch sizes and strides: sizes near a refused one are multiples of them
-USUAL = (224, 96, 64, 32)  # sizes to try where none are given
+USUAL = (224, 96, 64, 32)  # feature_dim tries these sizes if it gets none
 CHANGING = ("num_classes", "features_only", "global_pool", "out_indices")  # options that change what comes out
 
 

@@ -83,12 +83,13 @@ def test_its_image_processor_makes_the_recipes_crop(trained, tmp_path):
     from transformers import AutoImageProcessor
 
     trained(*TINY_RESNET)  # for its process group
-    run, _ = make_run(tmp_path / "run", *FOR_TRANSFORMERS["ResNet"])
+    backbone, options, size = FOR_TRANSFORMERS["ResNet"]
+    run, _ = make_run(tmp_path / "run", backbone, options, size)  # evaluation.size is the crops' size
     export(run, tmp_path / "exported", "transformers")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "exported")
     pixels = processor(np.full((50, 60, 3), 255, np.uint8), return_tensors="pt")["pixel_values"]
     mean, std = processor.image_mean[0], processor.image_std[0]
-    torch.testing.assert_close(pixels, torch.full((1, 3, 28, 28), (1 - mean) / std))  # evaluation.size of the demo
+    torch.testing.assert_close(pixels, torch.full((1, 3, size, size), (1 - mean) / std))
 
 
 @installed
