@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.channels.decode import DEEP_HEAD, may_be_deep
-from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.channels.settle import AUTO, RGB, Native, look, settled
 from pipeline.dataset.columns import Growing, blocks, new_column
 from pipeline.dataset.finding.choice import (
@@ -37,9 +36,10 @@ from pipeline.dataset.finding.choice import (
     wanted_suffixes,
 )
 from pipeline.dataset.headers import probe_headers
-from pipeline.dataset.images import Probe
+from pipeline.dataset.images import Probe, Probes
 from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
 from pipeline.dataset.table import COLUMNS, DECODE, HEADERS, DatasetError, Names, SampleTable, State
+from pipeline.remote.probes import kept_probes
 
 RGB_ONLY = Choice(channels=RGB)
 CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smooth, the cost of a task negligible
@@ -213,7 +213,7 @@ def scan_folder(
     container, offset = new_column(rows, np.int32, spool), new_column(rows, np.int64, spool)
     for part in blocks(rows):
         container[part] = np.arange(part.start, part.stop)
-    probes = probe_rows(
+    probes = kept_probes(root, listing.names, container, offset) or probe_rows(
         root, listing.names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice
     )
     return SampleTable(
@@ -224,18 +224,6 @@ def scan_folder(
 
 
 # ------------------------------------------------------------------------------------- checking in parallel
-
-
-class Probes(NamedTuple):
-    """The columns of a table that need a look into the images, (N,) each, the quarantine reasons by row, and the pixel
-    format."""
-
-    length: NDArray[np.int64]
-    width: NDArray[np.int32]
-    height: NDArray[np.int32]
-    state: NDArray[np.uint8]
-    quarantine: dict[int, str]
-    pixels: PixelFormat = COLOR
 
 
 class _Task(NamedTuple):
