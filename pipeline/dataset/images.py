@@ -28,6 +28,7 @@ from PIL import Image, ImageChops
 
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.png_metadata import ORIENTING, is_png, without_metadata
+from pipeline.dataset.sniff import HAS_HEIF
 from pipeline.dataset.structure import ORIENTATION, is_plain
 from pipeline.dataset.table import State
 
@@ -130,7 +131,11 @@ def formats() -> tuple[str, ...]:
     """The formats that are opened, whatever the file is called. An explicit list, because Pillow's EPS reader starts
     Ghostscript."""
     Image.init()
-    allowed = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
+    if HAS_HEIF:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    allowed = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000", "HEIF")
     return tuple(name for name in allowed if name in Image.OPEN)
 
 
