@@ -34,6 +34,7 @@ from pipeline.remote.address import RemoteObject, is_remote, parsed, shown, with
 from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
 from pipeline.remote.index import Held, Index
+from pipeline.remote.known import Known, known_beton, known_tars
 from pipeline.remote.probes import APART, FILES, IMAGES, probes_file, save_probes
 from pipeline.remote.skeletons import comes_apart, images_apart, shard_kind, take_apart
 from pipeline.remote.store import Store, open_store
@@ -221,7 +222,7 @@ def _fetch(
     whole = [item for item in wanted if not (apart and comes_apart(item.name))]
     shards = [item for item in wanted if apart and shard_kind(item.name)]
     images = [item for item in wanted if apart and has_extension(item.name)]
-    _check_room(folder, sum(item.size for item in whole) + max([GROUP * bool(images), *(item.size for item in shards)]))
+    _check_room(folder, sum(item.size for item in whole))
     total = sum(item.size for item in wanted)
     if progress:
         form = "kept without their images, which are fetched as they are needed" if apart else "kept"
@@ -234,8 +235,17 @@ def _fetch(
         _into_place(folder, item, file)
         index.add(Held(item, digest, True))
 
+    skeleton = folder / "partial" / "skeleton"
+
+    def put_known(item: RemoteObject, known: Known) -> None:
+        save_probes(probes_file(folder, item.name), known.probes)
+        with skeleton.open("ab") as file:
+            os.ftruncate(file.fileno(), item.size)
+        _into_place(folder, item, skeleton)
+        index.add(Held(item, known.sha256, False))
+        bar.update(item.size)
+
     def put_apart(item: RemoteObject, file: Path, digest: str) -> None:
-        skeleton = file.with_suffix(".skeleton")
         try:
             probes = take_apart(file, item.name, (folder / FILES / item.name).parent, skeleton, workers)
         except DatasetError as error:
@@ -247,9 +257,18 @@ def _fetch(
 
     with progress_bar(total, f"fetching {store.address}", "B", progress) as bar:
         fetch(store, whole, folder / "partial", put, bar.update)
+        tars = known_tars(folder / FILES, shards)
         for item in shards:  # one at a time: a shard is all that is on the disk beyond data.cache_bytes
-            fetch(store, [item], folder / "partial", put_apart, bar.update)
+            known = tars.get(item.name)
+            if shard_kind(item.name) == "beton":
+                known = known_beton(store, item, folder / FILES, skeleton)
+            if known is None:
+                _check_room(folder, item.size)
+                fetch(store, [item], folder / "partial", put_apart, bar.update)
+            else:
+                put_known(item, known)
         for some in _groups(images):
+            _check_room(folder, GROUP)
             _fetch_images(store, folder, index, some, workers, bar.update)
 
 

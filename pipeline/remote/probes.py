@@ -17,19 +17,20 @@ from pipeline.remote.index import Index
 
 FILES = "files"  # the mirror's folder of objects
 IMAGES = "images"  # the folder of those that are kept
+UNKNOWN = -1  # in place of a checksum
 APART = "without-images.json"  # the mirror's shards are skeletons; the address, and the bound of `images`
 
 
 class ShardProbes(NamedTuple):
     """n images, those of a shard by offset, ascending. length: bytes; width, height, state: as in a `SampleTable`; crc:
-    CRC-32 of an image's bytes; reasons: why it cannot be decoded, by offset."""
+    CRC-32 of an image's bytes, or UNKNOWN; reasons: why it cannot be decoded, by offset."""
 
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
     width: NDArray[np.int32]
     height: NDArray[np.int32]
     state: NDArray[np.uint8]
-    crc: NDArray[np.uint32]
+    crc: NDArray[np.int64]
     reasons: dict[int, str]
 
     def by_offset(self) -> ShardProbes:
@@ -87,7 +88,7 @@ def columns_of(
     mirror: Path, root: Path, containers: Sequence[str], container: NDArray[np.int32], offset: NDArray[np.int64]
 ) -> ShardProbes:
     """The probes of N images of several shards, in the order of the images; `reasons` by row. Raises DatasetError."""
-    dtypes = (np.int64, np.int64, np.int32, np.int32, np.uint8, np.uint32)
+    dtypes = (np.int64, np.int64, np.int32, np.int32, np.uint8, np.int64)
     columns: list[Any] = [np.zeros(len(container), dtype) for dtype in dtypes]
     reasons: dict[int, str] = {}
     held = Index(mirror).held

@@ -62,7 +62,7 @@ def take_apart(shard: Path, name: str, beside: Path, skeleton: Path, workers: in
     else:
         found = _columns_of_records(kind, shard, name.rpartition("/")[2], beside, workers)
     found = found.by_offset()
-    crc = np.zeros(len(found.offset), np.uint32)
+    crc = np.zeros(len(found.offset), np.int64)
     with shard.open("rb") as source, skeleton.open("wb") as target:
         size = os.fstat(source.fileno()).st_size
         os.ftruncate(target.fileno(), size)
@@ -80,7 +80,7 @@ def _columns_of_table(table: SampleTable) -> ShardProbes:
     _check_pixels(table.pixels)
     reasons = {int(table.offset[row]): reason for row, reason in table.quarantine.items()}
     columns = (table.offset, table.length, table.width, table.height, table.state)
-    return ShardProbes(*columns, np.zeros(len(table), np.uint32), reasons)
+    return ShardProbes(*columns, np.zeros(len(table), np.int64), reasons)
 
 
 def _columns_of_records(kind: str, shard: Path, name: str, beside: Path, workers: int) -> ShardProbes:
@@ -95,7 +95,7 @@ def _columns_of_records(kind: str, shard: Path, name: str, beside: Path, workers
         place = (root, [name], images.file, images.offset, images.length, images.shape)
         probes = probe_encoded(*place, workers, False, choice=choice)
     reasons = {int(images.offset[row]): reason for row, reason in probes.quarantine.items()}
-    crc = np.zeros(len(images.offset), np.uint32)
+    crc = np.zeros(len(images.offset), np.int64)
     return ShardProbes(images.offset, probes.length, probes.width, probes.height, probes.state, crc, reasons)
 
 
