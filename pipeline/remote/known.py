@@ -85,10 +85,11 @@ def known_beton(store: Store, item: RemoteObject, files: Path, skeleton: Path) -
 
 
 def _probes(table: SampleTable, rows: NDArray[np.int64]) -> ShardProbes:
-    columns: list[Any] = [table.offset, table.length, table.width, table.height, table.state]
+    columns = table.offset, table.length, table.width, table.height, table.state
     reasons = {int(table.offset[row]): table.quarantine[row] for row in rows.tolist() if row in table.quarantine}
     crc = np.full(len(rows), UNKNOWN, np.int64)
-    return ShardProbes(*(column[rows] for column in columns), crc, reasons).by_offset()
+    arrays: list[Any] = [*(column[rows] for column in columns), crc]
+    return ShardProbes._make([*arrays, reasons]).by_offset()
 
 
 def _manifest(table: Path) -> dict[str, tuple[int, str]]:
