@@ -25,7 +25,7 @@ from common.files import lock, write_atomically
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.channels.moments import Moments
-from pipeline.dataset.finding.choice import Choice
+from pipeline.dataset.finding.choice import Choice, channels_of
 from pipeline.dataset.open import find_split, open_dataset
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -56,8 +56,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes (default 0: one a core)")
     options = parser.parse_args(arguments)
     try:
-        channels = options.channels if options.channels in ("auto", "rgb") else _number(options.channels)
-        choice = Choice(channels=channels, layout=options.layout)
+        choice = Choice(channels=channels_of(options.channels), layout=options.layout)
         workers = options.workers or len(os.sched_getaffinity(0))
         table = open_dataset(find_split(options.data)[0], options.tables, workers, True, "DATA", choice)
         statistics, file = statistics_of(table, options.tables, workers)
@@ -147,12 +146,6 @@ def _of_table(table: SampleTable) -> tuple[list[Moments], int]:
             with suppress(ReadError):  # training replaces such an image
                 found.append(Moments.of(reader.native(row) if table.pixels.native else reader.decode(row)))
     return ([reduce(add, found)] if found else []), len(found)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise DatasetError(f"--channels={text}: expected auto, rgb or a number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

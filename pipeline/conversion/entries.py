@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.table import Names
 
 
@@ -23,6 +24,8 @@ class Entries:
     label: (N,) int32, -1 without; classes: names of the labels, () if unknown.
     keys: valid WebDataset keys without suffix, distinct even if case is ignored.
     shape: (N, 2) int32 height and width if the bytes are raw RGB pixels, (0, 0) for an encoded image.
+    pixels: the format of all images, if the source states it; with bare samples (`stored`) each image has these.
+    Of files it may state the layout alone.
     kind: of `pipeline.dataset.finding.find.Found`, or 'webdataset'.
     origin: fingerprint of the names, sizes and times of the files that the user gave.
     refused: name -> reason, for images that are not read; left_out: number of files that are no images, by extension.
@@ -41,6 +44,7 @@ class Entries:
     origin: str
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    pixels: PixelFormat = COLOR
 
     def __len__(self) -> int:
         return len(self.file)

@@ -24,9 +24,10 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from common.files import NPZ_DAMAGE, replacing, sha256, sync, sync_file
+from pipeline.conversion.channels.store import stored
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.recordio_writer import RecordIOFile, without_marks
-from pipeline.conversion.rewrite import Options, Rewritten, rewrite
+from pipeline.conversion.rewrite import Options, Rewritten
 from pipeline.conversion.spool import ABSENT
 from pipeline.conversion.tfrecord_writer import TFRecordFile
 from pipeline.dataset.images import BadImage
@@ -127,7 +128,7 @@ def _write_part(task: Task, folder: Path) -> Part:
                 raise data
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
-                image = rewrite(data, tuple(entries.shape[index].tolist()), options)
+                image = stored(data, tuple(entries.shape[index].tolist()), entries.pixels, options)
             if options.format == "recordio":
                 image = image._replace(data=without_marks(image.data))
         except BadImage as error:

@@ -30,6 +30,7 @@ from pipeline.conversion.record_samples import record_samples
 from pipeline.conversion.spool import TAR_BYTES, SpoolSource, spool
 from pipeline.conversion.tar_entries import tar_entries
 from pipeline.dataset.beton import converted_table, read_beton
+from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.finding.ambiguous import check_folder
 from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_choice
 from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
@@ -156,11 +157,10 @@ def _only(files: list[Path], pattern: str) -> Path:
 def _from_spool(source: SpoolSource, folder: Path, workers: int, progress: bool) -> Entries:
     if source.note:
         note(source.note)
-    spooled = tar_entries(
-        spool(source, folder, workers, progress), workers, progress, Choice(ALL, channels="rgb")
-    )  # chosen before
+    spooled = tar_entries(spool(source, folder, workers, progress), workers, progress, Choice(ALL))  # chosen before
     return replace(
-        spooled, kind=source.kind, classes=source.classes, origin=source.origin(), left_out=source.left_out
+        spooled, kind=source.kind, classes=source.classes, origin=source.origin(), left_out=source.left_out,
+        pixels=PixelFormat(layout="hwc"),
     )  # fmt: skip
 
 
@@ -185,29 +185,27 @@ def _from_records(
 def _from_beton(path: Path, choice: Choice) -> Entries:
     beton = read_beton(path, choice)
     rows, table = len(beton), converted_table(beton)  # numbers have no class names, the table of a conversion does
-    shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
+    shape = np.stack([beton.height, beton.width], axis=1) * (beton.raw | beton.pixels.native)[:, None]
     keys = (f"{row:08d}" for row in range(rows))
     return Entries(
         path.parent, Names.of([path.name]), np.zeros(rows, np.int32), beton.offset, beton.length, beton.label,
         Names.of(keys), shape, table.classes if table else beton.classes, "beton", beton.digest,
+        pixels=beton.pixels,
     )  # fmt: skip
 
 
 def _from_table(path: Path) -> Entries:
     """The images of a table that conversion wrote: of shards with their class names, or of an index."""
     table = SampleTable.load(path)
-    if table.pixels.native:
-        problem = f"{path.name} is a table of images of {table.pixels}, and conversion packs pictures in 8-bit RGB"
-        raise DatasetError(f"{problem}; train on the images themselves")
     rows = len(table)
-    raw = (table.state == State.RAW)[:, None]
+    raw = (table.state == (State.ARRAY if table.pixels.stored else State.RAW))[:, None]
     names = (table.name(row).rpartition(":")[2] for row in range(rows))
     return Entries(
         table.root, Names.of(table.containers), table.container, table.offset,
         np.where(table.loose, -1, table.length).astype(np.int64), table.label,
         unique_keys(os.path.splitext(name)[0] for name in names),
         np.stack([table.height, table.width], axis=1) * raw, table.classes, "table", table.digest(),
-        left_out=dict(table.left_out or {}),
+        left_out=dict(table.left_out or {}), pixels=table.pixels,
     )  # fmt: skip
 
 

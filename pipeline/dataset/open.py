@@ -143,7 +143,7 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
         return table, None
     other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say, check)
     check_apart(table, other, test)
-    if other.pixels != table.pixels:
+    if other.pixels.kind != table.pixels.kind:
         problem = f"holds images of {other.pixels}, and data.path of {table.pixels}"
         raise DatasetError(f"data.test={test}: {problem}; give both with data.channels and data.layout")
     return table, same_classes(table, other, test)

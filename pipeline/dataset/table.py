@@ -47,7 +47,7 @@ class State(IntEnum):
     PIL = 1  # unusual: `pipeline.dataset.images.decode` decodes them
     QUARANTINED = 2  # not decodable; `SampleTable.quarantine` has the reason
     RAW = 3  # they are pixels: height x width x 3, RGB, 8 bits (in a .beton)
-    ARRAY = 4  # `pipeline.dataset.channels.decode` decodes them to the table's own pixel format
+    ARRAY = 4  # `pipeline.dataset.channels.decode` makes the table's own pixel format of them: files, or bare samples
 
 
 class Names(Sequence[str]):
@@ -323,6 +323,8 @@ def _problem(table: SampleTable) -> str:
             return "a label without a class"
         if state.max() > max(State):
             return "an unknown state"
+        if table.pixels.stored and (table.length[part][state == State.ARRAY] != _bare_bytes(table, part)).any():
+            return "the length of an array is not that of its samples"
         raw = np.flatnonzero(state == State.RAW) + part.start
         if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
             return "the length of raw pixels is not 3 x width x height"
@@ -332,6 +334,13 @@ def _problem(table: SampleTable) -> str:
     if sorted(table.quarantine) != quarantined:
         return "the quarantine list and the states disagree"
     return ""
+
+
+def _bare_bytes(table: SampleTable, part: slice) -> NDArray[np.int64]:
+    """Bytes of the bare samples of the rows of a part that have some."""
+    rows = np.flatnonzero(table.state[part] == State.ARRAY) + part.start
+    of_pixel = table.pixels.channels * np.dtype(table.pixels.stored).itemsize
+    return of_pixel * table.width[rows].astype(np.int64) * table.height[rows]
 
 
 def _tar_member(path: Path, offset: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -61,6 +63,8 @@ def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> 
 
 def decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     """The same, of a format and size that are known. Raises BadImage for another one: the file has changed."""
+    if pixels.stored:
+        return _bare(data, pixels, height, width)
     array = decode_native(data, pixels.layout, max(MAX_PIXELS, height * width))
     if array.shape != (height, width, pixels.channels) or array.dtype != pixels.dtype:
         found = f"{array.shape[1]} x {array.shape[0]}, {words(array.shape[2], str(array.dtype))}"
@@ -74,6 +78,16 @@ def false_color(array: NDArray) -> NDArray[np.uint8]:
     chosen = array[:, :, [0, min(1, array.shape[2] - 1), min(2, array.shape[2] - 1)]].astype(np.float64)
     low, high = chosen.min((0, 1)), chosen.max((0, 1))
     return np.rint(255 * (chosen - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+
+
+def _bare(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
+    """The image (H, W, C) of samples without a file around them."""
+    planar = pixels.layout == "chw"
+    shape = (pixels.channels, height, width) if planar else (height, width, pixels.channels)
+    samples = np.frombuffer(data, pixels.stored) if len(data) % np.dtype(pixels.stored).itemsize == 0 else np.empty(0)
+    if samples.size != math.prod(shape):
+        raise BadImage("truncated")
+    return plain_values(with_channels_last(samples.reshape(shape), pixels.layout))
 
 
 def _within(array: NDArray, most: int) -> NDArray:

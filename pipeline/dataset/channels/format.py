@@ -15,12 +15,20 @@ class PixelFormat:
     axes has its channels, see `pipeline.dataset.channels.arrays.with_channels_last`.
     native: images keep the channels and the depth of their files. Otherwise they are pictures in 8-bit RGB, whatever
     their files hold.
+    stored: of images that are stored as bare samples, as an array field of a .beton has them, in the order that
+    `layout` says: their NumPy type, such as '<u2'. '' for files.
     """
 
     channels: int = 3
     dtype: str = "uint8"
     layout: str = "auto"
     native: bool = False
+    stored: str = ""
+
+    @property
+    def kind(self) -> tuple[bool, int, str]:
+        """What images of one dataset share, however they are stored."""
+        return self.native, self.channels, self.dtype
 
     @property
     def white(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -36,6 +37,15 @@ class Choice(NamedTuple):
 NOT_CHOSEN = Choice()
 
 
+def channels_of(text: str) -> str | int:
+    """The value of an option --channels. Raises DatasetError."""
+    if text in ("auto", "rgb"):
+        return text
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+        raise DatasetError(f"--channels={text}: expected auto, rgb or a number from 1 on")
+    return int(text)
+
+
 def scanned_pixels(choice: Choice) -> int:
     """The most pixels of an image that a scan reads. A lower `max_pixels` needs no other scan: tables know sizes."""
     return max(MAX_PIXELS, choice.max_pixels)
@@ -65,8 +75,8 @@ def check_choice(kind: str, choice: Choice) -> None:
 
 def check_channels(kind: str, choice: Choice) -> None:
     """Raise DatasetError for a number of channels where the source has pictures in 8-bit RGB only."""
-    if kind not in ("folder", "tar", "table") and choice.channels not in ("auto", "rgb"):
-        problem = "images keep their own channels in folders and tars only"
+    if kind not in ("folder", "tar", "beton", "table") and choice.channels not in ("auto", "rgb"):
+        problem = "images keep their own channels in folders, tars and .beton files only"
         raise DatasetError(f"data.channels={choice.channels}: {problem}; leave it out, or unpack the images")
 
 
