@@ -306,6 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="rgb: images become pictures in 8-bit RGB; N: they keep N channels and their depth, as arrays in a .beton "
         "and .npy in shards; auto (the default): they do if most of them are more than 8-bit RGB shows",
     )  # fmt: skip
+    parser.add_argument("--bands", help="an image is several files: words of their names, e.g. B02,B03,B08")
     parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR",
@@ -317,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(sign, stop)
     try:
         seed = None if given.seed == "none" else positive("seed", given.seed, 0)
-        choice = Choice(given.image, given.label, channels_of(given.channels), given.layout)
+        choice = Choice(given.image, given.label, channels_of(given.channels), given.layout, bands=given.bands)
         report = convert(
             given.source, Path(given.out),
             Options(given.format, given.short, given.long, given.quality, given.raw),

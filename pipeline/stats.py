@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -52,16 +53,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("data", help="images, as data.path takes them; of two splits the training images")
     parser.add_argument("--channels", default="auto", help="auto, rgb or a number, as data.channels (default auto)")
     parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
+    parser.add_argument("--bands", help="words of files' names, e.g. B02,B03,B08, as data.bands")
     parser.add_argument("--tables", type=Path, default=Path("data/tables"), help="as data.cache (default data/tables)")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes (default 0: one a core)")
     options = parser.parse_args(arguments)
     try:
-        choice = Choice(channels=channels_of(options.channels), layout=options.layout)
+        choice = Choice(channels=channels_of(options.channels), layout=options.layout, bands=options.bands)
         workers = options.workers or len(os.sched_getaffinity(0))
         table = open_dataset(find_split(options.data)[0], options.tables, workers, True, "DATA", choice)
         statistics, file = statistics_of(table, options.tables, workers)
     except (ValueError, OSError) as error:
-        print_error(str(error).replace("data.channels", "--channels").replace("data.layout", "--layout"))
+        print_error(
+            str(error)
+            .replace("data.channels", "--channels")
+            .replace("data.layout", "--layout")
+            .replace("data.bands", "--bands")
+        )
         return EXIT_MISTAKE
     print(f"{options.data}: {statistics.images:,} images, {statistics.pixels}; {file}")
     print(f"crops.mean={rounded(statistics.mean)} crops.std={rounded(statistics.std)}")
@@ -133,9 +140,14 @@ def table_of(table: SampleTable, rows: np.ndarray) -> SampleTable:
     """A table of these usable rows alone, small enough to be sent to a process."""
     kept, container = np.unique(table.container[rows], return_inverse=True)
     columns = {name: getattr(table, name)[rows] for name in ("offset", "length", "width", "height", "state")}
-    names = [table.containers[index] for index in kept]
+    names: Sequence[str] = [table.containers[index] for index in kept]
     label = np.full(len(rows), -1)
-    return SampleTable(table.root, names, container.astype(np.int32), label=label, pixels=table.pixels, **columns)
+    bands = None
+    if table.bands is not None:
+        bands, names, container = table.bands[rows], table.containers, table.container[rows]
+    return SampleTable(
+        table.root, names, container.astype(np.int32), label=label, pixels=table.pixels, bands=bands, **columns
+    )
 
 
 def _of_table(table: SampleTable) -> tuple[list[Moments], int]:

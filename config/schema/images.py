@@ -81,6 +81,12 @@ class Data(Section):
         "than the last, else last",
         resume="another layout is refused",
     )
+    bands: str | None = setting(
+        None,
+        "an image is several files, one for each band: the words in their names that say which, in the order of the "
+        "channels, e.g. B02,B03,B08 or red,green,nir; null: one file",
+        resume="other bands are refused",
+    )
     max_pixels: Annotated[int, Range(ge=1, le=1 << 30, unit="pixels")] = setting(
         89_478_485,
         "width times height; a larger image is not read and counted as quarantined (too large)",

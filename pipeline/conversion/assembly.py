@@ -15,6 +15,7 @@ from common.files import sync
 from common.progress import progress_bar
 from pipeline.conversion.beton_writer import ARRAY_SAMPLE, SAMPLE, Samples, join, layout, page_size, pieces
 from pipeline.conversion.entries import Entries
+from pipeline.conversion.estimate import stored_bytes
 from pipeline.conversion.packing import Part, load_part, record_path
 from pipeline.conversion.report import Report, save_report
 from pipeline.conversion.rewrite import Options
@@ -119,11 +120,14 @@ def finish_index(
     columns["state"][:] = State.QUARANTINED
     for name, column in readable.items():
         columns[name][rows] = column
+    if entries.bands is not None:  # the parts have the bytes of all files of an image
+        columns["length"] = stored_bytes(entries, np.arange(len(entries)))
     table = SampleTable(
         entries.root, entries.files, entries.file, entries.offset, label=entries.label, classes=entries.classes,
         quarantine={row: reason for part in parts for row, reason in part.bad.items()},
         fingerprint=entries.fingerprint(), left_out=lost(report, in_table=True),
-        pixels=entries.pixels if entries.pixels.stored else options.pixels, **columns,
+        pixels=entries.pixels if entries.pixels.stored else options.pixels,
+        bands=with_lengths(entries), **columns,
     )  # fmt: skip
     if out.suffix == ".npz":
         table.save(folder / out.name)
@@ -135,6 +139,16 @@ def finish_index(
         save_report(report, folder / "data" / "report.json")
         os.rename(folder / "data", out)
     sync(out.parent)
+
+
+def with_lengths(entries: Entries) -> NDArray[np.int64] | None:
+    """The further files of images of several bands, with the lengths of whole files."""
+    if entries.bands is None:
+        return None
+    bands = entries.bands.copy()
+    for row, band in np.argwhere(bands[..., 2] < 0).tolist():
+        bands[row, band, 2] = (entries.root / entries.files[bands[row, band, 0]]).stat().st_size
+    return bands
 
 
 def lost(report: Report, in_table: bool = False) -> dict[str, int]:

@@ -50,7 +50,7 @@ def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
     before, after = (int(total) for total in pairs.sum(axis=0))
     if not before or not after:
         images = int(sizes.sum()) * (RAW_GROWTH if options.raw else 1)
-    elif options.raw or options.size:
+    elif options.raw or options.pixels.native:
         images = int(after / len(pairs) * len(sizes))
     else:
         images = int(sizes.sum() * (after / before))

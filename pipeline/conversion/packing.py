@@ -85,12 +85,17 @@ def record_path(folder: Path, number: int) -> Path:
 
 def select_rows(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
     """The entries of `rows` alone, small enough to send to another process."""
-    used, file = np.unique(entries.file[rows], return_inverse=True)
+    bands = None if entries.bands is None else entries.bands[rows]
+    files = entries.file[rows] if bands is None else np.append(entries.file[rows], bands[..., 0])
+    used, file = np.unique(files, return_inverse=True)
+    if bands is not None:
+        bands = np.concatenate([file[len(rows) :].reshape(*bands.shape[:2], 1), bands[..., 1:]], axis=-1)
     return replace(
         entries,
+        bands=bands,
         files=Names.of(entries.files[index] for index in used),
         keys=Names.of(entries.keys[row] for row in rows),
-        file=file.astype(np.int32),
+        file=file[: len(rows)].astype(np.int32),
         **{name: getattr(entries, name)[rows] for name in ("offset", "length", "label", "shape")},
         refused={},
         left_out={},

@@ -22,6 +22,7 @@ import numpy as np
 
 from common.cli import note
 from pipeline.conversion.arrays import cifar_source, idx_source
+from pipeline.conversion.channels.dicom_frames import dicom_source
 from pipeline.conversion.columnar import columnar_below, columnar_source
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.hdf5 import hdf5_source
@@ -32,10 +33,10 @@ from pipeline.conversion.tar_entries import tar_entries
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.finding.ambiguous import check_folder
-from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_choice
+from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_bands, check_choice
 from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
-from pipeline.dataset.folder import images_of, list_folder
+from pipeline.dataset.folder import Listing, images_of, list_folder
 from pipeline.dataset.records.images import record_images
 from pipeline.dataset.sniff import EXTENSIONS, in_words
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
@@ -45,7 +46,13 @@ KINDS = (
     "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds, LitData, LMDB, *.h5, *.parquet, *.arrow, Lance, "
     "an IDX pair, CIFAR's Python files, a .beton or a table"
 )
-OPTIONS = {"data.path=": "SRC=", "data.image": "--image", "data.label": "--label"}  # instead of the recipe's settings
+OPTIONS = {
+    "data.path=": "SRC=",
+    "data.image": "--image",
+    "data.label": "--label",
+    "data.bands": "--bands",
+    "data.channels": "--channels",
+}  # instead of the recipe's settings
 
 
 def open_source(
@@ -105,6 +112,7 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     path = train
     kind, files = find_source(path, KINDS)
     check_choice(kind, choice)
+    check_bands(kind, choice)
     if kind == "table":
         return _from_table(files[0])
     if kind == "beton":
@@ -124,7 +132,10 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
         return cifar_source(files[0])
     if not kind:
         raise DatasetError(f"not a source of images; {KINDS}")
-    entries = _from_folder(path.resolve(), choice)
+    listing = _listed(path.resolve(), choice)
+    if series := dicom_source(path.resolve(), listing, workers, progress):
+        return series
+    entries = _from_folder(path.resolve(), listing)
     below = columnar_below(path)
     if below and len(entries):
         problem = f"holds {below[0].relative_to(path)} and other {below[0].suffix} files beside {len(entries)} images"
@@ -205,16 +216,23 @@ def _from_table(path: Path) -> Entries:
         np.where(table.loose, -1, table.length).astype(np.int64), table.label,
         unique_keys(os.path.splitext(name)[0] for name in names),
         np.stack([table.height, table.width], axis=1) * raw, table.classes, "table", table.digest(),
-        left_out=dict(table.left_out or {}), pixels=table.pixels,
+        left_out=dict(table.left_out or {}), pixels=table.pixels, bands=table.bands,
     )  # fmt: skip
 
 
-def _from_folder(root: Path, choice: Choice) -> Entries:
+def _listed(root: Path, choice: Choice) -> Listing:
     listing = images_of(root, list_folder(root), choice)
     check_folder(root, listing, choice)
-    rows = len(listing.names)
+    return listing
+
+
+def _from_folder(root: Path, listing: Listing) -> Entries:
+    images = np.arange(len(listing.names))[:, None] if listing.images is None else listing.images
+    rows, further = len(images), images[:, 1:]
+    keys = (os.path.splitext(listing.names[file])[0] for file in images[:, 0])
+    bands = np.stack([further, np.zeros_like(further), np.full_like(further, -1)], axis=-1)
     return Entries(
-        root, listing.names, np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
-        listing.label, unique_keys(os.path.splitext(name)[0] for name in listing.names), np.zeros((rows, 2), np.int32),
-        listing.classes, "folder", listing.fingerprint(), left_out=listing.left_out,
+        root, listing.names, images[:, 0].astype(np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
+        listing.label, unique_keys(keys), np.zeros((rows, 2), np.int32), listing.classes, "folder",
+        listing.fingerprint(), left_out=listing.left_out, bands=None if listing.images is None else bands,
     )  # fmt: skip

@@ -26,6 +26,7 @@ from pipeline.dataset.finding.choice import NONE as NO_LABELS
 from pipeline.dataset.finding.choice import (
     NOT_CHOSEN,
     Choice,
+    check_bands,
     check_channels,
     check_choice,
     check_pixels,
@@ -120,7 +121,7 @@ def choice_of(data: Any) -> Choice:
 
 def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
     """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
-    image, label (or None), check, channels, layout, max_pixels.
+    image, label, bands (or None), check, channels, layout, max_pixels.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
     `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
@@ -197,6 +198,7 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
     if place.setting != "data.test":
         check_choice(kind, place.choice)
     check_channels(kind, place.choice)
+    check_bands(kind, place.choice)
     if kind == "table":
         table = _checked(SampleTable.load(files[0]))
         if source.is_dir() and not table.loose and table.root == source.resolve():

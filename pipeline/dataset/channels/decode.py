@@ -10,11 +10,14 @@ from PIL import Image
 
 from pipeline.dataset.channels import tiff
 from pipeline.dataset.channels.arrays import NPY, ZIP, plain_values, read_array, with_channels_last
+from pipeline.dataset.channels.bands import is_packed, stacked, unpacked
+from pipeline.dataset.channels.dicom import is_dicom, read_dicom
 from pipeline.dataset.channels.format import PixelFormat, words
 from pipeline.dataset.images import MAX_PIXELS, BadImage, opened, orientation_of, reason_of
 from pipeline.dataset.png_metadata import is_png
 
-DEEP_HEAD = 25  # bytes
+DEEP_HEAD = 132  # bytes: of a DICOM
+PNG_DEPTH = 24  # the byte in IHDR
 # Of Pillow: their samples are the channels, as they are.
 OWN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "F", "I")
 NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, C) upright
@@ -31,14 +34,16 @@ NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, 
 def is_deep(data: bytes) -> bool:
     """Whether an image has more than 8-bit RGB can show: an array file, a PNG of 16 bits, a TIFF with other samples.
     Only its header is read."""
+    if is_packed(data) or is_dicom(data):
+        return True
     return may_be_deep(data) and (not tiff.is_tiff(data) or tiff.is_deep(data))
 
 
 def may_be_deep(data: bytes) -> bool:
     """The same from the first DEEP_HEAD bytes, but True for every TIFF."""
     if is_png(data):
-        return len(data) >= DEEP_HEAD and data[DEEP_HEAD - 1] == 16  # bit depth in IHDR
-    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data)
+        return len(data) > PNG_DEPTH and data[PNG_DEPTH] == 16
+    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data) or is_dicom(data)
 
 
 def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> NDArray:
@@ -49,8 +54,12 @@ def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> 
     """
     if not data:
         raise BadImage("zero bytes")
+    if is_packed(data):
+        return stacked([decode_native(file, layout, most) for file in unpacked(data)])
     if data[:4] == ZIP or data[:6] == NPY:
         return plain_values(_within(with_channels_last(read_array(data), layout), most))
+    if is_dicom(data):
+        return plain_values(with_channels_last(read_dicom(data, most), "hwc"))
     if tiff.is_tiff(data):
         read = tiff.read_tiff(data, most)
         if read is not None:
@@ -107,7 +116,7 @@ def _by_pillow(data: bytes, most: int) -> NDArray:
         image = opened(data, most)
         if image.format == "TIFF" and (tiff.is_deep(data) and image.mode not in ("I;16", "I;16B", "F", "I")):
             raise BadImage("a TIFF that needs the package imagecodecs")
-        if is_png(data) and data[24] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only
+        if is_png(data) and data[PNG_DEPTH] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only
             array = _color_png(data)
         else:
             image.load()
