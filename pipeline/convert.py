@@ -46,6 +46,7 @@ from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
 from pipeline.conversion.spool import SpoolSource
+from pipeline.conversion.tiling.grid import Tiling, check_tiling
 from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice, channels_of
 from pipeline.dataset.table import DatasetError, count_reasons
 from pipeline.remote.address import is_remote
@@ -72,6 +73,7 @@ def convert(
     progress: bool = True,
     choice: Choice = NOT_CHOSEN,
     cache: Path | None = None,
+    tiling: Tiling | None = None,
 ) -> Report:
     """Convert `source` to `out`, which must not exist. Raises DatasetError with one line.
 
@@ -80,10 +82,12 @@ def convert(
     ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
     max_bad_fraction: a larger fraction of unreadable images is an error. choice: of images and labels, where samples
     have several. cache: folder for what is fetched from a bucket or web server, kept; None: beside OUT, deleted at the
-    end.
+    end. tiling: cut each image into tiles.
     """
     out, cache = Path(out).absolute(), cache and Path(cache).absolute()
     check(out, options)
+    if tiling is not None:
+        check_tiling(tiling)
     if not 0 <= max_bad_fraction <= 1:
         raise DatasetError(f"--max-bad-fraction={max_bad_fraction}: give a number from 0 to 1")
     workers = workers or len(os.sched_getaffinity(0))
@@ -96,11 +100,11 @@ def convert(
         # ------------------------------------------------------------------ source
         may_spool = partial(check_spool, folder, options)
         path = fetched(name, cache or folder / "fetched", workers, progress) if remote else Path(name)
-        entries = open_source(path, folder / "spool", workers, progress, may_spool, choice)
+        entries = open_source(path, folder / "spool", workers, progress, may_spool, choice, tiling)
         pixels, size = kind_of(entries, options, choice)
         options = replace(options, pixels=pixels, size=size)
         if pixels.native and progress:
-            note(f"{name}: {pixels}, which OUT keeps; --channels rgb makes 8-bit RGB of them")
+            note(f"{name}: {pixels}, which OUT keeps" + "; --channels rgb makes 8-bit RGB of them" * (tiling is None))
         expected = expect(entries, options, shard_bytes)
         try:
             check_room(folder, expected.out + expected.additional, ("data/*", "*.beton"))
@@ -284,6 +288,13 @@ def main(arguments: list[str] | None = None) -> int:
         f"all other formats get quality {QUALITY} there; shards store other images that they have to change as PNG",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
+    parser.add_argument("--tile", type=int, metavar="N", help="cut each image into tiles of N x N pixels")
+    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that neighboring tiles share (default 0)")
+    parser.add_argument(
+        "--keep",
+        metavar="RULES",
+        help="only tiles whose mean, std, min or max are so, in values of the file: 'std>8,mean<230'",
+    )
     parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s); none keeps the order")
     parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")
     parser.add_argument("--shard-size", default="256MiB", help="approximate bytes of one (default %(default)s)")
@@ -327,7 +338,7 @@ def main(arguments: list[str] | None = None) -> int:
             shard_bytes=parse_size(given.shard_size),
             workers=None if given.workers is None else positive("workers", given.workers),
             ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=choice,
-            cache=given.cache,
+            cache=given.cache, tiling=tiling_of(given),
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         note("stopped; the same command continues from here")
@@ -342,6 +353,16 @@ def main(arguments: list[str] | None = None) -> int:
     file = out.with_name(f"{out.stem}.report.json") if out.suffix in (".beton", ".npz") else out / "report.json"
     show(report, str(file))
     return 0
+
+
+def tiling_of(given: Any) -> Tiling | None:
+    """The tiles that the arguments ask for. Raises DatasetError."""
+    if given.tile is not None:
+        return Tiling(given.tile, given.overlap or 0, given.keep or "")
+    for name in ("overlap", "keep"):
+        if (value := getattr(given, name)) is not None:
+            raise DatasetError(f"--{name}={value}: it is of tiles; give --tile too")
+    return None
 
 
 def stop(number: int, frame: Any) -> None:

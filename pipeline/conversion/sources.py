@@ -30,6 +30,8 @@ from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.record_samples import record_samples
 from pipeline.conversion.spool import TAR_BYTES, SpoolSource, spool
 from pipeline.conversion.tar_entries import tar_entries
+from pipeline.conversion.tiling.grid import Tiling
+from pipeline.conversion.tiling.source import tile_source
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.finding.ambiguous import check_folder
@@ -62,16 +64,20 @@ def open_source(
     progress: bool = True,
     check: Callable[[SpoolSource], None] = lambda source: None,
     choice: Choice = NOT_CHOSEN,
+    tiling: Tiling | None = None,
 ) -> Entries:
     """All images of `path`, in a fixed order: a file or folder of any kind named above, or a pattern of files.
 
     spool_folder: for the tars of sources without byte ranges; tars from a killed run are used again. workers: processes
     that list and spool. check: called before a source is spooled, and may raise. choice: of images and labels, where
-    samples have several. Raises DatasetError with one line.
+    samples have several. tiling: cut each image into tiles. Raises DatasetError with one line.
     """
     path = Path(path).absolute()
     with _errors_name(path):
-        source = _find(path, workers, progress, choice)
+        if tiling is None:
+            source = _find(path, workers, progress, choice)
+        else:
+            source = tile_source(*_large_images(path, choice), tiling, choice, workers, progress)
     if isinstance(source, SpoolSource):
         check(source)
         with _errors_name(path):
@@ -218,6 +224,16 @@ def _from_table(path: Path) -> Entries:
         np.stack([table.height, table.width], axis=1) * raw, table.classes, "table", table.digest(),
         left_out=dict(table.left_out or {}), pixels=table.pixels, bands=table.bands,
     )  # fmt: skip
+
+
+def _large_images(path: Path, choice: Choice) -> tuple[Path, Listing]:
+    """The folder and the listing of the images to tile: those of a folder, of a pattern, or one file."""
+    if path.is_dir():
+        return path.resolve(), _listed(path.resolve(), choice)
+    matches = sorted(path.parent.glob(path.name.replace("[", "[[]"))) if "*" in path.name else [path]
+    if not matches or not all(match.is_file() for match in matches):
+        raise DatasetError(f"no such file or folder; {KINDS}")
+    return list_shards(matches)
 
 
 def _listed(root: Path, choice: Choice) -> Listing:
