@@ -132,6 +132,7 @@ def open_tables(
     takes = channels_of(backbone.network)
     channels = "auto" if takes != 3 and backbone.channels == "rgb" else backbone.channels
     places |= {"channels": channels, "layout": backbone.layout, "max_pixels": backbone.max_pixels}
+    places |= {"stretch": backbone.stretch, "range": backbone.range}
     data: Any = OmegaConf.create(places | {name: chosen or None for name, chosen in choice.items()})
     try:
         train, held_out = open_splits(data, progress=session.cluster.main)

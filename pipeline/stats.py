@@ -8,18 +8,14 @@ its images keep their own channels, and computes it first where it is missing. T
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
-
-import numpy as np
 
 from common.cli import EXIT_MISTAKE, Parser, at_least, print_error
 from common.files import lock, write_atomically
@@ -29,6 +25,7 @@ from pipeline.dataset.channels.moments import Moments
 from pipeline.dataset.finding.choice import Choice, channels_of
 from pipeline.dataset.open import find_split, open_dataset
 from pipeline.dataset.reader import Reader, ReadError
+from pipeline.dataset.stretching import identity, table_of
 from pipeline.dataset.table import DatasetError, SampleTable
 
 CHUNK = 64  # images a task
@@ -124,30 +121,6 @@ def computed(table: SampleTable, workers: int, progress: bool = True) -> Statist
 def rounded(values: list[float]) -> list[float]:
     """The numbers as a run takes and prints them."""
     return [float(f"{value:.{DIGITS}g}") for value in values]
-
-
-def identity(table: SampleTable) -> str:
-    """SHA-256 of what says that images are the same: the table's columns, its place, and the times of its files."""
-    digest = hashlib.sha256(f"{table.digest()} {table.root} {table.fingerprint} {table.pixels}".encode())
-    if not table.loose:
-        for name in table.containers:
-            status = (table.root / name).stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def table_of(table: SampleTable, rows: np.ndarray) -> SampleTable:
-    """A table of these usable rows alone, small enough to be sent to a process."""
-    kept, container = np.unique(table.container[rows], return_inverse=True)
-    columns = {name: getattr(table, name)[rows] for name in ("offset", "length", "width", "height", "state")}
-    names: Sequence[str] = [table.containers[index] for index in kept]
-    label = np.full(len(rows), -1)
-    bands = None
-    if table.bands is not None:
-        bands, names, container = table.bands[rows], table.containers, table.container[rows]
-    return SampleTable(
-        table.root, names, container.astype(np.int32), label=label, pixels=table.pixels, bands=bands, **columns
-    )
 
 
 def _of_table(table: SampleTable) -> tuple[list[Moments], int]:

@@ -222,7 +222,7 @@ class SampleTable:
             "check": self.check,
         }
         if self.pixels.native:
-            texts["pixels"] = asdict(self.pixels)
+            texts["pixels"] = {name: value for name, value in asdict(self.pixels).items() if name != "range"}
         containers = Names.of(self.containers)
         blobs = {
             "containers": containers.blob,

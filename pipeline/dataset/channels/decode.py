@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,25 @@ def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> 
 
 def decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     """The same, of a format and size that are known. Raises BadImage for another one: the file has changed."""
+    array = _decode_as(data, pixels, height, width)
+    return _stretch(array, pixels) if pixels.range else array
+
+
+def _stretch(array: NDArray, pixels: PixelFormat) -> NDArray:
+    """The image in the range of its format."""
+    planes = [curve(ends, pixels.dtype)[array[..., channel]] for channel, ends in enumerate(pixels.range)]
+    return np.stack(planes, axis=2)
+
+
+@lru_cache(maxsize=256)
+def curve(ends: tuple[int, int], dtype: str) -> NDArray:
+    """For every value of an integer type the one that it becomes, if `ends` become 0 and the largest, rounded."""
+    values, white = np.arange(np.iinfo(dtype).max + 1, dtype=float), np.iinfo(dtype).max
+    low, high = ends
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * white).astype(dtype)
+
+
+def _decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     if pixels.stored:
         return _bare(data, pixels, height, width)
     array = decode_native(data, pixels.layout, max(MAX_PIXELS, height * width))

@@ -17,6 +17,8 @@ class PixelFormat:
     their files hold.
     stored: of images that are stored as bare samples, as an array field of a .beton has them, in the order that
     `layout` says: their NumPy type, such as '<u2'. '' for files.
+    range: for each channel the values of a file that become 0 and `white`; those between them are stretched, others
+    clipped. () leaves values as they are.
     """
 
     channels: int = 3
@@ -24,6 +26,7 @@ class PixelFormat:
     layout: str = "auto"
     native: bool = False
     stored: str = ""
+    range: tuple[tuple[int, int], ...] = ()
 
     @property
     def kind(self) -> tuple[bool, int, str]:
@@ -46,7 +49,8 @@ class PixelFormat:
         return self.channels == 3 and self.has_range
 
     def __str__(self) -> str:
-        return words(self.channels, self.dtype) if self.native else "8-bit RGB"
+        stretch = ", stretched" if self.range else ""
+        return words(self.channels, self.dtype) + stretch if self.native else "8-bit RGB"
 
 
 COLOR = PixelFormat()
