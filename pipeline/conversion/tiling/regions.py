@@ -40,8 +40,7 @@ def open_scene(path: Path, layout: str) -> Scene:
         return _slide(path)
     with path.open("rb") as file:
         head = file.read(16)
-    if is_tiff(head):
-        pages = opened(path)
+    if is_tiff(head) and (pages := opened(path, layout)):
         return Scene(pages.height, pages.width, pages.channels, pages.dtype, pages.read)
     if path.suffix.lower() in JPEG_2000 and (scene := _jpeg_2000(path)):
         return scene

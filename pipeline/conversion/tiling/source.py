@@ -65,6 +65,9 @@ def tile_source(
             rows = max(1, TILES // len(across))
             inputs += [f"{file}{ROWS}{row}-{min(row + rows, len(down))}" for row in range(0, len(down), rows)]
             size += len(down) * len(across) * (tiling.size**2 * seen.pixel + TAR_BYTES)
+    if not inputs:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no images"
+        raise DatasetError(f"no tile of {tiling.size} x {tiling.size} pixels ({reasons}); give larger images")
     if native and choice.channels == RGB:
         raise DatasetError("data.channels=rgb: the images are more than 8-bit RGB, whose tiles keep it; leave it out")
     labels = {str(file): label for file, label in zip(files, listing.label.tolist(), strict=True)}

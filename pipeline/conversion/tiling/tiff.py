@@ -111,14 +111,19 @@ class TiffPages:
             out[row] = np.frombuffer(data, stored).reshape(-1, planes)
 
 
-def opened(path: Path) -> TiffPages:
-    """The image of a TIFF: the finest level of its first series. Raises BadImage, and DatasetError where a package is
-    missing."""
+def opened(path: Path, layout: str) -> TiffPages | None:
+    """The image of a TIFF: the finest level of its first series. None for pages that are rows, not channels, as some
+    writers store an array with channels last. layout: `data.layout`. Raises BadImage, and DatasetError where a package
+    is missing."""
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it tolerates
     try:
-        pages = [page.aspage() for page in tifffile.TiffFile(path).series[0].levels[0].pages if page is not None]
+        level = tifffile.TiffFile(path).series[0].levels[0]
+        pages = [page.aspage() for page in level.pages if page is not None]
+        channels_last = layout == "hwc" or (layout == "auto" and level.shape[0] >= level.shape[-1])
+        if len(pages) > 1 and "Q" in level.axes and channels_last:
+            return None
     except Exception as error:  # tifffile raises anything on broken data
         raise _reason(error) from None
     kinds = {(page.shape, page.dtype, page.compression, page.is_tiled) for page in pages}

@@ -68,6 +68,15 @@ def test_a_tile_has_the_pixels_of_the_place_in_its_name(tmp_path, layout):
         np.testing.assert_array_equal(tile, SCENE[top : top + 64, left : left + 64])
 
 
+def test_pages_that_are_rows_are_no_channels(tmp_path):
+    tifffile.imwrite(tmp_path / "rows.tif", SCENE, photometric="minisblack")  # 150 pages of 210 x 4
+    scene = open_scene(tmp_path / "rows.tif", "auto")
+    np.testing.assert_array_equal(scene.read(7, 9, 64), SCENE[7:71, 9:73])
+    tifffile.imwrite(tmp_path / "planes.tif", PLANES, photometric="minisblack", tile=(32, 32))
+    scene = open_scene(tmp_path / "planes.tif", "auto")
+    np.testing.assert_array_equal(scene.read(7, 9, 64), SCENE[7:71, 9:73])
+
+
 @given(st.integers(1, 400), st.integers(8, 90), st.data())
 def test_tiles_cover_a_side_and_never_leave_it(side, size, data):
     overlap = data.draw(st.integers(0, size - 1))
@@ -117,6 +126,8 @@ def test_images_that_give_no_tiles_are_named_and_left_out(tmp_path, capfd):
     report = converted(tmp_path / "s", target(tmp_path, "wds"), "wds", tiling=Tiling(64))
     assert report.left_out == {"smaller than a tile": 1, "unreadable": 1} and report.written == 12
     assert "left out: small.tif (smaller than a tile)" in capfd.readouterr().err
+    line = error_of(converted, tmp_path / "s", tmp_path / "y", "wds", tiling=Tiling(500))
+    assert "no tile of 500 x 500 pixels (" in line
 
 
 def test_a_damaged_block_costs_its_tiles_alone(tmp_path):
