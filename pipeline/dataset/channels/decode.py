@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -101,12 +102,18 @@ def _decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDA
     return array
 
 
-def false_color(array: NDArray) -> NDArray[np.uint8]:
-    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its first three channels (of two: the second
-    is blue as well; of one: gray), each from its lowest value to its highest."""
-    chosen = array[:, :, [0, min(1, array.shape[2] - 1), min(2, array.shape[2] - 1)]].astype(np.float64)
-    low, high = chosen.min((0, 1)), chosen.max((0, 1))
-    return np.rint(255 * (chosen - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+def shown_channels(channels: int, chosen: Sequence[int] = ()) -> list[int]:
+    """The channels of an image that are shown as red, green and blue: the chosen ones, else the first three; of two the
+    second is blue as well, of one all are that one."""
+    return list(chosen) or [0, min(1, channels - 1), min(2, channels - 1)]
+
+
+def false_color(array: NDArray, chosen: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its `shown_channels`, each from its lowest
+    value to its highest."""
+    shown = array[:, :, shown_channels(array.shape[2], chosen)].astype(np.float64)
+    low, high = shown.min((0, 1)), shown.max((0, 1))
+    return np.rint(255 * (shown - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
 
 
 def _bare(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:

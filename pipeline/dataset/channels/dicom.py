@@ -30,7 +30,7 @@ def read_dicom(data: bytes, most: int) -> NDArray:
     frames, which `frames_of` reads."""
     frames = frames_of(data, most)
     if len(frames) > 1:
-        raise BadImage(f"a DICOM of {len(frames)} frames, which make convert takes apart")
+        raise BadImage(f"a DICOM of {len(frames)} frames, which make convert takes apart in folders")
     return frames[0]
 
 

@@ -70,7 +70,7 @@ def test_color_is_kept_and_what_has_no_meaning_is_named():
     np.testing.assert_array_equal(decode_native(dicom(color, "RGB", bits=8)), color)
     with pytest.raises(BadImage, match="a DICOM of PALETTE COLOR"):
         decode_native(dicom(VALUES[0], "PALETTE COLOR"))
-    with pytest.raises(BadImage, match="a DICOM of 3 frames, which make convert takes apart"):
+    with pytest.raises(BadImage, match="a DICOM of 3 frames, which make convert takes apart in folders"):
         decode_native(dicom(VALUES))
     with pytest.raises(BadImage, match="too large"):
         decode_native(dicom(VALUES[0]), most=500)
