@@ -87,18 +87,15 @@ class Data(Section):
         None,
         "an image is several files, one for each band: the words in their names that say which, in the order of the "
         "channels, e.g. B02,B03,B08 or red,green,nir; null: one file",
-        resume="other bands are refused",
     )
     stretch: Annotated[list[float], Pair, PERCENTILES] | None = setting(
         None,
         "two percentiles of all values of a channel, e.g. [0.5, 99.5], which become black and white of uint8 or uint16 "
         "images with their own channels; values outside are clipped; null: none",
-        resume="another stretch is refused",
     )
     range: Auto | Annotated[list[Annotated[list[int], Pair]], PerChannel] = setting(
         "auto",
         "for stretch: the values of each channel that become black and white; auto: percentiles of the training images",
-        resume="another range is refused",
     )
     max_pixels: Annotated[int, Range(ge=1, le=1 << 30, unit="pixels")] = setting(
         89_478_485,
