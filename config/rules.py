@@ -101,7 +101,7 @@ def adapters_have_weights_to_adapt(config: DictConfig) -> None:
 # ---------------------------------------------------------------------- optimizer
 def the_warm_up_fits_into_the_run(config: DictConfig) -> None:
     warmup, epochs = config.optimizer.warmup_epochs, config.run.epochs
-    _require(warmup == "auto" or warmup <= epochs, config, "optimizer.warmup_epochs", f"at most {epochs} epochs")
+    _require(warmup == "auto" or warmup <= epochs, config, "optimizer.warmup_epochs", f"at most run.epochs={epochs}")
 
 
 def the_learning_rate_falls(config: DictConfig) -> None:

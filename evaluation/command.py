@@ -117,7 +117,8 @@ def report(command: str, options: argparse.Namespace, data: dict[str, Any], resu
 
 
 def table(whole: dict[str, Any]) -> str:
-    """A result file as a text table: one row per backbone, one column per figure."""
+    """A result file as a text table: a row for each backbone and a column for each figure, or, where these are many, a
+    row for each figure."""
     import io
 
     from rich.console import Console
@@ -128,15 +129,20 @@ def table(whole: dict[str, Any]) -> str:
     data = whole["data"]
     counted = ", ".join(f"{data[name]:,} {name.replace('_', ' ')}" for name in data if isinstance(data[name], int))
     shown = Table(title=f"{whole['command']} on {data['path']}: {counted}", title_justify="left")
-    shown.add_column("backbone", overflow="fold")
-    rows = [flat(result) for result in whole["results"]]
+    names = [result["backbone"] for result in whole["results"]]
+    rows = [figure_texts(result) for result in whole["results"]]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    for name in columns:
-        shown.add_column(name, justify="right")
-    for result, row in zip(whole["results"], rows, strict=True):
-        shown.add_row(result["backbone"], *(figure_text(name, row.get(name)) for name in columns))
+    body = [[name, *(row.get(column, "") for column in columns)] for name, row in zip(names, rows, strict=True)]
+    head = ["backbone", *columns]
+    if len(columns) > MOST_COLUMNS:
+        head, *body = ([str(cell) for cell in column] for column in zip(head, *body, strict=True))
+    shown.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        shown.add_column(name, justify="right", overflow="fold")
+    for cells in body:
+        shown.add_row(*cells)
     text = io.StringIO()
-    Console(file=text, width=max(100, 40 + 14 * len(columns))).print(shown)
+    Console(file=text, width=max(100, 40 + 14 * len(head))).print(shown)
     return "\n".join([text.getvalue().rstrip(), *losses(data.get("accounting", {}))])
 
 
@@ -151,6 +157,14 @@ def flat(result: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
+def figure_texts(result: dict[str, Any]) -> dict[str, str]:
+    """The figures of a result as texts, by name; half the width of an interval stands behind its figure."""
+    plain = flat(result)
+    widths = {name: f" ± {figure_text(name, plain[f'{name} ±'])}" for name in plain if f"{name} ±" in plain}
+    texts = {name: figure_text(name, value) + widths.get(name, "") for name, value in plain.items()}
+    return {name: text for name, text in texts.items() if not name.endswith(" ±")}
+
+
 def figure_text(name: str, value: Any) -> str:
     """A figure as text; shares in percent."""
     if isinstance(value, float) and name == "seconds":
@@ -160,4 +174,5 @@ def figure_text(name: str, value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+MOST_COLUMNS = 7  # of figures; more of them become rows
 SHARES = ("mIoU", "accuracy", "top1", "top5", "k-NN", "mAP", "recall", "purity", "precision")

@@ -168,7 +168,7 @@ def with_weights(
 
 def no_counterpart(trained: Trained, library: str, reason: str = "") -> ValueError:
     """A refusal in one line that names formats for this backbone."""
-    others = ["swav", "safetensors", "onnx"]
+    others = ["swav", "safetensors", "onnx", "torchscript", "pt2"]
     if library_code(trained):
         own = library_of(trained.backbone_name)[0]
         others = [*([own] if own else []), *others]

@@ -43,7 +43,7 @@ def write_detectron2(trained: Trained, path: Path) -> list[str]:
     if settings is None:
         raise ValueError(
             f"detectron2 cannot build backbone {trained.backbone_name} (it has ResNet-18/34, ResNet-50/101/152 of any "
-            "width, 7x7 stem); use one of these formats: swav, safetensors, onnx"
+            "width, 7x7 stem); use one of these formats: swav, safetensors, onnx, torchscript, pt2"
         )
     model = {key: np.ascontiguousarray(value) for key, value in detectron2_names(backbone.state_dict()).items()}
     with path.open("wb") as file:

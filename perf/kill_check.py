@@ -1,6 +1,7 @@
 """Kill runs at random times: do they end with exactly the weights of a run that was never killed?
 
     python -m perf.kill_check [--kills 200] [--json perf/results/kill_check.json]        make kill-check KILLS=200
+    python -m perf.kill_check --remote [--kills 200]
 
 A tiny network trains by `train.py` on 64 images, with a checkpoint every second step. For each number of processes and
 ZeRO stage one run is not killed. Other runs get SIGKILL at a random moment (start, step, save or end): first a random
@@ -12,6 +13,10 @@ begins. Masters, optimizer state, buffers and queue of the last checkpoints are 
     identical       whether all of these ended with the same_bits bits
     steps_lost      the most steps that a kill cost: logged before it and repeated after it
     unusable        kills after which the run did not resume
+
+--remote: the images of the runs that are killed are in tars on a web server of this machine, of which three answers in
+a hundred are faults. The cache holds a tenth of the images, and each run begins with an empty one. The runs that are
+not killed read the same tars from the disk.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -33,10 +40,13 @@ from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.forked import fork
 from perf.machine import machine
+from perf.remote.server import serving
 from perf.zero_check import show
 
 CASES = ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 2), (4, 3))  # ranks, stage
 INTERVAL, EPOCHS, BATCH, IMAGES = 2, 3, 8, 64
+FAULTS = ("503", "reset", "cut")  # of the server
+CACHE = "data.cache_bytes=10KB"  # a tenth of the images
 TIME_LIMIT = 120  # seconds for a run that is not killed any more
 RECIPE = f"""
 run: {{epochs: {EPOCHS}, batch_size: {BATCH}, log_every: 1, seed: 5}}
@@ -61,16 +71,18 @@ def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.kill_check", __doc__)
     parser.add_argument("--kills", type=int, default=200, help="in all cases together (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (default 1)")
-    parser.add_argument("--json", type=Path, default=ROOT / "perf" / "results" / "kill_check.json", metavar="FILE")
+    parser.add_argument("--remote", action="store_true", help="images on a web server, and a cache of a tenth of them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: perf/results/kill_check.json")
     options = parser.parse_args(arguments)
+    name = "kill_check_remote.json" if options.remote else "kill_check.json"
+    options.json = options.json or ROOT / "perf" / "results" / name
     if options.kills < len(CASES):
         print_error(f"--kills={options.kills}: expected {len(CASES)} or more, one for each case")
         return EXIT_MISTAKE
     if not options.json.absolute().parent.is_dir():
         print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
         return EXIT_MISTAKE
-    rows = check(CASES, options.kills, options.seed)
-
+    rows = check(CASES, options.kills, options.seed, remote=options.remote)
     report = {"kills": sum(row["kills"] for row in rows), "seed": options.seed, "rows": rows, "machine": machine()}
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     show(rows)
@@ -90,15 +102,22 @@ class Counts:
     different: list[str] = field(default_factory=list)
 
 
-def check(cases: Any, kills: int, seed: int, progress: bool = True) -> list[dict[str, Any]]:
+def check(cases: Any, kills: int, seed: int, progress: bool = True, remote: bool = False) -> list[dict[str, Any]]:
     """A row for each of `cases`, (ranks, stage); each case gets an equal share of the kills."""
     chance, rows = random.Random(seed), []
-    with tempfile.TemporaryDirectory() as scratch, progress_bar(kills, "kills", "kill", progress) as bar:
-        recipe = make_recipe(Path(scratch))
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        bar = stack.enter_context(progress_bar(kills, "kills", "kill", progress))
+        recipe, address = make_recipe(Path(scratch)), ""
+        if remote:
+            recipe = pack_images(recipe)
+            server = stack.enter_context(serving(Path(scratch) / "tars"))
+            server.faults += chance.choices(("", *FAULTS), (97, 1, 1, 1), k=1_000_000)
+            address = f"{server.address}/list.txt"
         for index, (ranks, stage) in enumerate(cases):
             share = kills // len(cases) + (index < kills % len(cases))
             folder = Path(scratch) / f"{ranks}-{stage}"
-            counts = kill_runs(ranks, stage, recipe, folder, share, chance, bar.update)
+            counts = kill_runs(ranks, stage, recipe, folder, share, chance, bar.update, address)
             row = {"ranks": ranks, "stage": stage, "kills": counts.kills, "runs": counts.runs, "starts": counts.starts}
             row |= {"identical": not counts.different, "steps_lost": counts.steps_lost, "unusable": counts.unusable}
             holds = row["identical"] and counts.runs and not counts.unusable and counts.steps_lost <= INTERVAL
@@ -122,15 +141,36 @@ def make_recipe(folder: Path) -> Path:
     return folder / "tiny.yaml"
 
 
+def pack_images(recipe: Path) -> Path:
+    """Pack the images of a recipe of `make_recipe` into tars, with a list of them; returns a recipe for the tars."""
+    from pipeline.dataset.shards import Record, pack
+
+    folder = recipe.parent
+    files = sorted((folder / "images").rglob("*.png"), key=lambda file: int(file.stem))
+    records = (Record(file.stem, file.read_bytes(), "png", int(file.parent.name[-1])) for file in files)
+    pack(records, folder / "tars", "shard", max_count=12)
+    names = sorted(file.name for file in (folder / "tars").glob("*.tar"))
+    (folder / "tars" / "list.txt").write_text("\n".join(names))
+    data = {"path": str(folder / "tars" / "*.tar"), "cache": str(folder / "tables")}
+    (folder / "tars.yaml").write_text(RECIPE + f"data: {json.dumps(data)}\n")
+    return folder / "tars.yaml"
+
+
 # ---------------------------------------------------------------------------------------------- runs
 def kill_runs(
-    ranks: int, stage: int, recipe: Path, folder: Path, kills: int, chance: random.Random, done: Any
+    ranks: int, stage: int, recipe: Path, folder: Path, kills: int, chance: random.Random, done: Any, address: str = ""
 ) -> Counts:
-    """Runs of a case, until they were killed `kills` times and the last one has ended. done: called after each kill."""
+    """Runs of a case, until they were killed `kills` times and the last one has ended. done: called after each kill.
+    address: of the images of these runs, '' if they are those of the recipe."""
     counts = Counts()
-    Run(ranks, stage, recipe, folder / "first").end()  # also scans the images, for all later runs
+
+    def start(directory: Path) -> Run:
+        cache = f"data.cache={directory / 'cache'}"
+        return Run(ranks, stage, recipe, directory, [f"data.path={address}", cache, CACHE] if address else [])
+
+    Run(ranks, stage, recipe, folder / "alone").end()  # also scans the images, for all later runs on the disk
     begun = time.monotonic()
-    Run(ranks, stage, recipe, folder / "alone").end()
+    start(folder / "timed").end()
     duration = time.monotonic() - begun
     while counts.kills < kills:
         directory = folder / f"run{counts.runs}"
@@ -138,7 +178,7 @@ def kill_runs(
             finished = False
             while not finished:
                 logged = last_step(directory)
-                run = Run(ranks, stage, recipe, directory)
+                run = start(directory)
                 counts.starts += 1
                 finished = counts.kills >= kills or not run.kill(chance.uniform(0, duration), chance)
                 if finished:
@@ -162,10 +202,10 @@ def kill_runs(
 class Run:
     """A start of `train.py` on `ranks` processes of this machine, forked from a server that has imported everything."""
 
-    def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path) -> None:
+    def __init__(self, ranks: int, stage: int, recipe: Path, directory: Path, more: Sequence[str] = ()) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.log = directory / f"log-{len(list(directory.glob('log-*')))}"
-        settings = [str(recipe), f"run.directory={directory}", f"engine.stage={stage}"]
+        settings = [str(recipe), f"run.directory={directory}", f"engine.stage={stage}", *more]
         self.processes = fork(["train.py", *settings], self.log, ranks)
 
     def kill(self, seconds: float, chance: random.Random) -> bool:

@@ -76,8 +76,8 @@ class Loader:
     global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
     they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
-    `DaliBackend`; the others have no such engine. Raises ValueError if the global batch does not split over the ranks
-    or is larger than the dataset, and for images that the backend does not take.
+    `DaliBackend`; the others have no such engine. neighbors: see `order`. Raises ValueError if the global batch does
+    not split over the ranks or is larger than the dataset, and for images that the backend does not take.
     """
 
     def __init__(
@@ -96,11 +96,12 @@ class Loader:
         max_bad_fraction: float = 0.01,
         pinned_for: int | None = None,
         hw_decoder_load: float | None = None,
+        neighbors: int = 1,
     ):
         require_native(backend, table)
         self.feed = Feed(table, Reader(table), max_bad_fraction)
         self.threads, self.dtype = threads, dtype
-        self.seed = seed
+        self.seed, self.neighbors = seed, neighbors
         self.global_batch = global_batch
         self.rank, self.world_size = rank, world_size
         self.position = Position()
@@ -169,7 +170,7 @@ class Loader:
         """
         epoch = self.position.epoch - 1
         expected = Ledger()
-        expected.enter(order(self.seed, epoch, self.feed.usable)[: len(self) * self.global_batch])
+        expected.enter(self._order(epoch)[: len(self) * self.global_batch])
         drawn = self.ledger.total(add_up)
         self.ledger = Ledger()
         if drawn != expected:
@@ -221,7 +222,7 @@ class Loader:
             samples = 0
 
     def _order(self, epoch: int) -> np.ndarray:
-        return order(self.seed, epoch, self.feed.usable)
+        return order(self.seed, epoch, self.feed.usable, self.neighbors)
 
 
 @dataclass

@@ -25,14 +25,19 @@ class Position:
         self.epoch, self.samples = int(state["epoch"]), int(state["samples"])
 
 
-def order(seed: int, epoch: int, rows: np.ndarray) -> np.ndarray:
+def order(seed: int, epoch: int, rows: np.ndarray, neighbors: int = 1) -> np.ndarray:
     """The permutation of `rows` (integers, shape (n,)) for one epoch, in their dtype; the same on every rank.
 
     The dtype does not change it. Philox is keyed by (seed, epoch): epochs are independent, and epoch e needs no earlier
-    one.
+    one. neighbors: so many rows that follow each other stay together, in blocks that begin elsewhere in each epoch.
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)))
-    return generator.permutation(rows)
+    if neighbors == 1:
+        return generator.permutation(rows)
+    first = int(generator.integers(neighbors))  # rows before the first whole block
+    starts = generator.permutation(np.arange(first - neighbors, len(rows), neighbors))
+    places = (starts[:, None] + np.arange(neighbors)).ravel()
+    return rows[places[(places >= 0) & (places < len(rows))]]
 
 
 def steps_per_epoch(samples: int, global_batch: int) -> int:

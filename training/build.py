@@ -41,6 +41,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         threads=config.pipeline.threads,
         dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
+        neighbors=config.data.neighbors,
         **backend_of(config.pipeline, cluster),
     )
 

@@ -102,6 +102,11 @@ class Data(Section):
         "width times height; a larger image is not read and counted as quarantined (too large)",
         resume="another limit is refused where it changes the images",
     )
+    neighbors: Annotated[int, Range(ge=1, le=4096, unit="images")] = setting(
+        1,
+        "so many images that lie beside each other in a shard are drawn together: fewer requests to a bucket or "
+        "server, a less random order",
+    )
     max_bad_fraction: Annotated[float, Range(ge=0, le=1, what="a share")] = setting(
         0.01,
         "a larger share of images that turn out unreadable while training ends the run",

@@ -71,10 +71,11 @@ def prepare(options: argparse.Namespace) -> Evaluate:
         figures: Figures = {}
         for column, name in enumerate(["few-shot top1", *(["few-shot top1 by class"] if uneven else [])]):
             drawn = shares[:, column].view(len(shots), options.draws).tolist()
-            figures[name] = {f"{k} images": sum(values) / len(values) for k, values in zip(shots, drawn, strict=True)}
-            if options.draws > 1:
-                widths = {f"{k} images": half_width(values) for k, values in zip(shots, drawn, strict=True)}
-                figures[f"{name} ±"] = widths
+            figures[name] = {}
+            for k, values in zip(shots, drawn, strict=True):
+                figures[name][f"{k} images"] = sum(values) / len(values)
+                if options.draws > 1:
+                    figures[name][f"{k} images ±"] = half_width(values)
             figures[f"draws of {name}"] = [{"images": k, "each": v} for k, v in zip(shots, drawn, strict=True)]
         return figures
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from evaluation.command import figure_text, flat
+from evaluation.command import figure_texts
 from pipeline.dataset.accounting import losses
 
 STYLE = """
@@ -78,9 +78,11 @@ def result_tables(wholes: Sequence[dict[str, Any]]) -> list[str]:
     parts = []
     for (command, path), members in groups.items():
         results = [result for whole in members for result in whole["results"]]
-        columns = list(dict.fromkeys(name for result in results for name in flat(result)))
+        texts = [figure_texts(result) for result in results]
+        columns = list(dict.fromkeys(name for one in texts for name in one))
         rows = [
-            [result["backbone"], *(figure_text(name, flat(result).get(name)) for name in columns)] for result in results
+            [result["backbone"], *(one.get(name, "") for name in columns)]
+            for result, one in zip(results, texts, strict=True)
         ]
         data = members[0]["data"]
         counted = ", ".join(f"{v:,} {k.replace('_', ' ')}" for k, v in data.items() if isinstance(v, int))

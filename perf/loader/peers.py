@@ -121,13 +121,16 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
     """DALI's own reader, one decode, then random operators for each view: normalized (batch, size, size, 3) float32."""
     from nvidia.dali import fn, pipeline_def, types
 
-    jitter, uniform = crops.jitter, fn.random.uniform
+    jitter = crops.jitter
 
     def coin(probability: float) -> Any:
         return fn.random.coin_flip(probability=probability, dtype=types.BOOL)
 
+    def between(low: float, high: float) -> Any:
+        return low if low == high else fn.random.uniform(range=[low, high])  # DALI refuses a range of one number
+
     def around_one(strength: float) -> Any:
-        return uniform(range=[max(0.0, 1 - strength), 1 + strength])
+        return between(max(0.0, 1 - strength), 1 + strength)
 
     @pipeline_def(batch_size=batch, num_threads=cores, device_id=None, prefetch_queue_depth=2, enable_conditionals=True)
     def multi_crop() -> Any:
@@ -144,12 +147,12 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
                     brightness=around_one(jitter.brightness),
                     contrast=around_one(jitter.contrast),
                     saturation=around_one(jitter.saturation),
-                    hue=uniform(range=[-360 * jitter.hue, 360 * jitter.hue]),  # degrees
+                    hue=between(-360 * jitter.hue, 360 * jitter.hue),  # degrees
                 )
             if coin(crops.grayscale):
                 x = fn.saturation(x, saturation=0.0)
             if coin(crops.blur.probability):
-                x = fn.gaussian_blur(x, sigma=uniform(range=crops.blur.sigma))
+                x = fn.gaussian_blur(x, sigma=between(*crops.blur.sigma))
             x = fn.crop_mirror_normalize(
                 x,
                 dtype=types.FLOAT,

@@ -2,9 +2,11 @@
 
     python -m perf.remote [--images 2000] [--latency 20] [--rate 100] [--seconds 5] [--rounds 3] [--json FILE]
 
-The contenders take turns: the disk; a cache of all images; a cache of a tenth of them. The server is a process on this
-machine, so it takes CPU time from the loader. Printed are images a second; that rate over the disk's, or over the
-link's where the link does not allow the disk's; requests an image; and bytes fetched over bytes needed.
+The contenders take turns: the disk; a cache of all images; a cache of a tenth of them; the same with data.neighbors.
+The server is a process on this machine, so it takes CPU time from the loader. Printed are images a second; that rate
+over the disk's, or over the link's where the link does not allow the disk's; requests an image; bytes fetched over
+bytes needed; and what data.neighbors costs in randomness: how many rows lie between an image and the nearest other one
+of its batch, the median over an epoch.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
 
 from common.cli import Parser, at_least
 from perf.images import make_jpegs
@@ -35,6 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of a turn (default 5)")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="turns of each contender (default 3)")
     parser.add_argument("--batch", type=at_least(1), default=64, help="images a step (default 64)")
+    parser.add_argument("--neighbors", type=at_least(1), default=16, help="data.neighbors (default 16)")
     parser.add_argument("--backend", default="ffcv", help="pipeline.backend (default ffcv)")
     parser.add_argument("--work", type=Path, help="folder for images and caches (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write the report to this file")
@@ -62,6 +67,7 @@ def _measured(options: Namespace, work: Path) -> dict[str, Any]:
         bounds = {"cache of all": size, "cache of a tenth": size // 10}
         places = {name: {"path": f"{address}/list.txt", "cache_bytes": f"{most}B"} for name, most in bounds.items()}
         places = {"disk": {"path": f"{site}/*.tar"}, **places}
+        places[f"the same, {options.neighbors} neighbors"] = places["cache of a tenth"]
         tables = {
             name: open_splits(OmegaConf.create(common | place | {"cache": str(work / "caches" / name)}), False)[0]
             for name, place in places.items()
@@ -86,8 +92,9 @@ def take_turns(tables: dict[str, Any], options: Namespace) -> dict[str, Any]:
 
     crops = Crops((View(224, (0.14, 1.0)),) * 2 + (View(96, (0.05, 0.14)),) * 6)
     threads = len(os.sched_getaffinity(0))
+    common = {"backend": options.backend, "seed": 0, "global_batch": options.batch, "threads": threads}
     loaders = {
-        name: Loader(table, crops, backend=options.backend, seed=0, global_batch=options.batch, threads=threads)
+        name: Loader(table, crops, neighbors=options.neighbors if "neighbors" in name else 1, **common)
         for name, table in tables.items()
     }
 
@@ -117,7 +124,16 @@ def take_turns(tables: dict[str, Any], options: Namespace) -> dict[str, Any]:
                 "fetched_over_needed": round(traffic.fetched / traffic.needed, 4),
             }
         figures[name]["over_disk_or_link"] = round(median(over), 3)
+        figures[name]["rows_between"] = rows_between(loader)
     return figures
+
+
+def rows_between(loader: Any) -> float:
+    """How many rows lie between an image and the nearest other one of its batch: the median over an epoch."""
+    whole = len(loader) * loader.global_batch
+    batches = np.sort(loader._order(0)[:whole].reshape(-1, loader.global_batch))
+    gaps = np.pad(np.diff(batches), ((0, 0), (1, 1)), constant_values=whole)
+    return float(np.median(np.minimum(gaps[:, 1:], gaps[:, :-1]) - 1))
 
 
 def write_shards(work: Path, count: int) -> Path:
@@ -140,10 +156,13 @@ def show(report: dict[str, Any]) -> None:
         f"{report['images']} JPEGs; {report['latency_ms']:g} ms, {report['rate_mb_per_second']:g} MB/s; "
         f"{report['machine']['cores']} cores, load {report['load'][0]} before, {report['load'][1]} after"
     )
-    columns = ("images_per_second", "over_disk_or_link", "requests_per_image", "kept_share", "fetched_over_needed")
-    print(f"{'':18}" + "".join(f"{name.replace('_', ' '):>20}" for name in columns))
+    columns = (
+        "images_per_second", "over_disk_or_link", "requests_per_image", "kept_share", "fetched_over_needed",
+        "rows_between",
+    )  # fmt: skip
+    print(f"{'':24}" + "".join(f"{name.replace('_', ' '):>20}" for name in columns))
     for name, figures in report["contenders"].items():
-        print(f"{name:18}" + "".join(f"{figures.get(column, ''):>20}" for column in columns))
+        print(f"{name:24}" + "".join(f"{figures.get(column, ''):>20}" for column in columns))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import hashlib
 import socket
 import ssl
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -67,7 +68,7 @@ def serving(
     class Handler(_Handler):
         objects = state
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -105,6 +106,13 @@ def _serve(folder: Path, latency: float, rate: float, pipe: Any) -> None:
             pipe.recv()
         except EOFError:
             return
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *request: Any) -> None:
+        """Says nothing where the client was killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*request)
 
 
 class _Handler(BaseHTTPRequestHandler):

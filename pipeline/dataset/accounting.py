@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.columns import blocks
+from pipeline.dataset.sniff import HAS_HEIF, HEIF, HEIF_PACKAGE
 from pipeline.dataset.table import SampleTable, State
 
 KINDS = 8  # in a message
@@ -66,4 +67,7 @@ def _left_out(counted: Counted) -> str:
         return "not known (a table of an older version)"
     kinds = sorted(counted["left_out"].items(), key=lambda item: (-item[1], item[0]))
     named = [f"{kind} {number:,}" for kind, number in kinds[:KINDS]] + ["..."] * (len(kinds) > KINDS)
-    return f"{sum(counted['left_out'].values()):,} ({', '.join(named)})" if kinds else "nothing"
+    advice = (
+        f", {HEIF[0]} needs pip install {HEIF_PACKAGE}" if not HAS_HEIF and {*HEIF} & {*counted["left_out"]} else ""
+    )
+    return f"{sum(counted['left_out'].values()):,} ({', '.join(named)}){advice}" if kinds else "nothing"

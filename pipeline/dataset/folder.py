@@ -25,7 +25,6 @@ from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.channels.bands import packed
 from pipeline.dataset.channels.decode import DEEP_HEAD, may_be_deep
-from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.channels.settle import AUTO, RGB, Native, look, settled
 from pipeline.dataset.columns import Growing, blocks, new_column
 from pipeline.dataset.finding.banded import banded
@@ -39,9 +38,10 @@ from pipeline.dataset.finding.choice import (
     wanted_suffixes,
 )
 from pipeline.dataset.headers import probe_headers
-from pipeline.dataset.images import Probe
+from pipeline.dataset.images import Probe, Probes
 from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
 from pipeline.dataset.table import COLUMNS, DECODE, HEADERS, DatasetError, Names, SampleTable, State
+from pipeline.remote.probes import kept_probes
 
 RGB_ONLY = Choice(channels=RGB)
 CHUNK = 64  # images per task, a tenth of a second of decoding: progress is smooth, the cost of a task negligible
@@ -229,7 +229,7 @@ def scan_folder(
     if listing.images is not None:
         container, further = listing.images[:, 0].astype(np.int32), listing.images[:, 1:]
         bands = np.stack([further, np.zeros_like(further), listing.bytes[further]], axis=-1)
-    probes = probe_rows(
+    probes = kept_probes(root, listing.names, container, offset, bands) or probe_rows(
         root, listing.names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice,
         bands=bands,
     )  # fmt: skip
@@ -241,18 +241,6 @@ def scan_folder(
 
 
 # ------------------------------------------------------------------------------------- checking in parallel
-
-
-class Probes(NamedTuple):
-    """The columns of a table that need a look into the images, (N,) each, the quarantine reasons by row, and the pixel
-    format."""
-
-    length: NDArray[np.int64]
-    width: NDArray[np.int32]
-    height: NDArray[np.int32]
-    state: NDArray[np.uint8]
-    quarantine: dict[int, str]
-    pixels: PixelFormat = COLOR
 
 
 class _Task(NamedTuple):

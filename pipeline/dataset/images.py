@@ -26,7 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.png_metadata import ORIENTING, is_png, without_metadata
+from pipeline.dataset.sniff import HAS_HEIF
 from pipeline.dataset.structure import ORIENTATION, is_plain
 from pipeline.dataset.table import State
 
@@ -67,6 +69,18 @@ class Probe(NamedTuple):
     height: int
     state: State
     reason: str = ""
+
+
+class Probes(NamedTuple):
+    """The columns of a table that need a look into the images, (N,) each, the quarantine reasons by row, and the pixel
+    format."""
+
+    length: NDArray[np.int64]
+    width: NDArray[np.int32]
+    height: NDArray[np.int32]
+    state: NDArray[np.uint8]
+    quarantine: dict[int, str]
+    pixels: PixelFormat = COLOR
 
 
 class Upright(NamedTuple):
@@ -117,7 +131,11 @@ def formats() -> tuple[str, ...]:
     """The formats that are opened, whatever the file is called. An explicit list, because Pillow's EPS reader starts
     Ghostscript."""
     Image.init()
-    allowed = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
+    if HAS_HEIF:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    allowed = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000", "HEIF")
     return tuple(name for name in allowed if name in Image.OPEN)
 
 

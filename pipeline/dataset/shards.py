@@ -71,10 +71,7 @@ def _table(
 ) -> SampleTable:
     """The table of N byte ranges; `columns`: (4, N) int64 container, offset, length, label."""
     container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
-    probes = kept_probes(root, names, container, offset)
-    if probes is not None and bands is not None:
-        problem = "images of several files are not fetched one by one"
-        raise DatasetError(f"{problem}; raise data.cache_bytes above the size of all shards")
+    probes = kept_probes(root, names, container, offset, bands)
     if probes is None:
         probes = probe_rows(
             root, names, container, offset, length, workers, progress, check=check, choice=choice, bands=bands

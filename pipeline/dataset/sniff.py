@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 
+HEIF = (".heic", ".heif", ".hif", ".heics", ".heifs")  # of telephones; decoded where this package is installed
+HEIF_PACKAGE = "pillow-heif"
+HAS_HEIF = find_spec("pillow_heif") is not None
 # Of the formats that `pipeline.dataset.images` decodes.
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".jfif",
     ".jpe", ".mpo", ".apng", ".pgm", ".pbm", ".pnm", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".avifs",
-    ".dcm", ".dicom",
+    ".dcm", ".dicom", *(HEIF if HAS_HEIF else ()),
 )  # fmt: skip
 ARRAYS = (".npy", ".npz")  # images where no other files are: beside pictures they usually hold something else
 HEAD = 132  # bytes that `looks_like_image` needs
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s+[\d#]"
-    rb"|II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    rb"|II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"
+    + (rb"|....ftyp(?:heic|heix|heim|heis)" if HAS_HEIF else b""),
     re.DOTALL,
 )
 # Raw camera files are TIFFs too; Pillow would decode their thumbnail.

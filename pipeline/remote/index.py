@@ -16,12 +16,25 @@ FILE = "index.jsonl"
 ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 
+class ImageProbe(NamedTuple):
+    """What a scan found out about an image: bytes, pixels, `State`, CRC-32; why it cannot be decoded, '' if it can."""
+
+    length: int
+    width: int
+    height: int
+    state: int
+    crc: int
+    reason: str
+
+
 class Held(NamedTuple):
-    """An object that the mirror holds. whole: whether its file has all bytes, or, for a shard, all but the images'."""
+    """An object that the mirror holds. whole: whether its file has all bytes, or all but those of images; image: of an
+    object that is an image whose bytes are not there."""
 
     item: RemoteObject
     sha256: str
     whole: bool
+    image: ImageProbe | None = None
 
 
 class Index:
@@ -39,8 +52,10 @@ class Index:
             problem = f"{folder} is a cache of another version of swave"
             raise DatasetError(f"{problem}; delete that folder, or set another data.cache")
         for line in lines[1:]:
-            name, address, size, tag, digest, whole = json.loads(line)
-            self.held[name] = Held(RemoteObject(name, address, size, tag), digest, whole)
+            name, address, size, tag, digest, whole, *image = json.loads(line)
+            self.held[name] = Held(
+                RemoteObject(name, address, size, tag), digest, whole, ImageProbe(*image) if image else None
+            )
         self._whole_lines = bool(lines) and text.endswith("\n")
 
     def add(self, held: Held) -> None:
@@ -69,4 +84,4 @@ _HEAD = json.dumps({"swave mirror": VERSION})
 
 def _line(held: Held) -> str:
     item = held.item
-    return json.dumps([item.name, item.address, item.size, item.tag, held.sha256, held.whole]) + "\n"
+    return json.dumps([*item, held.sha256, held.whole, *(held.image or ())]) + "\n"

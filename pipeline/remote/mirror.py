@@ -19,7 +19,7 @@ import shutil
 import sys
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -28,18 +28,20 @@ from common.cli import note
 from common.files import lock, write_atomically
 from common.progress import progress_bar
 from config.schema.ranges import bytes_of
+from pipeline.dataset.sniff import has_extension
 from pipeline.dataset.table import DatasetError
 from pipeline.remote.address import RemoteObject, is_remote, parsed, shown, with_slashes
 from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
 from pipeline.remote.index import Held, Index
 from pipeline.remote.probes import APART, FILES, IMAGES, probes_file, save_probes
-from pipeline.remote.skeletons import comes_apart, take_apart
+from pipeline.remote.skeletons import comes_apart, images_apart, shard_kind, take_apart
 from pipeline.remote.store import Store, open_store
 
 CACHE_BYTES = "100GB"
 UNBOUNDED = sys.maxsize  # for cache_bytes: all objects are kept whole
 BOUND = "cache_bytes"
+GROUP, IMAGES_OF_GROUP = 256 << 20, 4096  # images that are on the disk at once before they are scanned
 FOLDERS = (FILES, "partial", "probes")
 _in_use: dict[Path, IO[str]] = {}  # shared locks of the mirrors that this process reads, until it ends
 
@@ -197,9 +199,9 @@ def _check_bound(listed: Mapping[str, RemoteObject], total: int, cache_bytes: in
     """Raise DatasetError if objects that cannot be kept without their images are too large for the cache."""
     rest = sum(item.size for name, item in listed.items() if not comes_apart(name))
     if apart and rest > cache_bytes:
-        size = f"{total / 1e9:.3g} GB, {rest / 1e9:.3g} of them neither tars nor a .beton"
+        size = f"{total / 1e9:.3g} GB, {rest / 1e9:.3g} of them without byte ranges of images"
         problem = f"{size}, and data.cache_bytes={cache_bytes}"
-        advice = "raise it, or pack the images in tars (make convert), which are cached in part"
+        advice = "raise it, or make tars of them (make convert), which are cached in part"
         raise DatasetError(f"{problem}; {advice}")
 
 
@@ -217,8 +219,9 @@ def _fetch(
     store: Store, folder: Path, index: Index, wanted: list[RemoteObject], apart: bool, workers: int, progress: bool
 ) -> None:
     whole = [item for item in wanted if not (apart and comes_apart(item.name))]
-    shards = [item for item in wanted if apart and comes_apart(item.name)]
-    _check_room(folder, sum(item.size for item in whole) + max((item.size for item in shards), default=0))
+    shards = [item for item in wanted if apart and shard_kind(item.name)]
+    images = [item for item in wanted if apart and has_extension(item.name)]
+    _check_room(folder, sum(item.size for item in whole) + max([GROUP * bool(images), *(item.size for item in shards)]))
     total = sum(item.size for item in wanted)
     if progress:
         form = "kept without their images, which are fetched as they are needed" if apart else "kept"
@@ -234,7 +237,7 @@ def _fetch(
     def put_apart(item: RemoteObject, file: Path, digest: str) -> None:
         skeleton = file.with_suffix(".skeleton")
         try:
-            probes = take_apart(file, item.name, skeleton, workers)
+            probes = take_apart(file, item.name, (folder / FILES / item.name).parent, skeleton, workers)
         except DatasetError as error:
             raise DatasetError(f"{item.name}: {str(error).partition(': ')[2] or error}") from None
         save_probes(probes_file(folder, item.name), probes)
@@ -246,6 +249,32 @@ def _fetch(
         fetch(store, whole, folder / "partial", put, bar.update)
         for item in shards:  # one at a time: a shard is all that is on the disk beyond data.cache_bytes
             fetch(store, [item], folder / "partial", put_apart, bar.update)
+        for some in _groups(images):
+            _fetch_images(store, folder, index, some, workers, bar.update)
+
+
+def _groups(items: list[RemoteObject]) -> Iterator[list[RemoteObject]]:
+    """The items in their order, up to GROUP bytes and IMAGES_OF_GROUP at once."""
+    group: list[RemoteObject] = []
+    for item in items:
+        if group and (len(group) == IMAGES_OF_GROUP or sum(one.size for one in group) + item.size > GROUP):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def _fetch_images(
+    store: Store, folder: Path, index: Index, items: list[RemoteObject], workers: int, count: Callable[[int], Any]
+) -> None:
+    """Fetch objects that are images, and keep what a scan finds out about each."""
+    fetched: list[tuple[RemoteObject, Path, str]] = []
+    fetch(store, items, folder / "partial", lambda *one: fetched.append(one), count)
+    found = images_apart([file for _, file, _ in fetched], workers)
+    for (item, file, digest), image in zip(fetched, found, strict=True):
+        _into_place(folder, item, file)
+        index.add(Held(item, digest, False, image))
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.files import NPZ_DAMAGE, replacing
-from pipeline.dataset.folder import Probes
+from pipeline.dataset.images import Probes
 from pipeline.dataset.table import DatasetError, Names, State
 from pipeline.remote.index import Index
 
@@ -21,8 +21,8 @@ APART = "without-images.json"  # the mirror's shards are skeletons; the address,
 
 
 class ShardProbes(NamedTuple):
-    """The n images of a shard by offset, ascending. length: bytes; width, height, state: as in a `SampleTable`;
-    crc: CRC-32 of an image's bytes; reasons: why it cannot be decoded, by offset."""
+    """n images, those of a shard by offset, ascending. length: bytes; width, height, state: as in a `SampleTable`; crc:
+    CRC-32 of an image's bytes; reasons: why it cannot be decoded, by offset."""
 
     offset: NDArray[np.int64]
     length: NDArray[np.int64]
@@ -31,6 +31,11 @@ class ShardProbes(NamedTuple):
     state: NDArray[np.uint8]
     crc: NDArray[np.uint32]
     reasons: dict[int, str]
+
+    def by_offset(self) -> ShardProbes:
+        order = np.argsort(self.offset, kind="stable")
+        columns: list[Any] = [*self[:-1]]
+        return ShardProbes._make([*(column[order] for column in columns), self.reasons])
 
 
 def mirror_without_images(root: Path) -> Path | None:
@@ -64,15 +69,22 @@ def load_probes(file: Path) -> ShardProbes:
 
 
 def kept_probes(
-    root: Path, containers: Sequence[str], container: NDArray[np.int32], offset: NDArray[np.int64]
+    root: Path,
+    containers: Sequence[str],
+    container: NDArray[np.int32],
+    offset: NDArray[np.int64],
+    bands: NDArray[np.int64] | None = None,
 ) -> Probes | None:
     """What `probe_rows` would find out, for tables in a mirror without images; None for others.
 
-    container, offset: (N,) of the images.
+    container, offset: (N,) of the images; bands: see `SampleTable`. Raises DatasetError for images of several files.
     """
     mirror = mirror_without_images(root)
     if mirror is None:
         return None
+    if bands is not None:
+        problem = "images of several files are not fetched one by one"
+        raise DatasetError(f"{problem}; raise data.cache_bytes above the size of all objects")
     columns = columns_of(mirror, root, containers, container, offset)
     reasons = {row: columns.reasons[row] for row in np.flatnonzero(columns.state == State.QUARANTINED).tolist()}
     return Probes(columns.length, columns.width, columns.height, columns.state, reasons)
@@ -85,12 +97,21 @@ def columns_of(
     dtypes = (np.int64, np.int64, np.int32, np.int32, np.uint8, np.uint32)
     columns: list[Any] = [np.zeros(len(container), dtype) for dtype in dtypes]
     reasons: dict[int, str] = {}
+    held = Index(mirror).held
     order = np.argsort(container, kind="stable")
     ends = np.searchsorted(container[order], np.arange(len(containers)), side="right")
     for name, rows in zip(containers, np.split(order, ends[:-1]), strict=True):
         if not len(rows):
             continue
-        shard = load_probes(probes_file(mirror, mirror_path(mirror, root, name)))
+        stored = held.get(path := mirror_path(mirror, root, name))
+        if stored is not None and stored.image is not None:
+            (row,) = rows.tolist()
+            *values, reason = stored.image
+            for column, value in zip(columns[1:], values, strict=True):
+                column[row] = value
+            reasons |= {row: reason} if reason else {}
+            continue
+        shard = load_probes(probes_file(mirror, path))
         found = np.searchsorted(shard.offset, offset[rows])
         if (found >= len(shard.offset)).any() or (shard.offset[found] != offset[rows]).any():
             raise DatasetError(

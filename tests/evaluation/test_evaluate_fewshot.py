@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
+from evaluation.command import table
 from evaluation.repeats import half_width, merged, student_quantile
 from evaluation.subsets import of_each_class
 from support.evaluations import evaluate, mistake
@@ -40,7 +41,7 @@ def test_each_draw_is_scikit_learns_accuracy_and_the_interval_is_scipys(tmp_path
         assert ours["images"] == count and ours["each"] == pytest.approx(scores)
         low, high = stats.t.interval(0.95, 2, np.mean(scores), stats.sem(scores))
         assert result["few-shot top1"][f"{count} images"] == pytest.approx(np.mean(scores))
-        assert result["few-shot top1 ±"][f"{count} images"] == pytest.approx((high - low) / 2, rel=1e-4, abs=1e-12)
+        assert result["few-shot top1"][f"{count} images ±"] == pytest.approx((high - low) / 2, rel=1e-4, abs=1e-12)
 
 
 def test_uneven_classes_also_have_the_mean_of_their_accuracies(tmp_path, run, data, capsys):
@@ -53,7 +54,7 @@ def test_uneven_classes_also_have_the_mean_of_their_accuracies(tmp_path, run, da
     rows = of_each_class(labels, 5, 31, 0)
     theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(train[rows], labels[rows]).predict(test)
     assert result["few-shot top1 by class"]["5 images"] == pytest.approx(balanced_accuracy_score(expected, theirs))
-    assert "few-shot top1 ±" not in result
+    assert not any("±" in name for name in result["few-shot top1"])
 
 
 def test_draws_are_of_each_class_nested_and_different():
@@ -71,6 +72,17 @@ def test_draws_are_of_each_class_nested_and_different():
 @pytest.mark.parametrize("freedom", [1, 2, 5, 9, 10, 20, 100])
 def test_the_quantile_is_scipys(freedom):
     assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-4)
+
+
+def test_an_interval_stands_behind_its_figure_and_many_figures_become_rows():
+    figures = {"few-shot top1": {"1 images": 0.5, "1 images ±": 0.0123}, "seconds": 2.0}
+    data = {"path": "x", "classes": 3}
+    few = table({"command": "fewshot", "data": data, "results": [{"backbone": "runs/demo"} | figures]})
+    assert "50.00% ± 1.23%" in few and few.count("±") == 1
+    many = {f"k={k}": {"top1": k / 10} for k in range(9)}
+    rows = table({"command": "knn", "data": data, "results": [{"backbone": name} | many for name in ("a", "b")]})
+    assert [len(line.split("│")) for line in rows.splitlines() if "k=" in line] == [5] * 9
+    assert next(line for line in rows.splitlines() if "k=7" in line).count("70.00%") == 2
 
 
 def test_seeds_are_merged_to_mean_and_interval():

@@ -243,9 +243,9 @@ def test_unknown_format_is_one_line_with_the_known_ones(trained, tmp_path, capsy
 @pytest.mark.parametrize(
     ("network", "format", "others"),
     [
-        (TINY_RESNET, "torchvision", "swav, safetensors, onnx"),
-        (TINY_RESNET, "timm", "swav, safetensors, onnx"),
-        (TINY_CONVNEXT, "torchvision", "timm, swav, safetensors, onnx"),
+        (TINY_RESNET, "torchvision", "swav, safetensors, onnx, torchscript, pt2"),
+        (TINY_RESNET, "timm", "swav, safetensors, onnx, torchscript, pt2"),
+        (TINY_CONVNEXT, "torchvision", "timm, swav, safetensors, onnx, torchscript, pt2"),
     ],
 )
 def test_a_missing_counterpart_is_an_error_that_lists_other_formats(trained, tmp_path, capsys, network, format, others):

@@ -132,7 +132,10 @@ def test_libraries_that_have_no_such_network_are_refused(run_of, tmp_path, capsy
     if format == "transformers" and not transformers:
         assert "needs transformers" in line
     else:
-        assert "no counterpart in" in line and "use one of these formats: swav, safetensors, onnx" in line
+        assert (
+            "no counterpart in" in line
+            and "use one of these formats: swav, safetensors, onnx, torchscript, pt2" in line
+        )
 
 
 def test_no_file_makes_swave_run_the_function_that_it_names(run_of, tmp_path, capsys, code):

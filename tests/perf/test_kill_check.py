@@ -17,6 +17,12 @@ def test_killed_runs_end_with_the_same_bits_at_each_stage():
 
 
 @pytest.mark.slow
+def test_killed_runs_on_a_web_server_end_with_the_bits_of_a_run_on_the_disk():
+    (row,) = check(((2, 1),), kills=2, seed=3, progress=False, remote=True)
+    assert row["kills"] == 2 and row["runs"] and row["holds"], row
+
+
+@pytest.mark.slow
 def test_a_changed_bit_is_noticed_and_a_failed_run_raises_an_error(tmp_path):
     recipe, environment = make_recipe(tmp_path), dict(os.environ)
     run = Run(1, 0, recipe, tmp_path / "one")

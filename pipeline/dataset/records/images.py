@@ -24,6 +24,7 @@ from pipeline.dataset.records.pixels import COLOR
 from pipeline.dataset.records.recordio import list_recordio
 from pipeline.dataset.records.tfrecord import list_tfrecord
 from pipeline.dataset.table import DECODE, DatasetError, SampleTable
+from pipeline.remote.probes import kept_probes
 
 LISTERS = {  # by the kind of `find_source`
     "tfrecord": list_tfrecord, "recordio": list_recordio, "mds": list_mds, "litdata": list_litdata, "lmdb": list_lmdb,
@@ -97,7 +98,7 @@ def scan_records(
     if images.no_range:
         problem = f"{images.no_range}, so that its images cannot be read in place"
         raise DatasetError(f"{problem}; give what make convert SRC={root} OUT=train.beton FORMAT=beton makes")
-    probes = probe_encoded(
+    probes = kept_probes(root, files.names, images.file, images.offset) or probe_encoded(
         root, files.names, images.file, images.offset, images.length, images.shape, workers, progress, check, choice
     )
     table = SampleTable(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -15,7 +16,7 @@ import pytest
 from perf.images import BYTES, choose, jpeg_of, photographs
 from perf.loader.figures import RATIOS
 from perf.loader.peers import PublishedRecipe, random_pipeline
-from pipeline.crops import Crops, View
+from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.dataset.open import open_dataset
 from support.forks import run_forked
 from support.programs import run_module
@@ -171,6 +172,14 @@ def test_torchvision_and_dali_augment_as_much_as_each_other(images):
         assert 0.08 < gray < 0.34  # of 192 crops: four standard deviations about 0.2
         described.append([np.mean([view.mean() for view in pixels]), np.mean([view.std() for view in pixels])])
     assert described[0] == pytest.approx(described[1], rel=0.2)
+
+
+@pytest.mark.parametrize("jitter", [Jitter(1.0, 0.6, 0.6, 0.0, 0.0), Jitter(1.0, 0.0, 0.0, 0.0, 0.1), Jitter(0.0)])
+def test_dalis_own_operators_take_strengths_of_zero(images, jitter):
+    files = sorted(map(str, images.iterdir()))
+    plain = replace(CROPS, jitter=jitter, grayscale=0.0, blur=Blur(0.5, (1.0, 1.0)))
+    views = random_pipeline(files, plain, 4, 1).run()
+    assert [view.as_array().shape for view in views] == [(4, view.size, view.size, 3) for view in plain.views]
 
 
 def test_the_made_images_are_the_same_every_time():

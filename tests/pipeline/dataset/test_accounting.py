@@ -12,8 +12,8 @@ from support.conversions import converted
 from support.small_datasets import PNG, packed, write
 from training.report import closing_table
 
-FILES = {"a/1.png": PNG, "a/2.png": PNG[:60], "b/3.png": PNG, "b/4.heic": b"?", "notes": b"?", ".hidden.png": PNG}
-LINE = "2 images, 2 labeled (2 classes); left out: 2 (.heic 1, no extension 1); 1 of 3 images quarantined (1 truncated)"
+FILES = {"a/1.png": PNG, "a/2.png": PNG[:60], "b/3.png": PNG, "b/4.psd": b"?", "notes": b"?", ".hidden.png": PNG}
+LINE = "2 images, 2 labeled (2 classes); left out: 2 (.psd 1, no extension 1); 1 of 3 images quarantined (1 truncated)"
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def test_an_old_cached_table_does_not_hide_it(root, tmp_path, capsys):
     assert len(said(root, tmp_path, capsys)) == 1
     table = open_dataset(root, tmp_path / "cache", workers=1, progress=False)
     assert "scanning again" not in capsys.readouterr().err
-    assert table.left_out == {".heic": 1, "no extension": 1}
+    assert table.left_out == {".psd": 1, "no extension": 1}
 
 
 @pytest.mark.parametrize("kind", ["wds", "beton", "index"])
 def test_what_conversion_lost_is_said_of_its_output(root, tmp_path, capsys, kind):
     out = tmp_path / {"wds": "out", "beton": "out.beton", "index": "out.npz"}[kind]
     converted(root, out, kind)
-    lost = {".heic": 1, "no extension": 1} | ({"truncated": 1} if kind != "index" else {})
+    lost = {".psd": 1, "no extension": 1} | ({"truncated": 1} if kind != "index" else {})
     for _ in range(2):
         table = open_dataset(out, tmp_path / "cache", workers=1, progress=False)
         assert (table.left_out, len(table.quarantine)) == (lost, int(kind == "index"))

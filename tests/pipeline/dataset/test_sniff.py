@@ -49,7 +49,7 @@ def test_other_files_are_not_taken_for_images():
         b"\xff\xd8",
         b"BMW is a car, and",
         b"P3 is a format",
-        b"\0\0\0\x18ftypheic",
+        b"\0\0\0\x18ftypmp42",
         b"%PDF-1.7",
         b"RIFF\0\0\0\0WAVE",
     ]

@@ -138,10 +138,10 @@ def test_a_large_beton_that_is_none_is_one_line(tmp_path):
 
 
 def test_one_large_file_beyond_the_bound_is_one_line(tmp_path):
-    write(tmp_path / "site", {"train.tfrecord": bytes(50_000)})
+    write(tmp_path / "site", {"train.h5": bytes(50_000)})
     with serving(tmp_path / "site") as server:
-        line = error_of(table_of, f"{server.address}/train.tfrecord", tmp_path / "cache", APART)
-    assert "data.cache_bytes=20000" in line and "pack the images in tars" in line
+        line = error_of(table_of, f"{server.address}/train.h5", tmp_path / "cache", APART)
+    assert "data.cache_bytes=20000" in line and "make tars of them" in line
     assert server.sent == 0
 
 
