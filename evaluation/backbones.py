@@ -55,7 +55,7 @@ class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
     the images that a run was trained on and scored with; image, label: its choice of them, channels, layout,
-    max_pixels: of their pixels. temperature: of its loss."""
+    max_pixels, bands, stretch, range: of their pixels. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -70,6 +70,9 @@ class Backbone:
     channels: str | int = "rgb"
     layout: str = "auto"
     max_pixels: int | None = None
+    bands: str | None = None
+    stretch: list[float] | None = None
+    range: Any = None
     temperature: float = 0.1
 
     @property
@@ -227,6 +230,9 @@ def _from_run(word: str, path: Path, own: str) -> Backbone:
         channels=config["data"].get("channels", "rgb"),  # checkpoints from before there were channels do not name them
         layout=config["data"].get("layout", "auto"),
         max_pixels=config["data"].get("max_pixels"),
+        bands=config["data"].get("bands"),
+        stretch=config["data"].get("stretch"),
+        range=config["data"].get("range"),
         temperature=config["swav"]["temperature"],
     )
 
@@ -258,7 +264,8 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None, own: str
     network.eval()
     digest, data = weights_digest(network), (config or {}).get("data", {})
     pixels = {"channels": data.get("channels", "rgb"), "layout": data.get("layout", "auto")}
-    pixels["max_pixels"] = data.get("max_pixels")
+    pixels |= {"max_pixels": data.get("max_pixels"), "bands": data.get("bands")}
+    pixels |= {"stretch": data.get("stretch"), "range": data.get("range")}
     name = _architecture(named.name, network, named.inputs)
     return Backbone(str(path), name, network, digest, named.inputs, swav=swav, **pixels)
 

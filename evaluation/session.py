@@ -25,7 +25,7 @@ from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.loader import Loader
 from training.distributed import Cluster, connected
 
-OPTIONS = {"data.path": "DATA", "data.test": "--test", "data.image": "--image", "data.label": "--label"}
+OPTIONS = {f"data.{name}": f"--{name}" for name in ("test", "image", "label", "bands")} | {"data.path": "DATA"}
 MAX_BAD: float = default_config().data.max_bad_fraction  # of the images
 
 
@@ -127,10 +127,12 @@ def open_tables(
     test = options.test or (None if options.data else backbone.test)  # the run's own test goes with its own images
     own = options.data is None
     choice = {"image": options.image or (own and backbone.image), "label": options.label or (own and backbone.label)}
+    choice["bands"] = options.bands or (own and backbone.bands)
     places: dict[str, Any] = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
     takes = channels_of(backbone.network)
     channels = "auto" if takes != 3 and backbone.channels == "rgb" else backbone.channels
     places |= {"channels": channels, "layout": backbone.layout, "max_pixels": backbone.max_pixels}
+    places |= {"stretch": backbone.stretch, "range": backbone.range}
     data: Any = OmegaConf.create(places | {name: chosen or None for name, chosen in choice.items()})
     try:
         train, held_out = open_splits(data, progress=session.cluster.main)

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--label", help="data.label")
     parser.add_argument("--channels", default="auto", help="data.channels")
     parser.add_argument("--layout", default="auto", help="data.layout")
+    parser.add_argument("--bands", help="data.bands")
     parser.add_argument("--check", default="decode", help="data.check")
     parser.add_argument("--port", action="store_true", help="print only the node's number and a free port")
     options = parser.parse_args(arguments)
@@ -43,7 +45,10 @@ def main(arguments: list[str]) -> int:
         facts = gather_port()
     else:
         channels = int(options.channels) if options.channels.isdecimal() else options.channels
-        choice = (options.image, options.label, channels, options.layout)
+        choice = {
+            "image": options.image, "label": options.label, "channels": channels, "layout": options.layout,
+            "bands": options.bands,
+        }  # fmt: skip
         facts = gather_facts(
             options.data, options.directory, options.dataset, choice, options.check, options.cache_bytes
         )
@@ -60,7 +65,7 @@ def gather_facts(
     data: str,
     directory: Path,
     cache: str | None = None,
-    choice: tuple[Any, ...] = (),
+    choice: Mapping[str, Any] | None = None,
     check: str = "decode",
     cache_bytes: str = "100GB",
 ) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def gather_facts(
     host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
     exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: names of visible ones; cores. With
     `cache` also dataset: the digest of the training table, and images: how many rows it has. choice: data.image,
-    data.label, data.channels and data.layout. check: data.check. cache_bytes: data.cache_bytes.
+    data.label, data.channels, data.layout and data.bands. check: data.check. cache_bytes: data.cache_bytes.
     """
     return {
         "host": socket.gethostname(),
@@ -126,7 +131,9 @@ def free_gb(directory: Path) -> float:
     return round(shutil.disk_usage(existing).free / 1e9, 1)
 
 
-def dataset_facts(data: str, cache: str, choice: tuple[Any, ...], check: str, cache_bytes: str) -> dict[str, Any]:
+def dataset_facts(
+    data: str, cache: str, choice: Mapping[str, Any] | None, check: str, cache_bytes: str
+) -> dict[str, Any]:
     """dataset: digest of the training table, or "unreadable: " and the reason. images: its rows, 0 if unreadable."""
     from pipeline.dataset.finding.choice import Choice
     from pipeline.dataset.open import find_split, open_dataset
@@ -135,7 +142,7 @@ def dataset_facts(data: str, cache: str, choice: tuple[Any, ...], check: str, ca
     try:
         place = {"path": data, "test": None, "cache": cache, "cache_bytes": cache_bytes, "workers": 0}
         path = with_local_paths(place, progress=False)["path"]
-        table = open_dataset(find_split(path)[0], cache, 0, False, choice=Choice(*choice), check=check)
+        table = open_dataset(find_split(path)[0], cache, 0, False, choice=Choice(**(choice or {})), check=check)
     except (ValueError, OSError) as error:
         return {"dataset": f"unreadable: {' '.join(str(error).split())}", "images": 0}
     return {"dataset": table.digest()[:12], "images": len(table)}

@@ -38,6 +38,7 @@ def ask_nodes(
     if dataset:
         chosen = {"--dataset": config.data.cache, "--image": config.data.image, "--label": config.data.label}
         chosen |= {"--check": config.data.check, "--channels": config.data.channels, "--layout": config.data.layout}
+        chosen["--bands"] = config.data.get("bands")
         chosen["--cache-bytes"] = config.data.cache_bytes
         program += [word for name, value in chosen.items() if value is not None for word in (name, str(value))]
     return _answers(how, nodes, ssh, program, DATASET_TIMEOUT if dataset else ANSWER_TIMEOUT)

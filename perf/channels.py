@@ -2,8 +2,9 @@
 
     python -m perf.channels [--rounds 5] [--images 64] [--threads 1] [--json channels.json]
 
-Noisy tiles in .npy files, 2 crops of 224 and 6 of 96 pixels, all of the recipe's augmentation, float32. Both backends
-get the same draws, one epoch a turn, reading included; the ratio is the median over rounds of the ratio of a round.
+Noisy tiles in .npy files, or as the arrays of a .beton; 2 crops of 224 and 6 of 96 pixels, all of the recipe's
+augmentation, float32. Both backends get the same draws, one epoch a turn, reading included; the ratio is the median of
+the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 from common.cli import Parser, at_least
 from perf.program import program
 from pipeline.batch import Request
+from pipeline.conversion.rewrite import Options
+from pipeline.convert import convert
 from pipeline.crops import Crops, Jitter, View
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.reader import Reader
@@ -35,17 +38,21 @@ VIEWS = (View(224, (0.14, 1.0)),) * 2 + (View(96, (0.05, 0.14)),) * 6
 
 
 class Kind(NamedTuple):
-    """Tiles: pixels a side, channels, type."""
+    """Tiles: pixels a side, channels, type, and whether they are in a .beton."""
 
     side: int
     channels: int
     dtype: str
+    beton: bool = False
 
     def __str__(self) -> str:
-        return f"{self.side} x {self.side}, {self.channels} of {self.dtype}"
+        return f"{self.side} x {self.side}, {self.channels} of {self.dtype}" + ", .beton" * self.beton
 
 
-KINDS = (Kind(256, 4, "uint16"), Kind(512, 4, "uint16"), Kind(224, 12, "uint16"), Kind(256, 1, "float32"))
+KINDS = (
+    Kind(256, 4, "uint16"), Kind(512, 4, "uint16"), Kind(512, 4, "uint16", beton=True), Kind(224, 12, "uint16"),
+    Kind(256, 1, "float32"),
+)  # fmt: skip
 
 
 def main(arguments: list[str]) -> int:
@@ -70,7 +77,11 @@ def measure(options: Any, folder: Path, kinds: tuple[Kind, ...] = KINDS, views: 
 
 def turns(options: Any, folder: Path, kind: Kind, views: tuple[View, ...]) -> dict[str, Any]:
     """The figures of one kind."""
-    table = open_dataset(written(folder / "tiles", kind, options.images), folder, 1, progress=False)
+    source = written(folder / "tiles", kind, options.images)
+    if kind.beton:
+        convert(source, folder / "tiles.beton", Options("beton"), workers=1, progress=False)
+        source = folder / "tiles.beton"
+    table = open_dataset(source, folder, 1, progress=False)
     channels = table.pixels.channels
     crops = Crops(views, jitter=Jitter(saturation=0, hue=0), grayscale=0, mean=(0.5,) * channels, std=(0.3,) * channels)
     size = min(32, options.images)
@@ -93,11 +104,14 @@ def turns(options: Any, folder: Path, kind: Kind, views: tuple[View, ...]) -> di
         backend.close()
     feed.reader.close()
     ratios = [slow / fast for fast, slow in zip(times["ffcv"][1:], times["torchvision"][1:], strict=True)]
+    wall_ratios = [fast / slow for fast, slow in zip(walls["ffcv"][1:], walls["torchvision"][1:], strict=True)]
     return {
         "cpu_ms": {name: median(values[1:]) for name, values in times.items()},
         "images_per_second": {name: median(values[1:]) for name, values in walls.items()},
         "ratio": median(ratios),
         "ratios": [min(ratios), max(ratios)],
+        "wall_ratio": median(wall_ratios),
+        "wall_ratios": [min(wall_ratios), max(wall_ratios)],
     }
 
 
@@ -114,12 +128,15 @@ def written(folder: Path, kind: Kind, images: int) -> Path:
 
 def show(report: dict[str, Any]) -> None:
     """Print a row for each kind."""
-    print("| tiles | ffcv, CPU ms an image | torchvision | ratio (lowest to highest) |")
-    print("| --- | ---: | ---: | --- |")
+    print("| tiles | ffcv, CPU ms an image | torchvision | ratio (range) | images/s | torchvision | ratio |")
+    print("| --- | ---: | ---: | --- | ---: | ---: | --- |")
     for row in report["rows"]:
         low, high = row["ratios"]
         fast, slow = (row["cpu_ms"][name] for name in BACKENDS)
-        print(f"| {row['kind']} | {fast:.2f} | {slow:.2f} | {row['ratio']:.1f} ({low:.1f} to {high:.1f}) |")
+        cpu = f"{fast:.2f} | {slow:.2f} | {row['ratio']:.1f} ({low:.1f} to {high:.1f})"
+        many, few = (row["images_per_second"][name] for name in BACKENDS)
+        low, high = row["wall_ratios"]
+        print(f"| {row['kind']} | {cpu} | {many:.0f} | {few:.0f} | {row['wall_ratio']:.1f} ({low:.1f} to {high:.1f}) |")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from os.path import expanduser
 from pathlib import Path
@@ -36,6 +36,7 @@ from common.processes import in_processes
 from common.progress import progress_bar
 from common.signals import ENDING, Stopped
 from pipeline.conversion.assembly import finish_beton, finish_index, finish_shards, joined_parts
+from pipeline.conversion.channels.kind import kind_of
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.estimate import check_room, expect
 from pipeline.conversion.fetched import fetched
@@ -45,7 +46,8 @@ from pipeline.conversion.report import Report, make_report, save_report, show
 from pipeline.conversion.rewrite import QUALITY, Options
 from pipeline.conversion.sources import open_source
 from pipeline.conversion.spool import SpoolSource
-from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice
+from pipeline.conversion.tiling.grid import Tiling, check_tiling
+from pipeline.dataset.finding.choice import NOT_CHOSEN, Choice, channels_of
 from pipeline.dataset.table import DatasetError, count_reasons
 from pipeline.remote.address import is_remote
 
@@ -71,6 +73,7 @@ def convert(
     progress: bool = True,
     choice: Choice = NOT_CHOSEN,
     cache: Path | None = None,
+    tiling: Tiling | None = None,
 ) -> Report:
     """Convert `source` to `out`, which must not exist. Raises DatasetError with one line.
 
@@ -79,11 +82,12 @@ def convert(
     ray: 'auto', 'local' or the address of a cluster whose nodes share this file system.
     max_bad_fraction: a larger fraction of unreadable images is an error. choice: of images and labels, where samples
     have several. cache: folder for what is fetched from a bucket or web server, kept; None: beside OUT, deleted at the
-    end.
+    end. tiling: cut each image into tiles.
     """
     out, cache = Path(out).absolute(), cache and Path(cache).absolute()
-    choice = choice._replace(channels="rgb")  # it packs pictures
     check(out, options)
+    if tiling is not None:
+        check_tiling(tiling)
     if not 0 <= max_bad_fraction <= 1:
         raise DatasetError(f"--max-bad-fraction={max_bad_fraction}: give a number from 0 to 1")
     workers = workers or len(os.sched_getaffinity(0))
@@ -96,7 +100,11 @@ def convert(
         # ------------------------------------------------------------------ source
         may_spool = partial(check_spool, folder, options)
         path = fetched(name, cache or folder / "fetched", workers, progress) if remote else Path(name)
-        entries = open_source(path, folder / "spool", workers, progress, may_spool, choice)
+        entries = open_source(path, folder / "spool", workers, progress, may_spool, choice, tiling)
+        pixels, size = kind_of(entries, options, choice)
+        options = replace(options, pixels=pixels, size=size)
+        if pixels.native and progress:
+            note(f"{name}: {pixels}, which OUT keeps" + "; --channels rgb makes 8-bit RGB of them" * (tiling is None))
         expected = expect(entries, options, shard_bytes)
         try:
             check_room(folder, expected.out + expected.additional, ("data/*", "*.beton"))
@@ -111,7 +119,7 @@ def convert(
         rows = packing_order(len(entries), None if options.format == "index" else seed)
         count = -(-len(rows) // per_part)
         resume(folder, count, describe(entries, options, seed, per_part))
-        joined = joined_parts(folder, out, count)
+        joined = joined_parts(folder, out, count, options)
 
         def tasks() -> Iterator[Task]:
             for number in range(count):
@@ -140,7 +148,7 @@ def convert(
 
         # ------------------------------------------------------------------ OUT
         finish = {"beton": finish_beton, "index": finish_index}.get(options.format, finish_shards)
-        finish(folder, out, entries, parts, report, progress)
+        finish(folder, out, entries, parts, report, options, progress)
     return report
 
 
@@ -223,7 +231,8 @@ def describe(entries: Entries, options: Options, seed: int | None, per_part: int
     import PIL
 
     source = {"source": entries.fingerprint(), "seed": seed, "images of a part": per_part}
-    return source | asdict(options) | {"version": VERSION, "Pillow": PIL.__version__}
+    run = source | asdict(options) | {"version": VERSION, "Pillow": PIL.__version__}
+    return json.loads(json.dumps(run))  # tuples as it is read again
 
 
 def resume(folder: Path, count: int, run: dict[str, Any]) -> None:
@@ -279,6 +288,13 @@ def main(arguments: list[str] | None = None) -> int:
         f"all other formats get quality {QUALITY} there; shards store other images that they have to change as PNG",
     )  # fmt: skip
     parser.add_argument("--raw", action="store_true", help="store pixels instead of JPEGs (beton): no decoding later")
+    parser.add_argument("--tile", type=int, metavar="N", help="cut each image into tiles of N x N pixels")
+    parser.add_argument("--overlap", type=int, metavar="N", help="pixels that neighboring tiles share (default 0)")
+    parser.add_argument(
+        "--keep",
+        metavar="RULES",
+        help="only tiles whose mean, std, min or max are so, in values of the file: 'std>8,mean<230'",
+    )
     parser.add_argument("--seed", default=str(SEED), help="of the shuffle (default %(default)s); none keeps the order")
     parser.add_argument("--shard-images", type=int, metavar="N", help="images of a shard or part")
     parser.add_argument("--shard-size", default="256MiB", help="approximate bytes of one (default %(default)s)")
@@ -297,6 +313,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="where labels are: a column, a field, a suffix of members or a name in their .json; none: leave them out",
     )  # fmt: skip
     parser.add_argument(
+        "--channels", metavar="auto|rgb|N", default="auto",
+        help="rgb: images become pictures in 8-bit RGB; N: they keep N channels and their depth, as arrays in a .beton "
+        "and .npy in shards; auto (the default): they do if most of them are more than 8-bit RGB shows",
+    )  # fmt: skip
+    parser.add_argument("--bands", help="an image is several files: words of their names, e.g. B02,B03,B08")
+    parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
+    parser.add_argument(
         "--cache", type=Path, metavar="DIR",
         help="keep there what is fetched from a bucket or web server (default: beside OUT, deleted at the end)",
     )  # fmt: skip
@@ -306,6 +329,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(sign, stop)
     try:
         seed = None if given.seed == "none" else positive("seed", given.seed, 0)
+        choice = Choice(given.image, given.label, channels_of(given.channels), given.layout, bands=given.bands)
         report = convert(
             given.source, Path(given.out),
             Options(given.format, given.short, given.long, given.quality, given.raw),
@@ -313,8 +337,8 @@ def main(arguments: list[str] | None = None) -> int:
             shard_images=None if given.shard_images is None else positive("shard-images", given.shard_images),
             shard_bytes=parse_size(given.shard_size),
             workers=None if given.workers is None else positive("workers", given.workers),
-            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=Choice(given.image, given.label),
-            cache=given.cache,
+            ray=given.ray, max_bad_fraction=given.max_bad_fraction, choice=choice,
+            cache=given.cache, tiling=tiling_of(given),
         )  # fmt: skip
     except KeyboardInterrupt as stopped:
         note("stopped; the same command continues from here")
@@ -329,6 +353,16 @@ def main(arguments: list[str] | None = None) -> int:
     file = out.with_name(f"{out.stem}.report.json") if out.suffix in (".beton", ".npz") else out / "report.json"
     show(report, str(file))
     return 0
+
+
+def tiling_of(given: Any) -> Tiling | None:
+    """The tiles that the arguments ask for. Raises DatasetError."""
+    if given.tile is not None:
+        return Tiling(given.tile, given.overlap or 0, given.keep or "")
+    for name in ("overlap", "keep"):
+        if (value := getattr(given, name)) is not None:
+            raise DatasetError(f"--{name}={value}: it is of tiles; give --tile too")
+    return None
 
 
 def stop(number: int, frame: Any) -> None:

@@ -36,6 +36,10 @@ def fit_to_pixels(config: DictConfig, table: SampleTable | None, progress: bool 
             values |= {"mean": rounded(statistics.mean), "std": rounded(statistics.std)}
             why += f", statistics of {file}"
         choices += _fit_backend(config, pixels)
+        if pixels.range and config.data.range == "auto":
+            config.data.range = [list(ends) for ends in pixels.range]
+            of = f"percentiles {shown(config.data.stretch)} of the training images"
+            choices.append(f"data.range={shown(config.data.range)}  ({of}; override with data.range=...)")
     choices += _fit_network(config, pixels)
     if not pixels.is_color:
         values |= dict.fromkeys(OF_COLOR, 0.0)

@@ -7,7 +7,9 @@ Each row shows the image with its windows, then its de-normalized crops, framed 
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from PIL import Image, ImageDraw
 from common.cli import EXIT_MISTAKE, Parser, note, print_error
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config, usual_backend
+from pipeline.dataset.channels.decode import false_color, shown_channels
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
@@ -40,6 +43,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="*", default=[], help="key=value settings that override the recipe's")
     parser.add_argument("--rows", type=int, default=6, help="images on the sheet (default 6)")
     parser.add_argument("--epoch", type=int, default=0, help="epoch whose draw is shown (default 0)")
+    parser.add_argument(
+        "--channels",
+        default="",
+        help="three channels, from 0 on, to show as red, green and blue, e.g. 3,2,1 (default 0,1,2)",
+    )
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="PNG to write (default preview.png)")
     options = parser.parse_args(arguments)
     try:
@@ -48,7 +56,10 @@ def main(arguments: list[str]) -> int:
                 f"--rows={options.rows} --epoch={options.epoch}: expected 1 to 1000 rows and an epoch from 0"
             )
         config = load_config([options.recipe, *options.settings])
-        sheet = preview(config, options.rows, options.epoch)
+        if options.channels and not re.fullmatch(r"\d{1,4},\d{1,4},\d{1,4}", options.channels):
+            raise ValueError(f"--channels={options.channels}: expected three numbers from 0 on, e.g. 3,2,1")
+        chosen = [int(number) for number in options.channels.split(",")] if options.channels else []
+        sheet = preview(config, options.rows, options.epoch, chosen)
         sheet.save(options.out, format="PNG")
     except (ValueError, OSError) as error:
         print_error(error)
@@ -57,34 +68,46 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:
-    """The sheet of the first `images` rows of an epoch's order. Raises DatasetError."""
+def preview(config: DictConfig, images: int, epoch: int, chosen: Sequence[int] = ()) -> Image.Image:
+    """The sheet of the first `images` rows of an epoch's order. chosen: three channels to show. Raises DatasetError,
+    and ValueError for a channel that the images do not have."""
     table, _ = open_splits(config.data, progress=True)
+    if chosen and (not table.pixels.native or max(chosen) >= table.pixels.channels):
+        raise ValueError(f"--channels={','.join(map(str, chosen))}: the images are {table.pixels}; leave it out")
     for line in fit_to_pixels(config, table) if table.pixels.native else ():
         note(f"auto: {line}")
     if config.pipeline.backend == "auto":
         config.pipeline.backend = usual_backend(on_gpu=False)
     crops = crops_from_config(config.crops, config.pipeline.backend)
     rows = order(config.run.seed, epoch, table.usable())[:images]
-    drawn, tiles, sources = crops_of(table, crops, config.pipeline.backend, config.run.seed, epoch, rows)
+    drawn, tiles, sources = crops_of(table, crops, config.pipeline.backend, config.run.seed, epoch, rows, chosen)
     return sheet(sources, drawn, tiles)
 
 
 def crops_of(
-    table: SampleTable, crops: Crops, backend_name: str, seed: int, epoch: int, rows: np.ndarray
+    table: SampleTable,
+    crops: Crops,
+    backend_name: str,
+    seed: int,
+    epoch: int,
+    rows: np.ndarray,
+    chosen: Sequence[int] = (),
 ) -> tuple[Draw, list[np.ndarray], list[np.ndarray]]:
     """The draw of some rows, made on the CPU: their crops by view (rows, size, size, 3) and the images (H, W, 3), in
-    uint8. Raises DatasetError."""
+    uint8. chosen: the channels that are shown. Raises DatasetError."""
     feed = Feed(table, Reader(table))
     backend = make_backend(backend_name, crops, len(rows), 1, None, pixels=table.pixels)
     try:
         request = feed.request(epoch, 0, rows, partial(draw, crops, seed, epoch))
         request, groups = next(execute(backend, feed, iter([request])))
-        sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
+        if table.pixels.native:
+            sources = [false_color(feed.reader.native(int(row)), chosen) for row in request.draw.rows]
+        else:
+            sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
     finally:
         backend.close()
         feed.reader.close()
-    levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops, table.pixels) for group in groups]
+    levels = [denormalized(group.permute(0, 2, 3, 1).float().numpy(), crops, table.pixels, chosen) for group in groups]
     tiles: dict[int, np.ndarray] = {}
     for (_, members), pixels in zip(crops.groups, levels, strict=True):
         tiles |= dict(zip(members, np.split(pixels, len(members)), strict=True))
@@ -92,14 +115,13 @@ def crops_of(
 
 
 def denormalized(
-    pixels: Float[np.ndarray, "N H W C"], crops: Crops, kind: PixelFormat = COLOR
+    pixels: Float[np.ndarray, "N H W C"], crops: Crops, kind: PixelFormat = COLOR, chosen: Sequence[int] = ()
 ) -> UInt8[np.ndarray, "N H W 3"]:
-    """Normalized crops as pixels in [0, 255]; those with their own channels in false color: the first three channels,
+    """Normalized crops as pixels in [0, 255]; those with their own channels in false color: their `shown_channels`,
     each from SPREAD standard deviations below its mean to as many above."""
     if kind.native:
-        last = pixels.shape[-1] - 1
-        chosen = pixels[..., [0, min(1, last), min(2, last)]]
-        return np.clip(np.rint((chosen / (2 * SPREAD) + 0.5) * 255), 0, 255).astype(np.uint8)
+        shown = pixels[..., shown_channels(pixels.shape[-1], chosen)]
+        return np.clip(np.rint((shown / (2 * SPREAD) + 0.5) * 255), 0, 255).astype(np.uint8)
     return np.clip(np.rint((pixels * np.array(crops.std) + np.array(crops.mean)) * 255), 0, 255).astype(np.uint8)
 
 

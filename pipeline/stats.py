@@ -8,7 +8,6 @@ its images keep their own channels, and computes it first where it is missing. T
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -18,16 +17,15 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 
-import numpy as np
-
 from common.cli import EXIT_MISTAKE, Parser, at_least, print_error
 from common.files import lock, write_atomically
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.channels.moments import Moments
-from pipeline.dataset.finding.choice import Choice
+from pipeline.dataset.finding.choice import Choice, channels_of
 from pipeline.dataset.open import find_split, open_dataset
 from pipeline.dataset.reader import Reader, ReadError
+from pipeline.dataset.stretching import identity, table_of
 from pipeline.dataset.table import DatasetError, SampleTable
 
 CHUNK = 64  # images a task
@@ -52,17 +50,22 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("data", help="images, as data.path takes them; of two splits the training images")
     parser.add_argument("--channels", default="auto", help="auto, rgb or a number, as data.channels (default auto)")
     parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
+    parser.add_argument("--bands", help="words of files' names, e.g. B02,B03,B08, as data.bands")
     parser.add_argument("--tables", type=Path, default=Path("data/tables"), help="as data.cache (default data/tables)")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes (default 0: one a core)")
     options = parser.parse_args(arguments)
     try:
-        channels = options.channels if options.channels in ("auto", "rgb") else _number(options.channels)
-        choice = Choice(channels=channels, layout=options.layout)
+        choice = Choice(channels=channels_of(options.channels), layout=options.layout, bands=options.bands)
         workers = options.workers or len(os.sched_getaffinity(0))
         table = open_dataset(find_split(options.data)[0], options.tables, workers, True, "DATA", choice)
         statistics, file = statistics_of(table, options.tables, workers)
     except (ValueError, OSError) as error:
-        print_error(str(error).replace("data.channels", "--channels").replace("data.layout", "--layout"))
+        print_error(
+            str(error)
+            .replace("data.channels", "--channels")
+            .replace("data.layout", "--layout")
+            .replace("data.bands", "--bands")
+        )
         return EXIT_MISTAKE
     print(f"{options.data}: {statistics.images:,} images, {statistics.pixels}; {file}")
     print(f"crops.mean={rounded(statistics.mean)} crops.std={rounded(statistics.std)}")
@@ -120,25 +123,6 @@ def rounded(values: list[float]) -> list[float]:
     return [float(f"{value:.{DIGITS}g}") for value in values]
 
 
-def identity(table: SampleTable) -> str:
-    """SHA-256 of what says that images are the same: the table's columns, its place, and the times of its files."""
-    digest = hashlib.sha256(f"{table.digest()} {table.root} {table.fingerprint} {table.pixels}".encode())
-    if not table.loose:
-        for name in table.containers:
-            status = (table.root / name).stat()
-            digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def table_of(table: SampleTable, rows: np.ndarray) -> SampleTable:
-    """A table of these usable rows alone, small enough to be sent to a process."""
-    kept, container = np.unique(table.container[rows], return_inverse=True)
-    columns = {name: getattr(table, name)[rows] for name in ("offset", "length", "width", "height", "state")}
-    names = [table.containers[index] for index in kept]
-    label = np.full(len(rows), -1)
-    return SampleTable(table.root, names, container.astype(np.int32), label=label, pixels=table.pixels, **columns)
-
-
 def _of_table(table: SampleTable) -> tuple[list[Moments], int]:
     """The moments of a table's readable images, merged to one ([] without any), and their number."""
     found = []
@@ -147,12 +131,6 @@ def _of_table(table: SampleTable) -> tuple[list[Moments], int]:
             with suppress(ReadError):  # training replaces such an image
                 found.append(Moments.of(reader.native(row) if table.pixels.native else reader.decode(row)))
     return ([reduce(add, found)] if found else []), len(found)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise DatasetError(f"--channels={text}: expected auto, rgb or a number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

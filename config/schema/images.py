@@ -10,6 +10,7 @@ from config.schema.ranges import (
     MOST_CHANNELS,
     Auto,
     FilePath,
+    Holds,
     NotNegative,
     PerChannel,
     Probability,
@@ -22,6 +23,7 @@ from config.schema.setting import MISSING, SPEED, Section, setting
 
 Pair = Len(2, 2)
 Pixels = Annotated[int, Range(ge=4, le=4096, unit="pixels")]
+PERCENTILES = Holds(lambda pair: 0 <= pair[0] < pair[1] <= 100, "[low, high] with 0 <= low < high <= 100")
 ShareOfArea = Annotated[list[float], Pair, rising(1)]
 
 
@@ -80,6 +82,20 @@ class Data(Section):
         "where arrays of three axes have their channels: hwc: last, chw: first; auto: first if that axis is shorter "
         "than the last, else last",
         resume="another layout is refused",
+    )
+    bands: str | None = setting(
+        None,
+        "an image is several files, one for each band: the words in their names that say which, in the order of the "
+        "channels, e.g. B02,B03,B08 or red,green,nir; null: one file",
+    )
+    stretch: Annotated[list[float], Pair, PERCENTILES] | None = setting(
+        None,
+        "two percentiles of all values of a channel, e.g. [0.5, 99.5], which become black and white of uint8 or uint16 "
+        "images with their own channels; values outside are clipped; null: none",
+    )
+    range: Auto | Annotated[list[Annotated[list[int], Pair]], PerChannel] = setting(
+        "auto",
+        "for stretch: the values of each channel that become black and white; auto: percentiles of the training images",
     )
     max_pixels: Annotated[int, Range(ge=1, le=1 << 30, unit="pixels")] = setting(
         89_478_485,

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, Int32, Int64
 
+from pipeline.dataset.channels.bands import packed
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.table import Names
 
 
@@ -23,8 +25,12 @@ class Entries:
     label: (N,) int32, -1 without; classes: names of the labels, () if unknown.
     keys: valid WebDataset keys without suffix, distinct even if case is ignored.
     shape: (N, 2) int32 height and width if the bytes are raw RGB pixels, (0, 0) for an encoded image.
+    pixels: the format of all images, if the source states it; with bare samples (`stored`) each image has these.
+    Of files it may state the layout alone.
     kind: of `pipeline.dataset.finding.find.Found`, or 'webdataset'.
     origin: fingerprint of the names, sizes and times of the files that the user gave.
+    bands: (N, B - 1, 3) int64 file, offset and length of the further files of images of several bands, or None; `read`
+    puts their bytes together.
     refused: name -> reason, for images that are not read; left_out: number of files that are no images, by extension.
     """
 
@@ -41,6 +47,8 @@ class Entries:
     origin: str
     refused: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    pixels: PixelFormat = COLOR
+    bands: Int64[np.ndarray, "n bands 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.file)
@@ -50,7 +58,8 @@ class Entries:
         digest = hashlib.sha256(f"{self.kind} {self.origin} {len(self)}".encode())
         for blob in (self.keys.blob, Names.of(self.classes).blob):
             digest.update(blob)
-        for column in (self.file, self.offset, self.length, self.label, self.shape):
+        bands = () if self.bands is None else (self.bands,)
+        for column in (self.file, self.offset, self.length, self.label, self.shape, *bands):
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -60,19 +69,26 @@ class Entries:
         Returns fewer bytes if a file has become shorter. Raises OSError if a file is gone or cannot be read.
         """
         numbers = [int(row) for row in rows]
-        data = [b""] * len(numbers)
+        places = [(int(self.file[row]), int(self.offset[row]), int(self.length[row])) for row in numbers]
+        if self.bands is None:
+            return self._ranges(places)
+        further = [self._ranges(self.bands[row].tolist()) for row in numbers]
+        return [packed([first, *others]) for first, others in zip(self._ranges(places), further, strict=True)]
+
+    def _ranges(self, places: Sequence[tuple[int, int, int]]) -> list[bytes]:
+        """The bytes of ranges (file, offset, length)."""
+        data = [b""] * len(places)
         opened, file = -1, None
         try:
-            for position in sorted(range(len(numbers)), key=lambda i: (self.file[numbers[i]], self.offset[numbers[i]])):
-                row = numbers[position]
-                if self.file[row] != opened or file is None:
+            for position in sorted(range(len(places)), key=places.__getitem__):
+                number, offset, length = places[position]
+                if number != opened or file is None:
                     if file is not None:
                         file.close()
-                    opened = int(self.file[row])
+                    opened = number
                     file = open(self.root / self.files[opened], "rb", buffering=0)  # noqa: SIM115
-                length = int(self.length[row])
                 length = length if length >= 0 else os.fstat(file.fileno()).st_size
-                data[position] = _pread(file.fileno(), length, int(self.offset[row]))
+                data[position] = _pread(file.fileno(), length, offset)
         finally:
             if file is not None:
                 file.close()

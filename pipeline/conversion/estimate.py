@@ -15,8 +15,9 @@ from jaxtyping import Int64
 from PIL import Image
 
 from pipeline.conversion.beton_writer import PAGE, page_size
+from pipeline.conversion.channels.store import stored
 from pipeline.conversion.entries import Entries
-from pipeline.conversion.rewrite import Options, rewrite, shrunk_size
+from pipeline.conversion.rewrite import Options, shrunk_size
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.png_metadata import without_metadata
 from pipeline.dataset.table import DatasetError
@@ -42,14 +43,14 @@ def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
 
     For encoded images the sample gives the factor by which bytes grow or shrink; for raw pixels, the bytes per image.
     """
-    sizes = stored_bytes(entries)
+    sizes = stored_bytes(entries, np.arange(len(entries)))
     if options.format == "index":
         return Expected(TABLE_BYTES * len(sizes), TABLE_BYTES, 0)
     pairs = np.array(list(_sample(entries, options)), np.int64).reshape(-1, 2)
     before, after = (int(total) for total in pairs.sum(axis=0))
     if not before or not after:
         images = int(sizes.sum()) * (RAW_GROWTH if options.raw else 1)
-    elif options.raw:
+    elif options.raw or options.pixels.native:
         images = int(after / len(pairs) * len(sizes))
     else:
         images = int(sizes.sum() * (after / before))
@@ -64,14 +65,14 @@ def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
     return Expected(int(total), image, min(part_bytes, images))  # parts are joined one at a time
 
 
-def stored_bytes(entries: Entries) -> Int64[np.ndarray, " n"]:
-    """Encoded bytes of each image, (n,) int64; 0 if its file is gone."""
-    sizes = entries.length.copy()
-    for row in np.flatnonzero(sizes < 0).tolist():
+def stored_bytes(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Encoded bytes of each of these images, (n,) int64; 0 if its file is gone."""
+    sizes = entries.length[rows]
+    for index in np.flatnonzero(sizes < 0).tolist():
         try:
-            sizes[row] = os.stat(entries.root / entries.files[entries.file[row]]).st_size
+            sizes[index] = os.stat(entries.root / entries.files[entries.file[rows[index]]]).st_size
         except OSError:
-            sizes[row] = 0
+            sizes[index] = 0
     return sizes
 
 
@@ -99,6 +100,13 @@ def _sample(entries: Entries, options: Options) -> Iterator[tuple[int, int]]:
             height, width = (int(side) for side in entries.shape[row])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
+                if options.pixels.native:
+                    made = stored(data, (height, width), entries.pixels, options)
+                    yield len(data), len(made.data)
+                    pixels += ENCODING * made.width * made.height
+                    if pixels > PIXELS:
+                        return
+                    continue
                 if not width:
                     with Image.open(io.BytesIO(without_metadata(data))) as image:
                         width, height = image.size
@@ -108,8 +116,8 @@ def _sample(entries: Entries, options: Options) -> Iterator[tuple[int, int]]:
                 pixels += width * height
                 if pixels > PIXELS:
                     return
-                stored = rewrite(data, tuple(entries.shape[row].tolist()), options).data
-                pixels += ENCODING * width * height * (stored is not data)
-                yield len(data), len(stored)
+                made = stored(data, tuple(entries.shape[row].tolist()), entries.pixels, options)
+                pixels += ENCODING * width * height * (made.data is not data)
+                yield len(data), len(made.data)
         except (BadImage, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue

@@ -24,9 +24,10 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 
 from common.files import NPZ_DAMAGE, replacing, sha256, sync, sync_file
+from pipeline.conversion.channels.store import stored
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.recordio_writer import RecordIOFile, without_marks
-from pipeline.conversion.rewrite import Options, Rewritten, rewrite
+from pipeline.conversion.rewrite import Options, Rewritten
 from pipeline.conversion.spool import ABSENT
 from pipeline.conversion.tfrecord_writer import TFRecordFile
 from pipeline.dataset.images import BadImage
@@ -84,12 +85,17 @@ def record_path(folder: Path, number: int) -> Path:
 
 def select_rows(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Entries:
     """The entries of `rows` alone, small enough to send to another process."""
-    used, file = np.unique(entries.file[rows], return_inverse=True)
+    bands = None if entries.bands is None else entries.bands[rows]
+    files = entries.file[rows] if bands is None else np.append(entries.file[rows], bands[..., 0])
+    used, file = np.unique(files, return_inverse=True)
+    if bands is not None:
+        bands = np.concatenate([file[len(rows) :].reshape(*bands.shape[:2], 1), bands[..., 1:]], axis=-1)
     return replace(
         entries,
+        bands=bands,
         files=Names.of(entries.files[index] for index in used),
         keys=Names.of(entries.keys[row] for row in rows),
-        file=file.astype(np.int32),
+        file=file[: len(rows)].astype(np.int32),
         **{name: getattr(entries, name)[rows] for name in ("offset", "length", "label", "shape")},
         refused={},
         left_out={},
@@ -127,7 +133,7 @@ def _write_part(task: Task, folder: Path) -> Part:
                 raise data
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata
-                image = rewrite(data, tuple(entries.shape[index].tolist()), options)
+                image = stored(data, tuple(entries.shape[index].tolist()), entries.pixels, options)
             if options.format == "recordio":
                 image = image._replace(data=without_marks(image.data))
         except BadImage as error:

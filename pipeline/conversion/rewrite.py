@@ -10,6 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipeline.conversion.beton_writer import LONGEST_SIDE
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.images import BadImage, Fit, Upright, few_pixels, is_plain, shrink, upright
 from pipeline.dataset.png_metadata import without_metadata
 from pipeline.dataset.table import State
@@ -23,13 +24,16 @@ QUALITY = 95  # of a JPEG that has to be re-encoded
 class Options:
     """How images are stored. format: one of `pipeline.convert.FORMATS`; short, long: limit of that side in pixels, or
     None; quality: re-encode every JPEG at it, None re-encodes only where needed (at QUALITY); raw: RGB pixels instead
-    of JPEGs (beton only)."""
+    of JPEGs (beton only). pixels: the kind of all images in OUT; size: height and width of all its arrays, None if they
+    may differ."""
 
     format: str
     short: int | None = None
     long: int | None = None
     quality: int | None = None
     raw: bool = False
+    pixels: PixelFormat = COLOR
+    size: tuple[int, int] | None = None
 
 
 class Rewritten(NamedTuple):

@@ -22,6 +22,7 @@ import numpy as np
 
 from common.cli import note
 from pipeline.conversion.arrays import cifar_source, idx_source
+from pipeline.conversion.channels.dicom_frames import dicom_source
 from pipeline.conversion.columnar import columnar_below, columnar_source
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.hdf5 import hdf5_source
@@ -29,12 +30,15 @@ from pipeline.conversion.keys import unique_keys
 from pipeline.conversion.record_samples import record_samples
 from pipeline.conversion.spool import TAR_BYTES, SpoolSource, spool
 from pipeline.conversion.tar_entries import tar_entries
+from pipeline.conversion.tiling.grid import Tiling
+from pipeline.conversion.tiling.source import tile_source
 from pipeline.dataset.beton import converted_table, read_beton
+from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.finding.ambiguous import check_folder
-from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_choice
+from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_bands, check_choice
 from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
-from pipeline.dataset.folder import images_of, list_folder
+from pipeline.dataset.folder import Listing, images_of, list_folder
 from pipeline.dataset.records.images import record_images
 from pipeline.dataset.sniff import EXTENSIONS, in_words
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
@@ -44,7 +48,13 @@ KINDS = (
     "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds, LitData, LMDB, *.h5, *.parquet, *.arrow, Lance, "
     "an IDX pair, CIFAR's Python files, a .beton or a table"
 )
-OPTIONS = {"data.path=": "SRC=", "data.image": "--image", "data.label": "--label"}  # instead of the recipe's settings
+OPTIONS = {
+    "data.path=": "SRC=",
+    "data.image": "--image",
+    "data.label": "--label",
+    "data.bands": "--bands",
+    "data.channels": "--channels",
+}  # instead of the recipe's settings
 
 
 def open_source(
@@ -54,16 +64,20 @@ def open_source(
     progress: bool = True,
     check: Callable[[SpoolSource], None] = lambda source: None,
     choice: Choice = NOT_CHOSEN,
+    tiling: Tiling | None = None,
 ) -> Entries:
     """All images of `path`, in a fixed order: a file or folder of any kind named above, or a pattern of files.
 
     spool_folder: for the tars of sources without byte ranges; tars from a killed run are used again. workers: processes
     that list and spool. check: called before a source is spooled, and may raise. choice: of images and labels, where
-    samples have several. Raises DatasetError with one line.
+    samples have several. tiling: cut each image into tiles. Raises DatasetError with one line.
     """
     path = Path(path).absolute()
     with _errors_name(path):
-        source = _find(path, workers, progress, choice)
+        if tiling is None:
+            source = _find(path, workers, progress, choice)
+        else:
+            source = tile_source(*_large_images(path, choice), tiling, choice, workers, progress)
     if isinstance(source, SpoolSource):
         check(source)
         with _errors_name(path):
@@ -104,6 +118,7 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     path = train
     kind, files = find_source(path, KINDS)
     check_choice(kind, choice)
+    check_bands(kind, choice)
     if kind == "table":
         return _from_table(files[0])
     if kind == "beton":
@@ -123,7 +138,10 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
         return cifar_source(files[0])
     if not kind:
         raise DatasetError(f"not a source of images; {KINDS}")
-    entries = _from_folder(path.resolve(), choice)
+    listing = _listed(path.resolve(), choice)
+    if series := dicom_source(path.resolve(), listing, workers, progress):
+        return series
+    entries = _from_folder(path.resolve(), listing)
     below = columnar_below(path)
     if below and len(entries):
         problem = f"holds {below[0].relative_to(path)} and other {below[0].suffix} files beside {len(entries)} images"
@@ -156,11 +174,10 @@ def _only(files: list[Path], pattern: str) -> Path:
 def _from_spool(source: SpoolSource, folder: Path, workers: int, progress: bool) -> Entries:
     if source.note:
         note(source.note)
-    spooled = tar_entries(
-        spool(source, folder, workers, progress), workers, progress, Choice(ALL, channels="rgb")
-    )  # chosen before
+    spooled = tar_entries(spool(source, folder, workers, progress), workers, progress, Choice(ALL))  # chosen before
     return replace(
-        spooled, kind=source.kind, classes=source.classes, origin=source.origin(), left_out=source.left_out
+        spooled, kind=source.kind, classes=source.classes, origin=source.origin(), left_out=source.left_out,
+        pixels=PixelFormat(layout="hwc"),
     )  # fmt: skip
 
 
@@ -185,38 +202,53 @@ def _from_records(
 def _from_beton(path: Path, choice: Choice) -> Entries:
     beton = read_beton(path, choice)
     rows, table = len(beton), converted_table(beton)  # numbers have no class names, the table of a conversion does
-    shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
+    shape = np.stack([beton.height, beton.width], axis=1) * (beton.raw | beton.pixels.native)[:, None]
     keys = (f"{row:08d}" for row in range(rows))
     return Entries(
         path.parent, Names.of([path.name]), np.zeros(rows, np.int32), beton.offset, beton.length, beton.label,
         Names.of(keys), shape, table.classes if table else beton.classes, "beton", beton.digest,
+        pixels=beton.pixels,
     )  # fmt: skip
 
 
 def _from_table(path: Path) -> Entries:
     """The images of a table that conversion wrote: of shards with their class names, or of an index."""
     table = SampleTable.load(path)
-    if table.pixels.native:
-        problem = f"{path.name} is a table of images of {table.pixels}, and conversion packs pictures in 8-bit RGB"
-        raise DatasetError(f"{problem}; train on the images themselves")
     rows = len(table)
-    raw = (table.state == State.RAW)[:, None]
+    raw = (table.state == (State.ARRAY if table.pixels.stored else State.RAW))[:, None]
     names = (table.name(row).rpartition(":")[2] for row in range(rows))
     return Entries(
         table.root, Names.of(table.containers), table.container, table.offset,
         np.where(table.loose, -1, table.length).astype(np.int64), table.label,
         unique_keys(os.path.splitext(name)[0] for name in names),
         np.stack([table.height, table.width], axis=1) * raw, table.classes, "table", table.digest(),
-        left_out=dict(table.left_out or {}),
+        left_out=dict(table.left_out or {}), pixels=table.pixels, bands=table.bands,
     )  # fmt: skip
 
 
-def _from_folder(root: Path, choice: Choice) -> Entries:
+def _large_images(path: Path, choice: Choice) -> tuple[Path, Listing]:
+    """The folder and the listing of the images to tile: those of a folder, of a pattern, or one file."""
+    if path.is_dir():
+        return path.resolve(), _listed(path.resolve(), choice)
+    matches = sorted(path.parent.glob(path.name.replace("[", "[[]"))) if "*" in path.name else [path]
+    if not matches or not all(match.is_file() for match in matches):
+        raise DatasetError(f"no such file or folder; {KINDS}")
+    return list_shards(matches)
+
+
+def _listed(root: Path, choice: Choice) -> Listing:
     listing = images_of(root, list_folder(root), choice)
     check_folder(root, listing, choice)
-    rows = len(listing.names)
+    return listing
+
+
+def _from_folder(root: Path, listing: Listing) -> Entries:
+    images = np.arange(len(listing.names))[:, None] if listing.images is None else listing.images
+    rows, further = len(images), images[:, 1:]
+    keys = (os.path.splitext(listing.names[file])[0] for file in images[:, 0])
+    bands = np.stack([further, np.zeros_like(further), np.full_like(further, -1)], axis=-1)
     return Entries(
-        root, listing.names, np.arange(rows, dtype=np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
-        listing.label, unique_keys(os.path.splitext(name)[0] for name in listing.names), np.zeros((rows, 2), np.int32),
-        listing.classes, "folder", listing.fingerprint(), left_out=listing.left_out,
+        root, listing.names, images[:, 0].astype(np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
+        listing.label, unique_keys(keys), np.zeros((rows, 2), np.int32), listing.classes, "folder",
+        listing.fingerprint(), left_out=listing.left_out, bands=None if listing.images is None else bands,
     )  # fmt: skip

@@ -22,7 +22,8 @@ from pipeline.dataset.shards import Record, Shard
 from pipeline.dataset.table import DatasetError
 from pipeline.dataset.tar_images import list_shards
 
-# First bytes of a file -> suffix. All others get 'jpg': no decoder depends on the suffix.
+# First bytes of a file -> suffix. All others get 'jpg', arrays too: no decoder depends on the suffix, and
+# beside pictures a .npy is no image.
 MAGIC = {
     b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"P6": "ppm",
 }  # fmt: skip

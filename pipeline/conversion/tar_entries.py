@@ -25,5 +25,5 @@ def tar_entries(paths: Sequence[Path], workers: int, progress: bool, choice: Cho
     return Entries(
         root, listing.names, images.file, images.offset, images.length, images.label, unique_keys(keys),
         np.zeros((len(images.file), 2), np.int32), images.classes, "webdataset" if images.webdataset else "tar",
-        listing.fingerprint(), images.refused, images.left_out,
+        listing.fingerprint(), images.refused, images.left_out, bands=images.bands,
     )  # fmt: skip

@@ -19,9 +19,14 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
 from numpy.typing import NDArray
 
+from common.progress import progress_bar
+from pipeline.dataset.channels.array_field import image_format, type_and_shape
+from pipeline.dataset.channels.decode import decode_as
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import class_names, label_of, numbered
 from pipeline.dataset.folder import probe_encoded
+from pipeline.dataset.images import BadImage
 from pipeline.dataset.table import DECODE, DatasetError, Names, SampleTable, State
 from pipeline.remote.probes import kept_probes
 
@@ -43,7 +48,7 @@ BYTES = np.dtype([("ptr", "<u8"), ("size", "<u8")])
 INTEGER = np.dtype("<i8")
 # By type_id: float, integer, RGB image, bytes, array, JSON, tensor. 255 is a class that the writer defined.
 RECORDS = [np.dtype("<f8"), INTEGER, IMAGE, BYTES, np.dtype("<u8"), BYTES, np.dtype("<u8")]
-FLOAT, INT, RGB, BYTES_KIND, JSON = 0, 1, 2, 3, 5
+FLOAT, INT, RGB, BYTES_KIND, ARRAY, JSON, TENSOR = range(7)
 JPG, RAW = 0, 1  # modes of an image
 
 
@@ -56,6 +61,7 @@ class BetonFile:
     width, height: (N,) int32 pixels.
     label: (N,) int32, -1 without; classes: its names, () if the labels are numbers. `pipeline.dataset.finding.choice`
     says which fields are taken. fields: names of all fields, in order; image: that of the images.
+    pixels: the format of an array field; COLOR of a field of pictures.
     digest: SHA-256 of everything but the images: file size, fields, records and allocation table.
     """
 
@@ -70,6 +76,7 @@ class BetonFile:
     fields: tuple[str, ...]
     image: str
     digest: str
+    pixels: PixelFormat = COLOR
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -101,8 +108,10 @@ def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
     described = _array(file, FIELD, int(header["num_fields"]), size, name)
     fields = tuple(bytes(text).split(b"\0")[0].decode("ascii", "replace") for text in described["name"])
     kinds = described["type_id"].tolist()
-    if RGB not in kinds:
-        raise DatasetError(f"{name}: it has no RGBImageField (its fields: {', '.join(fields)}); write it with one")
+    arrays = _image_arrays(described, kinds, fields, choice)
+    if RGB not in kinds and not arrays:
+        problem = f"it has no RGBImageField and no array of 2 or 3 axes (its fields: {', '.join(fields)})"
+        raise DatasetError(f"{name}: {problem}; write it with one")
     unknown = [field for field, kind in zip(fields, kinds, strict=True) if kind >= len(RECORDS)]
     if unknown:
         raise DatasetError(f"{name}: FFCV has no class for the field {unknown[0]!r}; write the file without it")
@@ -117,19 +126,40 @@ def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
     for part in (header, described, records, table):
         digest.update(part.tobytes())
 
-    chosen = chosen_image([field for field, kind in zip(fields, kinds, strict=True) if kind == RGB], choice)
+    pictures = [field for field, kind in zip(fields, kinds, strict=True) if kind == RGB]
+    named = choice.image in arrays  # beside pictures an array is usually something else
+    chosen = chosen_image([*arrays] if named or not pictures else pictures, choice)
     image = records[f"f{fields.index(chosen)}"]
-    offset, length = image["data_ptr"].astype(np.int64), _sizes(image["data_ptr"], table)
-    raw, pixels = image["mode"] == RAW, 3 * image["width"].astype(np.int64) * image["height"]
+    if chosen in arrays:
+        pixels, *sides = arrays[chosen]
+        columns = image, np.zeros(len(image), bool), *(np.full(len(image), side) for side in sides)
+    else:
+        pixels, columns = COLOR, (image["data_ptr"], image["mode"] == RAW, image["height"], image["width"])
+    pointer, raw, height, width = columns
+    offset, length = pointer.astype(np.int64), _sizes(pointer, table)
     outside = (offset < 0) | (length < 0) | (offset + length > size)
-    damaged = outside | (image["mode"] > RAW) | (raw & (length != pixels))
+    samples = pixels.channels * height.astype(np.int64) * width * (np.dtype(pixels.stored or "u1").itemsize)
+    modes = image["mode"] > RAW if pixels is COLOR else False
+    damaged = outside | modes | ((raw | pixels.native) & (length != samples))
     if damaged.any():
         raise DatasetError(f"{name}: damaged (sample {int(damaged.argmax())} has no bytes in the file); {advice}")
     label, classes = _labels(file, records, kinds, fields, choice, name)
     return BetonFile(
-        path, offset, length, raw, image["width"].astype(np.int32), image["height"].astype(np.int32), label, classes,
-        fields, chosen, digest.hexdigest() if choice[:2] == NOT_CHOSEN[:2] else f"{digest.hexdigest()} {choice[:2]}",
+        path, offset, length, raw, width.astype(np.int32), height.astype(np.int32), label, classes, fields, chosen,
+        digest.hexdigest() if choice[:2] == NOT_CHOSEN[:2] else f"{digest.hexdigest()} {choice[:2]}", pixels,
     )  # fmt: skip
+
+
+def _image_arrays(
+    described: NDArray, kinds: list[int], fields: tuple[str, ...], choice: Choice
+) -> dict[str, tuple[PixelFormat, int, int]]:
+    """Format, height and width of the array fields that can be images, by name."""
+    found = {}
+    for field, kind, row in zip(fields, kinds, described, strict=True):
+        stated = type_and_shape(row["arguments"].tobytes()) if kind in (ARRAY, TENSOR) else None
+        if stated and (about := image_format(*stated, choice.layout)):
+            found[field] = about
+    return found
 
 
 def converted_table(beton: BetonFile, labels: bool = True) -> SampleTable | None:
@@ -143,7 +173,11 @@ def converted_table(beton: BetonFile, labels: bool = True) -> SampleTable | None
         return None
     pairs: list[tuple[np.ndarray, np.ndarray]] = [(table.offset, beton.offset), (table.length, beton.length)]
     pairs += [(table.label, beton.label)] if labels else []
-    if list(table.containers) != [beton.path.name] or not all(np.array_equal(*pair) for pair in pairs):
+    if (
+        table.pixels.stored != beton.pixels.stored
+        or list(table.containers) != [beton.path.name]
+        or not all(np.array_equal(*pair) for pair in pairs)
+    ):
         return None
     if not np.array_equal(table.state == State.RAW, beton.raw & (table.state != State.QUARANTINED)):
         return None
@@ -156,6 +190,8 @@ def scan_beton(
     """The table of a .beton, a row per sample. Checks every JPEG once, in `workers` processes; raw pixels as is.
     check: see `SampleTable`; choice: of the most pixels."""
     container, names = np.zeros(len(beton), np.int32), Names.of([beton.path.name])
+    if beton.pixels.native:
+        return _scan_arrays(beton, container, names, progress, check)
     shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
     probes = kept_probes(beton.path.parent, [beton.path.name], container, beton.offset) or probe_encoded(
         beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress, check, choice
@@ -163,6 +199,28 @@ def scan_beton(
     return SampleTable(
         beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,
         fingerprint=beton.digest, check=check, **probes._asdict(),
+    )  # fmt: skip
+
+
+def _scan_arrays(
+    beton: BetonFile, container: Int32[np.ndarray, " n"], names: Names, progress: bool, check: str
+) -> SampleTable:
+    """The table of an array field. Whole numbers of 8 and 16 bits without a sign are images whatever they are; others
+    are read once, for their values may be infinite or none that float32 has."""
+    state, quarantine = np.full(len(beton), State.ARRAY, np.uint8), dict[int, str]()
+    width, height = beton.width.copy(), beton.height.copy()
+    if check == DECODE and not beton.pixels.has_range:
+        with open(beton.path, "rb") as file, progress_bar(len(beton), "checking images", "img", progress) as bar:
+            for row, (offset, length) in enumerate(zip(beton.offset.tolist(), beton.length.tolist(), strict=True)):
+                try:
+                    data = os.pread(file.fileno(), length, offset)
+                    decode_as(data, beton.pixels, int(beton.height[row]), int(beton.width[row]))
+                except BadImage as error:
+                    quarantine[row], state[row], width[row], height[row] = error.reason, State.QUARANTINED, 0, 0
+                bar.update()
+    return SampleTable(
+        beton.path.parent, names, container, beton.offset, beton.length, width, height, beton.label, state,
+        beton.classes, quarantine, beton.digest, check=check, pixels=beton.pixels,
     )  # fmt: skip
 
 

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.channels.bands import packed
 from pipeline.dataset.channels.decode import DEEP_HEAD, may_be_deep
 from pipeline.dataset.channels.settle import AUTO, RGB, Native, look, settled
 from pipeline.dataset.columns import Growing, blocks, new_column
+from pipeline.dataset.finding.banded import banded
 from pipeline.dataset.finding.choice import (
     ALL,
     NOT_CHOSEN,
@@ -53,7 +55,8 @@ class Listing:
 
     names: relative to a root; bytes, mtime_ns: (N,) int64, size and modification time; label: (N,) int32, -1 without.
     named: (N,) bool, whether the name has an image extension; left_out: number of files that are no images, by
-    extension. others: digest of the files without an image extension, '' if there are none.
+    extension. others: digest of the files without an image extension, '' if there are none. images: (M, B) int64, the
+    files of each image, where it is B of them (`label` is then of the images); None where it is one.
     """
 
     names: Names
@@ -64,6 +67,7 @@ class Listing:
     named: NDArray[np.bool_] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     others: str = ""
+    images: NDArray[np.int64] | None = None
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed or renamed, or its size or time changes."""
@@ -76,8 +80,12 @@ class Listing:
     def rows(self, keep: NDArray[np.bool_]) -> Listing:
         """The files of which `keep`, (N,) bool, is true."""
         names = Names.of(self.names[index] for index in np.flatnonzero(keep).tolist())
-        columns = {"bytes": self.bytes[keep], "mtime_ns": self.mtime_ns[keep], "label": self.label[keep]}
-        return replace(self, names=names, named=None, **columns)  # type: ignore[arg-type]
+        columns: dict[str, Any] = {
+            "bytes": self.bytes[keep],
+            "mtime_ns": self.mtime_ns[keep],
+            "label": self.label[keep],
+        }
+        return replace(self, names=names, named=None, **columns)
 
 
 def list_folder(root: Path, progress: bool = False, spool: Path | None = None) -> Listing:
@@ -123,7 +131,11 @@ def images_of(
     kept = listing if keep.all() else listing.rows(keep)
     if kept.classes and all((root / f"{name}_stats.json").is_file() for name in kept.classes):
         kept = replace(kept, label=np.full(len(kept.names), -1, np.int32), classes=())  # the shards of img2dataset
-    return replace(kept, named=None, left_out=dict(left_out.most_common()), others=digest)
+    kept = replace(kept, named=None, left_out=dict(left_out.most_common()), others=digest)
+    if choice.bands is None:
+        return kept
+    images, label, classes, alone = banded(kept.names, choice)
+    return replace(kept, images=images, label=label, classes=classes, left_out=kept.left_out | alone)
 
 
 def _listed(root: Path, bar: Any, spool: Path | None) -> Listing:
@@ -209,17 +221,22 @@ def scan_folder(
     """
     root = Path(root).resolve()
     listing = images_of(root, list_folder(root)) if listing is None else listing
-    rows = len(listing.names)
+    rows = len(listing.names if listing.images is None else listing.images)
     container, offset = new_column(rows, np.int32, spool), new_column(rows, np.int64, spool)
     for part in blocks(rows):
         container[part] = np.arange(part.start, part.stop)
-    probes = kept_probes(root, listing.names, container, offset) or probe_rows(
-        root, listing.names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice
-    )
+    bands = None
+    if listing.images is not None:
+        container, further = listing.images[:, 0].astype(np.int32), listing.images[:, 1:]
+        bands = np.stack([further, np.zeros_like(further), listing.bytes[further]], axis=-1)
+    probes = kept_probes(root, listing.names, container, offset, bands) or probe_rows(
+        root, listing.names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice,
+        bands=bands,
+    )  # fmt: skip
     return SampleTable(
         root=root, containers=listing.names, container=container, offset=offset,
         label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(),
-        left_out=listing.left_out, others=listing.others, check=check, **probes._asdict(),
+        left_out=listing.left_out, others=listing.others, check=check, bands=bands, **probes._asdict(),
     )  # fmt: skip
 
 
@@ -236,6 +253,7 @@ class _Task(NamedTuple):
     lengths: list[int] | None
     check: str
     choice: Choice
+    bands: list[list[tuple[str, int, int]]] | None = None  # further files of each
 
 
 def probe_rows(
@@ -250,9 +268,11 @@ def probe_rows(
     check: str = DECODE,
     spool: Path | None = None,
     choice: Choice = RGB_ONLY,
+    bands: NDArray[np.int64] | None = None,
 ) -> Probes:
     """Decode N byte ranges (`length` None: whole files), or read their headers, in `workers` processes; progress on
-    stderr. check: see `SampleTable`; spool: see `list_folder`; choice: of channels and layout."""
+    stderr. check: see `SampleTable`; spool: see `list_folder`; choice: of channels and layout;
+    bands: see `SampleTable`."""
     rows = len(container)
     bytes_, width, height, state = (new_column(rows, COLUMNS[name], spool) for name in Probes._fields[:4])
     quarantine: dict[int, str] = {}
@@ -264,7 +284,10 @@ def probe_rows(
             part = slice(first, first + chunk)
             names = [containers[index] for index in container[part]]
             lengths = None if length is None else length[part].tolist()
-            yield _Task(first, str(root), names, offset[part].tolist(), lengths, check, choice)
+            further = None
+            if bands is not None:
+                further = [[(containers[file], *place) for file, *place in row] for row in bands[part].tolist()]
+            yield _Task(first, str(root), names, offset[part].tolist(), lengths, check, choice, further)
 
     # Starting a process costs as much as decoding a few hundred images, or as reading ten thousand headers.
     workers = workers if rows > (8 if check == DECODE else 64) * chunk else 1
@@ -312,7 +335,7 @@ def _probe_chunk(task: _Task) -> tuple[int, Probes, dict[int, Native]]:
     places = list(zip(task.names, task.offsets, lengths, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata; the probe reports what matters
-        if task.check == HEADERS and len(places) > CHUNK:
+        if task.check == HEADERS and len(places) > CHUNK and task.bands is None:
             parts = [places[first : first + CHUNK] for first in range(0, len(places), CHUNK)]
             with ThreadPoolExecutor(READERS) as pool:
                 found = list(chain.from_iterable(pool.map(partial(_probe_places, task), parts)))
@@ -332,8 +355,8 @@ def _probe_places(task: _Task, places: list[tuple[str, int, int | None]]) -> lis
     """Length in bytes, probe, and what has channels of its own, of each byte range (file, offset, length)."""
     probes: list[tuple[int, Probe, Native | None]] = []
     channels, layout, most = task.choice.channels, task.choice.layout, scanned_pixels(task.choice)
-    by_headers = task.check == HEADERS and channels in (AUTO, RGB)
-    for name, offset, length in places:
+    by_headers = task.check == HEADERS and channels in (AUTO, RGB) and task.bands is None
+    for row, (name, offset, length) in enumerate(places):
         try:
             with open(os.path.join(task.root, name), "rb") as file:
                 if by_headers and (channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset))):
@@ -341,8 +364,17 @@ def _probe_places(task: _Task, places: list[tuple[str, int, int | None]]) -> lis
                     continue
                 file.seek(offset)
                 data = file.read() if length is None else file.read(length)
+            whole = data
+            if task.bands is not None:
+                whole = packed([data, *(_read_range(task.root, *place) for place in task.bands[row])])
         except OSError:
             probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable"), None))
             continue
-        probes.append((len(data) if length is None else length, *look(data, channels, layout, most)))
+        probes.append((len(data) if length is None else length, *look(whole, channels, layout, most)))
     return probes
+
+
+def _read_range(root: str, name: str, offset: int, length: int) -> bytes:
+    with open(os.path.join(root, name), "rb") as file:
+        file.seek(offset)
+        return file.read(length)

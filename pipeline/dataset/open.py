@@ -26,6 +26,7 @@ from pipeline.dataset.finding.choice import NONE as NO_LABELS
 from pipeline.dataset.finding.choice import (
     NOT_CHOSEN,
     Choice,
+    check_bands,
     check_channels,
     check_choice,
     check_pixels,
@@ -37,6 +38,7 @@ from pipeline.dataset.folder import images_of, list_folder, scan_folder
 from pipeline.dataset.records.images import scan_records
 from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import EXTENSIONS, has_extension
+from pipeline.dataset.stretching import stretched
 from pipeline.dataset.table import DECODE, HEADERS, NONE, DatasetError, SampleTable, count_reasons
 from pipeline.dataset.tar_images import list_shards
 from pipeline.remote.mirror import with_local_paths
@@ -120,7 +122,7 @@ def choice_of(data: Any) -> Choice:
 
 def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
     """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
-    image, label (or None), check, channels, layout, max_pixels.
+    image, label, bands (or None), check, channels, layout, max_pixels, stretch and range.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
     `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
@@ -139,13 +141,16 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
     table = open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say, check)
     if progress and say and (names := unused(data.path, train, neighbor)):
         note(f"data.path={data.path}: splits and folders that are not used: {', '.join(names)}")
+    if data.get("stretch"):
+        table = stretched(table, data, progress)
     if test is None:
         return table, None
     other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say, check)
     check_apart(table, other, test)
-    if other.pixels != table.pixels:
+    if other.pixels.kind != table.pixels.kind:
         problem = f"holds images of {other.pixels}, and data.path of {table.pixels}"
         raise DatasetError(f"data.test={test}: {problem}; give both with data.channels and data.layout")
+    other = replace(other, pixels=replace(other.pixels, range=table.pixels.range))
     return table, same_classes(table, other, test)
 
 
@@ -197,6 +202,7 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
     if place.setting != "data.test":
         check_choice(kind, place.choice)
     check_channels(kind, place.choice)
+    check_bands(kind, place.choice)
     if kind == "table":
         table = _checked(SampleTable.load(files[0]))
         if source.is_dir() and not table.loose and table.root == source.resolve():

@@ -12,6 +12,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.dataset.channels.bands import packed
 from pipeline.dataset.channels.decode import decode_as, false_color
 from pipeline.dataset.images import MAX_PIXELS, BadImage, decode
 from pipeline.dataset.ppm import to_ppm
@@ -139,15 +140,22 @@ class Reader:
         table = self.table
         if int(table.state[row]) == State.QUARANTINED:
             raise ReadError(row, table.name(row), f"quarantined: {table.quarantine[row]}")
-        length, offset = int(table.length[row]), int(table.offset[row])
+        data = self._range(row, int(table.container[row]), int(table.offset[row]), int(table.length[row]))
+        if table.bands is None:
+            return data
+        others = [self._range(row, *place) for place in table.bands[row].tolist()]
+        return np.frombuffer(packed([file.tobytes() for file in (data, *others)]), np.uint8)
+
+    def _range(self, row: int, container: int, offset: int, length: int) -> NDArray[np.uint8]:
+        table = self.table
         try:
             if self.remote is not None:
                 data = np.frombuffer(self.remote.read(row), np.uint8)
             elif self._loose:
-                file = _Descriptor(table.root / table.containers[table.container[row]])
+                file = _Descriptor(table.root / table.containers[container])
                 data = np.frombuffer(os.pread(file.number, length + 1, 0), np.uint8)  # + 1 reveals a file that grew
             else:
-                file = self._shard(int(table.container[row]))  # the name keeps it open until it is read
+                file = self._shard(container)  # the name keeps it open until it is read
                 data = np.frombuffer(os.pread(file.number, length, offset), np.uint8)
         except Missing:
             raise ReadError(row, table.name(row), "missing on the server") from None

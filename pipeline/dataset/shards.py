@@ -53,7 +53,7 @@ def scan_shards(
     root, shards = list_shards(paths) if listing is None else listing
     images = tar_images(root, shards.names, choice, workers, progress)
     columns = np.stack([images.file, images.offset, images.length, images.label])
-    table = _table(root, shards.names, columns, images.classes, workers, progress, check, choice)
+    table = _table(root, shards.names, columns, images.classes, workers, progress, check, choice, images.bands)
     left_out = Counter(images.left_out) + Counter(images.refused.values())
     return replace(table, fingerprint=shards.fingerprint(), left_out=dict(left_out.most_common()))
 
@@ -67,15 +67,19 @@ def _table(
     progress: bool,
     check: str = DECODE,
     choice: Choice = RGB_ONLY,
+    bands: NDArray[np.int64] | None = None,
 ) -> SampleTable:
     """The table of N byte ranges; `columns`: (4, N) int64 container, offset, length, label."""
     container, offset, length, label = columns[0].astype(np.int32), columns[1], columns[2], columns[3]
-    probes = kept_probes(root, names, container, offset)
+    probes = kept_probes(root, names, container, offset, bands)
     if probes is None:
-        probes = probe_rows(root, names, container, offset, length, workers, progress, check=check, choice=choice)
+        probes = probe_rows(
+            root, names, container, offset, length, workers, progress, check=check, choice=choice, bands=bands
+        )
     return SampleTable(
-        root, names, container, offset, label=label.astype(np.int32), classes=classes, check=check, **probes._asdict()
-    )
+        root, names, container, offset, label=label.astype(np.int32), classes=classes, check=check, bands=bands,
+        **probes._asdict(),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -13,10 +13,10 @@ HAS_HEIF = find_spec("pillow_heif") is not None
 EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".jfif",
     ".jpe", ".mpo", ".apng", ".pgm", ".pbm", ".pnm", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c", ".avifs",
-    *(HEIF if HAS_HEIF else ()),
+    ".dcm", ".dicom", *(HEIF if HAS_HEIF else ()),
 )  # fmt: skip
 ARRAYS = (".npy", ".npz")  # images where no other files are: beside pictures they usually hold something else
-HEAD = 16  # bytes that `looks_like_image` needs
+HEAD = 132  # bytes that `looks_like_image` needs
 MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s+[\d#]"
     rb"|II[*+]\0|MM\0[*+]|....ftyp(?:avif|avis|mif1|msf1)|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"
@@ -26,6 +26,7 @@ MAGIC = re.compile(
 # Raw camera files are TIFFs too; Pillow would decode their thumbnail.
 CAMERA = (".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".srw", ".pef", ".orf", ".rw2", ".3fr", ".iiq")
 EXTENSION = re.compile(r"\.(?=\w*[a-z])\w{1,8}")
+NO_EXTENSION = "no extension"
 MAX_EXTENSIONS = 8  # in a message
 
 
@@ -39,14 +40,14 @@ def has_array_extension(name: str) -> bool:
 
 def looks_like_image(name: str, head: bytes) -> bool:
     """Whether a file that starts with `head` has a format that is decoded, and not the name of a raw camera file."""
-    return MAGIC.match(head) is not None and not name.lower().endswith(CAMERA)
+    return (MAGIC.match(head) is not None or head[128:132] == b"DICM") and not name.lower().endswith(CAMERA)
 
 
 def extension(name: str) -> str:
     """'.txt', or 'no extension' (digits after a dot are not an extension)."""
     base = name.rpartition("/")[2].lower()
     dot = base.rfind(".")
-    return base[dot:] if dot > 0 and EXTENSION.fullmatch(base[dot:]) else "no extension"
+    return base[dot:] if dot > 0 and EXTENSION.fullmatch(base[dot:]) else NO_EXTENSION
 
 
 def in_words(counts: Mapping[str, int]) -> str:

@@ -47,7 +47,7 @@ class State(IntEnum):
     PIL = 1  # unusual: `pipeline.dataset.images.decode` decodes them
     QUARANTINED = 2  # not decodable; `SampleTable.quarantine` has the reason
     RAW = 3  # they are pixels: height x width x 3, RGB, 8 bits (in a .beton)
-    ARRAY = 4  # `pipeline.dataset.channels.decode` decodes them to the table's own pixel format
+    ARRAY = 4  # `pipeline.dataset.channels.decode` makes the table's own pixel format of them: files, or bare samples
 
 
 class Names(Sequence[str]):
@@ -117,6 +117,8 @@ class SampleTable:
     1).
     check: what the scan did with each image: 'decode', or 'headers', which only read its header: who decodes the image
     first finds out whether it can be. 'none' is the same table, of images that the user answers for.
+    bands: (N, B - 1, 3) int64 container, offset and length of the further files of each row, where an image is B files;
+    None where it is one.
     pixels: the format of all images; if it is native, usable rows are in state ARRAY, else in the others.
 
     Raises ValueError if the columns contradict each other.
@@ -138,6 +140,7 @@ class SampleTable:
     left_out: dict[str, int] | None = field(default_factory=dict)
     check: str = DECODE
     pixels: PixelFormat = COLOR
+    bands: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "containers", Names.of(self.containers))
@@ -188,6 +191,8 @@ class SampleTable:
             digest.update(column.data)
         if self.pixels.native:
             digest.update(str(self.pixels).encode())
+        if self.bands is not None:
+            digest.update(np.ascontiguousarray(self.bands[:, :, 2]).data)
         return digest.hexdigest()
 
     @property
@@ -217,7 +222,7 @@ class SampleTable:
             "check": self.check,
         }
         if self.pixels.native:
-            texts["pixels"] = asdict(self.pixels)
+            texts["pixels"] = {name: value for name, value in asdict(self.pixels).items() if name != "range"}
         containers = Names.of(self.containers)
         blobs = {
             "containers": containers.blob,
@@ -227,6 +232,8 @@ class SampleTable:
         }
         arrays: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
         arrays |= {name: np.frombuffer(blob, np.uint8) for name, blob in blobs.items()}
+        if self.bands is not None:
+            arrays["bands"] = self.bands
         arrays |= {"version": np.int64(VERSION), "quarantined": rows, "container_ends": containers.ends}
         # The manifest comes first, so that no table exists without one.
         write_atomically(path.with_suffix(".json"), json.dumps(self._manifest(digests), indent=1) + "\n")
@@ -287,6 +294,7 @@ class SampleTable:
                 left_out=texts.get("left_out"),
                 check=texts.get("check", DECODE),
                 pixels=PixelFormat(**texts.get("pixels", {})),
+                bands=stored.get("bands"),
                 **columns,
             )
         except DatasetError:
@@ -312,6 +320,10 @@ def _problem(table: SampleTable) -> str:
     rows = len(table.container)
     if any(len(getattr(table, name)) != rows for name in COLUMNS):
         return "columns of different lengths"
+    if table.bands is not None and (table.bands.ndim != 3 or table.bands.shape[::2] != (rows, 3)):
+        return "columns of different lengths"
+    if table.bands is not None and table.bands[..., 0].max(initial=0) >= len(table.containers):
+        return "a row points to a container that is not listed"
     quarantined = []
     for part in blocks(rows):
         container, label, state = table.container[part], table.label[part], table.state[part]
@@ -323,6 +335,8 @@ def _problem(table: SampleTable) -> str:
             return "a label without a class"
         if state.max() > max(State):
             return "an unknown state"
+        if table.pixels.stored and (table.length[part][state == State.ARRAY] != _bare_bytes(table, part)).any():
+            return "the length of an array is not that of its samples"
         raw = np.flatnonzero(state == State.RAW) + part.start
         if (table.length[raw] != 3 * table.width[raw].astype(np.int64) * table.height[raw]).any():
             return "the length of raw pixels is not 3 x width x height"
@@ -332,6 +346,13 @@ def _problem(table: SampleTable) -> str:
     if sorted(table.quarantine) != quarantined:
         return "the quarantine list and the states disagree"
     return ""
+
+
+def _bare_bytes(table: SampleTable, part: slice) -> NDArray[np.int64]:
+    """Bytes of the bare samples of the rows of a part that have some."""
+    rows = np.flatnonzero(table.state[part] == State.ARRAY) + part.start
+    of_pixel = table.pixels.channels * np.dtype(table.pixels.stored).itemsize
+    return of_pixel * table.width[rows].astype(np.int64) * table.height[rows]
 
 
 def _tar_member(path: Path, offset: int) -> str:

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
 from pathlib import Path
@@ -16,6 +16,7 @@ from jaxtyping import Int32, Int64
 
 from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.finding.banded import banded
 from pipeline.dataset.finding.choice import ALL, Choice, several_images, split_key, takes_arrays, wanted_suffixes
 from pipeline.dataset.finding.labels import class_names, numbered
 from pipeline.dataset.finding.mixed import splits_of_images, splits_of_values
@@ -35,7 +36,7 @@ class TarImages:
     file: (N,) int32, the number of the tar; offset, length: (N,) int64; label: (N,) int32, -1 without.
     stems: of the tar in the tar that holds the image, without suffix, '' without; names: of the members.
     webdataset: whether labels come from members (`key.cls`), not from folders or inner tars.
-    refused: member -> reason; left_out: number of other members, by extension.
+    refused: member -> reason; left_out: number of other members, by extension. bands: see `SampleTable`.
     """
 
     file: Int32[np.ndarray, " n"]
@@ -48,6 +49,7 @@ class TarImages:
     webdataset: bool
     refused: dict[str, str]
     left_out: dict[str, int]
+    bands: Int64[np.ndarray, "n bands 3"] | None = None
 
 
 @dataclass
@@ -115,11 +117,26 @@ def tar_images(
     else:
         label, classes = _named_classes(tars)
     lengths = [len(tar.members.names) for tar in tars]
-    return TarImages(
+    images = TarImages(
         np.repeat(np.array([tar.file for tar in tars], np.int32), lengths),
         _column(tar.members.offsets for tar in tars), _column(tar.members.lengths for tar in tars), label, classes,
         [tar.stem for tar in tars for _ in tar.members.names], [name for tar in tars for name in tar.members.names],
         webdataset, refused, dict(left_out.most_common()),
+    )  # fmt: skip
+    return _of_bands(images, choice) if choice.bands else images
+
+
+def _of_bands(images: TarImages, choice: Choice) -> TarImages:
+    """The images whose files are members, one for each band; their files are in one tar."""
+    names = [f"{file}/{stem}/{name}" for file, stem, name in zip(images.file, images.stems, images.names, strict=True)]
+    places, _, _, alone = banded(names, choice)
+    columns = np.stack([images.file.astype(np.int64), images.offset, images.length], axis=-1)
+    first = places[:, 0]
+    return replace(
+        images, file=images.file[first], offset=images.offset[first], length=images.length[first],
+        label=images.label[first], stems=[images.stems[index] for index in first],
+        names=[images.names[index] for index in first], bands=columns[places[:, 1:]],
+        left_out=images.left_out | alone,
     )  # fmt: skip
 
 
@@ -155,7 +172,7 @@ def _choose(tars: Sequence[_Tar], choice: Choice) -> Counter[str]:
     """
     dropped: Counter[str] = Counter()
     suffixes = Counter(split_key(name)[1].lower() for tar in tars for name in tar.members.names)
-    if choice.image == ALL or not suffixes:
+    if choice.image == ALL or choice.bands or not suffixes:
         return dropped
     if choice.image is None:
         doubled = several_images([tar.members.names for tar in tars])

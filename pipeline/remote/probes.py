@@ -70,15 +70,22 @@ def load_probes(file: Path) -> ShardProbes:
 
 
 def kept_probes(
-    root: Path, containers: Sequence[str], container: NDArray[np.int32], offset: NDArray[np.int64]
+    root: Path,
+    containers: Sequence[str],
+    container: NDArray[np.int32],
+    offset: NDArray[np.int64],
+    bands: NDArray[np.int64] | None = None,
 ) -> Probes | None:
     """What `probe_rows` would find out, for tables in a mirror without images; None for others.
 
-    container, offset: (N,) of the images.
+    container, offset: (N,) of the images; bands: see `SampleTable`. Raises DatasetError for images of several files.
     """
     mirror = mirror_without_images(root)
     if mirror is None:
         return None
+    if bands is not None:
+        problem = "images of several files are not fetched one by one"
+        raise DatasetError(f"{problem}; raise data.cache_bytes above the size of all objects")
     columns = columns_of(mirror, root, containers, container, offset)
     reasons = {row: columns.reasons[row] for row in np.flatnonzero(columns.state == State.QUARANTINED).tolist()}
     return Probes(columns.length, columns.width, columns.height, columns.state, reasons)

@@ -145,6 +145,7 @@ def test_every_setting_that_may_be_auto_is_chosen():
     only method=distill has (`test_distillation.py`), and what the scan of the images decides. It says each choice but
     those that a run makes anew and says once it has timed the loaders."""
     left = {"engine.bucket_size", "model.prototypes_from", "distill.prototypes_from", "data.channels", "data.layout"}
+    left |= {"data.range"}
     timed = {"pipeline.backend", "pipeline.hw_decoder_load"}
     auto = {key for key, setting in all_settings().items() if setting.auto}
     config = default_config()

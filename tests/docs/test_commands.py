@@ -50,6 +50,7 @@ RUN_BY = {
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
     "perf.memory": "test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks",
     "perf.parity": "test_parity_is_reported_for_every_operation_and_within_its_limits",
+    "perf.tables.tiling": "test_the_program_of_the_docs_measures_at_toy_size",
     "perf.channels": "test_both_backends_make_all_crops_of_each_kind",
     "perf.photographs": "test_contenders_take_turns_and_ratios_are_of_this_checkout",
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",

@@ -5,8 +5,9 @@ import pytest
 
 from config.recipe import load_config
 from pipeline.crops import Crops, View
+from pipeline.dataset.channels.decode import false_color
 from pipeline.dataset.channels.format import COLOR, PixelFormat
-from pipeline.preview import denormalized, preview
+from pipeline.preview import denormalized, main, preview
 from support.native.images import tiles, write_tiles
 
 CROPS = Crops(views=(View(8, (1.0, 1.0)),))
@@ -19,6 +20,22 @@ def test_the_first_channels_are_shown_about_their_mean(channels, shown):
     expected = np.clip(np.rint((pixels[..., shown] / 5 + 0.5) * 255), 0, 255)
     np.testing.assert_array_equal(levels, expected)
     assert levels.dtype == np.uint8 and levels.min() == 0 and levels.max() == 255
+
+
+def test_chosen_channels_are_red_green_and_blue():
+    pixels = np.linspace(-3, 3, 4 * 4 * 5).reshape(1, 4, 4, 5)
+    kind = PixelFormat(5, "uint16", native=True)
+    expected = denormalized(pixels[..., [4, 0, 2]], CROPS, kind)
+    np.testing.assert_array_equal(denormalized(pixels, CROPS, kind, (4, 0, 2)), expected)
+    np.testing.assert_array_equal(false_color(pixels[0], (4, 0, 2)), false_color(pixels[0][..., [4, 0, 2]]))
+
+
+@pytest.mark.parametrize("channels", ["1,2", "a,b,c", "0,1,5"])
+def test_channels_that_cannot_be_shown_are_one_line(tmp_path, channels, capsys):
+    root = write_tiles(tmp_path / "images", tiles(4, 40, channels=5))
+    places = [f"data.path={root}", f"data.cache={tmp_path}", "--out", str(tmp_path / "x.png")]
+    assert main(["config/folder.yaml", *places, "--channels", channels]) == 2
+    assert f"--channels={channels}: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_pictures_are_shown_as_they_are():

@@ -40,6 +40,11 @@ def with_channels_last(array: NDArray, layout: str) -> NDArray:
     return array
 
 
+def plain_type(dtype: np.dtype) -> str:
+    """The type of `plain_values` of an array of this type."""
+    return f"uint{8 * dtype.itemsize}" if dtype.kind == "u" and dtype.itemsize <= 2 else "float32"
+
+
 def plain_values(array: NDArray) -> NDArray:
     """The same values as uint8, uint16 or float32, in this machine's byte order; axes keep their order in memory.
 

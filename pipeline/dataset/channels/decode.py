@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.dataset.channels import tiff
 from pipeline.dataset.channels.arrays import NPY, ZIP, plain_values, read_array, with_channels_last
+from pipeline.dataset.channels.bands import is_packed, stacked, unpacked
+from pipeline.dataset.channels.dicom import is_dicom, read_dicom
 from pipeline.dataset.channels.format import PixelFormat, words
 from pipeline.dataset.images import MAX_PIXELS, BadImage, opened, orientation_of, reason_of
 from pipeline.dataset.png_metadata import is_png
 
-DEEP_HEAD = 25  # bytes
+DEEP_HEAD = 132  # bytes: of a DICOM
+PNG_DEPTH = 24  # the byte in IHDR
 # Of Pillow: their samples are the channels, as they are.
 OWN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "F", "I")
 NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, C) upright
@@ -29,14 +36,16 @@ NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, 
 def is_deep(data: bytes) -> bool:
     """Whether an image has more than 8-bit RGB can show: an array file, a PNG of 16 bits, a TIFF with other samples.
     Only its header is read."""
+    if is_packed(data) or is_dicom(data):
+        return True
     return may_be_deep(data) and (not tiff.is_tiff(data) or tiff.is_deep(data))
 
 
 def may_be_deep(data: bytes) -> bool:
     """The same from the first DEEP_HEAD bytes, but True for every TIFF."""
     if is_png(data):
-        return len(data) >= DEEP_HEAD and data[DEEP_HEAD - 1] == 16  # bit depth in IHDR
-    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data)
+        return len(data) > PNG_DEPTH and data[PNG_DEPTH] == 16
+    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data) or is_dicom(data)
 
 
 def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> NDArray:
@@ -47,8 +56,12 @@ def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> 
     """
     if not data:
         raise BadImage("zero bytes")
+    if is_packed(data):
+        return stacked([decode_native(file, layout, most) for file in unpacked(data)])
     if data[:4] == ZIP or data[:6] == NPY:
         return plain_values(_within(with_channels_last(read_array(data), layout), most))
+    if is_dicom(data):
+        return plain_values(with_channels_last(read_dicom(data, most), "hwc"))
     if tiff.is_tiff(data):
         read = tiff.read_tiff(data, most)
         if read is not None:
@@ -61,6 +74,27 @@ def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> 
 
 def decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     """The same, of a format and size that are known. Raises BadImage for another one: the file has changed."""
+    array = _decode_as(data, pixels, height, width)
+    return _stretch(array, pixels) if pixels.range else array
+
+
+def _stretch(array: NDArray, pixels: PixelFormat) -> NDArray:
+    """The image in the range of its format."""
+    planes = [curve(ends, pixels.dtype)[array[..., channel]] for channel, ends in enumerate(pixels.range)]
+    return np.stack(planes, axis=2)
+
+
+@lru_cache(maxsize=256)
+def curve(ends: tuple[int, int], dtype: str) -> NDArray:
+    """For every value of an integer type the one that it becomes, if `ends` become 0 and the largest, rounded."""
+    values, white = np.arange(np.iinfo(dtype).max + 1, dtype=float), np.iinfo(dtype).max
+    low, high = ends
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * white).astype(dtype)
+
+
+def _decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
+    if pixels.stored:
+        return _bare(data, pixels, height, width)
     array = decode_native(data, pixels.layout, max(MAX_PIXELS, height * width))
     if array.shape != (height, width, pixels.channels) or array.dtype != pixels.dtype:
         found = f"{array.shape[1]} x {array.shape[0]}, {words(array.shape[2], str(array.dtype))}"
@@ -68,12 +102,28 @@ def decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDAr
     return array
 
 
-def false_color(array: NDArray) -> NDArray[np.uint8]:
-    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its first three channels (of two: the second
-    is blue as well; of one: gray), each from its lowest value to its highest."""
-    chosen = array[:, :, [0, min(1, array.shape[2] - 1), min(2, array.shape[2] - 1)]].astype(np.float64)
-    low, high = chosen.min((0, 1)), chosen.max((0, 1))
-    return np.rint(255 * (chosen - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+def shown_channels(channels: int, chosen: Sequence[int] = ()) -> list[int]:
+    """The channels of an image that are shown as red, green and blue: the chosen ones, else the first three; of two the
+    second is blue as well, of one all are that one."""
+    return list(chosen) or [0, min(1, channels - 1), min(2, channels - 1)]
+
+
+def false_color(array: NDArray, chosen: Sequence[int] = ()) -> NDArray[np.uint8]:
+    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its `shown_channels`, each from its lowest
+    value to its highest."""
+    shown = array[:, :, shown_channels(array.shape[2], chosen)].astype(np.float64)
+    low, high = shown.min((0, 1)), shown.max((0, 1))
+    return np.rint(255 * (shown - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+
+
+def _bare(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
+    """The image (H, W, C) of samples without a file around them."""
+    planar = pixels.layout == "chw"
+    shape = (pixels.channels, height, width) if planar else (height, width, pixels.channels)
+    samples = np.frombuffer(data, pixels.stored) if len(data) % np.dtype(pixels.stored).itemsize == 0 else np.empty(0)
+    if samples.size != math.prod(shape):
+        raise BadImage("truncated")
+    return plain_values(with_channels_last(samples.reshape(shape), pixels.layout))
 
 
 def _within(array: NDArray, most: int) -> NDArray:
@@ -93,7 +143,7 @@ def _by_pillow(data: bytes, most: int) -> NDArray:
         image = opened(data, most)
         if image.format == "TIFF" and (tiff.is_deep(data) and image.mode not in ("I;16", "I;16B", "F", "I")):
             raise BadImage("a TIFF that needs the package imagecodecs")
-        if is_png(data) and data[24] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only
+        if is_png(data) and data[PNG_DEPTH] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only
             array = _color_png(data)
         else:
             image.load()

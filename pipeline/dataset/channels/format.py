@@ -15,12 +15,23 @@ class PixelFormat:
     axes has its channels, see `pipeline.dataset.channels.arrays.with_channels_last`.
     native: images keep the channels and the depth of their files. Otherwise they are pictures in 8-bit RGB, whatever
     their files hold.
+    stored: of images that are stored as bare samples, as an array field of a .beton has them, in the order that
+    `layout` says: their NumPy type, such as '<u2'. '' for files.
+    range: for each channel the values of a file that become 0 and `white`; those between them are stretched, others
+    clipped. () leaves values as they are.
     """
 
     channels: int = 3
     dtype: str = "uint8"
     layout: str = "auto"
     native: bool = False
+    stored: str = ""
+    range: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def kind(self) -> tuple[bool, int, str]:
+        """What images of one dataset share, however they are stored."""
+        return self.native, self.channels, self.dtype
 
     @property
     def white(self) -> float:
@@ -38,7 +49,8 @@ class PixelFormat:
         return self.channels == 3 and self.has_range
 
     def __str__(self) -> str:
-        return words(self.channels, self.dtype) if self.native else "8-bit RGB"
+        stretch = ", stretched" if self.range else ""
+        return words(self.channels, self.dtype) + stretch if self.native else "8-bit RGB"
 
 
 COLOR = PixelFormat()

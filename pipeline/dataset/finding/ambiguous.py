@@ -32,7 +32,7 @@ def check_folder(root: Path, listing: Listing, choice: Choice) -> None:
     """
     if not len(listing.names) or choice.image == ALL:
         return
-    if choice.image is None:
+    if choice.image is None and choice.bands is None:
         _check_images(root, listing)
     if mixed := splits_of_images(listing.names) or splits_beside(root):
         raise DatasetError(f"holds several splits ({mixed}); {EACH}")

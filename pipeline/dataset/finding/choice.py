@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -23,7 +24,7 @@ class Choice(NamedTuple):
     """The user's choice, None without one. image: `data.image`; label: `data.label`, 'none' for no labels.
 
     channels: `data.channels`, 'auto', 'rgb' or a number; layout: `data.layout`, 'auto', 'hwc' or 'chw'.
-    max_pixels: `data.max_pixels`.
+    max_pixels: `data.max_pixels`. bands: `data.bands`, words with commas between.
     """
 
     image: str | None = None
@@ -31,9 +32,24 @@ class Choice(NamedTuple):
     channels: str | int = "auto"
     layout: str = "auto"
     max_pixels: int = MAX_PIXELS
+    bands: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The words of `bands`."""
+        return [word.strip() for word in (self.bands or "").split(",")] if self.bands else []
 
 
 NOT_CHOSEN = Choice()
+
+
+def channels_of(text: str) -> str | int:
+    """The value of an option --channels. Raises DatasetError."""
+    if text in ("auto", "rgb"):
+        return text
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
+        raise DatasetError(f"--channels={text}: expected auto, rgb or a number from 1 on")
+    return int(text)
 
 
 def scanned_pixels(choice: Choice) -> int:
@@ -65,9 +81,23 @@ def check_choice(kind: str, choice: Choice) -> None:
 
 def check_channels(kind: str, choice: Choice) -> None:
     """Raise DatasetError for a number of channels where the source has pictures in 8-bit RGB only."""
-    if kind not in ("folder", "tar", "table") and choice.channels not in ("auto", "rgb"):
-        problem = "images keep their own channels in folders and tars only"
+    if kind not in ("folder", "tar", "beton", "table") and choice.channels not in ("auto", "rgb"):
+        problem = "images keep their own channels in folders, tars and .beton files only"
         raise DatasetError(f"data.channels={choice.channels}: {problem}; leave it out, or unpack the images")
+
+
+def check_bands(kind: str, choice: Choice) -> None:
+    """Raise DatasetError for bands that are no words, and where images are not several files."""
+    if choice.bands is None:
+        return
+    lowered = [word.lower() for word in choice.words]
+    if len(lowered) < 2 or len(set(lowered)) < len(lowered) or not all(map(str.isalnum, lowered)):
+        expected = "two or more words of the files' names, each once, e.g. B02,B03,B08"
+        raise DatasetError(f"data.bands={choice.bands}: expected {expected}")
+    if kind not in ("folder", "tar"):
+        raise DatasetError(f"data.bands={choice.bands}: files of one band are read in folders and tars only")
+    if choice.channels == "rgb":
+        raise DatasetError(f"data.bands={choice.bands}: data.channels=rgb has no bands; leave one of the two out")
 
 
 def check_pixels(pixels: PixelFormat, choice: Choice) -> None:
@@ -80,6 +110,7 @@ def check_pixels(pixels: PixelFormat, choice: Choice) -> None:
 def chosen_words(choice: Choice) -> str:
     """A text that is different for each choice, '' without one."""
     words = [f"Choice(image={choice.image!r}, label={choice.label!r})"] if choice[:2] != NOT_CHOSEN[:2] else []
+    words += [f"bands {choice.bands}"] if choice.bands else []
     words += [f"{choice[2:4]}"] if choice[2:4] != NOT_CHOSEN[2:4] else []
     return " ".join(words + ([f"{scanned_pixels(choice)} pixels"] if choice.max_pixels > MAX_PIXELS else []))
 

@@ -260,7 +260,10 @@ def test_fields_that_could_be_either_ask_which(images, tmp_path):
         (lambda data: data[:16] + bytes(8) + data[24:], "its writer stopped before the end"),
         (lambda data: data[:8] + b"\xff" * 8 + data[16:], "cut short"),
         (lambda data: data[:16] + b"\xff" * 8 + data[24:], "cut short"),
-        (lambda data: data[:24] + b"\1" + data[25:], "it has no RGBImageField (its fields: image, label)"),
+        (
+            lambda data: data[:24] + b"\1" + data[25:],
+            "no array of 2 or 3 axes (its fields: image, label)",
+        ),
         (lambda data: data[: 24 + 1041] + b"\xff" + data[24 + 1042 :], "FFCV has no class for the field 'label'"),
         (lambda data: data[:2106] + b"\7" + data[2107:], "sample 0 has no bytes in the file"),
         (lambda data: data[:2111] + b"\7" + data[2112:], "sample 0 has no bytes in the file"),

@@ -15,7 +15,6 @@ from pipeline.dataset.images import BadImage
 from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import SampleTable, State
-from support.conversions import converted
 from support.native.images import as_tar, gray_png, npy, npz, tiff, tiles, write_tiles
 from support.odd_images import encode, scene
 from support.small_datasets import PNG, error_of, write
@@ -241,7 +240,7 @@ def test_a_number_of_channels_takes_pictures_as_their_files_have_them(tmp_path):
 def test_other_sources_refuse_a_number_of_channels(tmp_path):
     (tmp_path / "x.rec").write_bytes(b"")
     line = error_of(open_dataset, tmp_path / "x.rec", tmp_path / "tables", 1, False, choice=Choice(channels=4))
-    assert "data.channels=4: images keep their own channels in folders and tars only" in line
+    assert "data.channels=4: images keep their own channels in folders, tars and .beton files only" in line
 
 
 def test_training_and_test_images_are_of_one_kind(tmp_path):
@@ -250,14 +249,6 @@ def test_training_and_test_images_are_of_one_kind(tmp_path):
     data = OmegaConf.create({"path": str(tmp_path), "test": None, "cache": str(tmp_path / "tables"), "workers": 1})
     line = error_of(open_splits, data, False)
     assert "holds images of 2 channels of uint16, and data.path of 4 channels of uint16" in line
-
-
-def test_conversion_refuses_a_table_of_native_images(tmp_path):
-    table = open_dataset(write_tiles(tmp_path / "images", tiles(4)), tmp_path / "tables", 1, False)
-    table.save(tmp_path / "tiles.npz")
-    line = error_of(converted, tmp_path / "tiles.npz", tmp_path / "out.beton", "beton")
-    assert "is a table of images of 4 channels of uint16" in line
-    assert "no images" in error_of(converted, tmp_path / "images", tmp_path / "out.beton", "beton")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,0 +1,59 @@
+"""Runs on 16-bit, 5-channel and tiled images: to a k-NN score on two ranks, and after a kill to the same losses."""
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+
+from pipeline.conversion.tiling.grid import Tiling
+from pipeline.dataset.finding.choice import Choice
+from support.conversions import converted
+from support.native.images import gray_png, npy, tiles, write_tiles
+from support.tiny_runs import RECIPE, kill, losses, train, wait_for_step
+
+pytestmark = pytest.mark.slow(seconds=60)
+BANDS = [f"b{band}" for band in range(5)]
+
+
+def gray16(root):
+    """PNGs of 12 bits in 16, stretched."""
+    write_tiles(root / "images", [tile[..., 0] for tile in tiles(44, 20)], gray_png, "png")
+    return f"path: {root}/images, stretch: [1, 99]", "1 channel of uint16"
+
+
+def five_channels(root):
+    """A file a band, put together in a .beton."""
+    for row, tile in enumerate(tiles(44, 20, channels=5)):
+        for band, plane in zip(BANDS, np.moveaxis(tile, 2, 0), strict=True):
+            file = root / "scenes" / ("dark", "light")[row % 2] / f"{row:02d}_{band}.npy"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(npy(plane))
+    converted(root / "scenes", root / "x.beton", "beton", choice=Choice(bands=",".join(BANDS)))
+    return f"path: {root}/x.beton", "5 channels of uint16"
+
+
+def tiled(root):
+    """Tiles of two scenes of 4 channels."""
+    for name, scene in zip(("dark", "light"), tiles(2, 110, channels=4), strict=True):
+        (root / "scenes" / name).mkdir(parents=True)
+        tifffile.imwrite(root / "scenes" / name / "s.tif", scene, photometric="minisblack", tile=(32, 32))
+    converted(root / "scenes", root / "tiles", "wds", tiling=Tiling(20, 0, "std>8"))
+    return f"path: {root}/tiles", "4 channels of uint16"
+
+
+@pytest.mark.parametrize("source", [gray16, five_channels, tiled])
+def test_a_run_ends_with_a_score_and_a_killed_one_goes_on_to_the_same_losses(tmp_path, source):
+    data, said = source(tmp_path)
+    recipe = RECIPE.replace("pipeline: {backend: dali}", "pipeline: {backend: auto}").replace("epochs: 3", "epochs: 2")
+    (tmp_path / "tiny.yaml").write_text(recipe + f"data: {{{data}, cache: {tmp_path}/tables}}\n")
+    output = train(tmp_path, "whole", ranks=2)
+    assert said in output
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["world_size"] == 2 and summary["knn"] > 0.5  # the classes differ in brightness
+    process = train(tmp_path, "killed", ranks=2, wait=False)
+    wait_for_step(tmp_path, "killed", 5, process)
+    kill(process)
+    train(tmp_path, "killed", ranks=2)
+    whole = losses(tmp_path, "whole")
+    assert len(whole) >= 8 and losses(tmp_path, "killed") == whole
