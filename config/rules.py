@@ -11,6 +11,7 @@ import importlib.util
 from omegaconf import DictConfig, OmegaConf
 
 from config.errors import ConfigError
+from config.groups import SPLIT, groups_of, sizes_of_crops
 
 
 def check_rules(config: DictConfig) -> None:
@@ -27,7 +28,14 @@ def _require(good: bool, config: DictConfig, key: str, expected: str) -> None:
 # ---------------------------------------------------------------------- crops and codes
 def one_crop_predicts_another(config: DictConfig) -> None:
     words = "two crops or more in all: one predicts the code of another"
-    _require(_crops_of(config) >= 2, config, "crops.global.count", words)
+    key = "crops.groups" if config.crops.groups else "crops.global.count"
+    _require(_crops_of(config) >= 2, config, key, words)
+
+
+def crops_of_one_size_follow_each_other(config: DictConfig) -> None:
+    sizes = sizes_of_crops(config.crops) if config.crops.groups else []
+    blocks = [size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before]
+    _require(len(blocks) == len(set(blocks)), config, "crops.groups", SPLIT)
 
 
 def codes_come_from_different_crops(config: DictConfig) -> None:
@@ -44,7 +52,7 @@ def loggers_are_installed(config: DictConfig) -> None:
 
 
 def _crops_of(config: DictConfig) -> int:
-    return config.crops["global"]["count"] + config.crops["local"]["count"]
+    return sum(group["count"] for group in groups_of(config.crops))
 
 
 def dali_has_no_exact_color(config: DictConfig) -> None:
@@ -136,6 +144,7 @@ def the_batch_splits_into_parts(config: DictConfig) -> None:
 RULES = (
     loggers_are_installed,
     one_crop_predicts_another,
+    crops_of_one_size_follow_each_other,
     codes_come_from_different_crops,
     dali_has_no_exact_color,
     the_queue_starts_before_the_end,

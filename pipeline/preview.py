@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
 from common.cli import EXIT_MISTAKE, Parser, note, print_error
+from config.groups import groups_of
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config, usual_backend
 from pipeline.dataset.channels.format import COLOR, PixelFormat
@@ -50,11 +51,26 @@ def main(arguments: list[str]) -> int:
         config = load_config([options.recipe, *options.settings])
         sheet = preview(config, options.rows, options.epoch)
         sheet.save(options.out, format="PNG")
+        print("\n".join(described(config)))
     except (ValueError, OSError) as error:
         print_error(error)
         return EXIT_MISTAKE
     print(f"{options.out}: {sheet.width} x {sheet.height} pixels, backend {config.pipeline.backend}")
     return 0
+
+
+def described(config: DictConfig) -> list[str]:
+    """A line for each group of crops: their numbers, size and area, and which of them give codes."""
+    lines, first = [], 0
+    for group in groups_of(config.crops):
+        numbers = range(first, first + group["count"])
+        codes = [str(number) for number in numbers if number in config.swav.assigning]
+        low, high = group["scale"]
+        line = f"crops {first} to {numbers[-1]}" if len(numbers) > 1 else f"crop {first}"
+        line += f": {group['size']} pixels from {low:g} to {high:g} of the area"
+        lines.append(line + (f"; codes of {', '.join(codes)}" if codes else ""))
+        first += group["count"]
+    return lines
 
 
 def preview(config: DictConfig, images: int, epoch: int) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from config.groups import sizes_of_crops
 from model.backbone import backbone_of, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from model.distillation import FrozenTeacher
@@ -58,8 +59,7 @@ def backend_of(pipeline: DictConfig, cluster: Cluster) -> dict[str, Any]:
 
 def sizes_of(config: Mapping[str, Any]) -> list[int]:
     """The sizes of images, in pixels, that a run's network is given. config: a fitted recipe, or a checkpoint's."""
-    crops, size = config["crops"], config["evaluation"]["size"]
-    sizes = [crops[kind]["size"] for kind in ("global", "local") if crops[kind]["count"]]
+    sizes, size = sizes_of_crops(config["crops"]), config["evaluation"]["size"]
     return [*sizes, sizes[0] if size == "auto" else size]
 
 

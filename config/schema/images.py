@@ -6,6 +6,15 @@ from typing import Annotated, Literal
 
 from annotated_types import Len
 
+from config.schema.groups import (
+    Bits,
+    Group,
+    HueTurns,
+    Pixels,
+    ShareOfArea,
+    Sigma,
+    Threshold,
+)
 from config.schema.ranges import (
     MOST_CHANNELS,
     Auto,
@@ -19,10 +28,6 @@ from config.schema.ranges import (
     rising,
 )
 from config.schema.setting import MISSING, SPEED, Section, setting
-
-Pair = Len(2, 2)
-Pixels = Annotated[int, Range(ge=4, le=4096, unit="pixels")]
-ShareOfArea = Annotated[list[float], Pair, rising(1)]
 
 
 class Data(Section):
@@ -116,7 +121,7 @@ class Jitter(Section):
     brightness: NotNegative = setting(0.8, "strength s: a factor from 1 - s to 1 + s")
     contrast: NotNegative = setting(0.8, "strength")
     saturation: Auto | NotNegative = setting("auto", "strength; auto: 0.8, 0 for images that are no color images")
-    hue: Auto | Annotated[float, Range(ge=0, le=0.5, unit="turns")] = setting(
+    hue: Auto | HueTurns = setting(
         "auto", "turns of the color circle, either way; auto: 0.2, 0 for images that are no color images"
     )
     exact: Auto | bool = setting(
@@ -131,9 +136,21 @@ class Blur(Section):
     """Gaussian blur."""
 
     probability: Probability = setting(0.5, "of a blur")
-    sigma: Annotated[list[float], Pair, rising(64, unit="pixels")] = setting(
-        [0.1, 2.0], "lowest and highest standard deviation, in pixels of the crop"
-    )
+    sigma: Sigma = setting([0.1, 2.0], "lowest and highest standard deviation, in pixels of the crop")
+
+
+class Solarize(Section):
+    """Invert what is bright, after the blur."""
+
+    probability: Probability = setting(0.0, "of solarizing")
+    threshold: Threshold = setting(0.5, "values from this share of white on are inverted")
+
+
+class Posterize(Section):
+    """Keep the highest bits of each value only, as the last change."""
+
+    probability: Probability = setting(0.0, "of posterizing")
+    bits: Bits = setting(4, "that are kept")
 
 
 class CropSettings(Section):
@@ -141,10 +158,17 @@ class CropSettings(Section):
 
     global_: GlobalCrops = setting(GlobalCrops(), "", name="global")
     local: LocalCrops = LocalCrops()
-    ratio: Annotated[list[float], Pair, rising()] = setting(
+    groups: list[Group] = setting(
+        [],
+        "crops that differ, in place of global and local: mappings with count, size, scale and the keys from flip to "
+        "posterize, e.g. [{size: 224, blur: {probability: 1}}, {size: 96, count: 6}]; what one lacks is as in crops",
+    )
+    ratio: Annotated[list[float], Len(2, 2), rising()] = setting(
         [0.75, 4 / 3], "lowest and highest aspect ratio of a crop's window"
     )
     flip: Probability = setting(0.5, "probability of a horizontal flip")
+    vertical_flip: Probability = setting(0.0, "probability of a vertical flip")
+    quarter_turn: Probability = setting(0.0, "probability of a turn by 90, 180 or 270 degrees, each as often")
     jitter: Jitter = Jitter()
     grayscale: Auto | Probability = setting(
         "auto", "probability of dropping color; auto: 0.2, 0 for images that are no color images"
@@ -156,6 +180,8 @@ class CropSettings(Section):
         resume="crops stay the same, up to rounding",
     )
     blur: Blur = Blur()
+    solarize: Solarize = Solarize()
+    posterize: Posterize = Posterize()
     mean: Auto | Annotated[list[float], PerChannel] = setting(
         "auto",
         "of each channel, subtracted from the pixels; 1 is the largest uint8 or uint16, and 1 in float32. auto: of "

@@ -42,9 +42,9 @@ class Setting:
     annotation: Any
     default: Any
     help: str
-    resume: str
-    kept: bool
-    expected: str
+    resume: str = ""
+    kept: bool = False
+    expected: str = ""
 
     @property
     def required(self) -> bool:
@@ -111,4 +111,4 @@ def declared(section: type[Section], prefix: str = "") -> Iterator[Heading | Set
             yield from declared(annotation, key)
         else:
             extra: Any = field.json_schema_extra
-            yield Setting(key, annotation, field.default, field.description or "", **extra)
+            yield Setting(key, annotation, field.default, field.description or "", **(extra or {}))
