@@ -16,6 +16,7 @@ CHANGES = (  # keys of `crops` that a group may have of its own
     "blur",
     "solarize",
     "posterize",
+    "custom",
 )
 SPLIT = "groups of one size one after the other, because crops are counted by size"
 

@@ -76,6 +76,7 @@ class Changes:
     blur: Blur = Blur()
     solarize: Solarize = Solarize()
     posterize: Posterize = Posterize()
+    custom: str = ""  # module:function, the user's own change, which comes last
 
     @property
     def turns(self) -> bool:
@@ -116,7 +117,7 @@ class View:
 class Crops:
     """All views of an image, global ones first, and their augmentation; SwAV, section 3.2 and appendix A.
 
-    flip to posterize: the `Changes` of views without their own.
+    flip to custom: the `Changes` of views without their own.
     decode: "scaled" lets the ffcv backend decode JPEGs to their own planes, as small as the windows allow; "exact"
     makes it decode all pixels to RGB first. The other backends always do.
     teachers: how many of the last views only the teacher of a distillation sees.
@@ -132,6 +133,7 @@ class Crops:
     blur: Blur = Blur()
     solarize: Solarize = Solarize()
     posterize: Posterize = Posterize()
+    custom: str = ""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     decode: str = "scaled"
@@ -194,6 +196,7 @@ UNCHANGED: Any = {
     "blur": Blur(probability=0.0),
     "solarize": Solarize(),
     "posterize": Posterize(),
+    "custom": "",
 }  # values of `Changes` that leave a crop as it is
 
 
@@ -265,6 +268,7 @@ def _changes(values, backend: str) -> Changes:
         blur=Blur(values["blur"]["probability"], _pair(values["blur"]["sigma"])),
         solarize=Solarize(**values.get("solarize", {})),
         posterize=Posterize(**values.get("posterize", {})),
+        custom=values.get("custom") or "",
     )
 
 

@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 from pipeline.crops import Crops
 
 ATTEMPTS = 10  # windows tried before the central one is taken, as torchvision does
+FURTHER = 3 + ATTEMPTS  # the purposes of numbers after those of the windows: turns and tones,
+CUSTOM = FURTHER + 1  # and the user's own changes
 ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.uint8)  # of the four jitter steps
 
 # Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
@@ -105,7 +107,7 @@ def _further(crops: Crops, uniform, which: np.ndarray, chance: np.ndarray) -> tu
     turns = np.zeros(flip.shape, np.uint8)
     if not any(own.turns or own.tones for own in changes):
         return flip, turns, np.zeros_like(flip), np.zeros_like(flip)
-    u = uniform(3 + ATTEMPTS)
+    u = uniform(FURTHER)
     upside = u[..., 0] < np.array([own.vertical_flip for own in changes])
     turned = u[..., 1] < np.array([own.quarter_turn for own in changes])
     turns[turned] = 1 + (which[turned] * 3).astype(np.uint8)

@@ -18,6 +18,7 @@ from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
 from pipeline.crops import NATIVE, Crops, native_backend
+from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
@@ -125,15 +126,17 @@ class Loader:
         self.close()
         self.crops, self.pinned_for = crops, pinned_for
         self.device_id = device_id if device_id is not None else pinned_for
+        self.device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
+        self.customs = custom_changes(crops, self.device)
         size = self.global_batch // self.world_size
         self._new_backend = partial(
             make_backend,
             backend,
-            crops,
+            unnormalized(crops) if self.customs else crops,
             size,
             self.threads,
             device_id,
-            self.dtype,
+            torch.float32 if self.customs else self.dtype,
             hw_decoder_load,
             self.feed.table.pixels,
         )
@@ -147,7 +150,11 @@ class Loader:
         if self._producer is None:
             self.backend = self.backend or self._new_backend()
             batches = execute(self.backend, self.feed, self._requests())
-            self._producer = _Producer(batches if self.pinned_for is None else pinned(batches), self.device_id)
+            if self.customs:
+                batches = self._changed(batches)
+            elif self.pinned_for is not None:
+                batches = pinned(batches)
+            self._producer = _Producer(batches, self.device_id)
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
             yield self._take(epoch)  # bound to no name here, so that the caller alone keeps its memory alive
@@ -208,6 +215,12 @@ class Loader:
         plan = Plan(self._order, self.global_batch, self.rank, self.world_size)
         for epoch, samples, rows in self.feed.reader.ahead(self._steps(), plan):
             yield self.feed.request(epoch, samples, rows, partial(draw, self.crops, self.seed, epoch))
+
+    def _changed(self, batches: Iterator[tuple[Request, list[torch.Tensor]]]) -> Iterator[Any]:
+        """The batches after the user's own changes, made on the GPU that the crops go to, if there is one."""
+        before = self.global_batch - self.rank * (self.global_batch // self.world_size)
+        dtype = self.dtype or (torch.float32 if self.device_id is None else torch.float16)
+        return changed(batches, self.customs, self.crops, self.seed, before, self.device, dtype)
 
     def _steps(self) -> Iterator[Step]:
         samples = self.position.samples

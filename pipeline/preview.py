@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
@@ -20,6 +21,7 @@ from common.cli import EXIT_MISTAKE, Parser, note, print_error
 from config.groups import groups_of
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config, usual_backend
+from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
@@ -92,10 +94,14 @@ def crops_of(
     """The draw of some rows, made on the CPU: their crops by view (rows, size, size, 3) and the images (H, W, 3), in
     uint8. Raises DatasetError."""
     feed = Feed(table, Reader(table))
-    backend = make_backend(backend_name, crops, len(rows), 1, None, pixels=table.pixels)
+    device = torch.device("cpu")
+    customs = custom_changes(crops, device)
+    made = unnormalized(crops) if customs else crops
+    backend = make_backend(backend_name, made, len(rows), 1, None, pixels=table.pixels)
     try:
         request = feed.request(epoch, 0, rows, partial(draw, crops, seed, epoch))
-        request, groups = next(execute(backend, feed, iter([request])))
+        batches = execute(backend, feed, iter([request]))
+        request, groups = next(changed(batches, customs, crops, seed, 0, device, torch.float32) if customs else batches)
         sources = [feed.reader.decode(int(row)) for row in request.draw.rows]
     finally:
         backend.close()

@@ -6,7 +6,8 @@ from typing import Annotated
 
 from annotated_types import Len
 
-from config.schema.ranges import Auto, NotNegative, Probability, Range, rising
+from common.own_code import FUNCTION
+from config.schema.ranges import Auto, Holds, NotNegative, Probability, Range, rising
 from config.schema.setting import Section
 
 Pixels = Annotated[int, Range(ge=4, le=4096, unit="pixels")]
@@ -15,6 +16,9 @@ HueTurns = Annotated[float, Range(ge=0, le=0.5, unit="turns")]
 Sigma = Annotated[list[float], Len(2, 2), rising(64, unit="pixels")]
 Threshold = Annotated[float, Range(ge=0, le=1, what="a share")]
 Bits = Annotated[int, Range(ge=1, le=8, unit="bits")]
+
+
+OwnFunction = Annotated[str, Holds(lambda text: not text or FUNCTION.fullmatch(text) is not None, "module:function")]
 
 
 class JitterOfGroup(Section):
@@ -62,3 +66,4 @@ class Group(Section):
     blur: BlurOfGroup = BlurOfGroup()
     solarize: SolarizeOfGroup = SolarizeOfGroup()
     posterize: PosterizeOfGroup = PosterizeOfGroup()
+    custom: OwnFunction | None = None

@@ -10,6 +10,7 @@ from config.schema.groups import (
     Bits,
     Group,
     HueTurns,
+    OwnFunction,
     Pixels,
     ShareOfArea,
     Sigma,
@@ -161,7 +162,7 @@ class CropSettings(Section):
     groups: list[Group] = setting(
         [],
         "crops that differ, in place of global and local: mappings with count, size, scale and the keys from flip to "
-        "posterize, e.g. [{size: 224, blur: {probability: 1}}, {size: 96, count: 6}]; what one lacks is as in crops",
+        "custom, e.g. [{size: 224, blur: {probability: 1}}, {size: 96, count: 6}]; what one lacks is as in crops",
     )
     ratio: Annotated[list[float], Len(2, 2), rising()] = setting(
         [0.75, 4 / 3], "lowest and highest aspect ratio of a crop's window"
@@ -182,6 +183,9 @@ class CropSettings(Section):
     blur: Blur = Blur()
     solarize: Solarize = Solarize()
     posterize: Posterize = Posterize()
+    custom: OwnFunction | None = setting(
+        None, "module:function, your own change of a group's crops before normalization: see docs/views.md; null: none"
+    )
     mean: Auto | Annotated[list[float], PerChannel] = setting(
         "auto",
         "of each channel, subtracted from the pixels; 1 is the largest uint8 or uint16, and 1 in float32. auto: of "
