@@ -25,6 +25,21 @@ def _require(good: bool, config: DictConfig, key: str, expected: str) -> None:
         raise ConfigError(f"{key}={OmegaConf.select(config, key)}: expected {expected}")
 
 
+# ---------------------------------------------------------------------- images
+def each_path_has_a_weight(config: DictConfig) -> None:
+    weights, paths = config.data.weights, config.data.path
+    count = 0 if isinstance(paths, str) else len(paths)
+    words = f"{count} numbers, one for each path of data.path" if count else "null for a data.path that is no list"
+    _require(weights is None or len(weights) == count, config, "data.weights", words)
+
+
+def clusters_are_of_each_image_once(config: DictConfig) -> None:
+    clusters = config.method in ("deepclusterv2", "selav2")
+    for key, usual in (("weights", None), ("balance", "none")):
+        words = f"{'null' if usual is None else usual} with method={config.method}, which clusters each image once"
+        _require(not clusters or config.data[key] == usual, config, f"data.{key}", words)
+
+
 # ---------------------------------------------------------------------- crops and codes
 def one_crop_predicts_another(config: DictConfig) -> None:
     words = "two crops or more in all: one predicts the code of another"
@@ -143,6 +158,8 @@ def the_batch_splits_into_parts(config: DictConfig) -> None:
 
 RULES = (
     loggers_are_installed,
+    each_path_has_a_weight,
+    clusters_are_of_each_image_once,
     one_crop_predicts_another,
     crops_of_one_size_follow_each_other,
     codes_come_from_different_crops,

@@ -127,7 +127,8 @@ def open_tables(
     test = options.test or (None if options.data else backbone.test)  # the run's own test goes with its own images
     own = options.data is None
     choice = {"image": options.image or (own and backbone.image), "label": options.label or (own and backbone.label)}
-    places: dict[str, Any] = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
+    places: dict[str, Any] = {"path": path if isinstance(path, list) else str(path), "test": test}
+    places |= {"cache": options.tables, "workers": 0}
     takes = channels_of(backbone.network)
     channels = "auto" if takes != 3 and backbone.channels == "rgb" else backbone.channels
     places |= {"channels": channels, "layout": backbone.layout, "max_pixels": backbone.max_pixels}

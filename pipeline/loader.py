@@ -24,6 +24,7 @@ from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from pipeline.draw import center, draw
+from pipeline.mixing.mixture import REPEAT, ROW, Mixture, draw_repeats, source_of
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
 from pipeline.remote.plan import Plan, Step
 from pipeline.requests import Feed
@@ -77,8 +78,9 @@ class Loader:
     global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
     they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
-    `DaliBackend`; the others have no such engine. Raises ValueError if the global batch does not split over the ranks
-    or is larger than the dataset, and for images that the backend does not take.
+    `DaliBackend`; the others have no such engine. mixture: how often each row comes in an epoch; None: once. Raises
+    ValueError if the global batch does not split over the ranks or is larger than the dataset, and for images that the
+    backend does not take.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Loader:
         max_bad_fraction: float = 0.01,
         pinned_for: int | None = None,
         hw_decoder_load: float | None = None,
+        mixture: Mixture | None = None,
     ):
         require_native(backend, table)
         self.feed = Feed(table, Reader(table), max_bad_fraction)
@@ -104,7 +107,7 @@ class Loader:
         self.seed = seed
         self.global_batch = global_batch
         self.rank, self.world_size = rank, world_size
-        self.position = Position()
+        self.position, self.mixture = Position(), mixture
         self.ledger = Ledger()
         if global_batch % world_size:
             raise ValueError(f"batch_size={global_batch} does not split evenly over {world_size} processes")
@@ -176,13 +179,21 @@ class Loader:
         """
         epoch = self.position.epoch - 1
         expected = Ledger()
-        expected.enter(order(self.seed, epoch, self.feed.usable)[: len(self) * self.global_batch])
+        expected.enter(self._rows(epoch))
         drawn = self.ledger.total(add_up)
         self.ledger = Ledger()
         if drawn != expected:
             raise RuntimeError(
                 f"epoch {epoch}: {drawn.count} rows were drawn, {expected.count} expected, or some rows were wrong"
             )
+
+    def of_sources(self) -> dict[str, int]:
+        """How many images of the last whole epoch were of each source, where there are several."""
+        if not self.feed.table.sources:
+            return {}
+        sources = source_of(self.feed.table, self._rows(self.position.epoch - 1))
+        counts = np.bincount(sources, minlength=len(self.feed.table.sources))
+        return {f"images_{number}": count for number, count in enumerate(counts.tolist())}
 
     @property
     def bad(self) -> dict[str, str]:
@@ -214,7 +225,10 @@ class Loader:
         """This rank's requests from `position` on, without end: the next epoch is prepared during the current one."""
         plan = Plan(self._order, self.global_batch, self.rank, self.world_size)
         for epoch, samples, rows in self.feed.reader.ahead(self._steps(), plan):
-            yield self.feed.request(epoch, samples, rows, partial(draw, self.crops, self.seed, epoch))
+            draw_rows = partial(draw, self.crops, self.seed, epoch)
+            if self.mixture is not None:
+                draw_rows = partial(draw_repeats, self.crops, self.seed, epoch, rows >> REPEAT)
+            yield self.feed.request(epoch, samples, rows & ROW, draw_rows)
 
     def _changed(self, batches: Iterator[tuple[Request, list[torch.Tensor]]]) -> Iterator[Any]:
         """The batches after the user's own changes, made on the GPU that the crops go to, if there is one."""
@@ -233,8 +247,14 @@ class Loader:
                 yield Step(epoch, samples, rows)
             samples = 0
 
+    def _rows(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch's whole batches."""
+        rows = self._order(epoch)[: len(self) * self.global_batch]
+        return rows if self.mixture is None else rows & ROW
+
     def _order(self, epoch: int) -> np.ndarray:
-        return order(self.seed, epoch, self.feed.usable)
+        rows = self.feed.usable if self.mixture is None else self.mixture.epoch(self.seed, epoch)
+        return order(self.seed, epoch, rows)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
+from pipeline.mixing.mixture import mixture_of
 from training.compiled import compile_network
 from training.deepspeed_engine import input_dtype
 from training.distillation.teacher import build_frozen_teacher
@@ -32,6 +33,7 @@ from training.distributed import Cluster
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
     """This rank's loader of the training set. Raises ValueError where batch, ranks and images do not fit."""
+    mixture = mixture_of(table, config.data.weights, config.data.balance)
     return Loader(
         table,
         crops,
@@ -42,6 +44,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         threads=config.pipeline.threads,
         dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
+        mixture=mixture,
         **backend_of(config.pipeline, cluster),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Len
@@ -20,6 +21,7 @@ from config.schema.ranges import (
     MOST_CHANNELS,
     Auto,
     FilePath,
+    Holds,
     NotNegative,
     PerChannel,
     Probability,
@@ -31,14 +33,27 @@ from config.schema.ranges import (
 from config.schema.setting import MISSING, SPEED, Section, setting
 
 
+def is_balance(text: str) -> bool:
+    """Whether a text is a value of data.balance."""
+    return text in ("none", "class") or re.fullmatch(r"power:(0?\.\d+|[01](\.0*)?)", text) is not None
+
+
 class Data(Section):
     """The images."""
 
-    path: FilePath = setting(
+    path: FilePath | Annotated[list[FilePath], Len(1, 1000)] = setting(
         MISSING,
         "images, *.tar shards, a .tar, a .beton, or a folder with train/ and val/ or test/; also s3://, gs://, hf://, "
-        "or https:// of a file or a list",
+        "or https:// of a file or a list; several: [a, b]",
         resume="the images may move; another number of them or other contents are refused",
+    )
+    weights: Annotated[list[Annotated[float, Range(gt=0, what="each")]], Len(1, 1000)] | None = setting(
+        None, "how much of an epoch each path of data.path gets, e.g. [3, 1]; null: as many images as it has"
+    )
+    balance: Annotated[str, Holds(is_balance, "none, class or power:0.5 (a number from 0 to 1)")] = setting(
+        "none",
+        "class: all classes come equally often in an epoch; power:0.5: as the square root of their numbers of images; "
+        "none: as they are",
     )
     test: FilePath | None = setting(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,8 +64,13 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether it is a text of any characters, or null."""
-        kinds = {kind for kind, _ in alternatives(self.annotation)}
+        kinds = {kind for kind, _ in alternatives(self.annotation) if get_origin(kind) is not list}
         return str in kinds and kinds <= {str, NoneType}
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether it may be a list."""
+        return any(get_origin(kind) is list for kind, _ in alternatives(self.annotation))
 
     @property
     def nullable(self) -> bool:

@@ -119,6 +119,8 @@ class SampleTable:
     first finds out whether it can be. 'none' is the same table, of images that the user answers for.
     pixels: the format of all images; if it is native, usable rows are in state ARRAY, else in the others.
 
+    sources: of a table of several datasets, each one's path and number of rows; it is not saved.
+
     Raises ValueError if the columns contradict each other.
     """
 
@@ -138,6 +140,7 @@ class SampleTable:
     left_out: dict[str, int] | None = field(default_factory=dict)
     check: str = DECODE
     pixels: PixelFormat = COLOR
+    sources: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "containers", Names.of(self.containers))
@@ -274,7 +277,7 @@ class SampleTable:
                 raise DatasetError(f"{path}: {problem}; {advice}")
             texts = json.loads(stored["texts"].tobytes())
             reasons = Names(stored["reasons"].tobytes())
-            columns = {name: stored[name] for name in COLUMNS}
+            columns: Any = {name: stored[name] for name in COLUMNS}
             if any(column.dtype != COLUMNS[name] or column.ndim != 1 for name, column in columns.items()):
                 raise ValueError("a column has another dtype or shape")
             return cls(
