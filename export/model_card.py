@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from common.versions import versions
 from config.groups import sizes_of_crops
+from config.recipe import paths_of
 from pipeline.dataset.accounting import losses
 from training.trained_network import Trained
 
@@ -24,7 +25,7 @@ def facts(trained: Trained) -> dict[str, Any]:
         "mean": crops["mean"],
         "std": crops["std"],
         "input_sizes": sizes_of_crops(crops),
-        "data": trained.config["data"]["path"],
+        "data": ", ".join(paths_of(trained.config["data"])),
         "images": trained.state["images"],
         "steps": trained.state["step"],
         "epochs": trained.state["loader"]["epoch"],

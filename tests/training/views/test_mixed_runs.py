@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from export.__main__ import export
 from support.evaluations import evaluate
 from support.photos import write_folder
 from support.tiny_runs import RECIPE, kill, losses, train, wait_for_step
@@ -49,4 +50,6 @@ def test_a_killed_run_goes_on_to_the_same_losses(workplace):
 def test_evaluation_takes_the_sources_of_the_run(workplace, tmp_path, capsys):
     options = ("--cache", "none", "--tables", tmp_path, "--json", tmp_path / "x.json")
     result = evaluate(capsys, workplace / "whole", *options)
+    export(workplace / "whole", tmp_path / "out", "safetensors")
+    assert f"`{workplace / 'one'}, {workplace / 'two'}`, 52 images" in (tmp_path / "out" / "README.md").read_text()
     assert result["data"]["path"] == str([str(workplace / name) for name in ("one", "two")])
