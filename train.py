@@ -216,7 +216,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
             loader.account(cluster.add_up)
-            last_epoch = monitor.summary() | ({} if probe is None else probe.summary())
+            last_epoch = monitor.summary() | loader.of_sources() | ({} if probe is None else probe.summary())
             monitor.reset()
             journal.log(step, {"epoch": epoch, **last_epoch})
             for trouble in advice(last_epoch, prototypes, config.method, config.model.embedding_dim, swav.temperature):

@@ -65,8 +65,9 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     values: Any = OmegaConf.to_container(config)
     check_types_and_ranges(values)
     for key in (key for key, setting in known.items() if setting.is_path):
-        if (path := OmegaConf.select(config, key)) is not None:
-            OmegaConf.update(config, key, os.path.expanduser(path))  # the shell does not, after `key=`
+        if (path := OmegaConf.select(config, key)) is not None:  # the shell does not, after `key=`
+            expanded = os.path.expanduser(path) if isinstance(path, str) else [*map(os.path.expanduser, path)]
+            OmegaConf.update(config, key, expanded)
     check_rules(config)
     given = [argument.partition("=")[0] for argument in arguments]
     if (
@@ -75,7 +76,7 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         and _read(recipes[0]).get("data", {}).get("path", "???") != "???"
     ):
         # Other images than the recipe's are another run.
-        config.run.directory += f"-{Path(config.data.path).resolve().stem}"
+        config.run.directory += "".join(f"-{Path(path).resolve().stem}" for path in paths_of(config.data))
     return config
 
 
@@ -118,6 +119,11 @@ def _read(recipe: str) -> DictConfig:
     return loaded
 
 
+def paths_of(data: Any) -> list[str]:
+    """The paths of a recipe's `data` section."""
+    return [data["path"]] if isinstance(data["path"], str) else list(data["path"])
+
+
 def _is_setting(argument: str) -> bool:
     """Whether an argument is `key=value`; a recipe's path may have a `=` as well (sweeps/lr=0.1/recipe.yaml)."""
     key, equals, _ = argument.partition("=")
@@ -129,7 +135,10 @@ def _override(argument: str, known: Mapping[str, Setting]) -> DictConfig:
     values, and texts in quotes, are YAML."""
     key, _, text = argument.partition("=")
     setting, quoted = known.get(key), re.fullmatch(r"(['\"]).*\1|", text)
-    if setting is None or not setting.is_text or quoted or (setting.nullable and text in ("null", "~")):
+    listed = (
+        setting is not None and setting.takes_list and re.fullmatch(r"\[.*,.*\]", text) and not os.path.exists(text)
+    )
+    if setting is None or not setting.is_text or quoted or listed or (setting.nullable and text in ("null", "~")):
         return OmegaConf.from_dotlist([argument])
     override = OmegaConf.create()
     OmegaConf.update(override, key, text)

@@ -11,6 +11,7 @@ import importlib.util
 from omegaconf import DictConfig, OmegaConf
 
 from config.errors import ConfigError
+from config.groups import SPLIT, groups_of, sizes_of_crops
 
 
 def check_rules(config: DictConfig) -> None:
@@ -24,10 +25,32 @@ def _require(good: bool, config: DictConfig, key: str, expected: str) -> None:
         raise ConfigError(f"{key}={OmegaConf.select(config, key)}: expected {expected}")
 
 
+# ---------------------------------------------------------------------- images
+def each_path_has_a_weight(config: DictConfig) -> None:
+    weights, paths = config.data.weights, config.data.path
+    count = 0 if isinstance(paths, str) else len(paths)
+    words = f"{count} numbers, one for each path of data.path" if count else "null for a data.path that is no list"
+    _require(weights is None or len(weights) == count, config, "data.weights", words)
+
+
+def clusters_are_of_each_image_once(config: DictConfig) -> None:
+    clusters = config.method in ("deepclusterv2", "selav2")
+    for key, usual in (("weights", None), ("balance", "none")):
+        words = f"{'null' if usual is None else usual} with method={config.method}, which clusters each image once"
+        _require(not clusters or config.data[key] == usual, config, f"data.{key}", words)
+
+
 # ---------------------------------------------------------------------- crops and codes
 def one_crop_predicts_another(config: DictConfig) -> None:
     words = "two crops or more in all: one predicts the code of another"
-    _require(_crops_of(config) >= 2, config, "crops.global.count", words)
+    key = "crops.groups" if config.crops.groups else "crops.global.count"
+    _require(_crops_of(config) >= 2, config, key, words)
+
+
+def crops_of_one_size_follow_each_other(config: DictConfig) -> None:
+    sizes = sizes_of_crops(config.crops) if config.crops.groups else []
+    blocks = [size for size, before in zip(sizes, [None, *sizes], strict=False) if size != before]
+    _require(len(blocks) == len(set(blocks)), config, "crops.groups", SPLIT)
 
 
 def codes_come_from_different_crops(config: DictConfig) -> None:
@@ -44,7 +67,7 @@ def loggers_are_installed(config: DictConfig) -> None:
 
 
 def _crops_of(config: DictConfig) -> int:
-    return config.crops["global"]["count"] + config.crops["local"]["count"]
+    return sum(group["count"] for group in groups_of(config.crops))
 
 
 def dali_has_no_exact_color(config: DictConfig) -> None:
@@ -135,7 +158,10 @@ def the_batch_splits_into_parts(config: DictConfig) -> None:
 
 RULES = (
     loggers_are_installed,
+    each_path_has_a_weight,
+    clusters_are_of_each_image_once,
     one_crop_predicts_another,
+    crops_of_one_size_follow_each_other,
     codes_come_from_different_crops,
     dali_has_no_exact_color,
     the_queue_starts_before_the_end,

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from config.groups import sizes_of_crops
 from config.recipe import load_config
 from model.backbone import backbone_of, build_backbone
 from model.libraries.names import UnknownBackbone, is_own_code
@@ -61,7 +62,7 @@ def build(word: str, pretrained: bool = False) -> NamedNetwork:
         return _from_timm(name, pretrained)
     if word.endswith((".yaml", ".yml")):
         config = load_config([word, "data.path=."])
-        size = config.evaluation.size if config.evaluation.size != "auto" else config.crops["global"].size
+        size = config.evaluation.size if config.evaluation.size != "auto" else sizes_of_crops(config.crops)[0]
         network = backbone_of(config.model, sizes=[size], own_code=True)
         mean, std = (tuple(chosen(config.crops, key)) for key in ("mean", "std"))
         inputs = Inputs(mean, std, size, config.evaluation.share)
@@ -79,7 +80,7 @@ def build(word: str, pretrained: bool = False) -> NamedNetwork:
 def from_config(config: Mapping[str, Any]) -> Inputs:
     """The inputs that a run's recipe sets for evaluation. config: a checkpoint's."""
     crops, evaluation = config["crops"], config["evaluation"]
-    size = evaluation["size"] if evaluation["size"] != "auto" else crops["global"]["size"]
+    size = evaluation["size"] if evaluation["size"] != "auto" else sizes_of_crops(crops)[0]
     mean, std = (tuple(chosen(crops, key)) for key in ("mean", "std"))
     return Inputs(mean, std, int(size), float(evaluation["share"]))
 

@@ -63,7 +63,7 @@ class Backbone:
     weights: str
     inputs: Inputs
     swav: SwAV | None = None
-    data: str | None = None
+    data: str | list[str] | None = None
     test: str | None = None
     image: str | None = None
     label: str | None = None

@@ -18,7 +18,7 @@ from config.recipe import default_config
 from evaluation.backbones import Backbone
 from evaluation.subsets import listed_rows
 from model.sizes.trial import channels_of
-from pipeline.crops import Blur, Crops, Jitter, View, native_backend
+from pipeline.crops import Crops, View, native_backend
 from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -112,7 +112,7 @@ def training_loader(session: Session, table: SampleTable, crops: Crops, epoch: i
 def training_crops(central: Crops, scale: tuple[float, float] = (0.08, 1.0)) -> Crops:
     """Training crops for classifiers: RandomResizedCrop and flip, with the size and normalization of `central`."""
     size = central.views[0].size
-    return replace(central, views=(View(size, scale),), flip=0.5, jitter=Jitter(probability=0.0), blur=Blur(0.0))
+    return replace(central, views=(View(size, scale),), flip=0.5)
 
 
 def open_tables(
@@ -128,7 +128,8 @@ def open_tables(
     own = options.data is None
     choice = {"image": options.image or (own and backbone.image), "label": options.label or (own and backbone.label)}
     choice["bands"] = options.bands or (own and backbone.bands)
-    places: dict[str, Any] = {"path": str(path), "test": test, "cache": options.tables, "workers": 0}
+    places: dict[str, Any] = {"path": path if isinstance(path, list) else str(path), "test": test}
+    places |= {"cache": options.tables, "workers": 0}
     takes = channels_of(backbone.network)
     channels = "auto" if takes != 3 and backbone.channels == "rgb" else backbone.channels
     places |= {"channels": channels, "layout": backbone.layout, "max_pixels": backbone.max_pixels}

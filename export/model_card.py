@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from common.versions import versions
+from config.groups import sizes_of_crops
+from config.recipe import paths_of
 from pipeline.dataset.accounting import losses
 from training.trained_network import Trained
 
@@ -22,8 +24,8 @@ def facts(trained: Trained) -> dict[str, Any]:
         "feature_dim": int(trained.network.backbone.feature_dim),  # type: ignore[arg-type]
         "mean": crops["mean"],
         "std": crops["std"],
-        "input_sizes": [crops[group]["size"] for group in ("global", "local") if crops[group]["count"]],
-        "data": trained.config["data"]["path"],
+        "input_sizes": sizes_of_crops(crops),
+        "data": ", ".join(paths_of(trained.config["data"])),
         "images": trained.state["images"],
         "steps": trained.state["step"],
         "epochs": trained.state["loader"]["epoch"],

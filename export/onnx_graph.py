@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from config.groups import sizes_of_crops
 from export.counterparts import TOLERANCE
 from export.model_card import header
 from export.programs import takes_any_size
@@ -67,7 +68,7 @@ def write_onnx(trained: Trained, path: Path, options: OnnxOptions | None = None)
             f"an ONNX file holds at most 2 GiB, this backbone has {size / 2**30:.1f} GiB; use format safetensors"
         )
     data = None if options.data is None else images_of(trained, options.data, options.size)
-    side = options.size or int(trained.config["crops"]["global"]["size"])
+    side = options.size or sizes_of_crops(trained.config["crops"])[0]
     free_size = options.size is None and takes_any_size(backbone)
     program, free_size = _traced(backbone, side, free_size)
     program.model.metadata_props.update(header(trained))

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from config.groups import sizes_of_crops
 from export.counterparts import TOLERANCE
 from model.sizes.trial import channels_of
 from training.trained_network import Trained
@@ -66,7 +67,7 @@ def images(backbone: nn.Module, batch: int, height: int, width: int) -> Tensor:
 
 
 def _side(trained: Trained) -> int:
-    return int(trained.config["crops"]["global"]["size"])
+    return sizes_of_crops(trained.config["crops"])[0]
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.progress import progress_bar
+from config.groups import sizes_of_crops
 from model.nearest import predict
 from pipeline.batch import Batch
 from pipeline.crops import Crops, crops_from_config, native_backend
@@ -52,7 +53,7 @@ def images_of(trained: Trained, path: str, size: int | None = None) -> Images:
     config.data.path, config.data.test = path, None
     table, test = open_splits(config.data, progress=True)
     evaluation = config.evaluation
-    side = size or (config.crops["global"].size if evaluation.size == "auto" else evaluation.size)
+    side = size or (sizes_of_crops(config.crops)[0] if evaluation.size == "auto" else evaluation.size)
     crops = crops_from_config(config.crops, BACKEND).for_evaluation(side, evaluation.share)
     labelled = labelled_data(table, test, evaluation.max_train)
     return Images(table, labelled, crops, evaluation.k, evaluation.temperature)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from config.groups import sizes_of_crops
 from export.counterparts import no_counterpart, with_weights
 from export.model_card import model_card
 from model.libraries.names import library_of
@@ -39,7 +40,7 @@ def write_transformers(trained: Trained, path: Path) -> list[str]:
     backbone = trained.network.backbone
     if library_of(trained.backbone_name)[0] == "transformers":
         return _write_own(trained, path)
-    config = transformers_config(backbone, int(trained.config["crops"]["global"]["size"]))
+    config = transformers_config(backbone, sizes_of_crops(trained.config["crops"])[0])
     if config is None:
         raise no_counterpart(trained, "transformers", NETWORKS)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is to be fetched
@@ -65,7 +66,7 @@ def _write_own(trained: Trained, path: Path) -> list[str]:
     options = {"add_pooling_layer": False} if "add_pooling_layer" in names_of(kind) else {}
     network = kind(backbone.config, **options).eval()
     network.load_state_dict(backbone.state_dict())
-    side = int(trained.config["crops"]["global"]["size"])
+    side = sizes_of_crops(trained.config["crops"])[0]
     output = network(torch.zeros(1, channels_of(backbone), side, side), **interpolated(kind))
     return _write_folder(trained, network, path, options, way_of(network, output))
 
@@ -118,7 +119,7 @@ def reading(backbone: nn.Module) -> tuple[str, Callable[[nn.Module, Tensor], Ten
 def preprocessor(trained: Trained) -> dict[str, Any]:
     """The recipe's central crop as a configuration for transformers' AutoImageProcessor."""
     crops, evaluation = trained.config["crops"], trained.config["evaluation"]
-    size = int(crops["global"]["size"] if evaluation["size"] == "auto" else evaluation["size"])
+    size = int(sizes_of_crops(crops)[0] if evaluation["size"] == "auto" else evaluation["size"])
     return {
         "image_processor_type": "BitImageProcessor",
         "do_resize": True,

@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     parser = Parser(prog="python -m launch.node_facts", description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", default=".", help="data.path")
     parser.add_argument("directory", nargs="?", default=".", type=Path, help="run.directory")
+    parser.add_argument("--and", action="append", default=[], dest="more", help="a further path of data.path")
     parser.add_argument("--dataset", metavar="CACHE", help="read the dataset too; its table is kept in this folder")
     parser.add_argument("--cache-bytes", default="100GB", help="data.cache_bytes")
     parser.add_argument("--image", help="data.image")
@@ -49,9 +50,8 @@ def main(arguments: list[str]) -> int:
             "image": options.image, "label": options.label, "channels": channels, "layout": options.layout,
             "bands": options.bands,
         }  # fmt: skip
-        facts = gather_facts(
-            options.data, options.directory, options.dataset, choice, options.check, options.cache_bytes
-        )
+        paths = [options.data, *options.more]
+        facts = gather_facts(paths, options.directory, options.dataset, choice, options.check, options.cache_bytes)
     print(json.dumps(facts), flush=True)
     return 0
 
@@ -62,7 +62,7 @@ def gather_port() -> dict[str, Any]:
 
 
 def gather_facts(
-    data: str,
+    paths: list[str],
     directory: Path,
     cache: str | None = None,
     choice: Mapping[str, Any] | None = None,
@@ -71,10 +71,10 @@ def gather_facts(
 ) -> dict[str, Any]:
     """This machine's facts.
 
-    host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether the path
-    exists; free_gb: at the run's directory; checkpoints: how many that holds; gpus: names of visible ones; cores. With
-    `cache` also dataset: the digest of the training table, and images: how many rows it has. choice: data.image,
-    data.label, data.channels, data.layout and data.bands. check: data.check. cache_bytes: data.cache_bytes.
+    host; node and time, see `gather_port`; code and lock: digests; commit; python: its version; data: whether all
+    paths exist; free_gb: at the run's directory; checkpoints: how many that holds; gpus: names of visible ones; cores.
+    With `cache` also dataset: the digests of the training tables, and images: how many rows they have. choice:
+    data.image, data.label, data.channels, data.layout and data.bands. check: data.check. cache_bytes: data.cache_bytes.
     """
     return {
         "host": socket.gethostname(),
@@ -84,12 +84,16 @@ def gather_facts(
         "commit": commit(ROOT),
         "lock": ready_stamp(ROOT),
         "python": platform.python_version(),
-        "data": "://" in data or Path(data).exists() or ("*" in data and Path(data).parent.is_dir()),
+        "data": all(map(_is_there, paths)),
         "free_gb": free_gb(directory),
         "checkpoints": len(list((directory / "checkpoints").glob("step-*"))),
         "gpus": visible_gpu_names(gpu_names(), os.environ),
         "cores": len(os.sched_getaffinity(0)),
-    } | (dataset_facts(data, cache, choice, check, cache_bytes) if cache is not None else {})
+    } | (dataset_facts(paths, cache, choice, check, cache_bytes) if cache is not None else {})
+
+
+def _is_there(path: str) -> bool:
+    return "://" in path or Path(path).exists() or ("*" in path and Path(path).parent.is_dir())
 
 
 def code_digest(root: Path) -> str:
@@ -132,20 +136,24 @@ def free_gb(directory: Path) -> float:
 
 
 def dataset_facts(
-    data: str, cache: str, choice: Mapping[str, Any] | None, check: str, cache_bytes: str
+    paths: list[str], cache: str, choice: Mapping[str, Any] | None, check: str, cache_bytes: str
 ) -> dict[str, Any]:
-    """dataset: digest of the training table, or "unreadable: " and the reason. images: its rows, 0 if unreadable."""
+    """dataset: digests of the training tables, or "unreadable: " and the reason. images: rows, 0 if unreadable."""
     from pipeline.dataset.finding.choice import Choice
     from pipeline.dataset.open import find_split, open_dataset
     from pipeline.remote.mirror import with_local_paths
 
     try:
-        place = {"path": data, "test": None, "cache": cache, "cache_bytes": cache_bytes, "workers": 0}
-        path = with_local_paths(place, progress=False)["path"]
-        table = open_dataset(find_split(path)[0], cache, 0, False, choice=Choice(**(choice or {})), check=check)
+        tables = []
+        for given in paths:
+            place = {"path": given, "test": None, "cache": cache, "cache_bytes": cache_bytes, "workers": 0}
+            path = with_local_paths(place, progress=False)["path"]
+            chosen = Choice(**(choice or {}))
+            tables.append(open_dataset(find_split(path)[0], cache, 0, False, choice=chosen, check=check))
     except (ValueError, OSError) as error:
         return {"dataset": f"unreadable: {' '.join(str(error).split())}", "images": 0}
-    return {"dataset": table.digest()[:12], "images": len(table)}
+    digests = [table.digest()[:12] for table in tables]
+    return {"dataset": " ".join(digests), "images": sum(map(len, tables))}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from common.progress import counted, progress_bar
-from config.recipe import ROOT
+from config.recipe import ROOT, paths_of
 from launch.node_facts import gather_facts
 from launch.nodes import Node
 from launch.remote_commands import node_commands
@@ -34,7 +34,8 @@ def ask_nodes(
 
     dataset: also the digest of its table. `clock_off` is added: seconds by which the node's clock differs.
     """
-    program = ["launch.node_facts", config.data.path, config.run.directory]
+    path, *more = paths_of(config.data)
+    program = ["launch.node_facts", path, config.run.directory, *(word for one in more for word in ("--and", one))]
     if dataset:
         chosen = {"--dataset": config.data.cache, "--image": config.data.image, "--label": config.data.label}
         chosen |= {"--check": config.data.check, "--channels": config.data.channels, "--layout": config.data.layout}
@@ -102,7 +103,7 @@ def find_problems(
     checkpoints need. how: how nodes are reached, as in `node_commands`. Raises ValueError if the network cannot be
     built.
     """
-    local, network = local or gather_facts(".", Path(".")), checkpoint_gb(config)
+    local, network = local or gather_facts(["."], Path(".")), checkpoint_gb(config)
     problems = []
     for node, facts in zip(nodes, answers, strict=True):
         if "error" in facts:

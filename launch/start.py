@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from common.cli import Parser, at_least, exit_on_mistake, note, print_error
 from common.machine import launch_environment, visible_devices, visible_gpus
-from config.recipe import ROOT, ConfigError, load_config
+from config.recipe import ROOT, ConfigError, load_config, paths_of
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
 from launch.node import check_devices, launch_command
 from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
@@ -168,8 +168,9 @@ def fetch_demo(config: Any) -> None:
     """Fetch Fashion-MNIST if it is the recipe's dataset."""
     from pipeline.fashion_mnist import prepare
 
-    if Path(config.data.path) == Path("data/fashion-mnist"):
-        prepare(Path(config.data.path))
+    for path in map(Path, paths_of(config.data)):
+        if path == Path("data/fashion-mnist"):
+            prepare(path)
 
 
 def scan_dataset(config: Any) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from common.cli import EXIT_MISTAKE, Parser, print_error
 from common.progress import progress_bar
-from pipeline.crops import Blur, Crops, Jitter
+from pipeline.crops import Blur, Crops, Jitter, Posterize, Solarize
 from pipeline.draw import Draw, draw
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def operations(crops: Crops) -> dict[str, Operation]:
         "jitter without hue": Operation(replace(plain, jitter=replace(jitter, hue=0.0)), 1.0),
         "jitter": Operation(jittered, 1.0),
         "grayscale": Operation(replace(plain, grayscale=1.0), 1.0),
+        "turn": Operation(replace(plain, vertical_flip=0.5, quarter_turn=0.75), 1.0),
+        "solarize": Operation(replace(plain, solarize=Solarize(1.0)), 1.0),
+        "posterize": Operation(replace(plain, posterize=Posterize(1.0)), 1.0),
         "everything": Operation(crops, 1.0),
     }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
-from functools import reduce
+import math
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, reduce
 from operator import getitem
 from typing import Any
+
+from config.groups import groups_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)  # the published code's
 COLOR_VALUES = {  # what `auto` is for pictures in 8-bit RGB
@@ -19,14 +22,6 @@ COLOR_VALUES = {  # what `auto` is for pictures in 8-bit RGB
 
 
 NATIVE = ("ffcv", "torchvision")  # backends that keep the channels and the depth of images
-
-
-@dataclass(frozen=True)
-class View:
-    """One crop of an image: `size` x `size` pixels, from a window of `scale` (lowest, highest) of its area."""
-
-    size: int
-    scale: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -53,9 +48,76 @@ class Blur:
 
 
 @dataclass(frozen=True)
+class Solarize:
+    """Inversion, with `probability`, of values from `threshold` (a share of white) on."""
+
+    probability: float = 0.0
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Posterize:
+    """With `probability`, the highest `bits` of each value alone."""
+
+    probability: float = 0.0
+    bits: int = 4
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a crop is changed, in this order. flip (horizontal), vertical_flip and quarter_turn (by 90, 180 or 270
+    degrees) and grayscale are probabilities."""
+
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    quarter_turn: float = 0.0
+    jitter: Jitter = Jitter()
+    grayscale: float = 0.2
+    blur: Blur = Blur()
+    solarize: Solarize = Solarize()
+    posterize: Posterize = Posterize()
+    custom: str = ""  # module:function, the user's own change, which comes last
+
+    @property
+    def turns(self) -> bool:
+        """Whether a crop may be turned, a vertical flip being half a turn and a horizontal flip."""
+        return self.quarter_turn > 0 or self.vertical_flip > 0
+
+    @property
+    def colors(self) -> bool:
+        """Whether color jitter or grayscale may change a crop."""
+        jitter = self.jitter
+        strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
+
+    @property
+    def blurs(self) -> bool:
+        """Whether a crop may be blurred."""
+        return self.blur.probability > 0
+
+    @property
+    def tones(self) -> bool:
+        """Whether a crop may be solarized or posterized."""
+        return self.solarize.probability > 0 or self.posterize.probability > 0
+
+
+@dataclass(frozen=True)
+class View:
+    """One crop of an image: `size` x `size` pixels, from a window of `scale` (lowest, highest) of its area.
+
+    own: its changes, where they are not those of all `Crops`.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    own: Changes | None = None
+
+
+@dataclass(frozen=True)
 class Crops:
     """All views of an image, global ones first, and their augmentation; SwAV, section 3.2 and appendix A.
 
+    flip to custom: the `Changes` of views without their own.
     decode: "scaled" lets the ffcv backend decode JPEGs to their own planes, as small as the windows allow; "exact"
     makes it decode all pixels to RGB first. The other backends always do.
     teachers: how many of the last views only the teacher of a distillation sees.
@@ -64,9 +126,14 @@ class Crops:
     views: tuple[View, ...]
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    vertical_flip: float = 0.0
+    quarter_turn: float = 0.0
     jitter: Jitter = Jitter()
     grayscale: float = 0.2
     blur: Blur = Blur()
+    solarize: Solarize = Solarize()
+    posterize: Posterize = Posterize()
+    custom: str = ""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     decode: str = "scaled"
@@ -99,12 +166,16 @@ class Crops:
         in_order = [view for _, views in self.groups for view in views]
         return [place for place, view in enumerate(in_order) if view in chosen]
 
+    @cached_property
+    def changes(self) -> tuple[Changes, ...]:
+        """How each view is changed."""
+        shared = Changes(**{field.name: getattr(self, field.name) for field in fields(Changes)})
+        return tuple(view.own or shared for view in self.views)
+
     @property
-    def colors(self) -> bool:
-        """Whether the augmentation may change the color of any view."""
-        jitter = self.jitter
-        strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-        return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
+    def blur_rim(self) -> int:
+        """Pixels around a crop that the widest blur reads: three standard deviations."""
+        return max((math.ceil(3 * own.blur.sigma[1]) for own in self.changes if own.blurs), default=0)
 
     def for_evaluation(self, size: int, share: float) -> Crops:
         """One central view of `size` pixels from `share` of the shorter side; normalization kept, no augmentation."""
@@ -112,11 +183,21 @@ class Crops:
             self,
             views=(View(size, (share, share)),),
             teachers=0,
-            flip=0.0,
-            jitter=Jitter(probability=0.0),
-            grayscale=0.0,
-            blur=Blur(probability=0.0),
+            **UNCHANGED,
         )
+
+
+UNCHANGED: Any = {
+    "flip": 0.0,
+    "vertical_flip": 0.0,
+    "quarter_turn": 0.0,
+    "jitter": Jitter(probability=0.0),
+    "grayscale": 0.0,
+    "blur": Blur(probability=0.0),
+    "solarize": Solarize(),
+    "posterize": Posterize(),
+    "custom": "",
+}  # values of `Changes` that leave a crop as it is
 
 
 def usual_backend(on_gpu: bool) -> str:
@@ -149,28 +230,47 @@ def crops_from_config(config, backend: str = "ffcv", teachers=None) -> Crops:
 
     teachers: the section distill.crops, whose views come last; they do not change the others.
     """
-    groups = [config["global"], config["local"], *([teachers] if teachers else [])]
+    own = bool(config.get("groups"))
     views = [
-        View(int(group["size"]), (float(group["scale"][0]), float(group["scale"][1])))
-        for group in groups
+        View(int(group["size"]), _pair(group["scale"]), _changes(group, backend) if own else None)
+        for group in groups_of(config)
         for _ in range(group["count"])
     ]
+    if teachers:
+        views += [View(int(teachers["size"]), _pair(teachers["scale"]))] * teachers["count"]
+    changes = _changes(config, backend)
     return Crops(
         views=tuple(views),
-        ratio=tuple(config["ratio"]),
-        flip=config["flip"],
-        jitter=Jitter(
-            **{
-                **config["jitter"],
-                "saturation": chosen(config, "jitter.saturation"),
-                "hue": chosen(config, "jitter.hue"),
-                "exact": exact_color(config["jitter"]["exact"], backend),
-            }
-        ),
-        grayscale=chosen(config, "grayscale"),
-        blur=Blur(config["blur"]["probability"], tuple(config["blur"]["sigma"])),
+        ratio=_pair(config["ratio"]),
+        **{field.name: getattr(changes, field.name) for field in fields(Changes)},
         mean=tuple(chosen(config, "mean")),
         std=tuple(chosen(config, "std")),
         decode=config["decode"],
         teachers=teachers["count"] if teachers else 0,
     )
+
+
+def _changes(values, backend: str) -> Changes:
+    """The changes of the `crops` section or of one of its groups; a checkpoint's may lack the newer ones."""
+    return Changes(
+        flip=values["flip"],
+        vertical_flip=values.get("vertical_flip", 0.0),
+        quarter_turn=values.get("quarter_turn", 0.0),
+        jitter=Jitter(
+            **{
+                **values["jitter"],
+                "saturation": chosen(values, "jitter.saturation"),
+                "hue": chosen(values, "jitter.hue"),
+                "exact": exact_color(values["jitter"]["exact"], backend),
+            }
+        ),
+        grayscale=chosen(values, "grayscale"),
+        blur=Blur(values["blur"]["probability"], _pair(values["blur"]["sigma"])),
+        solarize=Solarize(**values.get("solarize", {})),
+        posterize=Posterize(**values.get("posterize", {})),
+        custom=values.get("custom") or "",
+    )
+
+
+def _pair(values) -> tuple[float, float]:
+    return float(values[0]), float(values[1])

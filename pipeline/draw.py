@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, Int, UInt8, UInt32
 from pipeline.crops import Crops
 
 ATTEMPTS = 10  # windows tried before the central one is taken, as torchvision does
+FURTHER = 3 + ATTEMPTS  # the purposes of numbers after those of the windows: turns and tones,
+CUSTOM = FURTHER + 1  # and the user's own changes
 ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.uint8)  # of the four jitter steps
 
 # Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
@@ -49,6 +51,15 @@ class Draw:
     grayscale: Bool[np.ndarray, "B V"]
     blur: Bool[np.ndarray, "B V"]
     sigma: Float[np.ndarray, "B V"]  # pixels of the resized crop
+    turns: UInt8[np.ndarray, "B V"]  # quarter turns counterclockwise, after the flip
+    solarize: Bool[np.ndarray, "B V"]
+    posterize: Bool[np.ndarray, "B V"]
+
+    @property
+    def oriented(self) -> tuple[Bool[np.ndarray, "B V"], Bool[np.ndarray, "B V"], Bool[np.ndarray, "B V"]]:
+        """Flip and turns as a mirror image left to right, one top to bottom, and then an exchange of rows and columns:
+        whether each happens."""
+        return self.flip ^ np.isin(self.turns, (1, 2)), self.turns >= 2, self.turns % 2 == 1
 
 
 def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarray, width: np.ndarray) -> Draw:
@@ -64,24 +75,45 @@ def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarr
     chance = uniform(0)
     strength = uniform(1)
     more = uniform(2)
-    jitter = crops.jitter
-    spread = np.array([jitter.brightness, jitter.contrast, jitter.saturation])
+    changes = crops.changes
+    spread = np.array([[own.jitter.brightness, own.jitter.contrast, own.jitter.saturation] for own in changes])
     lowest = np.maximum(0.0, 1.0 - spread)
     factors = np.empty((*chance.shape[:2], 4))
     factors[..., :3] = lowest + strength[..., :3] * (1.0 + spread - lowest)
-    factors[..., 3] = (2.0 * strength[..., 3] - 1.0) * jitter.hue
-    low, high = crops.blur.sigma
+    factors[..., 3] = (2.0 * strength[..., 3] - 1.0) * np.array([own.jitter.hue for own in changes])
+    low, high = np.array([own.blur.sigma for own in changes]).T
+    flip, turns, solarize, posterize = _further(crops, uniform, more[..., 2], chance[..., 0])
     return Draw(
         rows=np.asarray(rows, dtype=np.int64),
         window=_windows(crops, uniform, np.asarray(height)[:, None], np.asarray(width)[:, None]),
-        flip=chance[..., 0] < crops.flip,
-        jitter=chance[..., 1] < jitter.probability,
+        flip=flip,
+        jitter=chance[..., 1] < np.array([own.jitter.probability for own in changes]),
         factors=factors.astype(np.float32),
         order=ORDERS[(more[..., 0] * len(ORDERS)).astype(np.int64)],
-        grayscale=chance[..., 2] < crops.grayscale,
-        blur=chance[..., 3] < crops.blur.probability,
+        grayscale=chance[..., 2] < np.array([own.grayscale for own in changes]),
+        blur=chance[..., 3] < np.array([own.blur.probability for own in changes]),
         sigma=(low + more[..., 1] * (high - low)).astype(np.float32),
+        turns=turns,
+        solarize=solarize,
+        posterize=posterize,
     )
+
+
+def _further(crops: Crops, uniform, which: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, ...]:
+    """flip, turns, solarize and posterize of a Draw. chance: the number that decides the flip; which: the number that
+    chooses one of three turns. A vertical flip is half a turn after another flip."""
+    changes = crops.changes
+    flip = chance < np.array([own.flip for own in changes])
+    turns = np.zeros(flip.shape, np.uint8)
+    if not any(own.turns or own.tones for own in changes):
+        return flip, turns, np.zeros_like(flip), np.zeros_like(flip)
+    u = uniform(FURTHER)
+    upside = u[..., 0] < np.array([own.vertical_flip for own in changes])
+    turned = u[..., 1] < np.array([own.quarter_turn for own in changes])
+    turns[turned] = 1 + (which[turned] * 3).astype(np.uint8)
+    solarize = u[..., 2] < np.array([own.solarize.probability for own in changes])
+    posterize = u[..., 3] < np.array([own.posterize.probability for own in changes])
+    return flip ^ upside, (turns + 2 * upside.astype(np.uint8)) % 4, solarize, posterize
 
 
 def _windows(crops: Crops, uniform, height: np.ndarray, width: np.ndarray) -> Int[np.ndarray, "B V 4"]:
@@ -124,14 +156,19 @@ def center(crops: Crops, rows: np.ndarray, height: np.ndarray, width: np.ndarray
     With one view of `scale` (s, s): the square's side is s times the shorter side, so that scale 0.875 is the
     usual Resize(256), CenterCrop(224).
     """
-    shape = (len(rows), len(crops.views))
     share = np.array([view.scale[1] for view in crops.views])
     side = np.maximum(1, np.rint(np.minimum(height, width)[:, None] * share)).astype(np.int64)
     top, left = (height[:, None] - side) // 2, (width[:, None] - side) // 2
+    return unchanged(rows, np.stack([top, left, side, side], axis=-1))
+
+
+def unchanged(rows: np.ndarray, window: Int[np.ndarray, "B V 4"]) -> Draw:
+    """The draw of these windows without any change."""
+    shape = window.shape[:2]
     never = np.zeros(shape, dtype=bool)
     return Draw(
         rows=np.asarray(rows, dtype=np.int64),
-        window=np.stack([top, left, side, side], axis=-1),
+        window=window,
         flip=never,
         jitter=never,
         factors=np.broadcast_to(np.array([1, 1, 1, 0], dtype=np.float32), (*shape, 4)),
@@ -139,4 +176,7 @@ def center(crops: Crops, rows: np.ndarray, height: np.ndarray, width: np.ndarray
         grayscale=never,
         blur=never,
         sigma=np.zeros(shape, dtype=np.float32),
+        turns=np.zeros(shape, dtype=np.uint8),
+        solarize=never,
+        posterize=never,
     )

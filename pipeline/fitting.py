@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _check(config: DictConfig, pixels: PixelFormat) -> None:
             raise ConfigError(f"crops.{key}={shown(crops[key])}: expected {expected}")
     if pixels.is_color:
         return
-    for key in OF_COLOR:
-        value = OmegaConf.select(crops, key)
-        if value and (key == "grayscale" or crops.jitter.probability):
-            raise ConfigError(f"crops.{key}={shown(value)}: expected auto or 0, {pixels} are no color")
+    named = [("crops", crops), *((f"crops.groups[{index}]", group) for index, group in enumerate(crops.groups))]
+    for (name, section), key in product(named, OF_COLOR):
+        value = OmegaConf.select(section, key)
+        unused = key != "grayscale" and OmegaConf.select(section, "jitter.probability") == 0
+        if value not in (None, "auto", 0) and not unused:
+            raise ConfigError(f"{name}.{key}={shown(value)}: expected auto or 0, {pixels} are no color")

@@ -18,11 +18,13 @@ from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
 from pipeline.crops import NATIVE, Crops, native_backend
+from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from pipeline.draw import center, draw
+from pipeline.mixing.mixture import REPEAT, ROW, Mixture, draw_repeats, source_of
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
 from pipeline.remote.plan import Plan, Step
 from pipeline.requests import Feed
@@ -76,8 +78,9 @@ class Loader:
     global samples and moves with each batch, so `state_dict()` right after a step is the state to resume from. dtype:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
     they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
-    `DaliBackend`; the others have no such engine. neighbors: see `order`. Raises ValueError if the global batch does
-    not split over the ranks or is larger than the dataset, and for images that the backend does not take.
+    `DaliBackend`; the others have no such engine. neighbors: see `order`. mixture: how often each row comes in an
+    epoch; None: once. Raises ValueError if the global batch does not split over the ranks or is larger than the
+    dataset, and for images that the backend does not take.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Loader:
         pinned_for: int | None = None,
         hw_decoder_load: float | None = None,
         neighbors: int = 1,
+        mixture: Mixture | None = None,
     ):
         require_native(backend, table)
         self.feed = Feed(table, Reader(table), max_bad_fraction)
@@ -104,7 +108,7 @@ class Loader:
         self.seed, self.neighbors = seed, neighbors
         self.global_batch = global_batch
         self.rank, self.world_size = rank, world_size
-        self.position = Position()
+        self.position, self.mixture = Position(), mixture
         self.ledger = Ledger()
         if global_batch % world_size:
             raise ValueError(f"batch_size={global_batch} does not split evenly over {world_size} processes")
@@ -126,15 +130,17 @@ class Loader:
         self.close()
         self.crops, self.pinned_for = crops, pinned_for
         self.device_id = device_id if device_id is not None else pinned_for
+        self.device = torch.device("cpu" if self.device_id is None else f"cuda:{self.device_id}")
+        self.customs = custom_changes(crops, self.device)
         size = self.global_batch // self.world_size
         self._new_backend = partial(
             make_backend,
             backend,
-            crops,
+            unnormalized(crops) if self.customs else crops,
             size,
             self.threads,
             device_id,
-            self.dtype,
+            torch.float32 if self.customs else self.dtype,
             hw_decoder_load,
             self.feed.table.pixels,
         )
@@ -148,7 +154,11 @@ class Loader:
         if self._producer is None:
             self.backend = self.backend or self._new_backend()
             batches = execute(self.backend, self.feed, self._requests())
-            self._producer = _Producer(batches if self.pinned_for is None else pinned(batches), self.device_id)
+            if self.customs:
+                batches = self._changed(batches)
+            elif self.pinned_for is not None:
+                batches = pinned(batches)
+            self._producer = _Producer(batches, self.device_id)
         epoch = self.position.epoch
         while self.position.samples + self.global_batch <= len(self.feed.usable):
             yield self._take(epoch)  # bound to no name here, so that the caller alone keeps its memory alive
@@ -170,13 +180,21 @@ class Loader:
         """
         epoch = self.position.epoch - 1
         expected = Ledger()
-        expected.enter(self._order(epoch)[: len(self) * self.global_batch])
+        expected.enter(self._rows(epoch))
         drawn = self.ledger.total(add_up)
         self.ledger = Ledger()
         if drawn != expected:
             raise RuntimeError(
                 f"epoch {epoch}: {drawn.count} rows were drawn, {expected.count} expected, or some rows were wrong"
             )
+
+    def of_sources(self) -> dict[str, int]:
+        """How many images of the last whole epoch were of each source, where there are several."""
+        if not self.feed.table.sources:
+            return {}
+        sources = source_of(self.feed.table, self._rows(self.position.epoch - 1))
+        counts = np.bincount(sources, minlength=len(self.feed.table.sources))
+        return {f"images_{number}": count for number, count in enumerate(counts.tolist())}
 
     @property
     def bad(self) -> dict[str, str]:
@@ -208,7 +226,16 @@ class Loader:
         """This rank's requests from `position` on, without end: the next epoch is prepared during the current one."""
         plan = Plan(self._order, self.global_batch, self.rank, self.world_size)
         for epoch, samples, rows in self.feed.reader.ahead(self._steps(), plan):
-            yield self.feed.request(epoch, samples, rows, partial(draw, self.crops, self.seed, epoch))
+            draw_rows = partial(draw, self.crops, self.seed, epoch)
+            if self.mixture is not None:
+                draw_rows = partial(draw_repeats, self.crops, self.seed, epoch, rows >> REPEAT)
+            yield self.feed.request(epoch, samples, rows & ROW, draw_rows)
+
+    def _changed(self, batches: Iterator[tuple[Request, list[torch.Tensor]]]) -> Iterator[Any]:
+        """The batches after the user's own changes, made on the GPU that the crops go to, if there is one."""
+        before = self.global_batch - self.rank * (self.global_batch // self.world_size)
+        dtype = self.dtype or (torch.float32 if self.device_id is None else torch.float16)
+        return changed(batches, self.customs, self.crops, self.seed, before, self.device, dtype)
 
     def _steps(self) -> Iterator[Step]:
         samples = self.position.samples
@@ -221,8 +248,14 @@ class Loader:
                 yield Step(epoch, samples, rows)
             samples = 0
 
+    def _rows(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch's whole batches."""
+        rows = self._order(epoch)[: len(self) * self.global_batch]
+        return rows if self.mixture is None else rows & ROW
+
     def _order(self, epoch: int) -> np.ndarray:
-        return order(self.seed, epoch, self.feed.usable, self.neighbors)
+        rows = self.feed.usable if self.mixture is None else self.mixture.epoch(self.seed, epoch)
+        return order(self.seed, epoch, rows, self.neighbors)
 
 
 @dataclass

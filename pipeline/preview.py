@@ -14,13 +14,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw
 
 from common.cli import EXIT_MISTAKE, Parser, note, print_error
+from config.groups import groups_of
 from config.recipe import load_config
 from pipeline.crops import Crops, crops_from_config, usual_backend
+from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.decode import false_color, shown_channels
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.open import open_splits
@@ -61,11 +64,26 @@ def main(arguments: list[str]) -> int:
         chosen = [int(number) for number in options.channels.split(",")] if options.channels else []
         sheet = preview(config, options.rows, options.epoch, chosen)
         sheet.save(options.out, format="PNG")
+        print("\n".join(described(config)))
     except (ValueError, OSError) as error:
         print_error(error)
         return EXIT_MISTAKE
     print(f"{options.out}: {sheet.width} x {sheet.height} pixels, backend {config.pipeline.backend}")
     return 0
+
+
+def described(config: DictConfig) -> list[str]:
+    """A line for each group of crops: their numbers, size and area, and which of them give codes."""
+    lines, first = [], 0
+    for group in groups_of(config.crops):
+        numbers = range(first, first + group["count"])
+        codes = [str(number) for number in numbers if number in config.swav.assigning]
+        low, high = group["scale"]
+        line = f"crops {first} to {numbers[-1]}" if len(numbers) > 1 else f"crop {first}"
+        line += f": {group['size']} pixels from {low:g} to {high:g} of the area"
+        lines.append(line + (f"; codes of {', '.join(codes)}" if codes else ""))
+        first += group["count"]
+    return lines
 
 
 def preview(config: DictConfig, images: int, epoch: int, chosen: Sequence[int] = ()) -> Image.Image:
@@ -96,10 +114,14 @@ def crops_of(
     """The draw of some rows, made on the CPU: their crops by view (rows, size, size, 3) and the images (H, W, 3), in
     uint8. chosen: the channels that are shown. Raises DatasetError."""
     feed = Feed(table, Reader(table))
-    backend = make_backend(backend_name, crops, len(rows), 1, None, pixels=table.pixels)
+    device = torch.device("cpu")
+    customs = custom_changes(crops, device)
+    made = unnormalized(crops) if customs else crops
+    backend = make_backend(backend_name, made, len(rows), 1, None, pixels=table.pixels)
     try:
         request = feed.request(epoch, 0, rows, partial(draw, crops, seed, epoch))
-        request, groups = next(execute(backend, feed, iter([request])))
+        batches = execute(backend, feed, iter([request]))
+        request, groups = next(changed(batches, customs, crops, seed, 0, device, torch.float32) if customs else batches)
         if table.pixels.native:
             sources = [false_color(feed.reader.native(int(row)), chosen) for row in request.draw.rows]
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from config.groups import sizes_of_crops
 from config.recipe import ConfigError
 from config.schema.method import LARGEST
 from config.schema.settings import settings
@@ -101,7 +102,7 @@ def fit(
     _fit_queue(config, choose, batch, epochs, images, world_size)
     watched = min(MOST_WATCHED, max(FEWEST_WATCHED, images // 128))
     choose("evaluation.watched", watched, "one in 128 images, for report.html and measures without labels")
-    choose("evaluation.size", config.crops["global"]["size"], "the global crops' size, in pixels")
+    choose("evaluation.size", sizes_of_crops(config.crops)[0], "the first crops' size, in pixels")
     return choices
 
 

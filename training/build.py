@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from config.groups import sizes_of_crops
 from model.backbone import backbone_of, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from model.distillation import FrozenTeacher
@@ -23,6 +24,7 @@ from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.table import SampleTable
 from pipeline.loader import Loader
+from pipeline.mixing.mixture import mixture_of
 from training.compiled import compile_network
 from training.deepspeed_engine import input_dtype
 from training.distillation.teacher import build_frozen_teacher
@@ -31,6 +33,7 @@ from training.distributed import Cluster
 
 def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
     """This rank's loader of the training set. Raises ValueError where batch, ranks and images do not fit."""
+    mixture = mixture_of(table, config.data.weights, config.data.balance)
     return Loader(
         table,
         crops,
@@ -42,6 +45,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         dtype=input_dtype(config),
         max_bad_fraction=config.data.max_bad_fraction,
         neighbors=config.data.neighbors,
+        mixture=mixture,
         **backend_of(config.pipeline, cluster),
     )
 
@@ -59,8 +63,7 @@ def backend_of(pipeline: DictConfig, cluster: Cluster) -> dict[str, Any]:
 
 def sizes_of(config: Mapping[str, Any]) -> list[int]:
     """The sizes of images, in pixels, that a run's network is given. config: a fitted recipe, or a checkpoint's."""
-    crops, size = config["crops"], config["evaluation"]["size"]
-    sizes = [crops[kind]["size"] for kind in ("global", "local") if crops[kind]["count"]]
+    sizes, size = sizes_of_crops(config["crops"]), config["evaluation"]["size"]
     return [*sizes, sizes[0] if size == "auto" else size]
 
 

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from common.files import lock, replacing, sha256, write_atomically
 from common.progress import tqdm
 from common.versions import versions
-from config.recipe import ConfigError
+from config.recipe import ConfigError, paths_of
 from config.schema.setting import SPEED
 from config.schema.settings import defaults, effect_on_resume
 from training.appended import Appended
@@ -57,7 +57,7 @@ class Journal:
             self.say(f"{self.directory / 'config.yaml'} is damaged; the run is taken up again")
             return False
         changed_settings(config, before)
-        if Path(before["data"]["path"]).resolve() != Path(config.data.path).resolve():
+        if _resolved(before["data"]) != _resolved(config.data):
             raise ConfigError(
                 f"run.directory={self.directory} holds a finished run on data.path={before['data']['path']}; "
                 "choose another"
@@ -280,6 +280,10 @@ def changed_settings(config: DictConfig, saved: Any) -> dict[str, str]:
                 "choose another run.directory"
             )
     return changed
+
+
+def _resolved(data: Any) -> list[Path]:
+    return [Path(path).resolve() for path in paths_of(data)]
 
 
 def _chosen(choices: Sequence[str]) -> list[tuple[str, str]]:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from annotated_types import Len
 
+from config.schema.groups import (
+    Bits,
+    Group,
+    HueTurns,
+    OwnFunction,
+    Pixels,
+    ShareOfArea,
+    Sigma,
+    Threshold,
+)
 from config.schema.ranges import (
     MOST_CHANNELS,
     Auto,
@@ -22,19 +33,30 @@ from config.schema.ranges import (
 from config.schema.setting import MISSING, SPEED, Section, setting
 
 Pair = Len(2, 2)
-Pixels = Annotated[int, Range(ge=4, le=4096, unit="pixels")]
 PERCENTILES = Holds(lambda pair: 0 <= pair[0] < pair[1] <= 100, "[low, high] with 0 <= low < high <= 100")
-ShareOfArea = Annotated[list[float], Pair, rising(1)]
+
+
+def is_balance(text: str) -> bool:
+    """Whether a text is a value of data.balance."""
+    return text in ("none", "class") or re.fullmatch(r"power:(0?\.\d+|[01](\.0*)?)", text) is not None
 
 
 class Data(Section):
     """The images."""
 
-    path: FilePath = setting(
+    path: FilePath | Annotated[list[FilePath], Len(1, 1000)] = setting(
         MISSING,
         "images, *.tar shards, a .tar, a .beton, or a folder with train/ and val/ or test/; also s3://, gs://, hf://, "
-        "or https:// of a file or a list",
+        "or https:// of a file or a list; several: [a, b]",
         resume="the images may move; another number of them or other contents are refused",
+    )
+    weights: Annotated[list[Annotated[float, Range(gt=0, what="each")]], Len(1, 1000)] | None = setting(
+        None, "how much of an epoch each path of data.path gets, e.g. [3, 1]; null: as many images as it has"
+    )
+    balance: Annotated[str, Holds(is_balance, "none, class or power:0.5 (a number from 0 to 1)")] = setting(
+        "none",
+        "class: all classes come equally often in an epoch; power:0.5: as the square root of their numbers of images; "
+        "none: as they are",
     )
     test: FilePath | None = setting(
         None,
@@ -137,7 +159,7 @@ class Jitter(Section):
     brightness: NotNegative = setting(0.8, "strength s: a factor from 1 - s to 1 + s")
     contrast: NotNegative = setting(0.8, "strength")
     saturation: Auto | NotNegative = setting("auto", "strength; auto: 0.8, 0 for images that are no color images")
-    hue: Auto | Annotated[float, Range(ge=0, le=0.5, unit="turns")] = setting(
+    hue: Auto | HueTurns = setting(
         "auto", "turns of the color circle, either way; auto: 0.2, 0 for images that are no color images"
     )
     exact: Auto | bool = setting(
@@ -152,9 +174,21 @@ class Blur(Section):
     """Gaussian blur."""
 
     probability: Probability = setting(0.5, "of a blur")
-    sigma: Annotated[list[float], Pair, rising(64, unit="pixels")] = setting(
-        [0.1, 2.0], "lowest and highest standard deviation, in pixels of the crop"
-    )
+    sigma: Sigma = setting([0.1, 2.0], "lowest and highest standard deviation, in pixels of the crop")
+
+
+class Solarize(Section):
+    """Invert what is bright, after the blur."""
+
+    probability: Probability = setting(0.0, "of solarizing")
+    threshold: Threshold = setting(0.5, "values from this share of white on are inverted")
+
+
+class Posterize(Section):
+    """Keep the highest bits of each value only, as the last change."""
+
+    probability: Probability = setting(0.0, "of posterizing")
+    bits: Bits = setting(4, "that are kept")
 
 
 class CropSettings(Section):
@@ -162,10 +196,17 @@ class CropSettings(Section):
 
     global_: GlobalCrops = setting(GlobalCrops(), "", name="global")
     local: LocalCrops = LocalCrops()
-    ratio: Annotated[list[float], Pair, rising()] = setting(
+    groups: list[Group] = setting(
+        [],
+        "crops that differ, in place of global and local: mappings with count, size, scale and the keys from flip to "
+        "custom, e.g. [{size: 224, blur: {probability: 1}}, {size: 96, count: 6}]; what one lacks is as in crops",
+    )
+    ratio: Annotated[list[float], Len(2, 2), rising()] = setting(
         [0.75, 4 / 3], "lowest and highest aspect ratio of a crop's window"
     )
     flip: Probability = setting(0.5, "probability of a horizontal flip")
+    vertical_flip: Probability = setting(0.0, "probability of a vertical flip")
+    quarter_turn: Probability = setting(0.0, "probability of a turn by 90, 180 or 270 degrees, each as often")
     jitter: Jitter = Jitter()
     grayscale: Auto | Probability = setting(
         "auto", "probability of dropping color; auto: 0.2, 0 for images that are no color images"
@@ -177,6 +218,11 @@ class CropSettings(Section):
         resume="crops stay the same, up to rounding",
     )
     blur: Blur = Blur()
+    solarize: Solarize = Solarize()
+    posterize: Posterize = Posterize()
+    custom: OwnFunction | None = setting(
+        None, "module:function, your own change of a group's crops before normalization: see docs/views.md; null: none"
+    )
     mean: Auto | Annotated[list[float], PerChannel] = setting(
         "auto",
         "of each channel, subtracted from the pixels; 1 is the largest uint8 or uint16, and 1 in float32. auto: of "

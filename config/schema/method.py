@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Len, MinLen
 
-from config.schema.images import Pixels, ShareOfArea
+from config.schema.groups import Pixels, ShareOfArea
 from config.schema.ranges import AtLeastOne, Auto, FilePath, Free, NotNegative, Range, ZeroOrMore
 from config.schema.setting import Section, setting
 
@@ -82,7 +82,10 @@ class Swav(Section):
     temperature: Annotated[float, Range(ge=0.001, why="below, losses leave the range of numbers")] = setting(
         0.1, "of the softmax that predicts the codes"
     )
-    assigning: Annotated[list[int], MinLen(1)] = setting([0, 1], "crops whose codes the others predict, counted from 0")
+    assigning: Annotated[list[int], MinLen(1)] = setting(
+        [0, 1],
+        "crops whose codes the others predict, counted from 0 in the order of the groups (global, local)",
+    )
     hard: bool = setting(False, "true: the strongest prototype of a code counts alone")
     freeze_prototypes: Auto | ZeroOrMore = setting("auto", "first steps, in which the prototypes do not move")
     queue: Queue = Queue()

@@ -142,6 +142,9 @@ def limits_of(kind: Any, metadata: Sequence[Any]) -> list[Range | Holds]:
     return limits
 
 
+ITEMS = {int: "integers", float: "numbers", str: "texts"}
+
+
 def _names(kind: Any, metadata: Sequence[Any]) -> list[str]:
     if get_origin(kind) is Literal:
         return [str(choice) for choice in get_args(kind)]
@@ -150,7 +153,7 @@ def _names(kind: Any, metadata: Sequence[Any]) -> list[str]:
     if get_origin(kind) is list:
         (item, _), lengths = alternatives(get_args(kind)[0])[0], [m for m in metadata if isinstance(m, Len)]
         exactly = f"{lengths[0].max_length} " if lengths and lengths[0].max_length == lengths[0].min_length else ""
-        return [f"a list of {exactly}{'integers' if item is int else 'numbers'}"]
+        return [f"a list of {exactly}{ITEMS.get(item, 'mappings')}"]
     simple = {bool: ["true", "false"], NoneType: ["null"], str: ["a text"], int: ["an integer"], float: ["a number"]}
     return simple[kind]
 

@@ -65,7 +65,7 @@ class Evaluation(Section):
     k: AtLeastOne = setting(20, "neighbors that vote", resume=EVALUATIONS)
     temperature: Positive = setting(0.07, "of the votes' weights", resume=EVALUATIONS)
     size: Auto | AtLeastOne = setting(
-        "auto", "pixels of the central crop; auto: the global crops' size", resume=EVALUATIONS
+        "auto", "pixels of the central crop; auto: the first crops' size", resume=EVALUATIONS
     )
     share: Annotated[float, Range(gt=0, le=1, what="a share")] = setting(
         0.875, "of the shorter side that the central crop takes", resume=EVALUATIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,9 +42,9 @@ class Setting:
     annotation: Any
     default: Any
     help: str
-    resume: str
-    kept: bool
-    expected: str
+    resume: str = ""
+    kept: bool = False
+    expected: str = ""
 
     @property
     def required(self) -> bool:
@@ -64,8 +64,13 @@ class Setting:
     @property
     def is_text(self) -> bool:
         """Whether it is a text of any characters, or null."""
-        kinds = {kind for kind, _ in alternatives(self.annotation)}
+        kinds = {kind for kind, _ in alternatives(self.annotation) if get_origin(kind) is not list}
         return str in kinds and kinds <= {str, NoneType}
+
+    @property
+    def takes_list(self) -> bool:
+        """Whether it may be a list."""
+        return any(get_origin(kind) is list for kind, _ in alternatives(self.annotation))
 
     @property
     def nullable(self) -> bool:
@@ -111,4 +116,4 @@ def declared(section: type[Section], prefix: str = "") -> Iterator[Heading | Set
             yield from declared(annotation, key)
         else:
             extra: Any = field.json_schema_extra
-            yield Setting(key, annotation, field.default, field.description or "", **extra)
+            yield Setting(key, annotation, field.default, field.description or "", **(extra or {}))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
+from common.own_code import FUNCTION
 
 LIBRARIES = ("torchvision", "transformers")
-FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class UnknownBackbone(ValueError):

@@ -87,15 +87,17 @@ def measure(case: StepCase, cluster: Any) -> dict[str, Any]:
 
 def measure_peer(case: StepCase, cluster: Any) -> dict[str, Any]:
     """images_per_second and step_seconds of the plain loop."""
+    from config.groups import groups_of
     from perf.step.peer_loop import plain_step
     from training.build import build_network
 
     config, device = settings_of(case, cluster), cluster.device()
-    crops = config.crops["global"], config.crops["local"]
+    crops = groups_of(config.crops)
     torch.manual_seed(config.run.seed)
-    network = build_network(config.model, [group.size for group in crops], own_code=True).to(device)
+    network = build_network(config.model, [group["size"] for group in crops], own_code=True).to(device)
     step = plain_step(config, network, cluster, device, float(config.optimizer.base_lr) / 100)
-    noise = [torch.randn(group.count * case.batch, 3, group.size, group.size, device=device) for group in crops]
+    shapes = [(group["count"] * case.batch, 3, group["size"], group["size"]) for group in crops]
+    noise = [torch.randn(shape, device=device) for shape in shapes]
     seconds, _ = time_steps(lambda: step(noise), device)
     return asdict(case) | {"images_per_second": case.batch / seconds, "step_seconds": seconds}
 

@@ -1,7 +1,8 @@
 """The DALI backend: executes a draw with one pipeline definition, on the CPU or on a GPU.
 
     encoded bytes -> decode once -> for each view: resize of its window (reversed if flipped) -> color
-    (x' = A x + B m) -> blur, for the crops that drew one -> normalize to HWC
+    (x' = A x + B m) -> blur, solarizing, posterizing and an exchange of rows and columns, for the crops that drew
+    one -> normalize to HWC
 
 The pipeline has no random operator: windows, matrices and sigmas come with the bytes through external_source. On a GPU
 nothing returns to the CPU before the crops are done. DALI is imported only when a pipeline is built, so that `--help`
@@ -19,9 +20,10 @@ import torch
 
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.color import color_matrices
-from pipeline.crops import Crops
+from pipeline.crops import Changes, Crops
 from pipeline.draw import Draw
 
+FLOATS = {"start": 1, "end": 1, "linear": 2, "of_mean": 2, "sigma": 0}  # dimensions; other arguments are bools
 PREFETCH = 2  # batches decoded ahead; the dict form of this option would copy the outputs
 
 
@@ -97,15 +99,18 @@ class DaliBackend:
     def _arguments(self, draw: Draw) -> list[np.ndarray]:
         """The draw as contiguous arrays, one per view and argument, in the order in which `_define` unpacks them."""
         window = draw.window.astype(np.float32)
-        start, end = window[..., :2], window[..., :2] + window[..., 2:]
-        left = np.where(draw.flip, end[..., 1], start[..., 1])  # a reversed region mirrors the image
-        right = np.where(draw.flip, start[..., 1], end[..., 1])
-        arguments = [np.stack([start[..., 0], left], axis=-1), np.stack([end[..., 0], right], axis=-1)]
-        if self.crops.colors:
-            arguments += color_matrices(draw)
-        if self.crops.blur.probability > 0:
-            arguments += [draw.blur, draw.sigma]
-        return [np.ascontiguousarray(values[:, view]) for view in range(len(self.crops.views)) for values in arguments]
+        near, far = window[..., :2], window[..., :2] + window[..., 2:]
+        mirror, upside, exchange = draw.oriented
+        reverse = np.stack([upside, mirror], axis=-1)  # a reversed region mirrors the image
+        start, end = np.where(reverse, far, near), np.where(reverse, near, far)
+        linear, of_mean = color_matrices(draw)
+        arrays = {"start": start, "end": end, "linear": linear, "of_mean": of_mean, "exchange": exchange}
+        arrays |= {"blur": draw.blur, "sigma": draw.sigma, "solarize": draw.solarize, "posterize": draw.posterize}
+        return [
+            np.ascontiguousarray(arrays[name][:, view])
+            for view, changes in enumerate(self.crops.changes)
+            for name in arguments_of(changes)
+        ]
 
     # ------------------------------------------------------------------ the pipeline
     def _define(self, feed: Any) -> Any:
@@ -113,13 +118,7 @@ class DaliBackend:
         from nvidia.dali import fn, pipeline_def, types
 
         crops, on_gpu = self.crops, self.device_id is not None
-        colors, blurs = crops.colors, crops.blur.probability > 0
-        dtypes, dims = [types.FLOAT, types.FLOAT], [1, 1]
-        if colors:
-            dtypes, dims = [*dtypes, types.FLOAT, types.FLOAT], [*dims, 2, 2]
-        if blurs:
-            dtypes, dims = [*dtypes, types.BOOL, types.FLOAT], [*dims, 0, 0]
-        per_view, views = len(dtypes), len(crops.views)
+        names = [name for changes in crops.changes for name in arguments_of(changes)]
 
         @pipeline_def(
             enable_conditionals=True,
@@ -131,11 +130,11 @@ class DaliBackend:
         def multi_crop() -> Any:
             encoded, *arguments = fn.external_source(
                 source=feed,
-                num_outputs=1 + per_view * views,
+                num_outputs=1 + len(names),
                 batch=True,
                 batch_info=True,
-                dtype=[types.UINT8, *dtypes * views],
-                ndim=[1, *dims * views],
+                dtype=[types.UINT8, *(types.FLOAT if name in FLOATS else types.BOOL for name in names)],
+                ndim=[1, *(FLOATS.get(name, 0) for name in names)],
             )
             image = fn.decoders.image(
                 encoded,
@@ -146,7 +145,8 @@ class DaliBackend:
             )
             outputs = []
             for index, view in enumerate(crops.views):
-                start, end, *rest = arguments[index * per_view : (index + 1) * per_view]
+                changes = crops.changes[index]
+                start, end, *arguments = arguments
                 x = fn.resize(
                     image,
                     size=[view.size, view.size],
@@ -155,12 +155,23 @@ class DaliBackend:
                     interp_type=types.INTERP_LINEAR,
                     antialias=True,
                 )
-                if colors:
-                    x = colored(x, rest[0], rest[1], on_gpu)
-                if blurs:
-                    blurred, sigma = rest[-2:]
+                if changes.colors:
+                    linear, of_mean, *arguments = arguments
+                    x = colored(x, linear, of_mean, on_gpu)
+                if changes.blurs:
+                    blurred, sigma, *arguments = arguments
                     if blurred:
                         x = fn.gaussian_blur(x, sigma=sigma)
+                if changes.tones:
+                    solarized, posterized, *arguments = arguments
+                    if solarized:
+                        x = inverted(x, 255 * changes.solarize.threshold)
+                    if posterized:
+                        x = x & types.Constant(256 - 2 ** (8 - changes.posterize.bits), types.UINT8)
+                if changes.turns:
+                    exchange, *arguments = arguments
+                    if exchange:
+                        x = fn.transpose(x, perm=[1, 0, 2], transpose_layout=False)
                 x = fn.crop_mirror_normalize(
                     x,
                     dtype=types.FLOAT16 if on_gpu else types.FLOAT,
@@ -172,6 +183,23 @@ class DaliBackend:
             return tuple(outputs)
 
         return multi_crop()
+
+
+def arguments_of(changes: Changes) -> list[str]:
+    """What a view's crops take from the draw, in the order in which the pipeline takes it."""
+    names = ["start", "end"]
+    names += ["linear", "of_mean"] if changes.colors else []
+    names += ["blur", "sigma"] if changes.blurs else []
+    names += ["solarize", "posterize"] if changes.tones else []
+    return names + (["exchange"] if changes.turns else [])
+
+
+def inverted(x: Any, threshold: float) -> Any:
+    """The node for crops `x`, uint8, with the values from `threshold` on inverted: 255 - v is v ^ 255."""
+    from nvidia.dali import fn, types
+
+    bright = fn.cast(x >= threshold, dtype=types.UINT8) * types.Constant(255, types.UINT8)
+    return x ^ bright
 
 
 def colored(x: Any, linear: Any, of_mean: Any, on_gpu: bool) -> Any:

@@ -28,6 +28,13 @@ class Affine(NamedTuple):
     offset: Float[Tensor, "views batch 3 3"]
 
 
+class Tones(NamedTuple):
+    """Solarizing from `threshold` on, 256 for never; posterizing to multiples of `step`, 1 for never."""
+
+    threshold: Float[Tensor, "views batch"]
+    step: Float[Tensor, "views batch"]
+
+
 def finish_on_gpu(
     groups: list[Tensor],
     draw: Draw,
@@ -82,9 +89,10 @@ def finish_groups(
             None if weights is None else padded(weights, batch),
             mean,
             std,
+            None if tones is None else Tones(*(padded(values, batch) for values in tones)),
             dtype=dtype,
         )[:, :rows]
-        for pixels, (color, weights, mean, std) in zip(groups, arguments_of(draw, crops, device), strict=True)
+        for pixels, (color, weights, mean, std, tones) in zip(groups, arguments_of(draw, crops, device), strict=True)
     ]
 
 
@@ -101,27 +109,40 @@ def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[A
     mean = torch.tensor(crops.mean, device=device)
     std = torch.tensor(crops.std, device=device)
     kind, color = (Steps, jitter_steps) if crops.jitter.exact else (Affine, color_matrices)
-    colors = color(draw) if crops.colors else None
-    weights = _blur_weights(draw, crops) if crops.blur.probability > 0 else None
+    changes = crops.changes
+    colors = color(draw) if any(own.colors for own in changes) else ()
+    weights = _blur_weights(draw, crops)
+    tones = _tones(draw, crops)
 
     def on_device(array: np.ndarray, members: list[int]) -> Tensor:
         """(B, V, ...) -> (views of the group, B, ...) on the device."""
         part = np.ascontiguousarray(np.moveaxis(array[:, members], 0, 1), np.float32)
         return torch.from_numpy(part).to(device, non_blocking=True)
 
-    return [
-        (
-            None if colors is None else kind(*(on_device(array, members) for array in colors)),
-            None if weights is None else on_device(weights, members),
-            mean,
-            std,
+    arguments = []
+    for _, members in crops.groups:
+        own = [changes[view] for view in members]
+        arguments.append(
+            (
+                kind(*(on_device(array, members) for array in colors)) if any(one.colors for one in own) else None,
+                on_device(weights, members) if any(one.blurs for one in own) else None,
+                mean,
+                std,
+                Tones(*(on_device(array, members) for array in tones)) if any(one.tones for one in own) else None,
+            )
         )
-        for _, members in crops.groups
-    ]
+    return arguments
+
+
+def _tones(draw: Draw, crops: Crops) -> tuple[np.ndarray, np.ndarray]:
+    """The fields of `Tones`, (B, V)."""
+    threshold = np.array([255 * own.solarize.threshold for own in crops.changes])
+    step = np.array([2 ** (8 - own.posterize.bits) for own in crops.changes])
+    return np.where(draw.solarize, threshold, 256), np.where(draw.posterize, step, 1)
 
 
 def _blur_weights(draw: Draw, crops: Crops) -> Float[np.ndarray, "batch views taps"]:
-    radius = int(np.ceil(3 * crops.blur.sigma[1]))
+    radius = crops.blur_rim
     reach = np.arange(-radius, radius + 1)
     weights = np.exp(-0.5 * (reach / np.maximum(draw.sigma, 1e-3)[..., None]) ** 2)
     weights = np.where(draw.blur[..., None], weights, reach == 0)
@@ -134,12 +155,14 @@ def finish(
     weights: Float[Tensor, "views batch taps"] | None,
     mean: Float[Tensor, " 3"],
     std: Float[Tensor, " 3"],
+    tones: Tones | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "views batch size size 3"]:
     """Color, blur and normalization of `pixels`.
 
     color: None leaves it out. weights: of the blur along one axis, for each crop; None leaves it out, and a crop's
-    weights of 1 in the middle change nothing. Values are rounded to levels after each step, as in the kernel.
+    weights of 1 in the middle change nothing. tones: None leaves them out. Values are rounded to levels after each
+    step, as in the kernel.
     """
     if isinstance(color, Steps):
         channels = stepwise(list(pixels.unbind(-1)), color)
@@ -150,6 +173,10 @@ def finish(
     if weights is not None:
         channels = [_blur(channel, weights) for channel in channels]
     x = torch.stack(channels, dim=-1)
+    if tones is not None:
+        threshold, step = (values[:, :, None, None, None] for values in tones)
+        x = torch.where(x >= threshold, 255 - x, x)
+        x = torch.floor(x / step) * step
     return ((x / 255 - mean) / std).to(dtype)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pipeline.crops import Crops
 from pipeline.dataset.channels.format import PixelFormat
 from pipeline.draw import Draw
 
@@ -24,7 +25,7 @@ BLUR_REACH = 3.0  # standard deviations
 
 
 def native_view(
-    image: NDArray, pixels: PixelFormat, draw: Draw, index: int, view: int, size: int
+    image: NDArray, pixels: PixelFormat, crops: Crops, draw: Draw, index: int, view: int
 ) -> Float[Tensor, "size size channels"]:
     """One crop of an image (H, W, C) of this format, not yet normalized: float32, 1 is the type's white."""
     from torchvision.transforms.v2 import functional
@@ -32,9 +33,10 @@ def native_view(
     top, left, height, width = draw.window[index, view].tolist()
     window = np.ascontiguousarray(image[top : top + height, left : left + width].transpose(2, 0, 1), np.float32)
     x = torch.from_numpy(window / np.float32(pixels.white))
-    x = functional.resize(x, [size, size], antialias=True)
+    x = functional.resize(x, [crops.views[view].size] * 2, antialias=True)
     if draw.flip[index, view]:
         x = x.flip(-1)
+    x = x.rot90(int(draw.turns[index, view]), (-2, -1))
     if draw.jitter[index, view]:
         for step in draw.order[index, view].tolist():
             x = _jittered(x, step, float(draw.factors[index, view, step]), pixels)
@@ -42,6 +44,11 @@ def native_view(
         x = functional.rgb_to_grayscale(x, num_output_channels=3)
     if draw.blur[index, view]:
         x = gaussian_blur(x, float(draw.sigma[index, view]))
+    if draw.solarize[index, view]:
+        x = functional.solarize(x, crops.changes[view].solarize.threshold)
+    if draw.posterize[index, view]:
+        bits = crops.changes[view].posterize.bits
+        x = functional.posterize(x, bits) if pixels.has_range else (x * 2**bits).floor() / 2**bits
     return x.permute(1, 2, 0).contiguous()
 
 

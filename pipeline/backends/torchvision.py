@@ -23,6 +23,8 @@ from pipeline.crops import Crops
 from pipeline.dataset.images import BadImage, decode, is_decodable
 from pipeline.draw import Draw
 
+TURNS = Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270  # counterclockwise
+
 
 class TorchvisionBackend:
     """Executes draws with PIL in `threads` threads; crops are channels-last (N, C, size, size), by default float32."""
@@ -71,17 +73,19 @@ class TorchvisionBackend:
 
     def _native_view(self, array: NDArray, request: Request, index: int, view: int) -> torch.Tensor:
         """One crop, (size, size, C) float32, normalized."""
-        x = native_view(array, request.pixels, request.draw, index, view, self.crops.views[view].size)
+        x = native_view(array, request.pixels, self.crops, request.draw, index, view)
         return (x - self.mean) / self.std
 
     def _view(self, image: Image.Image, draw: Draw, index: int, view: int) -> torch.Tensor:
         """One crop, (size, size, 3) float32, normalized."""
         from torchvision.transforms import functional
 
-        size = self.crops.views[view].size
+        size, changes = self.crops.views[view].size, self.crops.changes[view]
         x = functional.resized_crop(image, *draw.window[index, view].tolist(), [size, size])
         if draw.flip[index, view]:
             x = functional.hflip(x)
+        if turns := int(draw.turns[index, view]):
+            x = x.transpose(TURNS[turns - 1])
         if draw.jitter[index, view]:
             brightness, contrast, saturation, hue = draw.factors[index, view].tolist()
             for step in draw.order[index, view]:
@@ -97,5 +101,9 @@ class TorchvisionBackend:
             x = functional.to_grayscale(x, num_output_channels=3)
         if draw.blur[index, view]:
             x = x.filter(ImageFilter.GaussianBlur(radius=float(draw.sigma[index, view])))
+        if draw.solarize[index, view]:
+            x = functional.solarize(x, 255 * changes.solarize.threshold)
+        if draw.posterize[index, view]:
+            x = functional.posterize(x, changes.posterize.bits)
         pixels = torch.from_numpy(np.asarray(x, dtype=np.float32) / 255)
         return (pixels - self.mean) / self.std

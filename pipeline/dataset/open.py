@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from common.cli import note
 from common.files import lock
@@ -41,6 +42,9 @@ from pipeline.dataset.sniff import EXTENSIONS, has_extension
 from pipeline.dataset.stretching import stretched
 from pipeline.dataset.table import DECODE, HEADERS, NONE, DatasetError, SampleTable, count_reasons
 from pipeline.dataset.tar_images import list_shards
+from pipeline.mixing.joint import joint_table
+from pipeline.mixing.mixture import mixture_of
+from pipeline.mixing.splits import check_apart, same_classes
 from pipeline.remote.mirror import with_local_paths
 from pipeline.remote.probes import shard_digests
 
@@ -128,6 +132,16 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
     `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
     `data.cache` first.
     """
+    several = not isinstance(data.path, str)
+    table, test = _open_several(data, progress, say) if several else _open_one(data, progress, say)
+    mixture = mixture_of(table, data.get("weights"), data.get("balance") or "none")
+    for line in mixture.lines(table) if mixture is not None and progress and say else ():
+        note(line)
+    return table, test
+
+
+def _open_one(data: Any, progress: bool, say: bool) -> tuple[SampleTable, SampleTable | None]:
+    """As `open_splits`, of one path."""
     data = with_local_paths(data, progress)
     check = data.get("check") or DECODE
     try:
@@ -145,53 +159,40 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
         table = stretched(table, data, progress)
     if test is None:
         return table, None
+    return table, _open_test(data, table, test, progress, say)
+
+
+def _open_several(data: Any, progress: bool, say: bool) -> tuple[SampleTable, SampleTable | None]:
+    """As `open_splits`, of the training images of each path in `data.path`; the test images are those of data.test."""
+    paths, tables = list(data.path), []
+    for path in paths:
+        one: Any = OmegaConf.create({**data, "path": path, "test": None})
+        one = with_local_paths(one, progress)
+        try:
+            train = find_split(one.path)[0]
+        except DatasetError as error:
+            raise DatasetError(f"data.path={path}: {error}") from None
+        check = data.get("check") or DECODE
+        tables.append(open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say, check))
+    table = joint_table(tables, paths)
+    if data.get("stretch"):
+        table = stretched(table, data, progress)
+    if data.get("test") is None:
+        return table, None
+    tested = with_local_paths(OmegaConf.create({**data, "path": paths[0]}), progress)
+    return table, _open_test(tested, table, tested.test, progress, say)
+
+
+def _open_test(data: Any, table: SampleTable, test: Any, progress: bool, say: bool) -> SampleTable:
+    """The test images, apart from those of `table` and with its classes."""
+    check = data.get("check") or DECODE
     other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say, check)
     check_apart(table, other, test)
     if other.pixels.kind != table.pixels.kind:
         problem = f"holds images of {other.pixels}, and data.path of {table.pixels}"
         raise DatasetError(f"data.test={test}: {problem}; give both with data.channels and data.layout")
     other = replace(other, pixels=replace(other.pixels, range=table.pixels.range))
-    return table, same_classes(table, other, test)
-
-
-def check_apart(train: SampleTable, test: SampleTable, given: object) -> None:
-    """Raise DatasetError if an image is in both tables."""
-    roots = train.root.resolve(), test.root.resolve()
-    if not (roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])):
-        return
-    files = {os.path.join(roots[1], name): number for number, name in enumerate(test.containers)}
-    for number, name in enumerate(train.containers):
-        file = os.path.join(roots[0], name)
-        if file in files and _share_rows(train, number, test, files[file]):
-            shared = os.path.relpath(file, roots[1])
-            problem = f"{shared} is in data.path too, so test images would be images to learn from"
-            raise DatasetError(f"data.test={given}: {problem}; give another data.path, or leave data.test out")
-
-
-def _share_rows(one: SampleTable, number: int, other: SampleTable, its_number: int) -> bool:
-    """Whether an image of a file, which has a number in each table, is in both."""
-    offsets = (table.offset[table.container == file] for table, file in ((one, number), (other, its_number)))
-    return bool(np.intersect1d(*offsets).size)
-
-
-def same_classes(train: SampleTable, test: SampleTable, name: object) -> SampleTable:
-    """The test table with the class numbers of the training set, if both have class names.
-
-    Raises DatasetError for a test class that the training set does not have, and if only one of them has names.
-    """
-    if bool(train.classes) != bool(test.classes) and (train.label >= 0).any() and (test.label >= 0).any():
-        has, other = ("data.path", "data.test") if train.classes else ("data.test", "data.path")
-        problem = f"{has} has names of classes and {other} only numbers, which need not be of the same classes"
-        raise DatasetError(f"data.test={name}: {problem}; store both in the same way")
-    if not train.classes or not test.classes or train.classes == test.classes:
-        return test
-    used = set(np.unique(test.label[test.label >= 0]).tolist())
-    unknown = [test.classes[label] for label in sorted(used) if test.classes[label] not in train.classes]
-    if unknown:
-        raise DatasetError(f"data.test={name}: its class {unknown[0]!r} is not in the training set; remove the folder")
-    number = {name: index for index, name in enumerate(train.classes)}
-    numbers = np.array([number.get(name, -1) for name in test.classes] + [-1])  # the last is for label -1
-    return replace(test, label=numbers[test.label].astype(np.int32), classes=train.classes)
+    return same_classes(table, other, test)
 
 
 def _open(place: Place) -> tuple[SampleTable, Path]:

@@ -121,6 +121,8 @@ class SampleTable:
     None where it is one.
     pixels: the format of all images; if it is native, usable rows are in state ARRAY, else in the others.
 
+    sources: of a table of several datasets, each one's path and number of rows; it is not saved.
+
     Raises ValueError if the columns contradict each other.
     """
 
@@ -141,6 +143,7 @@ class SampleTable:
     check: str = DECODE
     pixels: PixelFormat = COLOR
     bands: NDArray[np.int64] | None = None
+    sources: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "containers", Names.of(self.containers))
@@ -281,7 +284,7 @@ class SampleTable:
                 raise DatasetError(f"{path}: {problem}; {advice}")
             texts = json.loads(stored["texts"].tobytes())
             reasons = Names(stored["reasons"].tobytes())
-            columns = {name: stored[name] for name in COLUMNS}
+            columns: Any = {name: stored[name] for name in COLUMNS}
             if any(column.dtype != COLUMNS[name] or column.ndim != 1 for name, column in columns.items()):
                 raise ValueError("a column has another dtype or shape")
             return cls(

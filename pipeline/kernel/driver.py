@@ -17,6 +17,7 @@ from pipeline.kernel.native import array_at, take_next
 from pipeline.kernel.pixels import affine_color, blur, is_identity, mean_color, store_crop
 from pipeline.kernel.planes import resample_planes
 from pipeline.kernel.resample import resample
+from pipeline.kernel.tones import exchange, posterize, solarize
 
 # Stages as bits of a mask. Crops need all of them; `stage_times` runs fewer.
 RESAMPLE, COLOR, BLUR, STORE = (1 << bit for bit in range(4))
@@ -62,7 +63,9 @@ class Work(NamedTuple):
     across: np.ndarray  # (B,) int64, luma samples for each chroma sample; -1: decode to RGB
     down: np.ndarray  # (B,) int64
     window: np.ndarray  # (B, V, 4) int64
-    flip: np.ndarray  # (B, V) bool
+    mirror: np.ndarray  # (B, V) bool, as the next two from `Draw.oriented`
+    upside: np.ndarray
+    exchange: np.ndarray
     linear: np.ndarray  # (B, V, 3, 3) float32
     offset: np.ndarray  # (B, V, 3, 3) float32
     jitter: np.ndarray  # (B, V) bool
@@ -71,6 +74,8 @@ class Work(NamedTuple):
     grayscale: np.ndarray  # (B, V) bool
     blur: np.ndarray  # (B, V) bool
     sigma: np.ndarray  # (B, V) float32
+    solarize: np.ndarray  # (B, V) bool
+    posterize: np.ndarray  # (B, V) bool
     target: np.ndarray  # (V,) int64, address of each view's (B, size, size, 3) block
     status: np.ndarray  # (B,) uint8
     counter: np.ndarray  # (1,) int64, the next row to process
@@ -84,6 +89,8 @@ class Setting(NamedTuple):
     exact: bool  # color step by step, else as one affine map
     kind: int  # output dtype, numbered as in `store_crop`
     size: np.ndarray  # (V,) int64
+    threshold: np.ndarray  # (V,) uint8, of solarizing
+    mask: np.ndarray  # (V,) uint8, the bits that posterizing keeps
     rim: int  # pixels around a crop that the blur reads
     margin: int  # bytes on either side of the planes' rows, at least `rim` and a multiple of 16
     gain: np.ndarray  # (3 * largest size,) float32
@@ -199,7 +206,7 @@ def _make_crop(work, setting, scratch, stages, row, view, size, target, rgb, lum
     planes = scratch.planes
     stride = plane_stride(size, setting.margin)
     at = 3 * setting.rim * stride + setting.margin
-    image, window, flip = scratch.image, work.window[row, view], work.flip[row, view]
+    image, window, flip = scratch.image, work.window[row, view], work.mirror[row, view]
     if work.across[row] < 0:
         resample(image, rgb, window, size, flip, scratch, planes, at, stride)
     else:
@@ -222,8 +229,16 @@ def _make_crop(work, setting, scratch, stages, row, view, size, target, rgb, lum
             affine_color(planes, at, stride, size, linear, offset, scratch.mean)
     if stages & BLUR and work.blur[row, view]:
         blur(planes, scratch.half_blurred, at, stride, size, work.sigma[row, view], setting.rim, scratch.blur_weights)
+    if stages & BLUR and work.solarize[row, view]:
+        solarize(planes, at, stride, size, setting.threshold[view])
+    if stages & BLUR and work.posterize[row, view]:
+        posterize(planes, at, stride, size, setting.mask[view])
     if stages & STORE:
-        store_crop(planes, at, stride, size, scratch.strip, target, setting.kind, setting.gain, setting.bias)
+        upside = work.upside[row, view]
+        if work.exchange[row, view]:
+            exchange(scratch.half_blurred, planes, at, stride, size, 3, upside)
+            planes, upside = scratch.half_blurred, False
+        store_crop(planes, at, stride, size, upside, scratch.strip, target, setting.kind, setting.gain, setting.bias)
 
 
 @njit(nogil=True, error_model="numpy")

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int, UInt8
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
 from pipeline.dataset.images import MOST_PIXELS
-from pipeline.draw import Draw
+from pipeline.draw import Draw, unchanged
 from pipeline.kernel.compiling import compiling
 from pipeline.kernel.decode import free_decompressor, function_address, new_decompressor
 from pipeline.kernel.driver import (
@@ -144,6 +144,7 @@ class Kernel:
             for image, encoded, shape in zip(images, jpeg, zip(height, width, [3] * batch, strict=True), strict=True)
         ]
         linear, offset = color_matrices(draw)
+        mirror, upside, exchange = draw.oriented
         work = Work(  # always copies: a read-only array is another numba type, which would compile everything again
             address=np.array([image.ctypes.data for image in images], np.int64),
             length=np.array(length, np.int64),
@@ -156,7 +157,9 @@ class Kernel:
             across=np.full(batch, -1),
             down=np.full(batch, -1),
             window=np.array(draw.window, np.int64, order="C"),
-            flip=np.array(draw.flip, bool, order="C"),
+            mirror=np.array(mirror, bool, order="C"),
+            upside=np.array(upside, bool, order="C"),
+            exchange=np.array(exchange, bool, order="C"),
             linear=linear,
             offset=offset,
             jitter=np.array(draw.jitter, bool, order="C"),
@@ -165,6 +168,8 @@ class Kernel:
             grayscale=np.array(draw.grayscale, bool, order="C"),
             blur=np.array(draw.blur, bool, order="C"),
             sigma=np.array(draw.sigma, np.float32, order="C"),
+            solarize=np.array(draw.solarize, bool, order="C"),
+            posterize=np.array(draw.posterize, bool, order="C"),
             target=target,
             status=np.zeros(batch, np.uint8),
             counter=np.zeros(1, np.int64),
@@ -203,7 +208,7 @@ def _end(pool: ThreadPoolExecutor, handles: list[int]) -> None:
 
 def _setting(crops: Crops, dtype: str, dct: str) -> Setting:
     size = max(view.size for view in crops.views)
-    rim = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
+    rim = crops.blur_rim
     mean, std = np.array(crops.mean), np.array(crops.std)
     return Setting(
         decoder=function_address("imdecode" if dct == "fast" else "tjDecompress2"),
@@ -211,6 +216,8 @@ def _setting(crops: Crops, dtype: str, dct: str) -> Setting:
         exact=crops.jitter.exact,
         kind=list(DTYPES).index(dtype),
         size=np.array([view.size for view in crops.views], np.int64),
+        threshold=np.ceil([255 * own.solarize.threshold for own in crops.changes]).astype(np.uint8),
+        mask=np.array([256 - 2 ** (8 - own.posterize.bits) for own in crops.changes], np.uint8),
         rim=rim,
         margin=max(16, (rim + 15) // 16 * 16),
         gain=np.tile(1 / (255 * std), size).astype(np.float32),
@@ -247,18 +254,7 @@ def _scratch(decoded: int, side: int, setting: Setting, handle: int) -> Scratch:
 
 def empty_draw(views: int) -> Draw:
     """The draw of an empty batch."""
-    flags = np.empty((0, views), bool)
-    return Draw(
-        rows=np.empty(0, np.int64),
-        window=np.empty((0, views, 4), np.int64),
-        flip=flags,
-        jitter=flags,
-        factors=np.empty((0, views, 4), np.float32),
-        order=np.empty((0, views, 4), np.uint8),
-        grayscale=flags,
-        blur=flags,
-        sigma=np.empty((0, views), np.float32),
-    )
+    return unchanged(np.empty(0, np.int64), np.empty((0, views, 4), np.int64))
 
 
 def stage_times(

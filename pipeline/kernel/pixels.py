@@ -183,9 +183,9 @@ def _splat_byte(byte):
 
 
 @njit(nogil=True, error_model="numpy")
-def store_crop(planes, at, stride, size, strip, address, kind, gain, bias):
+def store_crop(planes, at, stride, size, upside, strip, address, kind, gain, bias):
     """Write the crop as (size, size, 3) values at `address`: byte * gain + bias, both (3 * size,) float32, red, green
-    and blue in turn. `kind`: 0 float32, 1 float16, 2 bfloat16, 3 the bytes themselves."""
+    and blue in turn. upside: the last row first. `kind`: 0 float32, 1 float16, 2 bfloat16, 3 the bytes themselves."""
     samples = 3 * size
     pitch = (samples + 15) // 16 * 16
     each = 4 if kind == 0 else 1 if kind == 3 else 2
@@ -196,7 +196,7 @@ def store_crop(planes, at, stride, size, strip, address, kind, gain, bias):
                 transpose16(strip, r * pitch + q, pitch, planes, at + q * stride + row + r, stride)
         for r in range(min(STRIP, size - row)):
             line = r * pitch
-            target = address + (row + r) * samples * each
+            target = address + (size - 1 - row - r if upside else row + r) * samples * each
             if kind == 3:
                 copy_bytes(target, strip, line, samples)
             elif streams and kind == 0:

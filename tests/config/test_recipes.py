@@ -1,5 +1,6 @@
 """Every recipe: the published figures, networks of the published size, and two scaled-down training steps."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from config.groups import groups_of
 from config.recipe import ROOT, load_config
 from model.clustering.deepcluster import assigned_prediction
 from model.loss import distillation, swapped_prediction
@@ -124,8 +126,10 @@ def test_two_steps_of_every_recipe_scaled_down(recipe, tmp_path):
     fit(config, 64, Cluster())
     torch.manual_seed(0)
     sizes = [32, 16] if vit else [16, 8]
-    counts = [config.crops[name]["count"] for name in ("global", "local")]
-    crops = [torch.randn(n * 8, 3, size, size) for n, size in zip(counts, sizes, strict=True) if n]
+    counts = Counter[int]()
+    for group in groups_of(config.crops):
+        counts[group["size"]] += group["count"]
+    crops = [torch.randn(n * 8, 3, size, size) for n, size in zip(counts.values(), sizes, strict=False)]
     network, assigning = build_network(config.model), list(config.swav.assigning)
     optimizer, rates = build_optimizer(config.optimizer, network), schedule(config, 8)
     teacher = build_teacher(config, network, Cluster())

@@ -1,15 +1,20 @@
 """The draw: a function of (seed, epoch, row, view), with torchvision's distributions."""
 
+import itertools
+import zlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from pipeline.crops import Blur, Crops, Jitter, View
+from pipeline.crops import Blur, Changes, Crops, Jitter, Posterize, Solarize, View
 from pipeline.draw import center, draw, philox
 
 SWAV = Crops(views=(View(224, (0.14, 1.0)),) * 2 + (View(96, (0.05, 0.14)),) * 6)
+PINNED = [2236144004, 80068727, 1176425683, 2470727770, 3408521174, 2426223480]  # checksums of what version 0.1.0 draws
 
 
 def fields(drawn):
@@ -22,6 +27,9 @@ def fields(drawn):
         drawn.grayscale,
         drawn.blur,
         drawn.sigma,
+        drawn.turns,
+        drawn.solarize,
+        drawn.posterize,
     ]
 
 
@@ -163,3 +171,63 @@ def test_draws_are_pinned():
     assert drawn.window[0].tolist() == [[77, 101, 358, 386], [70, 97, 140, 138]]
     assert drawn.order[0].tolist() == [[0, 3, 2, 1], [3, 1, 0, 2]]
     np.testing.assert_allclose(drawn.factors[0, 0], [1.51767, 0.2268887, 1.526159, 0.01308307], rtol=1e-6)
+    swav = draw(SWAV, 31, 2, np.arange(100), np.full(100, 480), np.full(100, 640))
+    flags = swav.flip, swav.jitter, swav.grayscale, swav.blur, swav.window, swav.order
+    assert [zlib.crc32(np.ascontiguousarray(values).tobytes()) for values in flags] == PINNED
+    assert swav.sigma.astype(np.float64).sum() == pytest.approx(852.3427230864763, rel=1e-6)
+
+
+# ---- views that differ
+
+FIRST = Changes(flip=0.3, blur=Blur(1.0, (0.5, 3.0)), jitter=Jitter(0.9, 0.4, 0.4, 0.2, 0.1), grayscale=0.4)
+SECOND = Changes(blur=Blur(0.1), solarize=Solarize(0.2), posterize=Posterize(0.3), vertical_flip=0.4, quarter_turn=0.6)
+DIFFERENT = Crops(views=(View(224, (0.14, 1.0), FIRST), View(224, (0.14, 1.0), SECOND), View(96, (0.05, 0.14))))
+
+
+def test_each_view_has_the_chances_and_strengths_of_its_own():
+    n = 20_000
+    drawn = draw(DIFFERENT, 5, 0, np.arange(n), np.full(n, 100), np.full(n, 100))
+    for name, shares in {
+        "jitter": (0.9, 0.8, 0.8),
+        "grayscale": (0.4, 0.2, 0.2),
+        "blur": (1.0, 0.1, 0.5),
+        "solarize": (0, 0.2, 0),
+        "posterize": (0, 0.3, 0),
+    }.items():
+        np.testing.assert_allclose(getattr(drawn, name).mean(axis=0), shares, atol=0.012, err_msg=name)
+    low, high = drawn.factors.min(axis=0), drawn.factors.max(axis=0)
+    np.testing.assert_allclose(low, [[0.6, 0.6, 0.8, -0.1], *[[0.2, 0.2, 0.2, -0.2]] * 2], atol=0.01)
+    np.testing.assert_allclose(high, [[1.4, 1.4, 1.2, 0.1], *[[1.8, 1.8, 1.8, 0.2]] * 2], atol=0.01)
+    np.testing.assert_allclose(drawn.sigma.min(axis=0), [0.5, 0.1, 0.1], atol=0.01)
+    np.testing.assert_allclose(drawn.sigma.max(axis=0), [3.0, 2.0, 2.0], atol=0.01)
+
+
+def test_all_eight_positions_of_a_crop_have_their_chance():
+    """Horizontal flip 0.5, vertical 0.4, and a turn with 0.6: none stays with 0.4, the others have 0.2 each."""
+    n = 40_000
+    drawn = draw(DIFFERENT, 5, 0, np.arange(n), np.full(n, 100), np.full(n, 100))
+    expected = {(bool(flip), turns): 0.0 for flip in (0, 1) for turns in range(4)}
+    for flip, vertical, turns in itertools.product((0, 1), (0, 1), range(4)):
+        chance = 0.5 * (0.4 if vertical else 0.6) * (0.2 if turns else 0.4)
+        expected[bool(flip ^ vertical), (turns + 2 * vertical) % 4] += chance
+    for (flip, turns), chance in expected.items():
+        found = ((drawn.flip[:, 1] == flip) & (drawn.turns[:, 1] == turns)).mean()
+        assert abs(found - chance) < 0.01, (flip, turns)
+    assert not drawn.turns[:, [0, 2]].any()
+    crop = np.arange(9).reshape(3, 3)
+    for flip, turns in expected:
+        one = replace(center(SWAV.for_evaluation(8, 1.0), np.arange(1), np.array([8]), np.array([8])),
+                      flip=np.array([[flip]]), turns=np.array([[turns]], np.uint8))  # fmt: skip
+        mirror, upside, exchange = (bool(part[0, 0]) for part in one.oriented)
+        made = crop[:: -1 if upside else 1, :: -1 if mirror else 1]
+        np.testing.assert_array_equal(made.T if exchange else made, np.rot90(np.fliplr(crop) if flip else crop, turns))
+
+
+def test_further_changes_leave_the_numbers_of_the_others_as_they_are():
+    size = np.full(50, 300)
+    more = replace(SWAV, solarize=Solarize(0.5), posterize=Posterize(0.5), quarter_turn=0.5)
+    one, other = (draw(crops, 5, 1, np.arange(50), size, size) for crops in (SWAV, more))
+    for before, after in zip(fields(one)[:8], fields(other)[:8], strict=True):
+        np.testing.assert_array_equal(before, after)
+    alone = draw(replace(SWAV, views=SWAV.views[:1]), 5, 1, np.arange(50), size, size)
+    np.testing.assert_array_equal(alone.window[:, 0], draw(DIFFERENT, 5, 1, np.arange(50), size, size).window[:, 0])

@@ -7,7 +7,7 @@ from config.recipe import load_config
 from pipeline.crops import Crops, View
 from pipeline.dataset.channels.decode import false_color
 from pipeline.dataset.channels.format import COLOR, PixelFormat
-from pipeline.preview import denormalized, main, preview
+from pipeline.preview import denormalized, described, main, preview
 from support.native.images import tiles, write_tiles
 
 CROPS = Crops(views=(View(8, (1.0, 1.0)),))
@@ -52,3 +52,13 @@ def test_a_sheet_of_tiles_shows_them_and_their_crops(tmp_path, capsys):
     sheet = np.asarray(preview(load_config(["config/folder.yaml", *settings]), 3, 0))
     assert sheet.shape[0] > 3 * 150 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
     assert "pipeline.backend=ffcv" in capsys.readouterr().err
+
+
+def test_the_preview_names_the_groups_and_those_that_give_codes():
+    groups = "crops.groups=[{size: 24, scale: [0.4, 1]}, {size: 24}, {size: 12, count: 4, scale: [0.05, 0.4]}]"
+    config = load_config(["config/demo.yaml", groups, "crops.global.scale=[0.2,1.0]", "swav.assigning=[0,2]"])
+    assert described(config) == [
+        "crop 0: 24 pixels from 0.4 to 1 of the area; codes of 0",
+        "crop 1: 24 pixels from 0.2 to 1 of the area",
+        "crops 2 to 5: 12 pixels from 0.05 to 0.4 of the area; codes of 2",
+    ]

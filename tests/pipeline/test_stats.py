@@ -158,6 +158,7 @@ def test_pictures_have_the_published_numbers():
         ("crops.mean=[0.5]", "crops.mean=[0.5]: expected auto or 4 numbers, one a channel of data.path"),
         ("crops.grayscale=0.2", "crops.grayscale=0.2: expected auto or 0, 4 channels of uint16 are no color"),
         ("crops.jitter.hue=0.1", "crops.jitter.hue=0.1: expected auto or 0"),
+        ("crops.groups=[{size: 32}, {jitter: {hue: 0.1}}]", "crops.groups[1].jitter.hue=0.1: expected auto or 0, 4"),
         (
             "pipeline.backend=dali",
             "pipeline.backend=dali: expected ffcv or torchvision or auto for images of 4 channels",

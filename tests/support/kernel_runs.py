@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.crops import Blur, Crops, Jitter, View
-from pipeline.draw import Draw
+from pipeline.draw import unchanged
 from pipeline.kernel.kernel import Kernel
 from support.photos import photographs
 
@@ -51,18 +51,8 @@ def levels(crops, output):
 
 def one_window(window, flip=False, views=1):
     """A draw of one row and equal views with this window, without any other change."""
-    never = np.zeros((1, views), bool)
-    return Draw(
-        rows=np.zeros(1, np.int64),
-        window=np.broadcast_to(np.array(window), (1, views, 4)),
-        flip=np.full((1, views), flip),
-        jitter=never,
-        factors=np.broadcast_to(np.array([1, 1, 1, 0], np.float32), (1, views, 4)).copy(),
-        order=np.broadcast_to(np.arange(4, dtype=np.uint8), (1, views, 4)),
-        grayscale=never,
-        blur=never,
-        sigma=np.ones((1, views), np.float32),
-    )
+    drawn = unchanged(np.zeros(1), np.broadcast_to(np.array(window), (1, views, 4)))
+    return replace(drawn, flip=np.full((1, views), flip))
 
 
 def one_view(size, **changes):

@@ -79,19 +79,21 @@ def _repeat(target, at, step, times, stride, channels, size):
 
 
 @njit(nogil=True, error_model="numpy")
-def store_crop(planes, at, stride, size, channels, edge, address, kind, mean, gain):
+def store_crop(planes, at, stride, size, upside, channels, edge, address, kind, mean, gain):
     """Write the crop as (size, size, channels) values at `address`: (value - mean) * gain, both (channels * size + 7,)
-    float32. kind: 0 float32, 1 float16, 2 bfloat16. edge: scratch of 8 rows of channels * size + 7 values."""
+    float32. upside: the last row first. kind: 0 float32, 1 float16, 2 bfloat16. edge: scratch of 8 rows of
+    channels * size + 7 values."""
     samples = channels * size
     each = 4 if kind == 0 else 2
     pitch = samples * each
+    first, down = (address + (size - 1) * pitch, -pitch) if upside else (address, pitch)
     for row in range(0, size, TILE):
         whole = row + TILE <= size
         inside = samples // TILE * TILE if whole else 0
         for q in range(0, samples, TILE):
             start = at + q * stride + row
             if q < inside:
-                target, step = address + row * pitch + q * each, pitch
+                target, step = first + row * down + q * each, down
             else:  # beyond the crop's last row or value: through `edge`
                 target, step = edge.ctypes.data + q * each, (samples + TILE - 1) * each
             if kind == 0:
@@ -102,6 +104,6 @@ def store_crop(planes, at, stride, size, channels, edge, address, kind, mean, ga
                 store_bfloat16(target, step, planes, start, stride, mean, gain, q)
         for r in range(min(TILE, size - row)):
             line = (samples + TILE - 1) * each * r
-            rest = array_at(address + (row + r) * pitch, pitch, np.uint8)
+            rest = array_at(first + (row + r) * down, pitch, np.uint8)
             for i in range(inside * each, pitch):
                 rest[i] = edge[line + i]

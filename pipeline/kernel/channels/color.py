@@ -85,6 +85,25 @@ def saturate(planes, at, stride, size, factor):
             blues[i] = min(max(factor * blue + gray, ZERO), ONE)
 
 
+@njit(nogil=True, error_model="numpy")
+def solarize(planes, at, stride, size, channels, threshold):
+    """Invert the values from `threshold` on."""
+    for row in range(channels * size):
+        line = planes[at + row * stride : at + row * stride + size]
+        for i in range(size):
+            line[i] = ONE - line[i] if line[i] >= threshold else line[i]
+
+
+@njit(nogil=True, error_model="numpy")
+def posterize(planes, at, stride, size, channels, levels, clips):
+    """Round values down to multiples of 1 / levels; clips: white becomes the one below it."""
+    highest = levels - ONE if clips else GREATEST
+    for row in range(channels * size):
+        line = planes[at + row * stride : at + row * stride + size]
+        for i in range(size):
+            line[i] = min(np.floor(line[i] * levels), highest) * (ONE / levels)
+
+
 @njit(nogil=True, error_model="numpy", forceinline=True)
 def _turned(red, green, blue, turns):
     """(red, green, blue) with the hue raised by `turns`, through HSV. There are no branches, so that LLVM makes

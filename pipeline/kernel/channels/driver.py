@@ -10,10 +10,11 @@ import numpy as np
 from numba import njit
 
 from pipeline.kernel.channels.blur_store import blur, store_crop
-from pipeline.kernel.channels.color import ZERO, jitter, saturate
+from pipeline.kernel.channels.color import ZERO, jitter, posterize, saturate, solarize
 from pipeline.kernel.channels.resample import odd_lines, resample
 from pipeline.kernel.driver import source_digest
 from pipeline.kernel.native import array_at, take_next
+from pipeline.kernel.tones import exchange
 
 FLOAT32, UINT16, UINT8 = range(3)  # of samples
 
@@ -43,13 +44,17 @@ class Work(NamedTuple):
     height: np.ndarray  # (B,) int64
     width: np.ndarray  # (B,) int64
     window: np.ndarray  # (B, V, 4) int64
-    flip: np.ndarray  # (B, V) bool
+    mirror: np.ndarray  # (B, V) bool, as the next two from `Draw.oriented`
+    upside: np.ndarray
+    exchange: np.ndarray
     jitter: np.ndarray  # (B, V) bool
     factors: np.ndarray  # (B, V, 4) float32
     order: np.ndarray  # (B, V, 4) uint8
     grayscale: np.ndarray  # (B, V) bool
     blur: np.ndarray  # (B, V) bool
     sigma: np.ndarray  # (B, V) float32
+    solarize: np.ndarray  # (B, V) bool
+    posterize: np.ndarray  # (B, V) bool
     target: np.ndarray  # (V,) int64, address of each view's (B, size, size, C) block
     counter: np.ndarray  # (1,) int64, the next row to process
 
@@ -64,6 +69,8 @@ class Setting(NamedTuple):
     clips: bool  # values end at 0 and white
     kind: int  # output dtype, numbered as in `store_crop`
     size: np.ndarray  # (V,) int64
+    threshold: np.ndarray  # (V,) float32, of solarizing
+    levels: np.ndarray  # (V,) float32, that posterizing leaves
     rim: int  # pixels around a crop that the blur reads
     margin: int  # floats on either side of the planes' rows, at least `rim` and a multiple of 16
     mean: np.ndarray  # (C * largest size + 7,) float32
@@ -107,7 +114,7 @@ def _process_row(work, setting, scratch, row, image):
         at = channels * setting.rim * stride + setting.margin
         resample(
             image, work.planar[row], work.height[row], work.width[row], channels, work.window[row, view], size,
-            work.flip[row, view], setting.white, scratch, at, stride,
+            work.mirror[row, view], setting.white, scratch, at, stride,
         )  # fmt: skip
         finish_crop(work, setting, scratch, row, view, at, stride)
 
@@ -126,8 +133,18 @@ def finish_crop(work, setting, scratch, row, view, at, stride):
     if work.blur[row, view]:
         sigma, weights = work.sigma[row, view], scratch.blur_weights
         blur(planes, scratch.half_blurred, at, stride, size, channels, sigma, setting.rim, weights)
+    if work.solarize[row, view]:
+        solarize(planes, at, stride, size, channels, setting.threshold[view])
+    if work.posterize[row, view]:
+        posterize(planes, at, stride, size, channels, setting.levels[view], setting.clips)
+    upside = work.upside[row, view]
+    if work.exchange[row, view]:
+        exchange(scratch.half_blurred, planes, at, stride, size, channels, upside)
+        planes, upside = scratch.half_blurred, False
     target = work.target[view] + row * channels * size * size * (4 if setting.kind == 0 else 2)
-    store_crop(planes, at, stride, size, channels, scratch.edge, target, setting.kind, setting.mean, setting.gain)
+    store_crop(
+        planes, at, stride, size, upside, channels, scratch.edge, target, setting.kind, setting.mean, setting.gain
+    )
 
 
 @njit(nogil=True, error_model="numpy")

@@ -115,6 +115,7 @@ class ChannelKernel:
         planar = [not image.flags.c_contiguous and image.transpose(2, 0, 1).flags.c_contiguous for image in images]
         ordered = [image.transpose(2, 0, 1) if first else image for image, first in zip(images, planar, strict=True)]
         alive = [np.require(image, requirements=["C", "A"]) for image in ordered]
+        mirror, upside, exchange = draw.oriented
         work = Work(  # always copies: a read-only array is another numba type, which would compile everything again
             address=np.array([image.ctypes.data for image in alive], np.int64),
             length=np.array([image.size for image in alive], np.int64),
@@ -122,13 +123,17 @@ class ChannelKernel:
             height=height,
             width=width,
             window=np.array(draw.window, np.int64, order="C"),
-            flip=np.array(draw.flip, bool, order="C"),
+            mirror=np.array(mirror, bool, order="C"),
+            upside=np.array(upside, bool, order="C"),
+            exchange=np.array(exchange, bool, order="C"),
             jitter=np.array(draw.jitter, bool, order="C"),
             factors=np.array(draw.factors, np.float32, order="C"),
             order=np.array(draw.order, np.uint8, order="C"),
             grayscale=np.array(draw.grayscale, bool, order="C"),
             blur=np.array(draw.blur, bool, order="C"),
             sigma=np.array(draw.sigma, np.float32, order="C"),
+            solarize=np.array(draw.solarize, bool, order="C"),
+            posterize=np.array(draw.posterize, bool, order="C"),
             target=target,
             counter=np.zeros(1, np.int64),
         )
@@ -145,7 +150,7 @@ class ChannelKernel:
 
 def _setting(crops: Crops, pixels: PixelFormat, dtype: str) -> Setting:
     size = max(view.size for view in crops.views)
-    rim = int(np.ceil(3 * crops.blur.sigma[1])) if crops.blur.probability > 0 else 0
+    rim = crops.blur_rim
     mean, std = np.array(crops.mean), np.array(crops.std)
     return Setting(
         sample=SAMPLES[pixels.dtype],
@@ -155,6 +160,8 @@ def _setting(crops: Crops, pixels: PixelFormat, dtype: str) -> Setting:
         clips=pixels.has_range,
         kind=list(DTYPES).index(dtype),
         size=np.array([view.size for view in crops.views], np.int64),
+        threshold=np.array([own.solarize.threshold for own in crops.changes], np.float32),
+        levels=np.array([2**own.posterize.bits for own in crops.changes], np.float32),
         rim=rim,
         margin=(rim + FLOATS - 1) // FLOATS * FLOATS,
         mean=np.pad(np.tile(mean, size), (0, TILE - 1)).astype(np.float32),

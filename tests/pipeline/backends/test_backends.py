@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.crops import Blur, Crops, Jitter, View
+from pipeline.crops import Blur, Crops, Jitter, Posterize, Solarize, View
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.reader import Reader
 from pipeline.draw import Draw, draw
@@ -85,6 +85,9 @@ ERRORS = {
     "jitter": (replace(PLAIN, jitter=JITTER), lambda d: d, 6.85),
     "grayscale": (replace(PLAIN, grayscale=1.0), lambda d: d, 0.146),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), lambda d: d, 0.522),
+    "turn": (replace(PLAIN, vertical_flip=0.5, quarter_turn=0.75), lambda d: d, 0.150),
+    "solarize": (replace(PLAIN, solarize=Solarize(1.0)), lambda d: d, 0.149),
+    "posterize": (replace(PLAIN, posterize=Posterize(1.0)), lambda d: d, 0.145),
     "everything": (SWAV, lambda d: d, 5.31),
 }
 

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter
 
 from pipeline.backends.device_color import arguments_of, finish, finish_groups
 from pipeline.backends.device_hsv import HUE, NOTHING, Steps, stepwise
-from pipeline.crops import Blur, Crops, Jitter, View
+from pipeline.crops import Blur, Changes, Crops, Jitter, Posterize, Solarize, View
 from pipeline.draw import center, draw
 from pipeline.kernel.hsv import _rotate_hue
 from pipeline.kernel.kernel import Kernel
@@ -19,11 +19,16 @@ from support.photos import photographs
 SWAV = Crops(views=(View(64, (0.14, 1.0)),) * 2 + (View(32, (0.05, 0.14)),) * 3)
 PLAIN = replace(SWAV, jitter=Jitter(probability=0.0), grayscale=0.0, blur=Blur(probability=0.0))
 STEPS = replace(PLAIN, jitter=Jitter(probability=0.9), grayscale=0.3)
+SOFT, BRIGHT = Changes(blur=Blur(1.0)), Changes(blur=Blur(0.1), solarize=Solarize(0.2), posterize=Posterize(0.1))
+DIFFERENT = (View(64, (0.14, 1.0), SOFT), View(64, (0.14, 1.0), BRIGHT), View(32, (0.05, 0.14)))
 CASES = {  # crops, and the limits of the largest and the mean difference from the kernel, in levels
     "normalized": (PLAIN, 0.001, 0.001),
     "steps": (STEPS, 0.001, 0.001),  # the same bytes
     "steps without hue": (replace(STEPS, jitter=Jitter(hue=0.0)), 0.001, 0.001),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), 1.01, 0.13),  # 0.10: the kernel computes in fixed point
+    "tones": (replace(STEPS, solarize=Solarize(0.5, 0.3), posterize=Posterize(0.5, 3)), 0.001, 0.001),
+    "turns": (replace(PLAIN, vertical_flip=0.5, quarter_turn=0.5), 0.001, 0.001),
+    "views that differ": (replace(PLAIN, views=DIFFERENT), 1.01, 0.13),
     "everything": (SWAV, 1.01, 0.06),  # 0.04
     "affine map": (replace(STEPS, jitter=Jitter(exact=False)), 1.01, 0.1),  # 0.07
     "everything, affine": (replace(SWAV, jitter=Jitter(exact=False)), 2.5, 0.12),  # 0.09
@@ -89,4 +94,5 @@ def test_short_batches_and_evaluation_use_the_graphs_of_whole_batches_without_co
 
 def test_crops_without_color_and_blur_take_no_steps():
     drawn = center(PLAIN, np.arange(2), np.full(2, 300), np.full(2, 300))
-    assert [given[:2] for given in arguments_of(drawn, PLAIN, torch.device("cpu"))] == [(None, None)] * 2
+    given = arguments_of(drawn, PLAIN, torch.device("cpu"))
+    assert [(color, weights, tones) for color, weights, *_, tones in given] == [(None, None, None)] * 2

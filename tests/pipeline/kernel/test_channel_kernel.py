@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.backends.native import native_view
-from pipeline.crops import Blur, Crops, Jitter, View
+from pipeline.crops import Blur, Crops, Jitter, Posterize, Solarize, View
 from pipeline.dataset.channels.format import PixelFormat
-from pipeline.draw import center, draw
+from pipeline.draw import center, draw, unchanged
 from pipeline.kernel.channels.kernel import ChannelKernel
 
 BOUND = 1e-5  # of the type's white: the largest difference of any value
@@ -26,7 +26,10 @@ OPERATIONS = {
     "grayscale": replace(PLAIN, grayscale=1.0),
     "blur": replace(PLAIN, blur=Blur(probability=1.0)),
     "wide blur": replace(PLAIN, blur=Blur(probability=1.0, sigma=(6.0, 9.0))),
-    "everything": Crops(views=VIEWS, jitter=Jitter(probability=1.0), grayscale=0.3),
+    "turn": replace(PLAIN, vertical_flip=0.5, quarter_turn=0.75),
+    "everything": Crops(
+        views=VIEWS, vertical_flip=0.5, quarter_turn=0.5, jitter=Jitter(probability=1.0), grayscale=0.3
+    ),
 }
 KINDS = [
     ("uint8", 1, (40, 300), False),
@@ -86,9 +89,27 @@ def test_crops_are_those_of_the_torchvision_backend(dtype, channels, size, plana
     drawn = drawn_for(crops, images)
     for view, given in enumerate(crops_by_kernel(crops, pixels, images, drawn)):
         for index, image in enumerate(images):
-            expected = native_view(image, pixels, drawn, index, view, crops.views[view].size).numpy()
+            expected = native_view(image, pixels, crops, drawn, index, view).numpy()
             found = given[index] * np.array(crops.std, np.float32) + np.array(crops.mean, np.float32)
             np.testing.assert_allclose(found, expected, rtol=0, atol=BOUND)
+
+
+@pytest.mark.parametrize(("dtype", "channels", "size", "planar"), KINDS)
+@pytest.mark.parametrize("tone", [{"solarize": Solarize(0.7, 0.4)}, {"posterize": Posterize(0.7, 3)}])
+def test_tones_are_those_of_the_torchvision_backend(dtype, channels, size, planar, tone):
+    """Values next to a threshold may fall on its other side: one in a thousand."""
+    pixels = PixelFormat(channels, dtype, native=True)
+    crops = of_channels(replace(PLAIN, **tone), channels)
+    images = images_of(dtype, channels, size, planar)
+    drawn, far, values, changed = drawn_for(crops, images), 0, 0, False
+    for view, given in enumerate(crops_by_kernel(crops, pixels, images, drawn)):
+        for index, image in enumerate(images):
+            expected = native_view(image, pixels, crops, drawn, index, view).numpy()
+            found = given[index] * np.array(crops.std, np.float32) + np.array(crops.mean, np.float32)
+            far, values = far + (np.abs(found - expected) > BOUND).sum(), values + found.size
+            plain = native_view(image, pixels, crops, unchanged(drawn.rows, drawn.window), index, view).numpy()
+            changed = changed or np.abs(expected - plain).max() > 0.1
+    assert changed and far <= values / 1000
 
 
 def test_a_crop_of_the_whole_image_is_the_image_at_full_depth():
