@@ -27,6 +27,12 @@ FAMILIES = {  # what depends on the size -> class in timm.models, its arguments,
     ),
     "layers over patches": ("MlpMixer", {"patch_size": 8, "num_blocks": 1, "embed_dim": 16}, 64, 32),
     "biases of relative positions": ("VisionTransformerRelPos", {"patch_size": 8, **VIT}, 64, 32),
+    "biases that another layer reads": (
+        "VisionTransformerRelPos",
+        {"patch_size": 8, "rel_pos_type": "bias", **VIT},
+        64,
+        32,
+    ),
     "biases by index, cached in evaluation": ("Levit", LEVIT, 128, 64),
     "positions made in forward": ("convit.ConVit", {"patch_size": 8, "local_up_to_layer": 1, **VIT}, 64, 32),
 }
