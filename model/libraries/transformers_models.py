@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -151,5 +152,6 @@ def way_of(network: nn.Module, output: Any) -> str:
         return "pooler_output.flatten(1)"
     if output.last_hidden_state.ndim == 4:
         return "last_hidden_state.mean((2, 3))"
-    has_class = any(name.rpartition(".")[2] == "cls_token" for name, _ in network.named_parameters())
+    tensors = itertools.chain(network.named_parameters(), network.named_buffers())  # with LoRA it is a buffer
+    has_class = any(name.rpartition(".")[2] == "cls_token" for name, _ in tensors)
     return "last_hidden_state[:, 0]" if has_class else "last_hidden_state.mean(1)"
