@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.sizes.tables import resample
-from model.sizes.trial import computed_buffers, put_back, takes
+from model.sizes.trial import computed_buffers, layer_of, problem, put_back
 
 MISSING = object()
 NOT_OF_THE_SIZE = ("training", "feature_dim", "forward")
@@ -57,14 +57,14 @@ class Sizes:
         if size in self.changes:
             return
         self.changes[size] = None
-        if takes(self.network, size):
+        if (error := problem(self.network, size)) is None:
             return
         del self.changes[size]
         with torch.random.fork_rng(devices=[]):
             other = self.build(size)
         changes = differences(self.network, other)
         if not changes.attributes:
-            raise ValueError("its builder makes it for one size only")
+            raise ValueError(f"its builder makes the same network for every size: {layer_of(error, self.network)}")
         for name, shapes in changes.shapes.items():
             module = self.network.get_submodule(name)
             for key, shape in shapes.items():
