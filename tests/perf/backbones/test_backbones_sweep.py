@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from perf import backbones
+from perf.backbones import __main__ as backbones
 
 
 @pytest.mark.slow
