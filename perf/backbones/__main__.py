@@ -82,6 +82,7 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
             if options.speed:
                 entry["images_per_second"] = speed(name, entry["sizes"][0])
             else:
+                entry.pop("reason", None)
                 entry |= check(name, shapes=options.shapes or sizes[name] > largest)
             write(report, options.json, options.page)
             bar.update(1)
@@ -114,15 +115,19 @@ def known_sizes(names: Sequence[str], report: dict[str, Any]) -> dict[str, int]:
     """Parameters of each model, from the report, else by building it without memory; 0 if it cannot be built."""
     import torch
 
-    from model.backbone import build_backbone, timm_network
+    from model.backbone import timm_network
+    from model.libraries.torchvision_models import torchvision_network
+    from model.libraries.transformers_models import transformers_network
 
+    builders = {"": timm_network, "torchvision": torchvision_network, "transformers": transformers_network}
     entries = [(name, report["models"].setdefault(name, {})) for name in names]
     unknown = [(name, entry) for name, entry in entries if "parameters" not in entry]
     with progress_bar(len(unknown), "parameters", "models") as bar:
         for name, entry in unknown:
+            library, inner = library_of(name)
             try:
                 with torch.device("meta"):
-                    network = build_backbone(name) if library_of(name)[0] else timm_network(name, {})
+                    network = builders[library](inner, {})
             except ValueError:
                 entry |= {"parameters": 0, "family": ""}
             else:
