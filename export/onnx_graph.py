@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import importlib.util
 import logging
@@ -70,7 +71,7 @@ def write_onnx(trained: Trained, path: Path, options: OnnxOptions | None = None)
     data = None if options.data is None else images_of(trained, options.data, options.size)
     side = options.size or sizes_of_crops(trained.config["crops"])[0]
     free_size = options.size is None and takes_any_size(backbone)
-    program, free_size = _traced(backbone, side, free_size)
+    program, free_size = _traced(backbone if free_size else _of_size(backbone, side), side, free_size)
     program.model.metadata_props.update(header(trained))
     program.save(path, external_data=False)
     _check(backbone, path, side, free_size)
@@ -96,6 +97,19 @@ def _made_smaller(path: Path, precision: str, data: Images | None) -> list[str]:
         return [] if data is None else [f"# {loss_of(exact, path, precision, data)}"]
     finally:
         exact.unlink()
+
+
+def _of_size(backbone: nn.Module, side: int) -> nn.Module:
+    """A copy with a table of positions for images of this size, where timm makes one: ONNX has no interpolation with
+    antialiasing as torch computes it."""
+    if not hasattr(backbone, "set_input_size"):
+        return backbone
+    fixed = copy.deepcopy(backbone)
+    try:
+        fixed.set_input_size(img_size=side)  # type: ignore[operator]
+    except Exception:  # of any type: the comparison judges what the backbone as it is becomes
+        return backbone
+    return fixed.eval()
 
 
 def _traced(backbone: nn.Module, side: int, free_size: bool) -> tuple[torch.onnx.ONNXProgram, bool]:

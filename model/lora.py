@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from model.sizes.trial import takes
+
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 MISSING = "needs peft: .venv/bin/python -m pip install 'peft>=0.15'"
 
@@ -21,17 +23,25 @@ def has_peft() -> bool:
     return importlib.util.find_spec("peft") is not None
 
 
-def linear_layers(backbone: nn.Module) -> list[str]:
-    """The names of the layers that get adapters."""
-    return [name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+def called_layers(backbone: nn.Module, size: int) -> list[str]:
+    """The names of the linear layers that run in a forward pass of images of `size` pixels. torchvision's attention
+    reads the weights of its linear layers without running them, so an adapter would do nothing there."""
+    called: set[nn.Module] = set()
+    linear = {module: name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in linear]
+    takes(backbone, size)
+    for hook in hooks:
+        hook.remove()
+    return [name for module, name in linear.items() if module in called]
 
 
-def add_lora(backbone: nn.Module, rank: int, alpha: float) -> None:
-    """Put adapters into every linear layer of a backbone, in place; nothing else of it learns from now on.
+def add_lora(backbone: nn.Module, rank: int, alpha: float, size: int) -> None:
+    """Put adapters into the linear layers of a backbone, in place; nothing else of it learns from now on.
 
-    The outputs do not change. Raises ValueError for a backbone without linear layers, or without peft.
+    The outputs do not change. size: of its images, in pixels. Raises ValueError for a backbone without linear layers,
+    or without peft.
     """
-    layers = linear_layers(backbone)
+    layers = called_layers(backbone, size)
     if not layers:
         raise ValueError(f"model.lora.rank={rank}: this backbone has no linear layers, as ViTs have; set it to 0")
     if not has_peft():

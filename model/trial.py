@@ -101,7 +101,7 @@ def sizes_near(network: nn.Module, size: int) -> str:
     if near:
         return f"; near it, it takes {' and '.join(map(str, near))}"
     native = (getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 0, 0))[-1]
-    return f"; as built it takes {native} pixels only" if native and _takes(network, native) else ""
+    return f"; as built it takes {native} pixels" if native and _takes(network, native) else ""
 
 
 def _takes(network: nn.Module, size: int) -> bool:

@@ -106,7 +106,7 @@ def starting_network(
             )
         network.prototypes.normalize()  # published files hold them one update after that
     if model["lora"]["rank"]:
-        add_lora(network.backbone, model["lora"]["rank"], model["lora"]["alpha"])
+        add_lora(network.backbone, model["lora"]["rank"], model["lora"]["alpha"], sizes[0])
     return network
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -135,6 +136,7 @@ def interpolated(kind: type[nn.Module]) -> dict[str, bool]:
 WAYS: dict[str, Callable[[Any], Tensor]] = {  # as Python after `output.`, and as a function
     "pooler_output.flatten(1)": lambda output: output.pooler_output.flatten(1),
     "last_hidden_state.mean((2, 3))": lambda output: output.last_hidden_state.mean((2, 3)),
+    "feature_maps[-1].mean((2, 3))": lambda output: output.feature_maps[-1].mean((2, 3)),
     "last_hidden_state[:, 0]": lambda output: output.last_hidden_state[:, 0],
     "last_hidden_state.mean(1)": lambda output: output.last_hidden_state.mean(1),
 }
@@ -149,7 +151,10 @@ def way_of(network: nn.Module, output: Any) -> str:
     """Where the features are in the output, a key of WAYS."""
     if getattr(output, "pooler_output", None) is not None:
         return "pooler_output.flatten(1)"
+    if getattr(output, "last_hidden_state", None) is None:  # of a class for detectors
+        return "feature_maps[-1].mean((2, 3))"
     if output.last_hidden_state.ndim == 4:
         return "last_hidden_state.mean((2, 3))"
-    has_class = any(name.rpartition(".")[2] == "cls_token" for name, _ in network.named_parameters())
+    tensors = itertools.chain(network.named_parameters(), network.named_buffers())  # with LoRA it is a buffer
+    has_class = any(name.rpartition(".")[2] == "cls_token" for name, _ in tensors)
     return "last_hidden_state[:, 0]" if has_class else "last_hidden_state.mean(1)"

@@ -9,6 +9,7 @@ has one set of parameters, whose names and shapes are those of the size it was b
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.sizes.tables import resample
-from model.sizes.trial import computed_buffers, put_back, takes
+from model.sizes.trial import computed_buffers, layer_of, problem, put_back
 
 MISSING = object()
 NOT_OF_THE_SIZE = ("training", "feature_dim", "forward")
@@ -56,20 +57,20 @@ class Sizes:
         if size in self.changes:
             return
         self.changes[size] = None
-        if takes(self.network, size):
+        if (error := problem(self.network, size)) is None:
             return
         del self.changes[size]
         with torch.random.fork_rng(devices=[]):
             other = self.build(size)
         changes = differences(self.network, other)
         if not changes.attributes:
-            raise ValueError("its builder makes it for one size only")
+            raise ValueError(f"its builder makes the same network for every size: {layer_of(error, self.network)}")
         for name, shapes in changes.shapes.items():
             module = self.network.get_submodule(name)
             for key, shape in shapes.items():
                 _resampled(module, key, shape)  # raises ValueError where the shapes have nothing in common
-            if "forward" not in module.__dict__:
-                module.forward = partial(self._forward, name, module)
+            for method in methods_of(module):
+                module.__dict__.setdefault(method, partial(self._call, method, name, module))
         self.changes[size] = changes
 
     def _before(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -127,18 +128,26 @@ class Sizes:
                 object.__setattr__(module, key, {} if value == {} else value)
         self.size = size
 
-    def _forward(self, name: str, module: nn.Module, *inputs: Any, **options: Any) -> Any:
-        """The module's forward pass with the parameters of the current size. Here and not earlier, because under ZeRO
+    def _call(self, method: str, name: str, module: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """A method of the module with the parameters of the current size. Here and not earlier, because under ZeRO
         stage 3 the whole parameters exist only inside the module's forward pass."""
         changes = self.changes.get(self.size)
         shapes = changes.shapes.get(name, {}) if changes else {}
-        for key, shape in shapes.items():
-            object.__setattr__(module, key, _resampled(module, key, shape))  # hides the parameter
+        hidden = [key for key in shapes if key not in module.__dict__]  # not yet, by the method that calls this one
+        for key in hidden:
+            object.__setattr__(module, key, _resampled(module, key, shapes[key]))
         try:
-            return type(module).forward(module, *inputs, **options)
+            return getattr(type(module), method)(module, *inputs, **options)
         finally:
-            for key in shapes:
+            for key in hidden:
                 object.__delattr__(module, key)
+
+
+def methods_of(module: nn.Module) -> list[str]:
+    """The forward pass of a module and the other methods of its class: the layer around it may call them."""
+    kind = type(module)
+    own = [name for name in dir(kind) if not name.startswith("_") and not hasattr(nn.Module, name)]
+    return ["forward", *(name for name in own if inspect.isfunction(inspect.getattr_static(kind, name)))]
 
 
 def differences(own: nn.Module, other: nn.Module) -> Changes:

@@ -39,6 +39,7 @@ RUN_BY = {
     "launch.sync": "test_a_checkout_is_copied_and_the_nodes_own_files_stay",
     "launch.wheels": "test_wheels_get_their_own_lock_file_which_pip_enforces",
     "perf.backbones": "test_models_are_checked_once_and_the_page_has_them",
+    "perf.backbones.exports": "test_a_family_is_exported_once_and_every_format_gives_the_same_features",
     "perf.compare": "test_single_parts_of_a_report_are_accepted",
     "perf.gpu_check": "test_it_explains_each_part_without_a_gpu_and_without_torch",
     "perf.distilling": "test_both_students_take_the_same_steps_and_a_second_call_repeats_no_run",

@@ -45,6 +45,14 @@ def test_a_fixed_size_is_the_only_one_and_gives_our_features(trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_vision_transformer_of_another_size_than_its_table_gives_our_features(trained, tmp_path):
+    run, ours = trained("test_vit", {}, 224)
+    export(run, tmp_path / "x.onnx", "onnx")
+    assert difference(ours.backbone, run_of(tmp_path / "x.onnx"), (2, 3, 224, 224)) < 1e-5
+    assert ours.backbone.pos_embed.shape[1] == 1 + 10 * 10
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "precision", "nearest"), [(TINY_VIT, "fp16", 0.9999), (TINY_RESNET, "int8", 0.97)], ids=["fp16", "int8"]
 )

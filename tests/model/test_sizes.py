@@ -27,6 +27,12 @@ FAMILIES = {  # what depends on the size -> class in timm.models, its arguments,
     ),
     "layers over patches": ("MlpMixer", {"patch_size": 8, "num_blocks": 1, "embed_dim": 16}, 64, 32),
     "biases of relative positions": ("VisionTransformerRelPos", {"patch_size": 8, **VIT}, 64, 32),
+    "biases that another layer reads": (
+        "VisionTransformerRelPos",
+        {"patch_size": 8, "rel_pos_type": "bias", **VIT},
+        64,
+        32,
+    ),
     "biases by index, cached in evaluation": ("Levit", LEVIT, 128, 64),
     "positions made in forward": ("convit.ConVit", {"patch_size": 8, "local_up_to_layer": 1, **VIT}, 64, 32),
 }
@@ -149,7 +155,11 @@ def test_positions_that_a_forward_pass_computes_are_those_of_its_size():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("efficientformer_l1", "its builder makes it for one size only; as built it takes 224 pixels only"),
+        (
+            "efficientformer_l1",
+            r"its builder makes the same network for every size: stages.3.blocks.4.token_mixer \(Attention\): .*; "
+            "as built it takes 224 pixels$",
+        ),
         ("nest_tiny_jx", "First level blocks .*; near it, it takes 32 and 48"),
     ],
 )

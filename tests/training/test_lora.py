@@ -1,5 +1,6 @@
 """LoRA: adapters of peft in a vision transformer learn, and are merged wherever the trained network is read."""
 
+import copy
 import importlib.util
 import math
 import shutil
@@ -7,12 +8,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import SwinTransformer, VisionTransformer
 
 from config.recipe import ConfigError, load_config
 from evaluation.backbones import open_backbone
 from export.__main__ import export
 from model.backbone import build_backbone
-from model.lora import add_lora, merged
+from model.lora import DOWN, UP, add_lora, merged
 from model.optimizer.build import build_optimizer
 from model.swav import SwAV
 from support.tiny_runs import losses, make_workplace
@@ -54,7 +57,7 @@ def test_adapters_change_nothing_at_first_and_merge_as_peft_merges_them():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     plain, adapted, images = vit().eval(), vit().eval(), torch.randn(3, 3, 16, 16)
-    add_lora(adapted, RANK, ALPHA)
+    add_lora(adapted, RANK, ALPHA, 16)
     torch.testing.assert_close(adapted(images), plain(images))
     for name, parameter in adapted.named_parameters():
         assert "lora_" in name
@@ -70,10 +73,48 @@ def test_adapters_change_nothing_at_first_and_merge_as_peft_merges_them():
             torch.testing.assert_close(module.get_base_layer().weight, weights[f"{name}.weight"], rtol=1e-5, atol=1e-6)
 
 
+def torchvision_vit():
+    network = VisionTransformer(16, 4, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+    network.heads = nn.Identity()
+    return network
+
+
+def torchvision_swin():
+    network = SwinTransformer([2, 2], 8, [1, 1], [2, 2], [2, 2], stochastic_depth_prob=0.0)
+    network.head = nn.Identity()
+    return network
+
+
+def transformers_vit():
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("needs transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return build_backbone("transformers:vit", [16], patch_size=4, image_size=16, **sizes)
+
+
+@with_peft
+@pytest.mark.parametrize("build", [torchvision_vit, torchvision_swin, transformers_vit])
+def test_every_adapter_of_other_libraries_learns_and_is_merged(build):
+    """torchvision's attention does not run its linear layers, so these have no adapters."""
+    adapted, images = build().eval(), torch.randn(3, 3, 16, 16)
+    plain, features = copy.deepcopy(adapted), adapted(images)
+    add_lora(adapted, RANK, ALPHA, 16)
+    torch.testing.assert_close(adapted(images), features)
+    adapted(images).square().sum().backward()
+    names = [name for name, _ in adapted.named_parameters()]
+    assert sum(name.endswith(UP) for name in names) >= 2
+    for name, parameter in adapted.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0 or name.endswith(DOWN), name
+        parameter.data.add_(torch.randn_like(parameter) / 9)
+    plain.load_state_dict(merged(adapted.state_dict(), ALPHA))
+    torch.testing.assert_close(plain(images), adapted(images), rtol=1e-4, atol=1e-4)
+
+
 @with_peft
 def test_only_adapters_heads_and_prototypes_are_in_the_optimizer():
     network = SwAV(vit(), 8, 4, 5)
-    add_lora(network.backbone, RANK, ALPHA)
+    add_lora(network.backbone, RANK, ALPHA, 16)
     settings = load_config(["config/demo.yaml", "optimizer.name=adamw", "optimizer.backbone_lr_scale=1"]).optimizer
     settings.base_lr, settings.layer_decay = 0.01, 0.5
     optimizer = build_optimizer(settings, network)
@@ -156,7 +197,7 @@ def test_exports_have_the_merged_weights_and_no_adapters(workplace, one, tmp_pat
 def test_a_backbone_that_takes_no_adapters_is_refused_in_one_line(backbone, message):
     network = vit() if backbone == NAME else build_backbone(backbone)
     with pytest.raises(ValueError, match=f"^model.lora.rank=2:? {message}"):
-        add_lora(network, 2, 4.0)
+        add_lora(network, 2, 4.0, 16)
 
 
 def test_adapters_without_weights_are_refused(workplace):

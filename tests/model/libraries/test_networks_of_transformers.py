@@ -25,6 +25,19 @@ TINY = {  # name, options, length of the features, features out of the output of
         32,
         lambda output: output.last_hidden_state.mean((2, 3)),
     ),
+    "hgnet_v2": (
+        {
+            "stem_channels": [3, 4, 8],
+            "stage_in_channels": [8, 8, 8, 8],
+            "stage_mid_channels": [4] * 4,
+            "stage_out_channels": [8, 8, 8, 16],
+            "stage_num_blocks": [1] * 4,
+            "stage_numb_of_layers": [1] * 4,
+            "hidden_sizes": [8, 8, 8, 16],
+        },
+        16,
+        lambda output: output.feature_maps[-1].mean((2, 3)),
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""Which models of timm work as backbones, at two sizes of crops? Writes docs/backbones.md.
+"""Which models of timm, torchvision and transformers work as backbones, at two sizes of crops? Writes
+docs/backbones.md.
 
     python -m perf.backbones [PATTERN ...] [--shapes] [--again] [--speed] [--minutes 60]
 
@@ -8,15 +9,18 @@ come first. After each model the result is in perf/results/backbones.json, and t
 missing.
 
 --shapes checks shapes alone, on torch's meta device, which takes neither memory nor time to compute; models above
-`MOST` parameters are checked in this way only.
+--largest parameters are checked in this way only. Models of transformers are checked if it is installed.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
+import itertools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +28,11 @@ from typing import Any
 from common.cli import Parser, at_least
 from common.files import write_atomically
 from common.progress import progress_bar
+from model.libraries.names import library_of
 from perf.program import program
 
 PAIRS = ((224, 96), (224, 98), (256, 96), (256, 128))  # sizes of global and local crops
-MOST = 60_000_000  # parameters of models that are trained, not only built
+MOST = 60_000_000  # parameters up to which a model counts as small
 BATCH = 2
 RESULTS, PAGE = Path("perf/results/backbones.json"), Path("docs/backbones.md")
 MARK = "<!-- written by python -m perf.backbones -->\n"
@@ -35,7 +40,12 @@ MARK = "<!-- written by python -m perf.backbones -->\n"
 
 def main(arguments: list[str]) -> int:
     parser = Parser("python -m perf.backbones", __doc__)
-    parser.add_argument("patterns", nargs="*", default=["*"], metavar="PATTERN", help="names, such as 'vit_*'")
+    parser.add_argument(
+        "patterns", nargs="*", default=["*"], metavar="PATTERN", help="such as 'vit_*', 'torchvision:*'"
+    )
+    parser.add_argument(
+        "--largest", type=at_least(1), default=MOST // 10**6, help="million parameters to train (default %(default)s)"
+    )
     parser.add_argument("--shapes", action="store_true", help="check shapes alone, of models without a result")
     parser.add_argument("--again", action="store_true", help="repeat models that failed")
     parser.add_argument("--speed", action="store_true", help="measure images/s of models that work, on an idle machine")
@@ -48,17 +58,19 @@ def main(arguments: list[str]) -> int:
 
 def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]:
     """Check what is missing, and write results and page after each model. Raises ValueError for a mistake."""
-    import timm
-
     from perf.machine import machine
 
-    report = json.loads(options.json.read_text()) if options.json.exists() else {"models": {}}
-    names = [name for name in timm.list_models() if any(fnmatch.fnmatch(name, one) for one in options.patterns)]
+    report = json.loads(options.json.read_text()) if options.json.exists() else {"models": {}, "libraries": {}}
+    names, libraries = listed()
+    names = [name for name in names if any(fnmatch.fnmatch(name, one) for one in options.patterns)]
     if not names:
-        raise ValueError(f"no model of timm is called {' or '.join(options.patterns)}")
-    report |= {"machine": machine(), "timm": timm.__version__, "in_timm": len(timm.list_models())}
+        raise ValueError(f"no model of {', '.join(libraries)} is called {' or '.join(options.patterns)}")
+    report |= {"machine": machine(), "libraries": report["libraries"] | libraries}
     sizes = known_sizes(names, report)
-    todo = [name for name in sorted(names, key=lambda name: (sizes[name], name)) if missing(report, name, options)]
+    largest = options.largest * 10**6
+    todo = [
+        name for name in sorted(names, key=lambda name: (sizes[name], name)) if missing(report["models"][name], options)
+    ]
     end = time.monotonic() + 60 * options.minutes
     with progress_bar(len(todo), "backbones", "models") as bar:
         for name in todo:
@@ -70,39 +82,68 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
             if options.speed:
                 entry["images_per_second"] = speed(name, entry["sizes"][0])
             else:
-                entry |= check(name, shapes=options.shapes or sizes[name] > MOST)
+                entry.pop("reason", None)
+                entry |= check(name, shapes=options.shapes or sizes[name] > largest)
             write(report, options.json, options.page)
             bar.update(1)
     write(report, options.json, options.page)
     return report
 
 
+def listed() -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The names of all models, as model.backbone has them, and for each library its version and their number."""
+    import timm
+    import torchvision
+
+    names = {
+        timm: timm.list_models(),
+        torchvision: [f"torchvision:{name}" for name in torchvision.models.list_models(module=torchvision.models)],
+    }
+    if importlib.util.find_spec("transformers"):
+        import transformers
+        from transformers.models.auto import modeling_auto as auto
+
+        from model.libraries.transformers_models import OF_TIMM
+
+        for_images = {**auto.MODEL_FOR_IMAGE_MAPPING_NAMES, **auto.MODEL_FOR_BACKBONE_MAPPING_NAMES}
+        names[transformers] = [f"transformers:{kind}" for kind in for_images if kind not in OF_TIMM]
+    libraries = {library.__name__: {"version": library.__version__, "models": len(names[library])} for library in names}
+    return list(itertools.chain(*names.values())), libraries
+
+
 def known_sizes(names: Sequence[str], report: dict[str, Any]) -> dict[str, int]:
-    """Parameters of each model, from the report, else by building it without memory."""
+    """Parameters of each model, from the report, else by building it without memory; 0 if it cannot be built."""
     import torch
 
     from model.backbone import timm_network
+    from model.libraries.torchvision_models import torchvision_network
+    from model.libraries.transformers_models import transformers_network
 
-    for name in names:
-        entry = report["models"].setdefault(name, {})
-        if "parameters" not in entry:
-            with torch.device("meta"):
-                network = timm_network(name, {})
-            entry |= {
-                "parameters": sum(value.numel() for value in network.parameters()),
-                "family": type(network).__module__.rpartition(".")[2],
-            }
-    return {name: report["models"][name]["parameters"] for name in names}
+    builders = {"": timm_network, "torchvision": torchvision_network, "transformers": transformers_network}
+    entries = [(name, report["models"].setdefault(name, {})) for name in names]
+    unknown = [(name, entry) for name, entry in entries if "parameters" not in entry]
+    with progress_bar(len(unknown), "parameters", "models") as bar:
+        for name, entry in unknown:
+            library, inner = library_of(name)
+            try:
+                with torch.device("meta"):
+                    network = builders[library](inner, {})
+            except ValueError:
+                entry |= {"parameters": 0, "family": ""}
+            else:
+                parameters = sum(value.numel() for value in network.parameters())
+                entry |= {"parameters": parameters, "family": type(network).__module__.rpartition(".")[2]}
+            bar.update(1)
+    return {name: entry["parameters"] for name, entry in entries}
 
 
-def missing(report: dict[str, Any], name: str, options: Any) -> bool:
+def missing(entry: dict[str, Any], options: Any) -> bool:
     """Whether the model is still to be checked or measured."""
-    entry = report["models"][name]
     if options.speed:
         return entry.get("checked") == "trained" and "sizes" in entry and "images_per_second" not in entry
     if "checked" not in entry or (options.again and "sizes" not in entry):
         return True
-    return not options.shapes and entry["checked"] == "shapes" and entry["parameters"] <= MOST
+    return not options.shapes and entry["checked"] == "shapes" and entry["parameters"] <= options.largest * 10**6
 
 
 def check(name: str, shapes: bool) -> dict[str, Any]:
@@ -161,38 +202,45 @@ def write(report: dict[str, Any], results: Path, page: Path) -> None:
 
 def table(report: dict[str, Any]) -> str:
     """Counts, the models that work, and the refused ones with their reasons."""
-    checked = sum("checked" in entry for entry in report["models"].values())
-    words = f"{checked} of the {report['in_timm']} models of timm {report['timm']} were checked"
-    lines = ["", f"{words}, on {report['machine']['date'][:10]}.", "", *counts(report), ""]
+    models = sorted(report["models"].items(), key=lambda item: (library_of(item[0])[0], item[1]["family"], item[0]))
+    checked = [(name, entry) for name, entry in models if "checked" in entry]
+    numbers = Counter(library_of(name)[0] or "timm" for name, _ in checked)
+    words = [
+        f"{numbers[name]} of the {library['models']} models of {name} {library['version']}"
+        for name, library in report["libraries"].items()
+    ]
+    lines = ["", "Checked, up to " + report["machine"]["date"][:10] + ":", "", *(f"- {line}" for line in words)]
+    lines += ["", *counts(report), ""]
     lines += ["| model | parameters | features | sizes | tables resampled | checked | images/s |"]
     lines += ["| --- | ---: | ---: | --- | --- | --- | ---: |"]
-    models = sorted(report["models"].items(), key=lambda item: (item[1].get("family", ""), item[0]))
-    for name, entry in models:
+    for name, entry in checked:
         if "sizes" in entry:
             row = [f"`{name}`", f"{entry['parameters'] / 1e6:.1f} M", entry["feature_dim"]]
             row += [", ".join(map(str, entry["sizes"])), "yes" if entry["adapted"] else "", entry["checked"]]
             lines.append("| " + " | ".join(map(str, [*row, entry.get("images_per_second", "")])) + " |")
     lines += ["", "## Refused", "", "| model | reason |", "| --- | --- |"]
-    lines += [
-        f"| `{name}` | {entry['reason'].replace('|', ' ')} |"
-        for name, entry in models
-        if "checked" in entry and "sizes" not in entry
-    ]
+    lines += [f"| `{name}` | {entry['reason'].replace('|', ' ')} |" for name, entry in checked if "sizes" not in entry]
     return "\n".join(lines) + "\n"
 
 
 def counts(report: dict[str, Any]) -> list[str]:
-    """How many models work, of those up to `MOST` parameters and of the larger ones."""
+    """How many models of each library work, of those up to `MOST` parameters and of the larger ones."""
     lines = ["| models | checked | at 224 and 96 | at other sizes | refused | trained a step |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for title, small in ((f"up to {MOST // 10**6} million parameters", True), ("larger", False)):
-        entries = [entry for entry in report["models"].values() if (entry["parameters"] <= MOST) == small]
-        checked = [entry for entry in entries if "checked" in entry]
-        first = sum(entry.get("sizes") == list(PAIRS[0]) for entry in checked)
-        works = sum("sizes" in entry for entry in checked)
-        trained = sum(entry["checked"] == "trained" and "sizes" in entry for entry in checked)
-        row = [title, len(checked), first, works - first, len(checked) - works, trained]
-        lines.append("| " + " | ".join(map(str, row)) + " |")
+    for library in report["libraries"]:
+        for words, small in ((f"up to {MOST // 10**6} million parameters", True), ("larger", False)):
+            checked = [
+                entry
+                for name, entry in report["models"].items()
+                if (library_of(name)[0] or "timm") == library
+                and (entry["parameters"] <= MOST) == small
+                and "checked" in entry
+            ]
+            first = sum(entry.get("sizes") == list(PAIRS[0]) for entry in checked)
+            works = sum("sizes" in entry for entry in checked)
+            trained = sum(entry["checked"] == "trained" and "sizes" in entry for entry in checked)
+            row = [f"{library}, {words}", len(checked), first, works - first, len(checked) - works, trained]
+            lines.append("| " + " | ".join(map(str, row)) + " |")
     return lines
 
 

@@ -1,0 +1,44 @@
+"""perf.backbones on small models of timm and torchvision."""
+
+import json
+
+import pytest
+
+from perf.backbones import __main__ as backbones
+
+
+@pytest.mark.slow
+def test_models_are_checked_once_and_the_page_has_them(tmp_path):
+    page, results = tmp_path / "page.md", tmp_path / "results.json"
+    page.write_text("# Backbones\n\nWords of a person.\n\n" + backbones.MARK + "old")
+    arguments = ["resnet10t", "torchvision:shufflenet_v2_x0_5", "--shapes", "--json", str(results), "--page", str(page)]
+    assert backbones.main(arguments) == 0
+    report = json.loads(results.read_text())
+    assert report["models"]["resnet10t"]["sizes"] == [224, 96] and report["models"]["resnet10t"]["feature_dim"] == 512
+    text = page.read_text()
+    assert text.startswith("# Backbones\n\nWords of a person.\n") and "old" not in text
+    timm = report["libraries"]["timm"]
+    assert f"- 1 of the {timm['models']} models of timm {timm['version']}\n" in text
+    assert "| `resnet10t` | 4.9 M | 512 | 224, 96 |" in text
+    report["models"]["resnet10t"] |= {"feature_dim": 7}
+    results.write_text(json.dumps(report))
+    assert backbones.main(arguments) == 0  # nothing is missing
+    assert json.loads(results.read_text())["models"] == report["models"]
+
+
+def test_a_refused_model_is_counted_and_comes_with_its_reason():
+    entry = {"parameters": 5, "family": "eva", "checked": "shapes", "reason": "patches | do not fit"}
+    libraries = {"timm": {"version": "1", "models": 9}, "torchvision": {"version": "2", "models": 8}}
+    works = {**entry, "checked": "trained", "sizes": [256, 128], "feature_dim": 3, "adapted": False}
+    models = {"eva": entry, "torchvision:swin_t": works}
+    text = backbones.table({"models": models, "libraries": libraries, "machine": {"date": "2026-11-29"}})
+    assert "| timm, up to 60 million parameters | 1 | 0 | 0 | 1 | 0 |" in text
+    assert "| torchvision, up to 60 million parameters | 1 | 0 | 1 | 0 | 1 |" in text
+    assert "- 1 of the 9 models of timm 1\n- 1 of the 8 models of torchvision 2\n" in text
+    assert "| `eva` | patches   do not fit |" in text and "| `torchvision:swin_t` | 0.0 M | 3 | 256, 128 |" in text
+
+
+def test_a_pattern_without_models_is_one_line(capsys, tmp_path):
+    page = ["--json", str(tmp_path / "a.json"), "--page", str(tmp_path / "a.md")]
+    assert backbones.main(["nothing_*", *page]) == 2
+    assert "is called nothing_*" in capsys.readouterr().err
