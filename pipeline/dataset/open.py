@@ -132,7 +132,7 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
     `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
     `data.cache` first.
     """
-    several = not isinstance(data.path, str)
+    several = not isinstance(data.path, str | Path)
     table, test = _open_several(data, progress, say) if several else _open_one(data, progress, say)
     mixture = mixture_of(table, data.get("weights"), data.get("balance") or "none")
     for line in mixture.lines(table) if mixture is not None and progress and say else ():
