@@ -38,8 +38,8 @@ report: setup ## RUN=runs/demo: report.html of a run from what it has written; R
 cluster-check: setup ## NODES=4 HOSTFILE=hosts: check whether the nodes are fit for a run; prints a table, problems and remedies
 	@$(VENV) -m launch.cluster_check $(NODE_OPTIONS) "$(CONFIG)" $(ARGS)
 
-data: setup ## fetch, verify and pack Fashion-MNIST (train does this itself)
-	@$(VENV) -m pipeline.fashion_mnist
+data: setup ## NAME=openclipart (or emoji, fashion-mnist): fetch, verify and pack pictures to train on; run it again to continue
+	@$(VENV) -m pipeline.collections $(or $(NAME),fashion-mnist) $(ARGS)
 
 # Read from the environment, so that blanks and patterns reach the program unchanged.
 convert: given-SRC given-OUT given-FORMAT setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, tfrecord, recordio, index): pack images of any source; run it again to continue
