@@ -66,8 +66,8 @@ profile: setup ## measure what limits training here and what other settings woul
 	@$(VENV) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
 	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config "$(CONFIG)") $(ARGS)
 
-science: setup ## compare the methods at equal time, 3 seeds each: docs/science.md; MINUTES=45; run it again to continue
-	@$(VENV) -m perf.science $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+science: setup ## STUDY=emoji (or openclipart, fashion-mnist): compare methods at equal time: docs/science.md; MINUTES=45; run it again to continue
+	@$(VENV) -m perf.science $(if $(STUDY),--study $(STUDY)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 zero-check: setup ## check that every ZeRO stage takes the steps of stage 0: perf/results/zero_check.json
 	@$(VENV) -m perf.zero_check $(ARGS)
