@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     from perf.science.check import compare, locked
     from perf.science.runs import Setup
-    from pipeline.collections.__main__ import prepare
+    from pipeline.collections.prepare import prepare
 
     if options.data is None:
         prepare(options.study, data, workers=len(cores))

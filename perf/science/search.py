@@ -31,7 +31,7 @@ SMALL = {  # for 28 pixels
         "crops.global.size=20 crops.global.scale=[0.3,1.0] optimizer.final_lr=0.5",
     ),
 }
-DRAWINGS = {  # for 64 and 96 pixels; sizes of small crops are for 64
+EMOJI = {  # for 64 pixels
     "multicrop": (
         "crops.local.count=4 crops.local.size=32 crops.local.scale=[0.1,0.4]",
         "crops.local.count=4 crops.local.size=24 crops.local.scale=[0.1,0.4]",
@@ -45,8 +45,22 @@ DRAWINGS = {  # for 64 and 96 pixels; sizes of small crops are for 64
         "crops.global.size=64 crops.global.scale=[0.5,1.0]",
     ),
 }
+OPENCLIPART = {  # the same for 96 pixels
+    "multicrop": (
+        "crops.local.count=4 crops.local.size=48 crops.local.scale=[0.1,0.4]",
+        "crops.local.count=4 crops.local.size=36 crops.local.scale=[0.1,0.4]",
+        "crops.local.count=2 crops.local.size=48 crops.local.scale=[0.2,0.6]",
+        "crops.global.size=72 crops.local.count=4 crops.local.size=36 crops.local.scale=[0.1,0.4]",
+    ),
+    "two_crops": (
+        "crops.global.size=96 crops.global.scale=[0.3,1.0]",
+        "crops.global.size=96 crops.global.scale=[0.14,1.0]",
+        "crops.global.size=72 crops.global.scale=[0.3,1.0]",
+        "crops.global.size=96 crops.global.scale=[0.5,1.0]",
+    ),
+}
 CANDIDATES: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "fashion-mnist": SMALL, "emoji": DRAWINGS, "openclipart": DRAWINGS,
+    "fashion-mnist": SMALL, "emoji": EMOJI, "openclipart": OPENCLIPART,
 }  # fmt: skip
 
 

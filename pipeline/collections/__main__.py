@@ -15,44 +15,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from common.cli import EXIT_MISTAKE, Parser, UserError, print_error
-from common.files import locked
-from pipeline import fashion_mnist
-from pipeline.collections import emoji, openclipart
-from pipeline.collections.drawings import ABOUT, SPLITS, complete, tables_of
-from pipeline.collections.packages import Unavailable
-from pipeline.dataset.table import DatasetError, SampleTable
-
-DRAWINGS: dict[str, Callable[[Path, Path, int, bool], dict[str, SampleTable]]] = {
-    "openclipart": openclipart.prepare,
-    "emoji": emoji.prepare,
-}
-NAMES = ("fashion-mnist", *DRAWINGS)
-
-
-def prepare(name: str, out: Path, workers: int = 1, progress: bool = True) -> dict[str, SampleTable]:
-    """Tables of `out`/train and `out`/test; what is missing is fetched and packed first. Raises DatasetError.
-
-    What was fetched stays next to `out` until everything is packed.
-    """
-    if name not in DRAWINGS:
-        return fashion_mnist.prepare(out, progress, workers)
-    if complete(out):
-        return tables_of(out)
-    fetched = out.absolute().with_name(f".{out.name}.fetched")
-    fetched.mkdir(parents=True, exist_ok=True)
-    with locked(fetched.with_name(f".{out.name}.lock")):
-        try:
-            tables = DRAWINGS[name](out, fetched, workers, progress)
-        except Unavailable as why:
-            raise DatasetError(f"{name} cannot be fetched: {why}") from None
-    shutil.rmtree(fetched)
-    return tables
+from pipeline.collections.drawings import ABOUT, SPLITS, complete
+from pipeline.collections.prepare import NAMES, prepare
+from pipeline.dataset.table import DatasetError
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from pipeline.collections.__main__ import main
 from pipeline.collections.drawings import LONGEST, complete, on_white, tables_of
 from pipeline.collections.near_duplicates import for_test, groups_of, perceptual_hash
 from pipeline.dataset.shards import pack
+from pipeline.dataset.table import DatasetError
 
 TOPS = ("animals", "food", "unsorted")
 
@@ -194,6 +195,15 @@ def test_without_npm_one_line_says_so(tmp_path, capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("swave: ")
     assert line.endswith("no npm here, which fetches emoji-datasource-google; install Node.js")
+
+
+def test_where_images_are_missing_the_message_names_what_fetches_them():
+    from pipeline.collections.prepare import NAMES
+    from pipeline.dataset.open import COLLECTIONS, open_dataset
+
+    assert set(COLLECTIONS) == set(NAMES)
+    with pytest.raises(DatasetError, match="`make data NAME=emoji` fetches it"):
+        open_dataset(Path("/nowhere/data/emoji"), "/nowhere/tables")
 
 
 def test_an_unknown_name_is_one_line(capsys):
