@@ -38,8 +38,8 @@ report: setup ## RUN=runs/demo: report.html of a run from what it has written; R
 cluster-check: setup ## NODES=4 HOSTFILE=hosts: check whether the nodes are fit for a run; prints a table, problems and remedies
 	@$(VENV) -m launch.cluster_check $(NODE_OPTIONS) "$(CONFIG)" $(ARGS)
 
-data: setup ## fetch, verify and pack Fashion-MNIST (train does this itself)
-	@$(VENV) -m pipeline.fashion_mnist
+data: setup ## NAME=openclipart (or emoji, fashion-mnist): fetch, verify and pack pictures to train on; run it again to continue
+	@$(VENV) -m pipeline.collections $(or $(NAME),fashion-mnist) $(ARGS)
 
 # Read from the environment, so that blanks and patterns reach the program unchanged.
 convert: given-SRC given-OUT given-FORMAT setup ## SRC=images OUT=x.beton FORMAT=beton (or wds, tfrecord, recordio, index): pack images of any source; run it again to continue
@@ -66,8 +66,8 @@ profile: setup ## measure what limits training here and what other settings woul
 	@$(VENV) -m perf.profile $(if $(BUDGET),--budget $(BUDGET)) $(if $(DATA),--data "$(DATA)") \
 	  $(if $(filter-out default,$(filter-out file,$(origin CONFIG))),--config "$(CONFIG)") $(ARGS)
 
-science: setup ## compare the methods at equal time, 3 seeds each: docs/science.md; MINUTES=45; run it again to continue
-	@$(VENV) -m perf.science $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+science: setup ## STUDY=emoji (or openclipart, fashion-mnist): compare methods at equal time: docs/science.md; MINUTES=45; run it again to continue
+	@$(VENV) -m perf.science $(if $(STUDY),--study $(STUDY)) $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 zero-check: setup ## check that every ZeRO stage takes the steps of stage 0: perf/results/zero_check.json
 	@$(VENV) -m perf.zero_check $(ARGS)

@@ -165,12 +165,13 @@ def show_commands(
 
 
 def fetch_demo(config: Any) -> None:
-    """Fetch Fashion-MNIST if it is the recipe's dataset."""
-    from pipeline.fashion_mnist import prepare
-
+    """Fetch the recipe's images if they are a collection of `make data`."""
     for path in map(Path, paths_of(config.data)):
-        if path == Path("data/fashion-mnist"):
-            prepare(path)
+        if path.parent == Path("data"):
+            from pipeline.collections.prepare import NAMES, prepare
+
+            if path.name in NAMES:
+                prepare(path.name, path)
 
 
 def scan_dataset(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as WebDataset shards: `python -m pipeline.fashion_mnist [--out data/fashion-mnist]`.
+"""Fashion-MNIST as WebDataset shards: `make data`, and `make train` if the recipe needs it.
 
 60,000 train and 10,000 test images, 28 x 28 gray, 10 classes (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747).
 The four IDX files come from Debian's package `dataset-fashion-mnist` (without root) or from the authors' address.
@@ -13,25 +13,18 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
-import threading
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.cli import EXIT_MISTAKE, Parser, note, print_error
 from common.progress import progress_bar
+from pipeline.collections.packages import Unavailable, from_debian
 from pipeline.dataset.idx import parse_idx, stored_png
 from pipeline.dataset.shards import Record, pack
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -82,65 +75,19 @@ def fetch(progress: bool = True, address: str = OFFICIAL, sums: Mapping[str, str
             try:
                 folder = source(Path(temporary), tuple(sums), address, progress)
                 return {name: _verified(folder / f"{name}.gz", digest) for name, digest in sums.items()}
-            except _Unavailable as why:
+            except Unavailable as why:
                 failures.append(str(why))
     raise DatasetError(f"Fashion-MNIST cannot be fetched: {'; '.join(failures)}")
 
 
-class _Unavailable(Exception):
-    """A source does not have the files; the message says why and what helps."""
-
-
 def _installed(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
     if not INSTALLED.is_dir():
-        raise _Unavailable(f"package {PACKAGE} is not installed")
+        raise Unavailable(f"package {PACKAGE} is not installed")
     return INSTALLED
 
 
 def _from_debian(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
-    """Download the package and unpack it in `temporary`; this installs nothing and needs no root."""
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise _Unavailable("no apt-get here")
-    if progress:
-        note(f"fetching Debian's package {PACKAGE} ({PACKAGE_BYTES / 1e6:.0f} MB)")
-    # As root, apt would let the user _apt download, who may not write here, and print a warning.
-    sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    with progress_bar(PACKAGE_BYTES, f"fetching {PACKAGE}", "B", progress) as bar, growing(temporary, bar):
-        _run(["apt-get", *sandbox, "-q", "download", PACKAGE], temporary, "run `apt-get update` once, as root")
-    packages = sorted(temporary.glob(f"{PACKAGE}_*.deb"))
-    if not packages:
-        raise _Unavailable(f"apt-get download {PACKAGE} left no file")
-    _run(["dpkg-deb", "-x", packages[-1].name, "unpacked"], temporary, "fetch it again")
-    return temporary / "unpacked" / INSTALLED.relative_to("/")
-
-
-@contextmanager
-def growing(folder: Path, bar: Any) -> Iterator[None]:
-    """In the block, the bar counts the bytes of the files that another program writes into `folder`."""
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(0.2):
-            with suppress(OSError):  # a file that has just been renamed
-                bar.update(sum(path.stat().st_size for path in folder.iterdir()) - bar.n)
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        looking.join()
-
-
-def _run(command: list[str], folder: Path, advice: str) -> None:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _Unavailable(f"{' '.join(command[:1])} failed ({' '.join(str(error).split())})") from None
-    if done.returncode:
-        last_line = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise _Unavailable(f"{command[0]} failed ({last_line}): {advice}")
+    return from_debian(PACKAGE, PACKAGE_BYTES, temporary, progress) / INSTALLED.relative_to("/")
 
 
 def _from_authors(temporary: Path, names: tuple[str, ...], address: str, progress: bool) -> Path:
@@ -157,18 +104,18 @@ def _from_authors(temporary: Path, names: tuple[str, ...], address: str, progres
                         bar.update(len(block))
         except (OSError, ValueError) as error:  # URLError is an OSError
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise _Unavailable(f"{url} cannot be reached ({reason})") from None
+            raise Unavailable(f"{url} cannot be reached ({reason})") from None
     return folder
 
 
 def _verified(path: Path, digest: str) -> bytes:
-    """The unpacked bytes of a .gz. Raises _Unavailable if they are not the published ones."""
+    """The unpacked bytes of a .gz. Raises Unavailable if they are not the published ones."""
     try:
         data = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
-        raise _Unavailable(f"{path.name} cannot be unpacked ({error})") from None
+        raise Unavailable(f"{path.name} cannot be unpacked ({error})") from None
     if hashlib.sha256(data).hexdigest() != digest:
-        raise _Unavailable(f"{path.name} is not the published file (SHA-256 of its content differs)")
+        raise Unavailable(f"{path.name} is not the published file (SHA-256 of its content differs)")
     return data
 
 
@@ -180,22 +127,3 @@ def records(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Iterator[Re
     # NumPy guarantees the stream of RandomState for ever; that of default_rng() may change.
     for index in np.random.RandomState(SEED).permutation(len(images)):
         yield Record(f"{index:05d}", stored_png(images[index]), "png", int(labels[index]))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = Parser("python -m pipeline.fashion_mnist", "Fetch and pack Fashion-MNIST.")
-    parser.add_argument("--out", type=Path, default=Path("data/fashion-mnist"), help="(default: %(default)s)")
-    out = parser.parse_args(arguments).out
-    complete = all((out / split / "table.npz").exists() for split in SPLITS)
-    try:
-        tables = prepare(out, workers=len(os.sched_getaffinity(0)))
-    except (DatasetError, OSError) as error:
-        print_error(f"--out={out}: {error}")
-        return EXIT_MISTAKE
-    counts = ", ".join(f"{len(table):,} {split}" for split, table in tables.items())
-    print(f"{out}: {'exists already' if complete else 'ready'} ({counts} images)")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

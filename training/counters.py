@@ -35,14 +35,16 @@ class SaveRhythm:
 
 
 class Clock:
-    """Seconds of a run, summed over all its starts: in total, and in the training loop."""
+    """Seconds of a run, summed over all its starts: in total, in the training loop, and those of the CPU that this
+    process took in the loop (`cpu_seconds`), which depend little on what else runs on the machine."""
 
     def __init__(self) -> None:
         self._started = self._loop = time.monotonic()
-        self._earlier = {"seconds": 0.0, "training_seconds": 0.0}
+        self._cpu = time.process_time()
+        self._earlier = {"seconds": 0.0, "training_seconds": 0.0, "cpu_seconds": 0.0}
 
     def start_training(self) -> None:
-        self._loop = time.monotonic()
+        self._loop, self._cpu = time.monotonic(), time.process_time()
 
     def rate(self, images: int) -> float:
         """Images per second of the training loop since this start. images: the number trained since then."""
@@ -51,9 +53,11 @@ class Clock:
     def state_dict(self) -> dict[str, float]:
         now = time.monotonic()
         since_start = {"seconds": now - self._started, "training_seconds": now - self._loop}
+        since_start["cpu_seconds"] = time.process_time() - self._cpu
         return {name: self._earlier[name] + value for name, value in since_start.items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        state = {"cpu_seconds": 0.0, **state}  # older checkpoints lack it
         self._earlier = {name: float(state[name]) for name in self._earlier}
 
 

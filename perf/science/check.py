@@ -22,6 +22,8 @@ from pipeline.dataset.table import DatasetError
 
 SCORE_SECONDS = 40.0  # of a score job, as long as no job was timed; a learning curve takes half of that in addition
 PIXEL_SECONDS = 200.0  # for scoring the pixels, whose linear classifier has more features than that of a network
+MEASURES = ("mean_loss", "code_entropy", "embedding_rank")  # of the last epoch, from a run's summary
+FIGURES = ("knn", "linear", "hands", "classifier", "cpu_seconds", *MEASURES)
 BASELINES = {"random": "random weights", "pixels": "raw pixels"}
 
 
@@ -138,7 +140,8 @@ def report(
             scores = read_json(setup.work / "scores" / f"{method.name}-{seed}.json")
             seconds = clock_of(setup.work / "runs" / f"{method.name}-{seed}")[-1]
             images = plan["train_images"] * plan["epochs"][method.name]
-            runs.append({"seed": seed, "training_seconds": seconds, **scores, "images": images})
+            measures = measures_of(setup.work / "runs" / f"{method.name}-{seed}")
+            runs.append({"seed": seed, "cpu_seconds": seconds, **scores, **measures, "images": images})
         rows.append(row(method.name, method.title, runs) | {"epochs": plan["epochs"][method.name]})
         rows[-1] |= {"settings": list(method.settings), "recipe": method.recipe.stem}
     if whole:
@@ -146,6 +149,12 @@ def report(
         pixels = [dict(read_json(setup.work / "scores" / "pixels.json"))]
         rows += [row("random", BASELINES["random"], random), row("pixels", BASELINES["pixels"], pixels)]
     return {**plan, "rows": rows}
+
+
+def measures_of(folder: Path) -> dict[str, float]:
+    """Of a run's last epoch: what may tell why it learned; nothing for supervised training."""
+    summary = read_json(folder / "summary.json")
+    return {name: summary[name] for name in MEASURES if name in summary}
 
 
 def digest(recipe: Path) -> str:
@@ -156,7 +165,7 @@ def digest(recipe: Path) -> str:
 def row(name: str, title: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """A row of the report: a method's runs, and {"mean", "deviation"} of each of their figures."""
     figures: dict[str, Any] = {}
-    for figure in ("knn", "linear", "classifier", "training_seconds"):
+    for figure in FIGURES:
         values = [run[figure] for run in runs if figure in run]
         if values:
             mean, deviation = mean_and_deviation(values)

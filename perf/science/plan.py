@@ -9,8 +9,16 @@ from pathlib import Path
 
 from config.recipe import ROOT
 
-RECIPES = ROOT / "config" / "science"
+RECIPES = ROOT / "config" / "science"  # a folder for each study
+STUDIES = {  # name of its images (`make data NAME=...`), and title
+    "fashion-mnist": "Fashion-MNIST, 28 pixels",
+    "emoji": "Emoji by three hands, 64 pixels",
+    "openclipart": "Open Clip Art, 96 pixels",
+}
 SUPERVISED = "supervised"
+STUDENT = {  # pairs: 97.5 % quantile of Student's t with one degree of freedom less
+    2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262,
+}  # fmt: skip
 ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the rows in the table; other recipes follow
 
 
@@ -33,15 +41,15 @@ class Method:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a method on one core. epoch: of each epoch; first: once before the first epoch, to fill a memory;
-    around: of starting and ending the program, which is not training."""
+    """Seconds of a method on one core. epoch: CPU seconds of each epoch; first: those once before the first epoch, to
+    fill a memory; around: seconds of starting and ending the program, which is not training."""
 
     epoch: float
     first: float
     around: float
 
 
-def methods_of(folder: Path = RECIPES) -> list[Method]:
+def methods_of(folder: Path) -> list[Method]:
     """A method for each recipe of the folder, with the words before the first colon as its title; and supervised."""
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     names = [name for name in ORDER if name in recipes] + [name for name in recipes if name not in ORDER]
@@ -85,6 +93,15 @@ def share_of(budget: float, spent: float, around: Sequence[float], scoring: floa
 def curve_epochs(epochs: int, points: int = 8) -> int:
     """Epochs between checkpoints to score: there are about `points` of them at most."""
     return max(1, round(epochs / points))
+
+
+def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of the differences, pair by pair, and half the width of its 95 % interval by Student's t (None for a single
+    pair, or for more than ten)."""
+    mean, deviation = mean_and_deviation([a - b for a, b in zip(one, other, strict=True)])
+    if deviation is None or len(one) not in STUDENT:
+        return mean, None
+    return mean, STUDENT[len(one)] * deviation / len(one) ** 0.5
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

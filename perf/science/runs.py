@@ -73,12 +73,12 @@ def batch_of(method: Method) -> int:
 
 
 def clock_of(folder: Path) -> list[float]:
-    """Seconds of training until each checkpoint that a run has kept, without scores and without its start."""
+    """CPU seconds of training until each checkpoint that a run has kept, without scores and without its start."""
     summary = json.loads((folder / "summary.json").read_text())
     if "training_seconds" in summary:
         return list(summary["training_seconds"])
     states = [json.loads(path.read_text()) for path in sorted((folder / "checkpoints").glob("step-*/state.json"))]
-    return [state["clock"]["training_seconds"] for state in states]
+    return [state["clock"]["cpu_seconds"] for state in states]
 
 
 def measured_costs(methods: Sequence[Method], seed: int, setup: Setup, images: tuple[int, int]) -> dict[str, Cost]:
@@ -104,15 +104,15 @@ def measured_costs(methods: Sequence[Method], seed: int, setup: Setup, images: t
 
 
 def cost_of(clock: Sequence[float], wall: float | None, scale: float, memory: bool) -> Cost:
-    """The cost of a method from a run of two short epochs. clock: seconds after each; wall: of the whole program, None
-    if not measured; scale: images of a whole epoch / of a short one.
+    """The cost of a method from a run of two short epochs. clock: CPU seconds after each; wall: of the whole program,
+    None if not measured; scale: images of a whole epoch / of a short one.
 
     The first epoch takes longer. With `memory` it fills a memory, so the difference grows with the images; otherwise it
     is the start of the pipeline.
     """
     first, second = clock
     longer = max(0.0, 2 * first - second)
-    around = AROUND if wall is None else wall - second
+    around = AROUND if wall is None else max(0.0, wall - second)
     return Cost((second - first) * scale, longer * scale if memory else longer, around)
 
 

@@ -1,4 +1,5 @@
-"""Scores one network, or the pixels, by k-NN and a linear classifier: a program for one core.
+"""Scores one network, or the pixels, by k-NN and a linear classifier: a program for one core. Accuracies are balanced:
+means over the classes of the share that is right, which is plain accuracy where all classes are equally large.
 
     python -m perf.science.score OUT.json WEIGHTS RECIPE DATA --seed S [--along RUN]
 
@@ -53,8 +54,8 @@ def main(arguments: list[str]) -> int:
 def score(options: argparse.Namespace) -> dict[str, Any]:
     """Accuracies "knn" and "linear", shares in [0, 1]; "penalty" of the latter, "threads" and "seconds".
 
-    Also "classifier", the accuracy of a classifier in the weights, if there is one; "curve" with --along; "curve_start"
-    for random weights.
+    Also "hands", if the images are drawings of the same symbols by several hands; "classifier", the accuracy of a
+    classifier in the weights, if there is one; "curve" with --along; "curve_start" for random weights.
     """
     import torch
     from torch.nn.functional import normalize
@@ -62,6 +63,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     from evaluation.backbones import open_backbone
     from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardized
     from model.nearest import predict
+    from perf.science.hands import across_hands
 
     began = time.monotonic()
     data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
@@ -73,9 +75,12 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     train_labels, test_labels = torch.as_tensor(data.train_labels), torch.as_tensor(data.test_labels)
 
     def accuracy(predicted: Tensor) -> float:
-        return float((predicted == test_labels).double().mean())
+        return balanced(predicted, test_labels)
 
     scores: dict[str, Any] = {"knn": accuracy(predict(normalize(train), train_labels, normalize(test), 20))}
+    names = [data.test.name(row) for row in data.test_rows]
+    if (found := across_hands(normalize(test), names)) is not None:
+        scores["hands"] = found
     if (classifier := classifier_of(options.weights)) is not None:
         scores["classifier"] = accuracy((test @ classifier[0].T + classifier[1]).argmax(1))
     train_x, test_x = standardized(train, test)
@@ -106,7 +111,13 @@ def curve_point(weights: str, options: argparse.Namespace, data: Labelled, sessi
     train, test = features_of(backbone.network, data, rows, backbone, session)
     train_labels = torch.as_tensor(data.numbers(data.train.label[rows]))
     test_labels = torch.as_tensor(data.test_labels)
-    return float((predict(normalize(train), train_labels, normalize(test), 20) == test_labels).double().mean())
+    return balanced(predict(normalize(train), train_labels, normalize(test), 20), test_labels)
+
+
+def balanced(predicted: Tensor, expected: Tensor) -> float:
+    """Mean over the classes that occur of the share that is right. Both: [test], numbers of classes."""
+    right = (predicted == expected).double()
+    return sum(float(right[expected == number].mean()) for number in expected.unique()) / len(expected.unique())
 
 
 def kept_checkpoints(run: Path) -> list[tuple[int, float, str]]:
@@ -120,7 +131,7 @@ def kept_checkpoints(run: Path) -> list[tuple[int, float, str]]:
     checkpoints, steps = [], summary["steps"] // summary["epochs"]
     for path in sorted((run / "checkpoints").glob("step-*")):
         state = read_state(path)
-        checkpoints.append((state["step"] // steps, state["clock"]["training_seconds"], str(path)))
+        checkpoints.append((state["step"] // steps, state["clock"]["cpu_seconds"], str(path)))
     return checkpoints
 
 

@@ -4,7 +4,7 @@
 
 SGD with Nesterov momentum, batches of 128, a cosine schedule to 0; crops of at least half the image, and flips. Writes
 OUT/epoch-NNN.safetensors (backbone and classifier; every --keep epochs, and the last) and, at the end, OUT/summary.json
-with the training seconds after each epoch.
+with the CPU seconds of training after each epoch.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def train(options: argparse.Namespace) -> None:
     crops = training_crops(central_crops_of(backbone), SCALE)
 
     resume = options.out / "progress.safetensors"
-    epochs: list[Any] = load_progress(resume, network, optimizer)  # for each epoch [seconds of training so far]
+    epochs: list[Any] = load_progress(resume, network, optimizer)  # for each epoch [CPU seconds of training so far]
     loader = training_loader(session, table, crops, len(epochs))
-    earlier_seconds, began = epochs[-1][0] if epochs else 0.0, time.monotonic()
+    earlier_seconds, began = epochs[-1][0] if epochs else 0.0, time.process_time()
     steps, step = options.epochs * len(loader), len(epochs) * len(loader)
     with closing(loader), progress_bar(steps, options.out.name, "step", True) as bar:
         bar.update(step)
@@ -79,7 +79,7 @@ def train(options: argparse.Namespace) -> None:
                 optimizer.step()
                 step += 1
                 bar.update()
-            epochs.append([earlier_seconds + time.monotonic() - began])
+            epochs.append([earlier_seconds + time.process_time() - began])
             if (epoch + 1) % options.keep == 0 or epoch + 1 == options.epochs:
                 weights = {name.removeprefix("backbone."): value for name, value in network.state_dict().items()}
                 save_file(weights, options.out / f"epoch-{epoch + 1:03d}.safetensors")

@@ -50,6 +50,7 @@ from pipeline.remote.probes import shard_digests
 
 __all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_splits"]
 
+COLLECTIONS = ("fashion-mnist", "openclipart", "emoji")  # of `make data`
 KINDS = (
     "give a folder of images, *.tar, *.tfrecord, *.rec or *.mds, one such file, a folder of LitData or LMDB, a .beton, "
     "or the output of `make convert`"
@@ -198,7 +199,8 @@ def _open_test(data: Any, table: SampleTable, test: Any, progress: bool, say: bo
 def _open(place: Place) -> tuple[SampleTable, Path]:
     """The table, and the file that holds it."""
     source = place.source
-    demo = "`make data` fetches it, or " if source.parts[-2:] == ("data", "fashion-mnist") else ""
+    named = source.parts[-2:-1] == ("data",) and source.name in COLLECTIONS
+    demo = f"`make data NAME={source.name}` fetches it, or " if named else ""
     kind, files = find_source(source, f"{demo}{KINDS}")
     if place.setting != "data.test":
         check_choice(kind, place.choice)

@@ -65,7 +65,7 @@ RUN_BY = {
     "perf.step.launches": "test_backbone_at_two_resolutions_and_head_are_three_graphs",
     "perf.step.turns": "test_two_checkouts_train_a_recipe",
     "pipeline.convert": "test_patterns_and_blanks_reach_the_program_unchanged",
-    "pipeline.fashion_mnist": "test_the_second_call_returns_at_once_and_says_so",
+    "pipeline.collections": "test_the_second_call_returns_at_once_and_says_so",
     "pipeline.stats": "test_pictures_have_statistics_too",
     "pipeline.preview": "test_the_preview_shows_each_crop_in_the_colors_of_its_window",
     "sbatch": "test_the_slurm_job_saves_is_queued_again_and_resumes_to_the_end",

@@ -19,11 +19,12 @@ from PIL import Image
 from common import progress
 from common.files import sha256
 from pipeline import fashion_mnist
+from pipeline.collections.__main__ import main
 from pipeline.dataset.idx import parse_idx, stored_png
 from pipeline.dataset.images import probe
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import DatasetError, State
-from pipeline.fashion_mnist import CLASSES, fetch, main, prepare, records
+from pipeline.fashion_mnist import CLASSES, fetch, prepare, records
 
 PRIOR = Path(__file__).resolve().parents[2] / "data" / "fashion-mnist"
 GOLDEN = {  # SHA-256 of our shards: the same on every machine
@@ -137,7 +138,7 @@ def test_where_no_source_is_reached_one_line_says_what_to_do(offline, capsys, mo
     fake_program(folder, "apt-get", "sys.exit('E: Unable to locate package dataset-fashion-mnist')")
     fake_program(folder, "dpkg-deb", "")
     monkeypatch.setattr(fetch, "__defaults__", (False, "http://127.0.0.1:9", sums))
-    assert main(["--out", str(folder / "out")]) == 2
+    assert main(["fashion-mnist", "--out", str(folder / "out")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("fetching Debian's package")
     assert len(lines) == 2
@@ -194,5 +195,5 @@ def test_pixels_and_labels_are_the_published_ones(whole):
 @pytest.mark.slow
 def test_the_second_call_returns_at_once_and_says_so(whole, capsys, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "fetch", None)  # a second fetch would fail
-    assert main(["--out", str(whole[0])]) == 0
+    assert main(["fashion-mnist", "--out", str(whole[0])]) == 0
     assert "exists already (60,000 train, 10,000 test images)" in capsys.readouterr().out

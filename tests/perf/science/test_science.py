@@ -4,15 +4,36 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from config.recipe import ROOT
+from config.recipe import ROOT, load_config
 from perf.science.check import locked
-from perf.science.output import against, holds
-from perf.science.plan import Cost, curve_epochs, epochs_for, mean_and_deviation, methods_of, share_of
+from perf.science.choices import choices
+from perf.science.hands import across_hands
+from perf.science.plan import (
+    RECIPES,
+    STUDIES,
+    Cost,
+    curve_epochs,
+    epochs_for,
+    mean_and_deviation,
+    methods_of,
+    paired,
+    share_of,
+)
 from perf.science.runs import cost_of
+from perf.science.score import balanced
 from perf.science.search import CANDIDATES, candidates
+from perf.science.subset import pack_for_search
+from perf.science.tables import against, chosen, holds
+from pipeline.dataset.idx import stored_png
+from pipeline.dataset.labelled import labelled_data
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.shards import pack
+from pipeline.dataset.table import SampleTable
 from support.evaluations import small_dataset
 from support.forks import run_forked
 from support.programs import run_module
@@ -33,7 +54,7 @@ science = partial(run_forked, "perf.science")
 def toy_recipes(folder: Path, *names: str) -> Path:
     folder.mkdir()
     for name in names:
-        recipe = ROOT / "config" / "science" / f"{name}.yaml"
+        recipe = RECIPES / "fashion-mnist" / f"{name}.yaml"
         small = OmegaConf.merge(OmegaConf.load(recipe), TOY)
         (folder / recipe.name).write_text(recipe.read_text().splitlines()[0] + "\n" + OmegaConf.to_yaml(small))
     return folder
@@ -47,7 +68,7 @@ def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
     words += ["--work", tmp_path / "work", "--seeds", 5, "--rounds", 1]
     process = science(*words, "--minutes", 0.1)
     assert process.returncode == 0, process.stderr
-    report = json.loads((out / "science.json").read_text())
+    report = json.loads((out / "science" / "fashion-mnist.json").read_text())
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == ["deepclusterv2", "supervised", "random", "pixels"]
     for row in rows.values():
@@ -55,11 +76,12 @@ def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
     for name in ("deepclusterv2", "supervised"):
         (run,) = rows[name]["runs"]
         assert run["curve"][-1]["epoch"] == report["epochs"][name] == rows[name]["epochs"]
-        assert run["curve"][-1]["training_seconds"] == rows[name]["training_seconds"]["mean"] > 0
+        assert run["curve"][-1]["training_seconds"] == rows[name]["cpu_seconds"]["mean"] > 0
         assert run["images"] == 240 * report["epochs"][name]
     # here the k-NN of the curve uses all training images too, since there are few
     assert rows["deepclusterv2"]["runs"][0]["curve"][-1]["knn"] == rows["deepclusterv2"]["runs"][0]["knn"]
     assert "classifier" in rows["supervised"] and "classifier" not in rows["deepclusterv2"]
+    assert 1 <= rows["deepclusterv2"]["embedding_rank"]["mean"] <= 8 and "embedding_rank" not in rows["supervised"]
     page = (out / "science.md").read_text()
     assert f"{rows['deepclusterv2']['linear']['mean'] * 100:.2f} %" in page and "DeepCluster-v2" in page
     assert (out / "science.png").read_bytes()[:4] == b"\x89PNG"
@@ -69,7 +91,7 @@ def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
     assert science(*words, "--minutes", 0.1).returncode == 0
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.json")}
     assert [path.name for path in times if again[path] != times[path]] == ["pixels.json"]
-    assert json.loads((out / "science.json").read_text())["rows"][0] == report["rows"][0]
+    assert json.loads((out / "science" / "fashion-mnist.json").read_text())["rows"][0] == report["rows"][0]
 
     other = run_module("perf.science", *words, "--minutes", 3, folder=ROOT)
     assert other.returncode == 2
@@ -87,6 +109,8 @@ def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
         (["--out", "nowhere"], "--out=nowhere: no such folder"),
         (["--cores", "100000"], "--cores=100000: expected 1 to"),
         (["--recipes", "tests"], "--recipes=tests: no recipe"),
+        (["--study", "imagenet"], "--study=imagenet: there are fashion-mnist, emoji, openclipart"),
+        (["--search", "--choices"], "argument --choices: not allowed with argument --search"),
     ],
 )
 def test_a_mistake_is_one_line(arguments, message):
@@ -128,24 +152,74 @@ def test_small_pieces():
     assert mean_and_deviation([0.8]) == (0.8, None)
 
 
-def test_both_variants_of_swav_have_as_many_candidates_and_their_settings_load():
-    from config.recipe import load_config
-
-    assert len(CANDIDATES["multicrop"]) == len(CANDIDATES["two_crops"])
-    methods = candidates(methods_of())
-    assert len(methods) == sum(map(len, CANDIDATES.values()))
+@pytest.mark.parametrize("study", STUDIES)
+def test_both_variants_of_swav_have_as_many_candidates_and_their_settings_load(study):
+    assert len(CANDIDATES[study]["multicrop"]) == len(CANDIDATES[study]["two_crops"])
+    methods = candidates(methods_of(RECIPES / study), study)
+    assert len(methods) == sum(map(len, CANDIDATES[study].values()))
     assert len({method.settings for method in methods}) == len(methods)
-    for method in methods:
+    for method in [*methods, *choices(methods_of(RECIPES / study))]:
         config = load_config([str(method.recipe), *method.settings])
-        assert (config.crops.local.count > 0) == method.name.startswith("multicrop")
+        assert (config.crops.local.count > 0) == (method.recipe.stem == "multicrop")
+        assert config.swav.queue.length == "auto" or config.swav.queue.length % config.run.batch_size == 0
 
 
-def test_the_page_compares_methods_and_marks_the_settings_of_the_recipes():
-    def runs(*scores: float) -> dict:
-        return {"knn": {"mean": sum(scores) / len(scores)}, "runs": [{"knn": score} for score in scores]}
+def runs(*scores: float) -> dict:
+    mean, deviation = mean_and_deviation(scores)
+    return {"knn": {"mean": mean, "deviation": deviation}, "runs": [{"knn": score} for score in scores]}
 
+
+def test_the_page_compares_methods_by_seed_and_marks_the_settings_of_the_recipes():
     sentence = against(runs(0.86, 0.87, 0.85), runs(0.85, 0.85, 0.86), "knn", "k-NN")
-    assert sentence == "k-NN 86.00% against 85.33%, better by 0.67 points, ahead with 2 of 3 seeds"
+    assert sentence == "k-NN 86.00% against 85.33%, better by 0.67 points (± 3.79), ahead with 2 of 3 seeds"
     assert "worse by 5.00 points, ahead with 0 of 1 seed" in against(runs(0.8), runs(0.85), "knn", "k-NN")
-    assert holds({"recipe": "two_crops", "settings": []})
-    assert not holds({"recipe": "two_crops", "settings": ["optimizer.final_lr=1.0"]})
+    assert holds({"recipe": "two_crops", "settings": []}, RECIPES / "fashion-mnist")
+    assert not holds({"recipe": "two_crops", "settings": ["optimizer.final_lr=1.0"]}, RECIPES / "fashion-mnist")
+
+
+@pytest.mark.parametrize("count", [2, 3, 6, 10])
+def test_the_interval_of_a_difference_is_students(count):
+    stats = pytest.importorskip("scipy.stats")
+    random = np.random.RandomState(count)
+    one, other = random.rand(2, count)
+    low, high = stats.ttest_rel(one, other).confidence_interval(0.95)
+    mean, half = paired(one.tolist(), other.tolist())
+    assert (mean - half, mean + half) == (pytest.approx(low, rel=1e-3), pytest.approx(high, rel=1e-3))
+
+
+def test_a_choice_is_compared_with_the_recipe_of_the_same_seed():
+    base, other = (
+        {"title": t, "epochs": 3, **runs(*scores)} for t, scores in (("recipe", (0.5, 0.6)), ("queue", (0.52, 0.63)))
+    )
+    table = chosen({"rows": [base, other]})
+    assert table.rows[0][2:4] == ["", ""]
+    assert table.rows[1][2:4] == ["+2.50 ± 6.35", "2 of 2"]
+
+
+def test_accuracy_is_balanced_over_classes():
+    expected = torch.tensor([0, 0, 0, 0, 2, 2])
+    assert balanced(torch.tensor([0, 0, 0, 1, 2, 0]), expected) == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_a_drawing_is_asked_for_among_those_of_the_other_hands():
+    names = [f"test-000000.tar:00001/1f60{n}-{hand}.png" for n in range(3) for hand in ("noto", "twemoji")]
+    names.append("test-000000.tar:00009/1f1e6-1f1e8-fluent.png")  # no other hand draws it
+    symbols = torch.eye(4)
+    features = torch.stack([*symbols[[0, 0, 1, 1, 2, 0]], symbols[3]])
+    # 2 by twemoji looks like 0: its nearest by another hand is 0 by noto, and 2 by noto finds nothing like itself
+    assert across_hands(features, names) == pytest.approx(4 / 6)
+    assert across_hands(features, ["train-000000.tar:cat.png", *names[1:]]) is None
+
+
+def test_a_search_splits_the_training_images_alone_and_parts_no_group(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (120, 8, 8), np.uint8)
+    records = [(f"{n // 3:05d}/{n}", stored_png(pixels[n]), "png", n % 2) for n in range(120)]
+    train, test = pack(records[:90], tmp_path / "train", "train"), pack(records[90:], tmp_path / "test", "test")
+    pack_for_search(labelled_data(train, test), tmp_path / "split")
+    parts = {part: SampleTable.load(tmp_path / "split" / part / "table.npz") for part in ("train", "test")}
+    digests = {part: {bytes(Reader(t).read([row])[0]) for row in range(len(t))} for part, t in parts.items()}
+    assert not digests["train"] & digests["test"] and len(digests["train"] | digests["test"]) == 90
+    assert digests["train"] | digests["test"] == {data for _, data, _, _ in records[:90]}
+    groups = {data: key.split("/")[0] for key, data, _, _ in records}
+    assert not {groups[data] for data in digests["train"]} & {groups[data] for data in digests["test"]}
+    assert 0 < len(digests["test"]) < 45
