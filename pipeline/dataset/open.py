@@ -142,7 +142,8 @@ def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[Sam
     if progress and say and (names := unused(data.path, train, neighbor)):
         note(f"data.path={data.path}: splits and folders that are not used: {', '.join(names)}")
     if data.get("stretch"):
-        table = stretched(table, data, progress)
+        given, cache, workers = data.get("range") or "auto", Path(data.cache), data.get("workers") or 0
+        table = stretched(table, data.stretch, given, cache, workers, progress)
     if test is None:
         return table, None
     other = open_dataset(test, data.cache, data.workers, progress, "data.test", choice_of(data), say, check)
