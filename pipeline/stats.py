@@ -1,6 +1,6 @@
 """Mean and standard deviation of the channels of a dataset: once over all pixels, exact.
 
-    python -m pipeline.stats DATA [--channels N] [--layout hwc] [--tables data/tables] [--workers 4]
+    python -m pipeline.stats DATA [--channels N] [--layout hwc] [--stretch 0.5 99.5] [--tables data/tables]
 
 The result stands in `<tables>/statistics/<name>-<key>.json`. A run whose crops.mean and crops.std are auto takes it, if
 its images keep their own channels, and computes it first where it is missing. The key changes with the images.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -25,7 +26,7 @@ from pipeline.dataset.channels.moments import Moments
 from pipeline.dataset.finding.choice import Choice, channels_of
 from pipeline.dataset.open import find_split, open_dataset
 from pipeline.dataset.reader import Reader, ReadError
-from pipeline.dataset.stretching import identity, table_of
+from pipeline.dataset.stretching import identity, stretched, table_of
 from pipeline.dataset.table import DatasetError, SampleTable
 
 CHUNK = 64  # images a task
@@ -51,23 +52,32 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--channels", default="auto", help="auto, rgb or a number, as data.channels (default auto)")
     parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
     parser.add_argument("--bands", help="words of files' names, e.g. B02,B03,B08, as data.bands")
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        nargs=2,
+        metavar="P",
+        help="percentiles that become black and white, as data.stretch",
+    )
     parser.add_argument("--tables", type=Path, default=Path("data/tables"), help="as data.cache (default data/tables)")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes (default 0: one a core)")
     options = parser.parse_args(arguments)
     try:
         choice = Choice(channels=channels_of(options.channels), layout=options.layout, bands=options.bands)
+        shown = " ".join(f"{percent:g}" for percent in options.stretch or ())
         workers = options.workers or len(os.sched_getaffinity(0))
         table = open_dataset(find_split(options.data)[0], options.tables, workers, True, "DATA", choice)
+        if options.stretch:
+            if not 0 <= options.stretch[0] < options.stretch[1] <= 100:
+                raise DatasetError(f"--stretch {shown}: expected 0 <= low < high <= 100")
+            table = stretched(table, options.stretch, "auto", options.tables, workers)
         statistics, file = statistics_of(table, options.tables, workers)
     except (ValueError, OSError) as error:
-        print_error(
-            str(error)
-            .replace("data.channels", "--channels")
-            .replace("data.layout", "--layout")
-            .replace("data.bands", "--bands")
-        )
+        print_error(re.sub(r"data\.(channels|layout|bands|stretch)", r"--\1", str(error)))
         return EXIT_MISTAKE
     print(f"{options.data}: {statistics.images:,} images, {statistics.pixels}; {file}")
+    if options.stretch:
+        print(f"data.stretch=[{shown.replace(' ', ', ')}] data.range={[list(ends) for ends in table.pixels.range]}")
     print(f"crops.mean={rounded(statistics.mean)} crops.std={rounded(statistics.std)}")
     print(f"lowest {rounded(statistics.lowest)}, highest {rounded(statistics.highest)}")
     return 0

@@ -78,7 +78,12 @@ def finish_beton(
     table = SampleTable(folder, (out.name,), container, pixels=pixels, **about, **columns)
     table.save(folder / f"{out.stem}.npz", {out.name: digest})
     save_report(report, folder / f"{out.stem}.report.json")
-    for name in (f"{out.stem}.report.json", f"{out.stem}.json", f"{out.stem}.npz", out.name):
+    names = [f"{out.stem}.report.json", f"{out.stem}.json", f"{out.stem}.npz", out.name]
+    if entries.kind == "tiles":  # a .beton has no names, which tell where a tile is from
+        rows = gathered(parts, ("rows",))["rows"]
+        (folder / f"{out.stem}.tiles.txt").write_text("".join(f"{entries.keys[row]}\n" for row in rows.tolist()))
+        names.insert(0, f"{out.stem}.tiles.txt")
+    for name in names:
         os.replace(folder / name, out.parent / name)
     sync(out.parent)
 

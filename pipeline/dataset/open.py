@@ -157,7 +157,8 @@ def _open_one(data: Any, progress: bool, say: bool) -> tuple[SampleTable, Sample
     if progress and say and (names := unused(data.path, train, neighbor)):
         note(f"data.path={data.path}: splits and folders that are not used: {', '.join(names)}")
     if data.get("stretch"):
-        table = stretched(table, data, progress)
+        given, cache, workers = data.get("range") or "auto", Path(data.cache), data.get("workers") or 0
+        table = stretched(table, data.stretch, given, cache, workers, progress)
     if test is None:
         return table, None
     return table, _open_test(data, table, test, progress, say)

@@ -26,19 +26,24 @@ from pipeline.dataset.table import DatasetError, SampleTable
 CHUNK = 64  # images a task
 
 
-def stretched(table: SampleTable, data: Any, progress: bool = True) -> SampleTable:
-    """The table of training images with the range that `data.stretch` asks for: that of `data.range`, or if that is
-    auto, of its own images. Raises DatasetError."""
+def stretched(
+    table: SampleTable, percentiles: Sequence[float], given: Any, cache: Path, workers: int, progress: bool = True
+) -> SampleTable:
+    """The table of training images with a range: `given`, a pair for each channel, or if that is 'auto', these two
+    percentiles of its own images. cache, workers, progress: as for `ranges_of`. Raises DatasetError."""
+    low, high = percentiles
     if not table.pixels.native or not table.pixels.has_range:
         problem = f"the images are {table.pixels}, and a stretch is of uint8 or uint16 with their own channels"
-        raise DatasetError(f"data.stretch={list(data.stretch)}: {problem}; leave it out")
-    given: Any = data.get("range") or "auto"
+        raise DatasetError(f"data.stretch=[{low:g}, {high:g}]: {problem}; leave it out")
     if given == "auto":
-        percentiles, workers = (data.stretch[0], data.stretch[1]), data.get("workers") or len(os.sched_getaffinity(0))
-        given = ranges_of(table, percentiles, Path(data.cache), workers, progress)
+        given = ranges_of(table, (low, high), cache, workers or len(os.sched_getaffinity(0)), progress)
     elif len(given) != table.pixels.channels:
         raise DatasetError(f"data.range: {len(given)} pairs, and the images have {table.pixels}; leave it out")
-    values = tuple((int(low), int(high)) for low, high in given)
+    values = tuple((int(first), int(last)) for first, last in given)
+    if any(first >= last for first, last in values):
+        raise DatasetError(
+            f"data.range={[list(ends) for ends in values]}: expected pairs of a lower and a higher value"
+        )
     return replace(table, pixels=replace(table.pixels, range=values))
 
 

@@ -162,8 +162,8 @@ def test_every_setting_that_may_be_auto_is_chosen():
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
-    fixed = ("method", "run.batch_size", "run.seed", "data.neighbors", "data.weights", "data.balance")
-    fixed += ("crops.", "model.", "swav.", "distill.", "optimizer.")
+    fixed = ("method", "run.batch_size", "run.seed", "data.neighbors", "data.weights", "data.balance", "data.bands")
+    fixed += ("data.stretch", "data.range", "crops.", "model.", "swav.", "distill.", "optimizer.")
     free = ("crops.jitter.exact", "crops.decode", "model.weights", "distill.weights")
     assert bool(effect_on_resume(key)) != (key.startswith(fixed) and key not in free)
     saved = values_with(key, {"other": 1} if all_settings()[key].free else "other")
@@ -176,9 +176,13 @@ def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
 
 
 OF_TEACHERS = {"distill.prototypes_from"}  # kept with method=distill: tests/training/test_distillation.py
+OF_STRETCHES = {"data.range"}  # kept with data.stretch: tests/training/test_pixel_sources.py
+MAY_BE_AUTO = {key for key, setting in all_settings().items() if setting.auto}
 
 
-@pytest.mark.parametrize("key", sorted({key for key, each in all_settings().items() if each.auto} - OF_TEACHERS))
+@pytest.mark.parametrize(
+    "key", sorted({key for key, each in all_settings().items() if each.auto} - OF_TEACHERS - OF_STRETCHES)
+)
 def test_auto_keeps_what_the_run_began_with_where_it_must_not_change(key):
     """The run began with more images a step and more epochs than auto would choose by; others are chosen again."""
     config, begun_with = default_config(), default_config()

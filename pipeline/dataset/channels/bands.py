@@ -69,9 +69,12 @@ def unpacked(data: bytes) -> list[bytes]:
     if count > len(data) or start > len(data):
         raise BadImage("truncated")
     ends = start + np.cumsum(np.frombuffer(data, "<u8", count, head).astype(np.int64))
-    if not count or ends[-1] != len(data):
+    if not count or ends[-1] != len(data) or (np.diff(ends, prepend=start) < 0).any():
         raise BadImage("truncated")
-    return [data[first:end] for first, end in zip([start, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+    files = [data[first:end] for first, end in zip([start, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+    if any(map(is_packed, files)):
+        raise BadImage("unreadable")
+    return files
 
 
 def stacked(arrays: Sequence[NDArray]) -> NDArray:

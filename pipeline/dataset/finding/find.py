@@ -161,7 +161,11 @@ def left_out_beside(path: Path, used: Iterable[Path]) -> Counter[str]:
 
 def _companions(file: Path) -> list[Path]:
     """What conversion writes beside a file."""
-    names = [*COMPANIONS, *(f"{file.stem}{end}" for end in (".npz", ".json", ".report.json")), of_library(file)]
+    names = [
+        *COMPANIONS,
+        *(f"{file.stem}{end}" for end in (".npz", ".json", ".report.json", ".tiles.txt")),
+        of_library(file),
+    ]
     return [file.with_name(name) for name in names]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.dataset.channels.array_field import arguments_of, type_and_shape
+from pipeline.dataset.channels.array_field import arguments_of, image_format, type_and_shape
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.open import open_dataset
@@ -114,6 +114,11 @@ def test_damaged_arguments_of_an_array_field_are_no_image():
         damaged[place] ^= 0x55
         found = type_and_shape(bytes(damaged))
         assert found is None or isinstance(found[0], np.dtype)
+    endless = bytearray(arguments)
+    endless[:8] = b"\xff" * 8
+    assert image_format(*type_and_shape(bytes(endless)), "auto") is None
+    deep = arguments[:256] + (700).to_bytes(8, "little") + b"[" * 700
+    assert type_and_shape(deep.ljust(1024, b"\0")) is None
 
 
 def test_shards_hold_npy_files_that_numpy_reads(source, tmp_path):

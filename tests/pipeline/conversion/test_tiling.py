@@ -99,11 +99,19 @@ def test_only_kept_tiles_are_written_and_a_beton_has_one_size(tmp_path):
     (tmp_path / "slides").mkdir()
     tifffile.imwrite(tmp_path / "slides/s.tif", flat, photometric="rgb", tile=(16, 16))
     report = converted(
-        tmp_path / "slides", target(tmp_path, "beton"), "beton", raw=True, tiling=Tiling(32, 0, "std>8"), seed=None
+        tmp_path / "slides",
+        target(tmp_path / "out", "beton"),
+        "beton",
+        raw=True,
+        tiling=Tiling(32, 0, "std>8"),
+        seed=None,
     )
-    table = open_dataset(tmp_path / "x.beton", tmp_path / "tables", 1, False)
+    table = open_dataset(tmp_path / "out" / "x.beton", tmp_path / "tables", 1, False)
     assert report.written == len(table) == 4 and table.pixels == COLOR
     np.testing.assert_array_equal(Reader(table).decode(3), flat[32:, 32:64])
+    names = (tmp_path / "out" / "x.tiles.txt").read_text().splitlines()
+    assert names == [f"s-y{top:05d}-x{left:05d}" for top in (0, 32) for left in (0, 32)]
+    assert not open_dataset(tmp_path / "out", tmp_path / "tables", 1, False).left_out
     arrays = converted(tmp_path / "slides", tmp_path / "y.beton", "beton", tiling=Tiling(32), choice=Choice(channels=3))
     assert arrays.written == 14
     assert open_dataset(tmp_path / "y.beton", tmp_path / "tables", 1, False).pixels.kind == (True, 3, "uint8")

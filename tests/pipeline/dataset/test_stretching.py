@@ -9,6 +9,7 @@ from pipeline.dataset.open import open_splits
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.stretching import ranges_of
 from pipeline.fitting import fit_to_pixels
+from pipeline.stats import main as stats
 from support.native.images import tiles, write_tiles
 from support.small_datasets import error_of
 
@@ -72,6 +73,18 @@ def test_a_recipe_gets_the_range_and_the_statistics_of_what_it_trains_on(tmp_pat
     assert any(line.startswith("data.range=[[") and "percentiles [1, 99]" in line for line in lines)
     values = np.stack([Reader(table).native(row) for row in range(8)]) / 65535
     np.testing.assert_allclose(config.crops.mean, values.mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_the_command_says_the_range(tmp_path, capsys):
+    write_tiles(tmp_path / "images", tiles(4, channels=2))
+    places = [str(tmp_path / "images"), "--tables", str(tmp_path / "tables"), "--workers", "1"]
+    assert stats([*places, "--stretch", "0", "100"]) == 0
+    said = capsys.readouterr().out
+    values = np.stack(tiles(4, channels=2)).reshape(-1, 2)
+    wanted = [[int(low), int(high)] for low, high in zip(values.min(0), values.max(0), strict=True)]
+    assert f"data.stretch=[0, 100] data.range={wanted}" in said and "highest [65535.0, 65535.0]" in said
+    assert stats([*places, "--stretch", "5", "1"]) == 2
+    assert "--stretch 5 1: expected 0 <= low < high <= 100" in capsys.readouterr().err
 
 
 def test_what_cannot_be_stretched_is_one_line(tmp_path):

@@ -61,6 +61,20 @@ def test_the_bytes_of_files_in_one_piece_come_apart_again(files):
                 unpacked(whole[:cut] or whole[:-1] + b"xx")
 
 
+def test_damaged_pieces_end_with_a_reason():
+    noise, whole = np.random.default_rng(0), packed([npy(np.ones((4, 4), np.uint8)), npy(np.ones((4, 4), np.uint8))])
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in noise.integers(8, 60, 3):
+            data[place] = noise.integers(256)
+        try:
+            decode_native(bytes(data))
+        except BadImage as error:
+            assert error.reason
+    with pytest.raises(BadImage, match="unreadable"):
+        decode_native(packed([packed([whole])]))
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_bands_train_in_place(tmp_path, kind):
     images = scenes(tmp_path / "scenes")
