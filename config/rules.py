@@ -40,6 +40,12 @@ def clusters_are_of_each_image_once(config: DictConfig) -> None:
         _require(not clusters or config.data[key] == usual, config, f"data.{key}", words)
 
 
+def mixtures_have_no_neighbors(config: DictConfig) -> None:
+    mixed = config.data.weights is not None or config.data.balance != "none"
+    words = "1 with data.weights or data.balance, whose images do not come in the order of the data"
+    _require(not mixed or config.data.neighbors == 1, config, "data.neighbors", words)
+
+
 # ---------------------------------------------------------------------- crops and codes
 def one_crop_predicts_another(config: DictConfig) -> None:
     words = "two crops or more in all: one predicts the code of another"
@@ -160,6 +166,7 @@ RULES = (
     loggers_are_installed,
     each_path_has_a_weight,
     clusters_are_of_each_image_once,
+    mixtures_have_no_neighbors,
     one_crop_predicts_another,
     crops_of_one_size_follow_each_other,
     codes_come_from_different_crops,

@@ -195,6 +195,7 @@ def test_tars_and_folders_are_mixed(folders, tmp_path):
         (["data.weights=[1,-1]"], "data.weights=[1, -1]: expected a list of numbers (each more than 0) or null"),
         (["data.balance=power:2"], "data.balance=power:2: expected none, class or power:0.5"),
         (["data.balance=class", "method=deepclusterv2"], "data.balance=class: expected none with method=deepclusterv2"),
+        (["data.balance=class", "data.neighbors=8"], "data.neighbors=8: expected 1 with data.weights or data.balance"),
         (["data.path=/x", "data.weights=[1]"], "data.weights=[1]: expected null for a data.path that is no list"),
     ],
 )
