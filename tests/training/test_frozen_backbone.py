@@ -1,11 +1,15 @@
 """A backbone that is frozen at first, with every other way to train on two ranks: nothing of it moves, then it does."""
 
+import copy
 import math
 
 import pytest
 import torch
 
+from model.backbone import build_backbone
+from model.swav import SwAV
 from support.tiny_runs import losses, make_workplace, train
+from training.compiled import compile_network
 from training.trained_network import full_weights
 
 SETTINGS = (
@@ -43,3 +47,22 @@ def test_a_backbone_is_frozen_for_its_epoch_on_two_ranks(workplace, way):
     assert all(torch.equal(at[4][name], at[8][name]) for name in backbone)
     assert not any(torch.equal(at[8][name], at[16][name]) for name in backbone)
     assert not torch.equal(at[4]["projection_head.0.weight"], at[8]["projection_head.0.weight"])
+
+
+@pytest.mark.slow(seconds=10)
+def test_a_compiled_backbone_is_frozen_and_released_as_without_compilation():
+    """Without inductor, whose C++ takes minutes for the graphs of both states and two sizes."""
+    options = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    network = SwAV(build_backbone("vit_tiny_patch16_224", [16, 8], **options), 8, 4, 5)
+    compiled = copy.deepcopy(network)
+    compile_network(compiled, backend="aot_eager")
+    crops = [torch.randn(4 * 2, 3, size, size) for size in (16, 8)]
+    for frozen in (True, False, True):
+        for each in (network, compiled):
+            each.backbone_frozen = frozen
+            each.zero_grad()
+            each(crops, 4)[1].square().mean().backward()
+        for (name, one), other in zip(network.named_parameters(), compiled.parameters(), strict=True):
+            assert (one.grad is None) == (frozen and name.startswith("backbone.")) == (other.grad is None), name
+            if one.grad is not None:
+                torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6)
