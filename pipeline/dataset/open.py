@@ -156,9 +156,7 @@ def _open_one(data: Any, progress: bool, say: bool) -> tuple[SampleTable, Sample
     table = open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say, check)
     if progress and say and (names := unused(data.path, train, neighbor)):
         note(f"data.path={data.path}: splits and folders that are not used: {', '.join(names)}")
-    if data.get("stretch"):
-        given, cache, workers = data.get("range") or "auto", Path(data.cache), data.get("workers") or 0
-        table = stretched(table, data.stretch, given, cache, workers, progress)
+    table = _stretched(table, data, progress)
     if test is None:
         return table, None
     return table, _open_test(data, table, test, progress, say)
@@ -176,13 +174,19 @@ def _open_several(data: Any, progress: bool, say: bool) -> tuple[SampleTable, Sa
             raise DatasetError(f"data.path={path}: {error}") from None
         check = data.get("check") or DECODE
         tables.append(open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say, check))
-    table = joint_table(tables, paths)
-    if data.get("stretch"):
-        table = stretched(table, data, progress)
+    table = _stretched(joint_table(tables, paths), data, progress)
     if data.get("test") is None:
         return table, None
     tested = with_local_paths(OmegaConf.create({**data, "path": paths[0]}), progress)
     return table, _open_test(tested, table, tested.test, progress, say)
+
+
+def _stretched(table: SampleTable, data: Any, progress: bool) -> SampleTable:
+    """The training table with the range that `data.stretch` asks for."""
+    if not data.get("stretch"):
+        return table
+    given, cache, workers = data.get("range") or "auto", Path(data.cache), data.get("workers") or 0
+    return stretched(table, data.stretch, given, cache, workers, progress)
 
 
 def _open_test(data: Any, table: SampleTable, test: Any, progress: bool, say: bool) -> SampleTable:

@@ -1,19 +1,23 @@
 """Images that are several files, one for each band."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from pipeline.dataset.channels.bands import packed, samples_of, unpacked
 from pipeline.dataset.channels.decode import decode_native
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.images import BadImage
-from pipeline.dataset.open import open_dataset
+from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.stats import statistics_of
 from support.conversions import converted, target
 from support.native.images import as_tar, npy, tiff, tiles
+from support.remote.sites import section
 from support.small_datasets import error_of, write
 
 BANDS = Choice(bands="B02,B03,B8A")
@@ -125,6 +129,18 @@ def test_bands_of_lower_resolution_are_repeated_and_others_refused():
     for other, reason in ((fine[:3], "sizes"), (fine.astype(np.float32), "types")):
         with pytest.raises(BadImage, match=f"bands of different {reason}"):
             decode_native(packed([npy(fine), npy(other)]))
+
+
+def test_bands_of_several_paths_are_read_and_stretched_together(tmp_path):
+    images = [*scenes(tmp_path / "one"), *scenes(tmp_path / "two", "{row}-{band}.tif", 4)]
+    changes = {"path": [f"{tmp_path}/one", f"{tmp_path}/two"], "bands": BANDS.bands, "stretch": [0.0, 100.0]}
+    data = OmegaConf.merge(section("", tmp_path / "t"), changes)
+    table, _ = open_splits(data, progress=False)
+    assert len(table) == 10 and table.bands.shape == (10, 2, 3)
+    reader = Reader(replace(table, pixels=replace(table.pixels, range=())))
+    assert all(np.array_equal(reader.native(row), image) for row, image in enumerate(images))
+    values = np.concatenate([image.reshape(-1, 3) for image in images])
+    assert table.pixels.range == tuple(zip(values.min(0).tolist(), values.max(0).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("bands", ["B02", "B02,B02", "B02,,B03", "B02,B*", ""])
