@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.table import COLUMNS, DECODE, DatasetError, SampleTable
+from pipeline.mixing.splits import shared_file
 from pipeline.remote.probes import mirror_without_images
 
 
@@ -35,6 +36,11 @@ def joint_table(tables: Sequence[SampleTable], paths: Sequence[str]) -> SampleTa
         if _labelled(table) and _labelled(tables[0]) and bool(table.classes) != bool(tables[0].classes):
             problem = f"only one of it and {paths[0]} has names of classes"
             raise DatasetError(f"data.path={path}: {problem}; store both in the same way, or set data.label=none")
+    for number, path in enumerate(paths):
+        for table, other in zip(tables[:number], paths[:number], strict=True):
+            if shared := shared_file(table, tables[number]):
+                problem = f"{shared} is in {other} too"
+                raise DatasetError(f"data.path={path}: {problem}; give each image once, data.weights says how often")
     classes = tuple(dict.fromkeys(name for table in tables for name in table.classes))
     number = {name: index for index, name in enumerate(classes)}
     firsts = np.cumsum([0, *(len(table.containers) for table in tables)])

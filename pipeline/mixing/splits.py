@@ -1,4 +1,4 @@
-"""Training and test tables of one run: no image in both, and the same classes."""
+"""Tables of one run: no image in two of them, and the same classes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from pipeline.dataset.table import DatasetError, SampleTable
 
 def check_apart(train: SampleTable, test: SampleTable, given: object) -> None:
     """Raise DatasetError if an image is in both tables."""
-    roots = train.root.resolve(), test.root.resolve()
+    if shared := shared_file(train, test):
+        problem = f"{shared} is in data.path too, so test images would be images to learn from"
+        raise DatasetError(f"data.test={given}: {problem}; give another data.path, or leave data.test out")
+
+
+def shared_file(one: SampleTable, other: SampleTable) -> str:
+    """A file of which both tables have an image, relative to the root of `other`; '' if there is none."""
+    roots = one.root.resolve(), other.root.resolve()
     if not (roots[0].is_relative_to(roots[1]) or roots[1].is_relative_to(roots[0])):
-        return
-    files = {os.path.join(roots[1], name): number for number, name in enumerate(test.containers)}
-    for number, name in enumerate(train.containers):
+        return ""
+    files = {os.path.join(roots[1], name): number for number, name in enumerate(other.containers)}
+    for number, name in enumerate(one.containers):
         file = os.path.join(roots[0], name)
-        if file in files and _share_rows(train, number, test, files[file]):
-            shared = os.path.relpath(file, roots[1])
-            problem = f"{shared} is in data.path too, so test images would be images to learn from"
-            raise DatasetError(f"data.test={given}: {problem}; give another data.path, or leave data.test out")
+        if file in files and _share_rows(one, number, other, files[file]):
+            return os.path.relpath(file, roots[1])
+    return ""
 
 
 def _share_rows(one: SampleTable, number: int, other: SampleTable, its_number: int) -> bool:

@@ -188,6 +188,14 @@ def test_tars_and_folders_are_mixed(folders, tmp_path):
     assert len(colors) == 40 and table.images == 40
 
 
+@pytest.mark.parametrize("second", ["one", "one/a"])
+def test_an_image_in_two_paths_is_one_line(folders, second):
+    data = data_of(folders)
+    data.path = [str(folders / "one"), str(folders / second)]
+    with pytest.raises(DatasetError, match=r"/one too; give each image once, data.weights says how often"):
+        open_splits(data, progress=False)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
