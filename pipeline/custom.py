@@ -68,7 +68,8 @@ def custom_changes(crops: Crops, device: torch.device) -> list[Custom]:
                 custom = Custom(own.custom, function, resolution, first, count, members[first])
                 generator = torch.Generator(device).manual_seed(0)
                 noise = torch.rand(2, len(crops.mean), size, size, generator=generator, device=device)
-                custom(noise.to(memory_format=torch.channels_last), generator)
+                if not custom(noise.to(memory_format=torch.channels_last), generator).isfinite().all():
+                    raise DatasetError(f"crops.custom={own.custom}: of crops of noise it returned NaN or infinity")
                 customs.append(custom)
             first += count
     return customs

@@ -36,9 +36,9 @@ def joint_table(tables: Sequence[SampleTable], paths: Sequence[str]) -> SampleTa
         if _labelled(table) and _labelled(tables[0]) and bool(table.classes) != bool(tables[0].classes):
             problem = f"only one of it and {paths[0]} has names of classes"
             raise DatasetError(f"data.path={path}: {problem}; store both in the same way, or set data.label=none")
-    for number, path in enumerate(paths):
-        for table, other in zip(tables[:number], paths[:number], strict=True):
-            if shared := shared_file(table, tables[number]):
+    for place, path in enumerate(paths):
+        for table, other in zip(tables[:place], paths[:place], strict=True):
+            if shared := shared_file(table, tables[place]):
                 problem = f"{shared} is in {other} too"
                 raise DatasetError(f"data.path={path}: {problem}; give each image once, data.weights says how often")
     classes = tuple(dict.fromkeys(name for table in tables for name in table.classes))

@@ -35,6 +35,9 @@ def fails_later(crops, generator):
 def too_few(crops, generator):
     return crops[:1]
 
+def not_a_number(crops, generator):
+    return crops / 0
+
 def a_list(crops, generator):
     return []
 
@@ -131,6 +134,7 @@ def test_a_function_may_change_its_crops_in_place(table):
             "the function returned torch.float32 [1, 3, 16, 16], expected a tensor of float32 [2, 3",
         ),
         ("own_change:a_list", "the function returned list, expected"),
+        ("own_change:not_a_number", "of crops of noise it returned NaN or infinity"),
         ("own_change:without_generator", "TypeError: without_generator() takes 1 positional argument but 2 were given"),
     ],
 )
