@@ -207,7 +207,7 @@ def _from_beton(path: Path, choice: Choice) -> Entries:
     return Entries(
         path.parent, Names.of([path.name]), np.zeros(rows, np.int32), beton.offset, beton.length, beton.label,
         Names.of(keys), shape, table.classes if table else beton.classes, "beton", beton.digest,
-        pixels=beton.pixels,
+        left_out=beton.left_out, pixels=beton.pixels,
     )  # fmt: skip
 
 

@@ -60,7 +60,8 @@ class BetonFile:
     raw: (N,) bool, True for height x width x 3 RGB pixels, False for a JPEG.
     width, height: (N,) int32 pixels.
     label: (N,) int32, -1 without; classes: its names, () if the labels are numbers. `pipeline.dataset.finding.choice`
-    says which fields are taken. fields: names of all fields, in order; image: that of the images.
+    says which fields are taken. fields: names of all fields, in order; image: that of the images; left_out: how many
+    values the fields have that are neither image nor label, by 'field NAME'.
     pixels: the format of an array field; COLOR of a field of pictures.
     digest: SHA-256 of everything but the images: file size, fields, records and allocation table.
     """
@@ -76,6 +77,7 @@ class BetonFile:
     fields: tuple[str, ...]
     image: str
     digest: str
+    left_out: dict[str, int]
     pixels: PixelFormat = COLOR
 
     def __len__(self) -> int:
@@ -143,10 +145,11 @@ def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
     damaged = outside | modes | ((raw | pixels.native) & (length != samples))
     if damaged.any():
         raise DatasetError(f"{name}: damaged (sample {int(damaged.argmax())} has no bytes in the file); {advice}")
-    label, classes = _labels(file, records, kinds, fields, choice, name)
+    labels, label, classes = _labels(file, records, kinds, fields, choice, name)
     return BetonFile(
         path, offset, length, raw, width.astype(np.int32), height.astype(np.int32), label, classes, fields, chosen,
-        digest.hexdigest() if choice[:2] == NOT_CHOSEN[:2] else f"{digest.hexdigest()} {choice[:2]}", pixels,
+        digest.hexdigest() if choice[:2] == NOT_CHOSEN[:2] else f"{digest.hexdigest()} {choice[:2]}",
+        {f"field {field}": len(records) for field in fields if field not in (chosen, labels)}, pixels,
     )  # fmt: skip
 
 
@@ -198,7 +201,7 @@ def scan_beton(
     )
     return SampleTable(
         beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,
-        fingerprint=beton.digest, check=check, **probes._asdict(),
+        fingerprint=beton.digest, left_out=beton.left_out, check=check, **probes._asdict(),
     )  # fmt: skip
 
 
@@ -220,7 +223,7 @@ def _scan_arrays(
                 bar.update()
     return SampleTable(
         beton.path.parent, names, container, beton.offset, beton.length, width, height, beton.label, state,
-        beton.classes, quarantine, beton.digest, check=check, pixels=beton.pixels,
+        beton.classes, quarantine, beton.digest, left_out=beton.left_out, check=check, pixels=beton.pixels,
     )  # fmt: skip
 
 
@@ -243,8 +246,8 @@ def _sizes(pointers: UInt64[np.ndarray, " n"], table: NDArray) -> Int64[np.ndarr
 
 def _labels(
     file: IO[bytes], records: NDArray, kinds: list[int], fields: tuple[str, ...], choice: Choice, name: str
-) -> tuple[Int32[np.ndarray, " n"], tuple[str, ...]]:
-    """Numbers and names of the labels: of a field of integers or floats, or of text (bytes, JSON)."""
+) -> tuple[str, Int32[np.ndarray, " n"], tuple[str, ...]]:
+    """The field of labels, '' without; their numbers and names: of integers or floats, or of text (bytes, JSON)."""
     able = [index for index, kind in enumerate(kinds) if kind in (FLOAT, INT, BYTES_KIND, JSON)]
     numbers = [index for index in able if kinds[index] == INT and _in_range(records[f"f{index}"])]
     usual = [index for index in able if fields[index].lower() in LABELS or fields[index] == choice.label]
@@ -255,17 +258,17 @@ def _labels(
         raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
     field = chosen_label([fields[index] for index in guessed], choice, guess=True)
     if not field:
-        return np.full(len(records), -1, np.int32), ()
+        return "", np.full(len(records), -1, np.int32), ()
     values, where = records[f"f{fields.index(field)}"], f"{name}: field {field}"
     if kinds[fields.index(field)] == INT:
         if not _in_range(values):
             problem = f"{where}: its values are no class numbers ({values.min()} to {values.max()})"
             raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
-        return values.astype(np.int32), ()
+        return field, values.astype(np.int32), ()
     is_text = kinds[fields.index(field)] != FLOAT
     labels = [label_of(_text(file, value, where) if is_text else float(value), where) for value in values]
     classes = class_names(labels, f"{where}: ")
-    return numbered(labels, classes), classes
+    return field, numbered(labels, classes), classes
 
 
 def _in_range(values: NDArray) -> bool:

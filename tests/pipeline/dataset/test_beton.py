@@ -22,6 +22,7 @@ from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.open import find_split, open_dataset
 from pipeline.dataset.reader import Reader, ReadError
 from pipeline.dataset.table import State
+from support.conversions import converted
 from support.photos import photographs
 from support.small_datasets import ROOT, error_of, same
 
@@ -187,7 +188,7 @@ def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
     np.testing.assert_array_equal(read_beton(path).length, read_beton(written[0]).length)
 
 
-def test_other_fields_than_the_image_are_skipped(images, tmp_path):
+def test_other_fields_than_the_image_are_skipped_and_counted(images, tmp_path):
     fields = {
         "score": FloatField(), "image_of_a_long_name": RGBImageField(), "notes": JSONField(),
         "index": IntField(), "label": IntField(), "array": NDArrayField(np.dtype("f4"), (2,)),
@@ -200,6 +201,9 @@ def test_other_fields_than_the_image_are_skipped(images, tmp_path):
     assert content.label.tolist() == LABELS  # the field of that name, not the first
     assert content.width.tolist() == [image.shape[1] for image in images]
     assert open_source(tmp_path / "x.beton", tmp_path).read([2]) == [images[2].tobytes()]
+    unused = dict.fromkeys(("field score", "field notes", "field index", "field array"), len(images))
+    assert open_dataset(tmp_path / "x.beton", tmp_path / "t", 1, False).left_out == unused
+    assert converted(tmp_path / "x.beton", tmp_path / "shards", "wds").left_out == unused
     only = write_beton(
         tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
     )
@@ -219,6 +223,7 @@ def test_the_fields_of_a_beton_are_known_by_their_names(images, tmp_path):
     assert (set(content.width), content.label.tolist()) == ({images[0].shape[1]}, [0, 1, 0])
     content = read_beton(path, Choice("mask", "name"))
     assert (set(content.width), content.classes, content.label.tolist()) == ({30}, ("cat", "owl"), [1, 0, 1])
+    assert not {"field mask", "field name"} & read_beton(path, Choice("mask", "name")).left_out.keys()
     assert read_beton(path, Choice(None, "json")).classes == ("j0", "j1", "j2")
     assert read_beton(path, Choice(None, "score")).label.tolist() == [0, 1, 2]
     assert read_beton(path, Choice(None, "none")).label.tolist() == [-1] * 3
