@@ -176,7 +176,7 @@ def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
 
 
 OF_TEACHERS = {"distill.prototypes_from"}  # kept with method=distill: tests/training/test_distillation.py
-OF_STRETCHES = {"data.range"}  # kept with data.stretch: tests/training/test_pixel_sources.py
+OF_STRETCHES = {"data.range"}  # kept with data.stretch: tests/training/sources/test_pixel_sources.py
 MAY_BE_AUTO = {key for key, setting in all_settings().items() if setting.auto}
 
 
