@@ -7,11 +7,13 @@ import gc
 import importlib.util
 import logging
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from config.groups import sizes_of_crops
 from export.counterparts import TOLERANCE
@@ -114,15 +116,15 @@ def _of_size(backbone: nn.Module, side: int) -> nn.Module:
 
 def _traced(backbone: nn.Module, side: int, free_size: bool) -> tuple[torch.onnx.ONNXProgram, bool]:
     """The graph, and whether it takes any size."""
-    try:
-        return _trace(backbone, side, free_size), free_size
-    except torch.onnx.errors.OnnxExporterError as error:
-        problem = error
-    if free_size:  # e.g. a perceptron over positions fixes the size
+    problem: BaseException | None = None
+    fused, plain = nullcontext(), sdpa_kernel(SDPBackend.MATH)
+    # A perceptron over positions fixes the size; torch 2.11 fails with fused attention that adds biases.
+    for free, attention in (*(((True, fused),) if free_size else ()), (False, fused), (False, plain)):
         try:
-            return _trace(backbone, side, free_size=False), False
+            with attention:
+                return _trace(backbone, side, free), free
         except torch.onnx.errors.OnnxExporterError as error:
-            problem = error
+            problem = error.__cause__ or error
     reason = " ".join(str(problem).split())[:200]
     raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); use format safetensors")
 

@@ -70,7 +70,10 @@ class Sizes:
             for key, shape in shapes.items():
                 _resampled(module, key, shape)  # raises ValueError where the shapes have nothing in common
             for method in methods_of(module):
-                module.__dict__.setdefault(method, partial(self._call, method, name, module))
+                if method not in module.__dict__:
+                    call = partial(self._call, method, name, module)
+                    call.__signature__ = inspect.signature(getattr(module, method))  # type: ignore[attr-defined]
+                    module.__dict__[method] = call  # with its signature, which torch.export looks at
         self.changes[size] = changes
 
     def _before(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -44,12 +44,18 @@ def test_a_fixed_size_is_the_only_one_and_gives_our_features(trained, tmp_path):
         theirs(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.slow
-def test_a_vision_transformer_of_another_size_than_its_table_gives_our_features(trained, tmp_path):
-    run, ours = trained("test_vit", {}, 224)
+@pytest.mark.slow(seconds=10)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param("test_vit", 224, id="of another size than its table of positions"),
+        pytest.param("test_vit_relpos", 160, id="with biases in its attention"),
+    ],
+)
+def test_a_vision_transformer_gives_our_features(trained, tmp_path, name, size):
+    run, ours = trained(name, {}, size)
     export(run, tmp_path / "x.onnx", "onnx")
-    assert difference(ours.backbone, run_of(tmp_path / "x.onnx"), (2, 3, 224, 224)) < 1e-5
-    assert ours.backbone.pos_embed.shape[1] == 1 + 10 * 10
+    assert difference(ours.backbone, run_of(tmp_path / "x.onnx"), (3, 3, size, size)) < 1e-5
 
 
 @pytest.mark.slow

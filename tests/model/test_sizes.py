@@ -109,6 +109,14 @@ def test_gradients_of_two_sizes_together_are_their_sum_with_and_without_checkpoi
             assert torch.allclose(value, one[key] + two[key], rtol=1e-4, atol=1e-5), key
 
 
+def test_torch_exports_a_network_with_a_table_of_its_own():
+    network = both_sizes("table of positions")
+    images = torch.randn(2, 3, 64, 64)
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
+    for batch in (images, torch.randn(3, 3, 64, 64)):
+        assert torch.allclose(program(batch), network(batch), atol=1e-6)
+
+
 def test_a_copy_has_its_own_weights():
     network = both_sizes("table of positions")
     images = torch.randn(2, 3, 32, 32)
