@@ -143,7 +143,7 @@ def write(report: dict[str, Any], results: Path, page: Path) -> None:
 
 def table(report: dict[str, Any]) -> str:
     """A row for each family, and the reasons of what is refused or differs."""
-    lines = ["", f"Until {report['machine']['date'][:10]}, on a CPU:", ""]
+    lines = ["", f"{len(report['families'])} families, until {report['machine']['date'][:10]}, on a CPU:", ""]
     lines += [f"| family | model | size | {' | '.join(FORMATS)} |", "| --- | --- | ---: |" + " ---: |" * len(FORMATS)]
     reasons = []
     for family, entry in sorted(report["families"].items()):
