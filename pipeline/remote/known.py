@@ -1,5 +1,5 @@
-"""Shards whose table lies beside them, as `make convert` writes it: they need no scan, so nobody fetches their images
-for one. There is no checksum of these images; bytes of another length, or that cannot be decoded, are noticed."""
+"""Shards whose table lies beside them, as `make convert` writes it. They need no scan, and a start fetches none of their
+images. These have no checksums: bytes of another length, or that cannot be decoded, are noticed, others are not."""
 
 from __future__ import annotations
 
