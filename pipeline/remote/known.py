@@ -1,4 +1,4 @@
-"""Shards whose table lies beside them, as `make convert` writes it. They need no scan, and a start fetches none of their
+"""Shards whose table lies beside them, as `make convert` writes it. They need no scan: a start fetches none of their
 images. These have no checksums: bytes of another length, or that cannot be decoded, are noticed, others are not."""
 
 from __future__ import annotations
