@@ -275,11 +275,13 @@ def _fetch(
 def _groups(items: list[RemoteObject]) -> Iterator[list[RemoteObject]]:
     """The items in their order, up to GROUP bytes and IMAGES_OF_GROUP at once."""
     group: list[RemoteObject] = []
+    size = 0
     for item in items:
-        if group and (len(group) == IMAGES_OF_GROUP or sum(one.size for one in group) + item.size > GROUP):
+        if group and (len(group) == IMAGES_OF_GROUP or size + item.size > GROUP):
             yield group
-            group = []
+            group, size = [], 0
         group.append(item)
+        size += item.size
     if group:
         yield group
 
