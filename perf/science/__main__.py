@@ -29,7 +29,7 @@ from typing import Any
 from common.cli import Parser
 from evaluation.arguments import numbers
 from perf.program import program
-from perf.science.plan import RECIPES, STUDIES, methods_of
+from perf.science.plan import EQUAL_IMAGES, RECIPES, STUDIES, methods_of
 
 MINUTES = {"": 45.0, "search": 20.0, "choices": 60.0}  # by `part_of`
 
@@ -85,9 +85,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = known if options.methods is None else options.methods.split(",")
     if wrong := [name for name in names if name not in known]:
         raise ValueError(f"--methods={options.methods}: unknown {wrong[0]!r}; there are {', '.join(known)}")
+    if EQUAL_IMAGES in names and not {"multicrop", "two_crops"} <= set(names):
+        raise ValueError(f"--methods={options.methods}: {EQUAL_IMAGES} needs multicrop and two_crops")
     methods = [method for method in methods if method.name in names]
     if options.search:
-        methods = candidates([method for method in methods if not method.supervised], options.study)
+        methods = candidates([m for m in methods if not m.supervised], options.study)
         if not methods:
             raise ValueError(f"--methods={options.methods}: there are no candidates for these methods")
     if options.choices:

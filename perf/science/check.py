@@ -16,14 +16,14 @@ from common.files import lock, write_atomically
 from config.recipe import ROOT
 from perf.machine import machine
 from perf.science.jobs import Job, run_jobs
+from perf.science.measures import CALLED
 from perf.science.plan import Cost, Method, epochs_for, mean_and_deviation, share_of
 from perf.science.runs import PART, Setup, batch_of, clock_of, measured_costs, read_json, scoring, training, weights_in
 from pipeline.dataset.table import DatasetError
 
 SCORE_SECONDS = 40.0  # of a score job, as long as no job was timed; a learning curve takes half of that in addition
 PIXEL_SECONDS = 200.0  # for scoring the pixels, whose linear classifier has more features than that of a network
-MEASURES = ("mean_loss", "code_entropy", "embedding_rank")  # of the last epoch, from a run's summary
-FIGURES = ("knn", "linear", "hands", "classifier", "cpu_seconds", *MEASURES)
+FIGURES = ("knn", "linear", "hands", "classifier", "cpu_seconds", *CALLED)
 BASELINES = {"random": "random weights", "pixels": "raw pixels"}
 
 
@@ -100,19 +100,24 @@ def planned(
     pack_part(data, part, min(200, len(data.test_rows)), setup.work / "part")
     run_jobs(bases, setup.cores, "random weights")
     score_seconds = max([read_json(job.done)["seconds"] for job in bases], default=SCORE_SECONDS)
-    costs = measured_costs(methods, seeds[0], setup, (images, part))
-    around = [costs[method.name].around for method in methods for _ in seeds]
+    timed = [method for method in methods if not method.images_of]
+    costs = measured_costs(timed, seeds[0], setup, (images, part))
+    equal = {method.name: method for method in methods if method.images_of}
+    all_costs = costs | {name: costs[method.recipe.stem] for name, method in equal.items()}
+    around = [all_costs[method.name].around for method in methods for _ in seeds]
     spent = (time.monotonic() - began) * len(setup.cores) + (PIXEL_SECONDS if bases else 0.0)
     scoring_seconds = score_seconds * (1.5 if bases else 1.0)
     share = share_of(minutes * 60 * len(setup.cores), spent, around, scoring_seconds)
+    epochs = epochs_for(costs, share)
+    epochs |= {name: epochs[method.images_of] for name, method in equal.items()}
     return {
         "share_seconds": share,
         "score_seconds": scoring_seconds,
         "part_images": part,
         "train_images": images,
         "test_images": len(data.test_rows),
-        "costs": {name: asdict(cost) for name, cost in costs.items()},
-        "epochs": epochs_for(costs, share),
+        "costs": {name: asdict(cost) for name, cost in all_costs.items()},
+        "epochs": epochs,
         "planning_seconds": time.monotonic() - began,
         "machine": machine(setup.cores),
     }
@@ -154,7 +159,7 @@ def report(
 def measures_of(folder: Path) -> dict[str, float]:
     """Of a run's last epoch: what may tell why it learned; nothing for supervised training."""
     summary = read_json(folder / "summary.json")
-    return {name: summary[name] for name in MEASURES if name in summary}
+    return {name: summary[name] for name in CALLED if name in summary}
 
 
 def digest(recipe: Path) -> str:

@@ -17,6 +17,7 @@ from perf.science.tables import (
     costs,
     counted,
     measured,
+    orderings,
     results,
     searched,
     seconds_of,
@@ -25,6 +26,11 @@ from perf.science.tables import (
 
 FOLDER = "science"  # of the reports, in --out
 ENOUGH_EPOCHS = 3
+ORDERINGS = (
+    "The share of the pairs of SwAV's runs that each measure orders as their k-NN does: 100 % is all pairs, 50 % is "
+    "chance. Better is a lower loss, an alpha-ReQ nearer to 1, and more of everything else. The papers of RankMe, "
+    "LiDAR and alpha-ReQ compare settings of one method, as the search does (evaluation.md)."
+)
 
 
 def write(report: Mapping[str, Any], out: Path, study: str, part: str) -> None:
@@ -73,6 +79,9 @@ def page(out: Path) -> str:
             ]
         if search:
             parts += ["### Search over settings", *of_search(search, study)]
+        reports = {"comparison": main, "choices": choices, "search": search}
+        if (table := orderings({name: report for name, report in reports.items() if report})) is not None:
+            parts += ["### Measures without labels", ORDERINGS, as_markdown(table)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -103,7 +112,7 @@ def compared(report: Mapping[str, Any], study: str) -> list[str]:
         as_markdown(costs(report)),
     ]
     if (measures := measured(report)) is not None:
-        parts += ["Of the last epoch of training:", as_markdown(measures)]
+        parts += ["Measures without labels, of the last epoch or the last weights:", as_markdown(measures)]
     return parts
 
 

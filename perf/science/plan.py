@@ -16,6 +16,7 @@ STUDIES = {  # name of its images (`make data NAME=...`), and title
     "openclipart": "Open Clip Art, 96 pixels",
 }
 SUPERVISED = "supervised"
+EQUAL_IMAGES = "two_crops_images"  # two crops with as many images as multi-crop, so in less time
 STUDENT = {  # pairs: 97.5 % quantile of Student's t with one degree of freedom less
     2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262,
 }  # fmt: skip
@@ -26,13 +27,15 @@ ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the rows in the table;
 class Method:
     """A way to train. name: of its files. title: in tables. settings: key=value in addition to the recipe.
 
-    supervised: trained with labels; the recipe then gives only the network and the normalization of the images.
+    images_of: the method whose number of epochs it has; "" for equal time. supervised: trained with labels; the recipe
+    then gives only the network and the normalization of the images.
     """
 
     name: str
     title: str
     recipe: Path
     settings: tuple[str, ...] = ()
+    images_of: str = ""
 
     @property
     def supervised(self) -> bool:
@@ -50,10 +53,14 @@ class Cost:
 
 
 def methods_of(folder: Path) -> list[Method]:
-    """A method for each recipe of the folder, with the words before the first colon as its title; and supervised."""
+    """A method for each recipe of the folder, with the words before the first colon as its title; two crops also with
+    as many images as multi-crop; and supervised."""
     recipes = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     names = [name for name in ORDER if name in recipes] + [name for name in recipes if name not in ORDER]
     methods = [Method(name, title_of(recipes[name].read_text()), recipes[name]) for name in names]
+    if {"multicrop", "two_crops"} <= set(recipes):
+        equal = Method(EQUAL_IMAGES, "SwAV, two crops, as many images", recipes["two_crops"], images_of="multicrop")
+        methods.insert(names.index("two_crops") + 1, equal)
     return [*methods, Method(SUPERVISED, "supervised, from scratch", recipes[names[0]])]
 
 

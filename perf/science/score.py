@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
 def score(options: argparse.Namespace) -> dict[str, Any]:
     """Accuracies "knn" and "linear", shares in [0, 1]; "penalty" of the latter, "threads" and "seconds".
 
+    For a run also the measures of perf/science/measures.py.
     Also "hands", if the images are drawings of the same symbols by several hands; "classifier", the accuracy of a
     classifier in the weights, if there is one; "curve" with --along; "curve_start" for random weights.
     """
@@ -64,6 +65,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     from evaluation.classifiers.logistic import chosen_penalty, logistic_regression, standardized
     from model.nearest import predict
     from perf.science.hands import across_hands
+    from perf.science.measures import label_free
 
     began = time.monotonic()
     data, session = labelled_at(options.data, options.tables), one_process(256, options.seed)
@@ -87,6 +89,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
     penalty = chosen_penalty(train_x[::CHOOSE], train_labels[::CHOOSE], PENALTIES)
     weights, bias = logistic_regression(train_x, train_labels, penalty, ITERATIONS)
     scores |= {"linear": accuracy((test_x.double() @ weights.T + bias).argmax(1)), "penalty": penalty}
+    scores |= label_free(backbone, train, data, options.seed) if Path(options.weights).is_dir() else {}
     if options.along is not None:
         scores["curve"] = [
             {"epoch": epoch, "training_seconds": seconds, "knn": curve_point(weights_at, options, data, session)}

@@ -8,10 +8,10 @@ from typing import Any
 
 from config.recipe import load_config
 from perf.report.sections import Table
-from perf.science.plan import paired
+from perf.science.measures import CALLED, ordering
+from perf.science.plan import EQUAL_IMAGES, paired
 
 Report = Mapping[str, Any]
-MEASURES = {"mean_loss": "loss", "code_entropy": "code entropy", "embedding_rank": "effective rank"}
 
 
 def seconds_of(report: Report) -> str:
@@ -24,15 +24,18 @@ def time_word(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """A sentence that compares multi-crop with two crops at equal training time."""
+    """Sentences that compare multi-crop with two crops, at equal training time and at equal images."""
     rows = {row["name"]: row for row in report["rows"]}
     if not {"multicrop", "two_crops"} <= set(rows):
         return "Multi-crop and two crops were not both run."
     figures = [("knn", "k-NN"), ("linear", "linear"), ("hands", "the same symbol by another hand")]
-    comparisons = [
-        against(rows["multicrop"], rows["two_crops"], *pair) for pair in figures if pair[0] in rows["multicrop"]
-    ]
-    return f"Multi-crop against two crops at equal time: {'; '.join(comparisons)}."
+    sentences = []
+    for name, equal in (("two_crops", "time"), (EQUAL_IMAGES, "images")):
+        if name in rows:
+            pairs = [pair for pair in figures if pair[0] in rows["multicrop"]]
+            comparisons = [against(rows["multicrop"], rows[name], *pair) for pair in pairs]
+            sentences.append(f"Multi-crop against two crops at equal {equal}: {'; '.join(comparisons)}.")
+    return " ".join(sentences)
 
 
 def against(one: Report, other: Report, figure: str, name: str) -> str:
@@ -63,15 +66,31 @@ def results(report: Report) -> Table:
 
 
 def measured(report: Report) -> Table | None:
-    """What the last epoch's loss, codes and embeddings were; None for reports without them."""
-    rows = [row for row in report["rows"] if any(name in row for name in MEASURES)]
+    """What a run's end tells without labels; None for reports without it."""
+    names = [name for name in CALLED if any(name in row for row in report["rows"])]
+    rows = [row for row in report["rows"] if any(name in row for name in names)]
     if not rows:
         return None
-    head = ("method", "images", *MEASURES.values())
-    cells = [
-        [row["title"], f"{row['runs'][0]['images']:,}", *(number(row.get(n), 2) for n in MEASURES)] for row in rows
-    ]
+    head = ("method", "images", *(CALLED[name] for name in names))
+    cells = [[row["title"], f"{row['runs'][0]['images']:,}", *(number(row.get(n), 2) for n in names)] for row in rows]
     return Table("measures", head, cells, ("method",))
+
+
+def orderings(reports: Mapping[str, Report]) -> Table | None:
+    """A row for each measure: the share of the pairs of runs that it orders as their k-NN does, in each of `reports`;
+    None where they have no measures. Only of swave's own runs, which have the measures."""
+    runs = {
+        f"{name}, {len(own)} runs": ordering(own)
+        for name, report in reports.items()
+        if (own := [run for row in report["rows"] for run in row["runs"] if "mean_loss" in run])
+    }
+    names = [name for name in CALLED if any(name in shares for shares in runs.values())]
+    if not names:
+        return None
+    cells = [
+        [CALLED[name], *(f"{shares[name]:.0%}" if name in shares else "" for shares in runs.values())] for name in names
+    ]
+    return Table("orderings", ("measure", *runs), cells, ("measure",))
 
 
 def chosen(report: Report) -> Table:

@@ -13,7 +13,9 @@ from config.recipe import ROOT, load_config
 from perf.science.check import locked
 from perf.science.choices import choices
 from perf.science.hands import across_hands
+from perf.science.measures import ordering
 from perf.science.plan import (
+    EQUAL_IMAGES,
     RECIPES,
     STUDIES,
     Cost,
@@ -28,7 +30,7 @@ from perf.science.runs import cost_of
 from perf.science.score import balanced
 from perf.science.search import CANDIDATES, candidates
 from perf.science.subset import pack_for_search
-from perf.science.tables import against, chosen, holds
+from perf.science.tables import against, chosen, holds, orderings, verdict
 from pipeline.dataset.idx import stored_png
 from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.reader import Reader
@@ -82,6 +84,9 @@ def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
     assert rows["deepclusterv2"]["runs"][0]["curve"][-1]["knn"] == rows["deepclusterv2"]["runs"][0]["knn"]
     assert "classifier" in rows["supervised"] and "classifier" not in rows["deepclusterv2"]
     assert 1 <= rows["deepclusterv2"]["embedding_rank"]["mean"] <= 8 and "embedding_rank" not in rows["supervised"]
+    (run,) = rows["deepclusterv2"]["runs"]
+    assert 1 <= run["rankme"] <= 8 and 1 <= run["rankme_features"] <= 8 and 1 <= run["lidar"] <= 8
+    assert run["alpha_req"] > 0 and "rankme" not in rows["supervised"]["runs"][0]
     page = (out / "science.md").read_text()
     assert f"{rows['deepclusterv2']['linear']['mean'] * 100:.2f} %" in page and "DeepCluster-v2" in page
     assert (out / "science.png").read_bytes()[:4] == b"\x89PNG"
@@ -106,6 +111,7 @@ def test_the_whole_check_at_toy_size_and_no_job_runs_twice(tmp_path):
         (["--seeds", "1,1"], "--seeds=1,1: expected different integers"),
         (["--methods", "swav"], "--methods=swav: unknown 'swav'; there are multicrop, two_crops"),
         (["--data", "nowhere"], "--data=nowhere: no such folder"),
+        (["--methods", "two_crops,two_crops_images"], "two_crops_images needs multicrop and two_crops"),
         (["--out", "nowhere"], "--out=nowhere: no such folder"),
         (["--cores", "100000"], "--cores=100000: expected 1 to"),
         (["--recipes", "tests"], "--recipes=tests: no recipe"),
@@ -175,6 +181,31 @@ def test_the_page_compares_methods_by_seed_and_marks_the_settings_of_the_recipes
     assert "worse by 5.00 points, ahead with 0 of 1 seed" in against(runs(0.8), runs(0.85), "knn", "k-NN")
     assert holds({"recipe": "two_crops", "settings": []}, RECIPES / "fashion-mnist")
     assert not holds({"recipe": "two_crops", "settings": ["optimizer.final_lr=1.0"]}, RECIPES / "fashion-mnist")
+
+
+def test_two_crops_also_train_on_as_many_images_as_multicrop():
+    for study in STUDIES:
+        methods = {method.name: method for method in methods_of(RECIPES / study)}
+        equal = methods[EQUAL_IMAGES]
+        assert (equal.recipe, equal.images_of) == (methods["two_crops"].recipe, "multicrop")
+    scores = {"multicrop": (0.8, 0.9), "two_crops": (0.85, 0.95), EQUAL_IMAGES: (0.7, 0.8)}
+    rows = [{"name": name, **runs(*values)} for name, values in scores.items()]
+    for row in rows:
+        row |= {"linear": row["knn"], "runs": [run | {"linear": run["knn"]} for run in row["runs"]]}
+    sentences = verdict({"rows": rows})
+    time, images = sentences.split(" Multi-crop")
+    assert "at equal time: k-NN 85.00% against 90.00%, worse by 5.00 points" in time
+    assert "at equal images: k-NN 85.00% against 75.00%, better by 10.00 points" in images
+
+
+def test_a_measure_orders_pairs_of_runs_as_their_accuracy_does():
+    figures = [(0.5, 5.0, 1.0, 0.9), (0.6, 4.0, 2.0, 0.95), (0.7, 4.5, 3.0, 1.3), (0.7, 1.0, 0.0, 9.0)]
+    found = ordering([{"knn": k, "mean_loss": loss, "lidar": r, "alpha_req": a} for k, loss, r, a in figures])
+    # the last two have the same accuracy, so five pairs count
+    assert found == {"mean_loss": 4 / 5, "lidar": 3 / 5, "alpha_req": 1 / 5}
+    table = orderings({"search": {"rows": [{"runs": [{"knn": k, "mean_loss": loss}]} for k, loss, _, _ in figures]}})
+    assert table.head == ("measure", "search, 4 runs") and table.rows == [["loss", "80%"]]
+    assert orderings({"search": {"rows": [{"runs": [{"knn": 0.5}]}]}}) is None
 
 
 @pytest.mark.parametrize("count", [2, 3, 6, 10])
