@@ -53,6 +53,7 @@ RUN_BY = {
     "perf.parity": "test_parity_is_reported_for_every_operation_and_within_its_limits",
     "perf.tables.tiling": "test_the_program_of_the_docs_measures_at_toy_size",
     "perf.channels": "test_both_backends_make_all_crops_of_each_kind",
+    "perf.nearest": "test_the_search_is_timed_beside_its_products",
     "perf.photographs": "test_contenders_take_turns_and_ratios_are_of_this_checkout",
     "perf.profile": "test_the_whole_report_of_a_tiny_recipe",
     "perf.remote": "test_disk_and_caches_take_turns_and_few_bytes_are_fetched_in_vain",
