@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ from training.stopping import stop_signals
 
 GRACE = 5.0  # seconds between the first failure and SIGABRT to all nodes, beyond launch.node's own grace period
 PING = 4.0  # seconds between PINGs to remote nodes; a node ends itself after launch.node.SILENCE without one
-SILENCE = 14.0  # seconds without an answer after which a node counts as lost
+SILENCE = 14.0  # seconds without an answer after which a node counts as lost,
+UNANSWERED = 3  # if it left so many PINGs without an answer: if this program was held up, it did not ask
 LAST = 8.0  # seconds from SIGABRT until the command of a node that still runs is killed
 
 
@@ -56,6 +58,7 @@ def supervise(
     ]  # fmt: skip
     reports: list[dict[str, Any]] = []
     answered_at: dict[int, float] = {}  # node number -> time of its last answer
+    asked_at: deque[float] = deque(maxlen=UNANSWERED)  # times of the last PINGs
     readers = [threading.Thread(target=read_reports, args=(node, reports, answered_at)) for node in nodes]
     for reader in readers:
         reader.start()
@@ -71,12 +74,13 @@ def supervise(
             interrupted = interrupted or received.si_signo == signal.SIGINT
             outcome.asked = True
         elif remote and time.monotonic() >= ping_at:
+            asked_at.append(time.monotonic())
             send_order(nodes, "PING")
             ping_at = time.monotonic() + PING
         for node in nodes:
             if node.poll() and not outcome.code:
                 outcome.code = node.returncode if node.returncode > 0 else 1
-        lost = lost or (silent_nodes(answered_at, reports) if remote else [])
+        lost = lost or (silent_nodes(answered_at, asked_at, reports) if remote else [])
         # The single command of srun lives as long as any of its nodes and does not notice the loss of one.
         failed = outcome.code or lost or any(report["died"] for report in reports)
         if failed and abort_at == float("inf"):
@@ -143,11 +147,14 @@ def send_order(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
                 continue
 
 
-def silent_nodes(answered_at: Mapping[int, float], reports: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Numbers of the nodes that answered before, have not reported their end, and are silent for SILENCE seconds."""
+def silent_nodes(
+    answered_at: Mapping[int, float], asked_at: Sequence[float], reports: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Numbers of the nodes that answered before, have not reported their end, left all PINGs of `asked_at` without an
+    answer, UNANSWERED in number, and are silent for SILENCE seconds."""
     ended = {report["node"] for report in reports}
-    now = time.monotonic()
-    return [node for node, at in sorted(answered_at.items()) if node not in ended and now - at > SILENCE]
+    silent_at = min(time.monotonic() - SILENCE, asked_at[0] if len(asked_at) == UNANSWERED else -float("inf"))
+    return [node for node, at in sorted(answered_at.items()) if node not in ended and at < silent_at]
 
 
 def read_reports(node: subprocess.Popen[str], reports: list[dict[str, Any]], answered_at: dict[int, float]) -> None:
