@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import ScalarEvent, YAMLError, parse
 
@@ -56,10 +56,9 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
             except (OmegaConfBaseException, YAMLError, ValueError) as error:
                 raise ConfigError(f"{argument}: not to be read ({_first_line(error)})") from None
             config = _merge(config, override, known, argument)
-    try:
-        OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
+    _check_references(config)
+    OmegaConf.resolve(config)
+    _check_references(config)  # a `${` that was escaped would be a reference again
     for key, setting in known.items():
         if setting.required and not OmegaConf.select(config, key):
             raise ConfigError(f"{key} is not set; give it as {key}=...")
@@ -165,6 +164,16 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
         if merged[section].backbone != config[section].backbone:
             merged[section].options = OmegaConf.select(override, f"{section}.options", default={})
     return merged
+
+
+def _check_references(config: DictConfig) -> None:
+    """Raises ConfigError for a `${...}` that refers to nothing."""
+    for key in _leaves(config):
+        try:
+            if isinstance(value := OmegaConf.select(config, key), ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {_first_line(error)}") from None
 
 
 def _leaves(node: Any, prefix: str | None = None) -> list[str]:

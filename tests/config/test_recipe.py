@@ -55,7 +55,9 @@ def test_every_recipe_is_valid(recipe):
         ("swav.assigning=[0,0]", "swav.assigning=[0, 0]: expected different crops"),
         ("pipeline.backend=pil", "pipeline.backend=pil: expected auto, dali, ffcv or torchvision"),
         ("data.path=", "data.path is not set; give it as data.path=..."),
-        ("data.path=/d/${x}", "Interpolation key 'x' not found"),
+        ("data.path=/d/${x}", "data.path: Interpolation key 'x' not found"),
+        (r"data.path=/d/\${x}", "data.path: Interpolation key 'x' not found"),
+        ("crops.mean=['${x}',1,1]", "crops.mean: Interpolation key 'x' not found"),
         ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
     ],
 )
