@@ -103,3 +103,36 @@ def test_a_node_ends_itself_after_a_silence_only_if_it_was_pinged(tmp_path, word
     process.stdin.flush()
     assert process.wait(timeout=120) == (1 if ends_early else 7)
     assert ends_early or time.monotonic() - begun > 3
+
+
+# A launcher whose rank 0 ends by a user's mistake while rank 1 waits for it.
+MISTAKEN = """
+import os, sys, time
+from pathlib import Path
+from training.rank_status import STATUS_BYTES, WORDS, write_rank, write_status
+for rank in (0, 1):
+    pid = os.fork()
+    if not pid and rank == 0:
+        time.sleep(1)
+        (Path(os.environ[WORDS]) / f'{os.getpid()}.json').write_bytes(b' ' * STATUS_BYTES)
+        write_status(2, '')
+        os._exit(2)
+    if not pid:
+        time.sleep(100)
+    write_rank(pid, rank)
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow(seconds=4)
+def test_a_mistake_that_only_one_rank_finds_is_exit_code_2(tmp_path):
+    process = python(
+        "import sys",
+        "from pathlib import Path",
+        "import launch.node as module",
+        "module.GRACE = 0.2",
+        f"command = [sys.executable, '-c', {MISTAKEN!r}]",
+        f"sys.exit(module.Supervisor(command, Path({str(tmp_path)!r}), 0, 2).run())",
+    )
+    assert process.wait(timeout=120) == 2  # its standard input stays open meanwhile
+    assert json.loads(process.stdout.read().splitlines()[-1])["died"] == []
