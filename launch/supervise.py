@@ -19,6 +19,7 @@ GRACE = 5.0  # seconds between the first failure and SIGABRT to all nodes, beyon
 PING = 4.0  # seconds between PINGs to remote nodes; a node ends itself after launch.node.SILENCE without one
 SILENCE = 14.0  # seconds without an answer after which a node counts as lost,
 UNANSWERED = 3  # if it left so many PINGs without an answer: if this program was held up, it did not ask
+SSH_FAILED = 255  # ssh's own exit code, as when the connection breaks
 LAST = 8.0  # seconds from SIGABRT until the command of a node that still runs is killed
 
 
@@ -77,9 +78,7 @@ def supervise(
             asked_at.append(time.monotonic())
             send_order(nodes, "PING")
             ping_at = time.monotonic() + PING
-        for node in nodes:
-            if node.poll() and not outcome.code:
-                outcome.code = node.returncode if node.returncode > 0 else 1
+        outcome.code = outcome.code or first_code(nodes)
         lost = lost or (silent_nodes(answered_at, asked_at, reports) if remote else [])
         # The single command of srun lives as long as any of its nodes and does not notice the loss of one.
         failed = outcome.code or lost or any(report["died"] for report in reports)
@@ -93,6 +92,7 @@ def supervise(
             send_order(nodes, "SIGABRT")
     for reader in readers:
         reader.join()
+    outcome.code = outcome.code or first_code(nodes)  # of those that ended at once
     for report in reports:
         outcome.step = max(outcome.step, report["step"])
         outcome.ended = outcome.ended or report["ended"]
@@ -104,6 +104,12 @@ def supervise(
     else:
         outcome.died = lost_connection(nodes, hosts, reports, killed) or outcome.died
     return outcome
+
+
+def first_code(nodes: Sequence[subprocess.Popen[str]]) -> int:
+    """The exit code of the first node that has ended with one other than 0; 1 for a signal or a broken connection."""
+    code = next((node.returncode for node in nodes if node.poll()), 0)
+    return code if 0 <= code < SSH_FAILED else 1
 
 
 def lost_connection(
@@ -118,7 +124,7 @@ def lost_connection(
     reported = {report["node"] for report in reports}
     for index, node in enumerate(nodes):
         silent = index not in reported and index not in killed
-        if silent and node.returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
+        if silent and node.returncode in (SSH_FAILED, -signal.SIGKILL, -signal.SIGTERM):
             return f"{hosts[index]}: the connection to it ended (exit code {node.returncode})"
     return ""
 

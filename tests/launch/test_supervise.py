@@ -124,6 +124,17 @@ time.sleep(100)
 """
 
 
+def test_a_connection_that_breaks_is_exit_code_1():
+    process = python(
+        "import os",
+        "from launch.supervise import supervise",
+        "outcome = supervise([['sh', '-c', 'exit 255']], ['host1'], os.environ)",
+        "print(outcome.code, outcome.died, sep='|')",
+    )
+    output, _ = process.communicate(timeout=120)
+    assert output.strip() == "1|host1: the connection to it ended (exit code 255)"
+
+
 @pytest.mark.slow(seconds=4)
 def test_a_mistake_that_only_one_rank_finds_is_exit_code_2(tmp_path):
     process = python(
