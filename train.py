@@ -239,7 +239,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         result |= {"epochs": config.run.epochs, "steps": step, "skipped_steps": skipped.total}
         result |= {"images_per_second": speed, "seconds": clock.state_dict()["seconds"]}
         result |= {"world_size": cluster.world_size, "unreadable_images": cluster.merge(loader.bad)}
-        result |= {"checkpoint": str(last_saved), "data": of_splits(table, test)}
+        result |= {"checkpoint": str(last_saved), "data": of_splits(table, test, labelled)}
         cluster.on_main(lambda: journal.finish(result))
         watch.write()
         return "done"

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import ScalarEvent, YAMLError, parse
 
 from common.paths import ROOT
 from common.versions import version
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULTS", "ROOT", "ConfigError", "answered", "default_config", "load_config"]
 
 DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, for people
+MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal and base 60 in YAML 1.1
 
 
 def default_config() -> DictConfig:
@@ -55,10 +56,9 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
             except (OmegaConfBaseException, YAMLError, ValueError) as error:
                 raise ConfigError(f"{argument}: not to be read ({_first_line(error)})") from None
             config = _merge(config, override, known, argument)
-    try:
-        OmegaConf.resolve(config)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from None
+    _check_references(config)
+    OmegaConf.resolve(config)
+    _check_references(config)  # a `${` that was escaped would be a reference again
     for key, setting in known.items():
         if setting.required and not OmegaConf.select(config, key):
             raise ConfigError(f"{key} is not set; give it as {key}=...")
@@ -112,11 +112,20 @@ def _read(recipe: str) -> DictConfig:
         raise ConfigError(f"{recipe}: no such recipe; there are {', '.join(known)}")
     try:
         loaded = OmegaConf.load(path)
+        _check_numbers(path.read_text("utf-8"))
     except Exception as error:  # of many kinds in PyYAML and OmegaConf; each is a mistake in the recipe
         raise ConfigError(f"{recipe}: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{recipe}: a recipe is a mapping of sections")
     return loaded
+
+
+def _check_numbers(text: str) -> None:
+    """Raises ValueError for a number that YAML reads in another base than 10: 010 is 8, and 1:30 is 90."""
+    for event in parse(text):
+        if isinstance(event, ScalarEvent) and event.style is None and MISREAD.fullmatch(event.value):
+            advice = "write it without leading zeros and colons, or in quotes if it is a text"
+            raise ValueError(f"YAML takes {event.value} for a number that is not decimal; {advice}")
 
 
 def paths_of(data: Any) -> list[str]:
@@ -139,6 +148,7 @@ def _override(argument: str, known: Mapping[str, Setting]) -> DictConfig:
         setting is not None and setting.takes_list and re.fullmatch(r"\[.*,.*\]", text) and not os.path.exists(text)
     )
     if setting is None or not setting.is_text or quoted or listed or (setting.nullable and text in ("null", "~")):
+        _check_numbers(text)
         return OmegaConf.from_dotlist([argument])
     override = OmegaConf.create()
     OmegaConf.update(override, key, text)
@@ -154,6 +164,16 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
         if merged[section].backbone != config[section].backbone:
             merged[section].options = OmegaConf.select(override, f"{section}.options", default={})
     return merged
+
+
+def _check_references(config: DictConfig) -> None:
+    """Raises ConfigError for a `${...}` that refers to nothing."""
+    for key in _leaves(config):
+        try:
+            if isinstance(value := OmegaConf.select(config, key), ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}: {_first_line(error)}") from None
 
 
 def _leaves(node: Any, prefix: str | None = None) -> list[str]:

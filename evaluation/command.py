@@ -96,7 +96,7 @@ def counts(data: Labelled) -> dict[str, Any]:
 
     classes = data.train.classes or sorted(set(data.train.label[data.train_rows].tolist()))
     return {"train_images": len(data.train_rows), "test_images": len(data.test_rows), "classes": len(classes)} | {
-        "accounting": of_splits(data.train, data.test)
+        "accounting": of_splits(data.train, data.test, data)
     }
 
 

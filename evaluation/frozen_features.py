@@ -28,16 +28,16 @@ def split_features(
     """Raw features of data.train_rows and data.test_rows, float32, on the CPU, the same on every process.
 
     only_test: skip the training images (0 rows). Raises UnsuitableArgument for a --stage or --pool that the network
-    does not have.
+    does not have, and for features that are not finite.
     """
     function, source, crops = _feature_function(backbone, session, options)
-    empty = torch.zeros(0, 0)
-    title = f"{backbone.word}: train"
-    train = (
-        empty if only_test else cached_features(function, source, data.train, data.train_rows, crops, session, title)
-    )
-    test = cached_features(function, source, data.test, data.test_rows, crops, session, f"{backbone.word}: test")
-    return train, test
+
+    def features(table: SampleTable, rows: np.ndarray, split: str) -> Tensor:
+        title = f"{backbone.word}: {split}"
+        return _finite(cached_features(function, source, table, rows, crops, session, title), backbone.word)
+
+    train = torch.zeros(0, 0) if only_test else features(data.train, data.train_rows, "train")
+    return train, features(data.test, data.test_rows, "test")
 
 
 def table_features(
@@ -45,7 +45,16 @@ def table_features(
 ) -> Float[Tensor, "rows features"]:
     """Raw features of some rows of a table, as `split_features` gives them."""
     function, source, crops = _feature_function(backbone, session, options)
-    return cached_features(function, source, table, rows, crops, session, backbone.word)
+    return _finite(cached_features(function, source, table, rows, crops, session, backbone.word), backbone.word)
+
+
+def _finite(features: Float[Tensor, "rows features"], word: str, chunk: int = 65536) -> Tensor:
+    """The same features. Raises UnsuitableArgument if some are not finite: a figure of these would mean nothing."""
+    bad = sum(int((~part.isfinite().all(1)).sum()) for part in features.split(chunk))
+    if bad:
+        problem = f"the features of {bad:,} of {len(features):,} images hold infinite or NaN values"
+        raise UnsuitableArgument(f"{word}: {problem}; its weights are damaged, or too large for --precision")
+    return features
 
 
 def _feature_function(

@@ -5,7 +5,8 @@
 Orders arrive on standard input. SIGTERM or SIGUSR1 is passed on to all training processes here. SIGKILL, or the end of
 standard input (the program that started this one is gone), kills them, and so does silence after a first PING. When a
 process dies, the others have ten seconds; then, as on SIGABRT, they write their stacks and are killed. No process is
-left behind, even if the launcher itself is killed. Exit code: the launcher's, or 1 if a process died.
+left behind, even if the launcher itself is killed. Exit code: the launcher's, 2 if a process ended by a user's
+mistake, or 1 if one died.
 
 Lines on standard output are JSON: {"here": I} answers a PING; the last line reports which ranks died and why, the
 last step, how process 0 ended, and the files with stacks.
@@ -29,7 +30,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parser, exit_on_mistake
+from common.cli import EXIT_MISTAKE, Parser, exit_on_mistake
 from common.machine import devices_of_processes, interface_to, launch_environment, visible_gpus
 from config.recipe import ROOT, ConfigError
 from training.rank_status import LIFELINE, STACKS, WORDS, ranks_of, stacks_of, status_of, step_of
@@ -129,7 +130,10 @@ class Supervisor:
         finally:
             self._kill_all()
         code = self.launcher.returncode
-        finished = sum(status_of(self.scratch, pid) is not None for pid in self.ranks)
+        words = [word for pid in self.ranks if (word := status_of(self.scratch, pid)) is not None]
+        if any(word["code"] == EXIT_MISTAKE for word in words):  # it is said; the others failed because of its end
+            code, self.failures = EXIT_MISTAKE, {}
+        finished = len(words)
         killed = order in (signal.SIGKILL, signal.SIGABRT)
         if code <= 0 and finished < self.processes and not killed and not self.failures:
             error = f"the launcher ended before its processes: {finished} of {self.processes} finished"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,9 @@ from training.stopping import stop_signals
 
 GRACE = 5.0  # seconds between the first failure and SIGABRT to all nodes, beyond launch.node's own grace period
 PING = 4.0  # seconds between PINGs to remote nodes; a node ends itself after launch.node.SILENCE without one
-SILENCE = 14.0  # seconds without an answer after which a node counts as lost
+SILENCE = 14.0  # seconds without an answer after which a node counts as lost,
+UNANSWERED = 3  # if it left so many PINGs without an answer: if this program was held up, it did not ask
+SSH_FAILED = 255  # ssh's own exit code, as when the connection breaks
 LAST = 8.0  # seconds from SIGABRT until the command of a node that still runs is killed
 
 
@@ -56,6 +59,7 @@ def supervise(
     ]  # fmt: skip
     reports: list[dict[str, Any]] = []
     answered_at: dict[int, float] = {}  # node number -> time of its last answer
+    asked_at: deque[float] = deque(maxlen=UNANSWERED)  # times of the last PINGs
     readers = [threading.Thread(target=read_reports, args=(node, reports, answered_at)) for node in nodes]
     for reader in readers:
         reader.start()
@@ -71,12 +75,11 @@ def supervise(
             interrupted = interrupted or received.si_signo == signal.SIGINT
             outcome.asked = True
         elif remote and time.monotonic() >= ping_at:
+            asked_at.append(time.monotonic())
             send_order(nodes, "PING")
             ping_at = time.monotonic() + PING
-        for node in nodes:
-            if node.poll() and not outcome.code:
-                outcome.code = node.returncode if node.returncode > 0 else 1
-        lost = lost or (silent_nodes(answered_at, reports) if remote else [])
+        outcome.code = outcome.code or first_code(nodes)
+        lost = lost or (silent_nodes(answered_at, asked_at, reports) if remote else [])
         # The single command of srun lives as long as any of its nodes and does not notice the loss of one.
         failed = outcome.code or lost or any(report["died"] for report in reports)
         if failed and abort_at == float("inf"):
@@ -89,6 +92,7 @@ def supervise(
             send_order(nodes, "SIGABRT")
     for reader in readers:
         reader.join()
+    outcome.code = outcome.code or first_code(nodes)  # of those that ended at once
     for report in reports:
         outcome.step = max(outcome.step, report["step"])
         outcome.ended = outcome.ended or report["ended"]
@@ -100,6 +104,12 @@ def supervise(
     else:
         outcome.died = lost_connection(nodes, hosts, reports, killed) or outcome.died
     return outcome
+
+
+def first_code(nodes: Sequence[subprocess.Popen[str]]) -> int:
+    """The exit code of the first node that has ended with one other than 0; 1 for a signal or a broken connection."""
+    code = next((node.returncode for node in nodes if node.poll()), 0)
+    return code if 0 <= code < SSH_FAILED else 1
 
 
 def lost_connection(
@@ -114,7 +124,7 @@ def lost_connection(
     reported = {report["node"] for report in reports}
     for index, node in enumerate(nodes):
         silent = index not in reported and index not in killed
-        if silent and node.returncode in (255, -signal.SIGKILL, -signal.SIGTERM):
+        if silent and node.returncode in (SSH_FAILED, -signal.SIGKILL, -signal.SIGTERM):
             return f"{hosts[index]}: the connection to it ended (exit code {node.returncode})"
     return ""
 
@@ -143,11 +153,14 @@ def send_order(nodes: Sequence[subprocess.Popen[str]], order: str) -> None:
                 continue
 
 
-def silent_nodes(answered_at: Mapping[int, float], reports: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Numbers of the nodes that answered before, have not reported their end, and are silent for SILENCE seconds."""
+def silent_nodes(
+    answered_at: Mapping[int, float], asked_at: Sequence[float], reports: Sequence[Mapping[str, Any]]
+) -> list[int]:
+    """Numbers of the nodes that answered before, have not reported their end, left all PINGs of `asked_at` without an
+    answer, UNANSWERED in number, and are silent for SILENCE seconds."""
     ended = {report["node"] for report in reports}
-    now = time.monotonic()
-    return [node for node, at in sorted(answered_at.items()) if node not in ended and now - at > SILENCE]
+    silent_at = min(time.monotonic() - SILENCE, asked_at[0] if len(asked_at) == UNANSWERED else -float("inf"))
+    return [node for node, at in sorted(answered_at.items()) if node not in ended and at < silent_at]
 
 
 def read_reports(node: subprocess.Popen[str], reports: list[dict[str, Any]], answered_at: dict[int, float]) -> None:

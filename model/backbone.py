@@ -121,7 +121,7 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     import timm  # takes seconds to import, and most runs do not use it
 
     if not timm.is_model(name):
-        names = ["resnet", *RESNETS, *timm.list_models()]
+        names = {"resnet", *RESNETS, *timm.list_models()}
         near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
         kinds = (
             "neither one of swave's nor a model of timm (others: torchvision:NAME, transformers:NAME, module:function)"

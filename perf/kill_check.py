@@ -5,12 +5,12 @@
 
 A tiny network trains by `train.py` on 64 images, with a checkpoint every second step. For each number of processes and
 ZeRO stage one run is not killed. Other runs get SIGKILL at a random moment (start, step, save or end): first a random
-rank, up to 50 ms later the others. The same_bits command resumes the run until the next kill or the end; then a new run
+rank, up to 50 ms later the others. The same command resumes the run until the next kill or the end; then a new run
 begins. Masters, optimizer state, buffers and queue of the last checkpoints are compared. Per case:
 
     kills           SIGKILLs, each to all processes of a run
     runs            runs that reached their end
-    identical       whether all of these ended with the same_bits bits
+    identical       whether all of these ended with the same bits
     steps_lost      the most steps that a kill cost: logged before it and repeated after it
     unusable        kills after which the run did not resume
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from common.cli import EXIT_FAILED, EXIT_MISTAKE, Parser, print_error
 from common.progress import progress_bar
 from config.recipe import ROOT
-from perf.faults import damage, disks, kills, machine, network, values
+from perf.faults import damage, disks, kills, machine, network, remote, values
 from perf.faults.fault import Fault, carry_out
 from perf.faults.needs import lacking
 from perf.faults.output import Report, read, show, write
@@ -34,7 +34,7 @@ IN_NAMESPACE = "SWAVE_FAULTS"  # set where the mounts of the campaign are its ow
 
 def all_faults() -> list[Fault]:
     """Every row, in the order of the table."""
-    return [fault for part in (kills, disks, damage, values, machine, network) for fault in part.faults()]
+    return [fault for part in (kills, disks, damage, values, remote, machine, network) for fault in part.faults()]
 
 
 def main(arguments: list[str]) -> int:

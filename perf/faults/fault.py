@@ -78,7 +78,8 @@ def _tried(fault: Fault, place: Place, expected: Any) -> dict[str, Any]:
     if "Traceback (most recent call last)" in ended.output:
         trace = ended.output[ended.output.rindex("Traceback (most") :]
         wrong.append(f"a traceback: {' '.join(trace.split())[-400:]}")
-    logged = max(losses(place.run), default=0) if fault.program is TRAIN else 0
+    trains = fault.program.name.startswith("train.py")
+    logged = max(losses(place.run), default=0) if trains else 0
     row = {"code": ended.code, "sees": line}
     if fault.then == ENDED:
         if not same(fault.program.result(place), expected):
@@ -94,7 +95,7 @@ def _tried(fault: Fault, place: Place, expected: Any) -> dict[str, Any]:
     if not same(fault.program.result(place), expected):
         wrong.append(f"the same command: another result: {difference(fault.program.result(place), expected)}")
     row |= {"lost": "nothing", "restart": "undisturbed result"}
-    if fault.program is TRAIN:
+    if trains:
         resumed = resumed_from(again.output) or 0
         repeated = max(0, logged - resumed) if "is done" not in again.output else 0
         row |= {"lost": f"{repeated} steps" if repeated else "nothing", "saved": saved, "resumed": resumed}

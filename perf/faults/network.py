@@ -69,7 +69,7 @@ def on_network(act: Callable[[OnHosts], None], *settings: str) -> Inject:
 def slow_network(delay: float, loss: float) -> Inject:
     def inject(place: Place, program: Program) -> Ended:
         with three(place, delay=delay, loss=loss) as run:
-            return run.finish(400)
+            return run.finish()
 
     return inject
 

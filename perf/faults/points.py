@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 900.0  # seconds; a held process that is not released ends by itself
+PATIENCE = 3600.0  # seconds; a held process that is not released ends by itself
 
 
 def replace(point: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -81,6 +83,29 @@ def slow_steps(seconds: float, only: int, rank: int) -> None:
 
     if rank == only:
         replace("model.objective:Objective.loss", change)
+
+
+def count_rows(file: Path, rank: int) -> None:
+    """Count how often the run draws each row; the counts are written to `file` whenever its loader closes."""
+    counts: Counter[int] = Counter()
+
+    def take(real: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            batch = real(*arguments)
+            counts.update(batch.rows.tolist())
+            return batch
+
+        return counted
+
+    def close(real: Callable[..., Any]) -> Callable[..., Any]:
+        def written(*arguments: Any) -> Any:
+            file.write_text(json.dumps(counts))
+            return real(*arguments)
+
+        return written
+
+    replace("pipeline.loader:Loader._take", take)
+    replace("pipeline.loader:Loader.close", close)
 
 
 def jump_clock(point: str, call: int, seconds: float, rank: int) -> None:

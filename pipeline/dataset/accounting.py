@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.dataset.columns import blocks
+from pipeline.dataset.labelled import Labelled
 from pipeline.dataset.sniff import HAS_HEIF, HEIF, HEIF_PACKAGE
 from pipeline.dataset.table import SampleTable, State
 
@@ -33,9 +34,13 @@ def accounting(table: SampleTable) -> Counted:
     }
 
 
-def of_splits(train: SampleTable, test: SampleTable | None) -> dict[str, Counted]:
-    """The accounting of each split."""
-    return {"train": accounting(train)} | ({} if test is None or test is train else {"test": accounting(test)})
+def of_splits(train: SampleTable, test: SampleTable | None, labelled: Labelled | None = None) -> dict[str, Counted]:
+    """The accounting of each split; with `unseen`, the number of scored images of a class that no training image has,
+    if there are any."""
+    splits = {"train": accounting(train)} | ({} if test is None or test is train else {"test": accounting(test)})
+    if labelled is not None and labelled.unseen:
+        splits["test" if "test" in splits else "train"]["unseen"] = labelled.unseen
+    return splits
 
 
 def in_one_line(counted: Counted, manifest: str = "") -> str:
@@ -49,15 +54,20 @@ def in_one_line(counted: Counted, manifest: str = "") -> str:
         reasons = ", ".join(f"{number:,} {reason}" for reason, number in counted["quarantined"].items())
         text += f"; {bad:,} of {bad + counted['images']:,} images quarantined ({reasons})"
         text += f", their names are in {manifest}" if manifest else ""
+    if unseen := counted.get("unseen"):
+        text += f"; scored without a training image of their class, and so always wrong: {unseen:,}"
     return text
 
 
 def losses(splits: Mapping[str, Counted]) -> list[str]:
-    """A line for each split of which not every file is used."""
+    """A line for each split of which not every file is used, or not every class can be learned."""
     return [
         f"{name} images: {in_one_line(counted)}"
         for name, counted in splits.items()
-        if counted["quarantined"] or counted["left_out"] or 0 < counted["labeled"] < counted["images"]
+        if counted["quarantined"]
+        or counted["left_out"]
+        or counted.get("unseen")
+        or 0 < counted["labeled"] < counted["images"]
     ]
 
 

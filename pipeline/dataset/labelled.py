@@ -49,6 +49,11 @@ class Labelled:
         """`numbers` of the test rows."""
         return self.numbers(self.test.label[self.test_rows])
 
+    @cached_property
+    def unseen(self) -> int:
+        """Number of test rows of a class that no training row has."""
+        return int(np.isin(self.test_labels, np.unique(self.train_labels), invert=True).sum())
+
 
 def labelled_data(train: SampleTable, test: SampleTable | None, max_train: int = 0) -> Labelled | None:
     """The labelled rows of both tables; without a test table about a tenth of them is held out, at least one. None if

@@ -301,7 +301,8 @@ def _fetch_images(
 def _check_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        problem = f"{needed / 1e9:.3g} GB are to be fetched, and {folder} has {free / 1e9:.3g} GB of room"
+        size, unit = (1e9, "GB") if needed >= 1e8 else (1e6, "MB")
+        problem = f"{needed / size:.3g} {unit} are to be fetched, and {folder} has {free / size:.3g} {unit} of room"
         raise DatasetError(f"{problem}; make room, or set another data.cache or a lower data.cache_bytes")
 
 

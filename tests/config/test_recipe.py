@@ -55,7 +55,9 @@ def test_every_recipe_is_valid(recipe):
         ("swav.assigning=[0,0]", "swav.assigning=[0, 0]: expected different crops"),
         ("pipeline.backend=pil", "pipeline.backend=pil: expected auto, dali, ffcv or torchvision"),
         ("data.path=", "data.path is not set; give it as data.path=..."),
-        ("data.path=/d/${x}", "Interpolation key 'x' not found"),
+        ("data.path=/d/${x}", "data.path: Interpolation key 'x' not found"),
+        (r"data.path=/d/\${x}", "data.path: Interpolation key 'x' not found"),
+        ("crops.mean=['${x}',1,1]", "crops.mean: Interpolation key 'x' not found"),
         ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
     ],
 )
@@ -268,6 +270,9 @@ def test_another_backbone_drops_the_options_of_the_recipes():
     ("setting", "message"),
     [
         ("run.epochs=[1", "run.epochs=[1: not to be read"),
+        ("run.seed=010", "run.seed=010: not to be read (YAML takes 010 for a number that is not decimal"),
+        ("swav.epsilon=1:30.5", "swav.epsilon=1:30.5: not to be read (YAML takes 1:30.5 for a number"),
+        ("crops.global.scale=[007,1]", "crops.global.scale=[007,1]: not to be read (YAML takes 007"),
         ("swav.temperature=.inf", "swav.temperature=inf: expected finite numbers"),
         ("crops.mean=[.nan,1,1]", "crops.mean=[nan, 1, 1]: expected finite numbers"),
         ("model.prototypes=1", "model.prototypes=1: expected at least 2"),
@@ -285,6 +290,14 @@ def test_impossible_settings_are_an_error_of_one_line(setting, message):
     with pytest.raises(ConfigError) as caught:
         load_config(["config/demo.yaml", setting])
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_a_recipe_has_no_octal_numbers(tmp_path):
+    (tmp_path / "x.yaml").write_text("run: {seed: 010}\n")
+    with pytest.raises(ConfigError, match=r"x\.yaml: YAML takes 010 for a number that is not decimal"):
+        load_config([str(tmp_path / "x.yaml")])
+    (tmp_path / "x.yaml").write_text("run: {seed: 10, directory: '010'}\ndata: {path: /x/1:30}\n")
+    assert load_config([str(tmp_path / "x.yaml"), "data.path=010"]).run.directory == "010-010"
 
 
 @pytest.mark.parametrize("changes", [[], ["engine.compile=true", "engine.accumulation=2"], ["engine.stage=3"]])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from evaluation.backbones import open_backbone
 from export.__main__ import export
-from support.evaluations import published_file, published_network
+from support.evaluations import mistake, published_file, published_network
 
 
 def test_a_value_that_is_not_finite_is_named_wherever_weights_are_read(tmp_path, run):
@@ -39,6 +39,16 @@ def test_a_value_that_is_not_finite_is_named_wherever_weights_are_read(tmp_path,
     for read in (open_backbone, lambda word: export(Path(word), tmp_path / "out.pth", "swav")):
         with pytest.raises(ValueError, match=r"checkpoint .*conv1\.weight.* infinite or NaN"):
             read(str(copied))
+
+
+def test_features_that_are_not_finite_give_no_figure(tmp_path, data, capsys):
+    path = published_file(tmp_path / "swav.pth", published_network())
+    weights = torch.load(path, weights_only=True)["state_dict"]
+    weights["module.layer2.0.bn1.running_var"] -= 10  # finite, but its root is not
+    torch.save({"state_dict": weights}, path)
+    places = ["--tables", tmp_path / "tables", "--cache", "none"]
+    line = mistake(capsys, path, data, "--backend", "torchvision", "--size", 32, *places)
+    assert line.startswith(f"swave: {path}: the features of 90 of 90 images hold infinite or NaN values")
 
 
 def digest_in(manifest, name):

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pipeline.dataset.table import DatasetError
 
-TRAIN = ("train", "training", "trainset", "trainval")
+TRAIN = ("train", "training", "trainval")
+UNLABELED = ("unlabeled", "unlabelled", "pretrain", "pretraining")  # a training set where there is no other
 # In the order in which one of several is taken as the test.
-TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval", "evaluation", "valset", "testset")
+TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval", "evaluation", "holdout")
+COMPOUND = re.compile(
+    r"((?:pre)?train|training|val|test|validation|valid|testing|dev|eval)(?:sets?|data|images?|imgs?)"
+)
 SUFFIX = re.compile(r"\.(beton|tar|tfrecords?|rec|lmdb|h5|hdf5|parquet|arrow|npz|idx|gz|tgz)$", re.IGNORECASE)
 SPLIT_FILES = (".beton", ".tar", ".tfrecord", ".rec", ".lmdb", ".h5", ".hdf5")
 PART = re.compile(r"\d+-of-\d+")
@@ -26,8 +30,11 @@ PART_SUFFIX = re.compile(r"-\d+-of-\d+$")  # of x.tfrecord-00000-of-00042
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 
 
+Name = TypeVar("Name")
+
+
 class Split(NamedTuple):
-    """What a name says. word: one of TRAIN or TEST, '' for no split; rest: the other words of the name, but numbers."""
+    """What a name says. word: one of TRAIN, UNLABELED or TEST, '' for no split; rest: its other words, but numbers."""
 
     word: str
     rest: str = ""
@@ -36,12 +43,13 @@ class Split(NamedTuple):
 def split_of(name: str) -> Split:
     """The split that the name of a file or folder says: 'digits-train-00000-of-00042.parquet' is 'train' of 'digits'.
 
-    A split is a whole word: signs, digits and capital letters end words. 'train_val' is a training set; a name with two
-    other splits says none.
+    A split is a whole word, with 'set', 'data' or 'images' behind it or not: signs, digits and capital letters end
+    words. 'train_val' is a training set; a name with two other splits says none.
     """
     stem = PART.sub("", SUFFIX.sub("", SUFFIX.sub("", name)))
     words = [word.lower() for word in WORD.findall(stem)]
-    found = [word for word in words if word in (*TRAIN, *TEST)]
+    words = [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
+    found = [word for word in words if word in (*TRAIN, *UNLABELED, *TEST)]
     rest = "-".join(word for word in words if word not in found and not word.isdigit())
     if found == ["train", "val"]:
         return Split("trainval", rest)
@@ -129,7 +137,7 @@ def _pair_of_folders(path: Path, folders: Sequence[str]) -> tuple[Path, Path | N
     splits = {name: split_of(name) for name in folders}
     pairs = []
     for rest in sorted({split.rest for split in splits.values() if split.word}):
-        train = [name for name, split in splits.items() if split.rest == rest and split.word in TRAIN]
+        train = _training({name: split for name, split in splits.items() if split.rest == rest})
         test = [name for name, split in splits.items() if split.rest == rest and split.word in TEST]
         if train and test:
             first = min(TEST.index(splits[name].word) for name in test)
@@ -150,7 +158,7 @@ def _pair_of_folders(path: Path, folders: Sequence[str]) -> tuple[Path, Path | N
 def _pair_of_files(files: Sequence[Path], alone: bool = False) -> tuple[Path, Path | None] | None:
     """alone: whether a training file without a test file counts."""
     splits = {file: split_of(file.name) for file in files}
-    train = [file for file in files if splits[file].word in TRAIN]
+    train = _training(splits)
     test = [file for file in files if splits[file].word in TEST]
     if alone and len(train) == 1 and not test:
         return train[0], None
@@ -166,6 +174,12 @@ def _pair_of_files(files: Sequence[Path], alone: bool = False) -> tuple[Path, Pa
     problem = f"holds several splits ({named}), and their names leave open which files are the training set"
     example = f"data.path='{files[0].parent}/train-*{files[0].suffix}'"
     raise DatasetError(f"{problem}; put each into a folder of its own, or name them, e.g. {example}")
+
+
+def _training(splits: Mapping[Name, Split]) -> list[Name]:
+    """The names of training sets; those of unlabeled images where there is no other."""
+    named = [name for name, split in splits.items() if split.word in TRAIN]
+    return named or [name for name, split in splits.items() if split.word in UNLABELED]
 
 
 def _path_of(group: Sequence[Path], split: Split, files: Sequence[Path]) -> Path:

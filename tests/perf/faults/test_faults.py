@@ -13,6 +13,7 @@ from perf.faults.kills import PHASES
 from perf.faults.needs import lacking
 from perf.faults.output import line, markdown, read, write
 from perf.faults.place import Ended
+from perf.faults.remote import FETCHING, KEEPING
 from perf.faults.snapshots import Snapshots
 
 SHORT = [fault for fault in all_faults() if fault.short]
@@ -49,7 +50,7 @@ def test_all_faults_have_names_of_their_own_and_there_are_many():
     assert len(SHORT) == 4
 
 
-@pytest.mark.parametrize("point", sorted({*(row[1] for row in PHASES), *(row[3] for row in ROWS)}))
+@pytest.mark.parametrize("point", sorted({*(row[1] for row in PHASES), *(row[3] for row in ROWS), FETCHING, KEEPING}))
 def test_a_point_is_a_function_of_swave(point):
     module, _, path = point.partition(":")
     assert callable(reduce(getattr, path.split("."), importlib.import_module(module)))

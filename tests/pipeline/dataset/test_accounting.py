@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.dataset.accounting import accounting, in_one_line, losses, of_splits
+from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.open import open_dataset
 from pipeline.dataset.table import SampleTable
 from support.conversions import converted
@@ -89,3 +90,13 @@ def test_a_figure_stands_beside_what_it_leaves_out(root, tmp_path):
     summary |= {"seconds": 1, "data": of_splits(whole, table)}
     assert closing_table(summary).splitlines()[-1] == f"test images: {LINE}"
     assert "test images" not in closing_table(summary | {"data": of_splits(whole, None)})
+
+
+def test_images_of_a_class_that_cannot_be_learned_are_counted_beside_the_figure(root, tmp_path):
+    whole = open_dataset(write(tmp_path / "whole", {"a/1.png": PNG}), tmp_path / "cache", workers=1, progress=False)
+    table = open_dataset(root, tmp_path / "cache", workers=1, progress=False)  # classes a and b
+    always_wrong = "scored without a training image of their class, and so always wrong: 1"
+    assert losses(of_splits(whole, table, labelled_data(whole, table))) == [f"test images: {LINE}; {always_wrong}"]
+    (line,) = losses(of_splits(table, None, labelled_data(table, None)))  # one of the two images is held out
+    assert line == f"train images: {LINE}; {always_wrong}"
+    assert losses(of_splits(whole, None, labelled_data(whole, whole))) == []

@@ -18,6 +18,9 @@ NAMES = {
     "train_0.parquet": ("train", ""), "set-test.parquet": ("test", "set"), "x.train.tar.gz": ("train", "x"),
     "train-00000-of-00042.parquet": ("train", ""), "digits-validation-00000-of-00001.arrow": ("validation", "digits"),
     "train.beton": ("train", ""), "my-train.beton": ("train", "my"),
+    "trainset": ("train", ""), "testdata": ("test", ""), "ValImages-0.tar": ("val", "images"),
+    "holdout": ("holdout", ""), "unlabeled2017": ("unlabeled", ""), "pretrain": ("pretrain", ""),
+    "pretraindata-0.tar": ("pretrain", ""),
     "trainer": ("", "trainer"), "trains": ("", "trains"), "validated": ("", "validated"), "device": ("", "device"),
     "contest-0.tar": ("", "contest"), "latest.tar": ("", "latest"), "train-test-0.tar": ("", ""), "cat": ("", "cat"),
 }  # fmt: skip
@@ -39,7 +42,11 @@ PAIRS = {
     "train-0.tar train-1.tar val-0.tar": ("train*.tar", "val-0.tar"),
     "x-train-0.tar x-train-1.tar x-test-0.tar x-test-1.tar README.md": ("x-train*.tar", "x-test*.tar"),
     "a[1]-train-0.tar a[1]-train-1.tar a[1]-dev-0.tar": ("a[1]-train*.tar", "a[1]-dev-0.tar"),
-    "cat/ dog/": ("", None), "train/ car/": ("", None), "test-tube/ red-train/": ("", None), "val/ cat/": ("", None),
+    "traindata/ testdata/": ("traindata", "testdata"), "unlabeled/ test/": ("unlabeled", "test"),
+    "train/ test/ unlabeled/": ("train", "test"), "pretrain/ val/ test/": ("pretrain", "val"),
+    "unlabeled-0.tar unlabeled-1.tar test-0.tar": ("unlabeled*.tar", "test-0.tar"),
+    "unlabeled/ cat/": ("", None), "cat/ dog/": ("", None), "train/ car/": ("", None),
+    "test-tube/ red-train/": ("", None), "val/ cat/": ("", None),
     "red-train/ blue-train/": ("", None), "0.tar 1.tar": ("", None), "train-0.tar train-1.tar": ("", None),
     "val-0.tar val-1.tar": ("", None), "cat.beton": ("", None),
 }  # fmt: skip

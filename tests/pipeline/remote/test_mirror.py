@@ -149,7 +149,7 @@ def test_a_full_disk_under_the_cache_is_one_line(server, tmp_path):
     with small_disk(tmp_path / "disk", "512k") as disk:
         (server.folder / "large.tar").write_bytes(bytes(1 << 20))
         early = error_of(table_of, f"{server.address}/large.tar", disk)
-        assert "GB of room" in early and str(disk) in early and server.sent == 0
+        assert "MB of room" in early and str(disk) in early and server.sent == 0
         blocks = -(-(server.folder / "shard-000000.tar").stat().st_size // 4096)
         (disk / "filler").write_bytes(bytes((os.statvfs(disk).f_bavail - blocks - 2) * 4096))
         late = error_of(table_of, f"{server.address}/shard-000000.tar", disk)  # the shard fits, but nothing else
