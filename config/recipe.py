@@ -68,8 +68,11 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         if (path := OmegaConf.select(config, key)) is not None:  # the shell does not, after `key=`
             expanded = os.path.expanduser(path) if isinstance(path, str) else [*map(os.path.expanduser, path)]
             OmegaConf.update(config, key, expanded)
-    check_rules(config)
     given = [argument.partition("=")[0] for argument in arguments]
+    idle = next((each for each in arguments if each.startswith(("crops.local.", "crops.global.count="))), "")
+    if idle and config.crops.groups:
+        raise ConfigError(f"{idle}: means nothing beside crops.groups; set it in a group, or crops.groups=[]")
+    check_rules(config)
     if (
         "data.path" in given
         and "run.directory" not in given

@@ -80,7 +80,7 @@ def cache_key(source: dict[str, Any], table: SampleTable, rows: np.ndarray, crop
     digest.update(table.digest().encode())
     digest.update(f"{table.root} {table.fingerprint}".encode())
     if not table.loose:
-        for name in table.containers:
+        for name in table.files():
             status = (table.root / name).stat()
             digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     digest.update(np.ascontiguousarray(rows, np.int64).tobytes())

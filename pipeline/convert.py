@@ -197,7 +197,7 @@ def check_spool(folder: Path, options: Options, source: SpoolSource) -> None:
     OUT counts with its minimum size; it is estimated after spooling, when images can be sampled.
     """
     if options.format == "index":
-        problem = f"images from {source.kind} files cannot be read in place, so there is nothing to index"
+        problem = f"images from {source.kind} files are unpacked, so there is nothing to index"
         raise DatasetError(f"--format=index: {problem}; take another format")
     copies = 1 if options.short or options.long or options.quality else 2
     note = f" ({source.bytes / 1e9:.1f} GB of it to unpack the source)"

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from perf.images import Jpegs
 from perf.interleaved import Contender, Turn, own_cpu_seconds, timed
-from pipeline.crops import Blur, Crops, View
+from pipeline.backends.dali import inverted
+from pipeline.crops import Blur, Changes, Crops, View
 
 
 # ---------------------------------------------------------------------- torchvision
@@ -54,7 +55,8 @@ class PublishedRecipe:
 
     def __init__(self, files: list[str], crops: Crops):
         self.files = files
-        self.views = [published_transform(crops, view) for view in crops.views]
+        pairs = zip(crops.views, crops.changes, strict=True)
+        self.views = [published_transform(crops, view, own) for view, own in pairs]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,19 +69,24 @@ class PublishedRecipe:
         return [transform(image) for transform in self.views]
 
 
-def published_transform(crops: Crops, view: View) -> Any:
-    """SwAV's augmentation for one view, with torchvision's operations on PIL images."""
+def published_transform(crops: Crops, view: View, own: Changes) -> Any:
+    """The augmentation of one view with these changes, with torchvision's operations on PIL images."""
     from torchvision import transforms
 
-    jitter = crops.jitter
+    jitter = own.jitter
     strengths = jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue
+    turned = transforms.RandomChoice([transforms.RandomRotation((angle, angle)) for angle in (90, 180, 270)])
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(view.size, view.scale, crops.ratio),  # PIL antialiases
-            transforms.RandomHorizontalFlip(crops.flip),
+            transforms.RandomHorizontalFlip(own.flip),
+            transforms.RandomVerticalFlip(own.vertical_flip),
+            transforms.RandomApply([turned], own.quarter_turn),
             transforms.RandomApply([transforms.ColorJitter(*strengths)], jitter.probability),
-            transforms.RandomGrayscale(crops.grayscale),
-            PilBlur(crops.blur),
+            transforms.RandomGrayscale(own.grayscale),
+            PilBlur(own.blur),
+            transforms.RandomSolarize(255 * own.solarize.threshold, own.solarize.probability),
+            transforms.RandomPosterize(own.posterize.bits, own.posterize.probability),
             transforms.ToTensor(),
             transforms.Normalize(crops.mean, crops.std),
         ]
@@ -121,8 +128,6 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
     """DALI's own reader, one decode, then random operators for each view: normalized (batch, size, size, 3) float32."""
     from nvidia.dali import fn, pipeline_def, types
 
-    jitter = crops.jitter
-
     def coin(probability: float) -> Any:
         return fn.random.coin_flip(probability=probability, dtype=types.BOOL)
 
@@ -132,12 +137,15 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
     def around_one(strength: float) -> Any:
         return between(max(0.0, 1 - strength), 1 + strength)
 
+    pairs = list(zip(crops.views, crops.changes, strict=True))
+
     @pipeline_def(batch_size=batch, num_threads=cores, device_id=None, prefetch_queue_depth=2, enable_conditionals=True)
     def multi_crop() -> Any:
         encoded, _ = fn.readers.file(files=files, shuffle_after_epoch=True)
         image = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
         views = []
-        for view in crops.views:
+        for view, own in pairs:
+            jitter = own.jitter
             x = fn.random_resized_crop(
                 image, size=[view.size, view.size], random_area=view.scale, random_aspect_ratio=crops.ratio
             )
@@ -149,15 +157,23 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
                     saturation=around_one(jitter.saturation),
                     hue=between(-360 * jitter.hue, 360 * jitter.hue),  # degrees
                 )
-            if coin(crops.grayscale):
+            if coin(own.grayscale):
                 x = fn.saturation(x, saturation=0.0)
-            if coin(crops.blur.probability):
-                x = fn.gaussian_blur(x, sigma=between(*crops.blur.sigma))
+            if coin(own.blur.probability):
+                x = fn.gaussian_blur(x, sigma=between(*own.blur.sigma))
+            if own.solarize.probability > 0 and coin(own.solarize.probability):
+                x = inverted(x, 255 * own.solarize.threshold)
+            if own.posterize.probability > 0 and coin(own.posterize.probability):
+                x = x & types.Constant(256 - 2 ** (8 - own.posterize.bits), types.UINT8)
+            if own.vertical_flip:
+                x = fn.flip(x, horizontal=0, vertical=fn.random.coin_flip(probability=own.vertical_flip))
+            if own.quarter_turn:
+                x = turned(x, own.quarter_turn)
             x = fn.crop_mirror_normalize(
                 x,
                 dtype=types.FLOAT,
                 output_layout="HWC",
-                mirror=fn.random.coin_flip(probability=crops.flip),
+                mirror=fn.random.coin_flip(probability=own.flip),
                 mean=[255 * m for m in crops.mean],
                 std=[255 * s for s in crops.std],
             )
@@ -167,6 +183,19 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
     pipeline = multi_crop()
     pipeline.build()
     return pipeline
+
+
+def turned(x: Any, probability: float) -> Any:
+    """The node for crops `x`, turned with this probability by 90, 180 or 270 degrees, each as often."""
+    from nvidia.dali import fn, types
+
+    quarters = fn.random.uniform(values=[1, 2, 3], dtype=types.INT32)
+    if fn.random.coin_flip(probability=probability, dtype=types.BOOL):
+        across, down = (fn.cast(quarters != other, dtype=types.INT32) for other in (3, 1))
+        x = fn.flip(x, horizontal=across, vertical=down)
+        if quarters != 2:
+            x = fn.transpose(x, perm=[1, 0, 2], transpose_layout=False)
+    return x
 
 
 # ---------------------------------------------------------------------- FFCV

@@ -13,6 +13,8 @@ from jaxtyping import Int, Int32, Int64
 
 from pipeline.dataset.channels.bands import packed
 from pipeline.dataset.channels.format import COLOR, PixelFormat
+from pipeline.dataset.inside.names import is_inside
+from pipeline.dataset.inside.read import read_inside
 from pipeline.dataset.table import Names
 
 
@@ -21,7 +23,8 @@ class Entries:
     """The N images of a source, each a byte range of a file.
 
     root: folder to which `files` are relative; file: (N,) int32 index into `files`.
-    offset, length: (N,) int64 byte range; length -1 is the whole file.
+    offset, length: (N,) int64 byte range; length -1 is the whole file, or image `offset` of a place inside of a file
+    (see `pipeline.dataset.inside`).
     label: (N,) int32, -1 without; classes: names of the labels, () if unknown.
     keys: valid WebDataset keys without suffix, distinct even if case is ignored.
     shape: (N, 2) int32 height and width if the bytes are raw RGB pixels, (0, 0) for an encoded image.
@@ -66,7 +69,8 @@ class Entries:
     def read(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> list[bytes]:
         """The bytes of `rows`, in their order; reads in the order of the disk, with one file open at a time.
 
-        Returns fewer bytes if a file has become shorter. Raises OSError if a file is gone or cannot be read.
+        Returns fewer bytes if a file has become shorter. Raises OSError if a file is gone or cannot be read, and
+        BadImage for a frame.
         """
         numbers = [int(row) for row in rows]
         places = [(int(self.file[row]), int(self.offset[row]), int(self.length[row])) for row in numbers]
@@ -82,11 +86,14 @@ class Entries:
         try:
             for position in sorted(range(len(places)), key=places.__getitem__):
                 number, offset, length = places[position]
+                if is_inside(name := self.files[number]):
+                    data[position] = read_inside(self.root, name, offset)
+                    continue
                 if number != opened or file is None:
                     if file is not None:
                         file.close()
                     opened = number
-                    file = open(self.root / self.files[opened], "rb", buffering=0)  # noqa: SIM115
+                    file = open(self.root / name, "rb", buffering=0)  # noqa: SIM115
                 length = length if length >= 0 else os.fstat(file.fileno()).st_size
                 data[position] = _pread(file.fileno(), length, offset)
         finally:

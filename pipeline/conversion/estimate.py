@@ -19,6 +19,7 @@ from pipeline.conversion.channels.store import stored
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.rewrite import Options, shrunk_size
 from pipeline.dataset.images import BadImage
+from pipeline.dataset.inside.names import file_of
 from pipeline.dataset.png_metadata import without_metadata
 from pipeline.dataset.table import DatasetError
 
@@ -67,10 +68,11 @@ def expect(entries: Entries, options: Options, part_bytes: int) -> Expected:
 
 def stored_bytes(entries: Entries, rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """Encoded bytes of each of these images, (n,) int64; 0 if its file is gone."""
-    sizes = entries.length[rows]
+    sizes, images = entries.length[rows], np.bincount(entries.file)
     for index in np.flatnonzero(sizes < 0).tolist():
         try:
-            sizes[index] = os.stat(entries.root / entries.files[entries.file[rows[index]]]).st_size
+            name = file_of(entries.files[entries.file[rows[index]]])
+            sizes[index] = os.stat(entries.root / name).st_size // images[entries.file[rows[index]]]
         except OSError:
             sizes[index] = 0
     return sizes
@@ -93,8 +95,7 @@ def _sample(entries: Entries, options: Options) -> Iterator[tuple[int, int]]:
     pixels = 0
     for row in rows.tolist():
         try:
-            path = entries.root / entries.files[entries.file[row]]
-            if (entries.length[row] if entries.length[row] >= 0 else os.stat(path).st_size) > LONGEST_FILE:
+            if stored_bytes(entries, np.array([row]))[0] > LONGEST_FILE:
                 continue
             data = entries.read([row])[0]
             height, width = (int(side) for side in entries.shape[row])

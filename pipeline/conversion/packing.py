@@ -28,9 +28,10 @@ from pipeline.conversion.channels.store import stored
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.recordio_writer import RecordIOFile, without_marks
 from pipeline.conversion.rewrite import Options, Rewritten
-from pipeline.conversion.spool import ABSENT
+from pipeline.conversion.spool import NO_IMAGE
 from pipeline.conversion.tfrecord_writer import TFRecordFile
 from pipeline.dataset.images import BadImage
+from pipeline.dataset.inside.names import file_of
 from pipeline.dataset.shards import Record, Shard
 from pipeline.dataset.table import DatasetError, Names
 
@@ -157,12 +158,12 @@ def _bytes(entries: Entries) -> Iterator[bytes | BadImage]:
         rows = range(first, min(first + CHUNK, len(entries)))
         try:
             chunk: list[bytes | BadImage] = [*entries.read(rows)]
-        except OSError:  # the storage fails for one of them
+        except (OSError, BadImage):  # of one of them
             chunk = [_read_one(entries, row) for row in rows]
         for row, data in zip(rows, chunk, strict=True):
-            if data == ABSENT:
-                yield BadImage("not in the file (path only)")
-            elif not data and not os.access(entries.root / entries.files[entries.file[row]], os.R_OK):
+            if isinstance(data, bytes) and data.startswith(NO_IMAGE):
+                yield BadImage(data.removeprefix(NO_IMAGE).decode())
+            elif not data and not os.access(entries.root / file_of(entries.files[entries.file[row]]), os.R_OK):
                 yield BadImage("unreadable")
             else:
                 yield data
@@ -171,6 +172,8 @@ def _bytes(entries: Entries) -> Iterator[bytes | BadImage]:
 def _read_one(entries: Entries, row: int) -> bytes | BadImage:
     try:
         return entries.read([row])[0]
+    except BadImage as error:
+        return error
     except OSError:
         return BadImage("unreadable")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.files import write_atomically
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.packing import Part
+from pipeline.dataset.inside.names import numbered
 from pipeline.dataset.sniff import in_words
 
 
@@ -55,7 +56,7 @@ def make_report(source: str, out: Path, entries: Entries, parts: list[Part]) -> 
 
 def name_of(entries: Entries, row: int) -> str:
     """Name of an image of the source for messages: its file, or file and key."""
-    file = str(entries.files[entries.file[row]])
+    file = numbered(str(entries.files[entries.file[row]]), int(entries.offset[row]))
     return file if entries.length[row] < 0 else f"{file}:{entries.keys[row]}"
 
 

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from common.cli import note
 from pipeline.conversion.arrays import cifar_source, idx_source
-from pipeline.conversion.channels.dicom_frames import dicom_source
 from pipeline.conversion.columnar import columnar_below, columnar_source
 from pipeline.conversion.entries import Entries
 from pipeline.conversion.hdf5 import hdf5_source
@@ -39,6 +39,8 @@ from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check
 from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import Listing, images_of, list_folder
+from pipeline.dataset.inside.frames import by_frame, frames_of
+from pipeline.dataset.inside.names import file_of
 from pipeline.dataset.records.images import record_images
 from pipeline.dataset.sniff import EXTENSIONS, in_words
 from pipeline.dataset.table import DatasetError, Names, SampleTable, State
@@ -139,9 +141,7 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     if not kind:
         raise DatasetError(f"not a source of images; {KINDS}")
     listing = _listed(path.resolve(), choice)
-    if series := dicom_source(path.resolve(), listing, workers, progress):
-        return series
-    entries = _from_folder(path.resolve(), listing)
+    entries = _from_folder(path.resolve(), listing, workers, progress)
     below = columnar_below(path)
     if below and len(entries):
         problem = f"holds {below[0].relative_to(path)} and other {below[0].suffix} files beside {len(entries)} images"
@@ -242,7 +242,9 @@ def _listed(root: Path, choice: Choice) -> Listing:
     return listing
 
 
-def _from_folder(root: Path, listing: Listing) -> Entries:
+def _from_folder(root: Path, listing: Listing, workers: int, progress: bool) -> Entries:
+    if listing.images is None and ((counts := frames_of(root, listing.names, workers, progress)) > 1).any():
+        return _from_frames(root, listing, counts)
     images = np.arange(len(listing.names))[:, None] if listing.images is None else listing.images
     rows, further = len(images), images[:, 1:]
     keys = (os.path.splitext(listing.names[file])[0] for file in images[:, 0])
@@ -251,4 +253,17 @@ def _from_folder(root: Path, listing: Listing) -> Entries:
         root, listing.names, images[:, 0].astype(np.int32), np.zeros(rows, np.int64), np.full(rows, -1, np.int64),
         listing.label, unique_keys(keys), np.zeros((rows, 2), np.int32), listing.classes, "folder",
         listing.fingerprint(), left_out=listing.left_out, bands=None if listing.images is None else bands,
+    )  # fmt: skip
+
+
+def _from_frames(root: Path, listing: Listing, counts: Int64[np.ndarray, " n"]) -> Entries:
+    """The images of a folder in which files of DICOM have several frames."""
+    names, file, frame = by_frame(listing.names, counts)
+    stems = [os.path.splitext(file_of(name))[0] for name in names]
+    frames = zip(file.tolist(), frame.tolist(), strict=True)
+    keys = (f"{stems[of]}-frame{number:04d}" if counts[of] > 1 else stems[of] for of, number in frames)
+    return Entries(
+        root, names, file.astype(np.int32), frame, np.full(len(file), -1, np.int64), listing.label[file],
+        unique_keys(keys), np.zeros((len(file), 2), np.int32), listing.classes, "folder", listing.fingerprint(),
+        left_out=listing.left_out,
     )  # fmt: skip

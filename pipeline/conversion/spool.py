@@ -28,7 +28,8 @@ MAGIC = {
     b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"P6": "ppm",
 }  # fmt: skip
 TAR_BYTES = 2048  # per image in a tar in addition to its own bytes: headers, padding, label
-ABSENT = b"swave: not in the file (path only)"  # spooled instead of an image of which the source has only the name
+NO_IMAGE = b"swave: "  # with a reason, spooled instead of an image that the source does not give
+ABSENT = NO_IMAGE + b"not in the file (path only)"
 
 
 class Sample(NamedTuple):

@@ -19,14 +19,12 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
 from numpy.typing import NDArray
 
-from common.progress import progress_bar
 from pipeline.dataset.channels.array_field import image_format, type_and_shape
-from pipeline.dataset.channels.decode import decode_as
 from pipeline.dataset.channels.format import COLOR, PixelFormat
+from pipeline.dataset.channels.samples import scanned_samples
 from pipeline.dataset.finding.choice import LABELS, NOT_CHOSEN, Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import class_names, label_of, numbered
 from pipeline.dataset.folder import probe_encoded
-from pipeline.dataset.images import BadImage
 from pipeline.dataset.table import DECODE, DatasetError, Names, SampleTable, State
 from pipeline.remote.probes import kept_probes
 
@@ -193,37 +191,17 @@ def scan_beton(
     """The table of a .beton, a row per sample. Checks every JPEG once, in `workers` processes; raw pixels as is.
     check: see `SampleTable`; choice: of the most pixels."""
     container, names = np.zeros(len(beton), np.int32), Names.of([beton.path.name])
-    if beton.pixels.native:
-        return _scan_arrays(beton, container, names, progress, check)
+    columns = beton.path.parent, names, container, beton.offset, beton.length
     shape = np.stack([beton.height, beton.width], axis=1) * beton.raw[:, None]
-    probes = kept_probes(beton.path.parent, [beton.path.name], container, beton.offset) or probe_encoded(
-        beton.path.parent, names, container, beton.offset, beton.length, shape, workers, progress, check, choice
-    )
+    if beton.pixels.native:
+        probes = scanned_samples(*columns, (beton.width, beton.height), beton.pixels, progress, check)
+    else:
+        probes = kept_probes(beton.path.parent, [beton.path.name], container, beton.offset) or probe_encoded(
+            *columns, shape, workers, progress, check, choice
+        )
     return SampleTable(
         beton.path.parent, names, container, beton.offset, label=beton.label, classes=beton.classes,
         fingerprint=beton.digest, left_out=beton.left_out, check=check, **probes._asdict(),
-    )  # fmt: skip
-
-
-def _scan_arrays(
-    beton: BetonFile, container: Int32[np.ndarray, " n"], names: Names, progress: bool, check: str
-) -> SampleTable:
-    """The table of an array field. Whole numbers of 8 and 16 bits without a sign are images whatever they are; others
-    are read once, for their values may be infinite or none that float32 has."""
-    state, quarantine = np.full(len(beton), State.ARRAY, np.uint8), dict[int, str]()
-    width, height = beton.width.copy(), beton.height.copy()
-    if check == DECODE and not beton.pixels.has_range:
-        with open(beton.path, "rb") as file, progress_bar(len(beton), "checking images", "img", progress) as bar:
-            for row, (offset, length) in enumerate(zip(beton.offset.tolist(), beton.length.tolist(), strict=True)):
-                try:
-                    data = os.pread(file.fileno(), length, offset)
-                    decode_as(data, beton.pixels, int(beton.height[row]), int(beton.width[row]))
-                except BadImage as error:
-                    quarantine[row], state[row], width[row], height[row] = error.reason, State.QUARANTINED, 0, 0
-                bar.update()
-    return SampleTable(
-        beton.path.parent, names, container, beton.offset, beton.length, width, height, beton.label, state,
-        beton.classes, quarantine, beton.digest, left_out=beton.left_out, check=check, pixels=beton.pixels,
     )  # fmt: skip
 
 

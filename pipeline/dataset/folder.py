@@ -38,7 +38,10 @@ from pipeline.dataset.finding.choice import (
     wanted_suffixes,
 )
 from pipeline.dataset.headers import probe_headers
-from pipeline.dataset.images import Probe, Probes
+from pipeline.dataset.images import BadImage, Probe, Probes
+from pipeline.dataset.inside.frames import by_frame, frames_of
+from pipeline.dataset.inside.names import is_inside
+from pipeline.dataset.inside.read import read_place
 from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
 from pipeline.dataset.table import COLUMNS, DECODE, HEADERS, DatasetError, Names, SampleTable, State
 from pipeline.remote.probes import kept_probes
@@ -214,7 +217,8 @@ def scan_folder(
     spool: Path | None = None,
     choice: Choice = NOT_CHOSEN,
 ) -> SampleTable:
-    """The table of the images below `root`, a row per image; checks each once, in `workers` processes.
+    """The table of the images below `root`, a row per image, of DICOM per frame; checks each once, in `workers`
+    processes.
 
     listing: from `images_of`, if the caller has it. check: see `SampleTable`. spool: see `list_folder`. choice: of
     channels and layout. Raises DatasetError if a folder cannot be listed.
@@ -229,14 +233,18 @@ def scan_folder(
     if listing.images is not None:
         container, further = listing.images[:, 0].astype(np.int32), listing.images[:, 1:]
         bands = np.stack([further, np.zeros_like(further), listing.bytes[further]], axis=-1)
-    probes = kept_probes(root, listing.names, container, offset, bands) or probe_rows(
-        root, listing.names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice,
+    names, label = listing.names, listing.label
+    if bands is None and ((counts := frames_of(root, names, workers, progress)) > 1).any():
+        names, container, offset = by_frame(names, counts)
+        label = label[container]
+    probes = kept_probes(root, names, container, offset, bands) or probe_rows(
+        root, names, container, offset, None, workers, progress, check=check, spool=spool, choice=choice,
         bands=bands,
     )  # fmt: skip
     return SampleTable(
-        root=root, containers=listing.names, container=container, offset=offset,
-        label=listing.label, classes=listing.classes, fingerprint=listing.fingerprint(),
-        left_out=listing.left_out, others=listing.others, check=check, bands=bands, **probes._asdict(),
+        root=root, containers=names, container=container, offset=offset, label=label, classes=listing.classes,
+        fingerprint=listing.fingerprint(), left_out=listing.left_out, others=listing.others, check=check, bands=bands,
+        **probes._asdict(),
     )  # fmt: skip
 
 
@@ -270,9 +278,9 @@ def probe_rows(
     choice: Choice = RGB_ONLY,
     bands: NDArray[np.int64] | None = None,
 ) -> Probes:
-    """Decode N byte ranges (`length` None: whole files), or read their headers, in `workers` processes; progress on
-    stderr. check: see `SampleTable`; spool: see `list_folder`; choice: of channels and layout;
-    bands: see `SampleTable`."""
+    """Decode N places (`length` None or -1: whole files, and places inside of files), or read their headers, in
+    `workers` processes; progress on stderr. check: see `SampleTable`; spool: see `list_folder`; choice: of channels and
+    layout; bands: see `SampleTable`."""
     rows = len(container)
     bytes_, width, height, state = (new_column(rows, COLUMNS[name], spool) for name in Probes._fields[:4])
     quarantine: dict[int, str] = {}
@@ -331,7 +339,7 @@ def probe_encoded(
 
 def _probe_chunk(task: _Task) -> tuple[int, Probes, dict[int, Native]]:
     """The number of the first row, and the probes of a task and what has channels of its own; rows count from 0."""
-    lengths: Sequence[int | None] = task.lengths or [None] * len(task.names)
+    lengths = task.lengths or [-1] * len(task.names)
     places = list(zip(task.names, task.offsets, lengths, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's warnings about broken metadata; the probe reports what matters
@@ -351,30 +359,25 @@ def _probe_chunk(task: _Task) -> tuple[int, Probes, dict[int, Native]]:
     return task.first, probes, {row: native for row, (_, _, native) in enumerate(found) if native is not None}
 
 
-def _probe_places(task: _Task, places: list[tuple[str, int, int | None]]) -> list[tuple[int, Probe, Native | None]]:
-    """Length in bytes, probe, and what has channels of its own, of each byte range (file, offset, length)."""
+def _probe_places(task: _Task, places: list[tuple[str, int, int]]) -> list[tuple[int, Probe, Native | None]]:
+    """Length in bytes, probe, and what has channels of its own, of each place (see `read_place`)."""
     probes: list[tuple[int, Probe, Native | None]] = []
     channels, layout, most = task.choice.channels, task.choice.layout, scanned_pixels(task.choice)
     by_headers = task.check == HEADERS and channels in (AUTO, RGB) and task.bands is None
     for row, (name, offset, length) in enumerate(places):
         try:
-            with open(os.path.join(task.root, name), "rb") as file:
-                if by_headers and (channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset))):
-                    probes.append((*probe_headers(file.fileno(), offset, length, most), None))
-                    continue
-                file.seek(offset)
-                data = file.read() if length is None else file.read(length)
-            whole = data
+            if by_headers and not is_inside(name):
+                with open(os.path.join(task.root, name), "rb") as file:
+                    if channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset)):
+                        whole_file = None if length < 0 else length
+                        probes.append((*probe_headers(file.fileno(), offset, whole_file, most), None))
+                        continue
+            data = whole = read_place(task.root, name, offset, length)
             if task.bands is not None:
-                whole = packed([data, *(_read_range(task.root, *place) for place in task.bands[row])])
-        except OSError:
-            probes.append((length or 0, Probe(0, 0, State.QUARANTINED, "unreadable"), None))
+                whole = packed([data, *(read_place(task.root, *place) for place in task.bands[row])])
+        except (OSError, BadImage) as error:
+            reason = error.reason if isinstance(error, BadImage) else "unreadable"
+            probes.append((max(length, 0), Probe(0, 0, State.QUARANTINED, reason), None))
             continue
-        probes.append((len(data) if length is None else length, *look(whole, channels, layout, most)))
+        probes.append((len(data) if length < 0 else length, *look(whole, channels, layout, most)))
     return probes
-
-
-def _read_range(root: str, name: str, offset: int, length: int) -> bytes:
-    with open(os.path.join(root, name), "rb") as file:
-        file.seek(offset)
-        return file.read(length)

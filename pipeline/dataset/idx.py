@@ -28,8 +28,8 @@ def parse_idx(data: bytes) -> NDArray[np.uint8]:
     return values.reshape(shape)
 
 
-def stored_png(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """Gray or RGB pixels as an uncompressed PNG, so that every zlib gives the same bytes."""
+def stored_png(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w c"]) -> bytes:
+    """Gray, RGB or RGBA pixels as an uncompressed PNG, so that every zlib gives the same bytes."""
     height, width = pixels.shape[:2]
     rows = np.zeros((height, 1 + pixels[0].size), np.uint8)  # each row starts with its filter byte
     rows[:, 1:] = pixels.reshape(height, -1)
@@ -39,7 +39,8 @@ def stored_png(pixels: UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]) ->
         struct.pack("<BHH", index == len(blocks) - 1, len(block), 65_535 - len(block)) + block
         for index, block in enumerate(blocks)
     )
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 * (pixels.ndim == 3), 0, 0, 0)
+    kind = 0 if pixels.ndim == 2 else {3: 2, 4: 6}[pixels.shape[2]]
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", body + struct.pack(">I", zlib.adler32(raw))), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data)) for tag, data in chunks

@@ -36,6 +36,7 @@ from pipeline.dataset.finding.choice import (
 from pipeline.dataset.finding.find import RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
+from pipeline.dataset.inside.scan import scan_hdf5
 from pipeline.dataset.records.images import scan_records
 from pipeline.dataset.shards import scan_shards
 from pipeline.dataset.sniff import EXTENSIONS, has_extension
@@ -52,8 +53,8 @@ __all__ = ["DatasetError", "choice_of", "find_split", "open_dataset", "open_spli
 
 COLLECTIONS = ("fashion-mnist", "openclipart", "emoji")  # of `make data`
 KINDS = (
-    "give a folder of images, *.tar, *.tfrecord, *.rec or *.mds, one such file, a folder of LitData or LMDB, a .beton, "
-    "or the output of `make convert`"
+    "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds or *.h5, one such file, a folder of LitData or LMDB, "
+    "a .beton, or the output of `make convert`"
 )
 
 
@@ -223,7 +224,7 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
             raise DatasetError(f"holds {len(files)} *.beton ({names}); name one of them")
         table, file = _open_beton(place, files[0])
         return _with_left_out(table, file, left_out_beside(source, files)), file
-    if kind in ("tar", *RECORDS):
+    if kind in ("tar", "hdf5", *RECORDS):
         table, file = _cached(place, partial(_see_shards, place, kind, files))
         return _with_left_out(table, file, left_out_beside(source, files)), file
     if kind == "folder":
@@ -280,7 +281,7 @@ def _see_folder(place: Place, cached: SampleTable | None) -> Seen:
     root = place.source.resolve()
     known = ("", frozenset[str]())
     if cached is not None and cached.others:
-        known = cached.others, frozenset(name for name in cached.containers if not has_extension(name))
+        known = cached.others, frozenset(name for name in cached.files() if not has_extension(name))
     images = images_of(root, list_folder(root, place.progress, place.cache), place.choice, known)
 
     def scan() -> SampleTable:
@@ -296,6 +297,8 @@ def _see_shards(place: Place, kind: str, files: Sequence[Path], cached: SampleTa
     def scan() -> SampleTable:
         if kind == "tar":
             return scan_shards(files, place.workers, place.progress, listed, place.choice, place.scanned_by)
+        if kind == "hdf5":
+            return scan_hdf5(listed, place.workers, place.progress, place.choice, place.scanned_by)
         return scan_records(kind, listed, place.workers, place.progress, place.choice, place.scanned_by)
 
     return Seen(listed[1].fingerprint(), scan)

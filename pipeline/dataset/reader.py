@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pipeline.dataset.channels.bands import packed
 from pipeline.dataset.channels.decode import decode_as, false_color
 from pipeline.dataset.images import MAX_PIXELS, BadImage, decode
+from pipeline.dataset.inside.names import is_inside
+from pipeline.dataset.inside.read import read_place
 from pipeline.dataset.ppm import to_ppm
 from pipeline.dataset.table import SampleTable, State
 from pipeline.remote.faults import Missing
@@ -149,10 +151,13 @@ class Reader:
     def _range(self, row: int, container: int, offset: int, length: int) -> NDArray[np.uint8]:
         table = self.table
         try:
-            if self.remote is not None:
+            name = str(table.containers[container])
+            if is_inside(name):
+                data = np.frombuffer(read_place(table.root, name, offset, length), np.uint8)
+            elif self.remote is not None:
                 data = np.frombuffer(self.remote.read(row), np.uint8)
             elif self._loose:
-                file = _Descriptor(table.root / table.containers[container])
+                file = _Descriptor(table.root / name)
                 data = np.frombuffer(os.pread(file.number, length + 1, 0), np.uint8)  # + 1 reveals a file that grew
             else:
                 file = self._shard(container)  # the name keeps it open until it is read
@@ -161,6 +166,8 @@ class Reader:
             raise ReadError(row, table.name(row), "missing on the server") from None
         except OSError as error:
             raise ReadError(row, table.name(row), error.strerror or "unreadable") from None
+        except BadImage as error:  # of a frame
+            raise ReadError(row, table.name(row), error.reason) from None
         if len(data) != length:
             changed = f"{len(data)} bytes where the table has {length}" if len(data) < length else "grew"
             raise ReadError(row, table.name(row), f"changed since the table was made ({changed})")

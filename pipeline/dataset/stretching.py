@@ -109,7 +109,7 @@ def identity(table: SampleTable) -> str:
         f"{table.digest()} {table.root} {table.fingerprint} {table.pixels} {table.pixels.range}".encode()
     )
     if not table.loose:
-        for name in table.containers:
+        for name in table.files():
             status = (table.root / name).stat()
             digest.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

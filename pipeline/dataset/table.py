@@ -25,6 +25,7 @@ from common.files import NPZ_DAMAGE, replacing, sha256, write_atomically
 from common.progress import in_main_process, progress_bar
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.columns import blocks, read_columns, write_columns
+from pipeline.dataset.inside.names import FRAME, file_of, is_inside, numbered
 
 VERSION = 2
 READ = (1, 2)  # version 1 has no `left_out`
@@ -107,7 +108,8 @@ class SampleTable:
     """N rows in columns.
 
     root: folder to which `containers` (file names, any sequence of str) are relative.
-    container: (N,) int32 index into `containers`; offset, length: (N,) int64 byte range of the image in it.
+    container: (N,) int32 index into `containers`; offset, length: (N,) int64 byte range of the image in it. Of a place
+    inside of a file (`x.h5//images/`, see `pipeline.dataset.inside`) the offset is the number of the image there.
     width, height: (N,) int32 pixels as displayed (after EXIF rotation), 0 if quarantined.
     label: (N,) int32, -1 without; classes: the names of labels 0, 1, ... (empty if unknown).
     state: (N,) uint8 of State; quarantine: row -> reason, for exactly the rows in state QUARANTINED.
@@ -200,13 +202,21 @@ class SampleTable:
 
     @property
     def loose(self) -> bool:
-        """Whether every image is a separate file (a folder of images), not a range of a shard."""
-        return not self.offset.any()
+        """Whether every image is a separate file (a folder of images) or a frame of one, not a range of a shard."""
+        rows = np.flatnonzero(self.offset)
+        frames = not len(rows) or self.containers[self.container[rows[0]]].endswith(FRAME)  # most often not
+        return frames and all(self.containers[file].endswith(FRAME) for file in np.unique(self.container[rows]))
+
+    def files(self) -> list[str]:
+        """The files of all containers, relative to `root`, each once."""
+        return list(dict.fromkeys(map(file_of, self.containers)))
 
     def name(self, row: int) -> str:
         """Name of a row for messages: its file, or `shard.tar:member`."""
         file = str(self.containers[self.container[row]])
         offset = int(self.offset[row])
+        if is_inside(file):
+            return numbered(file, offset)
         return file if not offset else f"{file}:{_tar_member(self.root / file, offset) or f'byte {offset}'}"
 
     def save(self, path: Path, digests: Mapping[str, str] | None = None) -> None:
@@ -244,7 +254,7 @@ class SampleTable:
             write_columns(file, arrays)
 
     def _manifest(self, digests: Mapping[str, str] | None) -> dict[str, Any]:
-        shards = [] if self.loose else list(self.containers)
+        shards = [] if self.loose else self.files()
         if shards and digests is None:
             size = sum((self.root / name).stat().st_size for name in shards)
             with (

@@ -96,3 +96,14 @@ def test_the_recipes_of_views_have_the_published_numbers(name, views):
     same = {(own.flip, own.grayscale, own.blur.sigma, own.solarize.threshold) for own in crops.changes}
     assert same == {(0.5, 0.2, (0.1, 2.0), 0.5)} and config.swav.assigning == [0, 1]
     assert not any(own.turns or own.posterize.probability for own in crops.changes)
+
+
+@pytest.mark.parametrize("setting", ["crops.local.count=4", "crops.local.scale=[0.1,0.3]", "crops.global.count=3"])
+def test_crops_that_groups_replace_are_no_settings_of_the_command_line(setting):
+    crops_with(setting)
+    with pytest.raises(ConfigError, match=r"means nothing beside crops\.groups; set it in a group") as told:
+        crops_with("crops.groups=[{size: 24, count: 2}]", setting)
+    assert str(told.value).startswith(f"{setting}: ")
+    with pytest.raises(ConfigError, match=r"means nothing beside crops\.groups"):
+        load_config(["config/views/byol.yaml", "data.path=none", setting])
+    assert crops_with("crops.groups=[{count: 2}]", "crops.global.size=16")["global"].size == 16

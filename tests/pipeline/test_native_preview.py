@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from config.recipe import load_config
 from pipeline.crops import Crops, View
 from pipeline.dataset.channels.decode import false_color
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.preview import denormalized, described, main, preview
-from support.native.images import tiles, write_tiles
+from support.native.images import npy, tiles, write_tiles
+from support.small_datasets import write
 
 CROPS = Crops(views=(View(8, (1.0, 1.0)),))
 
@@ -52,6 +54,30 @@ def test_a_sheet_of_tiles_shows_them_and_their_crops(tmp_path, capsys):
     sheet = np.asarray(preview(load_config(["config/folder.yaml", *settings]), 3, 0))
     assert sheet.shape[0] > 3 * 150 and len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
     assert "pipeline.backend=ffcv" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_bands_and_hdf5_are_shown_by_the_channels_that_one_chooses(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    images = np.stack(tiles(3, 40, channels=3))
+    images[..., 2] = 0  # blue is black, or red where it is chosen for red
+    images[:, ::2, :, 2] = 1
+    files = {f"{row}_b{band}.npy": npy(images[row, ..., band]) for row in range(3) for band in range(3)}
+    write(tmp_path / "bands", files)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", data=images, chunks=True, compression="gzip")
+    sheets = {}
+    for path, more in (("bands", ["data.bands=b0,b1,b2"]), ("x.h5", [])):
+        for channels in ("0,1,2", "2,1,0"):
+            out = tmp_path / f"{path}-{channels}.png"
+            settings = [f"data.path={tmp_path / path}", f"data.cache={tmp_path}", *more]
+            settings += ["crops.global.size=32", "crops.local.count=0"]
+            arguments = ["--rows", "2", "--out", str(out), "--channels", channels]
+            assert main(["config/folder.yaml", *settings, *arguments]) == 0
+            sheets[path, channels] = np.asarray(Image.open(out).convert("RGB"))
+    np.testing.assert_array_equal(sheets["bands", "0,1,2"], sheets["x.h5", "0,1,2"])
+    np.testing.assert_array_equal(sheets["bands", "2,1,0"], sheets["x.h5", "2,1,0"])
+    assert (sheets["x.h5", "0,1,2"] != sheets["x.h5", "2,1,0"]).any()
 
 
 def test_the_preview_names_the_groups_and_those_that_give_codes():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.cli import note
 from common.processes import in_processes
 from common.progress import progress_bar
-from pipeline.conversion.spool import TAR_BYTES, Sample, SpoolSource
+from pipeline.conversion.spool import NO_IMAGE, TAR_BYTES, Sample, SpoolSource
 from pipeline.conversion.tiling.grid import Tiling, is_kept, starts
 from pipeline.conversion.tiling.regions import open_scene
 from pipeline.dataset.channels.settle import AUTO, RGB
@@ -79,8 +79,8 @@ def tile_source(
 def tiles_of(
     text: str, root: str, labels: dict[str, int], tiling: Tiling, layout: str, as_arrays: bool
 ) -> Iterator[Sample]:
-    """The kept tiles of some rows of tiles of an image; b'' for one that cannot be read. as_arrays: .npy, else PNG.
-    Raises DatasetError where a package is missing."""
+    """The kept tiles of some rows of tiles of an image; NO_IMAGE and the reason for one that cannot be read.
+    as_arrays: .npy, else PNG. Raises DatasetError where a package is missing."""
     name, _, rows = text.rpartition(ROWS)
     first, last = map(int, rows.split("-"))
     encode: Callable[[NDArray], bytes] = _npy if as_arrays else _png
@@ -90,8 +90,8 @@ def tiles_of(
             try:
                 tile = scene.read(top, left, tiling.size)
                 data = encode(tile) if is_kept(tile, tiling.keep) else None
-            except BadImage:
-                data = b""
+            except BadImage as error:
+                data = NO_IMAGE + error.reason.encode()
             if data is not None:
                 yield Sample(f"{stem}-y{top:05d}-x{left:05d}", data, labels[name])
 

@@ -81,8 +81,8 @@ def check_choice(kind: str, choice: Choice) -> None:
 
 def check_channels(kind: str, choice: Choice) -> None:
     """Raise DatasetError for a number of channels where the source has pictures in 8-bit RGB only."""
-    if kind not in ("folder", "tar", "beton", "table") and choice.channels not in ("auto", "rgb"):
-        problem = "images keep their own channels in folders, tars and .beton files only"
+    if kind not in ("folder", "tar", "beton", "hdf5", "table") and choice.channels not in ("auto", "rgb"):
+        problem = "images keep their own channels in folders, tars, .beton and HDF5 files only"
         raise DatasetError(f"data.channels={choice.channels}: {problem}; leave it out, or unpack the images")
 
 

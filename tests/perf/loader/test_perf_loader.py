@@ -12,11 +12,12 @@ from statistics import median
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from perf.images import BYTES, choose, jpeg_of, photographs
 from perf.loader.figures import RATIOS
 from perf.loader.peers import PublishedRecipe, random_pipeline
-from pipeline.crops import Blur, Crops, Jitter, View
+from pipeline.crops import Blur, Changes, Crops, Jitter, Posterize, Solarize, View
 from pipeline.dataset.open import open_dataset
 from support.forks import run_forked
 from support.programs import run_module
@@ -172,6 +173,36 @@ def test_torchvision_and_dali_augment_as_much_as_each_other(images):
         assert 0.08 < gray < 0.34  # of 192 crops: four standard deviations about 0.2
         described.append([np.mean([view.mean() for view in pixels]), np.mean([view.std() for view in pixels])])
     assert described[0] == pytest.approx(described[1], rel=0.2)
+
+
+def test_the_peers_change_the_crops_of_each_group_as_it_says(tmp_path):
+    """An image that is dark above and bright below says how often a crop was flipped, turned or inverted."""
+    still = Changes(0.0, jitter=Jitter(0.0), grayscale=0.0, blur=Blur(0.0))
+    changes = [
+        still,
+        replace(still, vertical_flip=1.0),
+        replace(still, quarter_turn=1.0),
+        replace(still, solarize=Solarize(1.0, 0.5)),
+        replace(still, posterize=Posterize(1.0, 1)),
+    ]
+    views = tuple(View(16, (0.999, 1.0), own) for own in changes)
+    crops = Crops(views, ratio=(1.0, 1.0), mean=(0.0,) * 3, std=(1.0,) * 3)
+    half = np.zeros((64, 64, 3), np.uint8) + np.where(np.arange(64) < 32, 40, 200)[:, None, None].astype(np.uint8)
+    files = [str(tmp_path / f"{number}.png") for number in range(24)]
+    for file in files:
+        Image.fromarray(half).save(file)
+    samples = [[view.permute(1, 2, 0).numpy() for view in PublishedRecipe(files, crops)[row]] for row in range(24)]
+    published = [np.stack(view) for view in zip(*samples, strict=True)]
+    dali = [view.as_array() for view in random_pipeline(files, crops, 24, 1).run()]
+    for made in (published, dali):
+        plain, flipped, turned, inverted, few = (np.rint(255 * view[..., 0]) for view in made)
+        corners = [(1, 8, 40), (14, 8, 200)]  # row, column, value
+        assert all(abs(plain[:, row, column] - value).max() <= 2 for row, column, value in corners)
+        assert all(abs(flipped[:, 15 - row, column] - value).max() <= 2 for row, column, value in corners)
+        sides = [turned[:, 14, 8] < 60, turned[:, 8, 1] < 60, turned[:, 8, 14] < 60]  # where it is dark
+        assert all(0 < side.sum() < 24 for side in sides) and (sum(side.astype(int) for side in sides) == 1).all()
+        assert abs(inverted[:, 1, 8] - 40).max() <= 2 and abs(inverted[:, 14, 8] - 55).max() <= 2
+        assert (few[:, 1, 8] == 0).all() and (few[:, 14, 8] == 128).all()
 
 
 @pytest.mark.parametrize("jitter", [Jitter(1.0, 0.6, 0.6, 0.0, 0.0), Jitter(1.0, 0.0, 0.0, 0.0, 0.1), Jitter(0.0)])

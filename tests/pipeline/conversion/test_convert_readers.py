@@ -15,6 +15,7 @@ from pipeline.dataset.open import open_dataset
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import SampleTable
 from support.conversions import LABELLED, converted, sources_in_order, target, write_zoo
+from support.native.images import tiles, write_tiles
 from support.photos import photographs, write_folder
 from support.small_datasets import ODD, PLAIN, write
 
@@ -87,6 +88,26 @@ def test_the_stock_loader_reads_our_beton(tmp_path, raw, cached):
         expected = decode((source / name).read_bytes())
         assert label == int(name[5])
         assert np.abs(pixels.astype(int) - expected).mean() < (0.001 if raw else 2), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_stock_loader_reads_the_arrays_of_our_beton(tmp_path, dtype):
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.ndarray import NDArrayDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    images = tiles(9, 20, channels=5, dtype=dtype)
+    source, out = write_tiles(tmp_path / "tiles", images), target(tmp_path, "beton")
+    converted(source, out, "beton", seed=None, shard_images=4)
+    pipelines = {"image": [NDArrayDecoder()], "label": [IntDecoder()]}
+    loader = Loader(str(out), batch_size=3, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
+    LOADERS.append(loader)
+    batches = [(arrays.copy(), labels.copy()) for arrays, labels in loader]
+    arrays, labels = (np.concatenate(column) for column in zip(*batches, strict=True))
+    assert labels.ravel().tolist() == [0] * 5 + [1] * 4 and arrays.dtype == dtype
+    np.testing.assert_array_equal(arrays, [*images[::2], *images[1::2]])
 
 
 def test_a_blob_never_lies_across_a_page(tmp_path):

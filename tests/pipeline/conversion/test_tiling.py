@@ -151,6 +151,7 @@ def test_a_damaged_block_costs_its_tiles_alone(tmp_path):
     report = converted(tmp_path / "s", target(tmp_path, "wds"), "wds", tiling=Tiling(32))
     names = {name.rpartition(":")[2] for name in report.quarantined}
     assert names == {"a-y00000-x00000", "a-y00000-x00032"}  # the block has 32 rows and 48 columns
+    assert set(report.quarantined.values()) == {"unreadable"}
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,10 @@ def test_merged_shards_and_splits_are_found(tmp_path):
         ("splits.h5", Choice("train"), [PIXELS[number] for number in (1, 2, 3, 0)], [0, 1, 1, 2], NAMES),
     ],
 )
-def test_hdf5_is_converted(tmp_path, name, choice, wanted, labels, classes):
+@pytest.mark.parametrize("read", ["converted", "in place"])
+def test_hdf5_is_read_and_converted(tmp_path, name, choice, wanted, labels, classes, read):
     pytest.importorskip("h5py")
-    table = converted(f"hdf5/{name}", tmp_path, choice)
+    table = (converted if read == "converted" else opened)(f"hdf5/{name}", tmp_path, choice)
     assert same(pixels(table), wanted)
     assert (table.label.tolist(), table.classes) == (labels, classes)
 
@@ -149,7 +150,7 @@ def test_hdf5_that_is_not_clear_or_damaged_is_refused(tmp_path):
     pytest.importorskip("h5py")
     assert "no dataset holds images (features float32[6, 4])" in error_of(converted, "hdf5/features.h5", tmp_path)
     assert "choose the images with --image=train" in error_of(converted, "hdf5/splits.h5", tmp_path)
-    assert "which only `make convert` reads" in error_of(opened, "hdf5/groups.h5", tmp_path)
+    assert "choose the images with data.image=train" in error_of(opened, "hdf5/splits.h5", tmp_path)
     (tmp_path / "x.h5").write_bytes((WRITTEN / "hdf5/groups.h5").read_bytes()[:9000])
     assert "x.h5: no HDF5 file, or damaged" in error_of(converted, tmp_path / "x.h5", tmp_path)
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from perf.remote.server import serving
+from pipeline.dataset.reader import Reader
 from pipeline.dataset.sniff import HEAD
 from pipeline.dataset.table import DatasetError, State
 from pipeline.loader import Loader
 from support.conversions import converted
+from support.native.images import tiff, tiles
 from support.odd_images import raw_png
 from support.remote.sites import CROPS, table_of, write_site
 from support.small_datasets import BAD, PLAIN, error_of, write
@@ -128,3 +130,43 @@ def test_deep_images_are_refused_by_name(tmp_path):
     root = listed(write(tmp_path / "site", {f"{number}.png": raw_png(deep + number) for number in range(4)}))
     with serving(root) as server, pytest.raises(DatasetError, match="are not fetched one by one"):
         table_of(f"{server.address}/list.txt", tmp_path / "cache", "1KB")
+
+
+def bands(root):
+    images = tiles(4, channels=2)
+    return write(root, {f"{row}_b{band}.tif": tiff(images[row][..., band]) for row in range(4) for band in range(2)})
+
+
+def frames(root):
+    dicom = pytest.importorskip("support.native.dicoms", reason="pydicom is not installed").dicom
+    pixels = np.stack(tiles(4, channels=1))[..., 0]
+    return write(root, {"a/one.dcm": dicom(pixels[0]), "b/three.dcm": dicom(pixels[1:])})
+
+
+def hdf5(root):
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    root.mkdir()
+    with h5py.File(root / "x.h5", "w") as file:
+        file.create_dataset("x", data=np.stack(tiles(4)), compression="gzip")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "choice", "refusal"),
+    [
+        (bands, {"bands": "b0,b1"}, "images with 1 channel of uint16 are not fetched one by one"),
+        (frames, {}, "images with 1 channel of uint16 are not fetched one by one"),
+        (hdf5, {}, "without byte ranges of images"),
+    ],
+)
+def test_other_images_are_those_of_the_disk_if_the_cache_holds_them_and_else_refused(tmp_path, make, choice, refusal):
+    root = make(tmp_path / "site")
+    local = table_of(root, tmp_path / "local", **choice)
+    listed(root)
+    with serving(root) as server:
+        table = table_of(f"{server.address}/list.txt", tmp_path / "cache", **choice)
+        line = error_of(table_of, f"{server.address}/list.txt", tmp_path / "small", "1KB", **choice)
+    assert table.digest() == local.digest() and len(table) == 4
+    for row in range(4):
+        np.testing.assert_array_equal(Reader(table).native(row), Reader(local).native(row))
+    assert refusal in line and ("raise data.cache_bytes" in line or "raise it" in line)

@@ -10,6 +10,7 @@ import shutil
 import tarfile
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,19 @@ from launch.nodes import expand_hosts, read_hostfile
 from model.weights.files import read_weights
 from pipeline.conversion.columnar import samples
 from pipeline.dataset.beton import read_beton, scan_beton
+from pipeline.dataset.channels.bands import packed
+from pipeline.dataset.channels.decode import decode_native
+from pipeline.dataset.channels.format import WHITE
 from pipeline.dataset.finding.choice import NOT_CHOSEN
 from pipeline.dataset.folder import scan_folder
 from pipeline.dataset.images import BadImage, decode, probe
+from pipeline.dataset.inside.scan import scan_hdf5
+from pipeline.dataset.reader import Reader
 from pipeline.dataset.records.images import LISTERS
-from pipeline.dataset.table import SampleTable, State
+from pipeline.dataset.table import DECODE, SampleTable, State
+from pipeline.dataset.tar_images import list_shards
 from pipeline.dataset.tars import Range, list_tar
+from support.native.images import gray_png, npy, npz, tiff, tiles, write_tiles
 from support.odd_images import plain_images
 from training.checkpoint.save_load import damage_of, load_checkpoint, save_checkpoint
 from training.checkpoint.shards import CheckpointError
@@ -130,6 +138,19 @@ def read_beton_file(path):
         assert len(scan_beton(beton, progress=False)) == len(beton)
 
 
+def read_channels(path):
+    """Any image with its own channels: arrays, TIFF, 16-bit PNG, DICOM, and files of bands in one piece."""
+    image = decode_native(path.read_bytes())
+    assert image.ndim == 3 and image.size and str(image.dtype) in WHITE
+
+
+def read_hdf5_file(path):
+    table = scan_hdf5(list_shards([path]), 1, False, NOT_CHOSEN, DECODE)
+    reader = Reader(table, threads=1)
+    for row in table.usable()[:8].tolist():
+        assert reader.decode(row).shape == (table.height[row], table.width[row], 3)
+
+
 def read_columns(path):
     for sample in samples(str(path)):
         assert isinstance(sample.data, bytes) and -1 <= sample.label < 2**31
@@ -228,6 +249,49 @@ def betons():
     return [out.read_bytes()]
 
 
+def array_betons():
+    from pipeline.conversion.rewrite import Options
+    from pipeline.convert import convert
+
+    out = scratch() / "arrays.beton"
+    if not out.exists():
+        write_tiles(scratch() / "arrays", tiles(4, 6))
+        convert(scratch() / "arrays", out, Options("beton"), workers=1, progress=False)
+    return [out.read_bytes()]
+
+
+def channel_files():
+    tile = tiles(1, 6)[0]
+    planes = [tiff(tile[..., channel], compression="zlib") for channel in range(2)]
+    return [
+        npy(tile),
+        npz(image=tile),
+        gray_png(tile[..., 0]),
+        tiff(tile),
+        packed(planes),
+        packed([npy(tile[..., 0])] * 3),
+    ]
+
+
+def dicom_files():
+    from support.native.dicoms import dicom
+
+    pixels = tiles(3, 6)[0][..., 0]
+    return [dicom(pixels, RescaleSlope="2", RescaleIntercept="-10"), dicom(pixels, "MONOCHROME1")]
+
+
+def hdf5_files():
+    import h5py
+
+    images, found = np.stack(tiles(4, 6)), []
+    for name, settings in (("ranges", {}), ("inside", {"chunks": (1, 6, 6, 4), "compression": "gzip"})):
+        with h5py.File(scratch() / f"{name}.h5", "w") as file:
+            file.create_dataset("images", data=images, **settings)
+            file["labels"] = np.arange(4)
+        found.append((scratch() / f"{name}.h5").read_bytes())
+    return found
+
+
 def parquets():
     import pyarrow
     from pyarrow import parquet
@@ -287,6 +351,10 @@ TARGETS = {
     "sample table": Target(tables, read_table, ".npz"),
     "tar": Target(tars, read_tar, ".tar"),
     ".beton": Target(betons, read_beton_file, ".beton"),
+    ".beton of arrays": Target(array_betons, read_beton_file, ".beton"),
+    "channels, bands": Target(channel_files, read_channels),
+    **({"DICOM": Target(dicom_files, read_channels)} if find_spec("pydicom") else {}),
+    **({"HDF5": Target(hdf5_files, read_hdf5_file, ".h5")} if find_spec("h5py") else {}),
     "MDS": records("mds", "mds/jpeg/shard.00001.mds", "mds/views/shard.00000.mds", "mds/pil/shard.00000.mds"),
     "LMDB": records("lmdb", "lmdb/caffe_encoded_lmdb/data.mdb", "lmdb/classes.lmdb/data.mdb", "lmdb/pickled.lmdb"),
     "Parquet": Target(parquets, read_columns, ".parquet"),

@@ -240,7 +240,7 @@ def test_a_number_of_channels_takes_pictures_as_their_files_have_them(tmp_path):
 def test_other_sources_refuse_a_number_of_channels(tmp_path):
     (tmp_path / "x.rec").write_bytes(b"")
     line = error_of(open_dataset, tmp_path / "x.rec", tmp_path / "tables", 1, False, choice=Choice(channels=4))
-    assert "data.channels=4: images keep their own channels in folders, tars and .beton files only" in line
+    assert "data.channels=4: images keep their own channels in folders, tars, .beton and HDF5 files only" in line
 
 
 def test_training_and_test_images_are_of_one_kind(tmp_path):

@@ -1,0 +1,25 @@
+"""The bytes of one image, wherever it is."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.dataset.channels.dicom import read_frame
+from pipeline.dataset.inside.hdf5 import read_hdf5
+from pipeline.dataset.inside.names import FRAME, file_of, is_inside, place_in
+
+
+def read_place(root: str | os.PathLike[str], name: str, offset: int, length: int) -> bytes:
+    """The bytes of an image, as a file would have them. root, name, offset, length: as in a `SampleTable`; length -1 is
+    the rest of a file. Raises OSError, and BadImage for a frame."""
+    if is_inside(name):
+        return read_inside(root, name, offset)
+    with open(os.path.join(root, name), "rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def read_inside(root: str | os.PathLike[str], name: str, number: int) -> bytes:
+    """Image `number` of a place inside of a file. Raises OSError, and BadImage for a frame."""
+    path = os.path.join(root, file_of(name))
+    return read_frame(path, number) if name.endswith(FRAME) else read_hdf5(path, place_in(name), number)
