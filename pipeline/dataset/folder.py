@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.holes import open_file, pread
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.channels.bands import packed
@@ -358,8 +359,8 @@ def _probe_places(task: _Task, places: list[tuple[str, int, int | None]]) -> lis
     by_headers = task.check == HEADERS and channels in (AUTO, RGB) and task.bands is None
     for row, (name, offset, length) in enumerate(places):
         try:
-            with open(os.path.join(task.root, name), "rb") as file:
-                if by_headers and (channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset))):
+            with open_file(os.path.join(task.root, name)) as file:
+                if by_headers and (channels == RGB or not may_be_deep(pread(file.fileno(), DEEP_HEAD, offset))):
                     probes.append((*probe_headers(file.fileno(), offset, length, most), None))
                     continue
                 file.seek(offset)
