@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import urllib3
 
 HEAD = 1 << 13  # bytes of an answer before its body, at most
+BUFFER = 1 << 20  # bytes that a connection keeps for answers: fresh memory costs as much time as the call that fills it
 
 
 class Answer(NamedTuple):
@@ -33,6 +35,11 @@ class Place(NamedTuple):
     port: int
 
 
+class Connection(NamedTuple):
+    socket: socket.socket
+    buffer: bytearray
+
+
 class Connections:
     """Kept connections to web servers. Safe to share between threads.
 
@@ -41,7 +48,7 @@ class Connections:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._idle: dict[Place, list[socket.socket]] = defaultdict(list)
+        self._idle: dict[Place, list[Connection]] = defaultdict(list)
         self._left: set[Place] = set()  # hosts whose answers are left to urllib3
         weakref.finalize(self, _close, self._idle)
 
@@ -60,35 +67,42 @@ class Connections:
             except OSError:
                 return None
             try:
-                answer = _exchange(connection, request, expected)
+                buffer = _sized(connection.buffer, HEAD + expected)
+                answer = _exchange(connection.socket, buffer, request)
             except BaseException as error:
-                connection.close()
+                connection.socket.close()
+                if isinstance(error, BlockingIOError):
+                    raise TimeoutError from None
                 if kept is None or not isinstance(error, Unanswered):
                     raise
                 continue  # the server closed it while it was idle
             if answer is None or 300 <= answer.status < 400:
-                connection.close()
+                connection.socket.close()
                 self._left.add(place)
                 return None
             if answer.headers.get("connection", "").lower() == "close":
-                connection.close()
+                connection.socket.close()
             else:
-                self._idle[place].append(connection)
+                self._idle[place].append(connection._replace(buffer=buffer if len(buffer) <= BUFFER else bytearray()))
             return answer
 
-    def _kept(self, place: Place) -> socket.socket | None:
+    def _kept(self, place: Place) -> Connection | None:
         try:
             return self._idle[place].pop()
         except IndexError:
             return None
 
-    def _open(self, place: Place) -> socket.socket:
+    def _open(self, place: Place) -> Connection:
         connection = socket.create_connection((place.host, place.port), self._timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not place.secure:
-            return connection
+            connection.settimeout(None)  # the kernel counts the time: a body is one call of the system
+            span = struct.pack("ll", int(self._timeout), int(self._timeout % 1 * 1e6))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
+            return Connection(connection, bytearray())
         try:
-            return _certificates().wrap_socket(connection, server_hostname=place.host)
+            return Connection(_certificates().wrap_socket(connection, server_hostname=place.host), bytearray())
         except BaseException:
             connection.close()
             raise
@@ -98,9 +112,12 @@ class Unanswered(ConnectionError):
     """The connection ended before the first byte of an answer."""
 
 
-def _exchange(connection: socket.socket, request: bytes, expected: int) -> Answer | None:
+def _sized(buffer: bytearray, size: int) -> bytearray:
+    return buffer if len(buffer) >= size else bytearray(size)
+
+
+def _exchange(connection: socket.socket, buffer: bytearray, request: bytes) -> Answer | None:
     """The answer to a request; None if it does not say its length."""
-    buffer = bytearray(HEAD + expected)
     view, count, body = memoryview(buffer), 0, -1
     try:
         connection.sendall(request)
@@ -112,7 +129,7 @@ def _exchange(connection: socket.socket, request: bytes, expected: int) -> Answe
     while (body := buffer.find(b"\r\n\r\n", 0, count) + 4) < 4:
         if count == len(buffer):
             return None
-        count += _more(connection, view[count:])
+        count += _some(connection.recv_into(view[count:]))
     status, *lines = buffer[: body - 4].decode("latin-1").split("\r\n")
     pairs = (line.partition(":") for line in lines)
     headers = {name.lower(): value.strip() for name, _, value in pairs}
@@ -120,13 +137,13 @@ def _exchange(connection: socket.socket, request: bytes, expected: int) -> Answe
     if not length.isdigit() or "transfer-encoding" in headers or int(length) > len(buffer) - body:
         return None
     end = body + int(length)
+    more = () if isinstance(connection, ssl.SSLSocket) else (0, socket.MSG_WAITALL)
     while count < end:
-        count += _more(connection, view[count:end])
+        count += _some(connection.recv_into(view[count:end], *more))
     return Answer(int(status.split(" ")[1]), headers, bytes(view[body:end]))
 
 
-def _more(connection: socket.socket, view: memoryview) -> int:
-    count = connection.recv_into(view)
+def _some(count: int) -> int:
     if not count:
         raise ConnectionError("the answer was cut")
     return count
@@ -146,7 +163,7 @@ def _certificates() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def _close(idle: dict[Place, list[socket.socket]]) -> None:
+def _close(idle: dict[Place, list[Connection]]) -> None:
     for connections in idle.values():
         for connection in connections:
-            connection.close()
+            connection.socket.close()

@@ -16,7 +16,7 @@ BODY = b"0123456789"
 PLAIN = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n" + BODY
 CHUNKS = b"HTTP/1.1 206 Partial Content\r\nTransfer-Encoding: chunked\r\n\r\na\r\n" + BODY + b"\r\n0\r\n\r\n"
 BUSY = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
-CLOSE = b""
+CLOSE, SILENCE = b"", b"HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\n\r\n01234"
 
 
 class Script:
@@ -71,6 +71,13 @@ def test_a_redirect_is_followed_by_urllib3(head):
 
 def test_an_answer_in_chunks_is_read():
     assert read(Script([CHUNKS, CHUNKS])) == [BODY]
+
+
+@pytest.mark.parametrize("answer", [SILENCE, SILENCE[:20]])
+def test_a_server_that_falls_silent_within_an_answer_is_asked_again_after_the_timeout(answer):
+    script = Script([answer, PLAIN])
+    store = open_store(f"{script.address}/x.tar", Patience(timeout=0.2, first=0.01, most=0.02, budget=60))
+    assert read_range(store, RemoteObject("x.tar", f"{script.address}/x.tar", 10, ""), 0, 10) == BODY
 
 
 def test_the_pause_that_a_throttling_server_asks_for_is_kept(monkeypatch):
