@@ -293,6 +293,8 @@ def test_the_next_use_of_a_row_counts_the_ranks_of_this_node_only(monkeypatch):
     assert uses.in_epoch(1)[13] == 18 + 4
     before = uses.before(Step(0, 16, orders[0][14:16]))
     assert before[12] == 12 and before[4] == 18 + 13
+    lengths = np.full(18, 10)
+    assert [uses.last_kept(1, lengths, most) for most in (25, 45, 80)] == [18 + 8, 18 + 16, NEVER]
 
 
 def test_neighbors_share_a_request_as_long_as_little_lies_between_them():
