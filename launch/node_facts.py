@@ -147,6 +147,7 @@ def dataset_facts(
         tables = []
         for given in paths:
             place = {"path": given, "test": None, "cache": cache, "cache_bytes": cache_bytes, "workers": 0}
+            place["check"] = check
             path = with_local_paths(place, progress=False)["path"]
             chosen = Choice(**(choice or {}))
             tables.append(open_dataset(find_split(path)[0], cache, 0, False, choice=chosen, check=check))

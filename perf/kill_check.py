@@ -1,7 +1,7 @@
 """Kill runs at random times: do they end with exactly the weights of a run that was never killed?
 
     python -m perf.kill_check [--kills 200] [--json perf/results/kill_check.json]        make kill-check KILLS=200
-    python -m perf.kill_check --remote [--kills 200]
+    python -m perf.kill_check --remote [--kills 200] [--add]
 
 A tiny network trains by `train.py` on 64 images, with a checkpoint every second step. For each number of processes and
 ZeRO stage one run is not killed. Other runs get SIGKILL at a random moment (start, step, save or end): first a random
@@ -17,6 +17,9 @@ begins. Masters, optimizer state, buffers and queue of the last checkpoints are 
 --remote: the images of the runs that are killed are in tars on a web server of this machine, of which three answers in
 a hundred are faults. The cache holds a tenth of the images, and each run begins with an empty one. The runs that are
 not killed read the same tars from the disk.
+
+--add: go on with the counts of the file, up to --kills. The file is written after each run, so that the same command
+goes on after a stop.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -36,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import EXIT_MISTAKE, Parser, print_error
+from common.files import write_atomically
 from common.progress import progress_bar
 from config.recipe import ROOT
 from perf.forked import fork
@@ -72,6 +76,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--kills", type=int, default=200, help="in all cases together (default 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (default 1)")
     parser.add_argument("--remote", action="store_true", help="images on a web server, and a cache of a tenth of them")
+    parser.add_argument("--add", action="store_true", help="go on with the counts of the file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="default: perf/results/kill_check.json")
     options = parser.parse_args(arguments)
     name = "kill_check_remote.json" if options.remote else "kill_check.json"
@@ -82,9 +87,14 @@ def main(arguments: list[str]) -> int:
     if not options.json.absolute().parent.is_dir():
         print_error(f"--json={options.json}: there is no folder {options.json.absolute().parent}")
         return EXIT_MISTAKE
-    rows = check(CASES, options.kills, options.seed, remote=options.remote)
-    report = {"kills": sum(row["kills"] for row in rows), "seed": options.seed, "rows": rows, "machine": machine()}
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+    rows = json.loads(options.json.read_text())["rows"] if options.add and options.json.exists() else []
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        report = {"kills": sum(row["kills"] for row in rows), "seed": options.seed, "rows": rows, "machine": machine()}
+        write_atomically(options.json, json.dumps(report, indent=1) + "\n")
+
+    rows = check(CASES, options.kills, options.seed, remote=options.remote, rows=rows, save=save)
+    save(rows)
     show(rows)
     print(f"{options.json}: written")
     return int(any(not row["holds"] for row in rows))
@@ -101,29 +111,55 @@ class Counts:
     unusable: int = 0
     different: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Counts:
+        """The counts of a row; of {} zeros."""
+        counts = cls(**{name: row.get(name, 0) for name in ("kills", "runs", "starts", "steps_lost", "unusable")})
+        counts.different += [] if row.get("identical", True) else ["an earlier run"]
+        return counts
 
-def check(cases: Any, kills: int, seed: int, progress: bool = True, remote: bool = False) -> list[dict[str, Any]]:
-    """A row for each of `cases`, (ranks, stage); each case gets an equal share of the kills."""
-    chance, rows = random.Random(seed), []
+    def row(self, ranks: int, stage: int) -> dict[str, Any]:
+        row = {"ranks": ranks, "stage": stage, "kills": self.kills, "runs": self.runs, "starts": self.starts}
+        row |= {"identical": not self.different, "steps_lost": self.steps_lost, "unusable": self.unusable}
+        holds = row["identical"] and self.runs and not self.unusable and self.steps_lost <= INTERVAL
+        return row | {"holds": bool(holds)}
+
+
+def check(
+    cases: Any,
+    kills: int,
+    seed: int,
+    progress: bool = True,
+    remote: bool = False,
+    rows: Sequence[dict[str, Any]] = (),
+    save: Callable[[list[dict[str, Any]]], Any] = len,
+) -> list[dict[str, Any]]:
+    """A row for each of `cases`, (ranks, stage); each case gets an equal share of the kills. rows: of an earlier call,
+    whose counts go on; save: called with all rows after each run."""
+    found = {(row["ranks"], row["stage"]): row for row in rows}
+    before = sum(row["kills"] for row in rows)
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         bar = stack.enter_context(progress_bar(kills, "kills", "kill", progress))
+        bar.update(before)
         recipe, address = make_recipe(Path(scratch)), ""
         if remote:
             recipe = pack_images(recipe)
             server = stack.enter_context(serving(Path(scratch) / "tars"))
-            server.faults += chance.choices(("", *FAULTS), (97, 1, 1, 1), k=1_000_000)
+            server.faults += random.Random(seed + before).choices(("", *FAULTS), (97, 1, 1, 1), k=1_000_000)
             address = f"{server.address}/list.txt"
         for index, (ranks, stage) in enumerate(cases):
             share = kills // len(cases) + (index < kills % len(cases))
+            counts = Counts.of(found.get((ranks, stage), {}))
+            if counts.kills >= share:
+                continue
             folder = Path(scratch) / f"{ranks}-{stage}"
-            counts = kill_runs(ranks, stage, recipe, folder, share, chance, bar.update, address)
-            row = {"ranks": ranks, "stage": stage, "kills": counts.kills, "runs": counts.runs, "starts": counts.starts}
-            row |= {"identical": not counts.different, "steps_lost": counts.steps_lost, "unusable": counts.unusable}
-            holds = row["identical"] and counts.runs and not counts.unusable and counts.steps_lost <= INTERVAL
-            rows.append(row | {"holds": bool(holds)})
+            chance = random.Random(f"{seed} {ranks} {stage} {counts.kills}")
+            for _ in kill_runs(ranks, stage, recipe, folder, share, chance, bar.update, address, counts):
+                found[ranks, stage] = counts.row(ranks, stage)
+                save([found[case] for case in cases if case in found])
             shutil.rmtree(folder)
-    return rows
+    return [found[case] for case in cases]
 
 
 def make_recipe(folder: Path) -> Path:
@@ -158,11 +194,19 @@ def pack_images(recipe: Path) -> Path:
 
 # ---------------------------------------------------------------------------------------------- runs
 def kill_runs(
-    ranks: int, stage: int, recipe: Path, folder: Path, kills: int, chance: random.Random, done: Any, address: str = ""
-) -> Counts:
-    """Runs of a case, until they were killed `kills` times and the last one has ended. done: called after each kill.
-    address: of the images of these runs, '' if they are those of the recipe."""
-    counts = Counts()
+    ranks: int,
+    stage: int,
+    recipe: Path,
+    folder: Path,
+    kills: int,
+    chance: random.Random,
+    done: Any,
+    address: str,
+    counts: Counts,
+) -> Iterator[None]:
+    """Runs of a case, until they were killed `kills` times and the last one has ended; yields after each run, when
+    `counts` is up to date. done: called after each kill. address: of the images of these runs, '' if they are those of
+    the recipe."""
 
     def start(directory: Path) -> Run:
         cache = f"data.cache={directory / 'cache'}"
@@ -196,7 +240,7 @@ def kill_runs(
             counts.unusable += 1
             print(f"{directory.name}, {ranks} ranks, stage {stage}: {error}", file=sys.stderr)
         shutil.rmtree(directory)
-    return counts
+        yield
 
 
 class Run:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt64
 from numpy.typing import NDArray
 
+from common.holes import open_file, pread
 from pipeline.dataset.channels.array_field import image_format, type_and_shape
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.channels.samples import scanned_samples
@@ -61,6 +62,7 @@ class BetonFile:
     says which fields are taken. fields: names of all fields, in order; image: that of the images; left_out: how many
     values the fields have that are neither image nor label, by 'field NAME'.
     pixels: the format of an array field; COLOR of a field of pictures.
+    only_images: whether its pages hold nothing but these images: the other fields are numbers.
     digest: SHA-256 of everything but the images: file size, fields, records and allocation table.
     """
 
@@ -77,6 +79,7 @@ class BetonFile:
     digest: str
     left_out: dict[str, int]
     pixels: PixelFormat = COLOR
+    only_images: bool = False
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -91,7 +94,7 @@ def read_beton(path: Path, choice: Choice = NOT_CHOSEN) -> BetonFile:
     not clear which fields are meant."""
     name = Path(path).name
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return _read(file, Path(path), name, choice)
     except OSError as error:
         raise DatasetError(f"{name}: cannot be read ({error.strerror}); copy it again") from None
@@ -148,6 +151,7 @@ def _read(file: IO[bytes], path: Path, name: str, choice: Choice) -> BetonFile:
         path, offset, length, raw, width.astype(np.int32), height.astype(np.int32), label, classes, fields, chosen,
         digest.hexdigest() if choice[:2] == NOT_CHOSEN[:2] else f"{digest.hexdigest()} {choice[:2]}",
         {f"field {field}": len(records) for field in fields if field not in (chosen, labels)}, pixels,
+        sorted(kinds)[-1] == RGB and kinds.count(RGB) == 1,
     )  # fmt: skip
 
 
@@ -258,7 +262,7 @@ def _text(file: IO[bytes], value: NDArray, where: str) -> object:
     start, length = int(value["ptr"]), int(value["size"])
     if start + length > os.fstat(file.fileno()).st_size:
         raise DatasetError(f"{where}: damaged (a label has no bytes in the file); write or copy it again")
-    data = os.pread(file.fileno(), min(length, 1 << 16), start).rstrip(b"\0")
+    data = pread(file.fileno(), min(length, 1 << 16), start).rstrip(b"\0")
     try:
         return json.loads(data)
     except ValueError:

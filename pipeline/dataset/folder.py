@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.holes import open_file, pread
 from common.processes import in_processes
 from common.progress import progress_bar
 from pipeline.dataset.channels.bands import packed
@@ -367,8 +368,8 @@ def _probe_places(task: _Task, places: list[tuple[str, int, int]]) -> list[tuple
     for row, (name, offset, length) in enumerate(places):
         try:
             if by_headers and not is_inside(name):
-                with open(os.path.join(task.root, name), "rb") as file:
-                    if channels == RGB or not may_be_deep(os.pread(file.fileno(), DEEP_HEAD, offset)):
+                with open_file(os.path.join(task.root, name)) as file:
+                    if channels == RGB or not may_be_deep(pread(file.fileno(), DEEP_HEAD, offset)):
                         whole_file = None if length < 0 else length
                         probes.append((*probe_headers(file.fileno(), offset, whole_file, most), None))
                         continue

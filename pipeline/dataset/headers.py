@@ -11,6 +11,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from common.holes import pread
 from pipeline.dataset.images import MAX_PIXELS, TRANSPOSES, Probe, probe
 from pipeline.dataset.png_metadata import is_png
 from pipeline.dataset.structure import Structure, jpeg_structure, png_structure, webp_structure
@@ -54,7 +55,7 @@ def _sure(structure: Structure, most: int) -> bool:
 def _read(descriptor: int, offset: int, length: int) -> bytes:
     """All bytes of a range, or those up to the end of the file."""
     parts, end = [], offset + length
-    while offset < end and (part := os.pread(descriptor, end - offset, offset)):
+    while offset < end and (part := pread(descriptor, end - offset, offset)):
         parts.append(part)
         offset += len(part)
     return b"".join(parts)

@@ -12,6 +12,7 @@ import tarfile
 from collections import Counter
 from typing import Any, NamedTuple
 
+from common.holes import open_file, pread
 from pipeline.dataset.finding.choice import NONE, split_key
 from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.finding.mixed import split_values
@@ -64,7 +65,7 @@ def list_tar(tar: Range, label: str | None = None) -> Members:
     members = Members([], [], [], {}, [], {}, Counter(), set(), [])
     seen: set[str] = set()
     try:
-        with open(tar.path, "rb") as file:
+        with open_file(tar.path) as file:
             end = tar.offset + tar.length if tar.length >= 0 else os.fstat(file.fileno()).st_size
             start, ended = tar.offset, False
             while not ended:
@@ -77,7 +78,7 @@ def list_tar(tar: Range, label: str | None = None) -> Members:
                             raise DatasetError(f"{shard}: {member.name} goes on past the end; copy the tar again")
                         _add(members, seen, file.fileno(), shard, member, label)
                     # tarfile takes an invalid header for the end of the tar, which is a block of zeros.
-                    if archive.offset < end and os.pread(file.fileno(), BLOCK, archive.offset).strip(b"\0"):
+                    if archive.offset < end and pread(file.fileno(), BLOCK, archive.offset).strip(b"\0"):
                         raise DatasetError(f"{shard}: damaged at byte {archive.offset}; copy the tar again")
                     start = _after_zeros(file.fileno(), archive.offset, end)
                 ended = start >= end
@@ -91,7 +92,7 @@ def list_tar(tar: Range, label: str | None = None) -> Members:
 def _after_zeros(descriptor: int, start: int, end: int) -> int:
     """The first block from `start` on that is not zeros, where the next of several joined tars begins; else `end`."""
     while start < end:
-        data = os.pread(descriptor, min(1 << 20, end - start), start)
+        data = pread(descriptor, min(1 << 20, end - start), start)
         rest = data.lstrip(b"\0")
         if not data:
             break
@@ -126,7 +127,7 @@ def _add(
     key, suffix = split_key(name)
     lower = suffix.lower()
     if lower == (label or "cls").lower() and lower != "json" and member.size <= LABEL_BYTES:
-        value = label_of(os.pread(descriptor, member.size, member.offset_data), f"{shard}: {member.name}")
+        value = label_of(pread(descriptor, member.size, member.offset_data), f"{shard}: {member.name}")
         _add_label(members, shard, key, value)
     elif has_extension(name):
         _add_image(members, name, member)
@@ -137,14 +138,14 @@ def _add(
     elif name.lower().endswith(PACKED):
         members.refused[member.name] = "compressed tar"
     elif lower == "json" and member.size <= LABEL_BYTES:
-        sample = _sample(os.pread(descriptor, member.size, member.offset_data))
+        sample = _sample(pread(descriptor, member.size, member.offset_data))
         members.splits.update(split_values(sample))
         value = sample.get(label or "label", MISSING)
         if value is MISSING or label == NONE:
             members.left_out[extension(name)] += 1
         else:
             _add_label(members, shard, key, label_of(value, f"{shard}: {member.name}"))
-    elif looks_like_image(name, os.pread(descriptor, min(member.size, HEAD), member.offset_data)):
+    elif looks_like_image(name, pread(descriptor, min(member.size, HEAD), member.offset_data)):
         _add_image(members, name, member)
     else:
         members.left_out[extension(name)] += 1

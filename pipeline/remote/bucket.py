@@ -6,17 +6,21 @@ GOOGLE_APPLICATION_CREDENTIALS, HF_TOKEN.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pipeline.dataset.table import DatasetError
 from pipeline.remote.address import RemoteObject, mirror_name, shown
-from pipeline.remote.faults import Missing, Patience, Temporary, changed, retrying
+from pipeline.remote.faults import Changed, Missing, Patience, Temporary, changed, retrying
+from pipeline.remote.http import HttpStore
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "updated", "mtime")
 REMOTE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "requests", "httpx")
 NO_LOGIN = ("NoCredentials", "PartialCredentials", "TokenRetrieval", "DefaultCredentials")
+SIGNED_FOR = 3600  # seconds; a signature is used for half of them
 
 Result = TypeVar("Result")
 
@@ -34,6 +38,8 @@ class BucketStore:
             package = PACKAGES[scheme]
             raise DatasetError(f"{scheme}:// needs {package}: .venv/bin/python -m pip install {package}") from None
         self._scheme = scheme
+        self._web, self._signs = HttpStore("", patience), scheme == "s3"
+        self._signed = lru_cache(4096)(self._sign)
 
     def list(self) -> list[RemoteObject]:
         """The objects in and below the address, or those of its pattern, by name. Raises DatasetError, Missing."""
@@ -71,8 +77,17 @@ class BucketStore:
     def read(self, item: RemoteObject, start: int, end: int) -> bytes:
         """Its bytes from `start` to before `end`, one try. Raises Missing, Changed, Temporary, DatasetError.
 
-        fsspec does not say of which version they are: the caller looks at the tag (a file) or a checksum (an image).
+        S3 is asked over a signed address, which takes an eighth of the CPU time of s3fs, and compares the ETag. fsspec
+        does not say of which version bytes are: the caller looks at the tag (a file) or a checksum (an image).
         """
+        if self._signs:
+            try:
+                signed = self._signed(item.address, int(time.time() * 2 / SIGNED_FOR))
+                return self._web.read(item, start, end, signed)
+            except Changed:
+                raise
+            except DatasetError:  # s3fs has a way of its own, or the credentials are other ones now
+                self._signed.cache_clear()
         try:
             data = bytes(self._asked(lambda: self._files.cat_file(item.address, start=start, end=end)))
             if len(data) != end - start:
@@ -82,6 +97,14 @@ class BucketStore:
                 raise changed(item.address) from None
             raise
         return data
+
+    def _sign(self, address: str, period: int) -> str:
+        """An address with a signature. period: half hours, each with a signature of its own. Raises DatasetError."""
+        try:
+            return str(self._files.sign(address, expiration=SIGNED_FOR))
+        except Exception:
+            self._signs = False
+            raise DatasetError("no signature") from None
 
     def _asked(self, action: Callable[[], Result]) -> Result:
         """The result of a request; the libraries' many errors as ours."""

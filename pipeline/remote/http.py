@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
 from pipeline.dataset.table import DatasetError
 from pipeline.remote.address import RemoteObject, expanded, mirror_name, shown
+from pipeline.remote.connections import Answer, Connections
 from pipeline.remote.faults import Missing, Patience, Temporary, changed, retrying
 
 LIST = ".txt"
@@ -34,6 +34,7 @@ class HttpStore:
         # Only redirects: `retrying` repeats everything else, with pauses that the user's budget bounds.
         retries = urllib3.Retry(total=5, redirect=5, connect=0, read=0, status=0, other=0)
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS, num_pools=64, timeout=timeout, retries=retries)
+        self._kept = Connections(patience.timeout)
 
     def list(self) -> list[RemoteObject]:
         """The objects, by name. A list has a line for each: an address, absolute or relative to the list, and if it is
@@ -53,23 +54,24 @@ class HttpStore:
         """The object at an address. Raises Missing if nothing is there."""
         return retrying(lambda: self._head(address, name), address, self.patience)
 
-    def read(self, item: RemoteObject, start: int, end: int) -> bytes:
-        """Its bytes from `start` to before `end`, one try. Raises Missing, Changed, Temporary, DatasetError."""
+    def read(self, item: RemoteObject, start: int, end: int, signed: str = "") -> bytes:
+        """Its bytes from `start` to before `end`, one try. signed: an address for it that messages do not show. Raises
+        Missing, Changed, Temporary, DatasetError."""
         headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         if item.tag.startswith('"'):
             headers["If-Match"] = item.tag
-        answer = self._request("GET", item.address, headers)
+        answer = self._request("GET", signed or item.address, headers, end - start)
         if answer.status in (412, 416):
             raise changed(item.address)
         if answer.status != 206 and not (answer.status == 200 and end - start == item.size):
             problem = f"{shown(item.address)}: the server does not serve byte ranges (status {answer.status})"
             raise DatasetError(f"{problem}; copy the data to one that does, or to a disk")
-        total = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        total = answer.headers.get("content-range", "").rpartition("/")[2]
         if (total.isdigit() and int(total) != item.size) or (item.tag and _tag(answer.headers) not in (item.tag, "")):
             raise changed(item.address)
         if len(answer.data) != end - start:
             raise Temporary(f"{len(answer.data)} bytes in place of {end - start}")
-        return bytes(answer.data)
+        return answer.data
 
     def _text(self) -> str:
         def action() -> str:
@@ -93,15 +95,22 @@ class HttpStore:
 
     def _head(self, address: str, name: str) -> RemoteObject:
         answer = self._request("HEAD", address, {"Accept-Encoding": "identity"})
-        size = answer.headers.get("Content-Length", "")
+        size = answer.headers.get("content-length", "")
         if answer.status != 200 or not size.isdigit():
             problem = f"{shown(address)}: the server does not say its size (status {answer.status})"
             raise DatasetError(f"{problem}; give a list with sizes, or copy the data to a disk")
         return RemoteObject(name, address, int(size), _tag(answer.headers))
 
-    def _request(self, method: str, address: str, headers: Mapping[str, str]) -> Any:
+    def _request(self, method: str, address: str, headers: Mapping[str, str], expected: int = -1) -> Answer:
+        """expected: bytes of the answer, of a byte range."""
+        headers = {**headers, **_login(urlsplit(address).hostname)}
         try:
-            answer = self._pool.request(method, address, headers={**headers, **_login(urlsplit(address).hostname)})
+            answer = self._kept.get(address, headers, expected) if expected >= 0 else None
+            answer = answer or self._asked(method, address, headers)
+        except TimeoutError:
+            raise Temporary("no answer in time") from None
+        except ConnectionError:
+            raise Temporary("the connection broke") from None
         except urllib3.exceptions.LocationValueError:
             raise DatasetError(f"{shown(address)}: not an address; write https://host/path") from None
         except urllib3.exceptions.HTTPError as error:
@@ -110,7 +119,7 @@ class HttpStore:
                 raise DatasetError(f"{shown(address)}: {reason}; name its authority in SSL_CERT_FILE") from None
             raise Temporary(reason) from None
         if answer.status in RETRIED:
-            wait = answer.headers.get("Retry-After", "")
+            wait = answer.headers.get("retry-after", "")
             raise Temporary(f"status {answer.status}", float(wait) if wait.isdigit() else 0.0)
         if answer.status in (404, 410):
             raise Missing(f"{shown(address)}: no such object")
@@ -118,6 +127,10 @@ class HttpStore:
             problem = f"{shown(address)}: the server refuses access (status {answer.status})"
             raise DatasetError(f"{problem}; put name and password into ~/.netrc, or sign the addresses of the list")
         return answer
+
+    def _asked(self, method: str, address: str, headers: Mapping[str, str]) -> Answer:
+        answer = self._pool.request(method, address, headers=headers)
+        return Answer(answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.data)
 
 
 def _line(line: str, address: str) -> RemoteObject:
@@ -135,7 +148,7 @@ def _name(address: str, folder: str) -> str:
 
 
 def _tag(headers: Mapping[str, str]) -> str:
-    return headers.get("ETag") or headers.get("Last-Modified") or ""
+    return headers.get("etag") or headers.get("last-modified") or ""
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

@@ -29,13 +29,14 @@ from common.files import lock, write_atomically
 from common.progress import progress_bar
 from config.schema.ranges import bytes_of
 from pipeline.dataset.sniff import has_extension
-from pipeline.dataset.table import DatasetError
+from pipeline.dataset.table import DECODE, HEADERS, DatasetError
 from pipeline.remote.address import RemoteObject, is_remote, parsed, shown, with_slashes
 from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
+from pipeline.remote.heads import image_heads, shard_heads
 from pipeline.remote.index import Held, Index
 from pipeline.remote.known import Known, known_beton, known_tars
-from pipeline.remote.probes import APART, FILES, IMAGES, probes_file, save_probes
+from pipeline.remote.probes import APART, FILES, IMAGES, ShardProbes, probes_file, save_probes
 from pipeline.remote.skeletons import comes_apart, images_apart, shard_kind, take_apart
 from pipeline.remote.store import Store, open_store
 
@@ -52,21 +53,29 @@ def with_local_paths(data: Any, progress: bool) -> Any:
     remote = [name for name in ("path", "test") if data.get(name) and is_remote(data[name])]
     if not remote:
         return data
+    check = DECODE if (data.get("check") or DECODE) == DECODE else HEADERS
     local, workers = copy.deepcopy(data), data["workers"] or len(os.sched_getaffinity(0))
     for name in remote:
         bound = bytes_of(data["cache_bytes"]) if data.get("cache_bytes") else None
-        local[name] = str(local_path(data[name], Path(data["cache"]), bound, workers, progress, f"data.{name}"))
+        local[name] = str(local_path(data[name], Path(data["cache"]), bound, workers, progress, f"data.{name}", check))
     return local
 
 
 def local_path(
-    path: object, cache: Path, cache_bytes: int | None, workers: int, progress: bool = True, setting: str = "data.path"
+    path: object,
+    cache: Path,
+    cache_bytes: int | None,
+    workers: int,
+    progress: bool = True,
+    setting: str = "data.path",
+    check: str = DECODE,
 ) -> Path:
     """The path in the mirror for an address: a folder, a file or a pattern, as the address is. All its objects are
     there, or, if they have more than `cache_bytes`, the skeletons of its shards (`pipeline.remote.skeletons`).
 
-    cache_bytes: None leaves a mirror as it is, and is CACHE_BYTES for a new one. workers: processes that decode. Raises
-    DatasetError with one line that begins with `setting`.
+    cache_bytes: None leaves a mirror as it is, and is CACHE_BYTES for a new one. workers: processes that decode. check:
+    HEADERS fetches only the heads of images that are not kept, see `SampleTable`. Raises DatasetError with one line
+    that begins with `setting`.
     """
     where = shown(with_slashes(path))
     try:
@@ -78,7 +87,7 @@ def local_path(
             with _taken(folder / "lock") as stamp:
                 if stamp is not None:
                     bound = _bound(folder) if cache_bytes is None else cache_bytes
-                    _update(store, folder, bound, workers, progress)
+                    _update(store, folder, bound, workers, progress, check)
                 _use(folder)
         except OSError as error:
             if isinstance(error, Missing):
@@ -97,6 +106,14 @@ def _bound(folder: Path) -> int:
         return int((folder / BOUND).read_text())
     except (OSError, ValueError):
         return bytes_of(CACHE_BYTES)
+
+
+def _by_headers(folder: Path) -> bool:
+    """Whether images that the mirror does not keep were not all decoded."""
+    try:
+        return bool(json.loads((folder / APART).read_text()).get("check") == HEADERS)
+    except (OSError, ValueError):
+        return False
 
 
 def mirror_folder(cache: Path, address: str) -> Path:
@@ -145,7 +162,7 @@ def _claim(folder: Path) -> IO[str]:
 # ------------------------------------------------------------------------------------------------- update
 
 
-def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress: bool) -> None:
+def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress: bool, check: str) -> None:
     index = Index(folder)
     shutil.rmtree(folder / "partial")
     (folder / "partial").mkdir()
@@ -153,7 +170,13 @@ def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress
     total = sum(item.size for item in listed.values())
     apart = total > cache_bytes
     _check_bound(listed, total, cache_bytes, apart)
-    kept = {name: held for name, held in index.held.items() if _is_held(folder, held, listed.get(name), apart)}
+    unchecked = _by_headers(folder)
+    again = unchecked and check == DECODE  # what is kept without images was not decoded, and is to be
+    kept = {
+        name: held
+        for name, held in index.held.items()
+        if _is_held(folder, held, listed.get(name), apart) and (held.whole or not again)
+    }
     wanted = [item for name, item in listed.items() if name not in kept]
     stale = [name for name in index.held if name not in kept]
     claim = _claim(folder) if stale or (folder / APART).exists() != apart else None
@@ -163,14 +186,16 @@ def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress
             probes_file(folder, name).unlink(missing_ok=True)
         write_atomically(folder / BOUND, str(cache_bytes))
         if apart:
-            write_atomically(folder / APART, json.dumps({"address": store.address, "cache_bytes": cache_bytes}))
+            headers = (unchecked and not again) or (check == HEADERS and bool(wanted))
+            facts = {"address": store.address, "cache_bytes": cache_bytes, "check": HEADERS if headers else DECODE}
+            write_atomically(folder / APART, json.dumps(facts))
         else:
             (folder / APART).unlink(missing_ok=True)
             shutil.rmtree(folder / IMAGES, ignore_errors=True)
         # The addresses of the new list: signatures expire.
         index.keep({name: held._replace(item=listed[name]) for name, held in kept.items()})
         if wanted:
-            _fetch(store, folder, index, wanted, apart, workers, progress)
+            _fetch(store, folder, index, wanted, apart, workers, progress, check)
     finally:
         if claim is not None:
             claim.close()
@@ -217,7 +242,14 @@ def _is_held(folder: Path, held: Held, item: RemoteObject | None, apart: bool) -
 
 
 def _fetch(
-    store: Store, folder: Path, index: Index, wanted: list[RemoteObject], apart: bool, workers: int, progress: bool
+    store: Store,
+    folder: Path,
+    index: Index,
+    wanted: list[RemoteObject],
+    apart: bool,
+    workers: int,
+    progress: bool,
+    check: str,
 ) -> None:
     whole = [item for item in wanted if not (apart and comes_apart(item.name))]
     shards = [item for item in wanted if apart and shard_kind(item.name)]
@@ -255,19 +287,38 @@ def _fetch(
         _into_place(folder, item, skeleton)
         index.add(Held(item, digest, False))
 
+    def put_heads(item: RemoteObject, file: Path, probes: ShardProbes) -> None:
+        save_probes(probes_file(folder, item.name), probes)
+        _into_place(folder, item, file)
+        index.add(Held(item, "", False))
+        bar.update(item.size)
+
+    def put_image_heads(items: list[RemoteObject]) -> None:
+        for item, file, image in image_heads(store, items, folder / "partial"):
+            _into_place(folder, item, file)
+            index.add(Held(item, "", False, image))
+            bar.update(item.size)
+
     with progress_bar(total, f"fetching {store.address}", "B", progress) as bar:
         fetch(store, whole, folder / "partial", put, bar.update)
         tars = known_tars(folder / FILES, shards)
+        unknown = []
         for item in shards:  # one at a time: a shard is all that is on the disk beyond data.cache_bytes
             known = tars.get(item.name)
             if shard_kind(item.name) == "beton":
                 known = known_beton(store, item, folder / FILES, skeleton)
-            if known is None:
+            if known is not None:
+                put_known(item, known)
+            elif check == HEADERS:
+                unknown.append(item)
+            else:
                 _check_room(folder, item.size)
                 fetch(store, [item], folder / "partial", put_apart, bar.update)
-            else:
-                put_known(item, known)
+        shard_heads(store, unknown, folder / "partial", folder / FILES, put_heads)
         for some in _groups(images):
+            if check == HEADERS:
+                put_image_heads(some)
+                continue
             _check_room(folder, GROUP)
             _fetch_images(store, folder, index, some, workers, bar.update)
 

@@ -72,6 +72,16 @@ class NextUses:
             self._uses = {known: self._uses[known] for known in sorted(self._uses)[-2:]}
         return self._uses[epoch]
 
+    def last_kept(self, epoch: int, lengths: NDArray[np.int64], most: int) -> int:
+        """The use in an epoch up to which this node's rows have `most` bytes: Belady's rule keeps these from the epoch
+        before, and what is used later would go out again. lengths: (rows,) bytes of every row."""
+        order, batch = self._order(epoch), self._plan.global_batch
+        for first in range(0, len(order) // batch * batch, batch):
+            most -= int(lengths[order[first : first + batch][self._part]].sum())
+            if most < 0:
+                return epoch * len(order) + first + batch
+        return NEVER
+
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
             self._orders[epoch] = self._plan.order(epoch)

@@ -64,7 +64,9 @@ class RemoteRows:
         self._store: Store = open_store(facts["address"])
         self._most_ahead = min(AHEAD, facts["cache_bytes"] // place_on_node()[1])
         self._records = _records_of(mirror, _digest(table), facts["cache_bytes"])
+        self._cache_bytes = facts["cache_bytes"]
         self._next: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._last_kept = NEVER  # rows whose next use is later are not kept
         self._coming: dict[int, Future[dict[int, bytes]]] = {}
         self._uses: Counter[int] = Counter()  # how often a row in `_coming` will be read
         self._from_disk: set[int] = set()  # rows in `_coming` that the disk has, which are not written again
@@ -92,8 +94,8 @@ class RemoteRows:
         finally:
             with self._lock:
                 self._drop(row)
-        if fresh:
-            next_use = int(self._next[row]) if row < len(self._next) else NEVER - 1
+        next_use = int(self._next[row]) if row < len(self._next) else NEVER - 1
+        if fresh and next_use <= self._last_kept:
             with self._lock:
                 self._writer = self._writer or ThreadPoolExecutor(1, thread_name_prefix="keep")
                 self._writer.submit(self._records.offer, row, data, next_use)
@@ -114,7 +116,7 @@ class RemoteRows:
         """The same steps. The rows of those that follow are being fetched: of two steps, or more with up to AHEAD
         bytes and this rank's share of `data.cache_bytes`. plan: that of training, whose rows come again."""
         window: deque[tuple[Step, int]] = deque()
-        waiting, uses = 0, None
+        waiting, uses, epoch = 0, None, -1
         self._turn += 1
         turn, self._recent = self._turn, {}
         try:
@@ -135,6 +137,9 @@ class RemoteRows:
                 if uses is not None:  # from here on the next use of its rows is that of the next epoch
                     node = uses.node_rows(step)
                     self._next[node] = uses.in_epoch(step.epoch + 1)[node]
+                    if step.epoch != epoch:
+                        epoch = step.epoch
+                        self._last_kept = uses.last_kept(epoch + 1, self.table.length, self._cache_bytes)
                     self._records.use_at(dict(zip(node.tolist(), self._next[node].tolist(), strict=True)))
                 yield step
                 waiting -= size

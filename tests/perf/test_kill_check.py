@@ -18,8 +18,12 @@ def test_killed_runs_end_with_the_same_bits_at_each_stage():
 
 @pytest.mark.slow
 def test_killed_runs_on_a_web_server_end_with_the_bits_of_a_run_on_the_disk():
-    (row,) = check(((2, 1),), kills=2, seed=3, progress=False, remote=True)
+    saved = []
+    case = {"cases": ((2, 1),), "kills": 2, "seed": 3, "progress": False, "remote": True, "save": saved.append}
+    (row,) = check(**case)
     assert row["kills"] == 2 and row["runs"] and row["holds"], row
+    assert len(saved) == row["runs"] and saved[-1] == [row]
+    assert check(**case, rows=[row]) == [row] and len(saved) == row["runs"]  # nothing is left to do
 
 
 @pytest.mark.slow

@@ -13,8 +13,11 @@ def test_disk_and_caches_take_turns_and_few_bytes_are_fetched_in_vain(tmp_path, 
     words += ["--neighbors", "4", "--latency", "1", "--backend", "torchvision", "--json", str(tmp_path / "out.json")]
     assert main(words) == 0
     contenders = json.loads((tmp_path / "out.json").read_text())["contenders"]
+    scans = json.loads((tmp_path / "out.json").read_text())["scans"]
+    assert scans["decode"]["share_of_bytes"] >= 1 and scans["headers"]["share_of_bytes"] < 0.2
     assert list(contenders) == ["disk", "cache of all", "cache of a tenth", "the same, 4 neighbors"]
-    assert all(figures["images_per_second"] > 0 for figures in contenders.values())
+    assert all(figures["images_per_second"] > 0 and figures["cpu_ms_per_image"] > 0 for figures in contenders.values())
+    assert contenders["disk"]["disk_cpu_over_own"] == 1
     tenth = contenders["cache of a tenth"]
     assert 1 <= tenth["fetched_over_needed"] <= 1.05 and 0 < tenth["requests_per_image"] <= 1
     together = contenders["the same, 4 neighbors"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from common.holes import open_file
 from pipeline.dataset.channels.dicom import read_frame
 from pipeline.dataset.inside.hdf5 import read_hdf5
 from pipeline.dataset.inside.names import FRAME, file_of, is_inside, place_in
@@ -14,7 +15,7 @@ def read_place(root: str | os.PathLike[str], name: str, offset: int, length: int
     the rest of a file. Raises OSError, and BadImage for a frame."""
     if is_inside(name):
         return read_inside(root, name, offset)
-    with open(os.path.join(root, name), "rb") as file:
+    with open_file(os.path.join(root, name)) as file:
         file.seek(offset)
         return file.read(length)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from common.holes import pread
 from pipeline.dataset.finding.labels import Label
 from pipeline.dataset.sniff import HEAD, looks_like_image
 from pipeline.dataset.table import DatasetError
@@ -67,7 +68,7 @@ class Window:
     def read(self, at: int, length: int) -> bytes:
         """`length` bytes from `at` on; fewer at the end of the file."""
         if at < self.start or at + length > self.start + len(self.data):
-            self.start, self.data = at, os.pread(self.descriptor, max(length, self.BYTES), at)
+            self.start, self.data = at, pread(self.descriptor, max(length, self.BYTES), at)
         return self.data[at - self.start : at - self.start + length]
 
     def shows_image(self, at: int, length: int) -> bool:

@@ -136,7 +136,7 @@ def test_a_loader_ends_soon_where_the_server_does_not_answer(server, table):
     assert time.monotonic() - begun < 60  # the budget of a request is 300 s
 
 
-@pytest.mark.parametrize("fault", ["503", "reset", "cut", "flipped"])
+@pytest.mark.parametrize("fault", ["503", "429", "reset", "cut", "flipped"])
 def test_faults_while_training_change_nothing(server, table, local, fault):
     server.faults += [fault] * 3
     remote, disk = loader_of(table), loader_of(local)
@@ -146,10 +146,11 @@ def test_faults_while_training_change_nothing(server, table, local, fault):
 
 
 def test_a_changed_object_ends_training_in_one_line_that_names_it(server, table):
+    loader = loader_of(table)
+    next(iter(loader))
     for shard in server.folder.glob("*.tar"):
         data = shard.read_bytes()
         shard.write_bytes(data[:600] + bytes(len(data) - 600))
-    loader = loader_of(table)
     with pytest.raises(DatasetError, match=r"/shard-\d+\.tar: the object changed while it was in use"):
         drawn(loader, 1)
     loader.close()
@@ -292,6 +293,8 @@ def test_the_next_use_of_a_row_counts_the_ranks_of_this_node_only(monkeypatch):
     assert uses.in_epoch(1)[13] == 18 + 4
     before = uses.before(Step(0, 16, orders[0][14:16]))
     assert before[12] == 12 and before[4] == 18 + 13
+    lengths = np.full(18, 10)
+    assert [uses.last_kept(1, lengths, most) for most in (25, 45, 80)] == [18 + 8, 18 + 16, NEVER]
 
 
 def test_neighbors_share_a_request_as_long_as_little_lies_between_them():
