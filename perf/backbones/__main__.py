@@ -5,8 +5,8 @@ docs/backbones.md.
 
 Takes a step of a run with each model, with crops of 224 and 96 pixels (`step`). Networks that are built for one size
 are also compared with timm's own for each of the two. Where 96 or 224 are refused it tries other pairs (`PAIRS`). The
-smallest models come first. After each model the result is in perf/results/backbones.json, and the same command goes on
-with what is missing.
+smallest model of each family comes first, then the second, and so on. After each model the result is in
+perf/results/backbones.json, and the same command goes on with what is missing.
 
 --shapes checks shapes alone, on torch's meta device, which takes neither memory nor time to compute; models above
 --largest parameters are checked in this way only. Models of transformers are checked if it is installed.
@@ -73,9 +73,7 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
     report |= {"machine": machine(), "libraries": report["libraries"] | libraries}
     sizes = known_sizes(names, report)
     largest = options.largest * 10**6
-    todo = [
-        name for name in sorted(names, key=lambda name: (sizes[name], name)) if missing(report["models"][name], options)
-    ]
+    todo = [name for name in in_turns(sizes, report["models"]) if missing(report["models"][name], options)]
     end = time.monotonic() + 60 * options.minutes
     group = nullcontext() if options.shapes or options.speed else connected(Cluster())
     with group, progress_bar(len(todo), "backbones", "models") as bar:
@@ -141,6 +139,17 @@ def known_sizes(names: Sequence[str], report: dict[str, Any]) -> dict[str, int]:
                 entry |= {"parameters": parameters, "family": type(network).__module__.rpartition(".")[2]}
             bar.update(1)
     return {name: entry["parameters"] for name, entry in entries}
+
+
+def in_turns(sizes: dict[str, int], models: dict[str, dict[str, Any]]) -> list[str]:
+    """The names: first the smallest model of each family, then the second, and so on."""
+    seen: Counter[tuple[str, str]] = Counter()
+    places = []
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        family = library_of(name)[0], models[name]["family"]
+        places.append((seen[family], name))
+        seen[family] += 1
+    return [name for _, name in sorted(places, key=lambda place: place[0])]
 
 
 def missing(entry: dict[str, Any], options: Any) -> bool:
