@@ -42,7 +42,7 @@ def take_step(name: str, sizes: Sequence[int]) -> dict[str, Any]:
         raise ValueError("after a step its loss or parameters are infinite or NaN")
     if all(map(torch.equal, before, after)):
         raise ValueError("a step does not move it")
-    found = {"feature_dim": int(backbone.feature_dim), "adapted": bool(backbone._forward_pre_hooks)}
+    found: dict[str, Any] = {"feature_dim": int(backbone.feature_dim), "adapted": bool(backbone._forward_pre_hooks)}
     if found["adapted"] and not library_of(name)[0]:
         found["difference"] = max(difference(name, backbone.eval(), size) for size in sizes)
     del steps, backbone
