@@ -36,9 +36,9 @@ HEADS: Rules = (
     (r"neck\.projection_neck\.", "projection_head."),  # mmselfsup, mmpretrain
     (r"heads\.0\.projection_head\.", "projection_head."),  # VISSL
     (r"heads\.0\.prototypes(\d+)\.", r"prototypes.prototypes\1."),
-    (r"prototypes\.heads\.(\d+)\.", r"prototypes.prototypes\1."),  # lightly
-    (r"head\.(?:loss_module\.)?prototypes\.prototypes(\d+)\.", r"prototypes.prototypes\1."),  # mm, several heads
-    (r"head\.(?:loss_module\.)?prototypes\.", "prototypes."),  # mmselfsup, mmpretrain
+    (r"prototypes\.(?:heads\.)?(\d+)\.", r"prototypes.prototypes\1."),  # lightly; solo-learn's DeepClusterV2
+    (r"head\.(?:loss(?:_module)?\.)?prototypes\.prototypes(\d+)\.", r"prototypes.prototypes\1."),  # mm, several heads
+    (r"head\.(?:loss(?:_module)?\.)?prototypes\.", "prototypes."),  # mmselfsup, mmpretrain
     (r"prototypes\.(?:weight_v|parametrizations\.weight\.original1)$", "prototypes.weight"),  # solo-learn
     (r"prototypes\.", "prototypes."),
 )
@@ -48,6 +48,7 @@ CLASSIFIERS = r"(?:fc|heads?|head_dist|classifier|classification_head|linear|dis
 UNUSED = (
     r"mask_token$|decoder|pooler\.|rope_embed\.|local_cls_norm|.*\.(?:bias_mask|relative_position_index|attn_mask)$"
 )
+UNUSED += r"|norms\.\d\."  # of DINOv3's ConvNeXt, whose last is `norm` again
 UNUSED += r"|projection_head\.|prototypes\.|projector\.|predictor\.|pred\.|neck\.|queue"
 
 

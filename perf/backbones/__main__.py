@@ -3,10 +3,10 @@ docs/backbones.md.
 
     python -m perf.backbones [PATTERN ...] [--shapes] [--again] [--speed] [--minutes 60]
 
-Builds each model as a run does, for crops of 224 and 96 pixels, and takes the features of two images of each size
-forward and their gradient backward. Where 96 or 224 are refused it tries other pairs (`PAIRS`). The smallest models
-come first. After each model the result is in perf/results/backbones.json, and the same command goes on with what is
-missing.
+Takes a step of a run with each model, with crops of 224 and 96 pixels (`step`). Networks that are built for one size
+are also compared with timm's own for each of the two. Where 96 or 224 are refused it tries other pairs (`PAIRS`). The
+smallest model of each family comes first, then the second, and so on. After each model the result is in
+perf/results/backbones.json, and the same command goes on with what is missing.
 
 --shapes checks shapes alone, on torch's meta device, which takes neither memory nor time to compute; models above
 --largest parameters are checked in this way only. Models of transformers are checked if it is installed.
@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ from common.cli import Parser, at_least
 from common.files import write_atomically
 from common.progress import progress_bar
 from model.libraries.names import library_of
+from perf.backbones.step import BATCH, take_step
 from perf.program import program
 
 PAIRS = ((224, 96), (224, 98), (256, 96), (256, 128))  # sizes of global and local crops
 MOST = 60_000_000  # parameters up to which a model counts as small
-BATCH = 2
 RESULTS, PAGE = Path("perf/results/backbones.json"), Path("docs/backbones.md")
 MARK = "<!-- written by python -m perf.backbones -->\n"
 
@@ -44,7 +45,10 @@ def main(arguments: list[str]) -> int:
         "patterns", nargs="*", default=["*"], metavar="PATTERN", help="such as 'vit_*', 'torchvision:*'"
     )
     parser.add_argument(
-        "--largest", type=at_least(1), default=MOST // 10**6, help="million parameters to train (default %(default)s)"
+        "--largest",
+        type=at_least(1),
+        default=MOST // 10**6,
+        help="million parameters to train (default %(default)s)",
     )
     parser.add_argument("--shapes", action="store_true", help="check shapes alone, of models without a result")
     parser.add_argument("--again", action="store_true", help="repeat models that failed")
@@ -59,6 +63,7 @@ def main(arguments: list[str]) -> int:
 def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]:
     """Check what is missing, and write results and page after each model. Raises ValueError for a mistake."""
     from perf.machine import machine
+    from training.distributed import Cluster, connected
 
     report = json.loads(options.json.read_text()) if options.json.exists() else {"models": {}, "libraries": {}}
     names, libraries = listed()
@@ -68,11 +73,10 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
     report |= {"machine": machine(), "libraries": report["libraries"] | libraries}
     sizes = known_sizes(names, report)
     largest = options.largest * 10**6
-    todo = [
-        name for name in sorted(names, key=lambda name: (sizes[name], name)) if missing(report["models"][name], options)
-    ]
+    todo = [name for name in in_turns(sizes, report["models"]) if missing(report["models"][name], options)]
     end = time.monotonic() + 60 * options.minutes
-    with progress_bar(len(todo), "backbones", "models") as bar:
+    group = nullcontext() if options.shapes or options.speed else connected(Cluster())
+    with group, progress_bar(len(todo), "backbones", "models") as bar:
         for name in todo:
             if stopped:
                 raise stopped[0]
@@ -82,8 +86,8 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
             if options.speed:
                 entry["images_per_second"] = speed(name, entry["sizes"][0])
             else:
-                entry.pop("reason", None)
-                entry |= check(name, shapes=options.shapes or sizes[name] > largest)
+                found = check(name, shapes=options.shapes or sizes[name] > largest)
+                report["models"][name] = {key: entry[key] for key in ("parameters", "family")} | found
             write(report, options.json, options.page)
             bar.update(1)
     write(report, options.json, options.page)
@@ -137,42 +141,46 @@ def known_sizes(names: Sequence[str], report: dict[str, Any]) -> dict[str, int]:
     return {name: entry["parameters"] for name, entry in entries}
 
 
+def in_turns(sizes: dict[str, int], models: dict[str, dict[str, Any]]) -> list[str]:
+    """The names: first the smallest model of each family, then the second, and so on."""
+    seen: Counter[tuple[str, str]] = Counter()
+    places = []
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):
+        family = library_of(name)[0], models[name]["family"]
+        places.append((seen[family], name))
+        seen[family] += 1
+    return [name for _, name in sorted(places, key=lambda place: place[0])]
+
+
 def missing(entry: dict[str, Any], options: Any) -> bool:
     """Whether the model is still to be checked or measured."""
     if options.speed:
-        return entry.get("checked") == "trained" and "sizes" in entry and "images_per_second" not in entry
+        return entry.get("checked") == "step" and "sizes" in entry and "images_per_second" not in entry
     if "checked" not in entry or (options.again and "sizes" not in entry):
         return True
-    return not options.shapes and entry["checked"] == "shapes" and entry["parameters"] <= options.largest * 10**6
+    return not options.shapes and entry["checked"] != "step" and entry["parameters"] <= options.largest * 10**6
 
 
 def check(name: str, shapes: bool) -> dict[str, Any]:
-    """A model's entries: "checked", and "sizes", "feature_dim", "adapted", else "reason" and, if only other sizes are
-    taken, all of them."""
-    found: dict[str, Any] = {"checked": "shapes" if shapes else "trained"}
+    """A model's entries: "checked", and "sizes", "feature_dim", "adapted", "difference", else "reason" and, if only
+    other sizes are taken, all of them."""
+    found: dict[str, Any] = {"checked": "shapes" if shapes else "step"}
     for pair in PAIRS:
         try:
-            return found | {"sizes": list(pair), **train_once(name, pair, shapes)}
+            return found | {"sizes": list(pair), **(shapes_of if shapes else take_step)(name, pair)}
         except Exception as error:  # of any type: it is what is to be found out
             found.setdefault("reason", (str(error).strip().splitlines() or [type(error).__name__])[0][:300])
     return found
 
 
-def train_once(name: str, sizes: Sequence[int], shapes: bool) -> dict[str, Any]:
-    """Forward and backward with images of each size. Raises any exception."""
+def shapes_of(name: str, sizes: Sequence[int]) -> dict[str, Any]:
+    """ "feature_dim" and "adapted" of a model without values. Raises any exception."""
     import torch
 
     from model.backbone import build_backbone
 
-    with torch.device("meta" if shapes else "cpu"):
+    with torch.device("meta"):
         network = build_backbone(name, sizes)
-        if shapes:
-            return {"feature_dim": network.feature_dim, "adapted": bool(network._forward_pre_hooks)}
-        features = torch.cat([network(torch.randn(BATCH, 3, size, size)) for size in sizes])
-        features.square().mean().backward()
-    gradients = [value.grad for value in network.parameters() if value.grad is not None]
-    if not gradients or not all(bool(value.isfinite().all()) for value in gradients):
-        raise ValueError("its gradient is infinite or NaN")
     return {"feature_dim": network.feature_dim, "adapted": bool(network._forward_pre_hooks)}
 
 
@@ -211,12 +219,13 @@ def table(report: dict[str, Any]) -> str:
     ]
     lines = ["", "Checked, up to " + report["machine"]["date"][:10] + ":", "", *(f"- {line}" for line in words)]
     lines += ["", *counts(report), ""]
-    lines += ["| model | parameters | features | sizes | tables resampled | checked | images/s |"]
-    lines += ["| --- | ---: | ---: | --- | --- | --- | ---: |"]
+    lines += ["| model | parameters | features | sizes | tables resampled | difference | checked | images/s |"]
+    lines += ["| --- | ---: | ---: | --- | --- | ---: | --- | ---: |"]
     for name, entry in checked:
         if "sizes" in entry:
             row = [f"`{name}`", f"{entry['parameters'] / 1e6:.1f} M", entry["feature_dim"]]
-            row += [", ".join(map(str, entry["sizes"])), "yes" if entry["adapted"] else "", entry["checked"]]
+            row += [", ".join(map(str, entry["sizes"])), "yes" if entry["adapted"] else ""]
+            row += [f"{entry['difference']:.0e}" if "difference" in entry else "", entry["checked"]]
             lines.append("| " + " | ".join(map(str, [*row, entry.get("images_per_second", "")])) + " |")
     lines += ["", "## Refused", "", "| model | reason |", "| --- | --- |"]
     lines += [f"| `{name}` | {entry['reason'].replace('|', ' ')} |" for name, entry in checked if "sizes" not in entry]
@@ -225,7 +234,7 @@ def table(report: dict[str, Any]) -> str:
 
 def counts(report: dict[str, Any]) -> list[str]:
     """How many models of each library work, of those up to `MOST` parameters and of the larger ones."""
-    lines = ["| models | checked | at 224 and 96 | at other sizes | refused | trained a step |"]
+    lines = ["| models | checked | at 224 and 96 | at other sizes | refused | took a step |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     for library in report["libraries"]:
         for words, small in ((f"up to {MOST // 10**6} million parameters", True), ("larger", False)):
@@ -238,8 +247,8 @@ def counts(report: dict[str, Any]) -> list[str]:
             ]
             first = sum(entry.get("sizes") == list(PAIRS[0]) for entry in checked)
             works = sum("sizes" in entry for entry in checked)
-            trained = sum(entry["checked"] == "trained" and "sizes" in entry for entry in checked)
-            row = [f"{library}, {words}", len(checked), first, works - first, len(checked) - works, trained]
+            stepped = sum(entry["checked"] == "step" and "sizes" in entry for entry in checked)
+            row = [f"{library}, {words}", len(checked), first, works - first, len(checked) - works, stepped]
             lines.append("| " + " | ".join(map(str, row)) + " |")
     return lines
 

@@ -124,13 +124,25 @@ def test_files_of_the_libraries_own_classes_fit(tmp_path, library):
     save_file(weights, tmp_path / "model.safetensors")
     torch.manual_seed(1)
     backbone = build_backbone(network["backbone"], **network["options"])
-    swav = SwAV(backbone, network.get("hidden_dim", 16), network.get("embedding_dim", 4), network.get("prototypes", 6))
+    sizes = [network.get(key, usual) for key, usual in (("hidden_dim", 16), ("embedding_dim", 4), ("prototypes", 6))]
+    swav = SwAV(backbone, *sizes, heads=network.get("heads", 1))
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     said = load_weights(swav, tmp_path)  # a folder, as save_pretrained writes it
     after = backbone.state_dict()
     unchanged = [key for key, value in after.items() if torch.equal(value, before[key]) and value.is_floating_point()]
     assert not unchanged, said
     assert ("prototypes taken" in said) == ("prototypes" in network)
+
+
+def test_an_autoencoder_gives_its_encoder():
+    """The names of MAE's own file (models_mae.py of facebookresearch/mae)."""
+    torch.manual_seed(0)
+    encoder, network = (build_backbone("vit_tiny_patch16_224", **VIT) for _ in range(2))
+    decoder = ("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_blocks.0.attn.qkv.weight")
+    decoder += ("decoder_norm.weight", "decoder_pred.bias")
+    weights = below("model.", encoder.state_dict() | {key: torch.randn(1, 4) for key in decoder})
+    said = take_weights(network, weights)
+    assert equal(network, encoder) and re.search(r"left out: .*decoder", said)
 
 
 def test_query_key_and_value_become_one_tensor_in_this_order():

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from perf.backbones import __main__ as backbones
+from perf.ranks import run_ranks
 
 
 @pytest.mark.slow
@@ -26,16 +27,38 @@ def test_models_are_checked_once_and_the_page_has_them(tmp_path):
     assert json.loads(results.read_text())["models"] == report["models"]
 
 
+def step_of(_rank, folder):
+    """As a rank: what a step with a network of one size is found to be."""
+    from perf.backbones.step import take_step
+    from training.distributed import Cluster, connected
+
+    with connected(Cluster()):
+        (folder / "found.json").write_text(json.dumps(take_step("test_vit_relpos", (64, 32))))
+
+
+@pytest.mark.slow
+def test_a_model_takes_a_step_and_has_the_features_of_timms_own(tmp_path):
+    run_ranks(step_of, 1, tmp_path)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["adapted"] and found["feature_dim"] == 96 and found["difference"] <= 1e-6
+
+
 def test_a_refused_model_is_counted_and_comes_with_its_reason():
     entry = {"parameters": 5, "family": "eva", "checked": "shapes", "reason": "patches | do not fit"}
     libraries = {"timm": {"version": "1", "models": 9}, "torchvision": {"version": "2", "models": 8}}
-    works = {**entry, "checked": "trained", "sizes": [256, 128], "feature_dim": 3, "adapted": False}
+    works = {**entry, "checked": "step", "sizes": [256, 128], "feature_dim": 3, "adapted": True, "difference": 2e-7}
     models = {"eva": entry, "torchvision:swin_t": works}
     text = backbones.table({"models": models, "libraries": libraries, "machine": {"date": "2026-11-29"}})
     assert "| timm, up to 60 million parameters | 1 | 0 | 0 | 1 | 0 |" in text
     assert "| torchvision, up to 60 million parameters | 1 | 0 | 1 | 0 | 1 |" in text
     assert "- 1 of the 9 models of timm 1\n- 1 of the 8 models of torchvision 2\n" in text
-    assert "| `eva` | patches   do not fit |" in text and "| `torchvision:swin_t` | 0.0 M | 3 | 256, 128 |" in text
+    assert "| `eva` | patches   do not fit |" in text and "| 256, 128 | yes | 2e-07 | step |" in text
+
+
+def test_the_smallest_model_of_each_family_comes_first():
+    models = {name: {"family": family} for name, family in (("c", "vit"), ("a", "vit"), ("b", "resnet"), ("d", "vit"))}
+    sizes = {"c": 2, "a": 1, "b": 5, "d": 9}
+    assert backbones.in_turns(sizes, models) == ["a", "b", "c", "d"]
 
 
 def test_a_pattern_without_models_is_one_line(capsys, tmp_path):
