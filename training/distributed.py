@@ -203,7 +203,8 @@ def quiet_deepspeed() -> Any:
     """The deepspeed module, with less logging, and without compiling an extension at start.
 
     On CPUs DeepSpeed compiles a shared-memory all-reduce under a lock file. A killed start leaves that file behind, and
-    every later start then waits for ever. gloo does the same work, so the extension is marked as incompatible.
+    every later start then waits for ever. gloo does the same work, so the extension is marked as incompatible. The
+    table of compatible extensions is written here whole: reading it lets DeepSpeed probe all of them, with a compiler.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found"
     os.environ.setdefault("DS_LOG_LEVEL", "error")
@@ -211,7 +212,7 @@ def quiet_deepspeed() -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     return deepspeed
 
 

@@ -148,8 +148,8 @@ def check(options: argparse.Namespace, gpus: int) -> None:
         raise ValueError(f"--ranks={options.ranks}: expected at least 1")
     if 0 < gpus < options.ranks:
         raise ValueError(f"--ranks={options.ranks}: there are {gpus} GPUs; give as many ranks at most")
-    if not 10 <= options.budget <= 86400:
-        raise ValueError(f"--budget={options.budget:g}: expected 10 to 86400 seconds")
+    if not 2 <= options.budget <= 86400:
+        raise ValueError(f"--budget={options.budget:g}: expected 2 to 86400 seconds")
     for name in ("json", "trace"):
         path = getattr(options, name)
         if path and not path.absolute().parent.is_dir():

@@ -93,9 +93,14 @@ def test_the_order_of_packages_has_no_circle():
     assert folders | {"train", "evaluate"} == set(BELOW), "a new package needs a place in the order"
 
 
+@cache
+def known_modules():
+    return {module_of(path) for path in source_files()}
+
+
 def needed_modules(path, at_start_only):
     """Our own modules that a file imports; of `from package import module` the module."""
-    known = {module_of(other) for other in source_files()}
+    known = known_modules()
     for _, module, names in imports(tree_of(path), at_start_only):
         inner = {f"{module}.{name}" for name in names} & known
         yield from inner

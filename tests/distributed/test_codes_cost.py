@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow(seconds=45)
 
 
 def test_codes_are_measured_and_predicted_on_four_hosts_with_two_delays(hosts_possible, tmp_path):
-    flags = "--hosts --budget 30 --prototypes 30 --batch 4 --iterations 3".split()
+    flags = "--hosts --budget 30 --rounds 3 --prototypes 30 --batch 4 --iterations 3".split()
     command = [sys.executable, "-m", "perf.sinkhorn", *flags, "--json", str(tmp_path / "figures.json")]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

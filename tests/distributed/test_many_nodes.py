@@ -88,14 +88,12 @@ def test_a_run_that_reports_no_end_is_a_failure(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("places", [["HOSTFILE"], ["SLURM"]])
-def test_a_dry_run_prints_the_commands(tmp_path, places):
+def test_a_dry_run_prints_the_commands(tmp_path, places, monkeypatch):
     (tmp_path / "hosts").write_text("me@10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
     flags = ["--hostfile", str(tmp_path / "hosts")] if places == ["HOSTFILE"] else []
-    command = [sys.executable, "-m", "launch.start", "--nodes", "2", "--processes", "2", *flags, "--dry"]
-    environment = os.environ | (SLURM if places == ["SLURM"] else {})
-    done = subprocess.run(
-        [*command, str(make_recipe(tmp_path))], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    for name, value in SLURM.items() if places == ["SLURM"] else ():
+        monkeypatch.setenv(name, value)
+    done = run_module("launch.start", "--nodes", "2", "--processes", "2", *flags, "--dry", make_recipe(tmp_path))
     assert done.returncode == 0, done.stderr
     reached = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
     assert [line.split()[0] for line in reached] == (["ssh", "ssh"] if flags else ["env"])

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -169,6 +170,7 @@ def programs(line):
     return [program for part in line.split(" && ") for program in programs_of(part)]
 
 
+@cache
 def programs_of(line):
     words = shlex.split(line)
     if words[0] == "make":
@@ -263,6 +265,7 @@ def check_settings(options):
     load_config([str(ROOT / word) if word.startswith("config/") else word for word in words])
 
 
+@cache
 def names_of_tests():
     return {
         name

@@ -21,6 +21,7 @@ from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.open import open_dataset, open_splits
 from pipeline.dataset.table import DatasetError
 from support.photos import flat_colors, photographs, write_folder
+from support.programs import run_module
 from support.ranks import run_ranks
 from support.tiny_runs import make_workplace
 from training.auto import fit
@@ -155,7 +156,6 @@ def test_the_preview_shows_each_crop_in_the_colors_of_its_window(tmp_path, backe
 
 
 def test_a_preview_of_nothing_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "pipeline.preview", "config/demo.yaml", f"data.path={tmp_path}/none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = run_module("pipeline.preview", "config/demo.yaml", f"data.path={tmp_path}/none", folder=ROOT)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1

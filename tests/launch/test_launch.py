@@ -19,7 +19,7 @@ from config.recipe import ROOT, ConfigError
 from launch.node import launch_command
 from support.forks import context, run_processes
 from support.photos import flat_colors, write_folder
-from support.programs import is_launcher
+from support.programs import is_launcher, run_module
 from support.ranks import run_ranks
 from training.distributed import Cluster, cluster_from_environment, connected, device_index, free_port
 from training.step_agreement import Agreement
@@ -116,20 +116,14 @@ def test_the_launcher_gets_the_devices_that_the_user_chose(monkeypatch):
 
 
 def test_dry_prints_the_command_and_starts_nothing():
-    arguments = ["-m", "launch.start", "--dry", "--processes", "2", "config/demo.yaml", "run.batch_size=64"]
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = run_module("launch.start", "--dry", "--processes", "2", "config/demo.yaml", "run.batch_size=64", folder=ROOT)
+    assert done.returncode == 0, done.stderr
     assert "-m launch.node --rank 0 --processes 2 --master 127.0.0.1" in done.stdout
 
 
 def test_processes_that_the_batch_does_not_split_over_are_refused():
-    arguments = ["-m", "launch.start", "--processes", "3", "config/demo.yaml", "run.batch_size=64"]
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
-    assert done.stderr == "swave: run.batch_size=64 does not split over 3 processes\n"
+    done = run_module("launch.start", "--processes", "3", "config/demo.yaml", "run.batch_size=64", folder=ROOT)
+    assert (done.returncode, done.stderr) == (2, "swave: run.batch_size=64 does not split over 3 processes\n")
 
 
 def start(tmp_path, *settings):

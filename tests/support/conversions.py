@@ -1,11 +1,11 @@
 """Conversions for tests: in this process or as a command, and digests of their files."""
 
-import subprocess
 import sys
 
 from common.files import sha256
 from pipeline.conversion.rewrite import Options
 from pipeline.convert import convert, packing_order
+from support.programs import run_module
 from support.small_datasets import ALL, ROOT, write
 
 LABELLED = {f"class{index % 3}/{name}": data for index, (name, data) in enumerate(ALL.items())}
@@ -32,7 +32,8 @@ def command(source, out, *options):
 
 
 def run(*arguments):
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    """Exit code, output and errors of the program, in this process."""
+    done = run_module("pipeline.convert", *arguments, folder=ROOT)
     return done.returncode, done.stdout, done.stderr
 
 

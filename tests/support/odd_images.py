@@ -8,6 +8,7 @@ Backends may decode `plain_images()` themselves. `odd_images()` are readable, bu
 import io
 import struct
 import zlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -87,16 +88,14 @@ def large_metadata(png: bytes) -> dict[str, bytes]:
     text, noise = b"y" * 3_000_000, np.random.default_rng(0).bytes(1_300_000)
     turned = b"Raw profile type exif\0\nexif\n%8d\n%s\n" % (len(exif(6)) + 6, (b"Exif\0\0" + exif(6)).hex().encode())
     damaged = with_chunk(png, b"tEXt", b"x\0y")
-    many = png
-    for _ in range(66):
-        many = with_chunk(many, b"tEXt", b"x\0" + b"y" * 1_040_000)
+    many = chunk(b"zTXt", b"x\0\0" + zlib.compress(b"y" * 1_040_000)) * 66  # each of a size that Pillow takes
     return {
         "large_text.png": with_chunk(png, b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(text)),
         "large_text_latin.png": with_chunk(png, b"zTXt", b"parameters\0\0" + zlib.compress(text)),
         "large_text_at_end.png": png[:-12] + chunk(b"zTXt", b"x\0\0" + zlib.compress(text)) + png[-12:],
         "large_profile.png": with_chunk(png, b"iCCP", b"x\0\0" + zlib.compress(noise)),
         "large_xmp.png": with_chunk(png, b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text)),
-        "many_texts.png": many,
+        "many_texts.png": png[:33] + many + png[33:],
         "unknown_compression.png": with_chunk(png, b"iCCP", b"x\0\7abc"),
         "damaged_text.png": damaged.replace(b"x\0y", b"x\0z"),
         "turned_with_large_text.png": with_chunk(
@@ -126,6 +125,7 @@ def _rgba() -> Image.Image:
 # ---------------------------------------------------------------------------------------------- the collections
 
 
+@cache
 def plain_images() -> dict[str, bytes]:
     """Images that every decoder reads in the same way."""
     rgb = Image.fromarray(scene())
@@ -175,6 +175,7 @@ def plain_images() -> dict[str, bytes]:
     return images
 
 
+@cache
 def odd_images() -> dict[str, bytes]:
     """Readable images on which decoders disagree, fail or crash."""
     rgb = Image.fromarray(scene())
@@ -231,6 +232,7 @@ def odd_images() -> dict[str, bytes]:
     return images
 
 
+@cache
 def bad_images() -> dict[str, tuple[bytes, str]]:
     """Unreadable bytes, each with its quarantine reason."""
     rgb = Image.fromarray(scene())

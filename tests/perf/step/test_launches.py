@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from config.recipe import ROOT
 from perf.step.launches import PHASES, rows_of, table
 from perf.step.launches_worker import Launches, graphs_of, lars_of, step_of
+from support.programs import run_module
 
 TINY = {"block": "basic", "layers": [1, 1], "base_width": 16}  # with 8, backward of channels-last crashes on CPUs
 NORMS = 6  # of the backbone: stem, two blocks of two, one shortcut
@@ -81,6 +82,5 @@ def test_the_table_has_a_column_for_each_checkout():
 
 
 def test_a_base_that_is_no_checkout_is_one_line(tmp_path):
-    command = [sys.executable, "-m", "perf.step.launches", "--base", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_module("perf.step.launches", "--base", tmp_path, folder=ROOT)
     assert done.returncode == 2 and f"--base={tmp_path}: expected a checkout of swave" in done.stderr.splitlines()[-1]

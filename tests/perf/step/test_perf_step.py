@@ -64,7 +64,7 @@ def report(images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("step")
     files = "--json", folder / "step.json", "--trace", folder / "trace.json"
     cache = f"data.cache={folder / 'tables'}"
-    done = step("--budget", 12, "--data", images, "--peer", "--no-variants", *files, "--ranks", 2, cache, *TINY,
+    done = step("--budget", 4, "--data", images, "--peer", "--no-variants", *files, "--ranks", 2, cache, *TINY,
                 "engine.sync_batch_norm=0")  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "step.json").read_text()), json.loads((folder / "trace.json").read_text())
@@ -249,7 +249,7 @@ def first_loss(rank, folder, *settings):
     ("arguments", "told"),
     [
         (["--ranks", "-1"], "--ranks=-1: expected at least 1"),
-        (["--budget", "1"], "--budget=1: expected 10 to 86400 seconds"),
+        (["--budget", "1"], "--budget=1: expected 2 to 86400 seconds"),
         (["--json", "/nowhere/x.json"], "--json=/nowhere/x.json: there is no folder /nowhere"),
         (["--trace", "/nowhere/x.json"], "--trace=/nowhere/x.json: there is no folder /nowhere"),
         (["--config", "nothing.yaml"], "nothing.yaml: no such recipe"),

@@ -9,6 +9,7 @@ import pytest
 
 from config.recipe import ROOT
 from perf.step.turns import take_turns
+from support.programs import run_module
 from support.tiny_runs import make_workplace
 
 SCRIPT = """
@@ -70,6 +71,5 @@ def test_two_checkouts_train_a_recipe(tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(arguments, message):
-    command = [sys.executable, "-m", "perf.step.turns", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_module("perf.step.turns", *arguments, folder=ROOT)
     assert done.returncode == 2 and done.stderr == f"swave: {message}\n"

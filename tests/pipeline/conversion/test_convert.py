@@ -97,8 +97,10 @@ def test_a_kill_while_the_parts_are_joined_costs_nothing(zoo, tmp_path):
     partial = out.with_name(f".{out.name}.partial")
     arguments = command(zoo, out, "--format", "beton", "--shard-images", 3, "--workers", 1)
     with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not (partial / "x.beton").exists():
+            time.sleep(0.001)
         while process.poll() is None:
-            if (partial / "x.beton").exists() and not (partial / "data" / "x-000002.blobs").exists():
+            if not (partial / "data" / "x-000002.blobs").exists():
                 process.kill()
                 break
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.conversions import command, converted, digests, run, target
+from support.conversions import command, converted, digests, target
 from support.photos import flat_colors, write_folder
 from support.small_datasets import ROOT, error_of
 
@@ -79,8 +79,8 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def finish(command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+def finish(command, **options):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -132,8 +132,8 @@ def test_auto_joins_a_running_cluster(source, tmp_path, cluster, ray_folder, mon
     else:
         (ray_folder / "ray_current_cluster").write_text(cluster.address)  # as `ray start` writes it
     out = target(tmp_path / "ray", "wds")
-    code, _, errors = run(source, out, "--format", "wds", "--shard-images", 50, "--ray", "auto")
-    assert code == 0 and f"joining the Ray cluster at {cluster.address}" in errors
+    done = finish(command(source, out, "--format", "wds", "--shard-images", 50, "--ray", "auto"), cwd=ROOT)
+    assert f"joining the Ray cluster at {cluster.address}" in done.stderr
     assert new_job(cluster.address) == before + 2  # the conversion was the job between the two
     assert digests(tmp_path / "ray") == digests(tmp_path / "local")
 

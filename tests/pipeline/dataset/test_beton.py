@@ -10,9 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from ffcv.fields import BytesField, FloatField, IntField, JSONField, NDArrayField, RGBImageField, TorchTensorField
-from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
-from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from pipeline.conversion.sources import open_source
@@ -27,6 +24,13 @@ from support.photos import photographs
 from support.small_datasets import ROOT, error_of, same
 
 LABELS = [3, 0, 2, 3, 1, 0]
+
+
+def ff():
+    """FFCV's fields. Importing them compiles for three seconds, which a process that only collects this file saves."""
+    from ffcv import fields
+
+    return fields
 
 
 def ffcv_pixels(image, mode):
@@ -52,6 +56,8 @@ class Indexed:
 
 def write_beton(path, samples, fields, workers=1):
     """Runs FFCV's writer in a separate process, because it leaves pipes and shared memory open."""
+    from ffcv.writer import DatasetWriter
+
     write = DatasetWriter(str(path), fields, num_workers=workers).from_indexed_dataset
     process = get_context("fork").Process(target=write, args=(Indexed(samples),), kwargs={"chunksize": 2})
     process.start()
@@ -69,15 +75,17 @@ def images():
 def written(request, images, tmp_path_factory):
     """A .beton of FFCV's writer, and the mode of its images."""
     path = tmp_path_factory.mktemp(request.param) / "train.beton"
-    fields = {"image": RGBImageField(write_mode=request.param), "label": IntField()}
+    fields = {"image": ff().RGBImageField(write_mode=request.param), "label": ff().IntField()}
     return write_beton(path, list(zip(images, LABELS, strict=True)), fields, workers=2), request.param
 
 
 def test_the_format_is_ffcvs_own():
+    from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
+
     assert (HeaderType, FieldDescType, ALLOC_TABLE_TYPE) == (beton.HEADER, beton.FIELD, beton.ALLOCATION)
-    fields = [FloatField(), IntField(), RGBImageField(), BytesField(), None, JSONField(), None]
-    fields[4] = NDArrayField(np.dtype("f4"), (2,))
-    fields[6] = TorchTensorField(torch.float32, (2,))
+    fields = [ff().FloatField(), ff().IntField(), ff().RGBImageField(), ff().BytesField(), None, ff().JSONField(), None]
+    fields[4] = ff().NDArrayField(np.dtype("f4"), (2,))
+    fields[6] = ff().TorchTensorField(torch.float32, (2,))
     for number, field in enumerate(fields):
         assert TYPE_ID_HANDLER[number] is type(field)
         assert field.metadata_type == beton.RECORDS[number]
@@ -183,15 +191,15 @@ def test_the_table_in_the_folder_of_a_beton_is_used_if_it_fits(written, tmp_path
 
 def test_the_allocation_table_may_be_in_any_order(written, tmp_path):
     data, path = written[0].read_bytes(), tmp_path / "x.beton"
-    table = np.frombuffer(data[-24 * len(LABELS) :], ALLOC_TABLE_TYPE)
+    table = np.frombuffer(data[-24 * len(LABELS) :], beton.ALLOCATION)
     path.write_bytes(data[: -table.nbytes] + table[[3, 0, 5, 1, 4, 2]].tobytes())
     np.testing.assert_array_equal(read_beton(path).length, read_beton(written[0]).length)
 
 
 def test_other_fields_than_the_image_are_skipped_and_counted(images, tmp_path):
     fields = {
-        "score": FloatField(), "image_of_a_long_name": RGBImageField(), "notes": JSONField(),
-        "index": IntField(), "label": IntField(), "array": NDArrayField(np.dtype("f4"), (2,)),
+        "score": ff().FloatField(), "image_of_a_long_name": ff().RGBImageField(), "notes": ff().JSONField(),
+        "index": ff().IntField(), "label": ff().IntField(), "array": ff().NDArrayField(np.dtype("f4"), (2,)),
     }  # fmt: skip
     samples = [
         (0.5, image, {"a": 1}, 7 * 10**12, label, np.ones(2, "f4")) for image, label in zip(images, LABELS, strict=True)
@@ -205,7 +213,9 @@ def test_other_fields_than_the_image_are_skipped_and_counted(images, tmp_path):
     assert open_dataset(tmp_path / "x.beton", tmp_path / "t", 1, False).left_out == unused
     assert converted(tmp_path / "x.beton", tmp_path / "shards", "wds").left_out == unused
     only = write_beton(
-        tmp_path / "y.beton", [(image, 7 * 10**12) for image in images], {"i": RGBImageField(), "id": IntField()}
+        tmp_path / "y.beton",
+        [(image, 7 * 10**12) for image in images],
+        {"i": ff().RGBImageField(), "id": ff().IntField()},
     )
     assert read_beton(only).label.tolist() == [-1] * len(images)  # an identifier is no label
 
@@ -213,8 +223,8 @@ def test_other_fields_than_the_image_are_skipped_and_counted(images, tmp_path):
 def test_the_fields_of_a_beton_are_known_by_their_names(images, tmp_path):
     small = np.zeros((20, 30, 3), np.uint8)
     fields = {
-        "mask": RGBImageField(), "image": RGBImageField(), "index": IntField(), "target": IntField(),
-        "score": FloatField(), "name": BytesField(), "json": JSONField(),
+        "mask": ff().RGBImageField(), "image": ff().RGBImageField(), "index": ff().IntField(),
+        "target": ff().IntField(), "score": ff().FloatField(), "name": ff().BytesField(), "json": ff().JSONField(),
     }  # fmt: skip
     names = [np.frombuffer(name, np.uint8) for name in (b"owl", b"cat", b"owl")]
     samples = [(small, images[0], 900 + i, i % 2, float(i), names[i], f"j{i}") for i in range(3)]
@@ -238,18 +248,23 @@ def test_the_fields_of_a_beton_are_known_by_their_names(images, tmp_path):
 
 
 def test_fields_that_could_be_either_ask_which(images, tmp_path):
-    fields = {"left": RGBImageField(), "right": RGBImageField(), "age": IntField(), "index": IntField()}
+    fields = {
+        "left": ff().RGBImageField(),
+        "right": ff().RGBImageField(),
+        "age": ff().IntField(),
+        "index": ff().IntField(),
+    }
     path = write_beton(tmp_path / "x.beton", [(images[0], images[1], 5, i) for i in range(3)], fields)
     assert "several images (left, right); choose with data.image=left" in error_of(read_beton, path)
     line = error_of(read_beton, path, Choice("left"))
     assert "which field holds the labels (age); choose with data.label=age, or data.label=none" in line
     assert error_of(open_source, path, tmp_path / "s").endswith("choose with --image=left")
     assert read_beton(path, Choice("right", "age")).label.tolist() == [5, 5, 5]
-    arrays = {"image": RGBImageField(), "label": NDArrayField(np.dtype("i8"), (2,))}
+    arrays = {"image": ff().RGBImageField(), "label": ff().NDArrayField(np.dtype("i8"), (2,))}
     path = write_beton(tmp_path / "a.beton", [(images[0], np.array([1, 0])) for _ in range(3)], arrays)
     assert "the field label holds arrays, which are no classes" in error_of(read_beton, path)
     assert read_beton(path, Choice(None, "none")).label.tolist() == [-1] * 3
-    samples, fields = [(images[0], i) for i in range(3)], {"image": RGBImageField(), "index": IntField()}
+    samples, fields = [(images[0], i) for i in range(3)], {"image": ff().RGBImageField(), "index": ff().IntField()}
     assert read_beton(write_beton(tmp_path / "y.beton", samples, fields)).label.tolist() == [-1] * 3
 
 
@@ -288,9 +303,10 @@ def test_a_bad_beton_is_one_clear_line(written, tmp_path, damage, message):
 def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
     code = (
         "import os, sys; sys.path[:0] = ['tests', 'tests/pipeline/dataset']\n"
-        "from test_beton import DatasetWriter, Indexed, IntField, RGBImageField\n"
+        "from test_beton import Indexed, ff\n"
+        "from ffcv.writer import DatasetWriter\n"
         "class Dies(Indexed):\n    def __getitem__(self, index): os.kill(os.getppid(), 9); os._exit(1)\n"
-        "fields = {'image': RGBImageField(), 'label': IntField()}\n"
+        "fields = {'image': ff().RGBImageField(), 'label': ff().IntField()}\n"
         "DatasetWriter(sys.argv[1], fields, num_workers=1).from_indexed_dataset(Dies([0] * 9))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x.beton")]
@@ -303,11 +319,13 @@ def test_a_killed_writer_leaves_a_beton_that_is_refused(tmp_path):
 
 def test_a_row_of_no_pixels_is_quarantined(images, tmp_path):
     path = write_beton(
-        tmp_path / "x.beton", [(images[0], 0), (images[1], 1)], {"image": RGBImageField(), "label": IntField()}
+        tmp_path / "x.beton",
+        [(images[0], 0), (images[1], 1)],
+        {"image": ff().RGBImageField(), "label": ff().IntField()},
     )
     data = bytearray(path.read_bytes())
     data[2107:2109] = bytes(2)  # width 0 of sample 0, and of length 0 in the allocation table
-    sizes = np.frombuffer(data, ALLOC_TABLE_TYPE, offset=len(data) - 48).copy()
+    sizes = np.frombuffer(data, beton.ALLOCATION, offset=len(data) - 48).copy()
     sizes["size"][sizes["sample_id"] == 0] = 0
     path.write_bytes(bytes(data[:-48]) + sizes.tobytes())
     table = open_dataset(path, tmp_path / "cache", workers=1, progress=False)
