@@ -41,15 +41,6 @@ def test_nodes_come_from_the_hostfile_else_from_slurm_else_are_emulated(tmp_path
     assert choose_nodes(4, 1, None, {}, 0) == ("local", [Node("localhost", 1)] * 4)
 
 
-def test_a_node_without_gpus_has_as_many_processes_as_the_recipe_says(tmp_path):
-    assert choose_nodes(0, 0, None, {}, 0, on_cpu=1) == ("local", [Node("localhost", 1)])
-    assert choose_nodes(0, 3, None, {}, 0, on_cpu=1) == ("local", [Node("localhost", 3)])
-    assert choose_nodes(0, 0, None, {}, 8, on_cpu=1) == ("local", [Node("localhost", 8)])
-    assert choose_nodes(0, 0, None, {}, 0, on_cpu=10_000)[1][0].processes == len(os.sched_getaffinity(0))
-    (tmp_path / "hosts").write_text("a slots=8\nb\n")
-    assert choose_nodes(0, 0, tmp_path / "hosts", {}, 0, on_cpu=1)[1] == [Node("a", 8), Node("b", 1)]
-
-
 def test_nodes_are_not_emulated_where_there_are_gpus():
     with pytest.raises(ConfigError, match=r"NODES=4 without a cluster is only emulated.*HOSTFILE=hosts, or .* SLURM"):
         choose_nodes(4, 0, None, {}, 8)

@@ -239,38 +239,26 @@ def tars():
     return [content.getvalue()]
 
 
-def betons():
+@cache
+def beton_of(folder):
     from pipeline.conversion.rewrite import Options
     from pipeline.convert import convert
 
-    out = scratch() / "x.beton"
-    if not out.exists():
-        convert(scratch() / "images", out, Options("beton"), workers=1, progress=False)
-    return [out.read_bytes()]
+    out = scratch() / f"{folder}.beton"
+    convert(scratch() / folder, out, Options("beton"), workers=1, progress=False)
+    return out.read_bytes()
 
 
 def array_betons():
-    from pipeline.conversion.rewrite import Options
-    from pipeline.convert import convert
-
-    out = scratch() / "arrays.beton"
-    if not out.exists():
-        write_tiles(scratch() / "arrays", tiles(4, 6))
-        convert(scratch() / "arrays", out, Options("beton"), workers=1, progress=False)
-    return [out.read_bytes()]
+    write_tiles(scratch() / "arrays", tiles(4, 6))
+    return [beton_of("arrays")]
 
 
 def channel_files():
     tile = tiles(1, 6)[0]
     planes = [tiff(tile[..., channel], compression="zlib") for channel in range(2)]
-    return [
-        npy(tile),
-        npz(image=tile),
-        gray_png(tile[..., 0]),
-        tiff(tile),
-        packed(planes),
-        packed([npy(tile[..., 0])] * 3),
-    ]
+    bands = [packed(planes), packed([npy(tile[..., 0])] * 3)]
+    return [npy(tile), npz(image=tile), gray_png(tile[..., 0]), tiff(tile), *bands]
 
 
 def dicom_files():
@@ -350,7 +338,7 @@ TARGETS = {
     "image": Target(images, read_image),
     "sample table": Target(tables, read_table, ".npz"),
     "tar": Target(tars, read_tar, ".tar"),
-    ".beton": Target(betons, read_beton_file, ".beton"),
+    ".beton": Target(lambda: [beton_of("images")], read_beton_file, ".beton"),
     ".beton of arrays": Target(array_betons, read_beton_file, ".beton"),
     "channels, bands": Target(channel_files, read_channels),
     **({"DICOM": Target(dicom_files, read_channels)} if find_spec("pydicom") else {}),
