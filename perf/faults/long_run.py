@@ -104,6 +104,7 @@ def long_run(backend: str, steps: int, seconds: float) -> dict[str, Any]:
         (process,) = fork(["train.py", *settings], folder / "log", prepare=partial(count_rows, folder / "draws"))
         try:
             samples = watch(process, folder / "run", steps, seconds)
+            samples = [sample for sample in samples if sample.step < samples[-1].step]  # after the last step it ends
         finally:
             process.kill()
         log = (folder / "log").read_text(errors="replace")
@@ -160,7 +161,6 @@ def newest_step(run: Path) -> int:
 
 def figures(samples: Sequence[Sample]) -> dict[str, Any]:
     """The row's figures. Raises RuntimeError for a run that is too short for them."""
-    samples = [sample for sample in samples if sample.step < samples[-1].step]  # after the last step it ends
     if len(samples) < 12 or samples[-1].step < 3 * STEPS_OF_EPOCH:
         raise RuntimeError(f"{len(samples)} samples are too few; take more --steps or --minutes")
     third = len(samples) // 3
