@@ -35,6 +35,11 @@ def verdict(report: Report) -> str:
             pairs = [pair for pair in figures if pair[0] in rows["multicrop"]]
             comparisons = [against(rows["multicrop"], rows[name], *pair) for pair in pairs]
             sentences.append(f"Multi-crop against two crops at equal {equal}: {'; '.join(comparisons)}.")
+    means = [rows[name]["knn"]["mean"] for name in ("multicrop", "two_crops", EQUAL_IMAGES) if name in rows]
+    if len(means) == 3 and means[0] < min(means[1:]):
+        sentences.append(
+            "In k-NN it is behind at equal images too: the time that more crops take is not the only reason."
+        )
     return " ".join(sentences)
 
 
