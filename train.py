@@ -103,7 +103,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     stop_signal.at_once, total_steps, parts = False, config.run.epochs * steps, config.engine.accumulation
     rhythm, skipped = SaveRhythm(config.checkpoint.every, steps), SkippedSteps(config.engine.max_skipped_steps)
-    with connected(cluster, config.launch.timeout, config.engine.threads), closing(loader), closing(journal):
+    with connected(cluster, config.launch.timeout), closing(loader), closing(journal):
         # ---- the engine, and resuming from the last checkpoint -----------------------------------
         take_fastest(backends, config, table, loader, cluster, journal.say)
         step, last_epoch = 0, dict[str, float]()

@@ -9,16 +9,18 @@ all processes shows the network's latency and bandwidth.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.cli import exit_on_mistake
+from common.machine import visible_gpus
 from config.recipe import load_config
 from launch.nodes import Node
 from launch.preflight import ask_nodes, find_problems
-from launch.start import fetch_demo, nodes_of, parse_arguments, start_once
+from launch.start import choose_nodes, fetch_demo, parse_arguments, start_once
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +30,7 @@ def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
     with exit_on_mistake():
         config, ssh = load_config([options.recipe, *options.settings]), shlex.split(options.ssh)
-        how, nodes = nodes_of(options, config)
+        how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         if how == "local":
             fetch_demo(config)
     answers = ask_nodes(how, nodes, ssh, config, dataset=True)

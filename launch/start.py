@@ -4,7 +4,7 @@
 
 The nodes are those of the hostfile (reached by ssh), or else of the current SLURM allocation (by srun). Without either,
 and without GPUs, --nodes 4 emulates four nodes by four launchers on this machine. Each node runs `launch.node`, which
-runs the deepspeed launcher. A node has one process per GPU, or launch.cpu_processes if it has no GPU.
+runs the deepspeed launcher. A node has one process per GPU, or two that share the cores if it has no GPU.
 
 SIGTERM, SIGINT, SIGUSR1 and SIGHUP go to every process of the run: it saves after its step and ends with exit code 0. A
 second Ctrl-C kills it. When a process dies on any node, all others are ended and one line says which died and why; with
@@ -37,6 +37,8 @@ from launch.supervise import Outcome, supervise
 from training.distributed import free_port
 from training.stopping import StopSignal, stop_signals
 
+CPU_PROCESSES = 2
+
 
 def main(arguments: list[str]) -> int:
     options = parse_arguments(arguments)
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
     with exit_on_mistake():
         config = load_config(settings)
         ssh = shlex.split(options.ssh)
-        how, nodes = nodes_of(options, config)
+        how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         check_batch(config, nodes)
         if options.launcher:
             check_launcher(options.launcher)
@@ -78,7 +80,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="number of nodes (default: all of the hostfile or allocation, or 1)",
     )
     parser.add_argument(
-        "--processes", type=at_least(0), default=0, help="on each node (default: one per GPU, or launch.cpu_processes)"
+        "--processes", type=at_least(0), default=0, help="on each node (default: one per GPU, 2 without GPUs)"
     )
     parser.add_argument("--hostfile", type=Path, help="nodes to reach by ssh, one per line: `node1 slots=8`")
     parser.add_argument("--ssh", default="ssh", help="command that reaches them, e.g. 'ssh -p 2222' (default: ssh)")
@@ -96,24 +98,17 @@ BANNER = """\
   ********************************************************************************"""
 
 
-def nodes_of(options: argparse.Namespace, config: DictConfig) -> tuple[str, list[Node]]:
-    """`choose_nodes` for the command line and the recipe."""
-    on_cpu, environment = config.launch.cpu_processes, dict(os.environ)
-    return choose_nodes(options.nodes, options.processes, options.hostfile, environment, visible_gpus(), on_cpu)
-
-
 def choose_nodes(
-    count: int, processes: int, hostfile: Path | None, environment: dict[str, str], gpus: int, on_cpu: int = 2
+    count: int, processes: int, hostfile: Path | None, environment: dict[str, str], gpus: int
 ) -> tuple[str, list[Node]]:
     """How nodes are reached ("ssh", "srun" or "local"), and the nodes.
 
-    count, processes: as asked for, 0 for the default. gpus: how many this machine has. on_cpu: processes on a node
-    without GPUs (launch.cpu_processes), but not more than it has cores. Raises ConfigError if there are
+    count, processes: as asked for, 0 for the default. gpus: how many this machine has. Raises ConfigError if there are
     fewer nodes than `count`, if a machine with GPUs would have to emulate nodes, and if CUDA_VISIBLE_DEVICES names
     devices that only one node has: those that ssh reaches get it too.
     """
     cores = len(os.sched_getaffinity(0))
-    default = processes or gpus or min(on_cpu, cores)
+    default = processes or gpus or min(CPU_PROCESSES, cores)
     if hostfile is not None:
         nodes = first_nodes(read_hostfile(hostfile, default), count, f"HOSTFILE={hostfile}")
         if len(nodes) > 1 and not all(device.isdecimal() for device in visible_devices(environment) or []):

@@ -169,11 +169,10 @@ def deepspeed_environment(cluster: Cluster, device: Any, environment: Mapping[st
 
 
 @contextmanager
-def connected(cluster: Cluster, timeout: float = 1800.0, threads: int = 0) -> Iterator[None]:
+def connected(cluster: Cluster, timeout: float = 1800.0) -> Iterator[None]:
     """The process group (NCCL on GPUs, gloo on CPUs) within the block.
 
-    timeout: seconds after which a process that waits for the others fails (launch.timeout). threads: of PyTorch on a
-    CPU (engine.threads); 0: OMP_NUM_THREADS, or this process's share of the cores.
+    timeout: seconds after which a process that waits for the others fails (launch.timeout).
     """
     import torch
     from torch.distributed import distributed_c10d
@@ -182,8 +181,8 @@ def connected(cluster: Cluster, timeout: float = 1800.0, threads: int = 0) -> It
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     torch.backends.cudnn.benchmark = True  # shapes recur: cuDNN tries at the first which convolution is the fastest
-    if device.type == "cpu" and (threads or "OMP_NUM_THREADS" not in os.environ):
-        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // cluster.local_world_size))
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // cluster.local_world_size))
     os.environ |= deepspeed_environment(cluster, device, os.environ)
     if cluster.world_size == 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}

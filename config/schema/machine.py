@@ -43,9 +43,6 @@ class Engine(Section):
         "processes over which batch norm takes its statistics; 0: all, 1: each by itself",
         resume="batch norm's statistics change, and losses with them",
     )
-    threads: ZeroOrMore = setting(
-        0, "threads of PyTorch in each process on a CPU; 0: OMP_NUM_THREADS, or its share of the cores", resume=ROUNDING
-    )
     activation_checkpointing: bool = setting(
         False, "compute the backbone's activations again in backward, instead of keeping them", resume=ROUNDING
     )
@@ -75,9 +72,6 @@ class Launch(Section):
 
     timeout: Annotated[int, Range(ge=1, unit="second"), Range(le=31_536_000, unit="seconds")] = setting(
         1800, "seconds that a process waits for the others before that counts as a hang", resume=LAUNCH
-    )
-    cpu_processes: AtLeastOne = setting(
-        2, "processes on a node without GPUs, where --processes and the hostfile say nothing", resume=LAUNCH
     )
     restarts: ZeroOrMore = setting(0, "new starts after failures, from the last checkpoint", resume=LAUNCH)
     backoff: ZeroOrMore = setting(

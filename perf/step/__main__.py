@@ -47,6 +47,7 @@ PHOTOGRAPHS = 256  # made here where no images are given
 IMAGENET = 1_281_167  # images that the recipe then fits itself to
 PAPER = ("run.batch_size=128", "swav.queue.length=0")  # a GPU's share of a large batch, which needs no queue
 SMALL = ("run.batch_size=8", "swav.queue.length=0")  # on two cores a step of so few takes three seconds
+CPU_RANKS = 2
 SHARE = 0.45  # of the budget for the turns of the main case; its start and the variants have the rest
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"precision": "bf16"},
@@ -78,7 +79,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=100.0, help="seconds that all may take, about (default 100)")
     parser.add_argument("--config", metavar="RECIPE", help="your own recipe, as for train.py")
     parser.add_argument("--data", metavar="PATH", help="your own images: anything that data.path takes")
-    parser.add_argument("--ranks", type=int, default=0, help="processes (default: one a GPU, or launch.cpu_processes)")
+    parser.add_argument("--ranks", type=int, default=0, help="processes (default: one a GPU, else 2)")
     parser.add_argument("--peer", action="store_true", help="against a plain PyTorch loop")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace for Perfetto here")
     parser.add_argument("--no-variants", dest="variants", action="store_false", help="the settings at hand alone")
@@ -99,7 +100,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from perf.images import choose, make_jpegs
     from perf.machine import machine
 
-    ranks = options.ranks or gpus or config.launch.cpu_processes
+    ranks = options.ranks or gpus or CPU_RANKS
     source = where or make_jpegs(FOLDER / "photographs", PHOTOGRAPHS, len(os.sched_getaffinity(0)))
     choice = choice_of(config.data)
     table = open_dataset(find_split(source)[0], config.data.cache, config.data.workers or None, choice=choice)

@@ -60,8 +60,7 @@ class Case:
 def run_rank(rank: int, case: Case, folder: Path) -> None:
     """As a rank of the case: writes what it measured to `folder`/rankN.json."""
     cluster = Cluster(rank, case.ranks, rank, case.ranks)
-    threads = load_config(list(case.arguments)).engine.threads
-    with connected(cluster, timeout=300.0, threads=threads):
+    with connected(cluster, timeout=300.0):
         figures = measure(case, cluster)
     (folder / f"rank{rank}.json").write_text(json.dumps(figures))
 

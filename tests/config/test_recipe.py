@@ -283,7 +283,7 @@ def test_another_backbone_drops_the_options_of_the_recipes():
         ("engine.stage=4", "engine.stage=4: expected auto, 0, 1, 2 or 3"),
         ("engine.precision=fp8", "engine.precision=fp8: expected auto, fp32, bf16 or fp16"),
         ("engine.accumulation=3", "engine.accumulation=3: expected a divisor of 128"),
-        ("model.freeze_backbone_epochs=14", "model.freeze_backbone_epochs=14: expected less than run.epochs=14"),
+        ("model.freeze_backbone_epochs=13", "model.freeze_backbone_epochs=13: expected less than run.epochs=13"),
     ],
 )
 def test_impossible_settings_are_an_error_of_one_line(setting, message):

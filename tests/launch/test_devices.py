@@ -115,12 +115,3 @@ def test_deepspeeds_runner_refuses_a_list_that_it_would_replace(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     with pytest.raises(ConfigError, match="LAUNCHER=pdsh takes the first GPUs of each node"):
         run_with_deepspeed("pdsh", "ssh", [Node("a", 2)], ["ssh"], ["config/demo.yaml"], dry=True)
-
-
-def test_a_node_without_gpus_has_as_many_processes_as_the_recipe_says(tmp_path):
-    assert choose_nodes(0, 0, None, {}, 0, on_cpu=1) == ("local", [Node("localhost", 1)])
-    assert choose_nodes(0, 3, None, {}, 0, on_cpu=1) == ("local", [Node("localhost", 3)])
-    assert choose_nodes(0, 0, None, {}, 8, on_cpu=1) == ("local", [Node("localhost", 8)])
-    assert choose_nodes(0, 0, None, {}, 0, on_cpu=10_000)[1][0].processes == len(os.sched_getaffinity(0))
-    (tmp_path / "hosts").write_text("a slots=8\nb\n")
-    assert choose_nodes(0, 0, tmp_path / "hosts", {}, 0, on_cpu=1)[1] == [Node("a", 8), Node("b", 1)]
