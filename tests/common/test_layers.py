@@ -153,3 +153,9 @@ def test_the_lowest_packages_load_without_torch(package):
         if module.split(".")[0] == "torch"
     ]
     assert not wrong, wrong
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 100 and not {name for name in names if names.count(name) > 1}

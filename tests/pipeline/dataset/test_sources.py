@@ -185,7 +185,7 @@ def test_mistakes_are_one_line_with_a_remedy(tmp_path):
     line = f"data.path={empty}: no images found (looked for .jpg .jpeg .png .webp"
     assert error_line(empty).startswith(line)
     assert error_line(tmp_path / "gone") == f"data.path={tmp_path / 'gone'}: no such file or folder; " + (
-        "give a folder of images, *.tar, *.tfrecord, *.rec or *.mds, one such file, a folder of LitData or LMDB, "
+        "give a folder of images, *.tar, *.tfrecord, *.rec, *.mds or *.h5, one such file, a folder of LitData or LMDB, "
         "a .beton, or the output of `make convert`"
     )
     write(tmp_path, {"one.jpg": PNG, "bad/1.jpg": b"", "bad/2.png": b"text"})
