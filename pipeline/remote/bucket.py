@@ -102,7 +102,7 @@ class BucketStore:
         """An address with a signature. period: half hours, each with a signature of its own. Raises DatasetError."""
         try:
             return str(self._files.sign(address, expiration=SIGNED_FOR))
-        except Exception:
+        except Exception:  # of any library below: s3fs then reads in its own way, and says what is wrong
             self._signs = False
             raise DatasetError("no signature") from None
 
