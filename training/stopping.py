@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -24,6 +25,8 @@ class StopSignal:
         self.at_once = at_once
         for number in stop_signals():
             signal.signal(number, self._receive)
+            # Python would restore the default, and a signal that arrives while it ends would kill a run that is saved.
+            atexit.register(signal.signal, number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())  # launch.start blocks them until here
 
     def _receive(self, number: int, _frame: Any) -> None:

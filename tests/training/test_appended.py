@@ -3,6 +3,9 @@
 import json
 import os
 import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -11,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.files import sha256
+from config.recipe import ROOT
 from support.ranks import run_ranks
 from training import rank_status
 from training.appended import Appended
@@ -119,6 +123,18 @@ def test_a_second_ctrl_c_is_one_line(capsys):
     assert capsys.readouterr().err.strip() == (
         "swave: ended at once by a second Ctrl-C; the same command resumes from the last checkpoint"
     )
+
+
+def test_a_signal_that_comes_late_does_not_fail_a_run_that_is_saved():
+    code = "import torch, sys; from training.stopping import StopSignal; StopSignal(); print('on', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout.readline() == "on\n"
+        process.stdin.write("end\n")
+        process.stdin.close()
+        while process.poll() is None:  # as from a launcher whose order reaches the nodes one after the other
+            process.terminate()
+            time.sleep(0.0005)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("error", ["Connection closed by peer [127.0.0.1]:4", "Connection reset by peer"])
