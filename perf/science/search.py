@@ -46,18 +46,22 @@ EMOJI = {  # for 64 pixels
         "crops.global.size=64 crops.global.scale=[0.5,1.0]",
     ),
 }
-OPENCLIPART = {  # the same for 96 pixels
+OPENCLIPART = {  # the same for 96 pixels, and a lower epsilon
     "multicrop": (
         "crops.global.size=96 crops.local.count=4 crops.local.size=48 crops.local.scale=[0.1,0.4]",
         "crops.global.size=96 crops.local.count=4 crops.local.size=36 crops.local.scale=[0.1,0.4]",
         "crops.global.size=96 crops.local.count=2 crops.local.size=48 crops.local.scale=[0.2,0.6]",
         "crops.global.size=72 crops.local.count=4 crops.local.size=36 crops.local.scale=[0.1,0.4]",
+        "crops.global.size=64 crops.local.count=4 crops.local.size=32 crops.local.scale=[0.2,0.6]",
+        "crops.global.size=64 crops.local.count=4 crops.local.size=32 crops.local.scale=[0.2,0.6] swav.epsilon=0.02",
     ),
     "two_crops": (
         "crops.global.size=96 crops.global.scale=[0.3,1.0]",
         "crops.global.size=96 crops.global.scale=[0.14,1.0]",
         "crops.global.size=72 crops.global.scale=[0.3,1.0]",
         "crops.global.size=96 crops.global.scale=[0.5,1.0]",
+        "crops.global.size=64 crops.global.scale=[0.3,1.0]",
+        "crops.global.size=64 crops.global.scale=[0.3,1.0] swav.epsilon=0.02",
     ),
 }
 CANDIDATES: Mapping[str, Mapping[str, Sequence[str]]] = {
