@@ -34,7 +34,7 @@ from pipeline.conversion.tiling.grid import Tiling
 from pipeline.conversion.tiling.source import tile_source
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.channels.format import PixelFormat
-from pipeline.dataset.finding.ambiguous import check_folder
+from pipeline.dataset.finding.ambiguous import check_folder, classes_in_doubt
 from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_bands, check_choice
 from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
@@ -141,6 +141,8 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     if not kind:
         raise DatasetError(f"not a source of images; {KINDS}")
     listing = _listed(path.resolve(), choice)
+    if progress and (doubt := classes_in_doubt(path, listing.names, listing.classes)):
+        note(f"{path}: {doubt.partition(';')[0]}; if these are the classes, convert one of them")
     entries = _from_folder(path.resolve(), listing, workers, progress)
     below = columnar_below(path)
     if below and len(entries):

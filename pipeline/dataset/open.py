@@ -22,7 +22,7 @@ from common.files import lock
 from pipeline.dataset.accounting import accounting, in_one_line
 from pipeline.dataset.beton import converted_table, read_beton, scan_beton
 from pipeline.dataset.columns import MAPPED_FROM
-from pipeline.dataset.finding.ambiguous import check_folder
+from pipeline.dataset.finding.ambiguous import check_folder, classes_in_doubt
 from pipeline.dataset.finding.choice import NONE as NO_LABELS
 from pipeline.dataset.finding.choice import (
     NOT_CHOSEN,
@@ -111,12 +111,16 @@ def open_dataset(
             raise DatasetError(f"{problem}; give a folder whose images open in a viewer")
         check_pixels(table.pixels, choice)
     except DatasetError as error:
-        raise DatasetError(f"{setting}={path}: {error}") from None
+        message = str(error).replace("data.path=", f"{setting}=")
+        raise DatasetError(f"{setting}={path}: {message}") from None
     except OSError as error:
         raise DatasetError(f"{setting}={path}: {error.strerror or error} ({error.filename}); {KINDS}") from None
     if progress and say:
         kind = f"{table.pixels}; " if table.pixels.native else ""
         note(f"{setting}={path}: {kind}{in_one_line(accounting(table), str(file.with_suffix('.json')))}")
+        names = table.containers if len(table.containers) == len(table) else []  # loose files
+        if doubt := classes_in_doubt(table.root, names, table.classes):
+            note(f"{setting}={path}: {doubt}".replace("data.path=", f"{setting}="))
     return table
 
 

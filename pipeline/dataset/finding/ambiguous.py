@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ MASKS = ("mask", "seg", "segmentation", "segmentationclass", "segmentationobject
 PHOTOS = ("image", "img", "jpegimage", "rgb", "photo", "picture", "input")
 AROUND = (*PHOTOS, "data", "dataset", "all", "raw", "file", "unlabeled", "unlabelled")  # folders that are no class
 MASK = re.compile(rf"[._ -](?:{'|'.join(MASKS)})s?[._ -]?\d*$", re.IGNORECASE)
+LOOKED_AT = 10_000  # images
 SHARE = 0.1  # of the images that have a mask beside them; fewer are chance
 
 
@@ -36,6 +38,27 @@ def check_folder(root: Path, listing: Listing, choice: Choice) -> None:
         _check_images(root, listing)
     if mixed := splits_of_images(listing.names) or splits_beside(root):
         raise DatasetError(f"holds several splits ({mixed}); {EACH}")
+
+
+def classes_in_doubt(root: Path, names: Sequence[str], classes: Sequence[str]) -> str:
+    """A sentence if each class is a folder that holds the same folders, two or more: plants in color/ and gray/, each
+    with oak/ and elm/. '' otherwise. names: of the images in `root`; 10,000 at most, evenly spread, are looked at."""
+    if len(classes) < 2 or not len(names):
+        return ""
+    folders: dict[str, set[str]] = defaultdict(set)
+    for row in np.linspace(0, len(names) - 1, min(len(names), LOOKED_AT)).astype(int).tolist():
+        first, _, below = names[row].partition("/")
+        folders[first].add(below.partition("/")[0] if "/" in below else "")
+    inner, *others = folders.values()
+    if "" in inner or len(inner) < 2 or set(folders) != set(classes) or any(other != inner for other in others):
+        return ""
+    paths = ",".join(str(root / name) for name in classes[:3]) + ",..." * (len(classes) > 3)
+    same = f"its {len(folders)} classes ({_some(classes)}) hold the same folders ({_some(sorted(inner))})"
+    return f"{same}; if these are the classes, give data.path=[{paths}]"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _check_images(root: Path, listing: Listing) -> None:

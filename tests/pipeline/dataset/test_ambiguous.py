@@ -70,6 +70,26 @@ def test_a_folder_around_the_classes_is_no_class(tmp_path):
     assert trained_on(flat / "Images", tmp_path).classes == ()
 
 
+def test_the_setting_that_decides_is_named_also_for_the_test_set(tmp_path):
+    root = write(tmp_path / "root", {"train/a/1.png": PNG, "train/b/2.png": PNG, "val/images/3.png": PNG})
+    data = OmegaConf.create({"path": str(root), "test": None, "cache": str(tmp_path / "cache"), "workers": 1})
+    assert f"data.test={root / 'val'}: " in (line := error_of(open_splits, data, False))
+    assert line.endswith(f"; give data.test={root / 'val' / 'images'}")
+
+
+def test_classes_that_all_hold_the_same_folders_are_told(tmp_path, capsys):
+    plants = {f"{look}/{kind}/1.png": PNG for look in ("color", "gray") for kind in ("elm", "oak")}
+    root = write(tmp_path / "root", plants)
+    said = "its 2 classes (color, gray) hold the same folders (elm, oak); if these are the classes, "
+    open_dataset(root, tmp_path / "cache", workers=1)
+    assert f"{said}give data.path=[{root / 'color'},{root / 'gray'}]" in capsys.readouterr().err
+    open_source(root, tmp_path / "spool")
+    assert f"{said}convert one of them" in capsys.readouterr().err
+    write(root, {"gray/ash/1.png": PNG})
+    open_dataset(root, tmp_path / "cache", workers=1)
+    assert said not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "folders", ["images masks", "JPEGImages SegmentationClass", "image labels", "imgs annotations"]
 )
