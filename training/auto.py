@@ -24,6 +24,7 @@ from training.distributed import Cluster
 
 IMAGES_A_PROTOTYPE = 427  # 1,281,167 / 3,000
 MOST_PROTOTYPES, LONGEST_QUEUE = 3000, 3840  # the paper's
+LARGE = 2 * 10**6  # parameters of a backbone whose steps bfloat16 makes faster on a CPU (docs/performance.md)
 ADAPT_STEPS = 100  # of 0.9 ** 100, 3e-5 of batch norm's old statistics are left
 HW_DECODER_LOAD = 0.65  # DALI's default
 BACKBONE_SCALE = 0.3  # of the learning rate, for a backbone that has learned before
@@ -228,10 +229,9 @@ def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluste
         raise ConfigError("engine.precision=fp16 needs a GPU, and none is visible; take fp32 or bf16")
     if engine.cuda_graphs and not on_gpu:
         raise ConfigError("engine.cuda_graphs=true needs a GPU, and none is visible; leave it out")
-    bf16 = on_gpu and _has_bf16()
-    choose(
-        "engine.precision", "bf16" if bf16 else "fp32", "a GPU that has it" if bf16 else "a CPU, or a GPU without bf16"
-    )
+    if engine.precision == "auto":
+        bf16, reason = _bf16_pays(config, on_gpu)
+        choose("engine.precision", "bf16" if bf16 else "fp32", reason)
     if engine.offload or (on_gpu and world_size > 1):
         choose("engine.stage", 1, "what DDP does, with communication during backward")
     else:
@@ -246,10 +246,23 @@ def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluste
         deepspeed_config(config, world_size, cluster.device().type, parameters=0)
 
 
-def _has_bf16() -> bool:
+def _bf16_pays(config: DictConfig, on_gpu: bool) -> tuple[bool, str]:
+    """Whether bfloat16 makes steps faster on this device, and why."""
     import torch
 
-    return torch.cuda.is_bf16_supported(including_emulation=False)
+    if on_gpu:
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        return has, "a GPU that has it" if has else "a GPU without bf16"
+    if not {"avx512_bf16", "amx_bf16"} & {name for name, has in torch.cpu.get_capabilities().items() if has}:
+        return False, "a CPU without bf16"
+    from training.build import backbone_parameters
+
+    try:
+        large = backbone_parameters(config.model) >= LARGE
+    except Exception:  # of any builder, a user's too; the network is built later, and then it is said
+        large = False
+    size = f"{LARGE // 10**6} million parameters"
+    return large, f"a CPU that has it, {f'and {size} or more' if large else f'but fewer than {size}'}"
 
 
 def _fit_machine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:

@@ -17,6 +17,7 @@ from model.lora import add_lora
 from model.objective import Objective
 from model.probe import Probe
 from model.queue import EmbeddingQueue
+from model.shapes import only_shapes
 from model.swav import SwAV
 from model.teacher import Teacher
 from model.weights import load_weights
@@ -78,6 +79,15 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = (), own_code:
         num_prototypes=model["prototypes"],
         heads=model.get("heads", 1),  # checkpoints from before there were heads do not name them
     )
+
+
+def backbone_parameters(model: Mapping[str, Any]) -> int:
+    """How many parameters the backbone of a recipe's `model:` section has, counted without memory or a download. Raises
+    what the builder raises."""
+    options = {key: value for key, value in (model["options"] or {}).items() if key != "pretrained"}
+    with only_shapes():
+        backbone = backbone_of({**model, "options": options}, (), own_code=True)
+    return sum(parameter.numel() for parameter in backbone.parameters())
 
 
 def starting_network(

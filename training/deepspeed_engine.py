@@ -140,8 +140,8 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     if config.engine.stage == 0 and config.engine.precision != "fp16":
         weights_channels_last(network)
     bind(engine, network, optimizer, groups)
-    if config.engine.stage == 0 and config.engine.precision == "fp32" and cluster.world_size > 1:
-        engine.allreduce_and_copy = Averaging()
+    if config.engine.stage == 0 and config.engine.precision != "fp16" and cluster.world_size > 1:
+        engine.allreduce_and_copy = Averaging()  # gradients are float32 in bf16 too
     return engine
 
 
