@@ -148,7 +148,7 @@ def report(
             measures = measures_of(setup.work / "runs" / f"{method.name}-{seed}")
             runs.append({"seed": seed, "cpu_seconds": seconds, **scores, **measures, "images": images})
         rows.append(row(method.name, method.title, runs) | {"epochs": plan["epochs"][method.name]})
-        rows[-1] |= {"settings": list(method.settings), "recipe": method.recipe.stem}
+        rows[-1] |= {"settings": list(method.settings), "recipe": method.recipe.stem, "against": method.against}
     if whole:
         random = [{"seed": s, **read_json(setup.work / "scores" / f"random-{s}.json")} for s in seeds]
         pixels = [dict(read_json(setup.work / "scores" / "pixels.json"))]

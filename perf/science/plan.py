@@ -27,8 +27,9 @@ ORDER = ("multicrop", "two_crops", "deepclusterv2")  # of the rows in the table;
 class Method:
     """A way to train. name: of its files. title: in tables. settings: key=value in addition to the recipe.
 
-    images_of: the method whose number of epochs it has; "" for equal time. supervised: trained with labels; the recipe
-    then gives only the network and the normalization of the images.
+    images_of: the method whose number of epochs it has; "" for equal time. against: the choice that it goes on from and
+    is compared with; "" is the recipe. supervised: trained with labels; the recipe then gives only the network and the
+    normalization of the images.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     recipe: Path
     settings: tuple[str, ...] = ()
     images_of: str = ""
+    against: str = ""
 
     @property
     def supervised(self) -> bool:

@@ -99,11 +99,13 @@ def orderings(reports: Mapping[str, Report]) -> Table | None:
 
 
 def chosen(report: Report) -> Table:
-    """A row for each choice: its difference from the recipe, paired by seed."""
-    base, *others = report["rows"]
+    """A row for each choice: its difference from the recipe, or from the choice it goes on from, paired by seed."""
+    recipe, *others = report["rows"]
+    bases = {"": recipe} | {row["name"]: row for row in others}
     head = ("choice", "k-NN", "difference", "ahead", "effective rank", "epochs", time_word(report))
     rows = []
-    for row in (base, *others):
+    for row in (recipe, *others):
+        base = bases[row.get("against", "")]
         values = [[run["knn"] for run in r["runs"]] for r in (row, base)]
         difference, half = paired(*values)
         interval = f" ± {half * 100:.2f}" if half is not None else ""

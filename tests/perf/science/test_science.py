@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from config.groups import sizes_of_crops
 from config.recipe import ROOT, load_config
 from perf.science.check import locked
 from perf.science.choices import choices
@@ -39,6 +40,7 @@ from pipeline.dataset.table import SampleTable
 from support.evaluations import small_dataset
 from support.forks import run_forked
 from support.programs import run_module
+from training.build import build_network
 
 TOY = {
     "run": {"batch_size": 16},
@@ -224,11 +226,23 @@ def test_the_interval_of_a_difference_is_students(count):
 
 def test_a_choice_is_compared_with_the_recipe_of_the_same_seed():
     base, other = (
-        {"title": t, "epochs": 3, **runs(*scores)} for t, scores in (("recipe", (0.5, 0.6)), ("queue", (0.52, 0.63)))
+        {"name": t, "title": t, "epochs": 3, **runs(*scores)}
+        for t, scores in (("recipe", (0.5, 0.6)), ("queue", (0.52, 0.63)))
     )
     table = chosen({"rows": [base, other]})
     assert table.rows[0][2:4] == ["", ""]
     assert table.rows[1][2:4] == ["+2.50 ± 6.35", "2 of 2"]
+    table = chosen({"rows": [base, other, {**base, "name": "more", "against": "queue"}]})
+    assert table.rows[2][2:4] == ["-2.50 ± 6.35", "0 of 2"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_vit_among_the_choices_takes_all_sizes_of_the_study(study):
+    vit, teacher = choices(methods_of(RECIPES / study))[-2:]
+    config = load_config([str(vit.recipe), "data.path=.", "model.prototypes=10", "model.heads=1", *vit.settings])
+    network = build_network(config.model, [*sizes_of_crops(config.crops), config.evaluation.size])
+    assert network.get_submodule("backbone").num_features == 96
+    assert teacher.settings == (*vit.settings, "swav.teacher.momentum=0.99") and teacher.against == vit.name
 
 
 def test_accuracy_is_balanced_over_classes():
