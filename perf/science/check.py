@@ -89,7 +89,7 @@ def planned(
     from perf.science.score import labelled_at
     from perf.science.subset import pack_part
 
-    began = time.monotonic()
+    began, before = time.monotonic(), cpu_seconds_of_jobs()
     data = labelled_at(setup.data, str(setup.tables))
     images = len(data.train_rows)
     part = min(PART, images // 2)
@@ -105,7 +105,7 @@ def planned(
     equal = {method.name: method for method in methods if method.images_of}
     all_costs = costs | {name: costs[method.recipe.stem] for name, method in equal.items()}
     around = [all_costs[method.name].around for method in methods for _ in seeds]
-    spent = (time.monotonic() - began) * len(setup.cores) + (PIXEL_SECONDS if bases else 0.0)
+    spent = cpu_seconds_of_jobs() - before + (PIXEL_SECONDS if bases else 0.0)
     scoring_seconds = score_seconds * (1.5 if bases else 1.0)
     share = share_of(minutes * 60 * len(setup.cores), spent, around, scoring_seconds)
     epochs = epochs_for(costs, share)
@@ -121,6 +121,12 @@ def planned(
         "planning_seconds": time.monotonic() - began,
         "machine": machine(setup.cores),
     }
+
+
+def cpu_seconds_of_jobs() -> float:
+    """User and system time of all jobs that have ended. Their wall time would count other work on the machine too."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def random_jobs(method: Method, seeds: Sequence[int], setup: Setup) -> list[Job]:
