@@ -71,7 +71,7 @@ def test_a_folder_around_the_classes_is_no_class(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "folders", ["images masks", "JPEGImages SegmentationClass", "image labels", "imgs annotations"]
+    "folders", ["images masks", "JPEGImages SegmentationClass", "image labels", "imgs annotations", "imagesTr labelsTr"]
 )
 def test_folders_of_photographs_and_masks_are_no_classes(tmp_path, folders):
     photos, masks = folders.split()
