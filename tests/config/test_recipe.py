@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line_that_names_the_key(setting, message):
 def test_a_value_that_blanks_have_cut_says_how_to_quote_it():
     with pytest.raises(ConfigError, match=r"give one recipe .*; quote a value that has blanks: \"data\.path='/my im"):
         load_config([DEMO, "data.path=/my", "images"])
-    with pytest.raises(ConfigError, match="not 'nothing'$"):
+    with pytest.raises(ConfigError, match=r"not 'nothing'$"):
         load_config([])
 
 
