@@ -118,7 +118,8 @@ def _read(recipe: str) -> DictConfig:
     if not path.is_file():
         known = sorted(str(p.relative_to(ROOT)) for p in DEFAULTS.parent.rglob("*.yaml") if p != DEFAULTS)
         near = difflib.get_close_matches(recipe, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"{recipe}: no such recipe; the nearest of the {len(known)} below config/ is {near}")
+        shown = near if Path(near).is_file() else ROOT / near  # this may be another folder
+        raise ConfigError(f"{recipe}: no such recipe; the nearest of the {len(known)} below config/ is {shown}")
     try:
         loaded = OmegaConf.load(path)
         _check_numbers(path.read_text("utf-8"))

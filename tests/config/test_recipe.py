@@ -81,6 +81,13 @@ def test_a_missing_recipe_names_the_nearest_one(recipe):
         load_config([recipe])
 
 
+def test_a_recipe_that_is_missing_in_another_folder_is_named_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_config(["config/demo.yaml"])
+    assert str(error.value).endswith(f"below config/ is {DEMO}")
+
+
 def test_a_missing_data_path_says_how_to_give_it(tmp_path):
     (tmp_path / "mine.yaml").write_text("run: {epochs: 3}\n")
     with pytest.raises(ConfigError, match=r"data\.path is not set; give it as data\.path=\.\.\."):
