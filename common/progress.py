@@ -49,7 +49,8 @@ def progress_bar(total: int | None, what: str, unit: str, shown: bool = True) ->
     """
     terminal = sys.stderr.isatty()
     interval, position = (0.1, None) if terminal else (LOG_INTERVAL, 0)  # a log has no lines to move between
-    return Bar(total=total, desc=what, unit=unit, disable=not shown, mininterval=interval, position=position)
+    settings = {"disable": not shown, "mininterval": interval, "position": position}
+    return Bar(total=total, desc=what, unit=unit, unit_scale=unit == "B", **settings)  # bytes as 30.9M
 
 
 def in_main_process() -> bool:

@@ -53,7 +53,8 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     config, known = default_config(), settings()
     recipes = [a for a in arguments if not _is_setting(a)]
     if len(recipes) != 1:
-        raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}")
+        hint = "; quote a value that has blanks: \"data.path='/my images'\"" if len(recipes) > 1 else ""
+        raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}{hint}")
     recipe = _read(recipes[0])
     _merge(config, recipe, known, recipes[0])
     # Another backbone drops the options of the previous one, so its argument goes first.
@@ -116,7 +117,9 @@ def _read(recipe: str) -> DictConfig:
     path = Path(recipe).expanduser()
     if not path.is_file():
         known = sorted(str(p.relative_to(ROOT)) for p in DEFAULTS.parent.rglob("*.yaml") if p != DEFAULTS)
-        raise ConfigError(f"{recipe}: no such recipe; there are {', '.join(known)}")
+        near = difflib.get_close_matches(recipe, known, n=1, cutoff=0.0)[0]
+        shown = near if Path(near).is_file() else ROOT / near  # this may be another folder
+        raise ConfigError(f"{recipe}: no such recipe; the nearest of the {len(known)} below config/ is {shown}")
     try:
         loaded = OmegaConf.load(path)
         _check_numbers(path.read_text("utf-8"))

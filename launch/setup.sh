@@ -33,14 +33,6 @@ if [ -n "$wheels" ]; then
     done < "$list"
 fi
 
-# as_root COMMAND...: run as root or through sudo
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"
-    elif command -v sudo >/dev/null; then sudo "$@"
-    else return 1
-    fi
-}
-
 # Build requirements: Debian packages venv separately from python3; ffcv has no wheel and is compiled against OpenCV (two
 # of its libraries: launch/opencv) and TurboJPEG.
 missing=
@@ -56,10 +48,12 @@ else
     pkg-config --exists libturbojpeg 2>/dev/null || missing="$missing libturbojpeg0-dev"
 fi
 if [ -n "$missing" ]; then
-    by_hand="missing:$missing; as root: apt-get install --no-install-recommends$missing"
+    by_hand="missing:$missing; as root: apt-get update && apt-get install --no-install-recommends$missing"
     command -v apt-get >/dev/null || fail "apt-get is not available; install the equivalents of these Debian packages:$missing"
+    as_root=
+    [ "$(id -u)" = 0 ] || as_root=$(command -v sudo) || fail "$by_hand"
     say "installing system packages:$missing"
-    { as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive \
+    { $as_root apt-get update -qq && $as_root env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -qq --no-install-recommends $missing; } >&2 || fail "$by_hand"
 fi
 
@@ -84,7 +78,8 @@ uv_install() {
 }
 if [ -n "$wheels" ]; then pip_install --no-index --find-links "$wheels" -r "$wheels/requirements.txt"
 else uv_install || { say "uv could not install everything; trying pip"; pip_install -r "$lock"; }
-fi || fail "pip could not install everything (its reason is above); fix that and run the same command again"
+fi || fail "pip could not install everything (its reason is above); fix that and run the same command again
+    (where there is no network: run make wheels elsewhere, copy the folder, and give WHEELS=wheels)"
 # uv leaves Python's bytecode to the first import: it happens here, on the core that numba leaves free.
 .venv/bin/python -c 'import deepspeed, nvidia.dali, sklearn, timm, torchvision' >/dev/null 2>&1 &
 # For pipeline.backend=ffcv; half a minute of the first run otherwise.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ BROKEN = {  # keys of DeepSpeed that break this trainer, and why
     "data_efficiency": "swave's own loader gives the images; see the section data",
     "scheduler": "swave sets the learning rate; see the section optimizer",
 }
+
+FOLDERS = {"wandb": "WANDB_DIR", "comet": "COMET_OFFLINE_DIRECTORY"}  # DeepSpeed hands them no folder
 
 PERSISTENT = 400_000  # elements: stage 3 keeps smaller parameters whole, so it need not gather them one by one
 
@@ -82,7 +86,25 @@ def deepspeed_config(config: DictConfig, world_size: int, device: str, parameter
     extra: Any = OmegaConf.to_container(engine.deepspeed)
     settings = _merged(base, extra)
     check_keys(settings, extra)
-    return settings
+    return _with_outputs(settings, config.run.directory)
+
+
+def _with_outputs(settings: dict[str, Any], directory: str) -> dict[str, Any]:
+    """The settings with a file below the run's directory for each output of DeepSpeed that names none.
+
+    DeepSpeed would write into the working directory, and the profile into the middle of the run's own lines.
+    """
+    below = os.path.join(directory, "deepspeed")
+    outputs = {
+        "tensorboard": {"output_path": below, "job_name": "tensorboard"},
+        "csv_monitor": {"output_path": below, "job_name": "csv_monitor"},
+        "flops_profiler": {"output_file": os.path.join(below, "flops_profile.txt")},
+    }
+    enabled = {name: paths for name, paths in outputs.items() if settings.get(name, {}).get("enabled")}
+    return settings | {
+        name: paths | {key: value for key, value in settings[name].items() if value not in (None, "")}
+        for name, paths in enabled.items()
+    }
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any], above: str = "") -> dict[str, Any]:
@@ -128,6 +150,10 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     groups = [list(group["params"]) for group in optimizer.param_groups]
     parameters = sum(p.numel() for group in groups for p in group)
     settings = deepspeed_config(config, cluster.world_size, device.type, parameters)
+    for section, variable in FOLDERS.items():
+        if settings.get(section, {}).get("enabled"):
+            os.environ.setdefault(variable, os.path.join(config.run.directory, "deepspeed"))
+            Path(os.environ[variable]).mkdir(parents=True, exist_ok=True)
     deepspeed = quiet_deepspeed()
     deepspeed.utils.logger.setLevel(logging.ERROR)  # "untested optimizer": tests/training/test_zero.py tests it
     flags = [group["frozen"] for group in optimizer.param_groups]

@@ -85,4 +85,4 @@ def show(report: Report, path: str) -> None:
     if report.left_out:
         print(f"left out: {in_words(report.left_out)}")
     if report.quarantined or report.refused:
-        print(f"their names are in {path}")
+        print(f"names of quarantined and refused images: {path}")

@@ -38,6 +38,14 @@ def test_a_slow_loop_shows_a_bar_with_rate_and_eta(capsys, soon):
     assert re.search(r"slow: +\d+%\|.*" + RATE_AND_ETA, shown), shown
 
 
+def test_bytes_are_shown_in_mega(capsys, soon):
+    with progress_bar(30_900_000, "fetching", "B") as bar:
+        bar.update(15_450_000)
+        time.sleep(0.3)
+        shown = capsys.readouterr().err
+    assert re.search(r" 15\.[45]M/30\.9M \[.*B/s\]", shown), shown
+
+
 def test_a_fast_loop_shows_nothing(capsys):
     with progress_bar(5, "fast", "img") as bar:
         for _ in counted([[1], [1, 2]], bar):

@@ -68,9 +68,24 @@ def test_a_mistake_is_one_line_that_names_the_key(setting, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_recipe_lists_the_existing_ones():
-    with pytest.raises(ConfigError, match=r"config/nope\.yaml: no such recipe; there are .*config/demo\.yaml"):
-        load_config(["config/nope.yaml"])
+def test_a_value_that_blanks_have_cut_says_how_to_quote_it():
+    with pytest.raises(ConfigError, match=r"give one recipe .*; quote a value that has blanks: \"data\.path='/my im"):
+        load_config([DEMO, "data.path=/my", "images"])
+    with pytest.raises(ConfigError, match=r"not 'nothing'$"):
+        load_config([])
+
+
+@pytest.mark.parametrize("recipe", ["demo.yaml", "config/demo", "config/demo.yml", "config/Demo.yaml"])
+def test_a_missing_recipe_names_the_nearest_one(recipe):
+    with pytest.raises(ConfigError, match=rf"^{recipe}: no such recipe; the nearest .* is config/demo\.yaml$"):
+        load_config([recipe])
+
+
+def test_a_recipe_that_is_missing_in_another_folder_is_named_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        load_config(["config/demo.yaml"])
+    assert str(error.value).endswith(f"below config/ is {DEMO}")
 
 
 def test_a_missing_data_path_says_how_to_give_it(tmp_path):

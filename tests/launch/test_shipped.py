@@ -308,10 +308,10 @@ def checkout(tmp_path):
     lines = lock_of(tmp_path / "wheels", "two==2")
     (tmp_path / "wheels" / "requirements.txt").write_text("\n".join(lines) + "\n")
 
-    def setup(wheels):
+    def setup(wheels, **environment):
         return subprocess.run(
             ["sh", str(tmp_path / "launch" / "setup.sh"), "requirements-cuda120.lock", sys.executable, wheels],
-            env=os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_RETRIES": "0"},
+            env=os.environ | {"PIP_INDEX_URL": "http://127.0.0.1:9", "PIP_RETRIES": "0"} | environment,
             capture_output=True, text=True,
         )  # fmt: skip
 
@@ -337,6 +337,30 @@ def test_wheels_of_another_lock_file_are_refused_before_anything_is_installed(ch
         done = setup(wheels)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1) and message in done.stderr, done.stderr
     assert not (folder / ".venv").exists()
+
+
+def test_setup_without_root_names_the_command_to_give_and_installs_nothing(checkout):
+    folder, setup = checkout
+    (folder / "bin").mkdir()
+    for tool in ("cat", "cut", "dirname", "sha256sum", "sh"):
+        (folder / "bin" / tool).symlink_to(shutil.which(tool))
+    for name, text in (("id", "echo 1000"), ("apt-get", "exit 1")):  # neither a compiler nor sudo is there
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    done = setup("", PATH=str(folder / "bin"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert re.match("setup: missing:.* g[+][+] .*; as root: apt-get update && apt-get install", done.stderr)
+    assert not (folder / ".venv").exists()
+
+
+def test_setup_without_a_network_names_the_way_without_one(checkout):
+    folder, setup = checkout
+    (folder / "requirements-uv.lock").write_text("uv==2\n")
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").write_text("#!/bin/sh\necho no index >&2; exit 1\n")  # as pip ends there
+    (folder / ".venv" / "bin" / "python").chmod(0o755)
+    done = setup("")
+    assert done.returncode == 2 and "WHEELS=wheels" in done.stderr.splitlines()[-1]
 
 
 def test_setup_leaves_bytecode_so_that_no_process_compiles_torch_anew():

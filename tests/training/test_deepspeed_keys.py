@@ -8,8 +8,9 @@ from training.deepspeed_engine import deepspeed_config
 from training.distributed import Cluster
 
 
-def settings_of(extra, stage=1):
-    config = load_config(["config/demo.yaml", f"engine.stage={stage}", "engine.precision=fp32"])
+def settings_of(extra, stage=1, directory="runs/demo"):
+    directory = f"run.directory={directory}"
+    config = load_config(["config/demo.yaml", directory, f"engine.stage={stage}", "engine.precision=fp32"])
     config.engine.deepspeed = extra
     return deepspeed_config(config, 2, "cpu", 10**6)
 
@@ -98,6 +99,22 @@ def test_what_deepspeed_knows_passes_alone_and_together():
         settings = settings_of({key: value})
         assert settings[key] == value or settings[key].items() >= value.items(), key
     assert settings_of(GOOD).items() >= {key: v for key, v in GOOD.items() if not isinstance(v, dict)}.items()
+
+
+OUTPUTS = [
+    ("tensorboard", {}, {"output_path": "/runs/a/deepspeed", "job_name": "tensorboard"}),
+    ("tensorboard", {"output_path": ""}, {"output_path": "/runs/a/deepspeed", "job_name": "tensorboard"}),
+    ("tensorboard", {"output_path": "/mine"}, {"output_path": "/mine", "job_name": "tensorboard"}),
+    ("csv_monitor", {"job_name": "me"}, {"output_path": "/runs/a/deepspeed", "job_name": "me"}),
+    ("flops_profiler", {}, {"output_file": "/runs/a/deepspeed/flops_profile.txt"}),
+    ("flops_profiler", {"output_file": "mine.txt"}, {"output_file": "mine.txt"}),
+]
+
+
+@pytest.mark.parametrize(("section", "given", "paths"), OUTPUTS)
+def test_what_deepspeed_writes_goes_below_the_run_unless_a_path_is_given(section, given, paths):
+    extra = {section: {"enabled": True} | given}
+    assert settings_of(extra, directory="/runs/a")[section] == {"enabled": True} | paths
 
 
 def test_a_wrong_key_is_found_before_processes_connect():

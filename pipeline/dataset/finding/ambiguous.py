@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.dataset.finding.choice import ALL, Choice, split_key
+from pipeline.dataset.finding.layout import SHORT, WORD
 from pipeline.dataset.finding.mixed import splits_beside, splits_of_images
 from pipeline.dataset.folder import Listing
 from pipeline.dataset.table import DatasetError
@@ -88,8 +89,9 @@ def _check_folders(root: Path, names: Sequence[str]) -> None:
 
 
 def _is_one_of(name: str, words: Sequence[str]) -> bool:
-    """Whether a name is one of the words, in the plural or not."""
-    word = re.sub(r"[^a-z]", "", name.lower())
+    """Whether a name is one of the words, in the plural or not, with a short word for a split behind it or not."""
+    parts = [part.lower() for part in WORD.findall(name) if not part.isdigit()]
+    word = "".join(parts[:-1] if parts and parts[-1] in SHORT else parts)
     return word in words or word.removesuffix("s") in words
 
 

@@ -1,7 +1,7 @@
 """Knows the layouts in which people keep the splits of a dataset: training and test, in folders or in file names.
 
 train/ val/   Training/ Testing/   digits-train/ digits-test/   train2017/ val2017/
-train-000.tar val-000.tar   x_train.parquet x_test.parquet   train-00000-of-00042.parquet
+train-000.tar val-000.tar   x_train.parquet x_test.parquet   train-00000-of-00042.parquet   imagesTr/ imagesTs/
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -20,6 +21,9 @@ TRAIN = ("train", "training", "trainval")
 UNLABELED = ("unlabeled", "unlabelled", "pretrain", "pretraining")  # a training set where there is no other
 # In the order in which one of several is taken as the test.
 TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval", "evaluation", "holdout")
+# Behind one of PICTURES only: tr and te are languages too.
+SHORT = {"tr": "train", "va": "val", "te": "test", "ts": "test"}
+PICTURES = ("images", "image", "imgs", "img", "data")
 COMPOUND = re.compile(
     r"((?:pre)?train|training|val|test|validation|valid|testing|dev|eval)(?:sets?|data|images?|imgs?)"
 )
@@ -44,11 +48,12 @@ def split_of(name: str) -> Split:
     """The split that the name of a file or folder says: 'digits-train-00000-of-00042.parquet' is 'train' of 'digits'.
 
     A split is a whole word, with 'set', 'data' or 'images' behind it or not: signs, digits and capital letters end
-    words. 'train_val' is a training set; a name with two other splits says none.
+    words. 'imagesTr' is 'train' of 'images'. 'train_val' is a training set; a name with two other splits says none.
     """
     stem = PART.sub("", SUFFIX.sub("", SUFFIX.sub("", name)))
     words = [word.lower() for word in WORD.findall(stem)]
     words = [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
+    words = [SHORT.get(word, word) if before in PICTURES else word for before, word in pairwise(["", *words])]
     found = [word for word in words if word in (*TRAIN, *UNLABELED, *TEST)]
     rest = "-".join(word for word in words if word not in found and not word.isdigit())
     if found == ["train", "val"]:
@@ -198,5 +203,7 @@ def _pattern(folder: Path, split: Split, files: Sequence[Path]) -> Path:
         return folder / f"*{suffix}"
     names = [file.name for file in files if file.parent == folder and split_of(file.name) == split]
     word = "train" if split.word == "trainval" else split.word
-    heads = {name[: name.lower().index(word) + len(word)] for name in names}
+    forms = (word, *(short for short, full in SHORT.items() if full == word))
+    found = {name: next(form for form in forms if form in name.lower()) for name in names}
+    heads = {name[: name.lower().index(form) + len(form)] for name, form in found.items()}
     return folder / f"{heads.pop() if len(heads) == 1 else '*' + word}*{suffix}"

@@ -91,7 +91,7 @@ def test_classes_that_all_hold_the_same_folders_are_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "folders", ["images masks", "JPEGImages SegmentationClass", "image labels", "imgs annotations"]
+    "folders", ["images masks", "JPEGImages SegmentationClass", "image labels", "imgs annotations", "imagesTr labelsTr"]
 )
 def test_folders_of_photographs_and_masks_are_no_classes(tmp_path, folders):
     photos, masks = folders.split()

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from config.errors import ConfigError
-from config.recipe import load_config
+from config.recipe import ROOT, load_config
 from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
 from training.distributed import free_port
 from training.loggers.csv_file import CsvFile
@@ -83,6 +83,17 @@ def wandb_records(file):
         if kind in (1, 4):  # whole, or the last part
             yield Record.FromString(parts)
             parts = b""
+
+
+@pytest.mark.slow(seconds=10)
+def test_deepspeeds_own_monitors_write_below_the_run_and_not_where_it_was_started(workplace):
+    before = set(os.listdir(ROOT))
+    enabled = [f"engine.deepspeed.{name}.enabled=true" for name in ("tensorboard", "csv_monitor", "flops_profiler")]
+    output = train(workplace, "monitored", "run.epochs=1", *enabled)
+    written = workplace / "monitored" / "deepspeed"
+    assert list((written / "tensorboard").glob("events.*")) and list((written / "csv_monitor").glob("*.csv"))
+    assert "Flops Profiler" in (written / "flops_profile.txt").read_text() and "Flops Profiler" not in output
+    assert set(os.listdir(ROOT)) == before
 
 
 @needs["wandb"]
