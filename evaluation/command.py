@@ -42,13 +42,15 @@ def compare(
         check(options)
         from evaluation.backbones import open_backbones
         from evaluation.repeats import merged
-        from evaluation.session import open_labelled, open_session, print_note, process_group
+        from evaluation.session import open_labelled, open_session, print_note, process_group, require_channels
+        from pipeline.dataset.channels.format import COLOR
         from pipeline.dataset.table import DatasetError
 
         session = open_session(options, cluster)
         words, say = [options.backbone, *options.peers], partial(print_note, session)
         backbones = open_backbones(words, options.seed, say)
         data, path = (labelled or open_labelled)(options, backbones[0], session)
+        require_channels(backbones, getattr(data.train, "pixels", COLOR), path)  # images with masks are RGB
         evaluate = prepare(options)
     by_seed: list[list[Figures]] = [[] for _ in backbones]
     seconds, first = [0.0] * len(backbones), options.seed

@@ -79,6 +79,8 @@ def cache_key(source: dict[str, Any], table: SampleTable, rows: np.ndarray, crop
     digest = hashlib.sha256(json.dumps([VERSION, source, backend, repr(crops)], sort_keys=True).encode())
     digest.update(table.digest().encode())
     digest.update(f"{table.root} {table.fingerprint}".encode())
+    if table.pixels.native:
+        digest.update(repr(table.pixels).encode())  # with layout and range, which change the values
     if not table.loose:
         for name in table.files():
             status = (table.root / name).stat()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from evaluation.backbones import Backbone
 from evaluation.subsets import listed_rows
 from model.sizes.trial import channels_of
 from pipeline.crops import Crops, View, native_backend
+from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.labelled import Labelled, labelled_data
 from pipeline.dataset.open import open_splits
 from pipeline.dataset.table import DatasetError, SampleTable
@@ -142,10 +143,17 @@ def open_tables(
         for setting, option in OPTIONS.items():
             message = message.replace(setting, option)
         raise DatasetError(message) from None
-    if takes != train.pixels.channels:
-        problem = f"images of {train.pixels}, and {backbone.word} takes {takes} channel{'s' * (takes != 1)}"
-        raise DatasetError(f"DATA={path}: {problem}; give images like those of its training")
+    require_channels([backbone], train.pixels, path)
     return train, held_out, str(path)
+
+
+def require_channels(backbones: Sequence[Backbone], pixels: PixelFormat, path: object) -> None:
+    """Raises DatasetError for a backbone that takes another number of channels than the images have."""
+    for backbone in backbones:
+        takes = channels_of(backbone.network)
+        if takes != pixels.channels:
+            problem = f"images of {pixels}, and {backbone.word} takes {takes} channel{'s' * (takes != 1)}"
+            raise DatasetError(f"DATA={path}: {problem}; give images like those of its training")
 
 
 def open_labelled(options: argparse.Namespace, backbone: Backbone, session: Session) -> tuple[Labelled, str]:

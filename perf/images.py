@@ -108,6 +108,13 @@ def _encoded(image: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
+def require_pictures(table: SampleTable, source: object) -> None:
+    """Raises ValueError for images with their own channels: the peers and the network of the benchmarks are for RGB."""
+    if table.pixels.native:
+        advice = "python -m perf.channels measures crops of others"
+        raise ValueError(f"--data={source}: images of {table.pixels}, and this program is for 8-bit RGB; {advice}")
+
+
 def choose(table: SampleTable, count: int) -> SampleTable:
     """A table of `count` evenly spread rows that every decoder reads, or of all such rows if there are fewer."""
     rows = np.flatnonzero(table.state == State.OK)

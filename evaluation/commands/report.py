@@ -91,12 +91,14 @@ def read_result(file: Path) -> dict[str, Any]:
 
 def open_all(options: argparse.Namespace, cluster: Cluster) -> tuple[Any, Any, Any]:
     from evaluation.backbones import open_backbones
-    from evaluation.session import open_labelled, open_session, print_note
+    from evaluation.session import open_labelled, open_session, print_note, require_channels
 
     session = open_session(options, cluster)
     words, say = [options.backbone, *options.peers], partial(print_note, session)
     backbones = open_backbones(words, options.seed, say)
-    return backbones, open_labelled(options, backbones[0], session)[0], session
+    data, path = open_labelled(options, backbones[0], session)
+    require_channels(backbones, data.train.pixels, path)
+    return backbones, data, session
 
 
 def result_curves(wholes: list[dict[str, Any]]) -> list[str]:

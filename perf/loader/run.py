@@ -47,7 +47,7 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
         return (options.budget or float("inf")) - (perf_counter() - begun)
 
     # ------------------------------------------------------------------ images
-    from perf.images import choose, jpegs_in_memory
+    from perf.images import choose, jpegs_in_memory, require_pictures
     from perf.interleaved import cpu_seconds, one_turn, play, use_cores
     from perf.loader import swave_loaders
     from perf.loader.figures import figures
@@ -58,7 +58,9 @@ def run(options: argparse.Namespace, plan: Plan, crops: Crops, stopped: Sequence
     machine_facts = machine(cores)
     rate = gpu_rate(options.gpu_rate, options.step_json, ROOT / "perf" / "results", options.usual_crops)
     source = options.data or made_images(options.images_like, plan.images, threads)
-    table = choose(open_dataset(find_split(source)[0], FOLDER / "tables", setting="--data"), plan.images)
+    whole = open_dataset(find_split(source)[0], FOLDER / "tables", setting="--data")
+    require_pictures(whole, source)
+    table = choose(whole, plan.images)
     if len(table) < options.batch:
         problem = f"--batch={options.batch}: there are only {len(table)} images in {source} that every decoder reads"
         raise ValueError(f"{problem}; give more images or a smaller --batch")

@@ -97,13 +97,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config([*arguments, f"data.path={where or FOLDER}"])
 
     # ------------------------------------------------------------------ images
-    from perf.images import choose, make_jpegs
+    from perf.images import choose, make_jpegs, require_pictures
     from perf.machine import machine
 
     ranks = options.ranks or gpus or CPU_RANKS
     source = where or make_jpegs(FOLDER / "photographs", PHOTOGRAPHS, len(os.sched_getaffinity(0)))
     choice = choice_of(config.data)
     table = open_dataset(find_split(source)[0], config.data.cache, config.data.workers or None, choice=choice)
+    require_pictures(table, source)
     table = table if where else choose(table, PHOTOGRAPHS)
     images = len(table.usable()) if where else IMAGENET
     from perf.step.peer_loop import beyond_it

@@ -16,6 +16,8 @@ from model.optimizer.groups import parameter_groups
 from model.optimizer.lars import LARS
 from model.optimizer.segments import Layout
 from model.swav import SwAV
+from pipeline.dataset.open import open_splits
+from pipeline.fitting import fit_to_pixels
 from support.photos import write_folder
 from training.checkpoint.masters import network_shapes, network_tensors
 from training.checkpoint.save_load import save_checkpoint
@@ -37,12 +39,17 @@ def small_dataset(root: Path, train: int = 90, test: int = 30) -> Path:
     return root
 
 
-def small_run(directory: Path, data: Path) -> Path:
-    """A run's directory with one checkpoint of a network with random weights."""
+def small_run(directory: Path, data: Path, channels: int = 3) -> Path:
+    """A run's directory with one checkpoint of a network with random weights. channels: of the images; mean and
+    deviation of images that are not RGB are computed, as for a run."""
     config = load_config(["config/demo.yaml", f"data.path={data}", f"data.cache={directory}/tables"])
+    options = RESNET if channels == 3 else RESNET | {"in_chans": channels}
+    if channels != 3:
+        config.pipeline.backend = config.crops.mean = config.crops.std = "auto"
+        fit_to_pixels(config, open_splits(config.data, progress=False)[0], progress=False)
     config.model = {
         **config.model,
-        "options": RESNET,
+        "options": options,
         "hidden_dim": 16,
         "embedding_dim": 8,
         "prototypes": 6,
@@ -50,7 +57,7 @@ def small_run(directory: Path, data: Path) -> Path:
     }
     config.evaluation.size, config.evaluation.share = 16, 1.0
     torch.manual_seed(0)
-    network = SwAV(build_backbone("resnet", **RESNET), 16, 8, 6)
+    network = SwAV(build_backbone("resnet", **options), 16, 8, 6)
     optimizer = LARS(parameter_groups(network), lr=0.1)
     names = {parameter: name for name, parameter in network.named_parameters()}
     optimizer.layout = Layout.of_whole(optimizer.param_groups, names)

@@ -67,7 +67,7 @@ def is_launcher(process):
     return "launch.ranks" in words_of(process) and rank_of(process) is None
 
 
-def wait_for_steps(directory, count, process, output=None, longest=120):
+def wait_for_steps(directory, count, process, output=None, longest=600):
     """Wait until the run in `directory` has logged `count` steps. Fails with its output if it ends or takes too long.
 
     output: the file that the process writes to; None if it is asked by communicate().

@@ -61,7 +61,7 @@ def train(workplace, name, *settings, launcher=(), ranks=1, environment=None, wa
         )
     if not wait:
         return process
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
