@@ -23,7 +23,7 @@ from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, tell_failure, watched
 from training.step_agreement import Agreed, Agreement
-from training.stopping import STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
+from training.stopping import SAVED, STOPPED_EARLY, StopSignal, TrainingStopped, not_finite, stopping_on_bad_data
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     with exit_on_mistake(lambda: cluster.main):
         cluster = cluster_from_environment()
         config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
-    stop_signal.at_once = cluster.world_size == 1
+    stop_signal.at_once = stop_signal.alone = cluster.world_size == 1
     try:
         mark_ending(train(config, cluster, stop_signal))
     except TrainingStopped as error:
@@ -82,7 +82,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             return "done"
         crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
         labelled = labelled_data(table, test, config.evaluation.max_train)
-        loader = build_loader(config, table, crops, cluster)
+        loader = build_loader(config, table, crops, cluster, stop_signal.ends_wait)
 
         # ---- network, prototypes, queue and optimizer --------------------------------------------
         torch.manual_seed(config.run.seed)
@@ -112,8 +112,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             queue = build_queue(config, cluster, teacher)
             engine = build_engine(config, network, optimizer, cluster, device)
             run_state = RunState(engine, network, optimizer, queue, clusters, loader, monitor, clock, teacher, probe)
-            last_saved = latest_checkpoint(checkpoints, say=journal.say)
-            if last_saved is not None:
+            if (last_saved := latest_checkpoint(checkpoints, say=journal.say)) is not None:
                 step, last_epoch = run_state.load(last_saved, cluster)
                 journal.say(f"resuming from {last_saved} (step {step})")
         cluster.on_main(lambda: journal.open(config, done_steps=step, total_steps=total_steps))
@@ -130,8 +129,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
         if last_saved is None:
             warm_start(run_state, config, cluster, stop_signal)
         if cluster.add_up([stop_signal.received is not None])[0]:
-            journal.say(STOPPED_EARLY)
-            return "not begun"
+            return journal.ended(STOPPED_EARLY, "not begun")
         watch = Watch(config, table, labelled, crops, engine, network, journal, cluster)
         watch(0, step)
         clock.start_training()
@@ -160,15 +158,19 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 journal.say(f"{error}; training goes on, the last good checkpoint: {last_saved}")
                 return last_saved
 
+        def save_and_stop() -> str:
+            return journal.ended(SAVED.format(save(needed=True)), "saved")
+
         # ---- train -------------------------------------------------------------------------------
         for epoch in range(loader.position.epoch, config.run.epochs):
             network.backbone_frozen = epoch < frozen_epochs  # head and prototypes learn first
             # the other methods' targets of the epoch, from the embeddings of the one before (section 4.1, appendix)
             if clusters is not None and not begin_epoch(clusters, run_state, config, cluster, stop_signal):
-                journal.say(STOPPED_EARLY)
-                return "not begun"
+                return journal.ended(STOPPED_EARLY, "not begun")
 
-            for images in stopping_on_bad_data(agreement.times.waits(loader)):
+            for images in stopping_on_bad_data(agreement.times.waits(loader), stop_signal):
+                if images is None:
+                    return save_and_stop()
                 set_step(optimizer, learning_rates[step], step < frozen_steps, network.backbone_frozen)
                 crop_tensors = [crop.to(device, dtype, non_blocking=True) for crop in images.crops]
                 sample_rows, batch_here = images.rows.reshape(parts, -1), len(images.rows) // parts
@@ -207,11 +209,10 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
                 agreed = agreement.exchange(step, loss, stop=stop_signal.received is not None, save=rhythm.requested)
                 observe(agreed)
                 journal.progress(epoch, clock.rate((step - first_step) * batch))
-                if step % steps and (rhythm.due(step, agreement) or agreement.stop):  # else at the end of the epoch
-                    last_saved = save(needed=agreement.stop)
-                    if agreement.stop:
-                        journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
-                        return "saved"
+                if step % steps and agreement.stop:  # else at the end of the epoch
+                    return save_and_stop()
+                if step % steps and rhythm.due(step, agreement):
+                    last_saved = save(needed=False)
 
             # ---- the end of an epoch -------------------------------------------------------------
             observe(agreement.settle())
@@ -221,11 +222,10 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
             journal.log(step, {"epoch": epoch, **last_epoch})
             for trouble in advice(last_epoch, prototypes, config.method, config.model.embedding_dim, swav.temperature):
                 journal.warn(step, f"epoch {epoch + 1}: {trouble}")
+            if agreement.stop and epoch + 1 < config.run.epochs:
+                return save_and_stop()
             if rhythm.due(step, agreement) or agreement.stop:
                 last_saved = save(needed=agreement.stop)
-            if agreement.stop and epoch + 1 < config.run.epochs:
-                journal.say(f"stopped by a signal, saved {last_saved}; the same command resumes from there")
-                return "saved"
             if labelled and config.evaluation.every and (epoch + 1) % config.evaluation.every == 0:
                 journal.log(step, {"epoch": epoch, **accuracies()})
             watch(epoch + 1, step)

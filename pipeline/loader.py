@@ -22,7 +22,7 @@ from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
-from pipeline.dataset.table import SampleTable
+from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.draw import center, draw
 from pipeline.mixing.mixture import REPEAT, ROW, Mixture, draw_repeats, source_of
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
@@ -79,8 +79,9 @@ class Loader:
     of the crops; None is float32 on a CPU and float16 on a GPU. pinned_for: the GPU that crops made on the CPU go to;
     they are in pinned memory, so that the copy does not make the training loop wait. hw_decoder_load: see
     `DaliBackend`; the others have no such engine. neighbors: see `order`. mixture: how often each row comes in an
-    epoch; None: once. Raises ValueError if the global batch does not split over the ranks or is larger than the
-    dataset, and for images that the backend does not take.
+    epoch; None: once. ends_wait: asked while no batch is ready; if it says so, a DatasetError ends the wait. Raises
+    ValueError if the global batch does not split over the ranks or is larger than the dataset, and for images that the
+    backend does not take.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Loader:
         hw_decoder_load: float | None = None,
         neighbors: int = 1,
         mixture: Mixture | None = None,
+        ends_wait: Callable[[], bool] = bool,
     ):
         require_native(backend, table)
         self.feed = Feed(table, Reader(table), max_bad_fraction)
@@ -108,7 +110,7 @@ class Loader:
         self.seed, self.neighbors = seed, neighbors
         self.global_batch = global_batch
         self.rank, self.world_size = rank, world_size
-        self.position, self.mixture = Position(), mixture
+        self.position, self.mixture, self.ends_wait = Position(), mixture, ends_wait
         self.ledger = Ledger()
         if global_batch % world_size:
             raise ValueError(f"batch_size={global_batch} does not split evenly over {world_size} processes")
@@ -166,7 +168,7 @@ class Loader:
 
     def _take(self, epoch: int) -> Batch:
         assert self._producer is not None
-        request, crops = self._producer.take()
+        request, crops = self._producer.take(self.ends_wait)
         assert request.epoch == epoch
         self.position.samples = request.samples
         self.ledger.enter(request.rows)
@@ -337,7 +339,8 @@ def pinned(batches: Iterator[tuple[Request, list[torch.Tensor]]]) -> Iterator[tu
 
 
 class _Producer:
-    """Runs an iterator in a thread, `READY` items ahead, and passes on its items or its exception.
+    """Runs an iterator in a thread, `READY` items ahead, and passes on its items or its exception; DatasetError where
+    the caller no longer waits for one.
 
     device_id: the GPU that becomes the thread's current one. A thread begins on GPU 0, and pinned memory or a tensor
     without a device would make a context there: some hundred MB of GPU 0 for every process of the machine.
@@ -351,9 +354,14 @@ class _Producer:
         self._thread = threading.Thread(target=self._run, args=(iter(items),), name="loader", daemon=True)
         self._thread.start()
 
-    def take(self) -> Any:
-        if self._failed is None:
-            item = self._ready.get()
+    def take(self, ends_wait: Callable[[], bool] = bool) -> Any:
+        while self._failed is None:
+            try:
+                item = self._ready.get(timeout=0.5)
+            except queue.Empty:
+                if ends_wait():
+                    raise DatasetError("a stop signal came before the next batch") from None
+                continue
             if not isinstance(item, BaseException):
                 return item
             self._failed = item

@@ -32,7 +32,9 @@ from training.distillation.teacher import build_frozen_teacher
 from training.distributed import Cluster
 
 
-def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster) -> Loader:
+def build_loader(
+    config: DictConfig, table: SampleTable, crops: Crops, cluster: Cluster, ends_wait: Callable[[], bool] = bool
+) -> Loader:
     """This rank's loader of the training set. Raises ValueError where batch, ranks and images do not fit."""
     mixture = mixture_of(table, config.data.weights, config.data.balance)
     return Loader(
@@ -47,6 +49,7 @@ def build_loader(config: DictConfig, table: SampleTable, crops: Crops, cluster: 
         max_bad_fraction=config.data.max_bad_fraction,
         neighbors=config.data.neighbors,
         mixture=mixture,
+        ends_wait=ends_wait,
         **backend_of(config.pipeline, cluster),
     )
 

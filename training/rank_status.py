@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.cli import EXIT_SIGNAL, print_error
+from common.cli import EXIT_FAILED, EXIT_SIGNAL, UserError, print_error
 from common.files import write_atomically
 
 WORDS = "SWAVE_WORDS"  # names the folder; unset without a supervisor
@@ -52,6 +52,10 @@ def watched(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         write_status(EXIT_SIGNAL + signal.SIGINT, "")
         print_error(SECOND_CTRL_C, below_bar=True)
         return EXIT_SIGNAL + signal.SIGINT
+    except UserError as error:  # images of an evaluation; those of training end it by TrainingStopped
+        write_status(EXIT_FAILED, str(error))
+        print_error(error, below_bar=True)
+        return EXIT_FAILED
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -202,6 +202,11 @@ class Journal:
         if self.main:
             tqdm.write(text, file=sys.stderr)
 
+    def ended(self, text: str, how: str) -> str:
+        """Say why a run ends; returns `how` it ends."""
+        self.say(text)
+        return how
+
     def warn(self, step: int, text: str) -> None:
         """A line to the terminal and one of metrics.jsonl."""
         self.say(text)

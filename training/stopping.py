@@ -9,7 +9,9 @@ from typing import Any
 
 from common.cli import print_error
 from pipeline.dataset.table import DatasetError
+from pipeline.remote.faults import end_soon
 
+SAVED = "stopped by a signal, saved {}; the same command resumes from there"
 STOPPED_EARLY = "stopped by a signal before the first step; the same command continues from here"
 
 
@@ -17,12 +19,13 @@ class StopSignal:
     """Set by SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP or Ctrl-C: the run saves after its step and exits.
 
     at_once: while true, a signal exits immediately by SystemExit(0). A single process that has not begun to train has
-    nothing to save. A second Ctrl-C always exits immediately.
+    nothing to save. A second Ctrl-C always exits immediately. alone: whether this is the only process, which can save
+    between any two steps; another one may be within the next step, and waits there for the others.
     """
 
     def __init__(self, at_once: bool = False) -> None:
         self.received: str | None = None
-        self.at_once = at_once
+        self.at_once, self.alone = at_once, False
         for number in stop_signals():
             signal.signal(number, self._receive)
             # Python would restore the default, and a signal that arrives while it ends would kill a run that is saved.
@@ -33,9 +36,14 @@ class StopSignal:
         if number == signal.SIGINT and self.received == "SIGINT":
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        end_soon()
         if self.at_once:
             print_error(STOPPED_EARLY, below_bar=True)
             raise SystemExit(0)
+
+    def ends_wait(self) -> bool:
+        """Whether there is no need to wait for the next batch."""
+        return self.alone and self.received is not None
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -55,12 +63,17 @@ class TrainingStopped(RuntimeError):
         self.on_all_ranks = on_all_ranks
 
 
-def stopping_on_bad_data(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's batches. Too many unreadable images on this rank raise TrainingStopped."""
+def stopping_on_bad_data(loader: Iterable[Any], stop_signal: StopSignal) -> Iterator[Any]:
+    """The loader's batches, and None where a stop signal ends the wait for the next one. Too many unreadable images on
+    this rank, or a server that does not answer, raise TrainingStopped."""
     try:
         yield from loader
     except DatasetError as error:
-        raise TrainingStopped(str(error), on_all_ranks=False) from None
+        if stop_signal.ends_wait():
+            yield None
+            return
+        unsaved = "stopped by a signal, but not saved: " if stop_signal.received else ""
+        raise TrainingStopped(f"{unsaved}{error}", on_all_ranks=False) from None
 
 
 def not_finite(step: int, what: object, last_saved: object) -> TrainingStopped:

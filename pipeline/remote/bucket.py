@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from pipeline.dataset.table import DatasetError
 from pipeline.remote.address import RemoteObject, mirror_name, shown
 from pipeline.remote.faults import Changed, Missing, Patience, Temporary, changed, retrying
 from pipeline.remote.http import HttpStore
+from pipeline.remote.hub import at_commit, stored_at
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface_hub"}
 TAGS = ("ETag", "etag", "md5Hash", "blob_id", "LastModified", "updated", "mtime")
-REMOTE_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "requests", "httpx")
+REMOTE_LIBRARIES = (
+    "botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "huggingface_hub", "requests", "httpx", "httpx2",
+)  # fmt: skip
 NO_LOGIN = ("NoCredentials", "PartialCredentials", "TokenRetrieval", "DefaultCredentials")
 SIGNED_FOR = 3600  # seconds; a signature is used for half of them
 
@@ -38,12 +41,15 @@ class BucketStore:
             package = PACKAGES[scheme]
             raise DatasetError(f"{scheme}:// needs {package}: .venv/bin/python -m pip install {package}") from None
         self._scheme = scheme
-        self._web, self._signs = HttpStore("", patience), scheme == "s3"
+        self._exact = {"cache_type": "none"} if scheme == "hf" else {}  # else it reads 5 MB ahead
+        self._web, self._signs = HttpStore("", patience), scheme in ("s3", "hf")
         self._signed = lru_cache(4096)(self._sign)
 
     def list(self) -> list[RemoteObject]:
         """The objects in and below the address, or those of its pattern, by name. Raises DatasetError, Missing."""
         path = self._files._strip_protocol(self.address)
+        if self._scheme == "hf":
+            path = retrying(lambda: self._asked(lambda: at_commit(self._files, path)), self.address, self.patience)
         start = min((path.find(sign) for sign in "*?" if sign in path), default=-1)  # of a pattern
 
         def action() -> dict[str, dict[str, Any]]:
@@ -77,19 +83,22 @@ class BucketStore:
     def read(self, item: RemoteObject, start: int, end: int) -> bytes:
         """Its bytes from `start` to before `end`, one try. Raises Missing, Changed, Temporary, DatasetError.
 
-        S3 is asked over a signed address, which takes an eighth of the CPU time of s3fs, and compares the ETag. fsspec
-        does not say of which version bytes are: the caller looks at the tag (a file) or a checksum (an image).
+        S3 is asked over a signed address, which takes an eighth of the CPU time of s3fs, and compares the ETag; the hub
+        of Hugging Face where a file of the commit is stored. fsspec does not say of which version bytes are: the caller
+        looks at the tag (a file) or a checksum (an image).
         """
         if self._signs:
             try:
-                signed = self._signed(item.address, int(time.time() * 2 / SIGNED_FOR))
-                return self._web.read(item, start, end, signed)
+                signed, headers = self._signed(item.address, int(time.time() * 2 / SIGNED_FOR))
+                asked = item._replace(tag="") if self._scheme == "hf" else item  # the hub's tag is not the ETag
+                return self._web.read(asked, start, end, signed, headers)
             except Changed:
                 raise
-            except DatasetError:  # s3fs has a way of its own, or the credentials are other ones now
+            except DatasetError:  # the library has a way of its own, or the credentials are other ones now
                 self._signed.cache_clear()
         try:
-            data = bytes(self._asked(lambda: self._files.cat_file(item.address, start=start, end=end)))
+            read = partial(self._files.cat_file, item.address, start=start, end=end, **self._exact)
+            data = bytes(self._asked(read))
             if len(data) != end - start:
                 raise Temporary(f"{len(data)} bytes in place of {end - start}")
         except Temporary:
@@ -98,10 +107,17 @@ class BucketStore:
             raise
         return data
 
-    def _sign(self, address: str, period: int) -> str:
-        """An address with a signature. period: half hours, each with a signature of its own. Raises DatasetError."""
+    def _sign(self, address: str, period: int) -> tuple[str, dict[str, str]]:
+        """An address with a signature, and headers. period: half hours, each with a signature of its own. Raises
+        DatasetError; where the hub is asked for it, also Missing and Temporary."""
+        if self._scheme == "hf":
+            stored = self._asked(lambda: stored_at(self._files, address))
+            if stored is None:
+                self._signs = False
+                raise DatasetError("no repository")
+            return stored
         try:
-            return str(self._files.sign(address, expiration=SIGNED_FOR))
+            return str(self._files.sign(address, expiration=SIGNED_FOR)), {}
         except Exception:  # of any library below: s3fs then reads in its own way, and says what is wrong
             self._signs = False
             raise DatasetError("no signature") from None
@@ -110,13 +126,14 @@ class BucketStore:
         """The result of a request; the libraries' many errors as ours."""
         try:
             return action()
-        except FileNotFoundError:
-            raise Missing(f"{shown(self.address)}: no such object") from None
-        except PermissionError:
-            problem = f"{shown(self.address)}: access denied"
-            raise DatasetError(f"{problem}; check the credentials that {PACKAGES[self._scheme]} finds") from None
         except Exception as error:
-            name = type(error).__name__
+            name, status = type(error).__name__, getattr(getattr(error, "response", None), "status_code", 0)
+            if isinstance(error, FileNotFoundError) or status == 404:
+                private = ", or a private one that HF_TOKEN does not open" if self._scheme == "hf" else ""
+                raise Missing(f"{shown(self.address)}: no such object{private}") from None
+            if isinstance(error, PermissionError) or status in (401, 403):
+                problem = f"{shown(self.address)}: access denied"
+                raise DatasetError(f"{problem}; check the credentials that {PACKAGES[self._scheme]} finds") from None
             if name.startswith(NO_LOGIN):
                 advice = f"{PACKAGES[self._scheme]} looks for them in its own files and variables"
                 raise DatasetError(f"{shown(self.address)}: no credentials; {advice}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -44,10 +45,18 @@ class Patience(NamedTuple):
 
 
 PATIENCE = Patience()
+GRACE = 5.0  # seconds of further tries after a stop signal: a batch that is nearly there lets the ranks save together
+_last_try = math.inf  # on the clock of `time.monotonic`
 
 
 def changed(address: str) -> Changed:
     return Changed(f"{shown(address)}: the object changed while it was in use; start again, and it is fetched again")
+
+
+def end_soon() -> None:
+    """Let this process try again for GRACE seconds at most, from now on; safe to call in a signal handler."""
+    global _last_try
+    _last_try = min(_last_try, time.monotonic() + GRACE)
 
 
 def retrying(
@@ -56,8 +65,9 @@ def retrying(
     """The result of `action`, which is tried again after a `Temporary` fault, with exponential pauses and jitter.
 
     stop: once it is set, the result is no longer needed, and there is no other try.
-    Raises DatasetError, one line that names the object, when the budget is spent.
+    Raises DatasetError, one line that names the object, when the budget is spent, or soon after `end_soon`.
     """
+    stop = stop or threading.Event()
     begun, tries = time.monotonic(), 0
     while True:
         try:
@@ -67,10 +77,9 @@ def retrying(
             pause = min(patience.most, patience.first * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
             pause = max(pause, fault.wait)
             spent = time.monotonic() - begun
-            if spent + pause > patience.budget or (stop is not None and stop.is_set()):
+            if spent + pause > patience.budget or time.monotonic() > _last_try or stop.is_set():
                 problem = f"{shown(address)}: {fault}, in {tries} tries within {spent:.0f} s"
                 raise DatasetError(f"{problem}; start again when the server answers") from None
-        if stop is None:
-            time.sleep(pause)
-        else:
-            stop.wait(pause)
+        until = time.monotonic() + pause
+        while (left := min(until, _last_try) - time.monotonic()) > 0 and not stop.wait(min(left, 0.5)):
+            pass

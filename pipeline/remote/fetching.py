@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 from common.files import sha256, write_at
@@ -45,15 +45,17 @@ def fetch(
     that is full.
     """
     waiting: deque[Future[None]] = deque()
+    stop = Event()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="fetch") as pool:
         try:
             for file, start, end in _parts(items, folder):
-                waiting.append(pool.submit(_fetch_part, store, file, start, end, done, count))
+                waiting.append(pool.submit(_fetch_part, store, file, start, end, done, count, stop))
                 while len(waiting) >= 2 * THREADS:
                     waiting.popleft().result()
             while waiting:
                 waiting.popleft().result()
         except BaseException:
+            stop.set()
             for future in waiting:
                 future.cancel()
             raise
@@ -75,9 +77,10 @@ def _fetch_part(
     end: int,
     done: Callable[[RemoteObject, Path, str], Any],
     count: Callable[[int], Any],
+    stop: Event,
 ) -> None:
     try:
-        data = read_range(store, file.item, start, end)
+        data = read_range(store, file.item, start, end, stop)
     except Missing:
         data = b""
     with open(file.path, "r+b", buffering=0) as target:

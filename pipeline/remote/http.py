@@ -54,10 +54,12 @@ class HttpStore:
         """The object at an address. Raises Missing if nothing is there."""
         return retrying(lambda: self._head(address, name), address, self.patience)
 
-    def read(self, item: RemoteObject, start: int, end: int, signed: str = "") -> bytes:
-        """Its bytes from `start` to before `end`, one try. signed: an address for it that messages do not show. Raises
-        Missing, Changed, Temporary, DatasetError."""
-        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    def read(
+        self, item: RemoteObject, start: int, end: int, signed: str = "", more: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Its bytes from `start` to before `end`, one try. signed, more: an address and headers for it that messages do
+        not show. Raises Missing, Changed, Temporary, DatasetError."""
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity", **(more or {})}
         if item.tag.startswith('"'):
             headers["If-Match"] = item.tag
         answer = self._request("GET", signed or item.address, headers, end - start)
@@ -103,7 +105,8 @@ class HttpStore:
 
     def _request(self, method: str, address: str, headers: Mapping[str, str], expected: int = -1) -> Answer:
         """expected: bytes of the answer, of a byte range."""
-        headers = {**headers, **_login(urlsplit(address).hostname)}
+        if "Authorization" not in headers:
+            headers = {**headers, **_login(urlsplit(address).hostname)}
         try:
             answer = self._kept.get(address, headers, expected) if expected >= 0 else None
             answer = answer or self._asked(method, address, headers)

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.files import sha256
 from config.recipe import ROOT
+from pipeline.dataset.table import DatasetError
 from support.ranks import run_ranks
 from training import rank_status
 from training.appended import Appended
@@ -144,6 +145,14 @@ def test_the_loss_of_another_process_is_one_line(capsys, error):
 
     assert watched(alone, []) == 1
     assert capsys.readouterr().err.strip().startswith("swave: another process has ended, so this one cannot go on (")
+
+
+def test_images_that_an_evaluation_cannot_read_are_one_line(capsys):
+    def down(_):
+        raise DatasetError("https://host/a.tar: no connection, in 30 tries within 290 s")
+
+    assert watched(down, []) == 1
+    assert capsys.readouterr().err.strip() == "swave: https://host/a.tar: no connection, in 30 tries within 290 s"
 
 
 def test_a_failure_of_one_rank_reaches_its_launcher_also_on_a_full_disk(tmp_path, monkeypatch, capsys):

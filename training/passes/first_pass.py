@@ -37,7 +37,9 @@ def first_pass(
     parts, steps = config.engine.accumulation, min(steps, len(loader))
     device, dtype, start = cluster.device(), input_dtype(config), loader.state_dict(cluster.add_up)
     with progress_bar(steps, "first embeddings", "step", cluster.main) as bar:
-        for images in islice(stopping_on_bad_data(loader), steps):
+        for images in islice(stopping_on_bad_data(loader, stop_signal), steps):
+            if images is None:
+                return False
             crops, rows = [crop.to(device, dtype) for crop in images.crops], torch.from_numpy(images.rows)
             here = len(rows) // parts
             for part, part_rows in zip(split_batch(crops, len(rows), parts), rows.split(here), strict=True):

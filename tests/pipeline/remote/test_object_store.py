@@ -1,13 +1,19 @@
 """Objects on a web server: lists, byte ranges, faults and their lines."""
 
+import os
 import shutil
+import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
 from perf.remote.server import serving
 from pipeline.dataset.table import DatasetError
+from pipeline.remote import faults
 from pipeline.remote.faults import Changed, Missing, Patience
+from pipeline.remote.fetching import fetch
 from pipeline.remote.store import open_store, read_range
 from support.small_datasets import error_of, write
 
@@ -42,6 +48,39 @@ def test_a_server_that_never_answers_ends_in_one_line_that_names_the_object_and_
     server.faults += ["503"] * 100
     line = error_of(read_range, store, item, 0, 10)
     assert "/a.tar: status 503, in " in line and "tries" in line and "SECRET" not in line
+
+
+def test_after_a_stop_signal_there_are_tries_for_some_seconds_only(server, monkeypatch):
+    monkeypatch.setattr(faults, "_last_try", faults._last_try)
+    monkeypatch.setattr(faults, "GRACE", 0.3)
+    store, item = first_of(server)
+    store.patience = Patience()
+    server.faults += ["503"]
+    threading.Timer(0.05, faults.end_soon).start()
+    assert read_range(store, item, 0, 10) == DATA[:10]  # a fault that passes
+    server.faults += ["503"] * 100
+    begun = time.monotonic()
+    assert "/a.tar: status 503" in error_of(read_range, store, item, 0, 10)
+    assert time.monotonic() - begun < 60 < store.patience.budget
+
+
+def test_a_fetch_that_a_signal_ends_does_not_wait_for_a_server_that_fails(server, tmp_path):
+    store = open_store(f"{server.address}/b-{{00..01}}.tar", Patience())
+    items = store.list()
+    server.faults += ["503"] * 1000
+
+    def interrupt():
+        while len(server.faults) == 1000:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: exit(7))
+    threading.Thread(target=interrupt, daemon=True).start()
+    begun = time.monotonic()
+    with pytest.raises(SystemExit, match="7"):
+        fetch(store, items, tmp_path, lambda *_: None, lambda _: None)
+    signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - begun < 60 < store.patience.budget
 
 
 def test_a_host_without_a_server_ends_in_one_line(server):
