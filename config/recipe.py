@@ -53,7 +53,8 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
     config, known = default_config(), settings()
     recipes = [a for a in arguments if not _is_setting(a)]
     if len(recipes) != 1:
-        hint = "; quote a value that has blanks: \"data.path='/my images'\"" if len(recipes) > 1 else ""
+        cut = len(recipes) > 1 and not all(recipe.endswith(".yaml") for recipe in recipes)
+        hint = "; quote a value that has blanks: \"data.path='/my images'\"" if cut else ""
         raise ConfigError(f"give one recipe and key=value settings, not {' '.join(arguments) or 'nothing'!r}{hint}")
     recipe = _read(recipes[0])
     _merge(config, recipe, known, recipes[0])

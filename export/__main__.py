@@ -21,6 +21,7 @@ checkpoint with a backbone of your own code needs its name: CKPT@module:function
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from os.path import expanduser
@@ -69,8 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             raise ValueError(f"{error.filename or given.out}: {error.strerror or error}") from None
     print(f"wrote {given.out}; to load it:\n")
-    print("\n".join(f"    {line}" for line in code))
+    print("\n".join(f"    {_from_here(line, Path(given.out), given.format)}" for line in code))
     return 0
+
+
+def _from_here(line: str, out: Path, format: str) -> str:
+    """A line that loads the file beside it, as one for the folder in which the command runs."""
+    file = out / "model.safetensors" if format == "safetensors" else out
+    line = line.replace(f"model.weights={file.name}", f"model.weights={file}")
+    return re.sub(rf"""(["']){re.escape(file.name)}\1""", lambda quoted: f"{quoted[1]}{file}{quoted[1]}", line)
 
 
 def export(

@@ -184,12 +184,15 @@ def test_onnx_gives_our_features_for_any_batch_and_for_convolutions_any_size(tra
 # ---- what is written, and what is refused ----------------------------------------------------------------
 
 
-def test_command_says_how_to_load_what_it_wrote(trained, tmp_path, capsys):
-    run, _ = trained(*RESNET18)
+@pytest.mark.parametrize(("format", "name"), [("torchvision", "x.pth"), ("safetensors", "resnet18")])
+def test_the_lines_that_the_command_prints_load_what_it_wrote(trained, tmp_path, capsys, monkeypatch, format, name):
+    run, ours = trained(*RESNET18)
     checkpoint = run / "checkpoints" / "step-000000007"
-    assert main([str(checkpoint), str(tmp_path / "sub" / "x.pth"), "--format", "torchvision"]) == 0
-    assert "network = torchvision.models.resnet18().eval()" in capsys.readouterr().out
-    assert os.listdir(tmp_path / "sub") == ["x.pth"]
+    monkeypatch.chdir(tmp_path)
+    assert main([str(checkpoint), f"sub/{name}", "--format", format]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    assert difference(ours.backbone, built_by(lines, tmp_path), (2, 3, 64, 64)) < 1e-5
+    assert os.listdir(tmp_path / "sub") == [name]
 
 
 @pytest.mark.parametrize("format", ["torchvision", "swav", "safetensors"])
