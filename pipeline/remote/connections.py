@@ -121,6 +121,8 @@ def _exchange(connection: socket.socket, buffer: bytearray, request: bytes) -> A
     view, count, body = memoryview(buffer), 0, -1
     try:
         connection.sendall(request)
+        # A server that waits for an acknowledgment before it sends the rest of an answer would wait 40 ms.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         count = connection.recv_into(view)
     except ConnectionError:
         pass

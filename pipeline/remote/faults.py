@@ -45,6 +45,7 @@ class Patience(NamedTuple):
 
 
 PATIENCE = Patience()
+UNSTOPPED = threading.Event()
 GRACE = 5.0  # seconds of further tries after a stop signal: a batch that is nearly there lets the ranks save together
 _last_try = math.inf  # on the clock of `time.monotonic`
 
@@ -60,14 +61,13 @@ def end_soon() -> None:
 
 
 def retrying(
-    action: Callable[[], Result], address: str, patience: Patience, stop: threading.Event | None = None
+    action: Callable[[], Result], address: str, patience: Patience, stop: threading.Event = UNSTOPPED
 ) -> Result:
     """The result of `action`, which is tried again after a `Temporary` fault, with exponential pauses and jitter.
 
     stop: once it is set, the result is no longer needed, and there is no other try.
     Raises DatasetError, one line that names the object, when the budget is spent, or soon after `end_soon`.
     """
-    stop = stop or threading.Event()
     begun, tries = time.monotonic(), 0
     while True:
         try:

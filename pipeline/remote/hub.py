@@ -9,13 +9,14 @@ from urllib.parse import urlsplit
 def at_commit(files: Any, path: str) -> str:
     """A path in a repository (datasets/user/name/folder) at the commit that its branch has now, so that files do not
     change while they are used. files: an `HfFileSystem`. Other paths, such as those of a bucket, stay as they are."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
     place = files.resolve_path(path)
     if not hasattr(place, "repo_id"):
         return path
     commit = HfApi(files.endpoint).repo_info(place.repo_id, repo_type=place.repo_type, revision=place.revision).sha
-    return f"{place.root.partition('@')[0]}@{commit}/{place.path_in_repo}".rstrip("/")
+    kind = constants.REPO_TYPES_URL_PREFIXES.get(place.repo_type, "")
+    return f"{kind}{place.repo_id}@{commit}/{place.path_in_repo}".rstrip("/")
 
 
 def stored_at(files: Any, path: str) -> tuple[str, dict[str, str]] | None:

@@ -6,7 +6,7 @@ from threading import Event
 from typing import Protocol
 
 from pipeline.remote.address import RemoteObject, parsed
-from pipeline.remote.faults import PATIENCE, Patience, retrying
+from pipeline.remote.faults import PATIENCE, UNSTOPPED, Patience, retrying
 
 
 class Store(Protocol):
@@ -34,7 +34,7 @@ def open_store(path: object, patience: Patience = PATIENCE) -> Store:
     return BucketStore(scheme, address, patience)
 
 
-def read_range(store: Store, item: RemoteObject, start: int, end: int, stop: Event | None = None) -> bytes:
+def read_range(store: Store, item: RemoteObject, start: int, end: int, stop: Event = UNSTOPPED) -> bytes:
     """Bytes `start` to before `end` of an object, with retries until `stop` is set. Raises Missing, DatasetError."""
     if start == end:
         return b""
