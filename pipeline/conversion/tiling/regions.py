@@ -5,6 +5,8 @@ Each function returns a `Scene`, whose `read` gives one square and holds no more
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from pipeline.dataset.table import DatasetError
 SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
 JPEG_2000 = (".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ".j2c")
 LARGEST_WHOLE = 1 << 30  # bytes of a file that is decoded as a whole
+GDAL_CACHE = "128"  # MB of decoded blocks of a JPEG 2000; GDAL's default is a twentieth of the machine's memory
 
 
 class Scene(NamedTuple):
@@ -78,10 +81,13 @@ def _jpeg_2000(path: Path) -> Scene | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            small = image.width * image.height <= MAX_PIXELS
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                small = image.width * image.height <= MAX_PIXELS
     except Exception as error:  # Pillow raises anything on broken data, and its own bound for large images
         small = not isinstance(error, Image.DecompressionBombError)
+    os.environ.setdefault("GDAL_CACHEMAX", GDAL_CACHE)  # GDAL asks for it when it decodes its first block
     try:
         rasterio = _package("rasterio", "rasterio", path)
     except DatasetError:
@@ -89,7 +95,9 @@ def _jpeg_2000(path: Path) -> Scene | None:
             return None
         raise
     try:
-        file = rasterio.open(path, driver="JP2OpenJPEG")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            file = rasterio.open(path, driver="JP2OpenJPEG")
     except rasterio.errors.RasterioError:
         raise BadImage("unreadable") from None
 
