@@ -41,6 +41,9 @@ def command_parser(command: str, description: str | None, several: bool = True) 
         "--image", metavar="NAME", help="which image of a sample: see data.image; default: the run's own"
     )
     group.add_argument("--bands", metavar="WORDS", help="files of an image: see data.bands; default: the run's own")
+    group.add_argument(
+        "--pages", choices=("channels", "images"), help="of a TIFF: see data.pages; default: the run's own"
+    )
     group.add_argument("--label", metavar="NAME", help="where labels are: see data.label; default: the run's own")
     group.add_argument("--train-list", metavar="FILE", type=Path, help="training images, one name per line")
     group.add_argument("--test-list", metavar="FILE", type=Path, help="images to score, one name per line")

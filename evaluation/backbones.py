@@ -55,7 +55,7 @@ class Backbone:
     """word: as given. architecture: the network's name. network: images to features, on the CPU, in eval mode. weights:
     SHA-256 of all its tensors. swav: the network with projection head and prototypes, None without them. data, test:
     the images that a run was trained on and scored with; image, label: its choice of them, channels, layout,
-    max_pixels, bands, stretch, range: of their pixels. temperature: of its loss."""
+    max_pixels, bands, pages, stretch, range: of their pixels. temperature: of its loss."""
 
     word: str
     architecture: str
@@ -71,6 +71,7 @@ class Backbone:
     layout: str = "auto"
     max_pixels: int | None = None
     bands: str | None = None
+    pages: str | None = None
     stretch: list[float] | None = None
     range: Any = None
     temperature: float = 0.1
@@ -231,6 +232,7 @@ def _from_run(word: str, path: Path, own: str) -> Backbone:
         layout=config["data"].get("layout", "auto"),
         max_pixels=config["data"].get("max_pixels"),
         bands=config["data"].get("bands"),
+        pages=config["data"].get("pages"),
         stretch=config["data"].get("stretch"),
         range=config["data"].get("range"),
         temperature=config["swav"]["temperature"],
@@ -264,7 +266,7 @@ def _from_file(path: Path, say: Say, named: NamedNetwork | None = None, own: str
     network.eval()
     digest, data = weights_digest(network), (config or {}).get("data", {})
     pixels = {"channels": data.get("channels", "rgb"), "layout": data.get("layout", "auto")}
-    pixels |= {"max_pixels": data.get("max_pixels"), "bands": data.get("bands")}
+    pixels |= {"max_pixels": data.get("max_pixels"), "bands": data.get("bands"), "pages": data.get("pages")}
     pixels |= {"stretch": data.get("stretch"), "range": data.get("range")}
     name = _architecture(named.name, network, named.inputs)
     return Backbone(str(path), name, network, digest, named.inputs, swav=swav, **pixels)

@@ -26,7 +26,7 @@ from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.loader import Loader
 from training.distributed import Cluster, connected
 
-OPTIONS = {f"data.{name}": f"--{name}" for name in ("test", "image", "label", "bands")} | {"data.path": "DATA"}
+OPTIONS = {f"data.{name}": f"--{name}" for name in ("test", "image", "label", "bands", "pages")} | {"data.path": "DATA"}
 MAX_BAD: float = default_config().data.max_bad_fraction  # of the images
 
 
@@ -129,6 +129,7 @@ def open_tables(
     own = options.data is None
     choice = {"image": options.image or (own and backbone.image), "label": options.label or (own and backbone.label)}
     choice["bands"] = options.bands or (own and backbone.bands)
+    choice["pages"] = options.pages or (own and backbone.pages)
     places: dict[str, Any] = {"path": path if isinstance(path, list) else str(path), "test": test}
     places |= {"cache": options.tables, "workers": 0}
     takes = channels_of(backbone.network)

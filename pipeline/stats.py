@@ -51,6 +51,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("data", help="images, as data.path takes them; of two splits the training images")
     parser.add_argument("--channels", default="auto", help="auto, rgb or a number, as data.channels (default auto)")
     parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
+    parser.add_argument("--pages", default="channels", choices=("channels", "images"), help="as data.pages")
     parser.add_argument("--bands", help="words of files' names, e.g. B02,B03,B08, as data.bands")
     parser.add_argument(
         "--stretch",
@@ -63,7 +64,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes (default 0: one a core)")
     options = parser.parse_args(arguments)
     try:
-        choice = Choice(channels=channels_of(options.channels), layout=options.layout, bands=options.bands)
+        choice = Choice(channels=channels_of(options.channels), layout=options.layout)
+        choice = choice._replace(bands=options.bands, pages=options.pages)
         shown = " ".join(f"{percent:g}" for percent in options.stretch or ())
         workers = options.workers or len(os.sched_getaffinity(0))
         table = open_dataset(find_split(options.data)[0], options.tables, workers, True, "DATA", choice)
@@ -73,7 +75,7 @@ def main(arguments: list[str]) -> int:
             table = stretched(table, options.stretch, "auto", options.tables, workers)
         statistics, file = statistics_of(table, options.tables, workers)
     except (ValueError, OSError) as error:
-        print_error(re.sub(r"data\.(channels|layout|bands|stretch)", r"--\1", str(error)))
+        print_error(re.sub(r"data\.(channels|layout|bands|pages|stretch)", r"--\1", str(error)))
         return EXIT_MISTAKE
     print(f"{options.data}: {statistics.images:,} images, {statistics.pixels}; {file}")
     if options.stretch:

@@ -110,6 +110,10 @@ class Data(Section):
         "an image is several files, one for each band: the words in their names that say which, in the order of the "
         "channels, e.g. B02,B03,B08 or red,green,nir; null: one file",
     )
+    pages: Literal["channels", "images"] = setting(
+        "channels",
+        "of a TIFF with several pages: channels: they are the channels of one image; images: each is an image",
+    )
     stretch: Annotated[list[float], Pair, PERCENTILES] | None = setting(
         None,
         "two percentiles of all values of a channel, e.g. [0.5, 99.5], which become black and white of uint8 or uint16 "

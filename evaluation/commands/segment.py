@@ -18,7 +18,7 @@ from typing import Any
 from evaluation.arguments import add_seeds, check_number, command_parser
 from evaluation.command import Evaluate, Figures, compare
 
-UNUSED = ("test", "image", "label", "bands", "train_list", "test_list")
+UNUSED = ("test", "image", "label", "bands", "pages", "train_list", "test_list")
 
 
 def main(arguments: list[str]) -> int:

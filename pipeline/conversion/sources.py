@@ -35,7 +35,7 @@ from pipeline.conversion.tiling.source import tile_source
 from pipeline.dataset.beton import converted_table, read_beton
 from pipeline.dataset.channels.format import PixelFormat
 from pipeline.dataset.finding.ambiguous import check_folder, classes_in_doubt
-from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, Choice, check_bands, check_choice
+from pipeline.dataset.finding.choice import ALL, NONE, NOT_CHOSEN, PAGES, Choice, check_bands, check_choice, check_pages
 from pipeline.dataset.finding.find import ARCHIVES, RECORDS, find_source, left_out_beside, sources_below
 from pipeline.dataset.finding.layout import find_split, unused
 from pipeline.dataset.folder import Listing, images_of, list_folder
@@ -55,6 +55,7 @@ OPTIONS = {
     "data.image": "--image",
     "data.label": "--label",
     "data.bands": "--bands",
+    "data.pages": "--pages",
     "data.channels": "--channels",
 }  # instead of the recipe's settings
 
@@ -121,6 +122,7 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     kind, files = find_source(path, KINDS)
     check_choice(kind, choice)
     check_bands(kind, choice)
+    check_pages(kind, choice)
     if kind == "table":
         return _from_table(files[0])
     if kind == "beton":
@@ -143,7 +145,7 @@ def _find(path: Path, workers: int, progress: bool, choice: Choice) -> Entries |
     listing = _listed(path.resolve(), choice)
     if progress and (doubt := classes_in_doubt(path, listing.names, listing.classes)):
         note(f"{path}: {doubt.partition(';')[0]}; if these are the classes, convert one of them")
-    entries = _from_folder(path.resolve(), listing, workers, progress)
+    entries = _from_folder(path.resolve(), listing, workers, progress, choice.pages == PAGES)
     below = columnar_below(path)
     if below and len(entries):
         problem = f"holds {below[0].relative_to(path)} and other {below[0].suffix} files beside {len(entries)} images"
@@ -244,8 +246,8 @@ def _listed(root: Path, choice: Choice) -> Listing:
     return listing
 
 
-def _from_folder(root: Path, listing: Listing, workers: int, progress: bool) -> Entries:
-    if listing.images is None and ((counts := frames_of(root, listing.names, workers, progress)) > 1).any():
+def _from_folder(root: Path, listing: Listing, workers: int, progress: bool, pages: bool) -> Entries:
+    if listing.images is None and ((counts := frames_of(root, listing.names, workers, progress, pages)) > 1).any():
         return _from_frames(root, listing, counts)
     images = np.arange(len(listing.names))[:, None] if listing.images is None else listing.images
     rows, further = len(images), images[:, 1:]
@@ -259,7 +261,7 @@ def _from_folder(root: Path, listing: Listing, workers: int, progress: bool) -> 
 
 
 def _from_frames(root: Path, listing: Listing, counts: Int64[np.ndarray, " n"]) -> Entries:
-    """The images of a folder in which files of DICOM have several frames."""
+    """The images of a folder in which files have several frames or pages."""
     names, file, frame = by_frame(listing.names, counts)
     stems = [os.path.splitext(file_of(name))[0] for name in names]
     frames = zip(file.tolist(), frame.tolist(), strict=True)

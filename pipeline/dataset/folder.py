@@ -32,6 +32,7 @@ from pipeline.dataset.finding.banded import banded
 from pipeline.dataset.finding.choice import (
     ALL,
     NOT_CHOSEN,
+    PAGES,
     Choice,
     scanned_pixels,
     split_key,
@@ -222,7 +223,7 @@ def scan_folder(
     processes.
 
     listing: from `images_of`, if the caller has it. check: see `SampleTable`. spool: see `list_folder`. choice: of
-    channels and layout. Raises DatasetError if a folder cannot be listed.
+    channels, layout and pages. Raises DatasetError if a folder cannot be listed.
     """
     root = Path(root).resolve()
     listing = images_of(root, list_folder(root)) if listing is None else listing
@@ -235,7 +236,8 @@ def scan_folder(
         container, further = listing.images[:, 0].astype(np.int32), listing.images[:, 1:]
         bands = np.stack([further, np.zeros_like(further), listing.bytes[further]], axis=-1)
     names, label = listing.names, listing.label
-    if bands is None and ((counts := frames_of(root, names, workers, progress)) > 1).any():
+    pages = choice.pages == PAGES
+    if bands is None and ((counts := frames_of(root, names, workers, progress, pages)) > 1).any():
         names, container, offset = by_frame(names, counts)
         label = label[container]
     probes = kept_probes(root, names, container, offset, bands) or probe_rows(

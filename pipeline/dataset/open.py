@@ -30,6 +30,7 @@ from pipeline.dataset.finding.choice import (
     check_bands,
     check_channels,
     check_choice,
+    check_pages,
     check_pixels,
     chosen_words,
 )
@@ -132,7 +133,7 @@ def choice_of(data: Any) -> Choice:
 
 def open_splits(data: Any, progress: bool = True, say: bool = True) -> tuple[SampleTable, SampleTable | None]:
     """Training and test table of a recipe's `data` section: path, test (or None), cache, workers (0: one per core),
-    image, label, bands (or None), check, channels, layout, max_pixels, stretch and range.
+    image, label, bands (or None), pages, check, channels, layout, max_pixels, stretch and range.
 
     If `data.test` is not set, the test set is what `find_split` finds; None if there is none. progress, say: as for
     `open_dataset`. Raises DatasetError, also if an image is in both. An address (s3://, gs://, https://) is fetched to
@@ -216,6 +217,7 @@ def _open(place: Place) -> tuple[SampleTable, Path]:
         check_choice(kind, place.choice)
     check_channels(kind, place.choice)
     check_bands(kind, place.choice)
+    check_pages(kind, place.choice)
     if kind == "table":
         table = _checked(SampleTable.load(files[0]))
         if source.is_dir() and not table.loose and table.root == source.resolve():

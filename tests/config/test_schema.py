@@ -163,7 +163,7 @@ def test_every_setting_that_may_be_auto_is_chosen():
 @pytest.mark.parametrize("key", KEYS)
 def test_a_run_may_resume_with_other_values_of_the_settings_that_say_so(key):
     fixed = ("method", "run.batch_size", "run.seed", "data.neighbors", "data.weights", "data.balance", "data.bands")
-    fixed += ("data.stretch", "data.range", "crops.", "model.", "swav.", "distill.", "optimizer.")
+    fixed += ("data.pages", "data.stretch", "data.range", "crops.", "model.", "swav.", "distill.", "optimizer.")
     free = ("crops.jitter.exact", "crops.decode", "model.weights", "distill.weights")
     assert bool(effect_on_resume(key)) != (key.startswith(fixed) and key not in free)
     saved = values_with(key, {"other": 1} if all_settings()[key].free else "other")

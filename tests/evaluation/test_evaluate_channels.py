@@ -1,6 +1,7 @@
 """Every sub-command on images of 5 channels and of 16-bit gray: neighbors from the files' own values, and the same
 figures from folders and from a .beton."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import interpolate
 
 from evaluation.backbones import open_backbone
+from evaluation.feature_cache import cache_key
+from pipeline.crops import Crops, View
+from pipeline.dataset.open import open_dataset
 from support.conversions import converted
 from support.evaluations import evaluate, mistake, small_dataset, small_run
 from support.native.images import gray_png, tiff
@@ -109,6 +113,15 @@ def test_neighbors_are_those_of_features_from_the_files_own_values(place, figure
 def test_folders_and_a_container_give_the_same_figures(place, figures, command):
     one, other = (figures(command, source, *FIGURES[command]) for source in (place.images, place.packed))
     assert one == other and one["feature_dim"] == 16
+
+
+def test_features_in_the_cache_are_of_one_range_and_layout(place, tmp_path):
+    table = open_dataset(place.images / "val", tmp_path, 1, False)
+    rows, crops = np.arange(3), Crops((View(16, (1.0, 1.0)),))
+    changes = ({}, {"range": ((0, 9),)}, {"layout": "chw"})
+    tables = [replace(table, pixels=replace(table.pixels, **change)) for change in changes]
+    keys = {cache_key({}, one, rows, crops, "ffcv") for one in tables}
+    assert len(keys) == 3
 
 
 def test_clusters_are_the_same_in_a_container_and_have_pictures(place, figures, tmp_path):

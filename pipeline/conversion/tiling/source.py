@@ -22,7 +22,7 @@ from pipeline.conversion.spool import NO_IMAGE, TAR_BYTES, Sample, SpoolSource
 from pipeline.conversion.tiling.grid import Tiling, is_kept, starts
 from pipeline.conversion.tiling.regions import open_scene
 from pipeline.dataset.channels.settle import AUTO, RGB
-from pipeline.dataset.finding.choice import Choice
+from pipeline.dataset.finding.choice import PAGES, Choice
 from pipeline.dataset.folder import Listing
 from pipeline.dataset.images import BadImage
 from pipeline.dataset.records.pixels import of_shape, to_png
@@ -49,6 +49,8 @@ def tile_source(
     """The source of the tiles of these files below `root`. Raises DatasetError."""
     if choice.bands:
         raise DatasetError(f"data.bands={choice.bands}: no tiles of several files; convert them without --tile first")
+    if choice.pages == PAGES:
+        raise DatasetError("data.pages=images: no tiles of pages; convert them without --tile first")
     files = [root / name for name in listing.names]
     inputs, size, native, left_out = [], 0, False, Counter(listing.left_out)
     look = partial(_look, layout=choice.layout)

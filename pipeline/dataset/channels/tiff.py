@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.images import BadImage
+from pipeline.dataset.images import MOST_PIXELS, BadImage
 
 MOST_VALUES = 1 << 30  # of an image: 2 GiB of uint16
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -67,6 +67,37 @@ def read_tiff(data: bytes, most: int) -> tuple[NDArray, str, int] | None:
         raise BadImage("unreadable") from None
 
 
+def page_count(path: str) -> int:
+    """The number of pages; 1 if the file is no TIFF or cannot be read."""
+    try:
+        with _tifffile().TiffFile(path) as file:
+            return max(1, len(file.pages))
+    except Exception:  # tifffile raises anything on broken data
+        return 1
+
+
+def read_page(path: str, number: int) -> NDArray:
+    """A page of a file by itself, (H, W) or (H, W, C). Raises OSError, and BadImage, also for more than MOST_PIXELS."""
+    try:
+        with open(path, "rb") as stream, _tifffile().TiffFile(stream) as file:
+            page = file.pages[number]
+            if int(page.imagelength) * int(page.imagewidth) > MOST_PIXELS:
+                raise BadImage("too large")
+            if page.photometric == PALETTE:
+                raise BadImage("a page of palette colors")
+            planes = planes_last(page.asarray(), page.axes)
+            if planes is None:
+                raise BadImage("a page with other axes than height, width and channels")
+            return planes[..., 0] if planes.shape[2] == 1 else planes
+    except (BadImage, OSError):
+        raise
+    except IndexError:
+        raise BadImage("changed since the table was made (fewer pages)") from None
+    except Exception as error:  # tifffile raises anything on broken data
+        needs = "a compressed page that needs the package imagecodecs"
+        raise BadImage(needs if "imagecodecs" in str(error) else "unreadable") from None
+
+
 def planes_last(array: NDArray, axes: str) -> NDArray | None:
     """An array with these axes as (H, W, C): all but Y and X become channels, in their order; None
     where the file does not say what they are (Q)."""
@@ -78,7 +109,11 @@ def planes_last(array: NDArray, axes: str) -> NDArray | None:
 
 
 def _opened(data: bytes) -> Any:
+    return _tifffile().TiffFile(io.BytesIO(np.frombuffer(data, np.uint8).tobytes()))
+
+
+def _tifffile() -> Any:
     import tifffile  # takes a tenth of a second
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it tolerates
-    return tifffile.TiffFile(io.BytesIO(np.frombuffer(data, np.uint8).tobytes()))
+    return tifffile

@@ -12,6 +12,7 @@ from pipeline.dataset.images import MAX_PIXELS
 from pipeline.dataset.table import DatasetError
 
 ALL, NONE = "all", "none"
+PAGES = "images"  # the value of `data.pages` by which each page is one
 IMAGES = ("image", "img", "image/encoded")
 LABELS = (
     "label", "labels", "class_label", "target", "targets", "class", "class_id", "class_idx", "cls", "category", "y",
@@ -24,7 +25,8 @@ class Choice(NamedTuple):
     """The user's choice, None without one. image: `data.image`; label: `data.label`, 'none' for no labels.
 
     channels: `data.channels`, 'auto', 'rgb' or a number; layout: `data.layout`, 'auto', 'hwc' or 'chw'.
-    max_pixels: `data.max_pixels`. bands: `data.bands`, words with commas between.
+    max_pixels: `data.max_pixels`. bands: `data.bands`, words with commas between. pages: `data.pages`, 'channels' or
+    'images'.
     """
 
     image: str | None = None
@@ -33,6 +35,7 @@ class Choice(NamedTuple):
     layout: str = "auto"
     max_pixels: int = MAX_PIXELS
     bands: str | None = None
+    pages: str = "channels"
 
     @property
     def words(self) -> list[str]:
@@ -100,6 +103,14 @@ def check_bands(kind: str, choice: Choice) -> None:
         raise DatasetError(f"data.bands={choice.bands}: data.channels=rgb has no bands; leave one of the two out")
 
 
+def check_pages(kind: str, choice: Choice) -> None:
+    """Raise DatasetError for pages that are images where they cannot be."""
+    if choice.pages == PAGES and kind != "folder":
+        raise DatasetError("data.pages=images: pages are images in folders only; unpack the files, or leave it out")
+    if choice.pages == PAGES and choice.bands:
+        raise DatasetError(f"data.pages=images: not with data.bands={choice.bands}; leave one of the two out")
+
+
 def check_pixels(pixels: PixelFormat, choice: Choice) -> None:
     """Raise DatasetError for a table of another number of channels than the chosen one."""
     asked = {"auto": True, "rgb": not pixels.native}.get(str(choice.channels))
@@ -111,6 +122,7 @@ def chosen_words(choice: Choice) -> str:
     """A text that is different for each choice, '' without one."""
     words = [f"Choice(image={choice.image!r}, label={choice.label!r})"] if choice[:2] != NOT_CHOSEN[:2] else []
     words += [f"bands {choice.bands}"] if choice.bands else []
+    words += ["each page"] if choice.pages == PAGES else []
     words += [f"{choice[2:4]}"] if choice[2:4] != NOT_CHOSEN[2:4] else []
     return " ".join(words + ([f"{scanned_pixels(choice)} pixels"] if choice.max_pixels > MAX_PIXELS else []))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 INSIDE = "//"
 ROWS = "/"  # at the end of a name: each row of a dataset is an image
-FRAME = f"{INSIDE}frame"  # at the end of a DICOM of several images
+FRAME = f"{INSIDE}frame"  # at the end of a DICOM or TIFF of several images
 
 
 def inside(file: str, place: str) -> str:
