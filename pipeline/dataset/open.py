@@ -119,8 +119,7 @@ def open_dataset(
     if progress and say:
         kind = f"{table.pixels}; " if table.pixels.native else ""
         note(f"{setting}={path}: {kind}{in_one_line(accounting(table), str(file.with_suffix('.json')))}")
-        names = table.containers if len(table.containers) == len(table) else []  # loose files
-        if doubt := classes_in_doubt(table.root, names, table.classes):
+        if table.loose and (doubt := classes_in_doubt(table.root, table.containers, table.classes)):
             note(f"{setting}={path}: {doubt}".replace("data.path=", f"{setting}="))
     return table
 
