@@ -34,6 +34,7 @@ def test_a_graph_takes_four_channels(trained, tmp_path, precision):
     export(run, tmp_path / "graph.onnx", "onnx", onnx_options={"precision": precision})
     session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
     assert session.get_inputs()[0].shape[1] == 4
+    assert {"mean", "std", "config"} <= session.get_modelmeta().custom_metadata_map.keys()
 
     def theirs(images):
         return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])

@@ -80,6 +80,9 @@ def test_exports_take_four_channels(workplace, tmp_path, format):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(out)
+        said = session.get_modelmeta().custom_metadata_map
+        assert tuple(json.loads(said["mean"])) == expected.inputs.mean
+        assert tuple(json.loads(said["std"])) == expected.inputs.std
         (features,) = session.run(["features"], {"images": images.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(features), expected.network(images), atol=1e-4, rtol=1e-4)
