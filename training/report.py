@@ -13,7 +13,8 @@ def closing_table(summary: dict[str, Any]) -> str:
 
     from pipeline.dataset.accounting import losses
 
-    table = Table(title=f"{summary['directory']}: {summary['epochs']} epochs, {summary['steps']} steps")
+    epochs = f"{summary['epochs']} epoch{'s' * (summary['epochs'] > 1)}"
+    table = Table(title=f"{summary['directory']}: {epochs}, {summary['steps']} steps")
     table.add_column("")
     table.add_column("", justify="right")
     if summary["knn"] is not None:
