@@ -130,7 +130,7 @@ def test_the_download_from_debian_shows_a_bar(offline, capsys, monkeypatch):
     fake_program(folder, "dpkg-deb", "sys.exit('broken')")
     with pytest.raises(DatasetError):
         fetch(progress=True, address="file:///nowhere")
-    assert re.search(r"fetching dataset-fashion-mnist: .* 5000/30900652 \[", capsys.readouterr().err)
+    assert re.search(r"fetching dataset-fashion-mnist: .* 5.00k/30.9M \[", capsys.readouterr().err)
 
 
 def test_where_no_source_is_reached_one_line_says_what_to_do(offline, capsys, monkeypatch):
