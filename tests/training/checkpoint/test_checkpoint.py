@@ -141,7 +141,7 @@ def test_the_check_of_a_large_checkpoint_shows_a_bar(tmp_path, one_rank, capsys,
     monkeypatch.setattr(progress, "DELAY", 0.0)
     path = save_state(tmp_path, 3, *stepped(0, 1), keep=2)
     assert not damage_of(path)
-    assert re.search(rf"checking {path.name}: 100%.* (\d+)/\1 \[", capsys.readouterr().err)
+    assert re.search(rf"checking {path.name}: 100%.* (\S+[kM])/\1 \[", capsys.readouterr().err)
 
 
 def test_leftovers_of_a_kill_are_ignored_and_cleared(tmp_path, one_rank):
