@@ -58,6 +58,10 @@ def test_every_recipe_is_valid(recipe):
         ("data.path=/d/${x}", "data.path: Interpolation key 'x' not found"),
         (r"data.path=/d/\${x}", "data.path: Interpolation key 'x' not found"),
         ("crops.mean=['${x}',1,1]", "crops.mean: Interpolation key 'x' not found"),
+        ("model.backbone=resnet5", "model.backbone=resnet5: neither one of swave's nor a model of timm"),
+        ("model.backbone=vit_smal_patch16_224", "nearest: vit_small_patch16_224, "),
+        ("model.backbone=torchvision:resnet5", "torchvision has no such classifier; nearest: resnet50, "),
+        ("distill.backbone=resnet50w3", "distill.backbone=resnet50w3: neither "),
         ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
     ],
 )
