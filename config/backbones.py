@@ -11,19 +11,23 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from common.own_code import FUNCTION
+
 OWN = ("resnet", "resnet18", "resnet34", "resnet50", "resnet50w2", "resnet50w4", "resnet50w5")  # of model/resnet.py
 REGISTERED = re.compile(r"^@register_model\b.*?^def (\w+)\(", re.MULTILINE | re.DOTALL)
 RENAMED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", re.MULTILINE | re.DOTALL)
+LIBRARIES = ("timm", "torchvision", "transformers")
 KINDS = "neither one of swave's nor a model of timm (others: torchvision:NAME, transformers:NAME, module:function)"
 
+NEEDED = {"transformers": "'transformers>=4.56,<6'", "peft": "'peft>=0.15'"}  # packages that only some runs need
 NO_CLASSIFIER = "torchvision has no such classifier"
 
 
 def unknown_backbone(name: str) -> str:
     """What is wrong with the name of a backbone, and the nearest ones, in one line; '' for one that there is, or that
     only the library knows: of transformers, a function of the user's."""
-    library, colon, inner = name.partition(":")
-    if name in OWN or (colon and library not in ("timm", "torchvision")):
+    library, _, inner = name.partition(":")
+    if name in OWN or library == "transformers" or (FUNCTION.fullmatch(name) and library not in LIBRARIES):
         return ""
     package = "torchvision" if library == "torchvision" else "timm"
     current, old = registered(package)
@@ -33,8 +37,13 @@ def unknown_backbone(name: str) -> str:
     if library == "torchvision":
         near = difflib.get_close_matches(inner, sorted(current), n=3) or ["resnet50"]
         return f"{NO_CLASSIFIER}; nearest: {', '.join(near)}"
-    near = difflib.get_close_matches(inner or name, sorted({*OWN, *current}), n=3) or [*OWN[1:]]
+    near = difflib.get_close_matches((inner or name).lower(), sorted({*OWN, *current}), n=3) or [*OWN[1:]]
     return f"{KINDS}; nearest: {', '.join(near)}"
+
+
+def missing(package: str) -> str:
+    """How to install a package that is not there; '' if it is."""
+    return "" if find_spec(package) else f"needs {package}: .venv/bin/python -m pip install {NEEDED[package]}"
 
 
 @cache
