@@ -100,6 +100,13 @@ def test_a_layout_that_leaves_open_what_to_train_on_is_refused(tmp_path, entries
     assert "data.path=" in line
 
 
+def test_the_example_in_a_refusal_is_there(tmp_path):
+    root = laid_out(tmp_path / "data", "c_test_x.h5 c_test_y.h5 c_train_x.h5 c_train_y.h5")
+    assert error_of(find_split, root).endswith(f"or name them, e.g. data.path='{root / 'c_train_x.h5'}'")
+    root = laid_out(tmp_path / "more", "a-train-0.tar a-train-1.tar b-test-0.tar")
+    assert error_of(find_split, root).endswith(f"or name them, e.g. data.path='{root / 'a-train*.tar'}'")
+
+
 def test_conversion_takes_no_two_splits_together(tmp_path):
     for number, entries in enumerate(("train/ valid/", "train-0.tar val-0.tar", "digits-train/ digits-test/")):
         root = laid_out(tmp_path / str(number), entries)
