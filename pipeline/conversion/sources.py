@@ -234,7 +234,8 @@ def _large_images(path: Path, choice: Choice) -> tuple[Path, Listing]:
     """The folder and the listing of the images to tile: those of a folder, of a pattern, or one file."""
     if path.is_dir():
         return path.resolve(), _listed(path.resolve(), choice)
-    matches = sorted(path.parent.glob(path.name.replace("[", "[[]"))) if "*" in path.name else [path]
+    is_pattern = "*" in path.name or "?" in path.name
+    matches = sorted(path.parent.glob(path.name.replace("[", "[[]"))) if is_pattern else [path]
     if not matches or not all(match.is_file() for match in matches):
         raise DatasetError(f"no such file or folder; {KINDS}")
     return list_shards(matches)

@@ -169,16 +169,16 @@ def _open_one(data: Any, progress: bool, say: bool) -> tuple[SampleTable, Sample
 
 def _open_several(data: Any, progress: bool, say: bool) -> tuple[SampleTable, SampleTable | None]:
     """As `open_splits`, of the training images of each path in `data.path`; the test images are those of data.test."""
-    paths, tables = list(data.path), []
+    paths, tables, check = list(data.path), [], data.get("check") or DECODE
     for path in paths:
-        one: Any = OmegaConf.create({**data, "path": path, "test": None})
-        one = with_local_paths(one, progress)
+        one: Any = with_local_paths(OmegaConf.create({**data, "path": path, "test": None}), progress)
         try:
             train = find_split(one.path)[0]
         except DatasetError as error:
             raise DatasetError(f"data.path={path}: {error}") from None
-        check = data.get("check") or DECODE
         tables.append(open_dataset(train, data.cache, data.workers, progress, "data.path", choice_of(data), say, check))
+        if progress and say and (names := unused(one.path, train, None)):
+            note(f"data.path={path}: splits and folders that are not used: {', '.join(names)}")
     table = _stretched(joint_table(tables, paths), data, progress)
     if data.get("test") is None:
         return table, None

@@ -135,6 +135,14 @@ def test_several_paths_are_one_table_with_classes_by_name(folders):
     assert len(colors) == 40
 
 
+def test_a_test_set_in_one_of_several_paths_is_said_to_be_in_no_use(folders, tmp_path, capsys):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, flat_colors(2, side=20))
+    data = data_of(folders, names=("one", tmp_path))
+    assert len(open_splits(data)[0]) == 32
+    assert f"data.path={tmp_path}: splits and folders that are not used: val/" in capsys.readouterr().err
+
+
 def test_a_loader_of_a_mixture_counts_and_resumes_exactly(folders, capsys):
     data = data_of(folders, "data.weights=[1,3]", "data.balance=class")
     table, _ = open_splits(data, progress=True)

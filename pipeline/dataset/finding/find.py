@@ -183,8 +183,10 @@ def _files(path: Path, kinds: str) -> list[Path]:
     if path.exists():
         return [path]
     pattern = path.name.replace("[", "[[]")  # only `*` and `?` have a meaning in a pattern
-    matches = sorted(entry for entry in path.parent.glob(pattern) if entry.is_file()) if "*" in path.name else []
+    is_pattern = "*" in path.name or "?" in path.name
+    matches = sorted(entry for entry in path.parent.glob(pattern) if entry.is_file()) if is_pattern else []
     matches = [entry for entry in matches if entry.name[0] != "."]
     if not matches:
-        raise DatasetError(f"no such file or folder; {kinds}")
+        braces = "" if "{" not in path.name else "; braces are no pattern here, write * or ?"
+        raise DatasetError(f"no such file or folder{braces}; {kinds}")
     return matches

@@ -52,7 +52,9 @@ def test_a_pattern_names_the_tars_among_images(tmp_path):
     root = write(tmp_path / "root", {"a/1.png": PNG})
     tar(root / "0.tar", [("1.png", image(1))])
     tar(root / "1.tar", [("1.png", image(2))])
-    assert len(trained_on(root / "*.tar", tmp_path)) == len(open_source(root / "*.tar", tmp_path)) == 2
+    for pattern in ("*.tar", "?.tar"):
+        assert len(trained_on(root / pattern, tmp_path)) == len(open_source(root / pattern, tmp_path)) == 2
+    assert "braces are no pattern here, write * or ?" in error_of(trained_on, root / "{0..1}.tar", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- folders
