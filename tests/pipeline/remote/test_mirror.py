@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from config.recipe import ROOT
 from perf.remote.server import serving
 from pipeline.dataset.table import State
 from pipeline.remote.index import FILE
-from pipeline.remote.mirror import mirror_folder
+from pipeline.remote.mirror import local_path, mirror_folder
 from support.remote.sites import size_of, small_disk, table_of, write_list, write_site
 from support.small_datasets import BAD, PLAIN, error_of, write
 
@@ -210,3 +211,16 @@ def test_processes_that_start_together_fetch_each_byte_once(server, tmp_path):
     outputs = [process.communicate() for process in processes]
     assert len({place for place, _ in outputs}) == 1 and all(process.returncode == 0 for process in processes), outputs
     assert all(count == 1 for name, count in server.asked.items() if name != "list.txt")
+
+
+def test_processes_that_make_the_folders_of_a_mirror_at_the_same_moment_are_not_in_each_others_way(server, tmp_path):
+    address, together = f"{server.address}/list.txt", 4
+    for number in range(20):  # of 20 moments, one hits a folder that another process has just removed
+        gate = threading.Barrier(together)
+
+        def start(gate=gate, cache=tmp_path / f"cache{number}"):
+            gate.wait()
+            return local_path(address, cache, None, workers=1, progress=False)
+
+        with ThreadPoolExecutor(together) as pool:
+            assert len(set(pool.map(lambda begin: begin(), [start] * together))) == 1
