@@ -26,6 +26,7 @@ from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.draw import center, draw
 from pipeline.mixing.mixture import REPEAT, ROW, Mixture, draw_repeats, source_of
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
+from pipeline.priority import NICE
 from pipeline.remote.plan import Plan, Step
 from pipeline.requests import Feed
 
@@ -58,9 +59,14 @@ def make_backend(
     dtype: torch.dtype | None = None,
     hw_decoder_load: float | None = None,
     pixels: PixelFormat = COLOR,
+    nice: int = 0,
 ) -> Backend:
-    """A backend by its name in BACKENDS, for images of this format."""
-    options: dict[str, dict[str, Any]] = {"dali": {"hw_decoder_load": hw_decoder_load}, "ffcv": {"pixels": pixels}}
+    """A backend by its name in BACKENDS, for images of this format. nice: of the threads that only compute; all of
+    those of `torchvision` hold Python's lock at times."""
+    options: dict[str, dict[str, Any]] = {
+        "dali": {"nice": nice, "hw_decoder_load": hw_decoder_load},
+        "ffcv": {"nice": nice, "pixels": pixels},
+    }
     return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options.get(name, {}))
 
 
@@ -145,6 +151,7 @@ class Loader:
             torch.float32 if self.customs else self.dtype,
             hw_decoder_load,
             self.feed.table.pixels,
+            nice=NICE if self.device_id is not None else 0,
         )
         self.backend = self._new_backend()
 

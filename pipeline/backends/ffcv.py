@@ -46,6 +46,7 @@ class FfcvBackend:
         threads: int,
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
+        nice: int = 0,
         pixels: PixelFormat = COLOR,
     ):
         from pipeline.kernel.channels.kernel import ChannelKernel
@@ -58,9 +59,9 @@ class FfcvBackend:
         name: Any = str(self.dtype).removeprefix("torch.")
         self.kernel: Any
         if pixels.native:
-            self.kernel = ChannelKernel(crops, pixels, threads, name)
+            self.kernel = ChannelKernel(crops, pixels, threads, name, nice)
         else:
-            self.kernel = Kernel(crops, threads, name if device_id is None else "uint8")
+            self.kernel = Kernel(crops, threads, name if device_id is None else "uint8", nice=nice)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # unused buffers by shape
