@@ -222,6 +222,18 @@ def test_false_color_shows_the_range_of_each_channel():
     assert false_color(FOUR[..., :1]).shape == (24, 24, 3)
 
 
+def test_a_hot_and_a_dead_pixel_do_not_change_how_the_others_are_shown():
+    image = np.random.default_rng(0).integers(1000, 3000, (40, 40, 2)).astype(np.uint16)
+    damaged = image.copy()
+    damaged[3, 4], damaged[20, 30] = 65535, 0
+    others = np.ones((40, 40), bool)
+    others[3, 4] = others[20, 30] = False
+    shown, expected = false_color(damaged), false_color(image)
+    assert np.abs(shown[others].astype(int) - expected[others]).max() <= 1  # a percentile moves by one pixel of 1,600
+    assert shown[3, 4].tolist() == [255] * 3 and not shown[20, 30].any()
+    assert np.ptp(expected, axis=(0, 1)).tolist() == [255] * 3
+
+
 def test_a_number_of_channels_takes_pictures_as_their_files_have_them(tmp_path):
     gray, turned = Image.fromarray(scene(20, 30)).convert("L"), Image.Exif()
     turned[0x0112] = 6
