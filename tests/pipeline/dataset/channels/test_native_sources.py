@@ -192,6 +192,8 @@ def test_mistakes_name_the_setting(tmp_path):
     folder = write_tiles(tmp_path / "images", tiles(4))
     line = error_of(open_dataset, folder, tmp_path / "tables", 1, False, choice=Choice(channels=7))
     assert "none of the 4 images can be read (4 of another kind: 4 channels of uint16)" in line
+    line = error_of(open_dataset, folder, tmp_path / "tables", 1, False, choice=Choice(channels="rgb"))
+    assert line.endswith("data.channels=rgb: .npy and .npz files are no pictures; leave it out")
     table = open_dataset(folder, tmp_path / "tables", 1, False)
     table.save(tmp_path / "images" / "table.npz")
     line = error_of(open_dataset, folder, tmp_path / "tables", 1, False, choice=Choice(channels="rgb"))
