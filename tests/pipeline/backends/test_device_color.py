@@ -25,12 +25,14 @@ CASES = {  # crops, and the limits of the largest and the mean difference from t
     "normalized": (PLAIN, 0.001, 0.001),
     "steps": (STEPS, 0.001, 0.001),  # the same bytes
     "steps without hue": (replace(STEPS, jitter=Jitter(hue=0.0)), 0.001, 0.001),
+    "gain": (replace(STEPS, jitter=Jitter(0.9, gain=0.5)), 0.001, 0.001),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), 1.01, 0.13),  # 0.10: the kernel computes in fixed point
     "tones": (replace(STEPS, solarize=Solarize(0.5, 0.3), posterize=Posterize(0.5, 3)), 0.001, 0.001),
     "turns": (replace(PLAIN, vertical_flip=0.5, quarter_turn=0.5), 0.001, 0.001),
     "views that differ": (replace(PLAIN, views=DIFFERENT), 1.01, 0.13),
     "everything": (SWAV, 1.01, 0.06),  # 0.04
     "affine map": (replace(STEPS, jitter=Jitter(exact=False)), 1.01, 0.1),  # 0.07
+    "affine map with gain": (replace(STEPS, jitter=Jitter(gain=0.2, exact=False)), 1.01, 0.1),
     "everything, affine": (replace(SWAV, jitter=Jitter(exact=False)), 2.5, 0.12),  # 0.09
 }
 
@@ -62,7 +64,10 @@ def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
     colors = np.random.default_rng(0).choice(levels, (48, 48, 3))
     for shift in range(-127, 128):
         steps = Steps(
-            torch.tensor([[[HUE, NOTHING, NOTHING, NOTHING]]]), torch.tensor([[[shift, 0, 0, 0]]]), torch.zeros(1, 1)
+            torch.tensor([[[HUE, NOTHING, NOTHING, NOTHING]]]),
+            torch.tensor([[[shift, 0, 0, 0]]]),
+            torch.zeros(1, 1),
+            torch.ones(1, 1, 3),
         )
         result = torch.stack(stepwise(list(torch.from_numpy(colors[None, None]).unbind(-1)), steps), dim=-1)
         planes = np.ascontiguousarray(colors.transpose(0, 2, 1))
