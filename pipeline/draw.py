@@ -8,7 +8,7 @@ published recipe (SwAV, appendix A; torchvision's RandomResizedCrop and ColorJit
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
@@ -177,6 +177,11 @@ def center(crops: Crops, rows: np.ndarray, height: np.ndarray, width: np.ndarray
     side = np.maximum(1, np.rint(np.minimum(height, width)[:, None] * share)).astype(np.int64)
     top, left = (height[:, None] - side) // 2, (width[:, None] - side) // 2
     return unchanged(rows, np.stack([top, left, side, side], axis=-1))
+
+
+def uncolored(draw: Draw) -> Draw:
+    """The draw's windows, flips and turns, without its color, blur and tones."""
+    return replace(unchanged(draw.rows, draw.window), flip=draw.flip, turns=draw.turns)
 
 
 def unchanged(rows: np.ndarray, window: Int[np.ndarray, "B V 4"]) -> Draw:
