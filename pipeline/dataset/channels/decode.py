@@ -96,8 +96,12 @@ def curve(ends: tuple[int, int], dtype: str) -> NDArray:
 def _decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     if pixels.stored:
         return _bare(data, pixels, height, width)
-    array = decode_native(data, pixels.layout, max(MAX_PIXELS, height * width))
-    if array.shape != (height, width, pixels.channels) or array.dtype != pixels.dtype:
+    shape, most = (height, width, pixels.channels), max(MAX_PIXELS, height * width)
+    array = decode_native(data, pixels.layout, most)
+    if array.shape != shape:  # several sources may have different layouts
+        others = (decode_native(data, layout, most) for layout in ("hwc", "chw"))
+        array = next((other for other in others if other.shape == shape), array)
+    if array.shape != shape or array.dtype != pixels.dtype:
         found = f"{array.shape[1]} x {array.shape[0]}, {words(array.shape[2], str(array.dtype))}"
         raise BadImage(f"changed since the table was made ({found})")
     return array
