@@ -18,7 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from common.cli import EXIT_FAILED, exit_on_mistake
-from config.recipe import answered, load_config
+from config.recipe import answered, check_given, load_config
 from training.counters import Clock, SaveRhythm, SkippedSteps
 from training.distributed import Cluster, cluster_from_environment, connected
 from training.rank_status import mark_ending, tell_failure, watched
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     with exit_on_mistake(lambda: cluster.main):
         cluster = cluster_from_environment()
         config = load_config([a for a in arguments if not a.startswith("--local_rank=")])  # deepspeed's addition
+        check_given(config)
     stop_signal.at_once = stop_signal.alone = cluster.world_size == 1
     try:
         mark_ending(train(config, cluster, stop_signal))
@@ -69,8 +70,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from training.run_directory import Journal
     from training.run_state import RunState
 
-    clock, device = Clock(), cluster.take_device()
-    journal = Journal(Path(config.run.directory), cluster.main)
+    clock, device, journal = Clock(), cluster.take_device(), Journal(Path(config.run.directory), cluster.main)
     checkpoints = journal.directory / "checkpoints"
 
     with exit_on_mistake(cluster.main):

@@ -6,15 +6,24 @@ Only settings that the user gives may lead here, never the word of a file.
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from typing import Any
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:function
+
+
+def check_module(name: str, words: str) -> None:
+    """Raise ValueError, one line, if the module that `name` (module:function) means is nowhere, or the package that has
+    it. Nothing is imported. words: how messages name it."""
+    module = name.partition(":")[0].partition(".")[0]
+    if importlib.util.find_spec(module) is None and PathFinder.find_spec(module, [os.getcwd()]) is None:
+        raise ValueError(f"{words}: there is no module {module} in {_places()}")
 
 
 def own_function(name: str, words: str) -> Callable[..., Any]:
@@ -33,8 +42,7 @@ def own_function(name: str, words: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise ValueError(f"{words}: {reason_of(error)}") from None
-        where = f"the current folder ({folder}) or PYTHONPATH"
-        raise ValueError(f"{words}: there is no module {error.name} in {where}") from None
+        raise ValueError(f"{words}: there is no module {error.name} in {_places()}") from None
     except Exception as error:
         raise ValueError(f"{words}: {reason_of(error)}") from None
     function = getattr(module, function_name, None)
@@ -45,6 +53,10 @@ def own_function(name: str, words: str) -> Callable[..., Any]:
         nearest = f"; nearest: {', '.join(near)}" if near else ""
         raise ValueError(f"{words}: {module_name} ({source}) has no function {function_name}{nearest}")
     return function
+
+
+def _places() -> str:
+    return f"the current folder ({os.getcwd()}) or PYTHONPATH"
 
 
 def reason_of(error: Exception) -> str:

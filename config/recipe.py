@@ -19,15 +19,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import ScalarEvent, YAMLError, parse
 
+from common.own_code import FUNCTION, check_module
 from common.paths import ROOT
 from common.versions import version
+from config.backbones import LIBRARIES, missing
 from config.errors import ConfigError
 from config.rules import check_rules
 
 if TYPE_CHECKING:
     from config.schema.setting import Setting
 
-__all__ = ["DEFAULTS", "ROOT", "ConfigError", "answered", "default_config", "load_config"]
+__all__ = ["DEFAULTS", "ROOT", "ConfigError", "answered", "check_given", "default_config", "load_config"]
 
 DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, for people
 MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal and base 60 in YAML 1.1
@@ -87,6 +89,31 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
         # Other images than the recipe's are another run.
         config.run.directory += "".join(f"-{Path(path).resolve().stem}" for path in paths_of(config.data))
     return config
+
+
+def check_given(config: DictConfig) -> None:
+    """Raise ConfigError for files of weights, packages and the user's modules that are not there. Nothing is imported.
+
+    A run that has begun needs no weights; their files may be gone.
+    """
+    begun = any(Path(config.run.directory, "checkpoints").glob("step-*"))
+    named = {"crops.custom": config.crops.custom}
+    named |= {f"crops.groups[{index}].custom": group.get("custom") for index, group in enumerate(config.crops.groups)}
+    for section in ("model", "distill"):
+        named[f"{section}.backbone"], path = config[section].backbone, config[section].weights
+        if path is not None and not begun and not Path(path).exists():
+            raise ConfigError(f"{section}.weights={path}: no such file or folder")
+    if config.model.lora.rank and (needs := missing("peft")):
+        raise ConfigError(f"model.lora.rank={config.model.lora.rank} {needs}")
+    for key, name in named.items():
+        library = str(name).partition(":")[0]
+        if library == "transformers" and (needs := missing("transformers")):
+            raise ConfigError(f"{key}={name} {needs}")
+        if FUNCTION.fullmatch(str(name)) and library not in LIBRARIES:
+            try:
+                check_module(name, f"{key}={name}")
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
 
 
 def answered(arguments: Sequence[str], about: str | None) -> bool:
@@ -170,6 +197,8 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
     """Put `override` into `config`. OmegaConf.merge would copy all settings for each argument."""
     for key in _leaves(override):
         _check_known(key, known, source)
+        if OmegaConf.is_dict(OmegaConf.select(config, key)) and OmegaConf.is_list(OmegaConf.select(override, key)):
+            raise ConfigError(f"{key}={OmegaConf.select(override, key)}: expected a mapping")
     before = {section: config[section].backbone for section in ("model", "distill")}
     config.merge_with(override)
     for section, backbone in before.items():

@@ -10,6 +10,7 @@ import importlib.util
 
 from omegaconf import DictConfig, OmegaConf
 
+from config.backbones import unknown_backbone
 from config.errors import ConfigError
 from config.groups import SPLIT, groups_of, sizes_of_crops
 
@@ -88,7 +89,13 @@ def the_queue_starts_before_the_end(config: DictConfig) -> None:
     _require(good, config, "swav.queue.start_epoch", f"less than run.epochs={epochs}, or swav.queue.length=0")
 
 
-# ---------------------------------------------------------------------- teacher
+# ---------------------------------------------------------------------- backbone and teacher
+def backbones_exist(config: DictConfig) -> None:
+    for section in ("model", "distill"):
+        if problem := unknown_backbone(name := config[section].backbone):
+            raise ConfigError(f"{section}.backbone={name}: {problem}")
+
+
 def the_teacher_slows_down(config: DictConfig) -> None:
     teacher = config.swav.teacher
     good = teacher.momentum <= teacher.final_momentum <= 1
@@ -164,6 +171,7 @@ def the_batch_splits_into_parts(config: DictConfig) -> None:
 
 RULES = (
     loggers_are_installed,
+    backbones_exist,
     each_path_has_a_weight,
     clusters_are_of_each_image_once,
     mixtures_have_no_neighbors,

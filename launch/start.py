@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from common.cli import Parser, at_least, exit_on_mistake, note, print_error
 from common.machine import launch_environment, visible_devices, visible_gpus
-from config.recipe import ROOT, ConfigError, load_config, paths_of
+from config.recipe import ROOT, ConfigError, check_given, load_config, paths_of
 from launch.deepspeed_runner import LAUNCHERS, check_launcher, run_with_deepspeed
 from launch.node import check_devices, launch_command
 from launch.nodes import Node, first_nodes, read_hostfile, slurm_nodes
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     settings = [options.recipe, *options.settings]
     with exit_on_mistake():
         config = load_config(settings)
+        check_given(config)
         ssh = shlex.split(options.ssh)
         how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         check_batch(config, nodes)
@@ -88,7 +89,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="only print the commands")
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
     parser.add_argument("settings", nargs="*", default=[], help="key=value settings that override the recipe's")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 BANNER = """\

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from config.backbones import KINDS, OWN, unknown_backbone
 from model.libraries.names import UnknownBackbone, is_own_code, library_of
 from model.libraries.own_function import own_network
 from model.libraries.torchvision_models import size_options, torchvision_network
@@ -50,7 +51,7 @@ def build_backbone(name: str, sizes: Sequence[int] = (), **options: Any) -> nn.M
 
     Raises UnknownBackbone, and ValueError for an option or size that the backbone does not accept.
     """
-    if name in RESNETS or name == "resnet":
+    if name in OWN:
         known = list(inspect.signature(ResNet).parameters)
         unknown = [option for option in options if option not in known]
         if unknown:
@@ -121,12 +122,7 @@ def _build_timm(name: str, options: dict[str, Any]) -> nn.Module:
     import timm  # takes seconds to import, and most runs do not use it
 
     if not timm.is_model(name):
-        names = {"resnet", *RESNETS, *timm.list_models()}
-        near = difflib.get_close_matches(name, names, n=3) or [*RESNETS]
-        kinds = (
-            "neither one of swave's nor a model of timm (others: torchvision:NAME, transformers:NAME, module:function)"
-        )
-        raise UnknownBackbone(f"backbone {name!r} is {kinds}; nearest: {', '.join(near)}")
+        raise UnknownBackbone(f"backbone {name!r} is {unknown_backbone(name) or KINDS}")
     for option, reason in NO_FEATURES.items():
         if options.get(option):
             raise ValueError(f"backbone {name} with model.options={options}: {reason}; leave out {option}")

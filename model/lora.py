@@ -7,20 +7,15 @@ divide them, an optimizer does not see them, and a checkpoint holds them.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from config.backbones import missing
 from model.sizes.trial import takes
 
 BASE, DOWN, UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
-MISSING = "needs peft: .venv/bin/python -m pip install 'peft>=0.15'"
-
-
-def has_peft() -> bool:
-    return importlib.util.find_spec("peft") is not None
 
 
 def called_layers(backbone: nn.Module, size: int) -> list[str]:
@@ -44,8 +39,8 @@ def add_lora(backbone: nn.Module, rank: int, alpha: float, size: int) -> None:
     layers = called_layers(backbone, size)
     if not layers:
         raise ValueError(f"model.lora.rank={rank}: this backbone has no linear layers, as ViTs have; set it to 0")
-    if not has_peft():
-        raise ValueError(f"model.lora.rank={rank} {MISSING}")
+    if needs := missing("peft"):
+        raise ValueError(f"model.lora.rank={rank} {needs}")
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers, lora_dropout=0.0, bias="none")

@@ -6,7 +6,6 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,10 +19,10 @@ from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
 from pipeline.crops import NATIVE, Crops, native_backend
 from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
-from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.draw import center, draw
+from pipeline.ledger import AddUp, Ledger
 from pipeline.mixing.mixture import REPEAT, ROW, Mixture, draw_repeats, source_of
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
 from pipeline.priority import NICE
@@ -46,7 +45,6 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "ffcv": FfcvBackend,
     "torchvision": TorchvisionBackend,
 }
-AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
 READY = 1  # finished batches that wait for the training loop
 
 
@@ -265,29 +263,6 @@ class Loader:
     def _order(self, epoch: int) -> np.ndarray:
         rows = self.feed.usable if self.mixture is None else self.mixture.epoch(self.seed, epoch)
         return order(self.seed, epoch, rows, self.neighbors)
-
-
-@dataclass
-class Ledger:
-    """Count of drawn rows and the sum of their fingerprints. Ledgers of ranks and restarts add up."""
-
-    count: int = 0
-    checksum: int = 0
-
-    def enter(self, rows: np.ndarray) -> None:
-        """Add `rows` (integers). A row drawn twice instead of another changes the checksum."""
-        for part in blocks(len(rows)):
-            x = rows[part].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finalizer
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-            self.count += len(x)
-            self.checksum = (self.checksum + int(x.sum(dtype=np.uint64))) % 2**64
-
-    def total(self, add_up: AddUp) -> Ledger:
-        """The sum of all ranks' ledgers."""
-        count, low, high = add_up([self.count, self.checksum & 0xFFFFFFFF, self.checksum >> 32])
-        return Ledger(count, (low + (high << 32)) % 2**64)
 
 
 def evaluation_batches(

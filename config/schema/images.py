@@ -166,6 +166,7 @@ class Jitter(Section):
     hue: Auto | HueTurns = setting(
         "auto", "turns of the color circle, either way; auto: 0.2, 0 for images that are no color images"
     )
+    gain: NotNegative = setting(0.0, "strength: one more factor for each channel by itself, after the other steps")
     exact: Auto | bool = setting(
         "auto",
         "true: torchvision's steps one by one, clipped, with hue in HSV (ffcv; torchvision always); false: one affine "

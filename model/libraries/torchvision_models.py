@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
+from config.backbones import NO_CLASSIFIER, unknown_backbone
 from model.libraries.names import UnknownBackbone
 from model.libraries.options import check_names, names_of
 
@@ -32,10 +32,8 @@ def torchvision_network(
     import torchvision
 
     words = f"backbone torchvision:{name}"
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3) or ["resnet50"]
-        raise UnknownBackbone(f"{words}: torchvision has no such classifier; nearest: {', '.join(near)}")
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise UnknownBackbone(f"{words}: {unknown_backbone(f'torchvision:{name}') or NO_CLASSIFIER}")
     given = dict(options)
     if given.pop("in_chans", 3) != 3:
         raise ValueError(f"{words} takes RGB images only; take a model of timm, or data.channels=rgb")

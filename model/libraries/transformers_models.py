@@ -6,7 +6,6 @@ Nothing is downloaded, and no code of a folder runs: its config.json gives value
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import itertools
 import json
 import logging
@@ -18,12 +17,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from config.backbones import missing
 from model.libraries.names import UnknownBackbone
 from model.libraries.options import check_names, names_of
 
 OF_TIMM = ("timm_wrapper", "timm_backbone")
 UNMASKED = {"mask_ratio": 0.0}  # masked autoencoders leave out patches at random
-MISSING = "needs transformers: .venv/bin/python -m pip install 'transformers>=4.56,<6'"
 
 
 def transformers_network(name: str, options: Mapping[str, Any]) -> nn.Module:
@@ -34,8 +33,8 @@ def transformers_network(name: str, options: Mapping[str, Any]) -> nn.Module:
     tokens. Raises UnknownBackbone, and ValueError in one line.
     """
     words = f"backbone transformers:{name}"
-    if importlib.util.find_spec("transformers") is None:
-        raise ValueError(f"{words} {MISSING}")
+    if needs := missing("transformers"):
+        raise ValueError(f"{words} {needs}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is to be fetched
     import transformers
 

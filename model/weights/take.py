@@ -17,6 +17,7 @@ from model.weights.recognize import Found, find, is_head, readings
 from model.weights.resize import resized, without_class_position
 from model.weights.reverse import in_layout
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _BACKBONE = "backbone."
 _HIDDEN_BIAS = "projection_head.0.bias"
 _COUNTER = "num_batches_tracked"  # of batch norm with a momentum, which does not use it
@@ -56,6 +57,8 @@ def take_weights(
     expected = backbone.state_dict()
     found = find(weights, expected)
     fit = _fit(found, expected, backbone)
+    if found.rivals:
+        raise ValueError(f"{source} hold several networks that fit ({', '.join(found.rivals)}); save one of them alone")
     if fit.faults:
         found, fit = _by_names_of_the_network(weights, expected, backbone) or (found, fit)
     if fit.faults:
@@ -71,9 +74,17 @@ def take_weights(
         words.append(f"left out: {', '.join(dict.fromkeys(left))}")
     line = f"{source}: {'; '.join(words)}"
     say(line)
+    _check_types(values, network.state_dict(), source)
     check_finite(values, source)
     network.load_state_dict(values, strict=False)  # counters and heads may be missing
     return line
+
+
+def _check_types(values: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    for key, value in values.items():
+        if own[key].is_floating_point() and value.dtype not in FLOATS:
+            kind = str(value.dtype).removeprefix("torch.")
+            raise ValueError(f"{source}: {key} is of {kind}, as quantized weights are; save floats of 16 bits or more")
 
 
 def published_names(state_dict: Mapping[str, Tensor], heads: int = 1) -> dict[str, Tensor]:
@@ -131,7 +142,7 @@ def _by_names_of_the_network(
 ) -> tuple[Found, _Fit] | None:
     """A reading that fits a network of torchvision or transformers, whose tensors have that library's names; these are
     not always those of its files."""
-    for found in readings(weights):
+    for found in readings(weights, expected):
         fit = _fit(replace(found, backbone=in_layout(found.backbone, expected)), expected, backbone)
         if not fit.faults:
             return found, fit

@@ -22,7 +22,7 @@ from pipeline.dataset.finding.find import SUFFIXES, holds_rows
 from pipeline.dataset.finding.labels import Label, class_names, label_of, numbering
 from pipeline.dataset.finding.layout import splits_of_files
 from pipeline.dataset.finding.mixed import FIELD, splits_of_values
-from pipeline.dataset.sniff import HEAD, looks_like_image
+from pipeline.dataset.sniff import HEAD, is_hidden, looks_like_image
 from pipeline.dataset.table import DatasetError
 
 ROWS = 64  # per batch that is read
@@ -117,7 +117,7 @@ def columnar_below(root: Path) -> list[Path]:
     (`data/train-*.parquet`), or as `datasets` saves them (`train/*.arrow`)."""
     for suffix in COLUMNAR:
         paths = sorted(path for depth in ("*", "*/*") for path in root.glob(f"{depth}/*{suffix}") if holds_rows(path))
-        if visible := [path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts)]:
+        if visible := [path for path in paths if not any(map(is_hidden, path.relative_to(root).parts))]:
             return visible
     return []
 

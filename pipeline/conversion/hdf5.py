@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,17 +23,18 @@ ROWS = 64  # that are read at a time
 def hdf5_source(files: Sequence[Path], choice: Choice = NOT_CHOSEN) -> SpoolSource:
     """The source of these files. Raises DatasetError, e.g. if it is not clear which of their arrays are the images."""
     labels: list[Label] = []
+    left_out: Counter[str] = Counter()
     size = 0
     for path in files:
         with opened(path) as file:
             contents = contents_of(file, path.name, choice)
             labels += labels_of(file, path.name, contents)
             size += _bytes(file, contents)
+            left_out.update(contents.left_out)
     classes = class_names(labels)
     read = partial(samples, choice=choice, classes=classes)
-    return SpoolSource(
-        "hdf5", [str(path) for path in files], files, read, size + TAR_BYTES * len(labels), classes
-    )  # fmt: skip
+    size += TAR_BYTES * len(labels)
+    return SpoolSource("hdf5", [str(path) for path in files], files, read, size, classes, left_out=dict(left_out))
 
 
 def samples(path: str, choice: Choice, classes: tuple[str, ...]) -> Iterator[Sample]:

@@ -44,7 +44,7 @@ from pipeline.dataset.images import BadImage, Probe, Probes
 from pipeline.dataset.inside.frames import by_frame, frames_of
 from pipeline.dataset.inside.names import is_inside
 from pipeline.dataset.inside.read import read_place
-from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
+from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, is_hidden, looks_like_image
 from pipeline.dataset.table import COLUMNS, DECODE, HEADERS, DatasetError, Names, SampleTable, State
 from pipeline.remote.probes import kept_probes
 
@@ -127,6 +127,8 @@ def images_of(
             keep[others] = [looks_like_image(name, head) for name, head in zip(names, heads, strict=True)]
     if takes_arrays(choice, bool(keep.any())):
         keep |= np.array([has_array_extension(name) for name in listing.names], bool)
+    if choice.channels == RGB and not keep.any() and any(map(has_array_extension, listing.names)):
+        raise DatasetError("data.channels=rgb: .npy and .npz files are no pictures; leave it out")
     if choice.image not in (None, ALL):
         suffixes = [split_key(name)[1].lower() for name in listing.names]
         known_suffixes = {suffix for suffix, kept in zip(suffixes, keep, strict=True) if kept}
@@ -162,7 +164,7 @@ def _listed(root: Path, bar: Any, spool: Path | None) -> Listing:
             raise DatasetError(f"{problem}; make it readable or remove it") from None
         for entry in entries:
             bar.update()
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             relative = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_dir():

@@ -25,9 +25,16 @@ MAGIC = re.compile(
 )
 # Raw camera files are TIFFs too; Pillow would decode their thumbnail.
 CAMERA = (".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".srf", ".srw", ".pef", ".orf", ".rw2", ".3fr", ".iiq")
+# Folders of operating systems and storage devices: thumbnails, copies of deleted files.
+SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 EXTENSION = re.compile(r"\.(?=\w*[a-z])\w{1,8}")
 NO_EXTENSION = "no extension"
 MAX_EXTENSIONS = 8  # in a message
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name, without its path, is passed over."""
+    return name.startswith(".") or name in SYSTEM
 
 
 def has_extension(name: str) -> bool:

@@ -16,8 +16,9 @@ from jaxtyping import Int32, Int64
 
 from common.processes import in_processes
 from common.progress import progress_bar
+from pipeline.dataset.finding.ambiguous import check_masks, no_classes
 from pipeline.dataset.finding.banded import banded
-from pipeline.dataset.finding.choice import ALL, Choice, several_images, split_key, takes_arrays, wanted_suffixes
+from pipeline.dataset.finding.choice import ALL, NONE, Choice, several_images, split_key, takes_arrays, wanted_suffixes
 from pipeline.dataset.finding.labels import class_names, numbered
 from pipeline.dataset.finding.mixed import splits_of_images, splits_of_values
 from pipeline.dataset.folder import Listing
@@ -101,21 +102,30 @@ def tar_images(
     left_out.update(_with_arrays(tars, choice))
     left_out.update(_choose(tars, choice))
     if choice.image != ALL:
-        paths = ("/".join([tar.stem, name] if tar.stem else [name]) for tar in tars for name in tar.members.names)
+        paths = ["/".join([tar.stem, name] if tar.stem else [name]) for tar in tars for name in tar.members.names]
+        if choice.image is None and choice.bands is None:
+            check_masks(paths)
         if mixed := splits_of_images(paths) or splits_of_values(set().union(*(tar.members.splits for tar in tars))):
             problem = f"holds several splits ({mixed})"
             raise DatasetError(f"{problem}; make a tar of each, or take every image with data.image=all")
     for tar in tars:
         left_out.update(tar.members.left_out)
-        lost = tar.members.labels.keys() - {split_key(name)[0] for name in tar.members.names}
+        lost = tar.members.labels.keys() - {key for name in tar.members.names for key in _keys(name)}
         left_out.update({"label without an image": len(lost)} if lost else {})
-    labels = [tar.members.labels.get(split_key(name)[0]) for tar in tars for name in tar.members.names]
+    labels = [
+        next((tar.members.labels[key] for key in _keys(name) if key in tar.members.labels), None)
+        for tar in tars
+        for name in tar.members.names
+    ]
     webdataset = any(label is not None for label in labels)
     if webdataset:
         classes = class_names(labels)
         label = numbered(labels, classes)
     else:
         label, classes = _named_classes(tars)
+        problem, meant = no_classes(classes) if choice.image is None and choice.label != NONE else ("", "")
+        if problem:
+            raise DatasetError(f"{problem}; make a tar of {meant}/ alone")
     lengths = [len(tar.members.names) for tar in tars]
     images = TarImages(
         np.repeat(np.array([tar.file for tar in tars], np.int32), lengths),
@@ -211,6 +221,11 @@ def _named_classes(tars: Sequence[_Tar]) -> tuple[Int32[np.ndarray, " n"], tuple
     classes = tuple(sorted(set(names) - {""}))
     number = {name: index for index, name in enumerate(classes)} | {"": -1}
     return np.array([number[name] for name in names], np.int32), classes
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Under which an image's label may be: `a.b` of `a.b.jpg`, and its key `a`."""
+    return os.path.splitext(name)[0], split_key(name)[0]
 
 
 def _column(parts: Iterable[list[int]]) -> Int64[np.ndarray, " n"]:

@@ -16,7 +16,7 @@ from common.holes import open_file, pread
 from pipeline.dataset.finding.choice import NONE, split_key
 from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.finding.mixed import split_values
-from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, looks_like_image
+from pipeline.dataset.sniff import HEAD, extension, has_array_extension, has_extension, is_hidden, looks_like_image
 from pipeline.dataset.table import DatasetError
 
 BLOCK = 512  # bytes of a tar block
@@ -37,7 +37,7 @@ class Members(NamedTuple):
     """The members of one tar, in its order.
 
     names, offsets, lengths: of the images; offsets count from the start of the file.
-    labels: WebDataset key -> label, from `key.cls` or the "label" of `key.json`.
+    labels: WebDataset key, or name without suffix -> label, from `key.cls` or the "label" of `key.json`.
     inner: name, offset and length of each tar in the tar; refused: member -> reason.
     left_out: number of other members, by extension. splits: what fields called `split` in `key.json` say.
     arrays: name, offset and length of each .npy and .npz.
@@ -113,7 +113,7 @@ def _add(
         members.refused[member.name] = "path outside"
         return
     parts = [part for part in parts if part not in ("", ".")]
-    if not parts or any(part.startswith(".") for part in parts):  # hidden files are skipped, as in a folder
+    if not parts or any(map(is_hidden, parts)):  # hidden files are skipped, as in a folder
         return
     if not member.isreg() or member.issparse():
         link, sparse = member.issym() or member.islnk(), member.issparse()
@@ -125,8 +125,10 @@ def _add(
         raise DatasetError(f"{problem}; unpack it and give the folder as data.path")
     seen.add(name)
     key, suffix = split_key(name)
-    lower = suffix.lower()
-    if lower == (label or "cls").lower() and lower != "json" and member.size <= LABEL_BYTES:
+    lower, wanted = suffix.lower(), (label or "cls").lower()
+    if ending := next((each for each in (wanted, "json") if lower.endswith(f".{each}")), ""):
+        key, lower = name[: -len(ending) - 1], ending  # a.b.cls is of a.b.jpg
+    if lower == wanted and lower != "json" and member.size <= LABEL_BYTES:
         value = label_of(pread(descriptor, member.size, member.offset_data), f"{shard}: {member.name}")
         _add_label(members, shard, key, value)
     elif has_extension(name):

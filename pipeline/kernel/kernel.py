@@ -167,6 +167,7 @@ class Kernel:
             jitter=np.array(draw.jitter, bool, order="C"),
             factors=np.array(draw.factors, np.float32, order="C"),
             order=np.array(draw.order, np.uint8, order="C"),
+            gains=np.array(np.broadcast_to(draw.gains, (batch, views, 3)), np.float32, order="C"),
             grayscale=np.array(draw.grayscale, bool, order="C"),
             blur=np.array(draw.blur, bool, order="C"),
             sigma=np.array(draw.sigma, np.float32, order="C"),

@@ -6,8 +6,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from config.recipe import ROOT, ConfigError, load_config
+from config.recipe import ROOT, ConfigError, check_given, load_config
 from pipeline.crops import crops_from_config
+from support.programs import run_module
 from training.auto import fit
 from training.deepspeed_engine import deepspeed_config
 from training.distributed import Cluster
@@ -58,6 +59,13 @@ def test_every_recipe_is_valid(recipe):
         ("data.path=/d/${x}", "data.path: Interpolation key 'x' not found"),
         (r"data.path=/d/\${x}", "data.path: Interpolation key 'x' not found"),
         ("crops.mean=['${x}',1,1]", "crops.mean: Interpolation key 'x' not found"),
+        ("model.backbone=resnet5", "model.backbone=resnet5: neither one of swave's nor a model of timm"),
+        ("model.backbone=vit_smal_patch16_224", "nearest: vit_small_patch16_224, "),
+        ("model.backbone=torchvision:resnet5", "torchvision has no such classifier; nearest: resnet50, "),
+        ("distill.backbone=resnet50w3", "distill.backbone=resnet50w3: neither "),
+        ("model.backbone=hf-hub:timm/resnet18", "neither one of swave's nor a model of timm"),
+        ("model.options=[1]", "model.options=[1]: expected a mapping"),
+        ("engine.deepspeed=[1]", "engine.deepspeed=[1]: expected a mapping"),
         ("data.max_bad_fraction=1.5", "data.max_bad_fraction=1.5: expected a share"),
     ],
 )
@@ -66,6 +74,30 @@ def test_a_mistake_is_one_line_that_names_the_key(setting, message):
         load_config([DEMO, *setting.split()])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.weights=/no/a.pth", "model.weights=/no/a.pth: no such file or folder"),
+        ("distill.weights=/no/a.pth", "distill.weights=/no/a.pth: no such file or folder"),
+        ("model.backbone=torchvison:resnet18", "model.backbone=torchvison:resnet18: there is no module torchvison in "),
+        ("crops.custom=none.such:noise", "crops.custom=none.such:noise: there is no module none in "),
+        (
+            "crops.groups=[{count: 2, custom: 'none:noise'}]",
+            "crops.groups[0].custom=none:noise: there is no module none",
+        ),
+    ],
+)
+def test_what_is_not_there_is_one_line_before_anything_starts(tmp_path, setting, message):
+    settings = [setting, f"run.directory={tmp_path}", *(["method=distill"] if setting.startswith("distill.w") else [])]
+    config = load_config([DEMO, *settings])
+    for module, arguments in (("launch.start", ["--dry"]), ("train", [])):
+        done = run_module(module, *arguments, DEMO, *settings)
+        assert done.returncode == 2 and done.stderr.startswith(f"swave: {message}") and done.stderr.count("\n") == 1
+    if "weights" in setting:
+        (tmp_path / "checkpoints/step-000000001").mkdir(parents=True)
+        check_given(config)  # a run that has begun needs no weights
 
 
 def test_a_value_that_blanks_have_cut_says_how_to_quote_it():

@@ -128,11 +128,17 @@ def test_its_program_takes_its_arguments(line, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make train") and "NODES" not in line])
-def test_a_dry_training_prints_its_command(line, capsys):
+def test_a_dry_training_prints_its_command(line, capsys, tmp_path):
     from launch import start
 
+    if "model.lora" in line:
+        pytest.importorskip("peft", reason="peft is not installed")
+    weights = tmp_path / "weights.pth"
+    weights.touch()
     ((_, arguments),) = programs(line)
     settings = [word for word in arguments if word != "--dry"]
+    for recipe, section in (("config/continue.yaml", "model"), ("config/distill.yaml", "distill")):
+        settings += [f"{section}.weights={weights}"] * (recipe in settings)
     assert start.main(["--dry", "--processes", "2", *settings]) == 0
     assert "train.py" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from config.backbones import OWN, registered, unknown_backbone
 from model.backbone import backbone_of, build_backbone
 from model.resnet import RESNETS
 from model.swav import SwAV
@@ -51,6 +52,18 @@ def test_unknown_backbone_is_an_error_that_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"backbone 'resnet50w3' .* nearest: .*resnet50w") as error:
         build_backbone("resnet50w3")
     assert "\n" not in str(error.value)
+
+
+def test_names_are_known_without_importing_the_libraries() -> None:
+    import timm
+    import torchvision
+
+    current, old = registered("timm")
+    assert current == set(timm.list_models()) and all(map(timm.is_model, old)) and "tv_resnext50_32x4d" in old
+    assert registered("torchvision")[0] == set(torchvision.models.list_models(module=torchvision.models))
+    assert set(OWN) == {"resnet", *RESNETS}
+    names = (*OWN, "resnet50.a1_in1k", "tv_resnext50_32x4d", "torchvision:resnet18", "transformers:vit", "mine:network")
+    assert not any(map(unknown_backbone, names))
 
 
 @pytest.mark.parametrize(

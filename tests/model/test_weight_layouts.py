@@ -239,6 +239,39 @@ def test_a_value_that_is_not_finite_is_named_and_nothing_changes(key, value):
     assert equal(network, resnet(3))
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_floats_are_refused(kind):
+    weights = {name: tensor.to(kind) for name, tensor in resnet().state_dict().items()}
+    network = resnet(3)
+    with pytest.raises(ValueError, match=rf"backbone\.conv1\.weight is of {str(kind)[6:]}, as quantized weights are; "):
+        take_weights(network, weights)
+    assert equal(network, resnet(3))
+
+
+@pytest.mark.parametrize("root", ["featurizer.", "moco.model.cnn.", "backbone.module.", "state_dict_ema."])
+def test_a_backbone_is_found_below_any_name(root):
+    weights = {root + key: value for key, value in resnet().backbone.state_dict().items()}
+    network = resnet(3)
+    assert f", below {root})" in take_weights(network, weights)
+    assert equal(network.backbone, resnet().backbone)
+    assert find(weights).root == root
+
+
+def test_of_two_backbones_the_averaged_one_is_taken_and_others_are_asked_for():
+    def both(*roots):
+        states = (resnet(seed).backbone.state_dict() for seed in (0, 1))
+        return {
+            f"{root}.{key}": value for root, state in zip(roots, states, strict=True) for key, value in state.items()
+        }
+
+    for first, second in (("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema_model")):
+        network = resnet(3)
+        assert f", below {second}.)" in take_weights(network, both(first, second))
+        assert equal(network.backbone, resnet(1).backbone)
+    with pytest.raises(ValueError, match=r"weights hold several networks that fit \(rgb\., depth\.\); save one"):
+        take_weights(resnet(3), both("rgb", "depth"))
+
+
 def test_counters_of_batch_norm_may_be_missing():
     weights = {key: value for key, value in resnet().state_dict().items() if "num_batches_tracked" not in key}
     network = resnet(3)

@@ -175,7 +175,7 @@ def refusal(workplace, name, *settings):
         (["swav.teacher.momentum=0.9"], "swav.teacher.momentum=0.9: expected 0 with method=distill"),
         (["model.prototypes_from=kmeans"], "model.prototypes_from=kmeans: expected auto or weights"),
         (["model.prototypes=11"], "model.prototypes=11: the teacher's file has 10; leave it out"),
-        (["distill.weights=/none.pth"], "weights /none.pth: no such file"),
+        (["distill.weights=/none.pth"], "distill.weights=/none.pth: no such file or folder"),
         (["distill.options.base_width=16"], "teacher "),
     ],
 )

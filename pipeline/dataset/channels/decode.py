@@ -20,6 +20,7 @@ from pipeline.dataset.png_metadata import is_png
 
 DEEP_HEAD = 132  # bytes: of a DICOM
 PNG_DEPTH = 24  # the byte in IHDR
+LOOKED_AT = 1, 99  # percentiles that are black and white in false color
 # Of Pillow: their samples are the channels, as they are.
 OWN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "I;16", "I;16B", "F", "I")
 NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, C) upright
@@ -109,11 +110,11 @@ def shown_channels(channels: int, chosen: Sequence[int] = ()) -> list[int]:
 
 
 def false_color(array: NDArray, chosen: Sequence[int] = ()) -> NDArray[np.uint8]:
-    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its `shown_channels`, each from its lowest
-    value to its highest."""
+    """An image (H, W, C) of any type as RGB (H, W, 3) uint8 to look at: its `shown_channels`, each from one of the
+    `LOOKED_AT` percentiles of its values in this image to the other, so that a few outliers do not darken the rest."""
     shown = array[:, :, shown_channels(array.shape[2], chosen)].astype(np.float64)
-    low, high = shown.min((0, 1)), shown.max((0, 1))
-    return np.rint(255 * (shown - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
+    low, high = np.percentile(shown, LOOKED_AT, axis=(0, 1), method="nearest")
+    return np.rint(255 * np.clip((shown - low) / np.maximum(high - low, 1e-12), 0, 1)).astype(np.uint8)
 
 
 def _bare(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.dataset.finding.choice import ALL, Choice, split_key
-from pipeline.dataset.finding.layout import SHORT, WORD
+from pipeline.dataset.finding.choice import ALL, NONE, Choice, split_key
+from pipeline.dataset.finding.layout import SHORT, UNLABELED, WORD, split_of
 from pipeline.dataset.finding.mixed import splits_beside, splits_of_images
 from pipeline.dataset.folder import Listing
 from pipeline.dataset.table import DatasetError
@@ -36,7 +36,9 @@ def check_folder(root: Path, listing: Listing, choice: Choice) -> None:
     if not len(listing.names) or choice.image == ALL:
         return
     if choice.image is None and choice.bands is None:
-        _check_images(root, listing)
+        if choice.label != NONE:
+            _check_classes(root, listing)
+        check_masks(listing.names)
     if mixed := splits_of_images(listing.names) or splits_beside(root):
         raise DatasetError(f"holds several splits ({mixed}); {EACH}")
 
@@ -62,7 +64,32 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
-def _check_images(root: Path, listing: Listing) -> None:
+def no_classes(names: Sequence[str]) -> tuple[str, str]:
+    """What is wrong if folders of these names are photographs beside masks, or unlabeled images beside others, and the
+    folder that may be meant; ('', '') for classes."""
+    masks = [name for name in names if _is_one_of(name, MASKS)]
+    photos = [name for name in names if _is_one_of(name, PHOTOS)]
+    if masks and photos and len(masks) + len(photos) == len(names):
+        return f"its folders {', '.join(sorted(names))} are no classes", photos[0]
+    unlabeled = [name for name in names if split_of(name).word in UNLABELED]
+    if unlabeled and len(names) > 1:
+        return f"its folder {unlabeled[0]}/ is no class (data.label=none takes all images, without labels)", unlabeled[
+            0
+        ]
+    return "", ""
+
+
+def check_masks(names: Sequence[str]) -> None:
+    """Raise DatasetError if images of these names are masks of others."""
+    paired = _masks(names)
+    if len(paired) > SHARE * len(names):
+        masks = set(paired)
+        suffix = next(split_key(name)[1].lower() for name in names if name not in masks)
+        problem = f"{len(paired):,} images look like masks of others ({paired[0]}, ...)"
+        raise DatasetError(f"{problem}; move them away, or choose with data.image={suffix} or data.image=all")
+
+
+def _check_classes(root: Path, listing: Listing) -> None:
     used = np.unique(listing.label)
     folders = [listing.classes[label] for label in used if label >= 0]
     if len(folders) == len(used) == 1:
@@ -71,21 +98,9 @@ def _check_images(root: Path, listing: Listing) -> None:
             problem = f"all images are in {folders[0]}/, which would be the only class"
             raise DatasetError(f"{problem}; give data.path={root / folders[0]}")
     if len(folders) == len(used):
-        _check_folders(root, folders)
-    paired = _masks(listing.names)
-    if len(paired) > SHARE * len(listing.names):
-        masks = set(paired)
-        suffix = next(split_key(name)[1].lower() for name in listing.names if name not in masks)
-        problem = f"{len(paired):,} images look like masks of others ({paired[0]}, ...)"
-        raise DatasetError(f"{problem}; move them away, or choose with data.image={suffix} or data.image=all")
-
-
-def _check_folders(root: Path, names: Sequence[str]) -> None:
-    masks = [name for name in names if _is_one_of(name, MASKS)]
-    photos = [name for name in names if _is_one_of(name, PHOTOS)]
-    if masks and photos and len(masks) + len(photos) == len(names):
-        problem = f"its folders {', '.join(sorted(names))} are no classes"
-        raise DatasetError(f"{problem}; give data.path={root / photos[0]}")
+        problem, meant = no_classes(folders)
+        if problem:
+            raise DatasetError(f"{problem}; give data.path={root / meant}")
 
 
 def _is_one_of(name: str, words: Sequence[str]) -> bool:

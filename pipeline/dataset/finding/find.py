@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.dataset.finding.index import listed_in_index
-from pipeline.dataset.sniff import extension, has_extension
+from pipeline.dataset.sniff import extension, has_extension, is_hidden
 from pipeline.dataset.table import DatasetError
 
 SUFFIXES = {
@@ -128,7 +128,7 @@ def describes_shard(file: Path) -> bool:
 def first_image(folder: Path) -> str:
     """The name of any image in or below a folder, by its extension; '' if there is none."""
     for below, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
             if name[0] != "." and has_extension(name):
                 return os.path.relpath(os.path.join(below, name), folder)
@@ -138,7 +138,7 @@ def first_image(folder: Path) -> str:
 def sources_below(root: Path) -> str:
     """A hint for a folder without images: the first folder below that holds other sources; '' if none does."""
     for below, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         kinds = {_kind(Path(below, name), True) for name in names if name[0] != "."} - {""}
         if kinds and Path(below) != root:
             return f"; its folder {os.path.relpath(below, root)} holds {min(kinds)} files: give that one"
@@ -153,7 +153,7 @@ def left_out_beside(path: Path, used: Iterable[Path]) -> Counter[str]:
     known = {str(each) for file in used for each in (file, file.with_suffix(".idx"), *_companions(file))}
     known |= {str(path / of_library(file)) for file in used}
     for folder, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if name[0] != "."]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         visible = (name for name in files if name[0] != ".")
         left_out.update(extension(name) for name in visible if os.path.join(folder, name) not in known)
     return left_out

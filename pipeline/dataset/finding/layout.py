@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from pipeline.dataset.sniff import is_hidden
 from pipeline.dataset.table import DatasetError
 
 TRAIN = ("train", "training", "trainval")
@@ -25,10 +26,11 @@ TEST = ("val", "test", "validation", "valid", "testing", "dev", "eval", "evaluat
 SHORT = {"tr": "train", "va": "val", "te": "test", "ts": "test"}
 PICTURES = ("images", "image", "imgs", "img", "data")
 COMPOUND = re.compile(
-    r"((?:pre)?train|training|val|test|validation|valid|testing|dev|eval)(?:sets?|data|images?|imgs?)"
+    r"(?:mini)?((?:pre)?train|training|val|test|validation|valid|testing|dev|eval)(?:sets?|data|images?|imgs?)?"
 )
 SUFFIX = re.compile(r"\.(beton|tar|tfrecords?|rec|lmdb|h5|hdf5|parquet|arrow|npz|idx|gz|tgz)$", re.IGNORECASE)
 SPLIT_FILES = (".beton", ".tar", ".tfrecord", ".rec", ".lmdb", ".h5", ".hdf5")
+HELD_OUT = re.compile(r"(?<![a-z])h[eo]ld[-_. ]?out(?![a-z])", re.IGNORECASE)
 PART = re.compile(r"\d+-of-\d+")
 PART_SUFFIX = re.compile(r"-\d+-of-\d+$")  # of x.tfrecord-00000-of-00042
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -50,7 +52,7 @@ def split_of(name: str) -> Split:
     A split is a whole word, with 'set', 'data' or 'images' behind it or not: signs, digits and capital letters end
     words. 'imagesTr' is 'train' of 'images'. 'train_val' is a training set; a name with two other splits says none.
     """
-    stem = PART.sub("", SUFFIX.sub("", SUFFIX.sub("", name)))
+    stem = HELD_OUT.sub("holdout", PART.sub("", SUFFIX.sub("", SUFFIX.sub("", name))))
     words = [word.lower() for word in WORD.findall(stem)]
     words = [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
     words = [SHORT.get(word, word) if before in PICTURES else word for before, word in pairwise(["", *words])]
@@ -130,7 +132,7 @@ def splits_of_files(files: Sequence[Path]) -> dict[Path, list[Path]]:
 def _entries(path: Path) -> list[os.DirEntry[str]]:
     """The visible entries of a folder, by name. (Looking at each of a million files would take seconds.)"""
     try:
-        return sorted((entry for entry in os.scandir(path) if entry.name[0] != "."), key=lambda entry: entry.name)
+        return sorted((entry for entry in os.scandir(path) if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(f"cannot list the folder {path} ({error.strerror}); make it readable") from None
 
@@ -177,8 +179,9 @@ def _pair_of_files(files: Sequence[Path], alone: bool = False) -> tuple[Path, Pa
             return one, other
     named = ", ".join(file.name for file in files[:6]) + (", ..." if len(files) > 6 else "")
     problem = f"holds several splits ({named}), and their names leave open which files are the training set"
-    example = f"data.path='{files[0].parent}/train-*{files[0].suffix}'"
-    raise DatasetError(f"{problem}; put each into a folder of its own, or name them, e.g. {example}")
+    one = splits[(train or files)[0]]
+    example = _path_of([file for file in files if splits[file] == one], one, files)
+    raise DatasetError(f"{problem}; put each into a folder of its own, or name them, e.g. data.path='{example}'")
 
 
 def _training(splits: Mapping[Name, Split]) -> list[Name]:
@@ -203,7 +206,7 @@ def _pattern(folder: Path, split: Split, files: Sequence[Path]) -> Path:
         return folder / f"*{suffix}"
     names = [file.name for file in files if file.parent == folder and split_of(file.name) == split]
     word = "train" if split.word == "trainval" else split.word
-    forms = (word, *(short for short, full in SHORT.items() if full == word))
-    found = {name: next(form for form in forms if form in name.lower()) for name in names}
-    heads = {name[: name.lower().index(form) + len(form)] for name, form in found.items()}
+    forms = "|".join([word, *(short for short, full in SHORT.items() if full == word)])
+    written = re.compile(HELD_OUT.pattern if word == "holdout" else forms, re.IGNORECASE)
+    heads = {name[: found.end()] for name in names if (found := written.search(name))}
     return folder / f"{heads.pop() if len(heads) == 1 else '*' + word}*{suffix}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.channels.settle import RGB
-from pipeline.dataset.finding.choice import Choice, chosen_image, chosen_label
+from pipeline.dataset.finding.choice import LABELS, Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.finding.layout import are_splits
 from pipeline.dataset.idx import stored_png
@@ -49,12 +49,14 @@ class Held(NamedTuple):
 
 class Contents(NamedTuple):
     """What is read of a file. image: name of the array of images, '' if each image is a dataset; label: name of the
-    array of labels, '' without; single: names of the datasets that are an image each; held: what is known of these."""
+    array of labels, '' without; single: names of the datasets that are an image each; held: what is known of these.
+    left_out: number of values, or rows, of each other dataset."""
 
     image: str
     label: str
     single: list[str]
     held: dict[str, Held]
+    left_out: dict[str, int]
 
 
 def opened(path: Path) -> Any:
@@ -102,11 +104,22 @@ def contents_of(file: Any, name: str, choice: Choice, seen: Callable[[], Any] = 
         if (choice.image is None and are_splits(tops)) or not chosen:
             problem = f"{name}: its groups are {', '.join(tops[:6])}"
             raise DatasetError(f"{problem}; choose the images with data.image={tops[0] if tops else single[0]}")
-        return Contents("", "", chosen, {key: held[key] for key in chosen})
+        return Contents("", "", chosen, {key: held[key] for key in chosen}, _others(held, chosen))
     image = chosen_image(arrays, choice)
-    able = [key for key, item in held.items() if key not in arrays and _can_label(item, held[image].shape[0])]
+    rows = held[image].shape[0]
+    able = [key for key, item in held.items() if key not in arrays and _can_label(item, rows)]
     label = chosen_label(able, choice, [key for key in able if key.rpartition("/")[2] in ("label", "labels", "y")])
-    return Contents(image, label, [], {image: held[image]})
+    unable = [key for key in held if key.rpartition("/")[2].lower() in LABELS and key not in able + arrays]
+    if unable and not label and choice.label is None:
+        found = f"{unable[0]} is {held[unable[0]].dtype}{list(held[unable[0]].shape)}"
+        problem = f"{name}: the dataset {found}, and not a class for each of {rows} images"
+        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
+    return Contents(image, label, [], {image: held[image]}, _others(held, [image, label]))
+
+
+def _others(held: dict[str, Held], used: Sequence[str]) -> dict[str, int]:
+    known = set(used)
+    return {f"dataset {key}": item.shape[0] if item.shape else 1 for key, item in held.items() if key not in known}
 
 
 def labels_of(file: Any, name: str, contents: Contents) -> list[Label]:

@@ -3,6 +3,7 @@ byte ranges of it; h5py reads the others."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,9 +43,10 @@ def scan_hdf5(listed: tuple[Path, Listing], workers: int, progress: bool, choice
     root, listing = listed
     blocks: list[Block] = []
     labels: list[Label] = []
+    left_out: Counter[str] = Counter()
     with progress_bar(None, "listing HDF5", "dataset", progress) as bar:
         for name in listing.names:
-            blocks += _blocks(root, name, choice, labels, bar.update)
+            blocks += _blocks(root, name, choice, labels, left_out, bar.update)
     classes = class_names(labels)
     formats = {block.shape and block.shape[0] for block in blocks}
     bare = formats.pop() if len(formats) == 1 else None
@@ -69,15 +71,18 @@ def scan_hdf5(listed: tuple[Path, Listing], workers: int, progress: bool, choice
             probes = scanned_samples(*columns, (sides[1], sides[0]), bare, progress, check)
     return SampleTable(
         root, names, container, offset, label=numbered(labels, classes), classes=classes,
-        fingerprint=listing.fingerprint(), check=check, **probes._asdict(),
+        fingerprint=listing.fingerprint(), left_out=dict(left_out), check=check, **probes._asdict(),
     )  # fmt: skip
 
 
-def _blocks(root: Path, name: str, choice: Choice, labels: list[Label], seen: Callable[[], Any]) -> Sequence[Block]:
-    """The images of one file; adds their labels."""
+def _blocks(
+    root: Path, name: str, choice: Choice, labels: list[Label], left_out: Counter[str], seen: Callable[[], Any]
+) -> Sequence[Block]:
+    """The images of one file; adds their labels, and counts what is left out."""
     with opened(root / name) as file:
         contents = contents_of(file, name, choice, seen)
         labels += labels_of(file, name, contents)
+    left_out.update(contents.left_out)
     if not contents.single:
         held = contents.held[contents.image]
         return [_block(name, contents.image + ROWS, held, held.shape[0], held.shape[1:], choice)]

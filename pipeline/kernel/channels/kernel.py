@@ -131,6 +131,7 @@ class ChannelKernel:
             jitter=np.array(draw.jitter, bool, order="C"),
             factors=np.array(draw.factors, np.float32, order="C"),
             order=np.array(draw.order, np.uint8, order="C"),
+            gains=np.array(np.broadcast_to(draw.gains, (batch, views, pixels.channels)), np.float32, order="C"),
             grayscale=np.array(draw.grayscale, bool, order="C"),
             blur=np.array(draw.blur, bool, order="C"),
             sigma=np.array(draw.sigma, np.float32, order="C"),

@@ -81,4 +81,4 @@ def test_arrays_that_are_not_clear_ask_which(tmp_path):
     line = error_of(converted, tmp_path / "x.h5", tmp_path / "out", "wds")
     assert "several images (left, right); choose with --image=left" in line
     table = table_of(tmp_path / "x.h5", tmp_path / "out", choice=Choice("right"))
-    assert same(table, BANDS)
+    assert same(table, BANDS) and table.left_out == {"dataset left": len(BANDS)}

@@ -97,8 +97,42 @@ def test_folders_of_photographs_and_masks_are_no_classes(tmp_path, folders):
     photos, masks = folders.split()
     root = write(tmp_path / "root", {f"{photos}/1.png": PNG, f"{masks}/1.png": PNG})
     assert f"are no classes; give SRC={root / photos}" in refused(root, tmp_path)
+    packed = tar(tmp_path / "x.tar", [(f"{folder}/1.png", PNG) for folder in (photos, masks)])
+    assert f"are no classes; make a tar of {photos}/ alone" in refused(packed, tmp_path)
     write(root, {"cats/1.png": PNG})
     assert len(trained_on(root, tmp_path).classes) == 3
+
+
+def test_a_folder_of_unlabeled_images_is_no_class(tmp_path):
+    root = write(tmp_path / "root", {"labeled/a/1.png": PNG, "labeled/b/2.png": PNG, "unlabeled/3.png": PNG})
+    line = refused(root, tmp_path)
+    assert f"its folder unlabeled/ is no class (--label=none takes all images, without labels); give SRC={root}" in line
+    assert trained_on(root, tmp_path, None, "none").label.tolist() == [-1] * 3
+
+
+def test_folders_around_the_images_do_not_matter_without_labels(tmp_path):
+    root = write(tmp_path / "root", {"images/a/1.png": PNG, "images/b/2.png": PNG})
+    assert (
+        len(trained_on(root, tmp_path, None, "none"))
+        == len(open_source(root, tmp_path, choice=Choice(None, "none")))
+        == 2
+    )
+
+
+def test_folders_of_the_system_are_passed_over(tmp_path):
+    names = [
+        "a/1.png",
+        "b/2.png",
+        "a/@eaDir/1.png/THUMB.png",
+        "__MACOSX/a/1.png",
+        "$RECYCLE.BIN/3.png",
+        "lost+found/x.txt",
+    ]
+    root = write(tmp_path / "root", dict.fromkeys(names, PNG))
+    for path in (root, tar(tmp_path / "x.tar", [(name, PNG) for name in names])):
+        table, entries = trained_on(path, tmp_path), open_source(path, tmp_path / "spool")
+        assert (table.classes, table.label.tolist(), table.left_out) == (("a", "b"), [0, 1], {})
+        assert (entries.classes, entries.label.tolist(), entries.left_out) == (("a", "b"), [0, 1], {})
 
 
 @pytest.mark.parametrize("mask", ["k{}.seg.png", "k{}_mask.png", "k{}-depth.png", "k{} mask 1.png"])
@@ -110,6 +144,10 @@ def test_masks_beside_photographs_are_no_images(tmp_path, mask):
     assert (len(table), table.left_out) == (4, {".png": 4})
     assert len(trained_on(root, tmp_path, "all")) == len(open_source(root, tmp_path, choice=Choice("all"))) == 8
     assert "no image ends in .webp; there are " in refused(root, tmp_path, "webp")
+    if "." not in mask.removesuffix(".png"):  # else a sample of several images
+        packed = tar(tmp_path / "x.tar", list(files.items()))
+        assert "4 images look like masks of others" in refused(packed, tmp_path)
+        assert len(trained_on(packed, tmp_path, "jpg")) == 4
 
 
 def test_names_with_dots_and_words_are_images(tmp_path):
@@ -271,6 +309,18 @@ def test_labels_in_a_tar_are_numbers_or_names(tmp_path, labels, classes, numbers
     table = trained_on(path, tmp_path)
     assert (table.classes, table.label.tolist()) == (classes, numbers)
     assert trained_on(path, tmp_path, None, "none").label.tolist() == [-1] * 3
+
+
+def test_a_label_is_of_the_whole_name_where_a_key_has_dots(tmp_path):
+    members = [
+        ("p.v1.0.png", image(0)),
+        ("p.v1.0.cls", b"3"),
+        ("p.v1.1.png", image(1)),
+        ("p.v1.1.json", b'{"label": 4}'),
+    ]
+    path = tar(tmp_path / "x.tar", [*members, ("k.png", image(2)), ("k.cls", b"5"), ("q.v1.cls", b"6")])
+    for found in (trained_on(path, tmp_path), open_source(path, tmp_path)):
+        assert (found.label.tolist(), found.left_out) == ([3, 4, 5], {"label without an image": 1})
 
 
 def test_class_names_of_shards_are_matched_by_name(tmp_path):

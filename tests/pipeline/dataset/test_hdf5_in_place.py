@@ -179,7 +179,16 @@ def test_what_is_not_clear_or_damaged_is_one_line(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["left"], file["right"] = BANDS, BANDS
     assert "several images (left, right); choose with data.image=left" in error_of(opened, tmp_path / "x.h5", tmp_path)
-    assert same(opened(tmp_path / "x.h5", tmp_path, "right"), BANDS)
+    table = opened(tmp_path / "x.h5", tmp_path, "right")
+    assert same(table, BANDS) and table.left_out == {"dataset left": 6}
+    for labels in (LABELS[:5], np.eye(3)[LABELS]):  # a label is missing; one of three is 1
+        with h5py.File(tmp_path / "z.h5", "w") as file:
+            file["images"], file["labels"] = BANDS, labels
+        found = (
+            f"the dataset labels is {np.array(labels).dtype}{[*np.shape(labels)]}, and not a class for each of 6 images"
+        )
+        assert f"z.h5: {found}; choose another with data.label" in error_of(opened, tmp_path / "z.h5", tmp_path)
+        assert opened(tmp_path / "z.h5", tmp_path, None, "none").left_out == {"dataset labels": len(labels)}
     data = (tmp_path / "x.h5").read_bytes()
     (tmp_path / "y.h5").write_bytes(data[:3000])
     assert "y.h5: no HDF5 file, or damaged" in error_of(opened, tmp_path / "y.h5", tmp_path)

@@ -19,7 +19,9 @@ NAMES = {
     "train-00000-of-00042.parquet": ("train", ""), "digits-validation-00000-of-00001.arrow": ("validation", "digits"),
     "train.beton": ("train", ""), "my-train.beton": ("train", "my"),
     "trainset": ("train", ""), "testdata": ("test", ""), "ValImages-0.tar": ("val", "images"),
-    "holdout": ("holdout", ""), "unlabeled2017": ("unlabeled", ""), "pretrain": ("pretrain", ""),
+    "holdout": ("holdout", ""), "held-out-0.tar": ("holdout", ""), "HeldOut": ("holdout", ""),
+    "minival2014": ("val", ""), "minitrain": ("train", ""),
+    "unlabeled2017": ("unlabeled", ""), "pretrain": ("pretrain", ""),
     "pretraindata-0.tar": ("pretrain", ""),
     "imagesTr": ("train", "images"), "imagesVa": ("val", "images"), "imagesTs": ("test", "images"),
     "images_te": ("test", "images"), "IMG_TR": ("train", "img"), "images-tr-0.tar": ("train", "images"),
@@ -39,7 +41,7 @@ PAIRS = {
     "Training/ Testing/": ("Training", "Testing"), "train/ eval/": ("train", "eval"),
     "training/ validation/ test/": ("training", "test"), "train/ test/ val/": ("train", "val"),
     "train2017/ val2017/ annotations/": ("train2017", "val2017"), "digits-train/ digits-test/": ("digits-train",
-    "digits-test"), "train/": ("train", None), "train/ notes.txt": ("train", None),
+    "digits-test"), "train/": ("train", None), "train/ notes.txt": ("train", None), "train/ __MACOSX/": ("train", None),
     "train.beton": ("train.beton", None), "train.beton val.beton": ("train.beton", "val.beton"),
     "my-train.beton my-test.beton": ("my-train.beton", "my-test.beton"), "train.tar val.tar": ("train.tar", "val.tar"),
     "train-0.tar train-1.tar val-0.tar": ("train*.tar", "val-0.tar"),
@@ -51,6 +53,7 @@ PAIRS = {
     "images_tr/ images_te/": ("images_tr", "images_te"), "images_tr/ images_va/ images_te/": ("images_tr", "images_va"),
     "imagesTr/ imagesTs/ labelsTr/ labelsTs/ dataset.json": ("imagesTr", "imagesTs"),
     "imagesTr/ imagesVal/ labelsTr/ labelsVal/": ("imagesTr", "imagesVal"), "img_tr/ img_te/": ("img_tr", "img_te"),
+    "train-0.tar held-out-0.tar held-out-1.tar": ("train-0.tar", "held-out*.tar"),
     "images_tr-0.tar images_tr-1.tar images_te-0.tar": ("images_tr*.tar", "images_te-0.tar"),
     "en/ de/ te/ tr/": ("", None), "font_tr/ font_te/": ("", None), "imagesTr/ labelsTr/": ("", None),
     "unlabeled/ cat/": ("", None), "cat/ dog/": ("", None), "train/ car/": ("", None),
@@ -95,6 +98,13 @@ def test_a_layout_that_leaves_open_what_to_train_on_is_refused(tmp_path, entries
     line = error_of(find_split, laid_out(tmp_path / "data", entries))
     assert "holds several splits (" in line
     assert "data.path=" in line
+
+
+def test_the_example_in_a_refusal_is_there(tmp_path):
+    root = laid_out(tmp_path / "data", "c_test_x.h5 c_test_y.h5 c_train_x.h5 c_train_y.h5")
+    assert error_of(find_split, root).endswith(f"or name them, e.g. data.path='{root / 'c_train_x.h5'}'")
+    root = laid_out(tmp_path / "more", "a-train-0.tar a-train-1.tar b-test-0.tar")
+    assert error_of(find_split, root).endswith(f"or name them, e.g. data.path='{root / 'a-train*.tar'}'")
 
 
 def test_conversion_takes_no_two_splits_together(tmp_path):
