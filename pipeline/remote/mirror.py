@@ -83,7 +83,7 @@ def local_path(
         store, folder = open_store(where), mirror_folder(cache, where)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _taken(folder / "lock") as stamp:
+            with _taken(folder / "lock", f"{check} {cache_bytes} ") as stamp:
                 if stamp is not None:
                     bound = _bound(folder) if cache_bytes is None else cache_bytes
                     _update(store, folder, bound, workers, progress, check)
@@ -121,21 +121,22 @@ def mirror_folder(cache: Path, address: str) -> Path:
 
 
 class _taken:
-    """The exclusive lock on a mirror. Gives None if another process, for which this one waited, has just updated it:
-    the ranks of a node start together."""
+    """The exclusive lock on a mirror. Gives None if another process, for which this one waited, has just updated it in
+    the same way: the ranks of a node start together. way: a text without a line's end."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, way: str) -> None:
+        self._path, self._way = path, way
 
     def __enter__(self) -> IO[str] | None:
-        before = self._path.read_bytes() if self._path.exists() else b""
+        before = self._path.read_text() if self._path.exists() else ""
         self._file = lock(self._path)
-        return self._file if self._path.read_bytes() == before else None
+        now = self._path.read_text()
+        return None if now != before and now.startswith(self._way) else self._file
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self._file.truncate(0)
-            self._file.write(uuid.uuid4().hex)
+            self._file.write(self._way + uuid.uuid4().hex)
         self._file.close()
 
 
@@ -154,7 +155,7 @@ def _claim(folder: Path) -> IO[str]:
     try:
         return lock(folder / "in-use", wait=False)
     except BlockingIOError:
-        problem = f"another run reads {folder}, whose objects have changed or whose data.cache_bytes is another"
+        problem = f"another run reads {folder}; its objects have changed, or data.cache_bytes or data.check is another"
         raise DatasetError(f"{problem}; set another data.cache, or start when it is done") from None
 
 

@@ -1,6 +1,7 @@
 """The mirror of a bucket or server: the same table as from a disk; fetched once, again only where it changed."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from config.recipe import ROOT
+from config.schema.ranges import bytes_of
 from perf.remote.server import serving
 from pipeline.dataset.table import State
 from pipeline.remote.index import FILE
@@ -224,3 +226,32 @@ def test_processes_that_make_the_folders_of_a_mirror_at_the_same_moment_are_not_
 
         with ThreadPoolExecutor(together) as pool:
             assert len(set(pool.map(lambda begin: begin(), [start] * together))) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "whole", "check"),
+    [
+        ((APART, "headers"), (APART, "decode"), False, "decode"),
+        (("1GB", "decode"), (APART, "decode"), False, "decode"),
+        ((APART, "decode"), ("1GB", "headers"), True, ""),
+    ],
+)
+def test_a_start_that_waits_for_one_with_other_settings_makes_the_mirror_its_own(
+    server, tmp_path, first, second, whole, check
+):
+    address, cache, server.latency = f"{server.address}/list.txt", tmp_path / "cache", 0.05
+    mirror = mirror_of(server, cache)
+
+    def start(cache_bytes, check):
+        return local_path(address, cache, bytes_of(cache_bytes), workers=1, progress=False, check=check)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(start, *first)
+        while not (mirror / "partial").exists():
+            time.sleep(0.001)
+        assert start(*second) == other.result()
+    apart = mirror / "without-images.json"
+    assert apart.exists() == (not whole)
+    assert whole or json.loads(apart.read_text())["check"] == check
+    for row in json.loads(f"[{','.join((mirror / FILE).read_text().splitlines()[1:])}]"):
+        assert row[5] == whole
