@@ -206,7 +206,8 @@ def _pattern(folder: Path, split: Split, files: Sequence[Path]) -> Path:
         return folder / f"*{suffix}"
     names = [file.name for file in files if file.parent == folder and split_of(file.name) == split]
     word = "train" if split.word == "trainval" else split.word
-    forms = "|".join([word, *(short for short, full in SHORT.items() if full == word)])
-    written = re.compile(HELD_OUT.pattern if word == "holdout" else forms, re.IGNORECASE)
-    heads = {name[: found.end()] for name in names if (found := written.search(name))}
+    forms = [HELD_OUT.pattern if word == "holdout" else word]
+    forms += [short for short, full in SHORT.items() if full == word]
+    found = (next(filter(None, (re.search(form, name, re.IGNORECASE) for form in forms))) for name in names)
+    heads = {match.string[: match.end()] for match in found}
     return folder / f"{heads.pop() if len(heads) == 1 else '*' + word}*{suffix}"
