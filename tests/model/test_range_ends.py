@@ -171,7 +171,7 @@ def test_lars_steps_at_the_ends_of_its_settings_and_gradients(rate, momentum, de
     expected = lars_in_float64(start, gradients, rate, momentum, decay, trust)
     moved = np.abs(expected - start).max()
     difference = np.abs(parameter.detach().numpy().astype(np.longdouble) - expected).max()
-    # The trust ratio is a float32, which has few digits below 1e-38; two steps with momentum add three of its roundings.
+    # The trust ratio is a float32, which has few digits below 1e-38; two steps add up to three of its roundings.
     few_digits = 3 * np.longdouble(rate) * np.finfo(np.float32).smallest_subnormal * np.abs(gradients).max()
     assert difference <= 1e-5 * moved + 2 * EPS * np.abs(expected).max() + few_digits + 1e-30
 
