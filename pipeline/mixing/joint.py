@@ -27,8 +27,8 @@ def joint_table(tables: Sequence[SampleTable], paths: Sequence[str]) -> SampleTa
             problem = f"holds images of {table.pixels}, and {paths[0]} of {tables[0].pixels}"
             raise DatasetError(f"data.path={path}: {problem}; give paths of one kind, or data.channels for all")
         if _samples(table) != _samples(tables[0]):
-            problem = f"arrays of a .beton do not go with others than in {paths[0]}"
-            raise DatasetError(f"data.path={path}: {problem}; convert one of the two: shards go with files")
+            problem = f"its arrays are not stored as those of {paths[0]}: files go with shards, a .beton with a .beton"
+            raise DatasetError(f"data.path={path}: {problem}; convert one of the two")
         if mirror_without_images(table.root) is not None:
             problem = "its images are fetched one by one, which several paths cannot be"
             raise DatasetError(

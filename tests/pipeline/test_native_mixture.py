@@ -32,7 +32,7 @@ def test_arrays_of_a_beton_go_with_such_a_beton_alone(tmp_path):
     for name, images in (("one", WHOLE[:4]), ("two", WHOLE[4:])):
         converted(write_tiles(tmp_path / name, images), tmp_path / f"{name}.beton", "beton")
     line = error_of(joint, tmp_path, folder, tmp_path / "one.beton")
-    assert "arrays of a .beton do not go with others than in " in line and "convert one of the two" in line
+    assert f"its arrays are not stored as those of {folder}: " in line and line.endswith("; convert one of the two")
     assert len(joint(tmp_path, tmp_path / "one.beton", tmp_path / "two.beton")) == 12
 
 

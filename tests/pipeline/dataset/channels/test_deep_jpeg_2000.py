@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.conversion.tiling.regions import open_scene
 from pipeline.dataset.channels.decode import decode_native, is_deep
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.images import BadImage, decode, probe
@@ -41,6 +42,11 @@ def test_gray_of_12_bits_has_the_values_of_the_file(data):
     assert array.dtype == np.uint16
     np.testing.assert_array_equal(array, TWELVE_BITS)
     assert decode(data).max() == 255  # as a picture white is white
+
+
+def test_tiles_have_the_same_values_with_and_without_rasterio(tmp_path):
+    (tmp_path / "a.jp2").write_bytes(BOXES + CODESTREAM)
+    np.testing.assert_array_equal(open_scene(tmp_path / "a.jp2", "auto").read(2, 1, 5), TWELVE_BITS[2:7, 1:6])
 
 
 def test_bands_and_gray_files_keep_their_depth(tmp_path):
