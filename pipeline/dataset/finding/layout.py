@@ -179,8 +179,8 @@ def _pair_of_files(files: Sequence[Path], alone: bool = False) -> tuple[Path, Pa
             return one, other
     named = ", ".join(file.name for file in files[:6]) + (", ..." if len(files) > 6 else "")
     problem = f"holds several splits ({named}), and their names leave open which files are the training set"
-    one = splits[(train or files)[0]]
-    example = _path_of([file for file in files if splits[file] == one], one, files)
+    split = splits[(train or files)[0]]
+    example = _path_of([file for file in files if splits[file] == split], split, files)
     raise DatasetError(f"{problem}; put each into a folder of its own, or name them, e.g. data.path='{example}'")
 
 
