@@ -34,6 +34,7 @@ from pipeline.remote.address import RemoteObject, is_remote, parsed, shown, with
 from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
 from pipeline.remote.heads import image_heads, shard_heads
+from pipeline.remote.http import MISSING
 from pipeline.remote.index import Held, Index
 from pipeline.remote.known import Known, known_beton, known_tars
 from pipeline.remote.probes import APART, FILES, IMAGES, PROBES, ShardProbes, probes_file, save_probes
@@ -209,6 +210,8 @@ def _listed(store: Store) -> dict[str, RemoteObject]:
         address = items[0].address.removesuffix(".beton") + ".npz"
         with suppress(Missing, DatasetError):  # S3 refuses to say that an object is missing, where it may not be listed
             items.append(store.look_up(address, items[0].name.removesuffix(".beton") + ".npz"))
+    if gone := next((item.name for item in items if item.tag == MISSING and shard_kind(item.name)), ""):
+        raise DatasetError(f"{gone}: no such object on the server; put it there, or leave it out")
     listed = {item.name: item for item in items}
     if len(listed) < len(items):
         twice = next(item.name for item in items if listed[item.name] is not item)

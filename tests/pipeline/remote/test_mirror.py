@@ -82,6 +82,14 @@ def test_a_missing_object_is_quarantined_like_an_empty_file(tmp_path):
     assert table.name(row) == names[0] and len(table) == len(names)
 
 
+@pytest.mark.parametrize("name", ["list.txt", "shard-{000000..000003}.tar"])
+def test_a_missing_shard_is_one_line_before_any_is_fetched(server, tmp_path, name):
+    server.gone.add("shard-000002.tar")
+    line = error_of(table_of, f"{server.address}/{name}", tmp_path / "cache")
+    assert line.endswith("shard-000002.tar: no such object on the server; put it there, or leave it out")
+    assert set(+server.asked) <= {"list.txt"}
+
+
 @pytest.mark.parametrize("cache_bytes", ["1GB", APART])
 def test_the_next_start_fetches_what_is_new_or_changed_and_drops_what_is_gone(server, tmp_path, cache_bytes):
     address, cache = f"{server.address}/list.txt", tmp_path / "cache"
