@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from common.versions import versions
 from config.groups import sizes_of_crops
 from config.recipe import paths_of
+from model.sizes.trial import channels_of
 from pipeline.dataset.accounting import losses
 from training.trained_network import Trained
 
@@ -21,6 +22,7 @@ def facts(trained: Trained) -> dict[str, Any]:
     return {
         "backbone": trained.backbone_name,
         "options": trained.options,
+        "channels": channels_of(trained.network.backbone),
         "feature_dim": int(trained.network.backbone.feature_dim),  # type: ignore[arg-type]
         "mean": crops["mean"],
         "std": crops["std"],
@@ -49,7 +51,7 @@ def header(trained: Trained) -> dict[str, str]:
 
 
 def _input_words(known: dict[str, Any]) -> str:
-    channels = len(known["mean"])
+    channels = known["channels"]
     if channels == 3:
         return "RGB from 0 to 1"
     return f"{channels} channel{'s' * (channels != 1)}, in which 1 is the largest uint8 or uint16 (float32 as it is)"

@@ -90,7 +90,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry", action="store_true", help="only print the commands")
     parser.add_argument("recipe", help="a recipe, e.g. config/demo.yaml")
     parser.add_argument("settings", nargs="*", default=[], help="key=value settings that override the recipe's")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 BANNER = """\

@@ -72,6 +72,7 @@ def operations(crops: Crops) -> dict[str, Operation]:
         "hue": Operation(jittered, 1.0, 3),
         "jitter without hue": Operation(replace(plain, jitter=replace(jitter, hue=0.0)), 1.0),
         "jitter": Operation(jittered, 1.0),
+        "gain": Operation(replace(plain, jitter=Jitter(1.0, 0.0, 0.0, 0.0, 0.0, gain=0.4)), 1.0),
         "grayscale": Operation(replace(plain, grayscale=1.0), 1.0),
         "turn": Operation(replace(plain, vertical_flip=0.5, quarter_turn=0.75), 1.0),
         "solarize": Operation(replace(plain, solarize=Solarize(1.0)), 1.0),

@@ -65,7 +65,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", metavar="RECIPE", help="your own recipe, as for train.py")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help="where the report goes (default perf)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, as for train.py")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def check(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Color jitter and grayscale as one affine map per crop.
 
-Brightness, contrast about the crop's mean gray, saturation, hue (a rotation about the gray axis) and
+Brightness, contrast about the crop's mean gray, saturation, hue (a rotation about the gray axis), gains of channels and
 grayscale are all linear in a pixel x and in the crop's mean color m, so any order of them composes to
 x' = A x + B m with two 3x3 matrices that are known before a pixel is read. This differs from torchvision in two
 ways, both measured in tests/pipeline/test_backends.py: steps are not clipped, and torchvision rotates hue in HSV.
@@ -30,6 +30,8 @@ def color_matrices(draw: Draw) -> tuple[Float[np.ndarray, "B V 3 3"], Float[np.n
     active = np.flatnonzero(draw.jitter)
     if len(active):
         linear[active], mean[active] = _jitter(draw.factors.reshape(-1, 4)[active], draw.order.reshape(-1, 4)[active])
+        gains = np.broadcast_to(draw.gains, (*shape, 3)).reshape(-1, 3)[active, :, None]
+        linear[active], mean[active] = gains * linear[active], gains * mean[active]
     gray = draw.grayscale.reshape(-1)
     linear[gray], mean[gray] = LUMA @ linear[gray], LUMA @ mean[gray]
     return (

@@ -26,7 +26,7 @@ NATIVE = ("ffcv", "torchvision")  # backends that keep the channels and the dept
 
 @dataclass(frozen=True)
 class Jitter:
-    """ColorJitter with strengths as in torchvision (hue in turns), applied with `probability`.
+    """ColorJitter with strengths as in torchvision (hue in turns), then a gain for each channel; with `probability`.
 
     exact: step by step with clipping and hue in HSV, as torchvision does (dali cannot); else one affine map.
     """
@@ -36,6 +36,7 @@ class Jitter:
     contrast: float = 0.8
     saturation: float = 0.8
     hue: float = 0.2
+    gain: float = 0.0
     exact: bool = True
 
 
@@ -87,7 +88,7 @@ class Changes:
     def colors(self) -> bool:
         """Whether color jitter or grayscale may change a crop."""
         jitter = self.jitter
-        strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        strength = max(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue, jitter.gain)
         return self.grayscale > 0 or (jitter.probability > 0 and strength > 0)
 
     @property

@@ -8,7 +8,7 @@ published recipe (SwAV, appendix A; torchvision's RandomResizedCrop and ColorJit
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt32
@@ -17,7 +17,8 @@ from pipeline.crops import Crops
 
 ATTEMPTS = 10  # windows tried before the central one is taken, as torchvision does
 FURTHER = 3 + ATTEMPTS  # the purposes of numbers after those of the windows: turns and tones,
-CUSTOM = FURTHER + 1  # and the user's own changes
+CUSTOM = FURTHER + 1  # and the user's own changes,
+GAINS = CUSTOM + 1  # and, from this one on, gains of four channels each
 ORDERS = np.array(list(itertools.permutations(range(4))), dtype=np.uint8)  # of the four jitter steps
 
 # Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
@@ -47,6 +48,7 @@ class Draw:
     flip: Bool[np.ndarray, "B V"]
     jitter: Bool[np.ndarray, "B V"]
     factors: Float[np.ndarray, "B V 4"]  # brightness, contrast, saturation, hue (in turns)
+    gains: Float[np.ndarray, "B V C"]  # of the channels, after these four; C may be 1 where no crop is changed
     order: UInt8[np.ndarray, "B V 4"]  # the four steps' indices in the order they are applied
     grayscale: Bool[np.ndarray, "B V"]
     blur: Bool[np.ndarray, "B V"]
@@ -77,9 +79,8 @@ def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarr
     more = uniform(2)
     changes = crops.changes
     spread = np.array([[own.jitter.brightness, own.jitter.contrast, own.jitter.saturation] for own in changes])
-    lowest = np.maximum(0.0, 1.0 - spread)
     factors = np.empty((*chance.shape[:2], 4))
-    factors[..., :3] = lowest + strength[..., :3] * (1.0 + spread - lowest)
+    factors[..., :3] = _about_one(spread, strength[..., :3])
     factors[..., 3] = (2.0 * strength[..., 3] - 1.0) * np.array([own.jitter.hue for own in changes])
     low, high = np.array([own.blur.sigma for own in changes]).T
     flip, turns, solarize, posterize = _further(crops, uniform, more[..., 2], chance[..., 0])
@@ -89,6 +90,7 @@ def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarr
         flip=flip,
         jitter=chance[..., 1] < np.array([own.jitter.probability for own in changes]),
         factors=factors.astype(np.float32),
+        gains=_gains(crops, uniform, len(row)),
         order=ORDERS[(more[..., 0] * len(ORDERS)).astype(np.int64)],
         grayscale=chance[..., 2] < np.array([own.grayscale for own in changes]),
         blur=chance[..., 3] < np.array([own.blur.probability for own in changes]),
@@ -97,6 +99,21 @@ def draw(crops: Crops, seed: int, epoch: int, rows: np.ndarray, height: np.ndarr
         solarize=solarize,
         posterize=posterize,
     )
+
+
+def _about_one(strength: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Factors from 1 - strength, but not below 0, to 1 + strength."""
+    lowest = np.maximum(0.0, 1.0 - strength)
+    return lowest + u * (1.0 + strength - lowest)
+
+
+def _gains(crops: Crops, uniform, rows: int) -> Float[np.ndarray, "B V C"]:
+    strength = np.array([[own.jitter.gain] for own in crops.changes])
+    channels = len(crops.mean)
+    if not strength.any():
+        return np.ones((rows, len(strength), channels), np.float32)
+    u = np.concatenate([uniform(GAINS + part) for part in range((channels + 3) // 4)], axis=-1)
+    return _about_one(strength, u[..., :channels]).astype(np.float32)
 
 
 def _further(crops: Crops, uniform, which: np.ndarray, chance: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -162,6 +179,11 @@ def center(crops: Crops, rows: np.ndarray, height: np.ndarray, width: np.ndarray
     return unchanged(rows, np.stack([top, left, side, side], axis=-1))
 
 
+def uncolored(draw: Draw) -> Draw:
+    """The draw's windows, flips and turns, without its color, blur and tones."""
+    return replace(unchanged(draw.rows, draw.window), flip=draw.flip, turns=draw.turns)
+
+
 def unchanged(rows: np.ndarray, window: Int[np.ndarray, "B V 4"]) -> Draw:
     """The draw of these windows without any change."""
     shape = window.shape[:2]
@@ -172,6 +194,7 @@ def unchanged(rows: np.ndarray, window: Int[np.ndarray, "B V 4"]) -> Draw:
         flip=never,
         jitter=never,
         factors=np.broadcast_to(np.array([1, 1, 1, 0], dtype=np.float32), (*shape, 4)),
+        gains=np.ones((*shape, 1), dtype=np.float32),
         order=np.broadcast_to(ORDERS[0], (*shape, 4)),
         grayscale=never,
         blur=never,

@@ -69,7 +69,7 @@ def _fit_backend(config: DictConfig, pixels: PixelFormat) -> list[str]:
     if backend not in NATIVE:
         raise ConfigError(
             f"pipeline.backend={backend}: expected {' or '.join(NATIVE)} or auto for images of {pixels}, or "
-            "data.channels=rgb, which makes 8-bit RGB of them"
+            "data.channels=rgb, which makes 8-bit RGB of picture files"
         )
     return []
 

@@ -6,7 +6,6 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,12 +19,13 @@ from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
 from pipeline.crops import NATIVE, Crops, native_backend
 from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
-from pipeline.dataset.columns import blocks
 from pipeline.dataset.reader import Reader
 from pipeline.dataset.table import DatasetError, SampleTable
 from pipeline.draw import center, draw
+from pipeline.ledger import AddUp, Ledger
 from pipeline.mixing.mixture import REPEAT, ROW, Mixture, draw_repeats, source_of
 from pipeline.order import Position, order, rank_rows, steps_per_epoch
+from pipeline.priority import NICE
 from pipeline.remote.plan import Plan, Step
 from pipeline.requests import Feed
 
@@ -45,7 +45,6 @@ BACKENDS: dict[str, Callable[..., Backend]] = {
     "ffcv": FfcvBackend,
     "torchvision": TorchvisionBackend,
 }
-AddUp = Callable[[list[int]], list[int]]  # integers of this rank -> their sums over all ranks
 READY = 1  # finished batches that wait for the training loop
 
 
@@ -58,9 +57,14 @@ def make_backend(
     dtype: torch.dtype | None = None,
     hw_decoder_load: float | None = None,
     pixels: PixelFormat = COLOR,
+    nice: int = 0,
 ) -> Backend:
-    """A backend by its name in BACKENDS, for images of this format."""
-    options: dict[str, dict[str, Any]] = {"dali": {"hw_decoder_load": hw_decoder_load}, "ffcv": {"pixels": pixels}}
+    """A backend by its name in BACKENDS, for images of this format. nice: of the threads that only compute; all of
+    those of `torchvision` hold Python's lock at times."""
+    options: dict[str, dict[str, Any]] = {
+        "dali": {"nice": nice, "hw_decoder_load": hw_decoder_load},
+        "ffcv": {"nice": nice, "pixels": pixels},
+    }
     return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options.get(name, {}))
 
 
@@ -145,6 +149,7 @@ class Loader:
             torch.float32 if self.customs else self.dtype,
             hw_decoder_load,
             self.feed.table.pixels,
+            nice=NICE if self.device_id is not None else 0,
         )
         self.backend = self._new_backend()
 
@@ -258,29 +263,6 @@ class Loader:
     def _order(self, epoch: int) -> np.ndarray:
         rows = self.feed.usable if self.mixture is None else self.mixture.epoch(self.seed, epoch)
         return order(self.seed, epoch, rows, self.neighbors)
-
-
-@dataclass
-class Ledger:
-    """Count of drawn rows and the sum of their fingerprints. Ledgers of ranks and restarts add up."""
-
-    count: int = 0
-    checksum: int = 0
-
-    def enter(self, rows: np.ndarray) -> None:
-        """Add `rows` (integers). A row drawn twice instead of another changes the checksum."""
-        for part in blocks(len(rows)):
-            x = rows[part].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)  # splitmix64's finalizer
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-            self.count += len(x)
-            self.checksum = (self.checksum + int(x.sum(dtype=np.uint64))) % 2**64
-
-    def total(self, add_up: AddUp) -> Ledger:
-        """The sum of all ranks' ledgers."""
-        count, low, high = add_up([self.count, self.checksum & 0xFFFFFFFF, self.checksum >> 32])
-        return Ledger(count, (low + (high << 32)) % 2**64)
 
 
 def evaluation_batches(

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         help="three channels, from 0 on, to show as red, green and blue, e.g. 3,2,1 (default 0,1,2)",
     )
     parser.add_argument("--out", type=Path, default=Path("preview.png"), help="PNG to write (default preview.png)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         if not 1 <= options.rows <= 1000 or options.epoch < 0:
             raise ValueError(

@@ -29,6 +29,7 @@ class JitterOfGroup(Section):
     contrast: NotNegative | None = None
     saturation: Auto | NotNegative | None = None
     hue: Auto | HueTurns | None = None
+    gain: NotNegative | None = None
 
 
 class BlurOfGroup(Section):

@@ -96,7 +96,7 @@ class Data(Section):
     channels: Literal["auto", "rgb"] | Annotated[int, Range(ge=1, le=MOST_CHANNELS, unit="channels")] = setting(
         "auto",
         "rgb: images become 8-bit RGB; a number: they keep channels and depth, others are quarantined; auto: they do "
-        "if most are .npy, .npz, 16-bit PNG or TIFF of other than 8-bit colors, else rgb",
+        "if most are .npy, .npz, 16-bit PNG, deeper gray JPEG 2000 or TIFF of other than 8-bit colors, else rgb",
         resume="another choice of channels is refused",
     )
     layout: Literal["auto", "hwc", "chw"] = setting(
@@ -166,6 +166,7 @@ class Jitter(Section):
     hue: Auto | HueTurns = setting(
         "auto", "turns of the color circle, either way; auto: 0.2, 0 for images that are no color images"
     )
+    gain: NotNegative = setting(0.0, "strength: one more factor for each channel by itself, after the other steps")
     exact: Auto | bool = setting(
         "auto",
         "true: torchvision's steps one by one, clipped, with hue in HSV (ffcv; torchvision always); false: one affine "

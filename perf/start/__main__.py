@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the spans here")
     parser.add_argument("recipe", nargs="?", default="config/demo.yaml", help="default: the demo's")
     parser.add_argument("settings", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
 
     def measure(_stopped: Sequence[BaseException]) -> Report:
         load_config([options.recipe, *options.settings])

@@ -84,7 +84,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a trace for Perfetto here")
     parser.add_argument("--no-variants", dest="variants", action="store_false", help="the settings at hand alone")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings, as for train.py")
-    return parser.parse_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.color import color_matrices
 from pipeline.crops import Changes, Crops
 from pipeline.draw import Draw
+from pipeline.priority import computing_threads
 
 FLOATS = {"start": 1, "end": 1, "linear": 2, "of_mean": 2, "sigma": 0}  # dimensions; other arguments are bools
 PREFETCH = 2  # batches decoded ahead; the dict form of this option would copy the outputs
@@ -41,6 +42,7 @@ class DaliBackend:
         threads: int,
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
+        nice: int = 0,
         hw_decoder_load: float | None = None,
     ):
         self.crops = crops
@@ -50,7 +52,7 @@ class DaliBackend:
         if hw_decoder_load is not None:
             self.decoder["hw_decoder_load"] = hw_decoder_load
         self.batch_size = batch_size
-        self.threads = threads
+        self.threads, self.nice = threads, nice
         self.device_id = device_id
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
@@ -63,7 +65,8 @@ class DaliBackend:
             return [request.encoded, *self._arguments(request.draw)]
 
         pipeline = self._define(feed)
-        pipeline.build()
+        with computing_threads(1, "dali", self.nice) as starter:  # DALI's own threads take its priority over
+            starter.submit(pipeline.build).result()
         while True:
             try:
                 outputs = pipeline.run()

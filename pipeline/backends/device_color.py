@@ -1,12 +1,13 @@
 """The color part of a draw on a GPU: the fused kernel's steps after resampling, in compiled torch code.
 
-Takes the uint8 crops that the kernel makes for a GPU, and computes the same values up to rounding: color step by step
-(see device_hsv.py) or as one affine map about the crop's mean (see color.py), blur, normalization.
+Takes the crops that the kernel makes for a GPU, and computes the same values up to rounding. Those of pictures are
+uint8: color step by step (see device_hsv.py) or as one affine map about the crop's mean (see color.py), blur,
+normalization. Those of images that keep their channels and depth are float32 (see device_native.py).
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.backends.device_hsv import Steps, jitter_steps, stepwise
+from pipeline.backends.device_native import NativeSteps, finish_native, native_blur, native_steps, native_tones
 from pipeline.color import color_matrices
 from pipeline.crops import Crops
+from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.draw import Draw
 
 
@@ -42,30 +45,22 @@ def finish_on_gpu(
     device: torch.device,
     dtype: torch.dtype = torch.float16,
     batch: int = 0,
+    pixels: PixelFormat = COLOR,
 ) -> list[Tensor]:
-    """Finish the uint8 crops of each resolution, (views, B, s, s, 3) in pinned memory; returns them on `device`.
+    """Finish the crops of each resolution, (views, B, s, s, C) in pinned memory; returns them on `device`.
 
-    batch: as for `finish_groups`. Runs on a separate stream and waits for it, so that the caller may reuse the host
-    memory. The stream has a high priority: its kernels are short, and the next step needs their result.
+    pixels: of the images. batch: as for `finish_groups`. Runs on a separate stream and waits for it, so that the caller
+    may reuse the host memory. The stream has a high priority: its kernels are short, and the next step needs their
+    result.
     """
     stream = _stream(device)
     with torch.cuda.stream(stream):
-        finished = finish_groups(groups, draw, crops, device, dtype, batch, _compiled())
+        function = _compiled(pixels.native, pixels.is_color, pixels.has_range)
+        finished = finish_groups(groups, draw, crops, device, dtype, batch, function, pixels)
     stream.synchronize()
     for tensor in finished:  # used on the default stream by the training step: keeps the memory until then
         tensor.record_stream(torch.cuda.default_stream(device))
     return finished
-
-
-def copy_to_gpu(groups: list[Tensor], device: torch.device) -> list[Tensor]:
-    """Crops in pinned memory that are finished, on `device`; the host memory may be reused then, as above."""
-    stream = _stream(device)
-    with torch.cuda.stream(stream):
-        copies = [group.to(device, non_blocking=True) for group in groups]
-    stream.synchronize()
-    for tensor in copies:
-        tensor.record_stream(torch.cuda.default_stream(device))
-    return copies
 
 
 def finish_groups(
@@ -76,15 +71,16 @@ def finish_groups(
     dtype: torch.dtype,
     batch: int,
     function: Any,
+    pixels: PixelFormat = COLOR,
 ) -> list[Tensor]:
-    """The crops of each resolution after `function`, which is `finish` or its compiled form.
+    """The crops of each resolution after `function`, which is `finish` or `finish_native`, or its compiled form.
 
     batch: shorter batches are padded to so many rows, because each length would be another graph.
     """
     rows = len(draw.rows)
     return [
         function(
-            padded(pixels.to(device, non_blocking=True), batch),
+            padded(group.to(device, non_blocking=True), batch),
             None if color is None else type(color)(*(padded(values, batch) for values in color)),
             None if weights is None else padded(weights, batch),
             mean,
@@ -92,7 +88,9 @@ def finish_groups(
             None if tones is None else Tones(*(padded(values, batch) for values in tones)),
             dtype=dtype,
         )[:, :rows]
-        for pixels, (color, weights, mean, std, tones) in zip(groups, arguments_of(draw, crops, device), strict=True)
+        for group, (color, weights, mean, std, tones) in zip(
+            groups, arguments_of(draw, crops, device, pixels), strict=True
+        )
     ]
 
 
@@ -104,15 +102,21 @@ def padded(values: Shaped[Tensor, "views rows *rest"], batch: int) -> Shaped[Ten
     return torch.cat([values, values[:, -1:].expand(-1, missing, *values.shape[2:])], dim=1)
 
 
-def arguments_of(draw: Draw, crops: Crops, device: torch.device) -> list[tuple[Any, ...]]:
-    """The arguments of `finish` after the pixels, for each resolution. Color and blur are None for crops without."""
+def arguments_of(draw: Draw, crops: Crops, device: torch.device, pixels: PixelFormat = COLOR) -> list[tuple[Any, ...]]:
+    """The arguments of `finish`, or of `finish_native`, after the pixels, for each resolution. Color and blur are None
+    for crops without."""
     mean = torch.tensor(crops.mean, device=device)
     std = torch.tensor(crops.std, device=device)
-    kind, color = (Steps, jitter_steps) if crops.jitter.exact else (Affine, color_matrices)
+    kind: Any
+    color: Any
+    if pixels.native:
+        kind, color = NativeSteps, partial(native_steps, pixels=pixels)
+        weights, tones = native_blur(draw, crops), native_tones(draw, crops)
+    else:
+        kind, color = (Steps, jitter_steps) if crops.jitter.exact else (Affine, color_matrices)
+        weights, tones = _blur_weights(draw, crops), _tones(draw, crops)
     changes = crops.changes
     colors = color(draw) if any(own.colors for own in changes) else ()
-    weights = _blur_weights(draw, crops)
-    tones = _tones(draw, crops)
 
     def on_device(array: np.ndarray, members: list[int]) -> Tensor:
         """(B, V, ...) -> (views of the group, B, ...) on the device."""
@@ -214,8 +218,9 @@ def _blur(
 
 
 @cache
-def _compiled() -> Any:
-    return torch.compile(finish, dynamic=False)
+def _compiled(native: bool, is_color: bool, clips: bool) -> Any:
+    function = partial(finish_native, is_color=is_color, clips=clips) if native else finish
+    return torch.compile(function, dynamic=False)
 
 
 @cache

@@ -26,22 +26,25 @@ class Steps(NamedTuple):
     step: Float[Tensor, "views batch 4"]  # in each round: BRIGHTNESS, ... or NOTHING
     amount: Float[Tensor, "views batch 4"]  # the factor; for HUE the shift in 256ths of a circle
     gray: Float[Tensor, "views batch"]  # 1 for a crop that becomes gray at the end
+    gains: Float[Tensor, "views batch 3"]  # of red, green and blue, after the rounds
 
 
-def jitter_steps(draw: Draw) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def jitter_steps(draw: Draw) -> tuple[np.ndarray, ...]:
     """The fields of `Steps` for a draw, as arrays (B, V, ...)."""
     turns = draw.factors[..., 3:]
     shift = np.trunc(turns.astype(np.float64) * 255)
     amount = np.take_along_axis(np.concatenate([draw.factors[..., :3], shift], axis=-1), draw.order, axis=-1)
     idle = ~draw.jitter[..., None] | ((draw.order == HUE) & (turns == 0))
-    return np.where(idle, NOTHING, draw.order), amount, draw.grayscale
+    gains = np.where(draw.jitter[..., None], draw.gains, 1)
+    return np.where(idle, NOTHING, draw.order), amount, draw.grayscale, np.broadcast_to(gains, (*gains.shape[:2], 3))
 
 
 def stepwise(planes: list[UInt8[Tensor, "views batch size size"]], steps: Steps) -> list[Plane]:
     """Red, green and blue after all steps, in levels from 0 to 255."""
     for turn in range(4):
         planes = _round(planes, steps.step[..., turn, None, None], steps.amount[..., turn, None, None])
-    red, green, blue = (plane.float() for plane in planes)
+    gains = steps.gains[..., None, None].unbind(2)
+    red, green, blue = ((plane * gain).clamp(0, 255).floor() for plane, gain in zip(planes, gains, strict=True))
     gray, to_gray = _gray(red, green, blue), steps.gray[..., None, None] > 0
     return [torch.where(to_gray, gray, plane) for plane in (red, green, blue)]
 

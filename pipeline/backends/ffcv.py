@@ -1,8 +1,8 @@
 """The ffcv backend: FFCV's decoder and the fused kernel, for every source of encoded images.
 
 The kernel decodes JPEGs and turns them as EXIF says. Other formats and JPEGs that libjpeg-turbo warns about are
-decoded by Pillow first. With a GPU the kernel stops after resampling and flip; the uint8 crops are copied to the GPU,
-which does color, blur and normalization.
+decoded by Pillow first. With a GPU the kernel stops after resampling and flip; the crops are copied to the GPU, which
+does color, blur and normalization.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.backends.device_color import copy_to_gpu, finish_on_gpu
+from pipeline.backends.device_color import finish_on_gpu
 from pipeline.batch import DecodeFailure, Request
 from pipeline.crops import Crops
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.images import MAX_PIXELS, BadImage, decode, is_decodable
 from pipeline.dataset.ppm import from_ppm
-from pipeline.draw import Draw
+from pipeline.draw import Draw, uncolored
 
 AHEAD = 2  # batches in work: one in the kernel, one in preparation
 
@@ -32,7 +32,7 @@ AHEAD = 2  # batches in work: one in the kernel, one in preparation
 class FfcvBackend:
     """Executes draws with `threads` threads on the CPU; with a `device_id`, color and blur run on that GPU.
 
-    Images of a native format have a kernel of their own (`pipeline.kernel.channels`), which does all steps on the CPU.
+    Images of a native format have a kernel of their own (`pipeline.kernel.channels`).
 
     Crops are channels-last tensors (N, C, size, size) of `dtype`: float32 (default on the CPU), float16 (default on a
     GPU), bfloat16, or uint8 on the CPU, which has neither color nor blur. Their memory is reused after their last
@@ -46,6 +46,7 @@ class FfcvBackend:
         threads: int,
         device_id: int | None = None,
         dtype: torch.dtype | None = None,
+        nice: int = 0,
         pixels: PixelFormat = COLOR,
     ):
         from pipeline.kernel.channels.kernel import ChannelKernel
@@ -54,13 +55,16 @@ class FfcvBackend:
         self.crops, self.batch_size = crops, batch_size
         self.device_id = device_id
         self.dtype = dtype or (torch.float32 if device_id is None else torch.float16)
-        self.native = pixels.native
+        self.pixels = pixels
         name: Any = str(self.dtype).removeprefix("torch.")
         self.kernel: Any
-        if pixels.native:
-            self.kernel = ChannelKernel(crops, pixels, threads, name)
+        if pixels.native and device_id is None:
+            self.kernel = ChannelKernel(crops, pixels, threads, name, nice)
+        elif pixels.native:
+            plain = replace(crops, mean=(0.0,) * pixels.channels, std=(1.0,) * pixels.channels)
+            self.kernel = ChannelKernel(plain, pixels, threads, "float32", nice)
         else:
-            self.kernel = Kernel(crops, threads, name if device_id is None else "uint8")
+            self.kernel = Kernel(crops, threads, name if device_id is None else "uint8", nice=nice)
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="pillow")
         self.ahead = ThreadPoolExecutor(AHEAD, thread_name_prefix="batch")
         self.free: dict[tuple[int, ...], list[np.ndarray]] = {}  # unused buffers by shape
@@ -100,10 +104,11 @@ class FfcvBackend:
     # ------------------------------------------------------------------ one batch
     def _fill(self, request: Request, buffers: list[np.ndarray]) -> None:
         """Write the request's crops to `buffers`. Raises BadImage if an image cannot be decoded."""
-        if request.pixels.native != self.native:
+        if request.pixels.native != self.pixels.native:
             raise ValueError(f"images of {request.pixels} for a backend of other images")
-        if self.native:
-            self.kernel.run(list(self.pool.map(request.native, range(len(request.rows)))), request.draw, buffers)
+        if self.pixels.native:
+            drawn = request.draw if self.device_id is None else uncolored(request.draw)
+            self.kernel.run(list(self.pool.map(request.native, range(len(request.rows)))), drawn, buffers)
             return
         images, height, width = list(request.encoded), request.height, request.width
         jpeg = np.array([image[:2].tobytes() == b"\xff\xd8" for image in images], bool)
@@ -157,10 +162,7 @@ class FfcvBackend:
             tensors.append(bits.view(torch.bfloat16) if buffer.dtype == np.uint16 else bits)
         if self.device_id is not None:
             device = torch.device("cuda", self.device_id)
-            if self.native:
-                tensors = copy_to_gpu(tensors, device)
-            else:
-                tensors = finish_on_gpu(tensors, draw, self.crops, device, self.dtype, self.batch_size)
+            tensors = finish_on_gpu(tensors, draw, self.crops, device, self.dtype, self.batch_size, self.pixels)
         return [tensor.flatten(0, 1).permute(0, 3, 1, 2) for tensor in tensors]
 
 

@@ -40,6 +40,7 @@ def native_view(
     if draw.jitter[index, view]:
         for step in draw.order[index, view].tolist():
             x = _jittered(x, step, float(draw.factors[index, view, step]), pixels)
+        x = _clipped(x * torch.from_numpy(draw.gains[index, view])[:, None, None], pixels)
     if draw.grayscale[index, view] and pixels.is_color:
         x = functional.rgb_to_grayscale(x, num_output_channels=3)
     if draw.blur[index, view]:

@@ -97,6 +97,9 @@ class TorchvisionBackend:
                     x = functional.adjust_saturation(x, saturation)
                 elif hue != 0:  # ColorJitter skips a step without strength: a rotation by 0 would still round in HSV
                     x = functional.adjust_hue(x, hue)
+            if changes.jitter.gain:
+                bands = zip(x.split(), draw.gains[index, view].tolist(), strict=True)
+                x = Image.merge("RGB", [functional.adjust_brightness(band, gain) for band, gain in bands])
         if draw.grayscale[index, view]:
             x = functional.to_grayscale(x, num_output_channels=3)
         if draw.blur[index, view]:

@@ -29,7 +29,7 @@ MAGIC = {
 }  # fmt: skip
 TAR_BYTES = 2048  # per image in a tar in addition to its own bytes: headers, padding, label
 NO_IMAGE = b"swave: "  # with a reason, spooled instead of an image that the source does not give
-ABSENT = NO_IMAGE + b"not in the file (path only)"
+ABSENT = NO_IMAGE + b"not in the file nor below its folder (path only): Dataset.save_to_disk embeds images"
 
 
 class Sample(NamedTuple):

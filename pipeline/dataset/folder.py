@@ -127,6 +127,8 @@ def images_of(
             keep[others] = [looks_like_image(name, head) for name, head in zip(names, heads, strict=True)]
     if takes_arrays(choice, bool(keep.any())):
         keep |= np.array([has_array_extension(name) for name in listing.names], bool)
+    if choice.channels == RGB and not keep.any() and any(map(has_array_extension, listing.names)):
+        raise DatasetError("data.channels=rgb: .npy and .npz files are no pictures; leave it out")
     if choice.image not in (None, ALL):
         suffixes = [split_key(name)[1].lower() for name in listing.names]
         known_suffixes = {suffix for suffix, kept in zip(suffixes, keep, strict=True) if kept}

@@ -71,6 +71,7 @@ class Work(NamedTuple):
     jitter: np.ndarray  # (B, V) bool
     factors: np.ndarray  # (B, V, 4) float32
     order: np.ndarray  # (B, V, 4) uint8
+    gains: np.ndarray  # (B, V, 3) float32
     grayscale: np.ndarray  # (B, V) bool
     blur: np.ndarray  # (B, V) bool
     sigma: np.ndarray  # (B, V) float32
@@ -222,6 +223,7 @@ def _make_crop(work, setting, scratch, stages, row, view, size, target, rgb, lum
                 work.jitter[row, view],
                 work.factors[row, view],
                 work.order[row, view],
+                work.gains[row, view],
                 work.grayscale[row, view],
             )
         elif not is_identity(linear, offset):

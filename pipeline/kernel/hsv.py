@@ -82,6 +82,17 @@ def _blend_all(planes, at, stride, size, base, factor):
 
 
 @njit(nogil=True, error_model="numpy")
+def _amplify(planes, at, stride, size, gains):
+    """Multiply each channel by its gain, as brightness does with all of them; in place."""
+    for row in range(3 * size):
+        gain = gains[row % 3]
+        if gain != ONE:
+            line = planes[at + row * stride : at + row * stride + size]
+            for i in range(size):
+                line[i] = _blend(np.int32(0), line[i], gain)
+
+
+@njit(nogil=True, error_model="numpy")
 def _saturate(planes, at, stride, size, factor):
     """Blend each pixel with its own gray, in place; factor 0 is grayscale."""
     for column in range(size):
@@ -114,8 +125,9 @@ def _rotate_hue(planes, at, stride, size, factor):
 
 
 @njit(nogil=True, error_model="numpy")
-def stepwise_color(planes, at, stride, size, jitter, factors, order, grayscale):
-    """Apply brightness, contrast, saturation and hue by `factors` in `order` if `jitter`, then grayscale; in place."""
+def stepwise_color(planes, at, stride, size, jitter, factors, order, gains, grayscale):
+    """Apply brightness, contrast, saturation and hue by `factors` in `order`, then the channels' `gains`, if `jitter`;
+    then grayscale; in place."""
     for position in range(4 if jitter else 0):
         step = order[position]
         factor = factors[step]
@@ -127,5 +139,7 @@ def stepwise_color(planes, at, stride, size, jitter, factors, order, grayscale):
         else:
             base = _mean_gray(planes, at, stride, size) if step == 1 else np.int32(0)
             _blend_all(planes, at, stride, size, base, factor)
+    if jitter:
+        _amplify(planes, at, stride, size, gains)
     if grayscale:
         _saturate(planes, at, stride, size, ZERO)

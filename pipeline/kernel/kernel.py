@@ -37,6 +37,7 @@ from pipeline.kernel.driver import (
     plane_stride,
 )
 from pipeline.kernel.resample import STRIP
+from pipeline.priority import computing_threads
 from pipeline.scaling import shrinks
 
 PLANES = ("scaled", "accurate")  # values of crops.decode and dct for which JPEGs are decoded to planes
@@ -49,8 +50,8 @@ class Kernel:
     dtype: of the crops; "bfloat16" returns the bits as uint16; "uint8" stops after resampling and flip (no color, blur
     or normalization). crops.jitter.exact: torchvision's color steps one by one, else composed to one affine map (see
     color.py). crops.decode: "scaled" decodes JPEGs to their planes or as small as the windows allow, "exact" to PIL's
-    very pixels. dct: "fast" is ffcv's own decoder, on average one level off PIL and always exact in size. Raises
-    ValueError for other values, ImportError if ffcv is not installed.
+    very pixels. dct: "fast" is ffcv's own decoder, on average one level off PIL and always exact in size. nice: of the
+    threads, see `computing_threads`. Raises ValueError for other values, ImportError if ffcv is not installed.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Kernel:
         threads: int,
         dtype: Literal["float32", "float16", "bfloat16", "uint8"] = "float32",
         dct: Literal["fast", "accurate"] = "accurate",
+        nice: int = 0,
     ):
         if dtype not in DTYPES or dct not in ("fast", "accurate") or threads < 1:
             raise ValueError(
@@ -73,7 +75,7 @@ class Kernel:
         self.capacity = (0, 0)  # bytes and longest side of the largest decoded image that scratch holds
         self.scratch: list[Scratch] = []
         self.handles = [new_decompressor() if dct == "accurate" else 0 for _ in range(threads)]
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+        self.pool = computing_threads(threads, "kernel", nice)
         self._end = weakref.finalize(self, _end, self.pool, self.handles)
         self.lock = threading.Lock()
         empty = np.empty(0, np.int64)
@@ -165,6 +167,7 @@ class Kernel:
             jitter=np.array(draw.jitter, bool, order="C"),
             factors=np.array(draw.factors, np.float32, order="C"),
             order=np.array(draw.order, np.uint8, order="C"),
+            gains=np.array(np.broadcast_to(draw.gains, (batch, views, 3)), np.float32, order="C"),
             grayscale=np.array(draw.grayscale, bool, order="C"),
             blur=np.array(draw.blur, bool, order="C"),
             sigma=np.array(draw.sigma, np.float32, order="C"),

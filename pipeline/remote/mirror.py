@@ -34,9 +34,10 @@ from pipeline.remote.address import RemoteObject, is_remote, parsed, shown, with
 from pipeline.remote.faults import Missing
 from pipeline.remote.fetching import fault_of_disk, fetch
 from pipeline.remote.heads import image_heads, shard_heads
+from pipeline.remote.http import MISSING
 from pipeline.remote.index import Held, Index
 from pipeline.remote.known import Known, known_beton, known_tars
-from pipeline.remote.probes import APART, FILES, IMAGES, ShardProbes, probes_file, save_probes
+from pipeline.remote.probes import APART, FILES, IMAGES, PROBES, ShardProbes, probes_file, save_probes
 from pipeline.remote.skeletons import comes_apart, images_apart, shard_kind, take_apart
 from pipeline.remote.store import Store, open_store
 
@@ -44,7 +45,7 @@ CACHE_BYTES = "100GB"
 UNBOUNDED = sys.maxsize  # for cache_bytes: all objects are kept whole
 BOUND = "cache_bytes"
 GROUP, IMAGES_OF_GROUP = 256 << 20, 4096  # images that are on the disk at once before they are scanned
-FOLDERS = (FILES, "partial", "probes")
+PARTIAL = "partial"
 _in_use: dict[Path, IO[str]] = {}  # shared locks of the mirrors that this process reads, until it ends
 
 
@@ -82,9 +83,8 @@ def local_path(
         where = parsed(path)[1]
         store, folder = open_store(where), mirror_folder(cache, where)
         try:
-            for name in FOLDERS:
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            with _taken(folder / "lock") as stamp:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _taken(folder / "lock", f"{check} {cache_bytes} ") as stamp:
                 if stamp is not None:
                     bound = _bound(folder) if cache_bytes is None else cache_bytes
                     _update(store, folder, bound, workers, progress, check)
@@ -122,21 +122,22 @@ def mirror_folder(cache: Path, address: str) -> Path:
 
 
 class _taken:
-    """The exclusive lock on a mirror. Gives None if another process, for which this one waited, has just updated it:
-    the ranks of a node start together."""
+    """The exclusive lock on a mirror. Gives None if another process, for which this one waited, has just updated it in
+    the same way: the ranks of a node start together. way: a text without a line's end."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, way: str) -> None:
+        self._path, self._way = path, way
 
     def __enter__(self) -> IO[str] | None:
-        before = self._path.read_bytes() if self._path.exists() else b""
+        before = self._path.read_text() if self._path.exists() else ""
         self._file = lock(self._path)
-        return self._file if self._path.read_bytes() == before else None
+        now = self._path.read_text()
+        return None if now != before and now.startswith(self._way) else self._file
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self._file.truncate(0)
-            self._file.write(uuid.uuid4().hex)
+            self._file.write(self._way + uuid.uuid4().hex)
         self._file.close()
 
 
@@ -155,7 +156,7 @@ def _claim(folder: Path) -> IO[str]:
     try:
         return lock(folder / "in-use", wait=False)
     except BlockingIOError:
-        problem = f"another run reads {folder}, whose objects have changed or whose data.cache_bytes is another"
+        problem = f"another run reads {folder}; its objects have changed, or data.cache_bytes or data.check is another"
         raise DatasetError(f"{problem}; set another data.cache, or start when it is done") from None
 
 
@@ -164,8 +165,10 @@ def _claim(folder: Path) -> IO[str]:
 
 def _update(store: Store, folder: Path, cache_bytes: int, workers: int, progress: bool, check: str) -> None:
     index = Index(folder)
-    shutil.rmtree(folder / "partial")
-    (folder / "partial").mkdir()
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder / PARTIAL)
+    for name in (FILES, PARTIAL, PROBES):
+        (folder / name).mkdir(exist_ok=True)
     listed = _listed(store)
     total = sum(item.size for item in listed.values())
     apart = total > cache_bytes
@@ -207,6 +210,8 @@ def _listed(store: Store) -> dict[str, RemoteObject]:
         address = items[0].address.removesuffix(".beton") + ".npz"
         with suppress(Missing, DatasetError):  # S3 refuses to say that an object is missing, where it may not be listed
             items.append(store.look_up(address, items[0].name.removesuffix(".beton") + ".npz"))
+    if gone := next((item.name for item in items if item.tag == MISSING and shard_kind(item.name)), ""):
+        raise DatasetError(f"{gone}: no such object on the server; put it there, or leave it out")
     listed = {item.name: item for item in items}
     if len(listed) < len(items):
         twice = next(item.name for item in items if listed[item.name] is not item)
@@ -267,7 +272,7 @@ def _fetch(
         _into_place(folder, item, file)
         index.add(Held(item, digest, True))
 
-    skeleton = folder / "partial" / "skeleton"
+    skeleton = folder / PARTIAL / "skeleton"
 
     def put_known(item: RemoteObject, known: Known) -> None:
         save_probes(probes_file(folder, item.name), known.probes)
@@ -294,13 +299,13 @@ def _fetch(
         bar.update(item.size)
 
     def put_image_heads(items: list[RemoteObject]) -> None:
-        for item, file, image in image_heads(store, items, folder / "partial"):
+        for item, file, image in image_heads(store, items, folder / PARTIAL):
             _into_place(folder, item, file)
             index.add(Held(item, "", False, image))
             bar.update(item.size)
 
     with progress_bar(total, f"fetching {store.address}", "B", progress) as bar:
-        fetch(store, whole, folder / "partial", put, bar.update)
+        fetch(store, whole, folder / PARTIAL, put, bar.update)
         tars = known_tars(folder / FILES, shards)
         unknown = []
         for item in shards:  # one at a time: a shard is all that is on the disk beyond data.cache_bytes
@@ -313,8 +318,8 @@ def _fetch(
                 unknown.append(item)
             else:
                 _check_room(folder, item.size)
-                fetch(store, [item], folder / "partial", put_apart, bar.update)
-        shard_heads(store, unknown, folder / "partial", folder / FILES, put_heads)
+                fetch(store, [item], folder / PARTIAL, put_apart, bar.update)
+        shard_heads(store, unknown, folder / PARTIAL, folder / FILES, put_heads)
         for some in _groups(images):
             if check == HEADERS:
                 put_image_heads(some)
@@ -342,7 +347,7 @@ def _fetch_images(
 ) -> None:
     """Fetch objects that are images, and keep what a scan finds out about each."""
     fetched: list[tuple[RemoteObject, Path, str]] = []
-    fetch(store, items, folder / "partial", lambda *one: fetched.append(one), count)
+    fetch(store, items, folder / PARTIAL, lambda *one: fetched.append(one), count)
     found = images_apart([file for _, file, _ in fetched], workers)
     for (item, file, digest), image in zip(fetched, found, strict=True):
         _into_place(folder, item, file)

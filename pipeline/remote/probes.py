@@ -16,6 +16,7 @@ from pipeline.dataset.table import DatasetError, Names, State
 from pipeline.remote.index import Index
 
 FILES = "files"  # the mirror's folder of objects
+PROBES = "probes"  # that of what the scan found out
 IMAGES = "images"  # the folder of those that are kept
 UNKNOWN = -1  # in place of a checksum
 APART = "without-images.json"  # the mirror's shards are skeletons; the address, and the bound of `images`
@@ -48,7 +49,7 @@ def mirror_without_images(root: Path) -> Path | None:
 
 
 def probes_file(mirror: Path, name: str) -> Path:
-    return mirror / "probes" / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:20]}.npz"
+    return mirror / PROBES / f"{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:20]}.npz"
 
 
 def save_probes(file: Path, probes: ShardProbes) -> None:

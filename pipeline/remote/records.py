@@ -44,15 +44,13 @@ class Records:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._place = lock(folder / f"rank-{rank}.lock", wait=False)
+            self._adopt(rank, ranks)
         except BlockingIOError:
             note(f"{folder}: another run keeps images here; this one fetches each image when it needs it")
             self.quota = 0
-            return
-        except OSError as error:
+        except OSError as error:  # also where the first rank of another run has just removed the folder
             note(f"{folder}: no images are kept ({error.strerror}); each is fetched when it is needed")
             self.quota = 0
-            return
-        self._adopt(rank, ranks)
 
     def __contains__(self, row: int) -> bool:
         return os.path.exists(self._file(row))

@@ -28,14 +28,14 @@ def test_global_and_local_crops_are_two_groups():
 
 
 def test_a_group_has_what_it_names_and_the_rest_of_crops():
-    first = "{blur: {probability: 1.0}, jitter: {hue: 0.1}}"
+    first = "{blur: {probability: 1.0}, jitter: {hue: 0.1, gain: 0.3}}"
     groups = f"crops.groups=[{first}, {{count: 3, size: 16, flip: 0, solarize: {{probability: 0.2}}}}]"
     settings = ["crops.global.size=32", "crops.blur.sigma=[0.5,1]", "crops.jitter.hue=0.2"]
     crops = crops_from_config(crops_with(groups, *settings))
     assert [view.size for view in crops.views] == [32, 16, 16, 16]
     one, other, *_ = crops.changes
     assert one.blur == Blur(1.0, (0.5, 1.0)) and other.blur == Blur(crops.blur.probability, (0.5, 1.0))
-    assert (one.jitter.hue, other.jitter.hue) == (0.1, 0.2)
+    assert (one.jitter.hue, other.jitter.hue) == (0.1, 0.2) and (one.jitter.gain, other.jitter.gain) == (0.3, 0.0)
     assert (one.flip, other.flip, other.solarize.probability) == (crops.flip, 0, 0.2)
     assert crops.for_evaluation(24, 1.0).views == (View(24, (1.0, 1.0)),)
 

@@ -50,6 +50,7 @@ RUN_BY = {
     "perf.going_on": "test_both_starts_take_the_same_steps_and_a_second_call_repeats_no_run",
     "perf.kill_check": "test_killed_runs_end_with_the_same_bits_at_each_stage",
     "perf.loader": "test_every_contender_has_its_median_lowest_and_highest_rate",
+    "perf.loader.calls": "test_the_calls_are_timed_beside_each_way_to_load",
     "perf.memory": "test_the_formula_is_within_10_percent_of_the_memory_of_two_ranks",
     "perf.parity": "test_parity_is_reported_for_every_operation_and_within_its_limits",
     "perf.tables.tiling": "test_the_program_of_the_docs_measures_at_toy_size",
@@ -127,11 +128,17 @@ def test_its_program_takes_its_arguments(line, monkeypatch):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("make train") and "NODES" not in line])
-def test_a_dry_training_prints_its_command(line, capsys):
+def test_a_dry_training_prints_its_command(line, capsys, tmp_path):
     from launch import start
 
+    if "model.lora" in line:
+        pytest.importorskip("peft", reason="peft is not installed")
+    weights = tmp_path / "weights.pth"
+    weights.touch()
     ((_, arguments),) = programs(line)
     settings = [word for word in arguments if word != "--dry"]
+    for recipe, section in (("config/continue.yaml", "model"), ("config/distill.yaml", "distill")):
+        settings += [f"{section}.weights={weights}"] * (recipe in settings)
     assert start.main(["--dry", "--processes", "2", *settings]) == 0
     assert "train.py" in capsys.readouterr().out
 

@@ -1,11 +1,17 @@
 """Exports of networks with other channels than RGB: the other library's network gives the same features."""
 
+import json
+import re
+
 import onnxruntime
 import pytest
 import torch
 
 from export.__main__ import export
+from export.model_card import header
 from support.exports import RESNET18, TINY_RESNET, TINY_VIT, built_by, difference, refused
+from support.native.images import tiles, write_tiles
+from training.trained_network import read_trained
 
 pytestmark = pytest.mark.slow(seconds=40)
 FOUR = {"in_chans": 4}
@@ -28,18 +34,31 @@ def test_a_traced_program_takes_four_channels(trained, tmp_path):
     assert difference(ours.backbone, torch.jit.load(tmp_path / "weights.pt"), (2, 4, 16, 16)) < 1e-5
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_graph_takes_four_channels(trained, tmp_path, precision):
+@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-4), ("fp16", 2e-2), ("int8", 0.3)])
+def test_a_graph_of_each_precision_takes_four_channels_and_names_them(trained, tmp_path, precision, bound):
     run, ours = trained(TINY_RESNET[0], TINY_RESNET[1] | FOUR, 16)
-    export(run, tmp_path / "graph.onnx", "onnx", onnx_options={"precision": precision})
+    data = str(write_tiles(tmp_path / "images", tiles(40, 20, high=65536))) if precision == "int8" else None
+    export(run, tmp_path / "graph.onnx", "onnx", onnx_options={"precision": precision, "data": data, "size": 16})
     session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
-    assert session.get_inputs()[0].shape[1] == 4
-    assert {"mean", "std", "config"} <= session.get_modelmeta().custom_metadata_map.keys()
+    assert session.get_inputs()[0].shape == ["batch", 4, 16, 16]
+    told = session.get_modelmeta().custom_metadata_map
+    assert told.items() >= header(read_trained(run)).items()
+    assert json.loads(told["channels"]) == 4 and json.loads(told["input_sizes"]) == [16]
+    assert json.loads(told["mean"]) == [0.25] * 4 and json.loads(told["std"]) == [0.125] * 4
 
     def theirs(images):
         return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
 
-    assert difference(ours.backbone, theirs, (2, 4, 16, 16)) < (1e-4 if precision == "fp32" else 2e-2)
+    assert difference(ours.backbone, theirs, (2, 4, 16, 16)) < bound
+
+
+def test_images_of_other_channels_do_not_calibrate(trained, tmp_path):
+    run, _ = trained(TINY_RESNET[0], TINY_RESNET[1] | FOUR, 16)
+    data = str(write_tiles(tmp_path / "images", tiles(4, 20, channels=2)))
+    line = f"--data {data}: the images are 2 channels of uint16, and the network takes 4 channels; give others"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        export(run, tmp_path / "x.onnx", "onnx", onnx_options={"precision": "int8", "data": data})
+    assert not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.parametrize("format", ["transformers", "detectron2"])

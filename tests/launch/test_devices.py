@@ -17,8 +17,9 @@ from training.distributed import cluster_from_environment, device_index
 
 MASTER = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 PROGRAM = """
-import json, os
-print(json.dumps([os.environ["LOCAL_RANK"], os.environ["CUDA_VISIBLE_DEVICES"]]))
+import json, os, sys
+line = json.dumps([os.environ["LOCAL_RANK"], os.environ["CUDA_VISIBLE_DEVICES"]])
+sys.stdout.write(line + "\\n")  # at once: other ranks write there too
 """
 
 

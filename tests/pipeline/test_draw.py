@@ -30,6 +30,7 @@ def fields(drawn):
         drawn.turns,
         drawn.solarize,
         drawn.posterize,
+        drawn.gains,
     ]
 
 
@@ -221,6 +222,36 @@ def test_all_eight_positions_of_a_crop_have_their_chance():
         mirror, upside, exchange = (bool(part[0, 0]) for part in one.oriented)
         made = crop[:: -1 if upside else 1, :: -1 if mirror else 1]
         np.testing.assert_array_equal(made.T if exchange else made, np.rot90(np.fliplr(crop) if flip else crop, turns))
+
+
+@given(st.lists(st.floats(0, 2), min_size=3, max_size=3), st.integers(1, 13), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_gains_are_drawn_for_each_channel_and_leave_all_other_numbers_as_they_are(strengths, channels, seed):
+    rows, size = np.arange(40), np.full(40, 300)
+    plain = replace(SWAV, views=SWAV.views[:3], mean=(0.5,) * channels, std=(0.3,) * channels)
+    own = [Changes(jitter=Jitter(gain=strength)) for strength in strengths]
+    views = tuple(replace(view, own=one) for view, one in zip(plain.views, own, strict=True))
+    before, drawn = (draw(crops, seed, 3, rows, size, size) for crops in (plain, replace(plain, views=views)))
+    for one, other in zip(fields(before)[:-1], fields(drawn)[:-1], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert drawn.gains.shape == (40, 3, channels) and (before.gains == 1).all()
+    for view, strength in enumerate(np.float32(strengths)):
+        gains = drawn.gains[:, view]
+        assert gains.min() >= max(0, 1 - strength) - 1e-6 and gains.max() <= 1 + strength + 1e-6
+        assert (gains == 1).all() if strength == 0 else True
+    more = replace(plain, views=views, mean=(0.5,) * 20, std=(0.3,) * 20)
+    np.testing.assert_array_equal(drawn.gains, draw(more, seed, 3, rows, size, size).gains[..., :channels])
+
+
+def test_gains_are_uniform_and_independent():
+    n = 20_000
+    crops = replace(SWAV, jitter=Jitter(gain=0.4), mean=(0.5,) * 6, std=(0.3,) * 6)
+    drawn = draw(crops, 5, 0, np.arange(n), np.full(n, 100), np.full(n, 100))
+    columns = [*np.moveaxis(drawn.gains[:, :2].reshape(n, 12), 1, 0), *np.moveaxis(drawn.factors[:, 0], 1, 0)]
+    for column in columns[:12]:
+        assert ks_2samp(column, np.random.default_rng(0).uniform(0.6, 1.4, n)).pvalue > 1e-4
+    correlation = np.corrcoef(np.array(columns, dtype=float)) - np.eye(len(columns))
+    assert np.abs(correlation).max() < 0.04
 
 
 def test_further_changes_leave_the_numbers_of_the_others_as_they_are():

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.crops import Blur, Crops, Jitter, View
 from pipeline.dataset.open import DatasetError, open_dataset
-from pipeline.loader import BACKENDS, Ledger, Loader, _Producer
+from pipeline.ledger import Ledger
+from pipeline.loader import BACKENDS, Loader, _Producer
 from support.photos import flat_colors, write_folder
 
 CROPS = Crops(

@@ -36,7 +36,7 @@ def test_chosen_channels_are_red_green_and_blue():
 def test_channels_that_cannot_be_shown_are_one_line(tmp_path, channels, capsys):
     root = write_tiles(tmp_path / "images", tiles(4, 40, channels=5))
     places = [f"data.path={root}", f"data.cache={tmp_path}", "--out", str(tmp_path / "x.png")]
-    assert main(["config/folder.yaml", *places, "--channels", channels]) == 2
+    assert main(["config/folder.yaml", "--channels", channels, *places]) == 2  # settings may follow an option
     assert f"--channels={channels}: " in capsys.readouterr().err.splitlines()[-1]
 
 

@@ -64,6 +64,8 @@ def make_run(directory, backbone, options, size):
         "prototypes": 12,
         "heads": 1,
     }
+    channels = options.get("in_chans", 3)
+    config.crops.mean, config.crops.std = [0.25] * channels, [0.125] * channels
     network = SwAV(backbone_of(config.model, own_code=True), 16, 8, 12)
     fill(network)
     state = {

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.records.chunks import ARRAY, BYTES, IMAGE, NUMPY, PIL, TENSOR, TEXT, Column, list_items
 from pipeline.dataset.records.listing import Records, Window, opened
+from pipeline.dataset.records.litdata_rows import has_rows, list_rows
 from pipeline.dataset.table import DatasetError
 
 # By the name up to a colon ('image:png', 'no_header_tensor:11').
@@ -26,7 +27,10 @@ def list_litdata(path: str, choice: Choice) -> Records:
     index = os.path.join(os.path.dirname(path), "index.json")
     columns, pair = _columns(index, os.stat(index).st_mtime_ns)
     with opened(path) as descriptor:
-        return list_items(Window(descriptor), os.path.basename(path), columns, choice, pair)
+        window, name = Window(descriptor), os.path.basename(path)
+        if has_rows(window):
+            return list_rows(window, name, choice)
+        return list_items(window, name, columns, choice, pair)
 
 
 @lru_cache(16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from pipeline.dataset.table import DatasetError
 TEXT = "image/class/text"  # the name of image/class/label in the records of TF-Slim and of `make convert`
 NUMBERED = "image/class/label"
 LARGEST_VALUE = 1 << 16  # bytes of a label or name
+LOOKED_AT = 100  # records that say which features hold images and labels
 
 
 class Feature(NamedTuple):
@@ -40,20 +42,12 @@ def list_tfrecord(path: str, choice: Choice) -> Records:
     which of its features are the image and the label."""
     name = os.path.basename(path)
     records = Records()
-    names: list[str] = []
     with open(path, "rb") as file:
         window = Window(file.fileno())
-        image = label = None
+        image, label = _chosen(window, name, choice)
+        names = _names_of_labels(Path(path), label)
         for start, end in _messages(window, name):
             features = _features(window, start, end, name)
-            if image is None:
-                images = [key for key, one in features.items() if _is_image(window, one)]
-                if not images:
-                    raise DatasetError(f"{name}: no feature holds an encoded image ({', '.join(sorted(features))})")
-                image = chosen_image(sorted(images), choice)
-                single = [key for key, one in sorted(features.items()) if one.values == 1 and key not in images]
-                label = chosen_label(single, choice)
-                names = _names_of_labels(Path(path), label)
             found = features.get(image)
             if found is None or found.kind != 1 or found.values != 1:
                 records.left_out["record without an image"] += 1
@@ -61,6 +55,20 @@ def list_tfrecord(path: str, choice: Choice) -> Records:
             key = _text(window, features.get("image/filename")) or f"{name}-{len(records.keys):06d}"
             records.add(found.start, found.length, key, _label(window, features, label, names, name))
     return records
+
+
+def _chosen(window: Window, name: str, choice: Choice) -> tuple[str, str]:
+    """The features of the image and the label, '' without: by the first records, as one of them may lack some."""
+    images: set[str] = set()
+    values: dict[str, int] = {}  # the most that a record has
+    for start, end in islice(_messages(window, name), LOOKED_AT):
+        features = _features(window, start, end, name)
+        images |= {key for key, one in features.items() if _is_image(window, one)}
+        values |= {key: max(one.values, values.get(key, 0)) for key, one in features.items()}
+    if values and not images:
+        raise DatasetError(f"{name}: no feature holds an encoded image ({', '.join(sorted(values))})")
+    image = chosen_image(sorted(images), choice) if images else ""
+    return image, chosen_label([key for key in sorted(values) if values[key] == 1 and key not in images], choice)
 
 
 def _messages(window: Window, name: str) -> Iterator[tuple[int, int]]:
@@ -145,9 +153,9 @@ def _text(window: Window, feature: Feature | None) -> str:
     return window.read(feature.start, feature.length).decode("utf-8", "replace")
 
 
-def _label(window: Window, features: dict[str, Feature], field: str | None, names: list[str], where: str) -> Label:
+def _label(window: Window, features: dict[str, Feature], field: str, names: list[str], where: str) -> Label:
     """The label of a record: the name of its class where names are known, else its number."""
-    feature = features.get(field or "")
+    feature = features.get(field)
     if feature is None or feature.values != 1:
         return None
     if feature.kind == 1:

@@ -1,6 +1,6 @@
 """Color in float32 on planes, as torchvision's transforms.v2 does it on float tensors; in place.
 
-Brightness and contrast are for any channels; the others are for the three of color images.
+Brightness, contrast and gains are for any channels; the others are for the three of color images.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the steps of `Draw.order`
 
 
 @njit(nogil=True, error_model="numpy")
-def jitter(planes, at, stride, size, channels, factors, order, is_color, clips, mean):
-    """Apply brightness, contrast, saturation and hue by `factors` (4,) float32 in `order` (4,).
+def jitter(planes, at, stride, size, channels, factors, order, gains, is_color, clips, mean):
+    """Apply brightness, contrast, saturation and hue by `factors` (4,) float32 in `order` (4,), then multiply each
+    channel by its gain (channels,) float32.
 
     is_color: 3 channels that are red, green and blue; else there is no saturation and no hue. clips: values end at 0
     and 1. mean: (channels,) float32, scratch.
@@ -40,6 +41,10 @@ def jitter(planes, at, stride, size, channels, factors, order, is_color, clips, 
             saturate(planes, at, stride, size, factor)
         elif is_color and factor != ZERO:
             _rotate_hue(planes, at, stride, size, factor)
+    for row in range(channels * size):
+        gain = gains[row % channels]
+        if gain != ONE:
+            _affine(planes, at + row * stride, size, gain, ZERO, clips)
 
 
 @njit(nogil=True, error_model="numpy")

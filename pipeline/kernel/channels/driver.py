@@ -50,6 +50,7 @@ class Work(NamedTuple):
     jitter: np.ndarray  # (B, V) bool
     factors: np.ndarray  # (B, V, 4) float32
     order: np.ndarray  # (B, V, 4) uint8
+    gains: np.ndarray  # (B, V, C) float32
     grayscale: np.ndarray  # (B, V) bool
     blur: np.ndarray  # (B, V) bool
     sigma: np.ndarray  # (B, V) float32
@@ -124,10 +125,8 @@ def finish_crop(work, setting, scratch, row, view, at, stride):
     """The steps after resampling."""
     size, channels, planes = setting.size[view], setting.channels, scratch.planes
     if work.jitter[row, view]:
-        factors, order = work.factors[row, view], work.order[row, view]
-        jitter(
-            planes, at, stride, size, channels, factors, order, setting.is_color, setting.clips, scratch.mean
-        )  # fmt: skip
+        factors, order, gains = work.factors[row, view], work.order[row, view], work.gains[row, view]
+        jitter(planes, at, stride, size, channels, factors, order, gains, setting.is_color, setting.clips, scratch.mean)
     if work.grayscale[row, view] and setting.is_color:
         saturate(planes, at, stride, size, ZERO)
     if work.blur[row, view]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,7 @@ from pipeline.kernel.channels.resample import STRIP, odd_lines
 from pipeline.kernel.channels.simd import FLOATS, TILE
 from pipeline.kernel.compiling import compiling
 from pipeline.kernel.kernel import empty_draw
+from pipeline.priority import computing_threads
 
 SAMPLES = {"float32": FLOAT32, "uint16": UINT16, "uint8": UINT8}
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -53,6 +54,7 @@ class ChannelKernel:
         pixels: PixelFormat,
         threads: int,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
+        nice: int = 0,
     ):
         if dtype not in DTYPES or threads < 1:
             raise ValueError(f"dtype={dtype!r}, threads={threads}: give one of {', '.join(DTYPES)}, and a thread")
@@ -62,7 +64,7 @@ class ChannelKernel:
         self.threads = threads
         self.side = 0  # of the largest image that scratch is for
         self.scratch: list[Scratch] = []
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="kernel")
+        self.pool = computing_threads(threads, "kernel", nice)
         self._end = weakref.finalize(self, self.pool.shutdown)
         self.lock = threading.Lock()
         with compiling(Path(__file__).parent):
@@ -129,6 +131,7 @@ class ChannelKernel:
             jitter=np.array(draw.jitter, bool, order="C"),
             factors=np.array(draw.factors, np.float32, order="C"),
             order=np.array(draw.order, np.uint8, order="C"),
+            gains=np.array(np.broadcast_to(draw.gains, (batch, views, pixels.channels)), np.float32, order="C"),
             grayscale=np.array(draw.grayscale, bool, order="C"),
             blur=np.array(draw.blur, bool, order="C"),
             sigma=np.array(draw.sigma, np.float32, order="C"),

@@ -34,10 +34,10 @@ def checkout(folder, seconds):
 
 
 def test_one_runs_while_the_other_is_stopped(tmp_path):
-    slow, fast = checkout(tmp_path / "slow", 0.2), checkout(tmp_path / "fast", 0.1)
+    slow, fast = checkout(tmp_path / "slow", 0.4), checkout(tmp_path / "fast", 0.1)
     base, now = take_turns([slow, fast], [], tmp_path, 6)
     ratios = sorted(old / new for old, new in zip(base, now, strict=True))
-    assert 1.6 < ratios[len(ratios) // 2] < 2.4
+    assert 2 < ratios[len(ratios) // 2] < 8  # 4 on a quiet machine
     for number in ("0", "1"):  # two turns for warming up, six that count, and at most one line more of each turn
         lines = (tmp_path / number / "run" / "metrics.jsonl").read_text().count("\n")
         assert 8 <= lines <= 16

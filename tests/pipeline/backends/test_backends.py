@@ -83,6 +83,7 @@ ERRORS = {
     "hue": (replace(PLAIN, jitter=JITTER), only(3), 6.47),
     "jitter without hue": (replace(PLAIN, jitter=replace(JITTER, hue=0.0)), lambda d: d, 2.77),
     "jitter": (replace(PLAIN, jitter=JITTER), lambda d: d, 6.85),
+    "gain": (replace(PLAIN, jitter=Jitter(1.0, 0.0, 0.0, 0.0, 0.0, gain=0.4)), lambda d: d, 0.548),
     "grayscale": (replace(PLAIN, grayscale=1.0), lambda d: d, 0.146),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), lambda d: d, 0.522),
     "turn": (replace(PLAIN, vertical_flip=0.5, quarter_turn=0.75), lambda d: d, 0.150),

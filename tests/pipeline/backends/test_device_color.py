@@ -10,8 +10,11 @@ from torch._dynamo.testing import CompileCounter
 
 from pipeline.backends.device_color import arguments_of, finish, finish_groups
 from pipeline.backends.device_hsv import HUE, NOTHING, Steps, stepwise
+from pipeline.backends.device_native import finish_native
 from pipeline.crops import Blur, Changes, Crops, Jitter, Posterize, Solarize, View
-from pipeline.draw import center, draw
+from pipeline.dataset.channels.format import PixelFormat
+from pipeline.draw import center, draw, uncolored
+from pipeline.kernel.channels.kernel import ChannelKernel
 from pipeline.kernel.hsv import _rotate_hue
 from pipeline.kernel.kernel import Kernel
 from support.photos import photographs
@@ -25,14 +28,25 @@ CASES = {  # crops, and the limits of the largest and the mean difference from t
     "normalized": (PLAIN, 0.001, 0.001),
     "steps": (STEPS, 0.001, 0.001),  # the same bytes
     "steps without hue": (replace(STEPS, jitter=Jitter(hue=0.0)), 0.001, 0.001),
+    "gain": (replace(STEPS, jitter=Jitter(0.9, gain=0.5)), 0.001, 0.001),
     "blur": (replace(PLAIN, blur=Blur(probability=1.0)), 1.01, 0.13),  # 0.10: the kernel computes in fixed point
     "tones": (replace(STEPS, solarize=Solarize(0.5, 0.3), posterize=Posterize(0.5, 3)), 0.001, 0.001),
     "turns": (replace(PLAIN, vertical_flip=0.5, quarter_turn=0.5), 0.001, 0.001),
     "views that differ": (replace(PLAIN, views=DIFFERENT), 1.01, 0.13),
     "everything": (SWAV, 1.01, 0.06),  # 0.04
     "affine map": (replace(STEPS, jitter=Jitter(exact=False)), 1.01, 0.1),  # 0.07
+    "affine map with gain": (replace(STEPS, jitter=Jitter(gain=0.2, exact=False)), 1.01, 0.1),
     "everything, affine": (replace(SWAV, jitter=Jitter(exact=False)), 2.5, 0.12),  # 0.09
 }
+
+NATIVE = {name: CASES[name][0] for name in ("normalized", "steps", "gain", "blur", "tones", "turns", "everything")}
+FORMATS = [
+    PixelFormat(*kind, native=True) for kind in ((5, "uint16", "hwc"), (1, "float32", "hwc"), (3, "uint8", "hwc"))
+]
+
+
+def channels_of(crops, pixels, mean=0.4, std=0.3):
+    return replace(crops, mean=(mean,) * pixels.channels, std=(std,) * pixels.channels)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -56,13 +70,38 @@ def test_finishing_on_the_device_gives_the_crops_of_the_kernel(case):
         assert levels.mean() < mean
 
 
+@pytest.mark.parametrize("case", NATIVE)
+@pytest.mark.parametrize("pixels", FORMATS, ids=str)
+def test_finishing_images_of_any_channels_on_the_device_gives_the_crops_of_their_kernel(pixels, case):
+    crops = channels_of(NATIVE[case], pixels)
+    generator, white = np.random.default_rng(1), pixels.white
+    images = [(generator.random((50, 60, pixels.channels)) ** 2 * white).astype(pixels.dtype) for _ in range(16)]
+    drawn = draw(crops, 7, 1, np.arange(16), np.full(16, 50), np.full(16, 60))
+    whole = ChannelKernel(crops, pixels, 1)
+    plain = ChannelKernel(channels_of(crops, pixels, mean=0.0, std=1.0), pixels, 1)
+    expected, resampled = whole.buffers(16), plain.buffers(16)
+    whole.run(images, drawn, expected)
+    plain.run(images, uncolored(drawn), resampled)
+    finishing = partial(finish_native, is_color=pixels.is_color, clips=pixels.has_range)
+    given = [torch.from_numpy(group) for group in resampled]
+    results = finish_groups(given, drawn, crops, torch.device("cpu"), torch.float32, 16, finishing, pixels)
+    for result, group in zip(results, expected, strict=True):
+        difference = (result - torch.from_numpy(group)).abs() * torch.tensor(crops.std)
+        jumps = difference > 2e-5  # a value at an edge of a sector of hue, of solarizing or of posterizing
+        assert jumps.float().mean() < 2e-4
+        assert difference[~jumps].max() < 2e-5
+
+
 def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
     """Colors, including gray and pure ones, rotated by every shift up to half the circle."""
     levels = np.array([0, 1, 2, 50, 51, 102, 127, 128, 200, 203, 254, 255], np.uint8)
     colors = np.random.default_rng(0).choice(levels, (48, 48, 3))
     for shift in range(-127, 128):
         steps = Steps(
-            torch.tensor([[[HUE, NOTHING, NOTHING, NOTHING]]]), torch.tensor([[[shift, 0, 0, 0]]]), torch.zeros(1, 1)
+            torch.tensor([[[HUE, NOTHING, NOTHING, NOTHING]]]),
+            torch.tensor([[[shift, 0, 0, 0]]]),
+            torch.zeros(1, 1),
+            torch.ones(1, 1, 3),
         )
         result = torch.stack(stepwise(list(torch.from_numpy(colors[None, None]).unbind(-1)), steps), dim=-1)
         planes = np.ascontiguousarray(colors.transpose(0, 2, 1))

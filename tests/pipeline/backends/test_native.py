@@ -259,7 +259,11 @@ def test_crops_on_a_gpu_are_those_of_the_cpu(four, backend):
     assert len(given) == len(expected) == 12
     for one, other in zip(given, expected, strict=True):
         assert one.is_cuda
-        torch.testing.assert_close(one.cpu(), other, rtol=0, atol=0)
+        difference = (one.cpu() - other).abs()
+        if backend == "torchvision":
+            assert not difference.any()
+        else:  # values at an edge of a sector of hue may jump
+            assert (difference > 1e-4).float().mean() < 2e-4
 
 
 def test_a_request_states_the_format(four):

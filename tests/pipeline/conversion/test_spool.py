@@ -89,7 +89,8 @@ def test_an_image_given_by_path_alone_is_read_from_its_file(tmp_path):
     parquet.write_table(pa.table({"image": rows}), tmp_path / "root" / "x.parquet")
     report = converted(tmp_path / "root" / "x.parquet", tmp_path / "out", "wds")
     assert report.written == 2
-    absent = dict.fromkeys(("gone", "secret", "hosts"), "not in the file (path only)")
+    why = "not in the file nor below its folder (path only): Dataset.save_to_disk embeds images"
+    absent = dict.fromkeys(("gone", "secret", "hosts"), why)
     reasons = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
     assert reasons == absent | {"x-00000005": "zero bytes"}
 

@@ -20,7 +20,7 @@ from pipeline.dataset.columns import ALIGNMENT, Growing, blocks, new_column, rea
 from pipeline.dataset.folder import images_of, list_folder, scan_folder
 from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.table import COLUMNS, Names, SampleTable, State
-from pipeline.loader import Ledger
+from pipeline.ledger import Ledger
 from pipeline.order import order
 from support.small_datasets import PNG, ROOT, packed, same, write
 

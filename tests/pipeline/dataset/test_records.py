@@ -137,6 +137,19 @@ def test_records_without_the_image_are_counted(tmp_path, example_type):
     assert (len(table), table.left_out) == (2, {"record without an image": 1})
 
 
+def test_features_that_the_first_record_lacks_are_found(tmp_path, example_type):
+    rows = [
+        {"target": [5]},
+        {"image": [encoded(1)], "target": [5], "labels": [1, 2]},
+        {"image": [encoded(2)], "label": [0], "target": [5], "labels": [1]},
+    ]
+    path = write_tfrecord(tmp_path / "x.tfrecord", example_type, rows)
+    assert "it is not clear which field holds the labels (label, target)" in error_of(opened, path, tmp_path)
+    table = opened(path, tmp_path, choice=Choice(label="label"))
+    assert [bytes(data) for data in Reader(table).read(range(2))] == [encoded(1), encoded(2)]
+    assert (table.label.tolist(), table.left_out) == ([-1, 0], {"record without an image": 1})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -50,7 +50,7 @@ def same(given, wanted):
 
 JPEG_SOURCES = [
     ("mds/jpeg", ()), ("mds/bytes", NAMES), ("litdata/jpeg", ()), ("litdata/tuple", ()),
-    ("lmdb/caffe_encoded_lmdb", ()),
+    ("litdata/rows", ()), ("litdata/nested", NAMES), ("lmdb/caffe_encoded_lmdb", ()),
 ]  # fmt: skip
 
 
@@ -260,6 +260,8 @@ def with_long_keys(data):
         ("mds/zstd", "shard.00000.mds.zstd", lambda data: data[:-9], "shard.00000.mds.zstd: damaged"),
         ("mds/jpeg", "index.json", lambda data: b'{"version": 2, "shards": [{}]}', "index.json: damaged"),
         ("litdata/jpeg", "chunk-0-1.bin", lambda data: data[:16] + b"~" * 4 + data[20:], "1.bin: damaged in item"),
+        ("litdata/rows", "chunk-0-1.bin", lambda data: data[:-9] + b"~" + data[-8:], "1.bin: damaged, its rows"),
+        ("litdata/rows", "chunk-0-1.bin", lambda data: data.replace(b"ARROW1", b"~" * 6), "1.bin: damaged, its rows"),
         ("litdata/jpeg", "index.json", lambda data: data.replace(b"data_spec", b"spec"), "no data_format"),
         ("lmdb/classes.lmdb", "data.mdb", lambda data: data[:9000], "cut short or damaged at page"),
         ("lmdb/classes.lmdb", "data.mdb", lambda data: b"~" * len(data), "no LMDB of version 1"),

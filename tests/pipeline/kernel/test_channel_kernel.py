@@ -23,12 +23,13 @@ OPERATIONS = {
     "contrast": replace(PLAIN, jitter=replace(WITHOUT_HUE, brightness=0.0)),
     "saturation": replace(PLAIN, jitter=Jitter(probability=1.0, brightness=0.0, contrast=0.0, hue=0.0)),
     "hue": replace(PLAIN, jitter=Jitter(probability=1.0, brightness=0.0, contrast=0.0, saturation=0.0, hue=0.5)),
+    "gain": replace(PLAIN, jitter=Jitter(1.0, 0.0, 0.0, 0.0, 0.0, gain=0.7)),
     "grayscale": replace(PLAIN, grayscale=1.0),
     "blur": replace(PLAIN, blur=Blur(probability=1.0)),
     "wide blur": replace(PLAIN, blur=Blur(probability=1.0, sigma=(6.0, 9.0))),
     "turn": replace(PLAIN, vertical_flip=0.5, quarter_turn=0.75),
     "everything": Crops(
-        views=VIEWS, vertical_flip=0.5, quarter_turn=0.5, jitter=Jitter(probability=1.0), grayscale=0.3
+        views=VIEWS, vertical_flip=0.5, quarter_turn=0.5, jitter=Jitter(probability=1.0, gain=0.3), grayscale=0.3
     ),
 }
 KINDS = [
@@ -162,6 +163,24 @@ def test_nothing_beyond_an_image_is_read(planar):
         inside.append(view)
     for a, b in zip(crops_by_kernel(crops, pixels, inside, drawn), expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("dtype", "channels", "size", "planar"), KINDS)
+def test_a_gain_multiplies_a_channel_of_the_jittered_crop_and_without_strength_changes_no_bit(
+    dtype, channels, size, planar
+):
+    pixels, images = PixelFormat(channels, dtype, native=True), images_of(dtype, channels, size, planar)
+    plain = replace(PLAIN, jitter=Jitter(0.6, hue=0.0), mean=(0.0,) * channels, std=(1.0,) * channels)
+    gained = replace(plain, jitter=replace(plain.jitter, gain=0.5))
+    drawn = drawn_for(gained, images)
+    before = crops_by_kernel(plain, pixels, images, drawn_for(plain, images))
+    neutral = crops_by_kernel(gained, pixels, images, replace(drawn, gains=np.ones((1, 1, 1), np.float32)))
+    assert drawn.jitter.any() and not drawn.jitter.all()
+    for view, given in enumerate(crops_by_kernel(gained, pixels, images, drawn)):
+        gains = np.where(drawn.jitter[:, view, None], drawn.gains[:, view], np.float32(1))
+        expected = before[view] * gains[:, None, None]
+        np.testing.assert_array_equal(given, np.clip(expected, 0, 1) if pixels.has_range else expected)
+        np.testing.assert_array_equal(neutral[view], before[view])
 
 
 def test_values_of_float32_are_not_clipped():

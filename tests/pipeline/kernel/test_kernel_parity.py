@@ -23,6 +23,7 @@ AFFINE = {
     "hue": 6.67,
     "jitter without hue": 2.45,
     "jitter": 6.34,
+    "gain": 0.898,
     "grayscale": 0.253,
     "turn": 0.500,
     "solarize": 0.498,
@@ -80,13 +81,14 @@ def test_the_fast_decoder_is_within_a_level():
         assert np.abs(levels(PLAIN, output) - levels(PLAIN, other)).mean() < 1.0
 
 
-def test_hsv_jitter_gives_torchvisions_very_bytes():
+@pytest.mark.parametrize("gain", [0.0, 0.4])
+def test_hsv_jitter_gives_torchvisions_very_bytes(gain):
     """A window of the crop's size is not resampled, so every byte must be the same."""
     image = np.random.default_rng(3).integers(0, 256, (48, 48 * 60, 3), dtype=np.uint8)
     image[:, : 48 * 20] = np.tile(photographs()[2][:48, :480], (1, 2, 1))
     images = [np.ascontiguousarray(image[:, 48 * i : 48 * i + 48]) for i in range(60)]
     shape = np.full(60, 48), np.full(60, 48)
-    crops = one_view(48, jitter=JITTER, grayscale=0.2)
+    crops = one_view(48, jitter=replace(JITTER, gain=gain), grayscale=0.2)
     drawn = draw(crops, 7, 0, np.arange(60), *shape)
     drawn = replace(drawn, window=np.broadcast_to(np.array([0, 0, 48, 48]), drawn.window.shape))
     (output,), _ = execute(crops, images, drawn)

@@ -1,20 +1,23 @@
 """The mirror of a bucket or server: the same table as from a disk; fetched once, again only where it changed."""
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from config.recipe import ROOT
+from config.schema.ranges import bytes_of
 from perf.remote.server import serving
 from pipeline.dataset.table import State
 from pipeline.remote.index import FILE
-from pipeline.remote.mirror import mirror_folder
+from pipeline.remote.mirror import local_path, mirror_folder
 from support.remote.sites import size_of, small_disk, table_of, write_list, write_site
 from support.small_datasets import BAD, PLAIN, error_of, write
 
@@ -77,6 +80,14 @@ def test_a_missing_object_is_quarantined_like_an_empty_file(tmp_path):
         table = table_of(f"{server.address}/list.txt", tmp_path / "cache")
     (row,) = np.flatnonzero(table.state == State.QUARANTINED)
     assert table.name(row) == names[0] and len(table) == len(names)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "shard-{000000..000003}.tar"])
+def test_a_missing_shard_is_one_line_before_any_is_fetched(server, tmp_path, name):
+    server.gone.add("shard-000002.tar")
+    line = error_of(table_of, f"{server.address}/{name}", tmp_path / "cache")
+    assert line.endswith("shard-000002.tar: no such object on the server; put it there, or leave it out")
+    assert set(+server.asked) <= {"list.txt"}
 
 
 @pytest.mark.parametrize("cache_bytes", ["1GB", APART])
@@ -210,3 +221,45 @@ def test_processes_that_start_together_fetch_each_byte_once(server, tmp_path):
     outputs = [process.communicate() for process in processes]
     assert len({place for place, _ in outputs}) == 1 and all(process.returncode == 0 for process in processes), outputs
     assert all(count == 1 for name, count in server.asked.items() if name != "list.txt")
+
+
+def test_processes_that_make_the_folders_of_a_mirror_at_the_same_moment_are_not_in_each_others_way(server, tmp_path):
+    address, together = f"{server.address}/list.txt", 4
+    for number in range(20):  # of 20 moments, one hits a folder that another process has just removed
+        gate = threading.Barrier(together)
+
+        def start(gate=gate, cache=tmp_path / f"cache{number}"):
+            gate.wait()
+            return local_path(address, cache, None, workers=1, progress=False)
+
+        with ThreadPoolExecutor(together) as pool:
+            assert len(set(pool.map(lambda begin: begin(), [start] * together))) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "whole", "check"),
+    [
+        ((APART, "headers"), (APART, "decode"), False, "decode"),
+        (("1GB", "decode"), (APART, "decode"), False, "decode"),
+        ((APART, "decode"), ("1GB", "headers"), True, ""),
+    ],
+)
+def test_a_start_that_waits_for_one_with_other_settings_makes_the_mirror_its_own(
+    server, tmp_path, first, second, whole, check
+):
+    address, cache, server.latency = f"{server.address}/list.txt", tmp_path / "cache", 0.05
+    mirror = mirror_of(server, cache)
+
+    def start(cache_bytes, check):
+        return local_path(address, cache, bytes_of(cache_bytes), workers=1, progress=False, check=check)
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(start, *first)
+        while not (mirror / "partial").exists():
+            time.sleep(0.001)
+        assert start(*second) == other.result()
+    apart = mirror / "without-images.json"
+    assert apart.exists() == (not whole)
+    assert whole or json.loads(apart.read_text())["check"] == check
+    for row in json.loads(f"[{','.join((mirror / FILE).read_text().splitlines()[1:])}]"):
+        assert row[5] == whole

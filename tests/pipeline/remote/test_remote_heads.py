@@ -69,7 +69,10 @@ def drawn(table):
     return steps, loader.bad
 
 
-@pytest.mark.parametrize("kind", ["tar", "beton", "tfrecord", "recordio", "loose", "mds/jpeg", "litdata/jpeg"])
+KINDS = ["tar", "beton", "tfrecord", "recordio", "loose", "mds/jpeg", "litdata/jpeg", "litdata/rows"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_table_and_the_epochs_are_those_of_the_disk_after_a_tenth_of_the_bytes(tars, tmp_path, kind):
     root, size = site_of(kind, tars, tmp_path / "site")
     (root / "list.txt").rename(tmp_path / "list.txt")

@@ -41,7 +41,10 @@ def source(request, tmp_path):
     return root
 
 
-SOURCES = ["tfrecord", "recordio", "tfds/pets/jpeg", "mds/jpeg", "mds/pil", "litdata/jpeg", "litdata/pil", "loose"]
+SOURCES = [
+    "tfrecord", "recordio", "tfds/pets/jpeg", "mds/jpeg", "mds/pil", "litdata/jpeg", "litdata/pil", "litdata/rows",
+    "loose",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", SOURCES, indirect=True)

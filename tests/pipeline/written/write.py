@@ -111,6 +111,11 @@ def litdata():
     write(folder("litdata", "tensor"), lambda number: {"x": planes[number], "y": LABELS[number]})
     write(folder("litdata", "numpy"), lambda number: {"x": np.asarray(picture(number)), "y": LABELS[number]})
     write(folder("litdata", "array"), lambda number: [of_jpeg(number)["image"], of_jpeg(0)["image"]])
+    # Dicts of bytes, text and numbers become rows of Arrow.
+    write(folder("litdata", "rows"), lambda number: {"image": jpeg(number), "label": LABELS[number]})
+    nested = {"file": "x.jpg", "size": {"height": 8}}
+    write(folder("litdata", "nested"),
+          lambda number: {"photo": {"data": jpeg(number), **nested}, "class": NAMES[LABELS[number]]})  # fmt: skip
     write(folder("litdata", "zstd"), of_jpeg, compression="zstd")
     write(folder("litdata", "zstd-chunk"), of_jpeg, compression="zstd", compression_level="chunk")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -192,6 +193,8 @@ def test_mistakes_name_the_setting(tmp_path):
     folder = write_tiles(tmp_path / "images", tiles(4))
     line = error_of(open_dataset, folder, tmp_path / "tables", 1, False, choice=Choice(channels=7))
     assert "none of the 4 images can be read (4 of another kind: 4 channels of uint16)" in line
+    line = error_of(open_dataset, folder, tmp_path / "tables", 1, False, choice=Choice(channels="rgb"))
+    assert line.endswith("data.channels=rgb: .npy and .npz files are no pictures; leave it out")
     table = open_dataset(folder, tmp_path / "tables", 1, False)
     table.save(tmp_path / "images" / "table.npz")
     line = error_of(open_dataset, folder, tmp_path / "tables", 1, False, choice=Choice(channels="rgb"))
@@ -220,6 +223,26 @@ def test_false_color_shows_the_range_of_each_channel():
     assert shown.dtype == np.uint8 and shown.shape == (1, 4, 3)
     assert shown[0, :, 0].tolist() == shown[0, :, 1].tolist() == [0, 85, 170, 255] and not shown[0, :, 2].any()
     assert false_color(FOUR[..., :1]).shape == (24, 24, 3)
+
+
+def test_a_hot_and_a_dead_pixel_do_not_change_how_the_others_are_shown():
+    image = np.random.default_rng(0).integers(1000, 3000, (40, 40, 2)).astype(np.uint16)
+    damaged = image.copy()
+    damaged[3, 4], damaged[20, 30] = 65535, 0
+    others = np.ones((40, 40), bool)
+    others[3, 4] = others[20, 30] = False
+    shown, expected = false_color(damaged), false_color(image)
+    assert np.abs(shown[others].astype(int) - expected[others]).max() <= 1  # a percentile moves by one pixel of 1,600
+    assert shown[3, 4].tolist() == [255] * 3 and not shown[20, 30].any()
+    assert np.ptp(expected, axis=(0, 1)).tolist() == [255] * 3
+
+
+def test_dicom_without_pydicom_names_the_package(tmp_path):
+    if find_spec("pydicom"):
+        pytest.skip("pydicom is installed")
+    folder = write(tmp_path / "images", {f"{name}.dcm": bytes(128) + b"DICM" + bytes(64) for name in "ab"})
+    line = error_of(open_dataset, folder, tmp_path / "tables", 1, False)
+    assert "(2 a DICOM needs pydicom: .venv/bin/python -m pip install pydicom)" in line
 
 
 def test_a_number_of_channels_takes_pictures_as_their_files_have_them(tmp_path):
