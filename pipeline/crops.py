@@ -21,9 +21,6 @@ COLOR_VALUES = {  # what `auto` is for pictures in 8-bit RGB
 }
 
 
-NATIVE = ("ffcv", "torchvision")  # backends that keep the channels and the depth of images
-
-
 @dataclass(frozen=True)
 class Jitter:
     """ColorJitter with strengths as in torchvision (hue in turns), then a gain for each channel; with `probability`.
@@ -206,12 +203,18 @@ def usual_backend(on_gpu: bool) -> str:
     return "ffcv" if not on_gpu and importlib.util.find_spec("ffcv") else "dali"
 
 
+def native_backends(is_color: bool) -> tuple[str, ...]:
+    """The backends that keep the channels and the depth of images. is_color: see `PixelFormat`; DALI's operators of
+    color are for 8 bits."""
+    return ("ffcv", "torchvision") if is_color else ("ffcv", "torchvision", "dali")
+
+
 def native_backend(given: str = "auto") -> str:
-    """The backend for images with their own channels: `given` if it takes them, else the fastest one that is
+    """The backend for images with their own channels: `given` if it takes all of them, else the fastest one that is
     installed. Their kernel needs numba alone."""
-    if given in NATIVE:
+    if given in native_backends(is_color=True):
         return given
-    return NATIVE[0] if importlib.util.find_spec("numba") else NATIVE[1]
+    return "ffcv" if importlib.util.find_spec("numba") else "torchvision"
 
 
 def exact_color(setting: bool | str, backend: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from config.errors import ConfigError
-from pipeline.crops import COLOR_VALUES, NATIVE, native_backend
+from pipeline.crops import COLOR_VALUES, native_backend, native_backends
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.table import SampleTable
 from pipeline.stats import rounded, statistics_of
@@ -66,9 +66,9 @@ def _fit_backend(config: DictConfig, pixels: PixelFormat) -> list[str]:
     if backend == "auto":
         config.pipeline.backend = native_backend()
         return [f"pipeline.backend={config.pipeline.backend}  (it keeps {pixels}; override with pipeline.backend=...)"]
-    if backend not in NATIVE:
+    if backend not in (able := native_backends(pixels.is_color)):
         raise ConfigError(
-            f"pipeline.backend={backend}: expected {' or '.join(NATIVE)} or auto for images of {pixels}, or "
+            f"pipeline.backend={backend}: expected {' or '.join(able)} or auto for images of {pixels}, or "
             "data.channels=rgb, which makes 8-bit RGB of picture files"
         )
     return []

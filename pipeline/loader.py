@@ -16,7 +16,7 @@ from pipeline.backends.dali import DaliBackend
 from pipeline.backends.ffcv import FfcvBackend
 from pipeline.backends.torchvision import TorchvisionBackend
 from pipeline.batch import Batch, DecodeFailure, DrawRows, Request
-from pipeline.crops import NATIVE, Crops, native_backend
+from pipeline.crops import Crops, native_backend, native_backends
 from pipeline.custom import changed, custom_changes, unnormalized
 from pipeline.dataset.channels.format import COLOR, PixelFormat
 from pipeline.dataset.reader import Reader
@@ -62,7 +62,7 @@ def make_backend(
     """A backend by its name in BACKENDS, for images of this format. nice: of the threads that only compute; all of
     those of `torchvision` hold Python's lock at times."""
     options: dict[str, dict[str, Any]] = {
-        "dali": {"nice": nice, "hw_decoder_load": hw_decoder_load},
+        "dali": {"nice": nice, "hw_decoder_load": hw_decoder_load, "pixels": pixels},
         "ffcv": {"nice": nice, "pixels": pixels},
     }
     return BACKENDS[name](crops, batch_size, threads, device_id, dtype, **options.get(name, {}))
@@ -70,7 +70,7 @@ def make_backend(
 
 def require_native(backend: str, table: SampleTable) -> None:
     """Raise ValueError, one line, for a backend that does not make crops of the table's images."""
-    if table.pixels.native and backend not in NATIVE:
+    if table.pixels.native and backend not in native_backends(table.pixels.is_color):
         able = f"pipeline.backend={native_backend()} makes crops of them"
         raise ValueError(f"pipeline.backend={backend}: the images have {table.pixels}; {able}")
 

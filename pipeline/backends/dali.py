@@ -13,18 +13,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
+from pipeline.backends.dali_arrays import JITTER, TYPES, jitter_arrays, jittered, posterized, scaled, solarized
 from pipeline.batch import DecodeFailure, Request, group_views
 from pipeline.color import color_matrices
 from pipeline.crops import Changes, Crops
+from pipeline.dataset.channels.format import COLOR, PixelFormat
+from pipeline.dataset.images import BadImage
 from pipeline.draw import Draw
 from pipeline.priority import computing_threads
 
-FLOATS = {"start": 1, "end": 1, "linear": 2, "of_mean": 2, "sigma": 0}  # dimensions; other arguments are bools
+FLOATS = {"start": 1, "end": 1, "linear": 2, "of_mean": 2, "sigma": 0, **JITTER}  # dimensions; the others are bools
 PREFETCH = 2  # batches decoded ahead; the dict form of this option would copy the outputs
 
 
@@ -44,8 +48,9 @@ class DaliBackend:
         dtype: torch.dtype | None = None,
         nice: int = 0,
         hw_decoder_load: float | None = None,
+        pixels: PixelFormat = COLOR,
     ):
-        self.crops = crops
+        self.crops, self.pixels = crops, pixels
         self.dtype = dtype
         # libjpeg-turbo's default for the color channels: CPU, GPU and PIL agree (gpu-check measures what it costs)
         self.decoder: dict[str, Any] = {"jpeg_fancy_upsampling": True}
@@ -53,6 +58,7 @@ class DaliBackend:
             self.decoder["hw_decoder_load"] = hw_decoder_load
         self.batch_size = batch_size
         self.threads, self.nice = threads, nice
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="arrays")  # they decode where DALI does not
         self.device_id = device_id
 
     def stream(self, requests: Iterator[Request]) -> Iterator[tuple[Request, list[torch.Tensor]]]:
@@ -62,7 +68,10 @@ class DaliBackend:
         def feed(_info: Any) -> list[Any]:
             request = next(requests)  # StopIteration ends DALI's run
             under_way.append(request)
-            return [request.encoded, *self._arguments(request.draw)]
+            images = request.encoded
+            if self.pixels.native:
+                images = list(self.pool.map(request.native, range(len(request.rows))))
+            return [images, *self._arguments(request.draw)]
 
         pipeline = self._define(feed)
         with computing_threads(1, "dali", self.nice) as starter:  # DALI's own threads take its priority over
@@ -72,6 +81,8 @@ class DaliBackend:
                 outputs = pipeline.run()
             except StopIteration:
                 return
+            except BadImage as error:
+                raise DecodeFailure(error.reason, list(under_way)) from None
             except RuntimeError as error:
                 if not under_way:
                     raise
@@ -96,7 +107,8 @@ class DaliBackend:
         return True
 
     def close(self) -> None:
-        """Nothing is held between streams."""
+        """End the threads that decode; nothing else is held between streams."""
+        self.pool.shutdown(cancel_futures=True)
 
     # ------------------------------------------------------------------ the draw as DALI arguments
     def _arguments(self, draw: Draw) -> list[np.ndarray]:
@@ -106,13 +118,16 @@ class DaliBackend:
         mirror, upside, exchange = draw.oriented
         reverse = np.stack([upside, mirror], axis=-1)  # a reversed region mirrors the image
         start, end = np.where(reverse, far, near), np.where(reverse, near, far)
-        linear, of_mean = color_matrices(draw)
-        arrays = {"start": start, "end": end, "linear": linear, "of_mean": of_mean, "exchange": exchange}
+        arrays = {"start": start, "end": end, "exchange": exchange}
+        if self.pixels.native:
+            arrays |= jitter_arrays(draw, self.pixels.channels)
+        else:
+            arrays["linear"], arrays["of_mean"] = color_matrices(draw)
         arrays |= {"blur": draw.blur, "sigma": draw.sigma, "solarize": draw.solarize, "posterize": draw.posterize}
         return [
             np.ascontiguousarray(arrays[name][:, view])
             for view, changes in enumerate(self.crops.changes)
-            for name in arguments_of(changes)
+            for name in arguments_of(changes, self.pixels.native)
         ]
 
     # ------------------------------------------------------------------ the pipeline
@@ -120,8 +135,10 @@ class DaliBackend:
         """The pipeline, not yet built: its graph can be defined, and looked at, without a GPU."""
         from nvidia.dali import fn, pipeline_def, types
 
-        crops, on_gpu = self.crops, self.device_id is not None
-        names = [name for changes in crops.changes for name in arguments_of(changes)]
+        crops, on_gpu, pixels = self.crops, self.device_id is not None, self.pixels
+        names = [name for changes in crops.changes for name in arguments_of(changes, pixels.native)]
+        given = types.UINT8 if not pixels.native else getattr(types, TYPES[pixels.dtype])
+        white = 1 if pixels.native else 255  # of crops before they are normalized
 
         @pipeline_def(
             enable_conditionals=True,
@@ -131,21 +148,25 @@ class DaliBackend:
             prefetch_queue_depth=PREFETCH,
         )
         def multi_crop() -> Any:
-            encoded, *arguments = fn.external_source(
+            images, *arguments = fn.external_source(
                 source=feed,
                 num_outputs=1 + len(names),
                 batch=True,
                 batch_info=True,
-                dtype=[types.UINT8, *(types.FLOAT if name in FLOATS else types.BOOL for name in names)],
-                ndim=[1, *(FLOATS.get(name, 0) for name in names)],
+                dtype=[given, *(types.FLOAT if name in FLOATS else types.BOOL for name in names)],
+                ndim=[3 if pixels.native else 1, *(FLOATS.get(name, 0) for name in names)],
+                layout=["HWC" if pixels.native else "", *("" for _ in names)],
             )
-            image = fn.decoders.image(
-                encoded,
-                device="mixed" if on_gpu else "cpu",
-                output_type=types.RGB,
-                adjust_orientation=True,
-                **self.decoder,
-            )
+            if pixels.native:
+                image = images.gpu() if on_gpu else images
+            else:
+                image = fn.decoders.image(
+                    images,
+                    device="mixed" if on_gpu else "cpu",
+                    output_type=types.RGB,
+                    adjust_orientation=True,
+                    **self.decoder,
+                )
             outputs = []
             for index, view in enumerate(crops.views):
                 changes = crops.changes[index]
@@ -157,8 +178,14 @@ class DaliBackend:
                     roi_end=end,
                     interp_type=types.INTERP_LINEAR,
                     antialias=True,
+                    dtype=types.FLOAT if pixels.native else types.UINT8,
                 )
-                if changes.colors:
+                if pixels.native:
+                    x = scaled(x, pixels)
+                    if changes.colors:
+                        before, contrast, after, gains, *arguments = arguments
+                        x = jittered(x, before, contrast, after, gains, pixels, on_gpu)
+                elif changes.colors:
                     linear, of_mean, *arguments = arguments
                     x = colored(x, linear, of_mean, on_gpu)
                 if changes.blurs:
@@ -166,11 +193,11 @@ class DaliBackend:
                     if blurred:
                         x = fn.gaussian_blur(x, sigma=sigma)
                 if changes.tones:
-                    solarized, posterized, *arguments = arguments
-                    if solarized:
-                        x = inverted(x, 255 * changes.solarize.threshold)
-                    if posterized:
-                        x = x & types.Constant(256 - 2 ** (8 - changes.posterize.bits), types.UINT8)
+                    solarize, posterize, *arguments = arguments
+                    if solarize:
+                        x = solarized(x, changes) if pixels.native else inverted(x, 255 * changes.solarize.threshold)
+                    if posterize:
+                        x = posterized(x, changes, pixels) if pixels.native else masked(x, changes.posterize.bits)
                 if changes.turns:
                     exchange, *arguments = arguments
                     if exchange:
@@ -179,8 +206,8 @@ class DaliBackend:
                     x,
                     dtype=types.FLOAT16 if on_gpu else types.FLOAT,
                     output_layout="HWC",
-                    mean=[255 * m for m in crops.mean],
-                    std=[255 * s for s in crops.std],
+                    mean=[white * m for m in crops.mean],
+                    std=[white * s for s in crops.std],
                 )
                 outputs.append(x)
             return tuple(outputs)
@@ -188,10 +215,10 @@ class DaliBackend:
         return multi_crop()
 
 
-def arguments_of(changes: Changes) -> list[str]:
+def arguments_of(changes: Changes, native: bool) -> list[str]:
     """What a view's crops take from the draw, in the order in which the pipeline takes it."""
     names = ["start", "end"]
-    names += ["linear", "of_mean"] if changes.colors else []
+    names += [] if not changes.colors else list(JITTER) if native else ["linear", "of_mean"]
     names += ["blur", "sigma"] if changes.blurs else []
     names += ["solarize", "posterize"] if changes.tones else []
     return names + (["exchange"] if changes.turns else [])
@@ -203,6 +230,13 @@ def inverted(x: Any, threshold: float) -> Any:
 
     bright = fn.cast(x >= threshold, dtype=types.UINT8) * types.Constant(255, types.UINT8)
     return x ^ bright
+
+
+def masked(x: Any, bits: int) -> Any:
+    """The node for crops `x`, uint8, of which the highest `bits` remain."""
+    from nvidia.dali import types
+
+    return x & types.Constant(256 - 2 ** (8 - bits), types.UINT8)
 
 
 def colored(x: Any, linear: Any, of_mean: Any, on_gpu: bool) -> Any:
