@@ -17,6 +17,7 @@ from torch.nn import functional
 from common.progress import progress_bar
 from config.groups import sizes_of_crops
 from model.nearest import predict
+from model.sizes.trial import channels_of
 from pipeline.batch import Batch
 from pipeline.crops import Crops, crops_from_config, native_backend
 from pipeline.dataset.labelled import Labelled, labelled_data
@@ -52,6 +53,9 @@ def images_of(trained: Trained, path: str, size: int | None = None) -> Images:
     config = OmegaConf.create(trained.config)
     config.data.path, config.data.test = path, None
     table, test = open_splits(config.data, progress=True)
+    if table.pixels.channels != (takes := channels_of(trained.network.backbone)):
+        problem = f"the images are {table.pixels}, and the network takes {takes} channel{'s' * (takes != 1)}"
+        raise ValueError(f"--data {path}: {problem}; give others")
     evaluation = config.evaluation
     side = size or (sizes_of_crops(config.crops)[0] if evaluation.size == "auto" else evaluation.size)
     crops = crops_from_config(config.crops, BACKEND).for_evaluation(side, evaluation.share)

@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> int:
     settings = [options.recipe, *options.settings]
     with exit_on_mistake():
         config = load_config(settings)
-        check_given(config)
+        if not options.dry:
+            check_given(config)
         ssh = shlex.split(options.ssh)
         how, nodes = choose_nodes(options.nodes, options.processes, options.hostfile, dict(os.environ), visible_gpus())
         check_batch(config, nodes)

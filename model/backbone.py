@@ -104,8 +104,6 @@ def _take_sizes(network: nn.Module, of_size: Callable[[int], nn.Module], words: 
     for size in refused:
         try:
             several.prepare(size)
-        except TypeError:  # its builder has no such option: the trial gives the network's own reason
-            continue
         except Exception as error:  # of any type: timm's assertions, torch's RuntimeErrors
             reason = f"{first_line(error)}{sizes_near(network.eval(), size)}"
             raise ValueError(f"{words} does not take crops of {size} pixels: {reason}") from None

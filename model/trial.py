@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -60,8 +61,13 @@ def feature_dim(network: nn.Module, name: str, options: Mapping[str, Any], sizes
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error that has any, else its type: timm's assertions often have no text."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    """The first line of an error that has any, else its type and the line of code: timm's assertions often have no
+    text."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    if not text and frames:
+        text = f"{type(error).__name__} at `{frames[-1].line}`"
+    return (f"no such name: {text}" if isinstance(error, KeyError) else text or type(error).__name__)[:200]
 
 
 def described(name: str, options: Mapping[str, Any]) -> str:

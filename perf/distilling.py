@@ -44,6 +44,8 @@ def measure(options: Any) -> dict[str, Any]:
     seeds = [int(seed) for seed in numbers("--seeds", options.seeds, low=-1, whole=True)]
     work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
+    if options.teacher and not options.images:
+        raise ValueError("--teacher needs --images, a folder of images for the students")
     teacher = options.teacher or pretrained(work)
     images, weights = options.images or work / "clothes", work / "teacher.pth"
     prototypes = export(teacher, weights)

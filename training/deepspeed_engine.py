@@ -26,6 +26,7 @@ BROKEN = {  # keys of DeepSpeed that break this trainer, and why
     "amp": "DeepSpeed has removed it; engine.precision=bf16 or fp16 does the same",
     "optimizer": "swave brings its own optimizer; see the section optimizer",
     "pipeline": "swave has no pipeline stages",
+    "tensor_parallel": "swave splits no layer over processes",
     "data_efficiency": "swave's own loader gives the images; see the section data",
     "scheduler": "swave sets the learning rate; see the section optimizer",
 }

@@ -50,6 +50,21 @@ def check_keys(settings: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
     base = {key: value for key, value in settings.items() if key != "train_batch_size"}  # needs the number of ranks
     for key in keys:
         _check(base, key)
+    _check_values(keys)
+
+
+def _check_values(keys: Mapping[str, Any]) -> None:
+    """The values of which DeepSpeed's engine fails when it is made, or in a step."""
+    from deepspeed.runtime.config import DtypeEnum
+
+    for key in ("steps_per_print", "gradient_predivide_factor"):
+        if keys.get(key) is not None and not keys[key] > 0:
+            raise ConfigError(f"engine.deepspeed.{key}={keys[key]}: expected more than 0")
+    kind = (keys.get("data_types") or {}).get("grad_accum_dtype")
+    try:
+        DtypeEnum(kind or "fp32")
+    except ValueError:
+        raise ConfigError(f"engine.deepspeed.data_types.grad_accum_dtype={kind}: expected fp32, bf16 or fp16") from None
 
 
 def _check(settings: Mapping[str, Any], key: str) -> None:
@@ -102,7 +117,8 @@ def _unknown(path: str, known: Any) -> ConfigError:
     from deepspeed import __version__
 
     above, _, name = path.rpartition(".")
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    others = [each for each in known if each != name]  # which another section may have
+    near = difflib.get_close_matches(name, others, n=1, cutoff=0.0)
     nearest = f"; the nearest is {above and f'{above}.'}{near[0]}" if near else ""
     return ConfigError(f"engine.deepspeed.{path}: DeepSpeed {__version__} has no such key{nearest}")
 

@@ -96,7 +96,7 @@ class Data(Section):
     channels: Literal["auto", "rgb"] | Annotated[int, Range(ge=1, le=MOST_CHANNELS, unit="channels")] = setting(
         "auto",
         "rgb: images become 8-bit RGB; a number: they keep channels and depth, others are quarantined; auto: they do "
-        "if most are .npy, .npz, 16-bit PNG or TIFF of other than 8-bit colors, else rgb",
+        "if most are .npy, .npz, 16-bit PNG, deeper gray JPEG 2000 or TIFF of other than 8-bit colors, else rgb",
         resume="another choice of channels is refused",
     )
     layout: Literal["auto", "hwc", "chw"] = setting(

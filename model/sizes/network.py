@@ -53,15 +53,18 @@ class Sizes:
 
     def prepare(self, size: int) -> None:
         """Find out what images of this size need. Raises ValueError, one line, for a size that the network cannot be
-        built for."""
+        built for, and the network's own error if its builder takes no size."""
         if size in self.changes:
             return
         self.changes[size] = None
         if (error := problem(self.network, size)) is None:
             return
         del self.changes[size]
-        with torch.random.fork_rng(devices=[]):
-            other = self.build(size)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                other = self.build(size)
+        except TypeError:  # its builder has no such option
+            raise error from None
         changes = differences(self.network, other)
         if not changes.attributes:
             raise ValueError(f"its builder makes the same network for every size: {layer_of(error, self.network)}")

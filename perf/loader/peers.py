@@ -82,7 +82,7 @@ def published_transform(crops: Crops, view: View, own: Changes) -> Any:
             transforms.RandomHorizontalFlip(own.flip),
             transforms.RandomVerticalFlip(own.vertical_flip),
             transforms.RandomApply([turned], own.quarter_turn),
-            transforms.RandomApply([transforms.ColorJitter(*strengths)], jitter.probability),
+            transforms.RandomApply([transforms.ColorJitter(*strengths), PilGains(jitter.gain)], jitter.probability),
             transforms.RandomGrayscale(own.grayscale),
             PilBlur(own.blur),
             transforms.RandomSolarize(255 * own.solarize.threshold, own.solarize.probability),
@@ -105,6 +105,22 @@ class PilBlur:
         if random.random() >= self.blur.probability:
             return image
         return image.filter(ImageFilter.GaussianBlur(random.uniform(*self.blur.sigma)))
+
+
+class PilGains:
+    """A factor for each channel of a PIL image, up to `strength` from 1."""
+
+    def __init__(self, strength: float):
+        self.strength = strength
+
+    def __call__(self, image: Any) -> Any:
+        from PIL import Image
+        from torchvision.transforms.functional import adjust_brightness
+
+        if not self.strength:
+            return image
+        low, high = max(0.0, 1 - self.strength), 1 + self.strength
+        return Image.merge("RGB", [adjust_brightness(band, random.uniform(low, high)) for band in image.split()])
 
 
 # ---------------------------------------------------------------------- DALI
@@ -157,6 +173,9 @@ def random_pipeline(files: list[str], crops: Crops, batch: int, cores: int) -> A
                     saturation=around_one(jitter.saturation),
                     hue=between(-360 * jitter.hue, 360 * jitter.hue),  # degrees
                 )
+                if jitter.gain:
+                    gains = fn.random.uniform(range=[max(0.0, 1 - jitter.gain), 1 + jitter.gain], shape=[3])
+                    x = fn.cast(x * gains, dtype=types.UINT8)
             if coin(own.grayscale):
                 x = fn.saturation(x, saturation=0.0)
             if coin(own.blur.probability):

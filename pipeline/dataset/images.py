@@ -17,6 +17,7 @@ each of 24,000 randomly mutated files that passed the check, DALI gave exactly t
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -148,6 +149,7 @@ def opened(data: bytes, most: int = MAX_PIXELS) -> Image.Image:
     """An image of at most `most` pixels, not yet decoded. Raises BadImage and what Pillow raises."""
     if most > MAX_PIXELS:  # else Pillow refuses twice its own bound before this function can
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, most)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it logs what it refuses
     image = Image.open(io.BytesIO(data), formats=formats())
     if image.width * image.height > most:
         raise BadImage("too large")

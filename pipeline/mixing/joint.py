@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.dataset.channels.settle import AUTO
 from pipeline.dataset.table import COLUMNS, DECODE, DatasetError, SampleTable
 from pipeline.mixing.splits import shared_file
 from pipeline.remote.probes import mirror_without_images
@@ -22,9 +23,12 @@ def joint_table(tables: Sequence[SampleTable], paths: Sequence[str]) -> SampleTa
     Labels become those of all classes by name. Raises DatasetError where the tables do not go together.
     """
     for table, path in zip(tables, paths, strict=True):
-        if table.pixels != tables[0].pixels:
+        if table.pixels.kind != tables[0].pixels.kind:
             problem = f"holds images of {table.pixels}, and {paths[0]} of {tables[0].pixels}"
-            raise DatasetError(f"data.path={path}: {problem}; give all with data.channels and data.layout")
+            raise DatasetError(f"data.path={path}: {problem}; give paths of one kind, or data.channels for all")
+        if _samples(table) != _samples(tables[0]):
+            problem = f"its arrays are not stored as those of {paths[0]}: files go with shards, a .beton with a .beton"
+            raise DatasetError(f"data.path={path}: {problem}; convert one of the two")
         if mirror_without_images(table.root) is not None:
             problem = "its images are fetched one by one, which several paths cannot be"
             raise DatasetError(
@@ -53,11 +57,13 @@ def joint_table(tables: Sequence[SampleTable], paths: Sequence[str]) -> SampleTa
     shifts = [np.array([first, 0, 0]) for first in firsts]
     bands = [table.bands + shift for table, shift in zip(tables, shifts, strict=False) if table.bands is not None]
     rows = np.cumsum([0, *(len(table) for table in tables)]).tolist()
+    pixels, layouts = tables[0].pixels, {table.pixels.layout for table in tables}
     counted = [table.left_out for table in tables]
     left_out = None if None in counted else dict(sum((Counter(one) for one in counted), Counter[str]()))
     return replace(
         tables[0],
         root=Path("/"),
+        pixels=pixels if len(layouts) == 1 else replace(pixels, layout=AUTO),
         containers=[os.path.join(table.root.resolve(), name) for table in tables for name in table.containers],
         **columns,
         classes=classes,
@@ -73,6 +79,11 @@ def joint_table(tables: Sequence[SampleTable], paths: Sequence[str]) -> SampleTa
         check=next((table.check for table in tables if table.check != DECODE), DECODE),
         sources=tuple((str(path), len(table)) for path, table in zip(paths, tables, strict=True)),
     )
+
+
+def _samples(table: SampleTable) -> tuple[str, str]:
+    """Type and layout of bare samples; of files the same for all, as their sizes tell the layout."""
+    return table.pixels.stored, table.pixels.layout if table.pixels.stored else ""
 
 
 def _bands(table: SampleTable) -> int:

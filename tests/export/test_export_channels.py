@@ -1,6 +1,7 @@
 """Exports of networks with other channels than RGB: the other library's network gives the same features."""
 
 import json
+import re
 
 import onnxruntime
 import pytest
@@ -49,6 +50,15 @@ def test_a_graph_of_each_precision_takes_four_channels_and_names_them(trained, t
         return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
 
     assert difference(ours.backbone, theirs, (2, 4, 16, 16)) < bound
+
+
+def test_images_of_other_channels_do_not_calibrate(trained, tmp_path):
+    run, _ = trained(TINY_RESNET[0], TINY_RESNET[1] | FOUR, 16)
+    data = str(write_tiles(tmp_path / "images", tiles(4, 20, channels=2)))
+    line = f"--data {data}: the images are 2 channels of uint16, and the network takes 4 channels; give others"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        export(run, tmp_path / "x.onnx", "onnx", onnx_options={"precision": "int8", "data": data})
+    assert not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.parametrize("format", ["transformers", "detectron2"])

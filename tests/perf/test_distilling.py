@@ -33,3 +33,8 @@ def test_both_students_take_the_same_steps_and_a_second_call_repeats_no_run(tmp_
     assert "of 1 seeds" in capsys.readouterr().out
     assert distilling.main(arguments) == 0
     assert json.loads((tmp_path / "out.json").read_text())["rows"] == rows
+
+
+def test_a_teacher_without_images_is_a_mistake(tmp_path, capsys):
+    assert distilling.main(["--teacher", str(tmp_path), "--work", str(tmp_path)]) == 2
+    assert "--teacher needs --images" in capsys.readouterr().err

@@ -29,6 +29,7 @@ def settings_of(extra, stage=1, directory="runs/demo"):
         ({"zero_optimization": {"overlap_com": True}}, r"zero_optimization\.overlap_com: .*\.overlap_comm"),
         ({"tensorboard": {"enable": True}}, r"engine\.deepspeed\.tensorboard\.enable: .*tensorboard\.enabled"),
         ({"timers": {"throughput": {"enabledd": True}}}, r"timers\.throughput\.enabledd|timers\.enabledd"),
+        ({"compile": {"enabled": True}}, r"compile\.enabled: .* the nearest is compile\.(?!enabled)"),
         ({1: 2}, r"engine\.deepspeed\.1: DeepSpeed"),
     ],
 )
@@ -60,6 +61,10 @@ def test_a_section_that_deepspeed_has_removed_is_refused_with_its_reason(extra):
         ({"zero_optimization": {"mics_shard_size": 2}}, "zero_optimization=.*: DeepSpeed refuses it .*MiCS"),
         ({"communication_data_type": "int4"}, "communication_data_type=int4: DeepSpeed refuses it"),
         ({"pipeline": {"stages": 2}}, "pipeline=.*: swave has no pipeline stages"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel=.*: swave splits no layer over processes"),
+        ({"steps_per_print": 0}, "steps_per_print=0: expected more than 0"),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor=0: expected more than 0"),
+        ({"data_types": {"grad_accum_dtype": "fp64"}}, "grad_accum_dtype=fp64: expected fp32, bf16 or fp16"),
     ],
 )
 def test_a_value_that_deepspeed_does_not_take_is_refused(extra, message):

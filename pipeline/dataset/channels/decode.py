@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.dataset.channels import tiff
+from pipeline.dataset.channels import jpeg_2000, tiff
 from pipeline.dataset.channels.arrays import NPY, ZIP, plain_values, read_array, with_channels_last
 from pipeline.dataset.channels.bands import is_packed, stacked, unpacked
 from pipeline.dataset.channels.dicom import is_dicom, read_dicom
@@ -18,7 +18,7 @@ from pipeline.dataset.channels.format import PixelFormat, words
 from pipeline.dataset.images import MAX_PIXELS, BadImage, opened, orientation_of, reason_of
 from pipeline.dataset.png_metadata import is_png
 
-DEEP_HEAD = 132  # bytes: of a DICOM
+DEEP_HEAD = 132  # bytes: of a DICOM, and more than of a JPEG 2000
 PNG_DEPTH = 24  # the byte in IHDR
 LOOKED_AT = 1, 99  # percentiles that are black and white in false color
 # Of Pillow: their samples are the channels, as they are.
@@ -35,8 +35,8 @@ NUMPY_TURNS = {  # EXIF orientation -> the operation that makes an array (H, W, 
 
 
 def is_deep(data: bytes) -> bool:
-    """Whether an image has more than 8-bit RGB can show: an array file, a PNG of 16 bits, a TIFF with other samples.
-    Only its header is read."""
+    """Whether an image has more than 8-bit RGB can show: an array file, a PNG of 16 bits, gray of more than 8 bits in
+    a JPEG 2000, a TIFF with other samples. Only its header is read."""
     if is_packed(data) or is_dicom(data):
         return True
     return may_be_deep(data) and (not tiff.is_tiff(data) or tiff.is_deep(data))
@@ -46,7 +46,7 @@ def may_be_deep(data: bytes) -> bool:
     """The same from the first DEEP_HEAD bytes, but True for every TIFF."""
     if is_png(data):
         return len(data) > PNG_DEPTH and data[PNG_DEPTH] == 16
-    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data) or is_dicom(data)
+    return data[:4] == ZIP or data[:6] == NPY or tiff.is_tiff(data) or is_dicom(data) or jpeg_2000.is_deep_gray(data)
 
 
 def decode_native(data: bytes, layout: str = "auto", most: int = MAX_PIXELS) -> NDArray:
@@ -96,8 +96,12 @@ def curve(ends: tuple[int, int], dtype: str) -> NDArray:
 def _decode_as(data: bytes, pixels: PixelFormat, height: int, width: int) -> NDArray:
     if pixels.stored:
         return _bare(data, pixels, height, width)
-    array = decode_native(data, pixels.layout, max(MAX_PIXELS, height * width))
-    if array.shape != (height, width, pixels.channels) or array.dtype != pixels.dtype:
+    shape, most = (height, width, pixels.channels), max(MAX_PIXELS, height * width)
+    array = decode_native(data, pixels.layout, most)
+    if array.shape != shape:  # several sources may have different layouts
+        others = (decode_native(data, layout, most) for layout in ("hwc", "chw"))
+        array = next((other for other in others if other.shape == shape), array)
+    if array.shape != shape or array.dtype != pixels.dtype:
         found = f"{array.shape[1]} x {array.shape[0]}, {words(array.shape[2], str(array.dtype))}"
         raise BadImage(f"changed since the table was made ({found})")
     return array
@@ -142,10 +146,15 @@ def _turned(array: NDArray, orientation: int) -> NDArray:
 def _by_pillow(data: bytes, most: int) -> NDArray:
     try:
         image = opened(data, most)
+        channels, bits = jpeg_2000.channels_and_bits(data)
         if image.format == "TIFF" and (tiff.is_deep(data) and image.mode not in ("I;16", "I;16B", "F", "I")):
             raise BadImage("a TIFF that needs the package imagecodecs")
         if is_png(data) and data[PNG_DEPTH] == 16 and data[25] != 0:  # Pillow keeps the high byte of each sample only
             array = _color_png(data)
+        elif jpeg_2000.is_deep_gray(data):
+            array = np.asarray(image) >> (16 - bits)
+        elif channels > 1 and bits > 8:
+            raise BadImage("color of more than 8 bits in a JPEG 2000")
         else:
             image.load()
             array = np.asarray(image if image.mode in OWN_MODES else image.convert(_simple(image.mode)))

@@ -41,7 +41,10 @@ def look(data: bytes, channels: str | int, layout: str, most: int = MAX_PIXELS) 
     except BadImage as error:
         native = Native(reason=error.reason)
     if channels == AUTO:
-        return probe(data, most), native
+        picture = probe(data, most)
+        if picture.reason and native.reason:
+            picture = picture._replace(reason=native.reason)  # Pillow knows less of such a file
+        return picture, native
     return Probe(0, 0, State.QUARANTINED, native.reason), native
 
 

@@ -179,8 +179,8 @@ def _pair_of_files(files: Sequence[Path], alone: bool = False) -> tuple[Path, Pa
             return one, other
     named = ", ".join(file.name for file in files[:6]) + (", ..." if len(files) > 6 else "")
     problem = f"holds several splits ({named}), and their names leave open which files are the training set"
-    split = splits[(train or files)[0]]
-    example = _path_of([file for file in files if splits[file] == split], split, files)
+    meant = splits[(train or files)[0]]
+    example = _path_of([file for file in files if splits[file] == meant], meant, files)
     raise DatasetError(f"{problem}; put each into a folder of its own, or name them, e.g. data.path='{example}'")
 
 
@@ -206,7 +206,8 @@ def _pattern(folder: Path, split: Split, files: Sequence[Path]) -> Path:
         return folder / f"*{suffix}"
     names = [file.name for file in files if file.parent == folder and split_of(file.name) == split]
     word = "train" if split.word == "trainval" else split.word
-    forms = "|".join([word, *(short for short, full in SHORT.items() if full == word)])
-    written = re.compile(HELD_OUT.pattern if word == "holdout" else forms, re.IGNORECASE)
-    heads = {name[: found.end()] for name in names if (found := written.search(name))}
+    forms = [HELD_OUT.pattern if word == "holdout" else word]
+    forms += [short for short, full in SHORT.items() if full == word]
+    found = (next(filter(None, (re.search(form, name, re.IGNORECASE) for form in forms))) for name in names)
+    heads = {match.string[: match.end()] for match in found}
     return folder / f"{heads.pop() if len(heads) == 1 else '*' + word}*{suffix}"

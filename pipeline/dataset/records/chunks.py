@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.dataset.finding.choice import Choice, chosen_image, chosen_label
+from pipeline.dataset.finding.choice import LABELS, Choice, chosen_image, chosen_label
 from pipeline.dataset.finding.labels import Label, label_of
 from pipeline.dataset.records.listing import ENCODED, Pixels, Records, Window
 from pipeline.dataset.records.pixels import of_shape
@@ -120,6 +120,11 @@ def _chosen(window: Window, name: str, columns: Sequence[Column], choice: Choice
     image = names.index(chosen_image(sorted(names[index] for index in found), choice))
     able = [column.name for index, column in enumerate(columns) if index not in found and _can_label(column)]
     label = chosen_label(able, choice, able if pair and len(able) == 1 else ())
+    unable = [column for column in columns if column.name.lower() in LABELS and column.name not in able]
+    unable = [column for column in unable if names.index(column.name) not in found]
+    if unable and not label and choice.label is None:
+        problem = f"{name}: the column {unable[0].name} holds {unable[0].called}, which is no class"
+        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
     return image, names.index(label) if label else -1
 
 

@@ -176,7 +176,7 @@ def test_torchvision_and_dali_augment_as_much_as_each_other(images):
 
 
 def test_the_peers_change_the_crops_of_each_group_as_it_says(tmp_path):
-    """An image that is dark above and bright below says how often a crop was flipped, turned or inverted."""
+    """An image that is dark above and bright below says how often a crop was flipped, turned, inverted or dimmed."""
     still = Changes(0.0, jitter=Jitter(0.0), grayscale=0.0, blur=Blur(0.0))
     changes = [
         still,
@@ -184,6 +184,7 @@ def test_the_peers_change_the_crops_of_each_group_as_it_says(tmp_path):
         replace(still, quarter_turn=1.0),
         replace(still, solarize=Solarize(1.0, 0.5)),
         replace(still, posterize=Posterize(1.0, 1)),
+        replace(still, jitter=Jitter(1.0, 0.0, 0.0, 0.0, 0.0, gain=0.5)),
     ]
     views = tuple(View(16, (0.999, 1.0), own) for own in changes)
     crops = Crops(views, ratio=(1.0, 1.0), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -195,7 +196,7 @@ def test_the_peers_change_the_crops_of_each_group_as_it_says(tmp_path):
     published = [np.stack(view) for view in zip(*samples, strict=True)]
     dali = [view.as_array() for view in random_pipeline(files, crops, 24, 1).run()]
     for made in (published, dali):
-        plain, flipped, turned, inverted, few = (np.rint(255 * view[..., 0]) for view in made)
+        plain, flipped, turned, inverted, few = (np.rint(255 * view[..., 0]) for view in made[:5])
         corners = [(1, 8, 40), (14, 8, 200)]  # row, column, value
         assert all(abs(plain[:, row, column] - value).max() <= 2 for row, column, value in corners)
         assert all(abs(flipped[:, 15 - row, column] - value).max() <= 2 for row, column, value in corners)
@@ -203,6 +204,9 @@ def test_the_peers_change_the_crops_of_each_group_as_it_says(tmp_path):
         assert all(0 < side.sum() < 24 for side in sides) and (sum(side.astype(int) for side in sides) == 1).all()
         assert abs(inverted[:, 1, 8] - 40).max() <= 2 and abs(inverted[:, 14, 8] - 55).max() <= 2
         assert (few[:, 1, 8] == 0).all() and (few[:, 14, 8] == 128).all()
+        dark = np.rint(255 * made[5][:, 1, 8])  # 40 times a gain of 0.5 to 1.5, of each image and channel
+        assert dark.min() >= 19 and dark.max() <= 61
+        assert np.ptp(dark, axis=0).min() > 20 and np.ptp(dark, axis=1).mean() > 10
 
 
 @pytest.mark.parametrize("jitter", [Jitter(1.0, 0.6, 0.6, 0.0, 0.0), Jitter(1.0, 0.0, 0.0, 0.0, 0.1), Jitter(0.0)])

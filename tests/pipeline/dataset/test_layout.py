@@ -54,6 +54,7 @@ PAIRS = {
     "imagesTr/ imagesTs/ labelsTr/ labelsTs/ dataset.json": ("imagesTr", "imagesTs"),
     "imagesTr/ imagesVal/ labelsTr/ labelsVal/": ("imagesTr", "imagesVal"), "img_tr/ img_te/": ("img_tr", "img_te"),
     "train-0.tar held-out-0.tar held-out-1.tar": ("train-0.tar", "held-out*.tar"),
+    "digits-train-0.tar digits-test-0.tar digits-test-1.tar": ("digits-train-0.tar", "digits-test*.tar"),
     "images_tr-0.tar images_tr-1.tar images_te-0.tar": ("images_tr*.tar", "images_te-0.tar"),
     "en/ de/ te/ tr/": ("", None), "font_tr/ font_te/": ("", None), "imagesTr/ labelsTr/": ("", None),
     "unlabeled/ cat/": ("", None), "cat/ dog/": ("", None), "train/ car/": ("", None),

@@ -281,3 +281,12 @@ def test_a_broken_image_is_quarantined(tmp_path):
     table = opened(root, tmp_path)
     assert table.quarantine == {1: "not an image"}
     assert table.label.tolist() == LABELS
+
+
+def test_a_column_called_label_that_holds_no_class_is_refused(tmp_path):
+    root = shutil.copytree(WRITTEN / "mds/png", tmp_path / "x")
+    for file in (root / "index.json", *root.glob("*.mds")):
+        file.write_bytes(file.read_bytes().replace(b'"uint8"', b'"other"'))
+    line = error_of(opened, root, tmp_path)
+    assert "the column label holds other, which is no class; choose another with data.label, or data.label=none" in line
+    assert opened(root, tmp_path, Choice(None, "none")).label.tolist() == [-1] * 6

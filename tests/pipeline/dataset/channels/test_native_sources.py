@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -234,6 +235,14 @@ def test_a_hot_and_a_dead_pixel_do_not_change_how_the_others_are_shown():
     assert np.abs(shown[others].astype(int) - expected[others]).max() <= 1  # a percentile moves by one pixel of 1,600
     assert shown[3, 4].tolist() == [255] * 3 and not shown[20, 30].any()
     assert np.ptp(expected, axis=(0, 1)).tolist() == [255] * 3
+
+
+def test_dicom_without_pydicom_names_the_package(tmp_path):
+    if find_spec("pydicom"):
+        pytest.skip("pydicom is installed")
+    folder = write(tmp_path / "images", {f"{name}.dcm": bytes(128) + b"DICM" + bytes(64) for name in "ab"})
+    line = error_of(open_dataset, folder, tmp_path / "tables", 1, False)
+    assert "(2 a DICOM needs pydicom: .venv/bin/python -m pip install pydicom)" in line
 
 
 def test_a_number_of_channels_takes_pictures_as_their_files_have_them(tmp_path):
