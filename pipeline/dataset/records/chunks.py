@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -118,14 +118,23 @@ def _chosen(window: Window, name: str, columns: Sequence[Column], choice: Choice
         held = ", ".join(f"{column.name or 'value'}: {column.called}" for column in columns)
         raise DatasetError(f"{name}: no column holds images ({held}); give a dataset with one")
     image = names.index(chosen_image(sorted(names[index] for index in found), choice))
-    able = [column.name for index, column in enumerate(columns) if index not in found and _can_label(column)]
-    label = chosen_label(able, choice, able if pair and len(able) == 1 else ())
-    unable = [column for column in columns if column.name.lower() in LABELS and column.name not in able]
-    unable = [column for column in unable if names.index(column.name) not in found]
-    if unable and not label and choice.label is None:
-        problem = f"{name}: the column {unable[0].name} holds {unable[0].called}, which is no class"
-        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
+    others = {column.name: column.called for index, column in enumerate(columns) if index not in found}
+    able = [column.name for column in columns if column.name in others and _can_label(column)]
+    label = column_of_labels(name, others, able, choice, able if pair and len(able) == 1 else ())
     return image, names.index(label) if label else -1
+
+
+def column_of_labels(
+    name: str, others: Mapping[str, str], able: Sequence[str], choice: Choice, named: Sequence[str] = ()
+) -> str:
+    """The column of labels, '' without. others: what the columns without images hold; able: those that can be labels;
+    named: see `chosen_label`. Raises DatasetError where it is unclear, or where labels are no classes."""
+    label = chosen_label(able, choice, named)
+    unable = [column for column in others if column.lower() in LABELS and column not in able]
+    if unable and not label and choice.label is None:
+        problem = f"{name}: the column {unable[0]} holds {others[unable[0]]}, which is no class"
+        raise DatasetError(f"{problem}; choose another with data.label, or data.label=none")
+    return label
 
 
 def _can_label(column: Column) -> bool:

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from common.holes import pread
-from pipeline.dataset.finding.choice import Choice, chosen_image, chosen_label
+from pipeline.dataset.finding.choice import Choice, chosen_image
 from pipeline.dataset.finding.labels import label_of
+from pipeline.dataset.records.chunks import LOOKED_AT, column_of_labels
 from pipeline.dataset.records.listing import Records, Window
 from pipeline.dataset.table import DatasetError
 
 MAGIC = b"LDARW01\0"
-LOOKED_AT = 8  # rows that say which columns hold images
 
 
 def has_rows(window: Window) -> bool:
@@ -34,6 +34,8 @@ def list_rows(window: Window, name: str, choice: Choice) -> Records:
 
     try:
         return _listed(window, name, choice)
+    except DatasetError:  # which is a ValueError
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         raise DatasetError(f"{name}: damaged, its rows cannot be read; copy it again") from None
 
@@ -48,7 +50,9 @@ def _listed(window: Window, name: str, choice: Choice) -> Records:
                 held = ", ".join(f"{column}: {array.type}" for column, array in columns.items())
                 raise DatasetError(f"{name}: no column holds images ({held}); give a dataset with one")
             image = chosen_image(sorted(found), choice)
-            label = chosen_label([column for column, array in columns.items() if _can_label(array.type)], choice)
+            others = {column: str(array.type) for column, array in columns.items() if column not in found}
+            able = [column for column in others if _can_label(columns[column].type)]
+            label = column_of_labels(name, others, able, choice)
         labels = columns[label].to_pylist() if label else [None] * len(ranges[image])
         for (start, length), value in zip(ranges[image], labels, strict=True):
             if length:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 
@@ -290,3 +291,28 @@ def test_a_column_called_label_that_holds_no_class_is_refused(tmp_path):
     line = error_of(opened, root, tmp_path)
     assert "the column label holds other, which is no class; choose another with data.label, or data.label=none" in line
     assert opened(root, tmp_path, Choice(None, "none")).label.tolist() == [-1] * 6
+
+
+def test_rows_of_litdata_with_several_labels_or_without_an_image(tmp_path):
+    root = shutil.copytree(WRITTEN / "litdata/rows", tmp_path / "x")
+    index = json.loads((root / "index.json").read_text())
+    (root / "index.json").write_text(json.dumps(index | {"chunks": index["chunks"][:1]}))
+    (root / "chunk-0-1.bin").unlink()
+
+    def write_rows(rows):
+        sink = pyarrow.BufferOutputStream()
+        table = pyarrow.Table.from_pylist(rows)
+        with pyarrow.ipc.new_file(sink, table.schema) as writer:
+            for start in range(len(rows)):
+                writer.write_table(table.slice(start, 1))
+        body, begin = sink.getvalue().to_pybytes(), 8 + 4 * len(rows)
+        head = struct.pack(f"<{len(rows) + 2}I", len(rows), *[begin] * (len(rows) + 1))
+        (root / "chunk-0-0.bin").write_bytes(head + body + struct.pack("<I", len(body)) + b"LDARW01\0")
+
+    write_rows([{"image": JPEGS[0], "label": [1, 2]}])
+    line = error_of(opened, root, tmp_path)
+    assert "the column label holds list<" in line and "which is no class; choose another with data.label" in line
+    write_rows([{"image": JPEGS[number] if number != 2 else None, "label": number} for number in range(4)])
+    table = opened(root, tmp_path)
+    assert [bytes(data) for data in Reader(table).read(range(3))] == [JPEGS[number] for number in (0, 1, 3)]
+    assert (table.label.tolist(), table.left_out) == ([0, 1, 3], {"record without an image": 1})
