@@ -174,9 +174,7 @@ def test_dali_takes_arrays_that_do_not_count_as_color(four, tmp_path):
     assert config.pipeline.backend == "dali"
     folder = write_tiles(tmp_path / "color", [image[..., :3] for image in tiles(6)])
     color = open_dataset(folder, tmp_path / "tables", 1, False, choice=Choice(layout="hwc"))
-    with pytest.raises(
-        ConfigError, match="^pipeline.backend=dali: expected ffcv or torchvision or auto for images of 3"
-    ):
+    with pytest.raises(ConfigError, match=r"^pipeline.backend=dali: expected ffcv or torchvision or auto for images"):
         fitted(color, "pipeline.backend=dali")
 
 
