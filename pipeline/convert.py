@@ -320,6 +320,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bands", help="an image is several files: words of their names, e.g. B02,B03,B08")
     parser.add_argument("--layout", default="auto", choices=("auto", "hwc", "chw"), help="as data.layout")
     parser.add_argument("--pages", default="channels", choices=("channels", "images"), help="as data.pages")
+    parser.add_argument("--images-in", metavar="DIR", type=expanduser, help="paths in Parquet may lead there, too")
     parser.add_argument(
         "--cache", type=Path, metavar="DIR",
         help="keep there what is fetched from a bucket or web server (default: beside OUT, deleted at the end)",
@@ -330,8 +331,10 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(sign, stop)
     try:
         seed = None if given.seed == "none" else positive("seed", given.seed, 0)
-        choice = Choice(given.image, given.label, channels_of(given.channels), given.layout)
-        choice = choice._replace(bands=given.bands, pages=given.pages)
+        choice = Choice(given.image, given.label, channels_of(given.channels), given.layout, bands=given.bands)
+        choice = choice._replace(pages=given.pages, images_in=given.images_in)
+        if given.images_in and not Path(given.images_in).is_dir():
+            raise DatasetError(f"--images-in={given.images_in}: no such folder")
         report = convert(
             given.source, Path(given.out),
             Options(given.format, given.short, given.long, given.quality, given.raw),

@@ -128,6 +128,7 @@ def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = (
     For a row without bytes the file that it names is read (ABSENT if that does not exist); without either, it is b''.
     """
     name, number = Path(path), 0
+    folders = [name.parent, *([Path(choice.images_in)] if choice.images_in else [])]
     image, label, names, _ = _columns(name, choice)
     number_of = numbering(classes)
     with _reading(name):
@@ -138,18 +139,18 @@ def samples(path: str, choice: Choice = NOT_CHOSEN, classes: tuple[str, ...] = (
                 value = None if labels is None else label_of(labels[row].as_py(), where, digits=True)
                 if names and value is not None:
                     value = _name_of(int(value), names, where)
-                for file, data in _files(images[row].as_py(), name.parent):
+                for file, data in _files(images[row].as_py(), folders):
                     yield Sample(file or f"{name.stem}-{number:08d}", data, number_of(value))
                 number += 1
 
 
-def _files(cell: Any, folder: Path) -> list[tuple[str, bytes]]:
+def _files(cell: Any, folders: Sequence[Path]) -> list[tuple[str, bytes]]:
     """Name ('' if it has none) and bytes of each image of a cell; of an empty list as of a cell without an image."""
     files: list[tuple[str, bytes]] = []
     for image in (cell or [None]) if isinstance(cell, list) else [cell]:
         held: dict[str, Any] = {"bytes": image} if isinstance(image, bytes) else image or {}
         path = held.get("path") or ""
-        data = held.get("bytes") or _read_named(folder, path)
+        data = held.get("bytes") or _read_named(folders, path)
         files.append((os.path.splitext(os.path.basename(path))[0], data))
     return files
 
@@ -161,14 +162,15 @@ def _name_of(number: int, names: Sequence[str], where: str) -> str:
     return names[number]
 
 
-def _read_named(folder: Path, path: str | None) -> bytes:
-    """The image file that a row without bytes names; only below `folder`, since the row is not trusted."""
+def _read_named(folders: Sequence[Path], path: str | None) -> bytes:
+    """The image file that a row without bytes names; only below one of `folders`, since the row is not trusted."""
     if not path:
         return b""
-    file = (folder / path).resolve()
-    if not file.is_relative_to(folder.resolve()) or not file.is_file():
-        return ABSENT
-    return file.read_bytes()
+    for folder in folders:
+        file = (folder / path).resolve()
+        if any(file.is_relative_to(allowed.resolve()) for allowed in folders) and file.is_file():
+            return file.read_bytes()
+    return ABSENT
 
 
 def _spooled_bytes(path: Path, image: str) -> int:

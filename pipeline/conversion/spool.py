@@ -29,7 +29,10 @@ MAGIC = {
 }  # fmt: skip
 TAR_BYTES = 2048  # per image in a tar in addition to its own bytes: headers, padding, label
 NO_IMAGE = b"swave: "  # with a reason, spooled instead of an image that the source does not give
-ABSENT = NO_IMAGE + b"not in the file nor below its folder (path only): Dataset.save_to_disk embeds images"
+ABSENT = (
+    NO_IMAGE
+    + b"not in the file nor below its folder (path only): --images-in, or Dataset.save_to_disk, which embeds it"
+)
 
 
 class Sample(NamedTuple):

@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 
     channels: `data.channels`, 'auto', 'rgb' or a number; layout: `data.layout`, 'auto', 'hwc' or 'chw'.
     max_pixels: `data.max_pixels`. bands: `data.bands`, words with commas between. pages: `data.pages`, 'channels' or
-    'images'.
+    'images'. images_in: a folder into which the paths of a table may lead.
     """
 
     image: str | None = None
@@ -36,6 +36,7 @@ class Choice(NamedTuple):
     max_pixels: int = MAX_PIXELS
     bands: str | None = None
     pages: str = "channels"
+    images_in: str | None = None
 
     @property
     def words(self) -> list[str]:

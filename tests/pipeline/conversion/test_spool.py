@@ -14,9 +14,11 @@ import pytest
 from pyarrow import ipc, parquet
 
 from pipeline.conversion.sources import open_source
+from pipeline.convert import main
 from pipeline.dataset.idx import stored_png
 from pipeline.dataset.images import decode, probe
-from pipeline.dataset.table import State
+from pipeline.dataset.reader import Reader
+from pipeline.dataset.table import SampleTable, State
 from support.conversions import converted
 from support.packed_sources import NAMES, ROW_LABELS, ROWS, Evil, cifar10, hugging_face, idx, write_arrow
 from support.small_datasets import BAD, ROOT, error_of, write
@@ -89,10 +91,24 @@ def test_an_image_given_by_path_alone_is_read_from_its_file(tmp_path):
     parquet.write_table(pa.table({"image": rows}), tmp_path / "root" / "x.parquet")
     report = converted(tmp_path / "root" / "x.parquet", tmp_path / "out", "wds")
     assert report.written == 2
-    why = "not in the file nor below its folder (path only): Dataset.save_to_disk embeds images"
+    why = "not in the file nor below its folder (path only): --images-in, or Dataset.save_to_disk, which embeds it"
     absent = dict.fromkeys(("gone", "secret", "hosts"), why)
     reasons = {name.rpartition(":")[2]: why for name, why in report.quarantined.items()}
     assert reasons == absent | {"x-00000005": "zero bytes"}
+
+
+def test_paths_may_lead_into_a_folder_that_the_user_names(tmp_path):
+    write(tmp_path, {"photos/a/1.png": image(1), "photos/2.png": image(2), "secret.png": image(3)})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names = [str(tmp_path / "photos" / "a" / "1.png"), "2.png", str(tmp_path / "secret.png"), "../secret.png"]
+    (tmp_path / "table").mkdir()
+    rows = pa.array([{"bytes": None, "path": name} for name in names], kind)
+    parquet.write_table(pa.table({"image": rows}), tmp_path / "table" / "x.parquet")
+    words = [str(tmp_path / "table"), str(tmp_path / "out"), "--format", "wds", "--images-in", str(tmp_path / "photos")]
+    assert main(words) == 0
+    table = SampleTable.load(tmp_path / "out" / "table.npz")
+    assert [bytes(data) for data in Reader(table).read(table.usable())] == [image(1), image(2)]
+    assert main([*words[:-1], str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.parametrize("stream", [True, False])
