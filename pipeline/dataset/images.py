@@ -53,9 +53,12 @@ TURNS = {  # EXIF orientation -> the operation that makes the image upright
 Fit = Callable[[tuple[int, int]], tuple[int, int]]  # width and height of an image -> those to shrink it to
 
 
+DEEPER = "more than 16 bits, kept by data.channels=1"
+
+
 class BadImage(ValueError):
     """The bytes cannot be decoded; `reason` is one of the fixed phrases of quarantine lists: 'zero bytes', 'not an
-    image', 'truncated', 'too large', 'unreadable'."""
+    image', 'truncated', 'too large', DEEPER, 'unreadable'."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -218,10 +221,10 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         samples = np.asarray(image).astype(np.int64)
         if samples.min() < 0 or samples.max() > 65535:
-            raise BadImage("unreadable")  # 32-bit integers: the value of white is unknown
+            raise BadImage(DEEPER)  # the value of white is unknown
         return Image.fromarray(((samples + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise BadImage("unreadable")
+        raise BadImage(DEEPER)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
         return ImageChops.invert(image).convert("RGB")  # Pillow treats every CMYK JPEG as Adobe's inverted kind
     return image.convert("RGB")
