@@ -73,9 +73,8 @@ def no_classes(names: Sequence[str]) -> tuple[str, str]:
         return f"its folders {', '.join(sorted(names))} are no classes", photos[0]
     unlabeled = [name for name in names if split_of(name).word in UNLABELED]
     if unlabeled and len(names) > 1:
-        return f"its folder {unlabeled[0]}/ is no class (data.label=none takes all images, without labels)", unlabeled[
-            0
-        ]
+        problem = f"its folder {unlabeled[0]}/ is no class (data.label=none takes all images, without labels)"
+        return problem, unlabeled[0]
     return "", ""
 
 
