@@ -7,13 +7,14 @@ import gc
 import importlib.util
 import logging
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn import functional
 
 from config.groups import sizes_of_crops
 from export.counterparts import TOLERANCE
@@ -117,16 +118,35 @@ def _of_size(backbone: nn.Module, side: int) -> nn.Module:
 def _traced(backbone: nn.Module, side: int, free_size: bool) -> tuple[torch.onnx.ONNXProgram, bool]:
     """The graph, and whether it takes any size."""
     problem: BaseException | None = None
-    fused, plain = nullcontext(), sdpa_kernel(SDPBackend.MATH)
-    # A perceptron over positions fixes the size; torch 2.11 fails with fused attention that adds biases.
-    for free, attention in (*(((True, fused),) if free_size else ()), (False, fused), (False, plain)):
+    # A perceptron over positions fixes the size; torch 2.11 fails with fused attention that adds biases or has windows.
+    for free, attention in (*(((True, nullcontext),) if free_size else ()), (False, nullcontext), (False, _unfused)):
         try:
-            with attention:
+            with attention():
                 return _trace(backbone, side, free), free
         except torch.onnx.errors.OnnxExporterError as error:
             problem = error.__cause__ or error
     reason = " ".join(str(problem).split())[:200]
     raise ValueError(f"torch.onnx cannot trace this backbone ({reason}); use format safetensors")
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Within the block attention is a product, a softmax and a product, also over more than four axes."""
+
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        if is_causal or enable_gqa:
+            return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None:
+            allowed = attn_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attn_mask, float("-inf")) if allowed else scores + attn_mask
+        return scores.softmax(-1) @ value
+
+    fused, functional.scaled_dot_product_attention = functional.scaled_dot_product_attention, attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = fused
 
 
 def _trace(backbone: nn.Module, side: int, free_size: bool) -> torch.onnx.ONNXProgram:

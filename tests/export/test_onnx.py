@@ -7,9 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from export.__main__ import export
+from export.onnx_graph import _traced
 from export.quantized import images_of
 from model.nearest import predict
 from support.exports import TINY_RESNET, TINY_VIT, difference, refused
@@ -56,6 +58,28 @@ def test_a_vision_transformer_gives_our_features(trained, tmp_path, name, size):
     run, ours = trained(name, {}, size)
     export(run, tmp_path / "x.onnx", "onnx")
     assert difference(ours.backbone, run_of(tmp_path / "x.onnx"), (3, 3, size, size)) < 1e-5
+
+
+class Windows(nn.Module):
+    """Attention in two windows at once, over five axes, as in nest, twins and hiera; a mask keeps a token out."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).unflatten(2, (2, -1)).unflatten(1, (2, 4)).permute(0, 3, 1, 4, 2)
+        mask = torch.arange(tokens.shape[-2]) > 0
+        return functional.scaled_dot_product_attention(tokens, tokens, tokens, mask).mean((1, 3)).flatten(1)
+
+
+def test_attention_over_more_than_four_axes_gives_our_features(tmp_path):
+    torch.manual_seed(0)
+    network = Windows().eval()
+    program, free_size = _traced(network, 16, free_size=False)
+    program.save(tmp_path / "x.onnx", external_data=False)
+    assert not free_size and functional.scaled_dot_product_attention.__module__ != "export.onnx_graph"
+    assert difference(network, run_of(tmp_path / "x.onnx"), (3, 3, 16, 16)) < 1e-5
 
 
 @pytest.mark.slow
