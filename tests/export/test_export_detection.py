@@ -65,7 +65,7 @@ def test_detectron2_gets_its_names_and_shapes_and_the_same_features(trained, tmp
     assert difference(ours.backbone, theirs.eval(), (2, 3, 64, 96)) < 1e-5
     settings = yaml.safe_load("\n".join(lines))
     assert settings["MODEL"]["RESNETS"] == {"DEPTH": 50, "STRIDE_IN_1X1": False, "NORM": "SyncBN"}
-    assert settings["MODEL"]["PIXEL_MEAN"] == pytest.approx([255 * 0.286] * 3)  # the demo's, from 0 to 1
+    assert settings["MODEL"]["PIXEL_MEAN"] == pytest.approx([255 * 0.25] * 3)  # the run's, from 0 to 1
     assert settings["INPUT"]["FORMAT"] == "RGB"
 
 
