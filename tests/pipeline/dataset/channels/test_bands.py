@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pipeline.dataset.channels.bands import packed, samples_of, unpacked
+from pipeline.dataset.channels.bands import is_packed, packed, samples_of, unpacked
 from pipeline.dataset.channels.decode import decode_native
 from pipeline.dataset.finding.choice import Choice
 from pipeline.dataset.images import BadImage
@@ -56,9 +56,14 @@ def test_files_belong_together_by_the_word_in_their_names(names, bands, wanted, 
 
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=5))
+@example([packed([b"a file"])])
 def test_the_bytes_of_files_in_one_piece_come_apart_again(files):
-    assert unpacked(packed(files)) == files
     whole = packed(files)
+    if any(map(is_packed, files)):  # a band has no bands, or one image could hold them without end
+        with pytest.raises(BadImage):
+            unpacked(whole)
+        return
+    assert unpacked(whole) == files
     for cut in {0, 8, 16, len(whole) - 1}:
         if cut < len(whole):
             with pytest.raises(BadImage):
