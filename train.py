@@ -59,7 +59,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
     from pipeline.dataset.accounting import of_splits
     from pipeline.dataset.labelled import labelled_data
     from pipeline.dataset.open import open_splits
-    from training.auto import fit
+    from training.auto import check_before_data, fit
     from training.build import build_loader, build_objective, build_probe, build_queue, build_teacher, starting_network
     from training.checkpoint.save_load import NotSaved, latest_checkpoint
     from training.deepspeed_engine import build_engine, input_dtype
@@ -75,6 +75,7 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     with exit_on_mistake(cluster.main):
         # ---- data and settings -------------------------------------------------------------------
+        check_before_data(config, cluster, journal.begun_with())
         table, test = open_splits(config.data, progress=cluster.main)
         backends = choices_of(config, journal.begun_with(), cluster, table.pixels)
         choices = fit(config, table.images, cluster, journal.begun_with(), table)

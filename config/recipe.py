@@ -29,7 +29,16 @@ from config.rules import check_rules
 if TYPE_CHECKING:
     from config.schema.setting import Setting
 
-__all__ = ["DEFAULTS", "ROOT", "ConfigError", "answered", "check_given", "default_config", "load_config"]
+__all__ = [
+    "DEFAULTS",
+    "ROOT",
+    "ConfigError",
+    "answered",
+    "check_given",
+    "default_config",
+    "load_config",
+    "own_functions",
+]
 
 DEFAULTS = ROOT / "config" / "default.yaml"  # written by `make default-yaml`, for people
 MISREAD = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal and base 60 in YAML 1.1
@@ -97,23 +106,31 @@ def check_given(config: DictConfig) -> None:
     A run that has begun needs no weights; their files may be gone.
     """
     begun = any(Path(config.run.directory, "checkpoints").glob("step-*"))
-    named = {"crops.custom": config.crops.custom}
-    named |= {f"crops.groups[{index}].custom": group.get("custom") for index, group in enumerate(config.crops.groups)}
     for section in ("model", "distill"):
-        named[f"{section}.backbone"], path = config[section].backbone, config[section].weights
+        name, path = config[section].backbone, config[section].weights
         if path is not None and not begun and not Path(path).exists():
             raise ConfigError(f"{section}.weights={path}: no such file or folder")
+        if str(name).startswith("transformers:") and (needs := missing("transformers")):
+            raise ConfigError(f"{section}.backbone={name} {needs}")
     if config.model.lora.rank and (needs := missing("peft")):
         raise ConfigError(f"model.lora.rank={config.model.lora.rank} {needs}")
-    for key, name in named.items():
-        library = str(name).partition(":")[0]
-        if library == "transformers" and (needs := missing("transformers")):
-            raise ConfigError(f"{key}={name} {needs}")
-        if FUNCTION.fullmatch(str(name)) and library not in LIBRARIES:
-            try:
-                check_module(name, f"{key}={name}")
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
+    for key, name in own_functions(config).items():
+        try:
+            check_module(name, f"{key}={name}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+
+def own_functions(config: DictConfig) -> dict[str, str]:
+    """The settings that name a function of the user's, module:function, with their values."""
+    named = {"crops.custom": config.crops.custom}
+    named |= {f"crops.groups[{index}].custom": group.get("custom") for index, group in enumerate(config.crops.groups)}
+    named |= {f"{section}.backbone": config[section].backbone for section in ("model", "distill")}
+    return {
+        key: name
+        for key, name in named.items()
+        if FUNCTION.fullmatch(str(name)) and str(name).partition(":")[0] not in LIBRARIES
+    }
 
 
 def answered(arguments: Sequence[str], about: str | None) -> bool:

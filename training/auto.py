@@ -6,6 +6,7 @@ The anchors come from the paper: learning rate 0.6 at 256 images a step and 4.8 
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from common.own_code import own_function
 from config.groups import sizes_of_crops
-from config.recipe import ConfigError
+from config.recipe import ConfigError, own_functions
 from config.schema.method import LARGEST
 from config.schema.settings import settings
 from pipeline.crops import exact_color, usual_backend
@@ -33,6 +35,39 @@ CLUSTERING = ("deepclusterv2", "selav2")  # methods with targets for an epoch
 QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a queue (2560 of RN50w4: with, 4096: without)
 
 
+def check_before_data(config: DictConfig, cluster: Cluster, begun_with: dict[str, Any] | None = None) -> None:
+    """Raise ConfigError for what can be known without images: a batch that does not split over the processes, an engine
+    that the device cannot run, functions that the user's modules lack, and keys that DeepSpeed does not take. Changes
+    nothing; `fit` and the builders check the same."""
+    for key, name in own_functions(config).items():
+        try:
+            own_function(name, f"{key}={name}")
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    _check_batch(config, cluster.world_size)
+    _check_device(config, cluster)
+    if config.engine.deepspeed:
+        trial = copy.deepcopy(config)
+        if begun_with is not None:
+            _keep(trial, begun_with)
+        _fit_engine(trial, lambda key, value, why: _choose(trial, key, value), cluster)
+
+
+def _check_batch(config: DictConfig, world_size: int) -> None:
+    batch, parts = config.run.batch_size, config.engine.accumulation
+    if batch % world_size:
+        raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
+    if batch % (world_size * parts):
+        raise ConfigError(
+            f"engine.accumulation={parts}: run.batch_size={batch} does not split over {world_size} processes times that"
+        )
+    if batch // world_size // parts < 2:
+        raise ConfigError(
+            f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes"
+            f"{f', engine.accumulation={parts}' if parts > 1 else ''})"
+        )
+
+
 def fit(
     config: DictConfig,
     images: int,
@@ -48,25 +83,13 @@ def fit(
     """
     choices = [] if begun_with is None else _keep(config, begun_with)
     batch, epochs, world_size = config.run.batch_size, config.run.epochs, cluster.world_size
-    if batch % world_size:
-        raise ConfigError(f"run.batch_size={batch} does not split evenly over {world_size} processes")
-    parts = config.engine.accumulation
-    if batch % (world_size * parts):
-        raise ConfigError(
-            f"engine.accumulation={parts}: run.batch_size={batch} does not split over {world_size} processes times that"
-        )
-    if batch // world_size // parts < 2:
-        raise ConfigError(
-            f"run.batch_size={batch}: batch norm needs 2 images a process or more ({world_size} processes"
-            f"{f', engine.accumulation={parts}' if parts > 1 else ''})"
-        )
+    _check_batch(config, world_size)
     if batch > images:
         raise ConfigError(f"run.batch_size={batch} is more than the {images} images of data.path; lower it")
     steps = images // batch
 
     def choose(key: str, value: float | int | str | bool, why: str) -> None:
-        if OmegaConf.select(config, key) == "auto":
-            OmegaConf.update(config, key, value)
+        if _choose(config, key, value):
             choices.append(f"{key}={shown(value)}  ({why}; override with {key}=...)")
 
     choices += fit_to_pixels(config, table, cluster.main)
@@ -223,12 +246,26 @@ def _fit_start(config: DictConfig, choices: list[str], steps: int, new: bool) ->
         choices.append(f"{words}  (the run goes on from model.weights; override with KEY=...)")
 
 
+def _choose(config: DictConfig, key: str, value: float | int | str | bool) -> bool:
+    """Replace `auto` by the value; whether it stood there."""
+    chosen = OmegaConf.select(config, key) == "auto"
+    if chosen:
+        OmegaConf.update(config, key, value)
+    return chosen
+
+
+def _check_device(config: DictConfig, cluster: Cluster) -> None:
+    if cluster.device().type == "cuda":
+        return
+    if config.engine.precision == "fp16":
+        raise ConfigError("engine.precision=fp16 needs a GPU, and none is visible; take fp32 or bf16")
+    if config.engine.cuda_graphs:
+        raise ConfigError("engine.cuda_graphs=true needs a GPU, and none is visible; leave it out")
+
+
 def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
     engine, on_gpu, world_size = config.engine, cluster.device().type == "cuda", cluster.world_size
-    if engine.precision == "fp16" and not on_gpu:
-        raise ConfigError("engine.precision=fp16 needs a GPU, and none is visible; take fp32 or bf16")
-    if engine.cuda_graphs and not on_gpu:
-        raise ConfigError("engine.cuda_graphs=true needs a GPU, and none is visible; leave it out")
+    _check_device(config, cluster)
     if engine.precision == "auto":
         bf16, reason = _bf16_pays(config, on_gpu)
         choose("engine.precision", "bf16" if bf16 else "fp32", reason)

@@ -1,9 +1,11 @@
 """Keys under engine.deepspeed: what DeepSpeed does not know, has removed or does not take is one line."""
 
+import copy
+
 import pytest
 
 from config.recipe import ConfigError, load_config
-from training.auto import fit
+from training.auto import check_before_data, fit
 from training.deepspeed_engine import deepspeed_config
 from training.distributed import Cluster
 
@@ -126,3 +128,21 @@ def test_a_wrong_key_is_found_before_processes_connect():
     config = load_config(["config/demo.yaml", "run.batch_size=8", "engine.deepspeed.gradient_clippping=1"])
     with pytest.raises(ConfigError, match="gradient_clippping"):
         fit(config, 1000, Cluster())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("engine.deepspeed.gradient_clippping=1", "gradient_clippping"),
+        ("engine.precision=fp16", "needs a GPU"),
+        ("run.batch_size=9", "does not split"),
+        ("model.backbone=json:lods", "json .* has no function lods; nearest: loads"),
+        ("crops.custom=json:lods", "crops.custom=json:lods: .*nearest: loads"),
+    ],
+)
+def test_what_needs_no_images_is_refused_before_they_are_read(setting, message):
+    config = load_config(["config/demo.yaml", "run.batch_size=8", setting])
+    before = copy.deepcopy(config)
+    with pytest.raises(ConfigError, match=message):
+        check_before_data(config, Cluster(0, 2, 0, 2))
+    assert config == before
