@@ -5,6 +5,7 @@
     python -m perf.science [--study fashion-mnist] [--minutes 45] [--seeds 1,2,3] [--work runs/science/STUDY]
     python -m perf.science --search [--minutes 20]            a search over settings, on training images alone
     python -m perf.science --choices [--minutes 60]           what each published choice contributes
+    python -m perf.science --long [--minutes 60]              multi-crop and two crops alone, each for longer
 
 The methods are the recipes of config/science/STUDY and supervised training of the same network; random weights and raw
 pixels are baselines. Two programs run at a time, each on one core with one thread. First, short runs measure the CPU
@@ -12,8 +13,8 @@ time of an epoch of each method. Then each method trains for the number of epoch
 system), as nearly as whole epochs allow, so other work on the machine changes no comparison. On a busy machine it takes
 longer than --minutes. Time for scores is not training time.
 
-The same command continues an interrupted check. It writes science/STUDY.json (and STUDY-search, STUDY-choices), which
-have the figures of each seed, science.md and science.png to --out (docs).
+The same command continues an interrupted check. It writes science/STUDY.json (and STUDY-search, STUDY-choices,
+STUDY-long), which have the figures of each seed, science.md and science.png to --out (docs).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from evaluation.arguments import numbers
 from perf.program import program
 from perf.science.plan import EQUAL_IMAGES, RECIPES, STUDIES, methods_of
 
-MINUTES = {"": 45.0, "search": 20.0, "choices": 60.0}  # by `part_of`
+MINUTES = {"": 45.0, "search": 20.0, "choices": 60.0, "long": 60.0}  # by `part_of`
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("python -m perf.science", __doc__)
-    parser.add_argument("--minutes", type=float, help="time for all, about (default 45; search: 20; choices: 60)")
+    parser.add_argument("--minutes", type=float, help="time for all, about (default 45; search: 20; others: 60)")
     parser.add_argument("--study", default="fashion-mnist", help=f"{', '.join(STUDIES)} (default: %(default)s)")
     parser.add_argument("--seeds", help="separated by commas (default 1,2,3; search: 7)")
     parser.add_argument("--methods", help="some methods, separated by commas (default: all)")
@@ -59,6 +60,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--search", action="store_true", help="try the settings of perf/science/search.py instead")
     parts.add_argument("--choices", action="store_true", help="change one choice of multi-crop at a time instead")
+    parts.add_argument("--long", action="store_true", help="only multi-crop and two crops, for longer")
     parser.add_argument(
         "--recipes", type=Path, help="folder with a recipe for each method (default config/science/STUDY)"
     )
@@ -70,8 +72,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def part_of(options: argparse.Namespace) -> str:
-    """Which part of a study: "search", "choices", or "" for the comparison of methods."""
-    return "search" if options.search else "choices" if options.choices else ""
+    """Which part of a study: "search", "choices", "long", or "" for the comparison of methods."""
+    return next((part for part in ("search", "choices", "long") if getattr(options, part)), "")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -94,6 +96,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--methods={options.methods}: there are no candidates for these methods")
     if options.choices:
         methods = choices(methods)
+    if options.long:
+        methods = [method for method in methods if method.name in ("multicrop", "two_crops")]
     data = options.data or Path("data") / options.study
     check_settings(methods, data)
 
@@ -108,7 +112,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with locked(setup.work):
         if options.search:
             setup = of_training_images(setup)
-        return compare(methods, seeds, minutes, setup, whole=not part_of(options))
+        part = part_of(options)
+        return compare(methods, seeds, minutes, setup, baselines=not part, curves=part in ("", "long"))
 
 
 def of_training_images(setup: Any) -> Any:

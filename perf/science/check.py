@@ -42,11 +42,17 @@ def locked(work: Path) -> Iterator[None]:
 
 
 def compare(
-    methods: Sequence[Method], seeds: Sequence[int], minutes: float, setup: Setup, whole: bool = True
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    minutes: float,
+    setup: Setup,
+    baselines: bool = True,
+    curves: bool = True,
 ) -> dict[str, Any]:
     """Train and score every method with every seed in about `minutes`; returns the report.
 
-    Jobs that are done already are not repeated. whole: also score random weights and pixels, and draw learning curves.
+    Jobs that are done already are not repeated. baselines: also score random weights and pixels. curves: also score
+    earlier checkpoints.
     Raises ValueError if `setup.work` holds another plan, RuntimeError if a program fails.
     """
     settings = {
@@ -58,9 +64,11 @@ def compare(
         raise ValueError(
             f"--work={setup.work} holds a check with other settings; choose another folder, or remove this one"
         )
-    bases = random_jobs(methods[0], seeds, setup) if whole else []
+    bases = random_jobs(methods[0], seeds, setup) if baselines else []
     if not file.exists():
-        write_atomically(file, json.dumps(settings | planned(methods, seeds, minutes, setup, bases), indent=1) + "\n")
+        write_atomically(
+            file, json.dumps(settings | planned(methods, seeds, minutes, setup, bases, curves), indent=1) + "\n"
+        )
     plan = read_json(file)
     run_jobs(bases, setup.cores, "random weights")  # those that an interruption left undone
 
@@ -72,18 +80,23 @@ def compare(
             seconds = cost.around + cost.first + epochs * cost.epoch
             jobs.append(training(method, seed, epochs, seconds, setup, folder, setup.data))
     run_jobs(jobs, setup.cores, "training")
-    if whole:
+    if baselines:
         scores.append(scoring("pixels", "pixels", methods[0], seeds[0], setup, PIXEL_SECONDS))
     for seed in seeds:
         for method in methods:
             folder = setup.work / "runs" / f"{method.name}-{seed}"
-            scores.append(scored(method, seed, folder, setup, plan["score_seconds"], whole))
+            scores.append(scored(method, seed, folder, setup, plan["score_seconds"], curves))
     run_jobs(scores, setup.cores, "scores")
-    return report(methods, seeds, plan, setup, whole)
+    return report(methods, seeds, plan, setup, baselines)
 
 
 def planned(
-    methods: Sequence[Method], seeds: Sequence[int], minutes: float, setup: Setup, bases: Sequence[Job]
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    minutes: float,
+    setup: Setup,
+    bases: Sequence[Job],
+    curves: bool,
 ) -> dict[str, Any]:
     """The plan: costs, epochs and the machine. First scores random weights, which shows how long scores take."""
     from perf.science.score import labelled_at
@@ -106,7 +119,7 @@ def planned(
     all_costs = costs | {name: costs[method.recipe.stem] for name, method in equal.items()}
     around = [all_costs[method.name].around for method in methods for _ in seeds]
     spent = cpu_seconds_of_jobs() - before + (PIXEL_SECONDS if bases else 0.0)
-    scoring_seconds = score_seconds * (1.5 if bases else 1.0)
+    scoring_seconds = score_seconds * (1.5 if curves else 1.0)
     share = share_of(minutes * 60 * len(setup.cores), spent, around, scoring_seconds)
     epochs = epochs_for(costs, share)
     epochs |= {name: epochs[method.images_of] for name, method in equal.items()}
@@ -134,14 +147,14 @@ def random_jobs(method: Method, seeds: Sequence[int], setup: Setup) -> list[Job]
     return [scoring(f"random-{seed}", "random", method, seed, setup, SCORE_SECONDS) for seed in seeds]
 
 
-def scored(method: Method, seed: int, folder: Path, setup: Setup, seconds: float, whole: bool) -> Job:
-    """The job that scores a run; if `whole`, also its earlier checkpoints."""
-    name, along = f"{method.name}-{seed}", folder if whole else None
+def scored(method: Method, seed: int, folder: Path, setup: Setup, seconds: float, curves: bool) -> Job:
+    """The job that scores a run; if `curves`, also its earlier checkpoints."""
+    name, along = f"{method.name}-{seed}", folder if curves else None
     return scoring(name, weights_in(folder), method, seed, setup, seconds, along)
 
 
 def report(
-    methods: Sequence[Method], seeds: Sequence[int], plan: Mapping[str, Any], setup: Setup, whole: bool
+    methods: Sequence[Method], seeds: Sequence[int], plan: Mapping[str, Any], setup: Setup, baselines: bool
 ) -> dict[str, Any]:
     """The plan and "rows": for each method mean and deviation over seeds, and the figures of each run."""
     rows = []
@@ -149,13 +162,13 @@ def report(
         runs = []
         for seed in seeds:
             scores = read_json(setup.work / "scores" / f"{method.name}-{seed}.json")
-            seconds = clock_of(setup.work / "runs" / f"{method.name}-{seed}")[-1]
+            seconds = clock_of(setup.work / "runs" / f"{method.name}-{seed}")[-1] * method.processes
             images = plan["train_images"] * plan["epochs"][method.name]
             measures = measures_of(setup.work / "runs" / f"{method.name}-{seed}")
             runs.append({"seed": seed, "cpu_seconds": seconds, **scores, **measures, "images": images})
         rows.append(row(method.name, method.title, runs) | {"epochs": plan["epochs"][method.name]})
         rows[-1] |= {"settings": list(method.settings), "recipe": method.recipe.stem, "against": method.against}
-    if whole:
+    if baselines:
         random = [{"seed": s, **read_json(setup.work / "scores" / f"random-{s}.json")} for s in seeds]
         pixels = [dict(read_json(setup.work / "scores" / "pixels.json"))]
         rows += [row("random", BASELINES["random"], random), row("pixels", BASELINES["pixels"], pixels)]

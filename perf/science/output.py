@@ -21,6 +21,7 @@ from perf.science.tables import (
     results,
     searched,
     seconds_of,
+    steps_to_multicrop,
     verdict,
 )
 
@@ -34,15 +35,22 @@ ORDERINGS = (
 
 
 def write(report: Mapping[str, Any], out: Path, study: str, part: str) -> None:
-    """Write the files into `out`, and print the table. part: "", "search" or "choices"."""
+    """Write the files into `out`, and print the table. part: "", "search", "choices" or "long"."""
     file = out / FOLDER / ("-".join(filter(None, (study, part))) + ".json")
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(report, indent=1) + "\n")
-    table = {"": results, "choices": chosen, "search": lambda r: searched(r, RECIPES / study)}[part](report)
+    table = {"": results, "long": results, "choices": chosen, "search": lambda r: searched(r, RECIPES / study)}[part](
+        report
+    )
     print(as_markdown(table))
-    mains = {name: found for name in STUDIES if (found := read(out, name))}
-    if mains:
-        draw(mains, out / "science.png")
+    drawn = {
+        title + said_longer: found
+        for name, title in STUDIES.items()
+        for part, said_longer in (("", ""), ("long", ", for longer"))
+        if (found := read(out, name, part))
+    }
+    if drawn:
+        draw(drawn, out / "science.png")
     write_atomically(out / "science.md", page(out))
     print("written:", ", ".join(str(out / n) for n in (file.relative_to(out), "science.md", "science.png")))
 
@@ -63,23 +71,26 @@ def page(out: Path) -> str:
         "images; linear: logistic regression on the standardized features. ± in a comparison is its 95 % interval, "
         "paired by seed.",
     ]
-    if any(read(out, study) for study in STUDIES):
+    if any(read(out, study, part) for study in STUDIES for part in ("", "long")):
         parts.append("![learning curves and results](science.png)")
     for study, title in STUDIES.items():
-        main, search, choices = (read(out, study, part) for part in ("", "search", "choices"))
-        if not (main or search or choices):
+        main, search, choices, long = (read(out, study, part) for part in ("", "search", "choices", "long"))
+        if not (main or search or choices or long):
             continue
         parts.append(f"## {title}")
         parts += compared(main, study) if main else []
+        if long:
+            parts += ["### For longer", *of_long(long, study)]
         if choices:
             parts += [
                 "### What each choice contributes",
                 said(choices, study, "--choices"),
                 as_markdown(chosen(choices)),
+                *filter(None, [steps_to_multicrop(choices)]),
             ]
         if search:
             parts += ["### Search over settings", *of_search(search, study)]
-        reports = {"comparison": main, "choices": choices, "search": search}
+        reports = {"comparison": main, "for longer": long, "choices": choices, "search": search}
         if (table := orderings({name: report for name, report in reports.items() if report})) is not None:
             parts += ["### Measures without labels", ORDERINGS, as_markdown(table)]
     return "\n\n".join(parts) + "\n"
@@ -111,6 +122,14 @@ def compared(report: Mapping[str, Any], study: str) -> list[str]:
         f"with all labels. The curves are among {min(CURVE_IMAGES, report['train_images']):,} training images.",
         as_markdown(costs(report)),
     ]
+    if (measures := measured(report)) is not None:
+        parts += ["Measures without labels, of the last epoch or the last weights:", as_markdown(measures)]
+    return parts
+
+
+def of_long(report: Mapping[str, Any], study: str) -> list[str]:
+    """The paragraphs and tables of the comparison for longer."""
+    parts = [said(report, study, "--long"), f"**{verdict(report)}**", as_markdown(results(report))]
     if (measures := measured(report)) is not None:
         parts += ["Measures without labels, of the last epoch or the last weights:", as_markdown(measures)]
     return parts

@@ -28,8 +28,8 @@ class Method:
     """A way to train. name: of its files. title: in tables. settings: key=value in addition to the recipe.
 
     images_of: the method whose number of epochs it has; "" for equal time. against: the choice that it goes on from and
-    is compared with; "" is the recipe. supervised: trained with labels; the recipe then gives only the network and the
-    normalization of the images.
+    is compared with; "" is the recipe. processes: they train together, on one core. supervised: trained with labels;
+    the recipe then gives only the network and the normalization of the images.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Method:
     settings: tuple[str, ...] = ()
     images_of: str = ""
     against: str = ""
+    processes: int = 1
 
     @property
     def supervised(self) -> bool:

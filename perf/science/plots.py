@@ -1,4 +1,4 @@
-"""science.png: for each study the learning curves and the final figures."""
+"""science.png: for each comparison the learning curves and the final figures."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.science.plan import STUDIES, mean_and_deviation
+from perf.science.plan import mean_and_deviation
 from perf.science.tables import counted, time_word
 
 
 def draw(reports: Mapping[str, Mapping[str, Any]], out: Path) -> None:
-    """A row of two plots for each report, by the name of its study."""
+    """A row of two plots for each report, by its title."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -21,9 +21,9 @@ def draw(reports: Mapping[str, Mapping[str, Any]], out: Path) -> None:
         len(reports), 2, figsize=(11, 4.2 * len(reports)), layout="constrained", squeeze=False,
         gridspec_kw={"width_ratios": [3, 2]},
     )  # fmt: skip
-    for (study, report), (left, right) in zip(reports.items(), places, strict=True):
+    for (title, report), (left, right) in zip(reports.items(), places, strict=True):
         draw_curves(report, left)
-        left.set_title(f"{STUDIES[study]}: learning curves")
+        left.set_title(f"{title}: learning curves")
         draw_scores(report, right)
     figure.savefig(out, dpi=110)
     pyplot.close(figure)

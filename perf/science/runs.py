@@ -42,7 +42,9 @@ def training(method: Method, seed: int, epochs: int, seconds: float, setup: Setu
         recipe_warm_up = load_config(
             [str(method.recipe), f"data.path={data}", *method.settings]
         ).optimizer.warmup_epochs
-        words = ["train.py", method.recipe, f"data.path={data}", f"data.cache={setup.tables}", *method.settings]
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={method.processes}"]
+        words = words if method.processes > 1 else []
+        words += ["train.py", method.recipe, f"data.path={data}", f"data.cache={setup.tables}", *method.settings]
         words += [f"run.directory={folder}", f"run.seed={seed}", f"run.epochs={epochs}"]
         words += ["pipeline.threads=1", "pipeline.backend=dali", "evaluation.watched=0"]
         words += [f"optimizer.warmup_epochs={warm_up_epochs(recipe_warm_up, epochs):g}"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from config.recipe import load_config
 from perf.report.sections import Table
+from perf.science.choices import BASE, LARGE, NONE, WHOLE
 from perf.science.measures import CALLED, ordering
 from perf.science.plan import EQUAL_IMAGES, paired
 
@@ -114,6 +115,16 @@ def chosen(report: Report) -> Table:
         rest = [number(row.get("embedding_rank"), 1), str(row["epochs"]), number(row.get(seconds_of(report)))]
         rows.append([row["title"], share(row["knn"]), *compared, *rest])
     return Table("choices", head, rows, ("choice",))
+
+
+def steps_to_multicrop(report: Report) -> str:
+    """From two crops to multi-crop in three steps, each at equal images; "" without these choices."""
+    rows = {row["name"]: row for row in report["rows"]}
+    steps = (("more crops", LARGE, NONE), ("fewer pixels", WHOLE, LARGE), ("smaller parts of the image", BASE, WHOLE))
+    if not {LARGE, NONE, WHOLE, BASE} <= set(rows):
+        return ""
+    told = "; ".join(f"{title}: {against(rows[one], rows[other], 'knn', 'k-NN')}" for title, one, other in steps)
+    return f"From two crops to multi-crop in three steps, each at equal images. {told[0].upper()}{told[1:]}."
 
 
 def searched(report: Report, recipes: Path) -> Table:

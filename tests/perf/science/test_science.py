@@ -1,6 +1,7 @@
 """The science check at toy size: the whole program, and its arithmetic."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from config.groups import sizes_of_crops
 from config.recipe import ROOT, load_config
 from perf.science.check import locked
-from perf.science.choices import choices
+from perf.science.choices import BASE, LARGE, NONE, WHOLE, choices
 from perf.science.hands import across_hands
 from perf.science.measures import ordering
 from perf.science.plan import (
@@ -31,7 +32,7 @@ from perf.science.runs import cost_of
 from perf.science.score import balanced
 from perf.science.search import CANDIDATES, candidates
 from perf.science.subset import pack_for_search
-from perf.science.tables import against, chosen, holds, orderings, verdict
+from perf.science.tables import against, chosen, holds, orderings, steps_to_multicrop, verdict
 from pipeline.dataset.idx import stored_png
 from pipeline.dataset.labelled import labelled_data
 from pipeline.dataset.reader import Reader
@@ -168,7 +169,7 @@ def test_both_variants_of_swav_have_as_many_candidates_and_their_settings_load(s
     assert len({method.settings for method in methods}) == len(methods)
     for method in [*methods, *choices(methods_of(RECIPES / study))]:
         config = load_config([str(method.recipe), *method.settings])
-        assert (config.crops.local.count > 0) == (method.recipe.stem == "multicrop")
+        assert (config.crops.local.count > 0) == (method.recipe.stem == "multicrop" and method.name != NONE)
         assert config.swav.queue.length == "auto" or config.swav.queue.length % config.run.batch_size == 0
 
 
@@ -236,9 +237,36 @@ def test_a_choice_is_compared_with_the_recipe_of_the_same_seed():
     assert table.rows[2][2:4] == ["-2.50 ± 6.35", "0 of 2"]
 
 
+def test_three_steps_lead_from_two_crops_to_multicrop():
+    scores = {BASE: (0.5, 0.6), "queue": (0.1, 0.1), NONE: (0.4, 0.3), WHOLE: (0.7, 0.7), LARGE: (0.8, 0.7)}
+    rows = [{"name": name, **runs(*values)} for name, values in scores.items()]
+    text = steps_to_multicrop({"rows": rows})
+    differences = [sign(word) for word in re.findall(r"(?:better|worse) by [\d.]+", text)]
+    assert differences == [40.0, -5.0, -15.0] and sum(differences) == pytest.approx(100 * (0.55 - 0.35))
+    assert "More crops: k-NN 75.00% against 35.00%" in text and steps_to_multicrop({"rows": rows[:3]}) == ""
+
+
+def sign(words: str) -> float:
+    return float(words.split()[-1]) * (1 if words.startswith("better") else -1)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_choices_about_small_crops_have_the_recipes_images(study):
+    methods = {method.name: method for method in choices(methods_of(RECIPES / study))}
+    crops = {
+        name: load_config([str(method.recipe), "data.path=.", *method.settings]).crops
+        for name, method in methods.items()
+    }
+    base, large = crops[BASE].local, crops[LARGE]
+    assert crops[NONE].local.count == 0
+    assert crops[WHOLE].local == {**base, "scale": large["global"].scale}
+    assert large.local == {**crops[WHOLE].local, "size": large["global"].size} and large.local.count == base.count
+    assert all(methods[name].images_of == BASE for name in (NONE, WHOLE, LARGE, "norm"))
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_the_vit_among_the_choices_takes_all_sizes_of_the_study(study):
-    vit, teacher = choices(methods_of(RECIPES / study))[-2:]
+    vit, teacher = (method for method in choices(methods_of(RECIPES / study)) if method.name in ("vit", "teacher"))
     config = load_config([str(vit.recipe), "data.path=.", "model.prototypes=10", "model.heads=1", *vit.settings])
     network = build_network(config.model, [*sizes_of_crops(config.crops), config.evaluation.size])
     assert network.get_submodule("backbone").num_features == 96
