@@ -77,9 +77,10 @@ def load_config(arguments: Sequence[str]) -> DictConfig:
             except (OmegaConfBaseException, YAMLError, ValueError) as error:
                 raise ConfigError(f"{argument}: not to be read ({_first_line(error)})") from None
             _merge(config, override, known, argument)
-    _check_references(config)
-    OmegaConf.resolve(config)
-    _check_references(config)  # a `${` that was escaped would be a reference again
+    if "${" in str(OmegaConf.to_container(config)):
+        _check_references(config)
+        OmegaConf.resolve(config)
+        _check_references(config)  # a `${` that was escaped would be a reference again
     for key, setting in known.items():
         if setting.required and not OmegaConf.select(config, key):
             raise ConfigError(f"{key} is not set; give it as {key}=...")

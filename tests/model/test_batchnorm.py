@@ -18,6 +18,7 @@ from support.ranks import count_collectives, run_ranks
 from support.rounded_values import samples
 
 Arrays = dict[str, np.ndarray]
+Task = tuple[np.ndarray, int, torch.dtype]
 DTYPES = [  # of inputs, of weights, of autocast
     (torch.float16, torch.float16, ""),
     (torch.bfloat16, torch.bfloat16, ""),
@@ -66,11 +67,15 @@ def trained(network: nn.Module, batch: np.ndarray, dtype: torch.dtype) -> Arrays
     return {name: value.numpy() for name, value in actual.items()}
 
 
-def trained_on_a_rank(task: tuple[np.ndarray, int, torch.dtype], equal_batches: bool = False) -> Arrays:
+def trained_on_a_rank(task: Task, equal_batches: bool = False) -> Arrays:
     batch, group_size, dtype = task
     network = small_network(dtype)
     replace_batch_norm(network, group_size, dist.get_world_size(), dist.get_rank(), equal_batches)
     return trained(network, batch, dtype)
+
+
+def trainings_on_a_rank(tasks: list[Task]) -> list[Arrays]:
+    return [trained_on_a_rank(task) for task in tasks]
 
 
 def together(ranks: list[Arrays]) -> Arrays:
@@ -102,13 +107,13 @@ def unequal_batches(sizes: list[int]) -> list[np.ndarray]:
 # ---- over ranks -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [[4, 4], [3, 3, 3, 3], [1, 6], [5, 1, 2, 3]], ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6)], ids=str)
-def test_ranks_together_are_one_process_on_the_whole_batch(sizes: Any, dtype: torch.dtype, tolerance: float) -> None:
-    batches = unequal_batches(sizes)
+@pytest.mark.parametrize("sizes", [[4, 4], [1, 6], [5, 1, 2, 3]], ids=str)
+def test_ranks_together_are_one_process_on_the_whole_batch(sizes: list[int]) -> None:
+    batches, tolerances = unequal_batches(sizes), {torch.float64: 1e-12, torch.float32: 5e-6}
     expected = trained(small_network(), np.concatenate(batches), torch.float64)
-    ranks = run_ranks([(batch, 0, dtype) for batch in batches], trained_on_a_rank)
-    assert deviation(together(ranks), expected) < tolerance
+    ranks = run_ranks([[(batch, 0, dtype) for dtype in tolerances] for batch in batches], trainings_on_a_rank)
+    for arrays, tolerance in zip(zip(*ranks, strict=True), tolerances.values(), strict=True):
+        assert deviation(together(list(arrays)), expected) < tolerance
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [1, 1, 1]], ids=str)
@@ -125,21 +130,14 @@ def trained_with_equal_batches(task: tuple[np.ndarray, int, torch.dtype]) -> Arr
     return arrays
 
 
-def test_groups_of_two_among_four_ranks_do_not_mix() -> None:
+def test_groups_do_not_mix_and_the_last_has_the_ranks_that_are_left() -> None:
+    groups_of = {1: [[0], [1], [2], [3]], 2: [[0, 1], [2, 3]], 3: [[0, 1, 2], [3]], 8: [[0, 1, 2, 3]]}
     batches = unequal_batches([2, 3, 4, 2])
-    ranks = run_ranks([(batch, 2, torch.float64) for batch in batches], trained_on_a_rank)
-    for first in (0, 2):
-        expected = trained(small_network(), np.concatenate(batches[first : first + 2]), torch.float64)
-        assert deviation(together(ranks[first : first + 2]), expected) < 1e-12
-
-
-@pytest.mark.parametrize(("group_size", "groups"), [(1, [[0], [1], [2]]), (2, [[0, 1], [2]]), (8, [[0, 1, 2]])])
-def test_the_last_group_has_the_ranks_that_are_left(group_size: int, groups: list[list[int]]) -> None:
-    batches = unequal_batches([2, 3, 4])
-    ranks = run_ranks([(batch, group_size, torch.float64) for batch in batches], trained_on_a_rank)
-    for group in groups:
-        expected = trained(small_network(), np.concatenate([batches[rank] for rank in group]), torch.float64)
-        assert deviation(together([ranks[rank] for rank in group]), expected) < 1e-12
+    ranks = run_ranks([[(batch, size, torch.float64) for size in groups_of] for batch in batches], trainings_on_a_rank)
+    for number, groups in enumerate(groups_of.values()):
+        for group in groups:
+            expected = trained(small_network(), np.concatenate([batches[rank] for rank in group]), torch.float64)
+            assert deviation(together([ranks[rank][number] for rank in group]), expected) < 1e-12
 
 
 def collectives_on_a_rank(batch: np.ndarray) -> list[list[str]]:
@@ -261,21 +259,22 @@ class Checkpointed(nn.Sequential):
         return x
 
 
-def checkpointed_on_a_rank(task: tuple[np.ndarray, str]) -> Arrays:
-    batch, how = task
-    network = Checkpointed(*small_network())
-    network.how = how
-    replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
-    return trained(network, batch, torch.float64)
+def checkpointed_on_a_rank(batch: np.ndarray) -> list[Arrays]:
+    results = []
+    for how in ("reentrant", "not reentrant", "deepspeed"):
+        network = Checkpointed(*small_network())
+        network.how = how
+        replace_batch_norm(network, 0, dist.get_world_size(), dist.get_rank())
+        results.append(trained(network, batch, torch.float64))
+    return results
 
 
-@pytest.mark.parametrize("how", ["reentrant", "not reentrant", "deepspeed"])
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_recomputation_for_a_checkpoint_changes_nothing(world_size: int, how: str) -> None:
+def test_recomputation_for_a_checkpoint_changes_nothing(world_size: int) -> None:
     batches = unequal_batches([4, 3][:world_size])
     expected = trained(small_network(), np.concatenate(batches), torch.float64)
-    actual = together(run_ranks([(batch, how) for batch in batches], checkpointed_on_a_rank))
-    assert deviation(actual, expected) < 1e-12
+    for arrays in zip(*run_ranks(batches, checkpointed_on_a_rank), strict=True):
+        assert deviation(together(list(arrays)), expected) < 1e-12
 
 
 COMPILED = [(checkpoints, dtype) for checkpoints in (False, True) for dtype in (torch.float64, torch.float32)]

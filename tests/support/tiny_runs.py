@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -77,6 +78,15 @@ def kill(process):
     else:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+def interrupted(workplace, name, copy, step):
+    """Copy a run's directory to the state that a kill after the checkpoint of `step` leaves."""
+    shutil.copytree(workplace / name, workplace / copy)
+    (workplace / copy / "summary.json").unlink()
+    for path in (workplace / copy / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
 
 
 def wait_for_step(workplace, name, step, process):

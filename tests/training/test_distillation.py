@@ -15,7 +15,7 @@ from model.distillation import Centered, FrozenTeacher, HeadSizes, head_sizes
 from model.loss import distillation
 from model.swav import SwAV
 from model.weights import published_names
-from support.tiny_runs import losses, make_workplace
+from support.tiny_runs import interrupted, losses, make_workplace
 from support.tiny_runs import train as run_train
 from training.auto import fit
 from training.build import build_network
@@ -123,11 +123,7 @@ def test_a_resumed_run_has_the_same_losses_and_the_teachers_prototypes(workplace
     settings = (f"engine.stage={stage}", "run.epochs=1", "distill.crops={count: 1, size: 16, scale: [0.5, 1.0]}")
     name, words = f"whole-{stage}", {"ranks": 2, "file": file}
     train(workplace, name, *settings, **words)
-    shutil.copytree(workplace / name, workplace / f"{name}-again")
-    (workplace / f"{name}-again" / "summary.json").unlink()
-    for path in (workplace / f"{name}-again" / "checkpoints").glob("step-*"):
-        if int(path.name.removeprefix("step-")) > 6:
-            shutil.rmtree(path)
+    interrupted(workplace, name, f"{name}-again", 6)
     output = train(workplace, f"{name}-again", *settings, **words)
     assert "resuming from" in output and "first embeddings" not in output
     assert losses(workplace, f"{name}-again") == losses(workplace, name)

@@ -13,13 +13,16 @@ from perf.zero_ranks import Case
 from support.forks import context, run_processes
 from support.on_ranks.cluster_moves import set_prototypes
 from support.ranks import run_ranks
-from support.tiny_runs import kill, losses, make_workplace, train, wait_for_step
+from support.tiny_runs import interrupted, kill, losses, make_workplace, train, wait_for_step
 from training.checkpoint.shards import tensors_to_write
 from training.distributed import free_port
 from training.trained_network import read_trained
 
 # Batch norm over all processes, so that their number changes only rounding.
-SETTINGS = ("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2")
+SETTINGS = (
+    *("swav.queue.length=0", "swav.freeze_prototypes=auto", "engine.sync_batch_norm=0", "run.epochs=2"),
+    "checkpoint.keep=9",
+)
 STEPS = 16
 
 
@@ -44,22 +47,20 @@ def test_a_run_learns_clusters_that_all_heads_use(undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [5, 9])  # before and after the first targets from an epoch's own embeddings
-def test_a_killed_run_gives_the_same_losses_bit_for_bit(undisturbed, step):
+def test_a_killed_run_gives_the_same_losses_bit_for_bit(undisturbed):
     workplace, settings = undisturbed
-    process = train(workplace, f"killed{step}", *settings, wait=False)
-    wait_for_step(workplace, f"killed{step}", step, process)
-    kill(process)
-    assert "resuming from" in train(workplace, f"killed{step}", *settings)
-    assert losses(workplace, f"killed{step}") == losses(workplace, "undisturbed")
+    for step in (5, 9):  # before and after the first targets from an epoch's own embeddings
+        process = train(workplace, "killed", *settings, wait=False)
+        wait_for_step(workplace, "killed", step, process)
+        kill(process)
+    assert "resuming from" in train(workplace, "killed", *settings)
+    assert losses(workplace, "killed") == losses(workplace, "undisturbed")
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_two_processes_at_another_stage(undisturbed):
     workplace, settings = undisturbed
-    process = train(workplace, "moved", *settings, wait=False)
-    wait_for_step(workplace, "moved", 5, process)
-    kill(process)
+    interrupted(workplace, "undisturbed", "moved", 4)
     output = train(workplace, "moved", *settings, "engine.stage=2", ranks=2)
     assert "resuming from" in output and "first embeddings" not in output
     assert losses(workplace, "moved") == pytest.approx(losses(workplace, "undisturbed"), rel=1e-3)

@@ -3,7 +3,6 @@
 import copy
 import importlib.util
 import math
-import shutil
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from model.backbone import build_backbone
 from model.lora import DOWN, UP, add_lora, merged
 from model.optimizer.build import build_optimizer
 from model.swav import SwAV
-from support.tiny_runs import losses, make_workplace
+from support.tiny_runs import interrupted, losses, make_workplace
 from support.tiny_runs import train as run_train
 from training.checkpoint.save_load import latest_checkpoint
 from training.trained_network import read_trained
@@ -156,11 +155,7 @@ def test_every_stage_has_the_losses_and_weights_of_one_process(workplace, one, s
 @with_peft
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_losses_without_the_file_of_weights(workplace, one):
-    shutil.copytree(workplace / "one", workplace / "resumed")
-    (workplace / "resumed" / "summary.json").unlink()
-    for path in (workplace / "resumed" / "checkpoints").glob("step-*"):
-        if int(path.name.removeprefix("step-")) > 6:
-            shutil.rmtree(path)
+    interrupted(workplace, "one", "resumed", 6)
     output = train(workplace, "resumed", f"model.weights={workplace / 'gone.safetensors'}", "engine.stage=3")
     assert "resuming from" in output
     assert losses(workplace, "resumed") == pytest.approx(one, rel=1e-5)

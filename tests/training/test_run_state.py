@@ -33,9 +33,9 @@ def config(tmp_path_factory):
     return load_config([str(root / "tiny.yaml"), *data, "engine.stage=0"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run_state(config):
-    """The parts of a run on one process, as train.py builds them, around an engine at stage 0."""
+    """The parts of a run on one process, as train.py builds them, around an engine at stage 0; each test loads anew."""
     table, _ = open_splits(config.data, progress=False)
     fit(config, len(table.usable()), Cluster())
     loader = build_loader(config, table, crops_from_config(config.crops, "torchvision"), Cluster())

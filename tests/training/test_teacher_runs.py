@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evaluation.backbones import open_backbone
-from support.tiny_runs import losses, make_workplace
+from support.tiny_runs import interrupted, losses, make_workplace
 from support.tiny_runs import train as run_train
 from training.checkpoint.save_load import CheckpointError, latest_checkpoint
 from training.trained_network import full_weights
@@ -40,15 +40,6 @@ def refusal(workplace, *settings):
 
 def lines(workplace, name):
     return [json.loads(line) for line in (workplace / name / "metrics.jsonl").read_text().splitlines()]
-
-
-def interrupted(workplace, name, copy, step):
-    """Copy a run's directory to the state that a kill after the checkpoint of `step` leaves."""
-    shutil.copytree(workplace / name, workplace / copy)
-    (workplace / copy / "summary.json").unlink()
-    for path in (workplace / copy / "checkpoints").glob("step-*"):
-        if int(path.name.removeprefix("step-")) > step:
-            shutil.rmtree(path)
 
 
 def last_files(workplace, name):
@@ -158,11 +149,3 @@ def test_a_teacher_works_in_bf16_with_a_batch_in_parts(workplace):
     train(workplace, "bf16", *settings)
     assert sorted(losses(workplace, "bf16")) == list(range(1, STEPS + 1))
     assert all(map(math.isfinite, losses(workplace, "bf16").values()))
-
-
-@pytest.mark.slow
-def test_a_compiled_teacher_gives_the_same_losses(workplace):
-    short = ("run.epochs=1", "crops.local.count=0", "model.options.layers=[1]")
-    train(workplace, "compiled", "engine.compile=true", *short)
-    train(workplace, "eager", *short)
-    assert losses(workplace, "compiled") == pytest.approx(losses(workplace, "eager"), rel=1e-4)

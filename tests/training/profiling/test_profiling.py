@@ -12,7 +12,7 @@ from perf.kill_check import make_recipe
 from support.forks import Script
 from training.profiling.timeline import PHASES
 
-SETTINGS = "run.epochs=2 checkpoint.every=never data.max_bad_fraction=0.5 engine.stage=1".split()
+SETTINGS = "run.epochs=1 checkpoint.every=never data.max_bad_fraction=0.5 engine.stage=1".split()
 
 
 def train(recipe, run, *settings):
@@ -40,15 +40,15 @@ def test_a_run_profiles_its_own_steps_on_all_ranks_and_goes_on(tmp_path):
     assert {event["pid"] for event in events if event["ph"] == "X"} == {0, 1}
     assert output.count("profile of 4 steps") == 1  # rank 0 alone
     assert "rank" in output and profile["verdict"] in output
-    assert json.loads((run / "summary.json").read_text())["steps"] == 18
+    assert json.loads((run / "summary.json").read_text())["steps"] == 9
 
 
 @pytest.mark.slow(seconds=5)
 def test_a_run_too_short_to_profile_says_so(tmp_path):
     recipe, run = make_recipe(tmp_path), tmp_path / "run"
-    settings = [str(recipe), f"run.directory={run}", *SETTINGS, "perf.profile=true", "perf.skip=18"]
+    settings = [str(recipe), f"run.directory={run}", *SETTINGS, "perf.profile=true", "perf.skip=9"]
     output, _ = Script(ROOT / "train.py", settings, tmp_path / "output", ranks=2).communicate(timeout=120)
-    assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 18 steps" in output
+    assert "perf.profile: nothing to profile: perf.skip leaves none of this run's 9 steps" in output
     assert not (run / "profile.json").exists()
 
 
