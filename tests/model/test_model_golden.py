@@ -122,8 +122,8 @@ def convolution(self: nn.Conv2d, x: Tensor) -> Tensor:
     return (patches.mT @ self.weight.flatten(1).T).mT.unflatten(2, (side, side))
 
 
-# Case 0 adds nothing: case 1 freezes the prototypes too, case 2 has no queue either.
-@pytest.mark.parametrize("case", [1, 2])
+# Case 0 is slow (20 s) and adds little: case 1 freezes the prototypes too, case 2 has no queue either.
+@pytest.mark.parametrize("case", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 def test_training_in_float64_is_the_published_one_to_the_last_step(case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nn.Conv2d, "forward", convolution)
     losses, network, queue = train(case, torch.float64)

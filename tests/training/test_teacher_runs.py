@@ -149,3 +149,11 @@ def test_a_teacher_works_in_bf16_with_a_batch_in_parts(workplace):
     train(workplace, "bf16", *settings)
     assert sorted(losses(workplace, "bf16")) == list(range(1, STEPS + 1))
     assert all(map(math.isfinite, losses(workplace, "bf16").values()))
+
+
+@pytest.mark.slow
+def test_a_compiled_teacher_gives_the_same_losses(workplace):
+    short = ("run.epochs=1", "crops.local.count=0", "model.options.layers=[1]")
+    train(workplace, "compiled", "engine.compile=true", *short)
+    train(workplace, "eager", *short)
+    assert losses(workplace, "compiled") == pytest.approx(losses(workplace, "eager"), rel=1e-4)
