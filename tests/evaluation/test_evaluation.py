@@ -138,18 +138,11 @@ def test_the_preview_shows_each_crop_in_the_colors_of_its_window(tmp_path, backe
     root = write_folder(tmp_path / "photos", photographs())
     out = tmp_path / "sheet.png"
     settings = [f"data.path={root}", f"data.cache={tmp_path}", "crops.local.count=4", f"pipeline.backend={backend}"]
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline.preview",
-        "config/demo.yaml",
-        *settings,
-        "--rows",
-        "3",
-        "--out",
-        str(out),
-    ]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+    words = ["config/demo.yaml", *settings, "--rows", "3", "--out", str(out)]
+    if backend == "dali":  # as a user starts it
+        subprocess.run([sys.executable, "-m", "pipeline.preview", *words], cwd=ROOT, check=True, timeout=120)
+    else:
+        assert run_module("pipeline.preview", *words, folder=ROOT).returncode == 0
     sheet = np.asarray(Image.open(out).convert("RGB"))
     assert sheet.shape[0] > 3 * 150
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000  # pictures, not blanks

@@ -24,7 +24,8 @@ PRELOADED = (
     *("torch", "deepspeed", "hypothesis", "pytest", "jaxtyping", "tensorboard", "rich.table"),
     "deepspeed.runtime.zero.muon.muon_optimizer",  # ZeRO imports it, and with it torch._inductor: three seconds
     *("torch.utils.tensorboard", "training.build", "training.auto", "pipeline.loader", "nvidia.dali.fn"),
-    *("evaluation.classifiers.knn", "evaluation.features", "perf.zero_ranks", "perf.kill_check"),
+    *("evaluation.backbones", "evaluation.session", "evaluation.classifiers.knn", "torchvision.transforms.v2"),
+    *("perf.zero_ranks", "perf.kill_check"),
     # what train.py imports inside its functions: a quarter of a second of each run
     *("evaluation.report.watch", "model.monitor", "numpy.ma", "training.fastest_loader", "training.loggers.open"),
     *("training.passes.epoch_targets", "training.passes.warm_start", "training.profiling.profile"),

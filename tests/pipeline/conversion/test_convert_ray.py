@@ -123,29 +123,24 @@ def new_job(address):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["RAY_ADDRESS", "ray start"])
-def test_auto_joins_a_running_cluster(source, tmp_path, cluster, ray_folder, monkeypatch, how):
-    converted(source, target(tmp_path / "local", "wds"), "wds", shard_images=50)
-    before = new_job(cluster.address)
-    if how == "RAY_ADDRESS":
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    else:
-        (ray_folder / "ray_current_cluster").write_text(cluster.address)  # as `ray start` writes it
-    out = target(tmp_path / "ray", "wds")
-    done = finish(command(source, out, "--format", "wds", "--shard-images", 50, "--ray", "auto"), cwd=ROOT)
-    assert f"joining the Ray cluster at {cluster.address}" in done.stderr
-    assert new_job(cluster.address) == before + 2  # the conversion was the job between the two
-    assert digests(tmp_path / "ray") == digests(tmp_path / "local")
-
-
-@pytest.mark.slow
-def test_relative_paths_mean_the_directory_from_which_the_program_starts(source, elsewhere, cluster):
+def test_auto_joins_a_running_cluster_and_relative_paths_mean_the_directory_of_the_program(
+    source, elsewhere, cluster, ray_folder, monkeypatch
+):
     converted(source, target(elsewhere / "local", "wds"), "wds", shard_images=50)
-    target(elsewhere / "relative", "wds")
-    arguments = ["source", "relative/x", "--format", "wds", "--shard-images", "50", "--ray", cluster.address]
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pipeline.convert import main; sys.exit(main())"
-    finish([sys.executable, "-c", start, *arguments])
-    assert digests(elsewhere / "relative") == digests(elsewhere / "local")
+    before = new_job(cluster.address)
+    for how in ("RAY_ADDRESS", "ray start"):
+        with monkeypatch.context() as patch:
+            if how == "RAY_ADDRESS":
+                patch.setenv("RAY_ADDRESS", cluster.address)
+            else:
+                (ray_folder / "ray_current_cluster").write_text(cluster.address)  # as `ray start` writes it
+            target(elsewhere / how, "wds")
+            arguments = ["source", f"{how}/x", "--format", "wds", "--shard-images", "50", "--ray", "auto"]
+            done = finish([sys.executable, "-c", start, *arguments])
+        assert f"joining the Ray cluster at {cluster.address}" in done.stderr, how
+        assert digests(elsewhere / how) == digests(elsewhere / "local"), how
+    assert new_job(cluster.address) == before + 3  # the conversions were the jobs between the two
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(source, tmp_path, monkeypatch):
