@@ -17,7 +17,8 @@ def masked_crc(data: bytes, plain: bool = False) -> bytes:
 
 
 def _plain(data: bytes) -> int:
-    table, crc = _tables()[0].tolist(), 0xFFFFFFFF
+    table: list[int] = _tables()[0].tolist()
+    crc = 0xFFFFFFFF
     for byte in data:
         crc = table[(crc ^ byte) & 255] ^ crc >> 8
     return crc ^ 0xFFFFFFFF
