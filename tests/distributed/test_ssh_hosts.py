@@ -104,7 +104,6 @@ def test_a_killed_supervisor_or_start_program_leaves_no_process_on_any_host(make
         assert run.end(240) != 0
         assert time.monotonic() - begun < 120
         assert victim == "launch.start" or "host2" in run.output
-        assert victim == "launch.node" or "Traceback" not in run.output
 
 
 def test_a_hang_ends_all_hosts_with_the_stacks_of_every_rank(make_hosts, tmp_path):
