@@ -50,42 +50,34 @@ def check_steps(run, alone, count):
     assert all(times["slowest"] in {f"rank {i} on host{i + 1}" for i in range(count)} for times in ranks)
 
 
-def test_hosts_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path):
-    """Four hosts, a millisecond apart."""
+def test_two_runs_at_once_take_the_steps_of_one_process_on_the_same_batches(make_hosts, alone, tmp_path):
+    """On four and on two of four hosts, two milliseconds apart. They do not disturb each other."""
     shutil.copy(alone / "tiny.yaml", tmp_path)
-    with make_hosts(4, delay=0.001) as hosts:
-        run = Run(hosts, tmp_path, "together", "run.epochs=1", ALL_SYNCHRONIZED, nodes=4)
-        assert run.end() == 0, run.output
-    check_steps(run, alone, 4)
+    with make_hosts(4, delay=0.002) as hosts:
+        counts = {"four": 4, "two": 2}
+        runs = [Run(hosts, tmp_path, name, "run.epochs=1", ALL_SYNCHRONIZED, nodes=n) for name, n in counts.items()]
+        assert [run.end() for run in runs] == [0, 0], runs[0].output + runs[1].output
+    for run, count in zip(runs, counts.values(), strict=True):
+        check_steps(run, alone, count)
 
 
-def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hosts, tmp_path):
-    with make_hosts(2) as hosts:
-        run = Run(hosts, tmp_path, "cut", "run.epochs=5000", "launch.restarts=1", nodes=2)
-        run.steps(3)
-        hosts.cut(1)
-        noticed = run.wait_for(lambda run: "starting again" in run.output, 240)
-        assert noticed < 30, run.output
-        assert "host2" in run.output
-        assert run.gone([1]) < 30 - min(noticed, 20)  # the process on the host that is cut off ends by itself
-        hosts.join(1)
-        run.wait_for(lambda run: "resuming from" in run.output)
-        again = max(run.losses)
-        run.wait_for(lambda run: max(run.losses) > again + 2)
-        run.top().send_signal(signal.SIGTERM)
-        assert run.end(240) == 0, run.output
-        assert "stopped by a signal, saved" in run.output
-
-
-def test_the_others_go_on_without_a_killed_host(make_hosts, tmp_path):
+def test_the_others_go_on_without_a_host_that_is_cut_off_and_a_signal_saves(make_hosts, tmp_path):
     with make_hosts(3) as hosts:
         elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
-        run = Run(hosts, tmp_path, "elastic", "run.epochs=4", *THREE, *elastic, nodes=3)
+        run = Run(hosts, tmp_path, "cut", "run.epochs=5000", *THREE, *elastic, nodes=3)
         run.steps(3)
-        hosts.kill(2)
-        assert run.end() == 0, run.output
+        hosts.cut(2)
+        noticed = run.wait_for(lambda run: "starting again" in run.output)
+        assert noticed < 30, run.output
+        assert "host3" in run.output
+        assert run.gone([2]) < 30 - min(noticed, 20)  # the process on the host that is cut off ends by itself
+        run.wait_for(lambda run: "resuming from" in run.output)
         assert "going on with host1, host2; engine.accumulation=2" in run.output
-        assert "k-NN accuracy, trained backbone" in run.output
+        again = max(run.losses)
+        run.wait_for(lambda run: max(run.losses) > again + 2)
+        run.top().send_signal(signal.SIGUSR1)
+        assert run.end(240) == 0, run.output
+        assert "stopped by a signal, saved" in run.output
 
 
 def test_a_killed_launcher_on_a_host_is_a_failure_and_leaves_no_process(make_hosts, tmp_path):
@@ -103,9 +95,9 @@ def test_a_killed_launcher_on_a_host_is_a_failure_and_leaves_no_process(make_hos
 @pytest.mark.parametrize("victim", ["launch.node", "launch.start"])
 def test_a_killed_supervisor_or_start_program_leaves_no_process_on_any_host(make_hosts, tmp_path, victim):
     with make_hosts(2) as hosts:
-        run = Run(hosts, tmp_path, "killed", "run.epochs=5000", nodes=2)
-        run.steps(3)
         place = 1 if victim == "launch.node" else 0
+        run = Run(hosts, tmp_path, "killed", "run.epochs=5000", nodes=place + 1)
+        run.steps(3)
         for pid in [pid for pid, command in run.left_on(place) if victim in command and "ssh" not in command[0]]:
             os.kill(pid, signal.SIGKILL)
         begun = time.monotonic()
@@ -125,7 +117,8 @@ def test_a_hang_ends_all_hosts_with_the_stacks_of_every_rank(make_hosts, tmp_pat
         os.kill(stopped, signal.SIGCONT)
         assert run.end(240) != 0
         assert time.monotonic() - begun < 120
-        assert re.search(r"swave: rank 0 on host1 died: ", run.output), run.output
+        (line,) = [line for line in run.output.splitlines() if line.startswith("swave: rank ")]
+        assert re.match(r"swave: rank 0 on host1 died: .*(Timed out|Application timeout)", line), run.output
         for rank in range(2):
             assert "train.py" in (run.directory / "stacks" / f"rank-{rank}.txt").read_text()
 
@@ -138,16 +131,6 @@ def test_other_code_on_one_host_is_refused_before_the_start(make_hosts, tmp_path
         assert run.end() == 2
         assert re.search(r"swave: host2: its code differs \(commit .*make sync", run.output), run.output
         assert not run.directory.exists()
-
-
-def test_two_runs_at_once_do_not_disturb_each_other(make_hosts, alone, tmp_path):
-    """Both take the steps of one process, on two hosts that are five milliseconds apart."""
-    shutil.copy(alone / "tiny.yaml", tmp_path)
-    with make_hosts(2, delay=0.005) as hosts:
-        runs = [Run(hosts, tmp_path, name, "run.epochs=1", ALL_SYNCHRONIZED, nodes=2) for name in ("one", "two")]
-        assert [run.end() for run in runs] == [0, 0], runs[0].output + runs[1].output
-    for run in runs:
-        check_steps(run, alone, 2)
 
 
 def test_torchrun_elastic_starts_it_too(make_hosts, tmp_path):
@@ -203,8 +186,8 @@ def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts,
             own.mkdir(parents=True)
     with make_hosts(3, binds=binds) as hosts:
 
-        def train(name):
-            return Run(hosts, tmp_path, name, "run.epochs=1", *THREE, nodes=3, checkout=checkout)
+        def train(name, nodes=3):
+            return Run(hosts, tmp_path, name, "run.epochs=1", *THREE, nodes=nodes, checkout=checkout)
 
         def sync():
             command = ["make", "sync", f"HOSTFILE={tmp_path}/hosts", f"DATA={images}"]
@@ -223,9 +206,9 @@ def test_make_sync_brings_code_and_images_to_hosts_that_have_neither(make_hosts,
         other = train("other")
         assert other.end() == 2 and re.search("swave: host2: its code differs .*make sync HOSTFILE", other.output)
         assert sync() == dict.fromkeys(files, 1)
-        after = train("after")
+        after = train("after", nodes=2)
         assert after.end() == 0, after.output
-        assert json.loads((after.directory / "summary.json").read_text())["world_size"] == 3
+        assert json.loads((after.directory / "summary.json").read_text())["world_size"] == 2
 
 
 def test_the_cluster_check_reports_its_results(make_hosts, tmp_path):

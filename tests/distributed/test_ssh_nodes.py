@@ -1,7 +1,6 @@
 """Two nodes that a real sshd on this machine serves; skipped where sshd is missing."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -40,27 +39,13 @@ def finish(folder, process, seconds):
     return code, (folder / "output").read_text()
 
 
-def test_two_hosts_train_to_the_end(cluster):
-    code, output = finish(cluster, start(cluster), 240)
-    assert code == 0, output
-    assert "NO CLUSTER" not in output and "k-NN accuracy, trained backbone" in output
-
-
-def test_a_signal_is_passed_on_and_a_killed_connection_leaves_nothing(cluster):
-    for how in ("signal", "connection"):
-        process = start(cluster, "run.epochs=2000", "checkpoint.every=never")
-        metrics = cluster / "run" / "metrics.jsonl"
-        lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-        wait_for_steps(cluster / "run", lines + 3, process, cluster / "output")
-        if how == "signal":
-            process.send_signal(signal.SIGTERM)
-            code, output = finish(cluster, process, 60)
-            assert code == 0 and "stopped by a signal, saved" in output, output
-        else:
-            connection = next(p for p in psutil.Process(process.pid).children() if "two" in words_of(p))
-            connection.kill()
-            code, output = finish(cluster, process, 60)
-            assert code != 0, output
+def test_two_hosts_train_and_a_killed_connection_leaves_nothing(cluster):
+    process = start(cluster, "run.epochs=2000", "checkpoint.every=never")
+    wait_for_steps(cluster / "run", 3, process, cluster / "output")
+    connection = next(p for p in psutil.Process(process.pid).children() if "two" in words_of(p))
+    connection.kill()
+    code, output = finish(cluster, process, 120)
+    assert code != 0 and "NO CLUSTER" not in output, output
 
 
 def test_a_host_that_cannot_be_reached_ends_it_with_its_reason(cluster):

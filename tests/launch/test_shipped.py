@@ -56,7 +56,7 @@ needs_venv = pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists()
 @pytest.mark.slow
 @needs_venv
 def test_the_slurm_job_saves_is_queued_again_and_resumes_to_the_end(tmp_path):
-    settings = [str(make_recipe(tmp_path)), f"run.directory={tmp_path}/run", "run.epochs=20", "checkpoint.every=never"]
+    settings = [str(make_recipe(tmp_path)), f"run.directory={tmp_path}/run", "run.epochs=10", "checkpoint.every=never"]
     process = submit(tmp_path, *settings)
     wait_for_steps(tmp_path / "run", 4, process, tmp_path / "output")
     process.send_signal(signal.SIGUSR1)

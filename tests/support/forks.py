@@ -23,7 +23,7 @@ from config.recipe import ROOT
 PRELOADED = (
     *("torch", "deepspeed", "hypothesis", "pytest", "jaxtyping", "tensorboard", "rich.table"),
     "deepspeed.runtime.zero.muon.muon_optimizer",  # ZeRO imports it, and with it torch._inductor: three seconds
-    *("torch.utils.tensorboard", "training.build", "training.auto", "pipeline.loader", "nvidia.dali.fn"),
+    *("tensorboard.compat.proto.event_pb2", "training.build", "training.auto", "pipeline.loader", "nvidia.dali.fn"),
     *("evaluation.backbones", "evaluation.session", "evaluation.classifiers.knn", "torchvision.transforms.v2"),
     *("perf.zero_ranks", "perf.kill_check"),
     # what train.py imports inside its functions: a quarter of a second of each run

@@ -33,7 +33,7 @@ class Run:
     def losses(self):
         return losses(self.directory)
 
-    def wait_for(self, condition, longest=240.0):
+    def wait_for(self, condition, longest=480.0):
         """Wait until `condition(self)` is true; returns the seconds that this takes."""
         begun = time.monotonic()
         while not condition(self):
