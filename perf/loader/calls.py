@@ -123,7 +123,7 @@ def batches_of(way: str, backend: str, folder: str, threads: int) -> Iterator[Ba
         yield iter(int, 1)
     elif way == APART:
         here, there = multiprocessing.Pipe()
-        worker = multiprocessing.get_context("spawn").Process(target=serve, args=(there, backend, folder, threads))
+        worker = multiprocessing.get_context("forkserver").Process(target=serve, args=(there, backend, folder, threads))
         worker.start()
         there.close()
         try:

@@ -109,7 +109,8 @@ def measure(case: Case, cluster: Cluster) -> dict[str, Any]:
             other = partial(_turn, lambda crops: peer(next(crops)), theirs, count, device)
             figures["turns"] |= _turns({"kept": lambda _: ours(), "peer": lambda _: other()}, rounds)
         dist.barrier()
-        figures["ceilings"] = asdict(ceilings(device, steps.dtype, steps.network, steps.groups))
+        if case.table is not None:  # the report's; a variant has a rate alone
+            figures["ceilings"] = asdict(ceilings(device, steps.dtype, steps.network, steps.groups))
     figures |= {"work": asdict(steps.work), "itemsize": steps.dtype.itemsize, "batch": config.run.batch_size}
     settings = settings_of(config, device.type, cluster) | {"probe_labels": _origin_of_labels(steps, case)}
     return figures | {"device": device.type, "settings": settings}

@@ -7,9 +7,9 @@ import pytest
 from perf.remote.__main__ import main
 
 
-@pytest.mark.slow(seconds=30)
+@pytest.mark.slow(seconds=20)
 def test_disk_and_caches_take_turns_and_few_bytes_are_fetched_in_vain(tmp_path, capsys):
-    words = ["--images", "120", "--seconds", "0.2", "--rounds", "2", "--batch", "16", "--work", str(tmp_path)]
+    words = ["--images", "120", "--seconds", "0.1", "--rounds", "1", "--batch", "16", "--work", str(tmp_path)]
     words += ["--neighbors", "4", "--latency", "1", "--backend", "torchvision", "--json", str(tmp_path / "out.json")]
     assert main(words) == 0
     contenders = json.loads((tmp_path / "out.json").read_text())["contenders"]

@@ -8,7 +8,7 @@ from perf.loader.calls import BATCH, HERE, NOBODY, WAYS, main, measure, show
 from support.photos import flat_colors, write_folder
 
 
-@pytest.mark.slow(seconds=20)
+@pytest.mark.slow
 def test_the_calls_are_timed_beside_each_way_to_load(tmp_path, capsys):
     images = write_folder(tmp_path / "images", flat_colors(BATCH, side=20))
     report = measure(argparse.Namespace(backends="ffcv", rounds=1, steps=2, images=str(images)))

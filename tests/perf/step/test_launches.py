@@ -1,7 +1,6 @@
 """perf.step.launches: graphs of a compiled step, kernels, copies and waits of an eager one, and kernels of LARS."""
 
-import subprocess
-import sys
+import json
 
 import pytest
 import torch
@@ -9,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from config.recipe import ROOT
 from perf.step.launches import PHASES, rows_of, table
-from perf.step.launches_worker import Launches, graphs_of, lars_of, step_of
+from perf.step.launches_worker import Launches, graphs_of, lars_of, step_of, synchronizations_of
+from support.forks import run_processes
 from support.programs import run_module
 
 TINY = {"block": "basic", "layers": [1, 1], "base_width": 16}  # with 8, backward of channels-last crashes on CPUs
@@ -58,11 +58,14 @@ def test_kernels_copies_and_waits_are_told_apart():
     assert (counting.copies, counting.waits) == (3, 2)
 
 
-@pytest.mark.slow(seconds=20)
-def test_deepspeed_synchronizes_in_no_step():
-    code = "import json; from perf.step.launches_worker import synchronizations_of as s; print(json.dumps(s()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == '{"stage 0": 0.0, "stage 1": 0.0}'
+def count_synchronizations(file):
+    file.write_text(json.dumps(synchronizations_of()))
+
+
+@pytest.mark.slow
+def test_deepspeed_synchronizes_in_no_step(tmp_path):
+    run_processes(count_synchronizations, [(tmp_path / "counts.json",)])
+    assert json.loads((tmp_path / "counts.json").read_text()) == {"stage 0": 0, "stage 1": 0}
 
 
 def test_the_table_has_a_column_for_each_checkout():
