@@ -10,7 +10,6 @@ import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -227,9 +226,6 @@ def _merge(config: DictConfig, override: DictConfig, known: Mapping[str, Setting
 
 def _check_references(config: DictConfig) -> None:
     """Raises ConfigError for a `${...}` that refers to nothing."""
-    with suppress(OmegaConfBaseException):  # only a mistake needs a look at each key, which takes five times as long
-        OmegaConf.to_container(config, resolve=True)
-        return
     for key in _leaves(config):
         try:
             if isinstance(value := OmegaConf.select(config, key), ListConfig):

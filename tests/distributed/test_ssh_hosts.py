@@ -61,23 +61,33 @@ def test_two_runs_at_once_take_the_steps_of_one_process_on_the_same_batches(make
         check_steps(run, alone, count)
 
 
-def test_the_others_go_on_without_a_host_that_is_cut_off_and_a_signal_saves(make_hosts, tmp_path):
-    with make_hosts(3) as hosts:
-        elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
-        run = Run(hosts, tmp_path, "cut", "run.epochs=5000", *THREE, *elastic, nodes=3)
+def test_a_cut_link_ends_all_and_the_restart_resumes_and_a_signal_saves(make_hosts, tmp_path):
+    with make_hosts(2) as hosts:
+        run = Run(hosts, tmp_path, "cut", "run.epochs=5000", "launch.restarts=1", nodes=2)
         run.steps(3)
-        hosts.cut(2)
-        noticed = run.wait_for(lambda run: "starting again" in run.output)
+        hosts.cut(1)
+        noticed = run.wait_for(lambda run: "starting again" in run.output, 240)
         assert noticed < 30, run.output
-        assert "host3" in run.output
-        assert run.gone([2]) < 30 - min(noticed, 20)  # the process on the host that is cut off ends by itself
+        assert "host2" in run.output
+        assert run.gone([1]) < 30 - min(noticed, 20)  # the process on the host that is cut off ends by itself
+        hosts.join(1)
         run.wait_for(lambda run: "resuming from" in run.output)
-        assert "going on with host1, host2; engine.accumulation=2" in run.output
         again = max(run.losses)
         run.wait_for(lambda run: max(run.losses) > again + 2)
-        run.top().send_signal(signal.SIGUSR1)
+        run.top().send_signal(signal.SIGTERM)
         assert run.end(240) == 0, run.output
         assert "stopped by a signal, saved" in run.output
+
+
+def test_the_others_go_on_without_a_killed_host(make_hosts, tmp_path):
+    with make_hosts(3) as hosts:
+        elastic = ["launch.restarts=1", "launch.backoff=0", "launch.elastic=true"]
+        run = Run(hosts, tmp_path, "elastic", "run.epochs=4", *THREE, *elastic, nodes=3)
+        run.steps(3)
+        hosts.kill(2)
+        assert run.end() == 0, run.output
+        assert "going on with host1, host2; engine.accumulation=2" in run.output
+        assert "k-NN accuracy, trained backbone" in run.output
 
 
 def test_a_killed_launcher_on_a_host_is_a_failure_and_leaves_no_process(make_hosts, tmp_path):
