@@ -11,17 +11,17 @@ from perf.kill_check import Run, check, make_recipe, same_bits
 
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bits_at_each_stage():
-    rows = check(((1, 0), (2, 2), (2, 3)), kills=6, seed=2, progress=False)
-    assert [row["kills"] for row in rows] == [2] * 3
+    rows = check(((1, 0), (2, 2), (2, 3)), kills=4, seed=2, progress=False)
+    assert [row["kills"] for row in rows] == [2, 1, 1]
     assert all(row["holds"] for row in rows), rows
 
 
 @pytest.mark.slow
 def test_killed_runs_on_a_web_server_end_with_the_bits_of_a_run_on_the_disk():
     saved = []
-    case = {"cases": ((2, 1),), "kills": 2, "seed": 3, "progress": False, "remote": True, "save": saved.append}
+    case = {"cases": ((2, 1),), "kills": 1, "seed": 3, "progress": False, "remote": True, "save": saved.append}
     (row,) = check(**case)
-    assert row["kills"] == 2 and row["runs"] and row["holds"], row
+    assert row["kills"] == 1 and row["runs"] and row["holds"], row
     assert len(saved) == row["runs"] and saved[-1] == [row]
     assert check(**case, rows=[row]) == [row] and len(saved) == row["runs"]  # nothing is left to do
 
