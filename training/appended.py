@@ -44,7 +44,7 @@ class Appended:
 
 class Events:
     """Scalars for TensorBoard in a new file of `folder`. TensorBoard's own writer has a thread, which ends with a stack
-    trace when the disk is full, and imports boto3: half a CPU second."""
+    trace when the disk is full, and imports boto3, which takes a third of a CPU second."""
 
     def __init__(self, folder: Path, first_step: int, say: Callable[[str], None]) -> None:
         """first_step: what earlier files of the folder hold from this step on is not shown. Raises OSError."""

@@ -39,15 +39,13 @@ def write(report: Mapping[str, Any], out: Path, study: str, part: str) -> None:
     file = out / FOLDER / ("-".join(filter(None, (study, part))) + ".json")
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(report, indent=1) + "\n")
-    table = {"": results, "long": results, "choices": chosen, "search": lambda r: searched(r, RECIPES / study)}[part](
-        report
-    )
-    print(as_markdown(table))
+    tables = {"": results, "long": results, "choices": chosen, "search": lambda r: searched(r, RECIPES / study)}
+    print(as_markdown(tables[part](report)))
     drawn = {
-        title + said_longer: found
+        title + ending: found
         for name, title in STUDIES.items()
-        for part, said_longer in (("", ""), ("long", ", for longer"))
-        if (found := read(out, name, part))
+        for each, ending in (("", ""), ("long", ", for longer"))
+        if (found := read(out, name, each))
     }
     if drawn:
         draw(drawn, out / "science.png")
