@@ -263,7 +263,7 @@ def _check_device(config: DictConfig, cluster: Cluster) -> None:
         raise ConfigError("engine.cuda_graphs=true needs a GPU, and none is visible; leave it out")
 
 
-def _fit_engine(config: DictConfig, choose: Callable[..., None], cluster: Cluster) -> None:
+def _fit_engine(config: DictConfig, choose: Callable[..., object], cluster: Cluster) -> None:
     engine, on_gpu, world_size = config.engine, cluster.device().type == "cuda", cluster.world_size
     _check_device(config, cluster)
     if engine.precision == "auto":

@@ -66,8 +66,8 @@ def compare(
         )
     bases = random_jobs(methods[0], seeds, setup) if baselines else []
     if not file.exists():
-        plan = settings | planned(methods, seeds, minutes, setup, bases, curves)
-        write_atomically(file, json.dumps(plan, indent=1) + "\n")
+        made = settings | planned(methods, seeds, minutes, setup, bases, curves)
+        write_atomically(file, json.dumps(made, indent=1) + "\n")
     plan = read_json(file)
     run_jobs(bases, setup.cores, "random weights")  # those that an interruption left undone
 
