@@ -72,7 +72,6 @@ def train(config: DictConfig, cluster: Cluster, stop_signal: StopSignal) -> str:
 
     clock, device, journal = Clock(), cluster.take_device(), Journal(Path(config.run.directory), cluster.main)
     checkpoints = journal.directory / "checkpoints"
-
     with exit_on_mistake(cluster.main):
         # ---- data and settings -------------------------------------------------------------------
         check_before_data(config, cluster, journal.begun_with())
