@@ -29,7 +29,7 @@ from perf.science.plan import (
     paired,
     share_of,
 )
-from perf.science.runs import cost_of
+from perf.science.runs import Setup, cost_of, training
 from perf.science.score import balanced
 from perf.science.search import CANDIDATES, candidates
 from perf.science.subset import pack_for_search
@@ -309,3 +309,11 @@ def test_a_search_splits_the_training_images_alone_and_parts_no_group(tmp_path):
     groups = {data: key.split("/")[0] for key, data, _, _ in records}
     assert not {groups[data] for data in digests["train"]} & {groups[data] for data in digests["test"]}
     assert 0 < len(digests["test"]) < 45
+
+
+def test_batch_norm_over_fewer_images_trains_with_four_processes_on_one_core(tmp_path):
+    methods = {method.name: method for method in choices(methods_of(RECIPES / "fashion-mnist"))}
+    setup = Setup(tmp_path, tmp_path, [0])
+    one, four = (training(methods[name], 1, 2, 9.0, setup, tmp_path, tmp_path).command for name in (BASE, "norm"))
+    assert one[0] == "train.py"
+    assert four[:4] == ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4") and four[4:] == one
