@@ -19,6 +19,7 @@ from config.groups import sizes_of_crops
 from config.recipe import ConfigError, own_functions
 from config.schema.method import LARGEST
 from config.schema.settings import settings
+from model.libraries.names import is_own_code
 from pipeline.crops import exact_color, usual_backend
 from pipeline.dataset.table import SampleTable
 from pipeline.fitting import fit_to_pixels, shown
@@ -37,8 +38,8 @@ QUEUE_BELOW = 1024  # images per step; with more, the paper trains without a que
 
 def check_before_data(config: DictConfig, cluster: Cluster, begun_with: dict[str, Any] | None = None) -> None:
     """Raise ConfigError for what can be known without images: a batch that does not split over the processes, an engine
-    that the device cannot run, functions that the user's modules lack, and keys that DeepSpeed does not take. Changes
-    nothing; `fit` and the builders check the same."""
+    that the device cannot run, functions that the user's modules lack, options that the backbone does not take, and
+    keys that DeepSpeed does not take. Changes nothing; `fit` and the builders check the same."""
     for key, name in own_functions(config).items():
         try:
             own_function(name, f"{key}={name}")
@@ -46,11 +47,24 @@ def check_before_data(config: DictConfig, cluster: Cluster, begun_with: dict[str
             raise ConfigError(str(error)) from None
     _check_batch(config, cluster.world_size)
     _check_device(config, cluster)
+    _check_backbone(config.model)
     if config.engine.deepspeed:
         trial = copy.deepcopy(config)
         if begun_with is not None:
             _keep(trial, begun_with)
         _fit_engine(trial, lambda key, value, why: _choose(trial, key, value), cluster)
+
+
+def _check_backbone(model: DictConfig) -> None:
+    """Build a library's backbone without memory for its weights; if that fails, with memory too, which some need."""
+    if is_own_code(model.backbone):
+        return
+    from training.build import backbone_of, backbone_parameters, without_download
+
+    try:
+        backbone_parameters(model)
+    except Exception:  # of any builder
+        backbone_of(without_download(model))
 
 
 def _check_batch(config: DictConfig, world_size: int) -> None:

@@ -87,10 +87,14 @@ def build_network(model: Mapping[str, Any], sizes: Sequence[int] = (), own_code:
 def backbone_parameters(model: Mapping[str, Any]) -> int:
     """How many parameters the backbone of a recipe's `model:` section has, counted without memory or a download. Raises
     what the builder raises."""
-    options = {key: value for key, value in (model["options"] or {}).items() if key != "pretrained"}
     with only_shapes():
-        backbone = backbone_of({**model, "options": options}, (), own_code=True)
+        backbone = backbone_of(without_download(model), own_code=True)
     return sum(parameter.numel() for parameter in backbone.parameters())
+
+
+def without_download(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's `model:` section without the option that fetches weights."""
+    return {**model, "options": {key: value for key, value in model["options"].items() if key != "pretrained"}}
 
 
 def starting_network(

@@ -138,11 +138,15 @@ def test_a_wrong_key_is_found_before_processes_connect():
         ("run.batch_size=9", "does not split"),
         ("model.backbone=json:lods", "json .* has no function lods; nearest: loads"),
         ("crops.custom=json:lods", "crops.custom=json:lods: .*nearest: loads"),
+        ("model.options.stm=small", "backbone resnet has no option 'stm'"),
+        ("model.options.base_width=-8", "base_width=-8: expected"),
+        ("model.backbone=vit_tiny_patch16_224 model.options.depht=4", "vit_tiny_.* unexpected keyword argument 'depht'"),
+        ("model.backbone=torchvision:resnet18 model.options.widht=4", "resnet18 has no option 'widht'"),
     ],
 )
 def test_what_needs_no_images_is_refused_before_they_are_read(setting, message):
-    config = load_config(["config/demo.yaml", "run.batch_size=8", setting])
+    config = load_config(["config/demo.yaml", "run.batch_size=8", *setting.split()])
     before = copy.deepcopy(config)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         check_before_data(config, Cluster(0, 2, 0, 2))
     assert config == before
