@@ -226,12 +226,12 @@ class Training:
 
         layout = self.optimizer.layout
         assert layout is not None
-        state_name = "momentum_buffer" if self.case.optimizer == "lars" else "exp_avg"
         (_, old), (_, new) = load_checkpoint(before), load_checkpoint(after)
         sums = torch.zeros(4, len(layout.names), dtype=torch.float64)
         for tensor, segments in layout.tensors.items():
-            own_state = self.optimizer.state[tensor].get(state_name)
-            states = layout.pieces(tensor, own_state) if own_state is not None else [None] * len(segments)
+            own_state = self.optimizer.state[tensor]
+            state_name = next((name for name in ("momentum_buffer", "exp_avg") if name in own_state), "")
+            states = layout.pieces(tensor, own_state[state_name]) if state_name else [None] * len(segments)
             for segment, piece, state in zip(segments, layout.pieces(tensor, tensor.detach()), states, strict=True):
                 slice_of = layout.names[segment.parameter], segment.start, segment.length
                 start = old.read("master", *slice_of).double()

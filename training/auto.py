@@ -120,7 +120,7 @@ def fit(
     reason = f"{config.method} as published" if config.method in CLUSTERING else "one is enough for codes"
     choose("model.heads", heads_of(config.method), reason)
     _fit_method(config, choose, steps * batch)
-    if config.optimizer.name == "adamw":
+    if config.optimizer.name != "lars":
         choose(
             "optimizer.base_lr", float(f"{5e-4 * batch / 256:.3g}"), f"{batch} images a step, 5e-4 for 256 as for ViTs"
         )
@@ -128,7 +128,7 @@ def fit(
     rate = min(4.8, 0.6 * (batch / 256) ** 0.75)
     choose("optimizer.base_lr", float(f"{rate:.3g}"), f"{batch} images a step; the paper has 0.6 at 256, 4.8 at 4096")
     choose("optimizer.final_lr", float(f"{config.optimizer.base_lr / 1000:.3g}"), "a thousandth of base_lr")
-    long = batch >= QUEUE_BELOW or config.optimizer.name == "adamw"
+    long = batch >= QUEUE_BELOW or config.optimizer.name != "lars"
     warmup = round(min(10.0, epochs / 10), 2) if long else 0
     choose("optimizer.warmup_epochs", warmup, f"{batch} images a step")
     if config.optimizer.warmup_epochs > epochs:

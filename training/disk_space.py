@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from training.auto import LONGEST_QUEUE, MOST_PROTOTYPES, heads_of
 
-STATE_BYTES = {"lars": 4, "adamw": 8}  # of optimizer state for each parameter
+STATE_BYTES = {"lars": 4, "adamw": 8, "muon": 8}  # at most, of optimizer state for each parameter
 LEAST_GB = 1.0  # covers all other files of a run
 
 

@@ -121,9 +121,12 @@ class Distill(Section):
 
 
 class Optimizer(Section):
-    """LARS or AdamW, and the learning rate: a linear warm-up, then a cosine."""
+    """LARS, AdamW or Muon, and the learning rate: a linear warm-up, then a cosine."""
 
-    name: Literal["lars", "adamw"] = setting("lars", "LARS as in the paper, or AdamW for vision transformers")
+    name: Literal["lars", "adamw", "muon"] = setting(
+        "lars",
+        "LARS as in the paper; for vision transformers AdamW, or Muon for matrices of the backbone, AdamW for the rest",
+    )
     base_lr: Auto | Factor = setting("auto", "learning rate after the warm-up")
     final_lr: Auto | FactorOrZero = setting("auto", "learning rate at the end")
     scale_lr_from: Annotated[int, Range(ge=1)] | None = setting(
@@ -134,14 +137,15 @@ class Optimizer(Section):
     start_lr: FactorOrZero = setting(0.0, "learning rate at the start of the warm-up")
     warmup_epochs: Auto | NotNegative = setting("auto", "length of the warm-up, also parts of an epoch")
     weight_decay: Annotated[float, Range(ge=0), Range(le=1e6)] = setting(
-        1e-6, "of all parameters; with adamw or exclude_1d not of biases and norms"
+        1e-6, "of all parameters; with adamw, muon or exclude_1d not of biases and norms"
     )
     momentum: Momentum = setting(0.9, "of lars")
     trust_coefficient: Factor = setting(0.001, "of lars: a step's length over the parameter's norm, at rate 1")
     exclude_1d: bool = setting(False, "true: lars has neither trust ratio nor weight decay for biases and norms")
     betas: Annotated[list[Annotated[float, Range(ge=0, le=0.9999999, what="each")]], Len(2, 2)] = setting(
-        [0.9, 0.999], "of adamw"
+        [0.9, 0.999], "of adamw, and of muon for what is no matrix"
     )
+    muon_momentum: Momentum = setting(0.95, "of muon's matrices")
     layer_decay: Annotated[float, Range(gt=0, le=1)] = setting(
         1.0, "factor of the learning rate from each block of the backbone to the one before it"
     )

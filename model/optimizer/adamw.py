@@ -18,7 +18,7 @@ class AdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: list[dict[str, Any]], **settings: Any) -> None:
-        options = {"frozen": False, "unit_rows": False, "lr_scale": 1.0, "backbone": False}
+        options = {"frozen": False, "unit_rows": False, "lr_scale": 1.0, "backbone": False, "orthogonal": False}
         super().__init__([{**options, **group} for group in params], foreach=True, **settings)
         self.layout: Layout | None = None
 
@@ -28,10 +28,11 @@ class AdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all groups that are not frozen. Returns the result of `closure`, if given."""
+        """Update all groups that are neither frozen nor `orthogonal`, which Muon updates. Returns the result of
+        `closure`, if given."""
         layout = self.layout = self.layout or Layout.of_whole(self.param_groups)
         groups = self.param_groups
-        self.param_groups = [group for group in groups if not group["frozen"]]
+        self.param_groups = [group for group in groups if not (group["frozen"] or group["orthogonal"])]
         try:
             loss = super().step(closure)
         finally:

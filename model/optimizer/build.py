@@ -9,24 +9,27 @@ from torch import nn
 from model.optimizer.adamw import AdamW
 from model.optimizer.groups import parameter_groups
 from model.optimizer.lars import LARS
+from model.optimizer.muon import Muon
 
 
 def build_optimizer(settings: Any, network: nn.Module, freezes_backbone: bool = False) -> LARS | AdamW:
-    """LARS or AdamW over the network's parameters, with the prototypes in the last group. Raises ValueError.
+    """LARS, AdamW or Muon over the network's parameters, with the prototypes in the last group. Raises ValueError.
 
     freezes_backbone: `set_step` will freeze the backbone, which therefore has groups of its own.
     """
-    adamw = settings.name == "adamw"
+    lars, muon = settings.name == "lars", settings.name == "muon"
     groups = parameter_groups(
         network,
-        exclude_1d=adamw or settings.exclude_1d,
+        exclude_1d=not lars or settings.exclude_1d,
         layer_decay=settings.layer_decay,
         backbone_scale=settings.backbone_lr_scale,
         backbone_apart=freezes_backbone,
+        matrices_apart=muon,
     )
-    if adamw:
-        betas = tuple(settings.betas)
-        return AdamW(groups, lr=settings.base_lr, betas=betas, weight_decay=settings.weight_decay)
+    if not lars:
+        betas, own = tuple(settings.betas), {"momentum": settings.muon_momentum} if muon else {}
+        kind = Muon if muon else AdamW
+        return kind(groups, lr=settings.base_lr, betas=betas, weight_decay=settings.weight_decay, **own)
     return LARS(
         groups,
         lr=settings.base_lr,

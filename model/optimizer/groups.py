@@ -14,6 +14,7 @@ def parameter_groups(
     layer_decay: float = 1.0,
     backbone_scale: float = 1.0,
     backbone_apart: bool = False,
+    matrices_apart: bool = False,
 ) -> list[dict[str, Any]]:
     """The trainable parameters of a SwAV network in groups of the same options, without empty groups.
 
@@ -24,10 +25,12 @@ def parameter_groups(
     layer_decay, backbone_scale: the learning rate of a backbone's layer is `backbone_scale` times `layer_decay` to the
         power of the layers behind it in the backbone: the group option "lr_scale", which `set_step` applies.
     backbone_apart: groups of the backbone have the option `backbone`, so that `set_step` can freeze it.
+    matrices_apart: the matrices of the backbone have the option `orthogonal`, for Muon.
 
     Raises ValueError for a layer_decay below 1 if the backbone does not list its layers.
     """
     layers = {} if layer_decay == 1 else layer_scales(network.get_submodule("backbone"), layer_decay)
+    matrices = matrices_of(network.get_submodule("backbone")) if matrices_apart else set()
     groups: dict[Any, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
@@ -40,9 +43,17 @@ def parameter_groups(
         if name.startswith("backbone."):
             options |= {"lr_scale": backbone_scale * layers.get(parameter, 1.0)}
             options |= {"backbone": True} if backbone_apart else {}
+            options |= {"orthogonal": True} if parameter in matrices else {}
         options = {"lr_scale": 1.0, **options}
         groups.setdefault(tuple(options.items()), {"params": [], **options})["params"].append(parameter)
     return sorted(groups.values(), key=lambda group: "unit_rows" in group)
+
+
+def matrices_of(backbone: nn.Module) -> set[Tensor]:
+    """The weights of a backbone's linear layers and convolutions, but not of its first layer, which takes the pixels,
+    and of convolutions in groups: what Muon is for (Jordan 2024)."""
+    layers = [layer for layer in backbone.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return {layer.weight for layer in layers[1:] if getattr(layer, "groups", 1) == 1}
 
 
 def layer_scales(backbone: nn.Module, layer_decay: float) -> dict[Tensor, float]:

@@ -206,10 +206,10 @@ def test_adamw_steps_at_the_ends_of_its_settings(rate, betas, decay, size, seed)
 
 
 @settings(max_examples=30, deadline=None)
-@given(name=st.sampled_from(["lars", "adamw"]), values=st.data())
+@given(name=st.sampled_from(["lars", "adamw", "muon"]), values=st.data())
 def test_every_setting_that_a_recipe_may_have_takes_a_step(name, values):
     """Parameters may leave the range of numbers, at which training stops; no step fails."""
-    keys = ("base_lr", "weight_decay", "trust_coefficient", "momentum")
+    keys = ("base_lr", "weight_decay", "trust_coefficient", "momentum", "muon_momentum")
     recipe = {key: values.draw(range_of(f"optimizer.{key}"), key) for key in keys}
     betas = [values.draw(st.sampled_from([0.0, TINY, 0.9, 0.9999999])) for _ in range(2)]
     recipe |= {
@@ -219,10 +219,10 @@ def test_every_setting_that_a_recipe_may_have_takes_a_step(name, values):
         "backbone_lr_scale": 1.0,
         "exclude_1d": values.draw(st.booleans()),
     }
-    network = torch.nn.Linear(3, 2)
+    network = torch.nn.ModuleDict({"backbone": torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))})
     optimizer = build_optimizer(Namespace(**recipe), network)
     for _ in range(2):
-        network(torch.ones(1, 3)).sum().backward()
+        network["backbone"](torch.ones(1, 3)).sum().backward()
         optimizer.step()
 
 

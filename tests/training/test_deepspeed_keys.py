@@ -140,7 +140,10 @@ def test_a_wrong_key_is_found_before_processes_connect():
         ("crops.custom=json:lods", "crops.custom=json:lods: .*nearest: loads"),
         ("model.options.stm=small", "backbone resnet has no option 'stm'"),
         ("model.options.base_width=-8", "base_width=-8: expected"),
-        ("model.backbone=vit_tiny_patch16_224 model.options.depht=4", "vit_tiny_.* unexpected keyword argument 'depht'"),
+        (
+            "model.backbone=vit_tiny_patch16_224 model.options.depht=4",
+            "vit_tiny_.* unexpected keyword argument 'depht'",
+        ),
         ("model.backbone=torchvision:resnet18 model.options.widht=4", "resnet18 has no option 'widht'"),
     ],
 )

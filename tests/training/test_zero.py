@@ -21,7 +21,7 @@ from training.distributed import free_port
 from training.trained_network import full_weights
 
 STATES, STEPS = 6, 2
-STATE = {"lars": "momentum_buffer", "adamw": "exp_avg"}
+STATE = {"lars": "momentum_buffer", "adamw": "exp_avg", "muon": "exp_avg"}
 
 
 def in_ranks(function, case, *arguments):
@@ -67,24 +67,18 @@ def test_weights_are_channels_last_where_deepspeed_does_not_flatten_them(stage, 
     assert found and all(formats == [stage == 0] * 3 for formats in found)
 
 
-@pytest.fixture(scope="module")
-def adamw_0(tmp_path_factory):
-    """Folder of stage 0 with AdamW: five states."""
-    folder = tmp_path_factory.mktemp("adamw0")
-    run_case(Case(0, 2, optimizer="adamw", tiny=True), folder, 5, 0)
-    return folder
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "stages", "limit"), [("adamw", (2, 3), 1e-5), ("muon", (1, 2, 3), 1e-5)])
+def test_adamw_and_muon_take_the_same_step_at_every_stage(optimizer, stages, limit, tmp_path):
+    case = Case(0, 2, optimizer=optimizer, tiny=True)
+    run_case(case, tmp_path / "0", 5, 0)
+    for stage in stages:
+        result = run_case(replace(case, stage=stage), tmp_path / str(stage), 5, 0, reference=tmp_path / "0")
+        assert result["update_deviation"] <= limit and result["momentum_deviation"] <= 1e-6, (stage, result)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_adamw_takes_the_same_step_at_every_stage(stage, adamw_0, tmp_path):
-    case = Case(stage, 2, optimizer="adamw", tiny=True)
-    result = run_case(case, tmp_path, 5, 0, reference=adamw_0)
-    assert result["update_deviation"] <= 1e-5 and result["momentum_deviation"] <= 1e-6, result
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "stages"), [("lars", (1, 2, 3)), ("adamw", (3,))])
+@pytest.mark.parametrize(("optimizer", "stages"), [("lars", (1, 2, 3)), ("adamw", (3,)), ("muon", (2,))])
 def test_a_frozen_backbone_stays_and_then_takes_the_same_step_at_every_stage(optimizer, stages, tmp_path):
     case = Case(0, 2, optimizer=optimizer, tiny=True, frozen_backbone=2, backbone_scale=0.5)
     base = run_case(case, tmp_path / "0", 4, 3)

@@ -29,7 +29,7 @@ def settings_of(**settings):
 
 
 @pytest.mark.parametrize("backbone", ["resnet", "vit"])
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+@pytest.mark.parametrize("optimizer", ["lars", "adamw", "muon"])
 def test_a_layer_learns_at_the_backbones_rate_times_the_decay_of_the_layers_behind_it(backbone, optimizer):
     network = network_of(backbone)
     built = build_optimizer(settings_of(name=optimizer, layer_decay=0.5, backbone_lr_scale=0.25), network)
@@ -51,7 +51,7 @@ def test_the_same_rates_everywhere_need_no_more_groups_than_decay_and_prototypes
     )
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+@pytest.mark.parametrize("optimizer", ["lars", "adamw", "muon"])
 def test_a_step_moves_a_backbone_only_once_it_is_released(optimizer):
     network = network_of("resnet")
     built = build_optimizer(settings_of(name=optimizer), network, freezes_backbone=True)
