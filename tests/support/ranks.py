@@ -51,6 +51,7 @@ def run_ranks(inputs: list[Any], function: Callable[[Any], Any]) -> list[Any]:
 def _rank(rank: int, store: str, inputs: list[Any], function: Callable[[Any], Any], results: Any) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=len(inputs))
+    dist.barrier()  # a rank that ends while another one still connects would break its connections
     try:
         # As bytes: the queue would send a tensor as a handle to memory, which is gone once this process ends.
         results.put(pickle.dumps((rank, function(inputs[rank]))))
