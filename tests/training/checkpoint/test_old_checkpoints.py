@@ -14,6 +14,7 @@ from support.old_checkpoints import OLD, old_run
 from support.tiny_runs import train
 
 SAVED_STEP = 6
+HERE = 1e-6  # LARS computes its factors in float64 since 2026-11-29, which changes last bits of a step
 ELSEWHERE = 1e-3  # another processor or torch version rounds differently, and six steps amplify that
 SERIAL = {"OMP_NUM_THREADS": "1"}
 
@@ -53,9 +54,9 @@ def this_machine():
 
 
 def expected_values(method):
-    """Losses, epoch figures, and the tolerance: 0 on the kind of machine that wrote them."""
+    """Losses, epoch figures, and the tolerance, which is small on the kind of machine that wrote them."""
     saved = json.loads((OLD / method / "following.json").read_text())
-    tolerance = 0 if saved["written_with"] == this_machine() else ELSEWHERE
+    tolerance = HERE if saved["written_with"] == this_machine() else ELSEWHERE
     return saved["losses"], saved["epochs"], tolerance
 
 
