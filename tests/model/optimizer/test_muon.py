@@ -82,6 +82,12 @@ def test_singular_values_come_near_1(shape):
     assert values[values > 0.5].min() > 0.65 and values.max() < 1.25 and (values > 0.5).float().mean() > 0.8
 
 
+def test_bfloat16_which_a_gpu_takes_changes_a_step_by_less_than_5_percent():
+    exact = orthogonal(matrices(0)[:3])
+    for step, rounded in zip(exact, orthogonal([matrix.bfloat16() for matrix in matrices(0)[:3]]), strict=True):
+        assert rounded.dtype == torch.bfloat16 and (rounded - step).norm() < 0.05 * step.norm()
+
+
 def test_zero_stays_zero_and_the_ends_of_float32_are_no_nan():
     for size in (0.0, 1e-38, 1e-20, 1e18):
         (step,) = orthogonal([torch.eye(3) * size])
