@@ -1,6 +1,6 @@
 """Pre-train a backbone with SwAV, DeepCluster-v2 or SeLa-v2 (Caron et al., NeurIPS 2020), from images to a k-NN score.
 
-    make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=1.2"]
+    make train [CONFIG=config/demo.yaml] [ARGS="data.path=/my/images optimizer.base_lr=0.01"]
     deepspeed train.py RECIPE.yaml [key=value ...]       (or torchrun, srun, or plain python: one process)
 
 Settings and their defaults are in config/default.yaml; `train.py --help KEY` explains a setting or a section.

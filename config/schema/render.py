@@ -19,7 +19,7 @@ COMMENTS = 36  # column at which comments start in default.yaml
 YAML_HEAD = """\
 # Every setting, with its default. Written by `make default-yaml` from config/schema; docs/settings.md has the ranges.
 # A recipe (config/*.yaml) overrides what it names; the command line overrides both:
-#   train.py config/demo.yaml optimizer.base_lr=1.2 crops.local.count=4
+#   train.py config/demo.yaml optimizer.base_lr=0.01 crops.local.count=4
 # `auto` is chosen from the data and the batch at the start, and printed with the reason.
 
 """

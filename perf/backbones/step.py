@@ -11,7 +11,8 @@ BATCH = 2  # images
 CROPS = {"global": 2, "local": 1}  # of an image; fewer are no run
 SETTINGS = (
     *("data.path=none", f"run.batch_size={BATCH}", "run.epochs=1", "pipeline.backend=torchvision"),
-    *("model.hidden_dim=16", "model.embedding_dim=8", "model.prototypes=8", "optimizer.warmup_epochs=0"),
+    *("model.hidden_dim=16", "model.embedding_dim=8", "model.prototypes=8"),
+    *("optimizer.name=lars", "optimizer.base_lr=2", "optimizer.warmup_epochs=0"),
     *("swav.queue.length=0", "evaluation.probe=false"),
     *(f"crops.{kind}.count={count}" for kind, count in CROPS.items()),
 )

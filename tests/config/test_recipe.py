@@ -134,8 +134,8 @@ def test_a_broken_recipe_is_one_line(tmp_path):
 
 
 def test_arguments_override_the_recipe_and_the_recipe_the_defaults():
-    config = load_config([DEMO, "crops.local.count=4", "optimizer.base_lr=1.2"])
-    assert (config.crops.local.count, config.optimizer.base_lr) == (4, 1.2)
+    config = load_config([DEMO, "crops.local.count=4", "optimizer.base_lr=0.01"])
+    assert (config.crops.local.count, config.optimizer.base_lr) == (4, 0.01)
     assert config.crops["global"].size == OmegaConf.load(DEMO).crops["global"].size
     assert config.swav.temperature == 0.1
 
