@@ -155,8 +155,9 @@ def test_an_overflow_skips_the_step_on_all_ranks_halves_the_scale_and_changes_no
 
 
 @pytest.mark.slow
-def test_a_run_moves_from_4_ranks_at_stage_3_to_2_at_stage_2_to_1_at_stage_0(tmp_path):
-    worlds = [Case(3, 4, sync=0, tiny=True), Case(2, 2, sync=0, tiny=True), Case(0, 1, sync=0, tiny=True)]
+@pytest.mark.parametrize("optimizer", ["lars", "muon"])
+def test_a_run_moves_from_4_ranks_at_stage_3_to_2_at_stage_2_to_1_at_stage_0(optimizer, tmp_path):
+    worlds = [Case(stage, ranks, sync=0, optimizer=optimizer, tiny=True) for stage, ranks in ((3, 4), (2, 2), (0, 1))]
     in_ranks(zero_moves.move, worlds[0], make(tmp_path / "whole"), None, 0, 15)
     undisturbed = json.loads((tmp_path / "whole" / "losses.json").read_text())
     source, losses = None, []
@@ -179,7 +180,7 @@ def same_state(one, other):
     """Assert that masters, momentum and queue of two checkpoints are the same bits once gathered."""
     (state, first), (_, second) = load_checkpoint(one), load_checkpoint(other)
     for name, shape in state["shapes"].items():
-        for kind in ("master", "momentum_buffer"):
+        for kind in ("master", "momentum_buffer", "exp_avg", "exp_avg_sq"):
             if first.has(kind, name):
                 whole = [saved.read(kind, name, 0, torch.Size(shape).numel()) for saved in (first, second)]
                 assert torch.equal(*whole), (kind, name)
