@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -71,7 +72,11 @@ def knn_accuracy(
         queries = features(data.test, data.test_rows, bar, torch.float32)
     bank_labels = gather(torch.as_tensor(data.train_labels[rank::world], device=device))
     expected = torch.as_tensor(data.test_labels[rank::world], device=device)
-    classified = {"knn": predict(bank, bank_labels, queries, config.evaluation.k, config.evaluation.temperature)}
+    pair = bank, queries
+    used = bank.any(0)
+    if 2 * int(used.sum()) < len(used):  # a column of zeros changes no similarity
+        pair = bank[:, used], queries[:, used]
+    classified = {"knn": predict(pair[0], bank_labels, pair[1], config.evaluation.k, config.evaluation.temperature)}
     if probe is not None:
         classified["probe"] = probe(queries)
     right = torch.stack([(classes == expected).sum() for classes in classified.values()]).double()
@@ -147,6 +152,16 @@ def pixel_knn(data: Labelled, crops: Crops, config: DictConfig, device: torch.de
     std = torch.tensor(crops.std, device=device).view(-1, 1, 1)
 
     def pixels(images: Tensor) -> Tensor:
-        return (images * std + mean).flatten(1)
+        return gray_and_colors(images * std + mean).flatten(1)
 
     return knn_accuracy(pixels, data, central, config, device, what="k-NN: raw pixels")["knn"]
+
+
+def gray_and_colors(pixels: Float[Tensor, "batch channels *space"]) -> Float[Tensor, "batch channels *space"]:
+    """RGB in turned axes: the first channel is gray, and the other two are 0 where there is no color. Angles between
+    images stay the same. Other channels are not changed."""
+    if pixels.shape[1] != 3:
+        return pixels
+    red, green, blue = pixels.unbind(1)
+    axes = (red + green + blue) / 3**0.5, (green - blue) / 2**0.5, (green + blue - 2 * red) / 6**0.5
+    return torch.stack(axes, 1)
