@@ -59,7 +59,7 @@ class Muon(AdamW):
         """Update this rank's slices of the parameters `numbers`, and their momenta."""
         slices = list(self._slices(group, layout, set(numbers)))
         sizes = [layout.shapes[number].numel() for number in numbers]
-        example = slices[0][1] if slices else torch.empty(0, device=layout.device)
+        example = next(iter(layout.tensors))  # alike on all ranks, also on one that has no slice
         dtype = torch.bfloat16 if example.is_cuda else example.dtype
         whole = torch.zeros(sum(sizes), dtype=dtype, device=example.device)
         flat = dict(zip(numbers, whole.split(sizes), strict=True))
@@ -115,10 +115,12 @@ def _newton_schulz(matrices: Float[Tensor, "batch rows columns"]) -> Float[Tenso
 def _buckets(numbers: Sequence[int], shapes: Sequence[torch.Size]) -> Iterator[list[int]]:
     """The parameters in turn, as many at a time as have at most BUCKET elements, but at least one."""
     bucket: list[int] = []
+    elements = 0
     for number in numbers:
-        if bucket and sum(shapes[n].numel() for n in [*bucket, number]) > BUCKET:
+        elements += shapes[number].numel()
+        if bucket and elements > BUCKET:
             yield bucket
-            bucket = []
+            bucket, elements = [], shapes[number].numel()
         bucket.append(number)
     if bucket:
         yield bucket
