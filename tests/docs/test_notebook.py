@@ -1,6 +1,6 @@
 """docs/swav_step_by_step.ipynb runs from top to bottom, and its committed outputs are those of a whole run.
 
-To write new outputs: PYTHONPATH=. .venv/bin/python tests/docs/test_notebook.py
+To write new outputs: PYTHONPATH=.:tests .venv/bin/python tests/docs/test_notebook.py
 """
 
 import json
