@@ -6,6 +6,7 @@
     python -m perf.science --search [--minutes 20]            a search over settings, on training images alone
     python -m perf.science --choices [--minutes 60]           what each published choice contributes
     python -m perf.science --long [--minutes 60]              multi-crop and two crops alone, each for longer
+    python -m perf.science --sizes [--minutes 60]             both on the same images at 28, 64 and 96 pixels
 
 The methods are the recipes of config/science/STUDY and supervised training of the same network; random weights and raw
 pixels are baselines. Two programs run at a time, each on one core with one thread. First, short runs measure the CPU
@@ -14,7 +15,7 @@ system), as nearly as whole epochs allow, so other work on the machine changes n
 longer than --minutes. Time for scores is not training time.
 
 The same command continues an interrupted check. It writes science/STUDY.json (and STUDY-search, STUDY-choices,
-STUDY-long), which have the figures of each seed, science.md and science.png to --out (docs).
+STUDY-long, STUDY-sizes), which have the figures of each seed, science.md and science.png to --out (docs).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from evaluation.arguments import numbers
 from perf.program import program
 from perf.science.plan import EQUAL_IMAGES, RECIPES, STUDIES, methods_of
 
-MINUTES = {"": 45.0, "search": 20.0, "choices": 60.0, "long": 60.0}  # by `part_of`
+MINUTES = {"": 45.0, "search": 20.0, "choices": 60.0, "long": 60.0, "sizes": 60.0}  # by `part_of`
 
 
 def main(arguments: list[str]) -> int:
@@ -61,6 +62,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parts.add_argument("--search", action="store_true", help="try the settings of perf/science/search.py instead")
     parts.add_argument("--choices", action="store_true", help="change one choice of multi-crop at a time instead")
     parts.add_argument("--long", action="store_true", help="only multi-crop and two crops, for longer")
+    parts.add_argument("--sizes", action="store_true", help="only both, on images of 28, 64 and 96 pixels")
     parser.add_argument(
         "--recipes", type=Path, help="folder with a recipe for each method (default config/science/STUDY)"
     )
@@ -72,8 +74,8 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
 
 
 def part_of(options: argparse.Namespace) -> str:
-    """Which part of a study: "search", "choices", "long", or "" for the comparison of methods."""
-    return next((part for part in ("search", "choices", "long") if getattr(options, part)), "")
+    """Which part of a study: "search", "choices", "long", "sizes", or "" for the comparison of methods."""
+    return next((part for part in MINUTES if part and getattr(options, part)), "")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     minutes, seeds, cores, rounds = checked(options)
     from perf.science.choices import choices
     from perf.science.search import candidates
+    from perf.science.sizes import sizes
 
     methods = methods_of(options.recipes)
     known = [method.name for method in methods]
@@ -96,6 +99,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--methods={options.methods}: there are no candidates for these methods")
     if options.choices:
         methods = choices(methods)
+    if options.sizes:
+        methods = sizes(methods)
     if options.long:
         methods = [method for method in methods if method.name in ("multicrop", "two_crops")]
     data = options.data or Path("data") / options.study

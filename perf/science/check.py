@@ -115,7 +115,7 @@ def planned(
     timed = [method for method in methods if not method.images_of]
     costs = measured_costs(timed, seeds[0], setup, (images, part))
     equal = {method.name: method for method in methods if method.images_of}
-    all_costs = costs | {name: costs[method.recipe.stem] for name, method in equal.items()}
+    all_costs = costs | {name: costs[as_costly(method, timed)] for name, method in equal.items()}
     around = [all_costs[method.name].around for method in methods for _ in seeds]
     spent = cpu_seconds_of_jobs() - before + (PIXEL_SECONDS if bases else 0.0)
     scoring_seconds = score_seconds * (1.5 if curves else 1.0)
@@ -133,6 +133,12 @@ def planned(
         "planning_seconds": time.monotonic() - began,
         "machine": machine(setup.cores),
     }
+
+
+def as_costly(method: Method, timed: Sequence[Method]) -> str:
+    """The timed method whose epochs cost what those of `method` do: the same but for the epochs, or the nearest."""
+    same = (other.name for other in timed if (other.recipe, other.settings) == (method.recipe, method.settings))
+    return next(same, method.images_of)
 
 
 def cpu_seconds_of_jobs() -> float:

@@ -13,6 +13,7 @@ from perf.science.plan import RECIPES, STUDIES
 from perf.science.plots import draw
 from perf.science.score import CURVE_IMAGES
 from perf.science.tables import (
+    by_size,
     chosen,
     costs,
     counted,
@@ -26,6 +27,10 @@ from perf.science.tables import (
 )
 
 FOLDER = "science"  # of the reports, in --out
+PARTS = {  # of a study, in the order of the page, with the titles of their sections
+    "": "", "long": "For longer", "sizes": "At several sizes", "choices": "What each choice contributes",
+    "search": "Search over settings",
+}  # fmt: skip
 ENOUGH_EPOCHS = 3
 ORDERINGS = (
     "The share of the pairs of SwAV's runs that each measure orders as their k-NN does: 100 % is all pairs, 50 % is "
@@ -35,12 +40,12 @@ ORDERINGS = (
 
 
 def write(report: Mapping[str, Any], out: Path, study: str, part: str) -> None:
-    """Write the files into `out`, and print the table. part: "", "search", "choices" or "long"."""
+    """Write the files into `out`, and print the table. part: "", "search", "choices", "long" or "sizes"."""
     file = out / FOLDER / ("-".join(filter(None, (study, part))) + ".json")
     file.parent.mkdir(exist_ok=True)
     write_atomically(file, json.dumps(report, indent=1) + "\n")
-    tables = {"": results, "long": results, "choices": chosen, "search": lambda r: searched(r, RECIPES / study)}
-    print(as_markdown(tables[part](report)))
+    tables = {"": results, "long": results, "sizes": by_size, "choices": chosen}
+    print(as_markdown(searched(report, RECIPES / study) if part == "search" else tables[part](report)))
     drawn = {
         title + ending: found
         for name, title in STUDIES.items()
@@ -72,24 +77,15 @@ def page(out: Path) -> str:
     if any(read(out, study, part) for study in STUDIES for part in ("", "long")):
         parts.append("![learning curves and results](science.png)")
     for study, title in STUDIES.items():
-        main, search, choices, long = (read(out, study, part) for part in ("", "search", "choices", "long"))
-        if not (main or search or choices or long):
+        found = {part: report for part in PARTS if (report := read(out, study, part))}
+        if not found:
             continue
         parts.append(f"## {title}")
-        parts += compared(main, study) if main else []
-        if long:
-            parts += ["### For longer", *of_long(long, study)]
-        if choices:
-            parts += [
-                "### What each choice contributes",
-                said(choices, study, "--choices"),
-                as_markdown(chosen(choices)),
-                *filter(None, [steps_to_multicrop(choices)]),
-            ]
-        if search:
-            parts += ["### Search over settings", *of_search(search, study)]
-        reports = {"comparison": main, "for longer": long, "choices": choices, "search": search}
-        if (table := orderings({name: report for name, report in reports.items() if report})) is not None:
+        for part, report in found.items():
+            if part:
+                parts.append(f"### {PARTS[part]}")
+            parts += WRITTEN[part](report, study)
+        if (table := orderings({part or "comparison": report for part, report in found.items()})) is not None:
             parts += ["### Measures without labels", ORDERINGS, as_markdown(table)]
     return "\n\n".join(parts) + "\n"
 
@@ -133,6 +129,21 @@ def of_long(report: Mapping[str, Any], study: str) -> list[str]:
     return parts
 
 
+def of_sizes(report: Mapping[str, Any], study: str) -> list[str]:
+    """The paragraph and the table of the comparison at several sizes."""
+    told = (
+        "Images and crops have the size of the row and its share of the recipes' crops, the network and all other "
+        "settings are the recipes'. The differences are those of multi-crop from two crops."
+    )
+    return [f"{said(report, study, '--sizes')} {told}", as_markdown(by_size(report))]
+
+
+def of_choices(report: Mapping[str, Any], study: str) -> list[str]:
+    """The paragraphs and the table of the choices."""
+    steps = steps_to_multicrop(report)
+    return [said(report, study, "--choices"), as_markdown(chosen(report)), *([steps] if steps else [])]
+
+
 def of_search(report: Mapping[str, Any], study: str) -> list[str]:
     """The paragraph and the table of a search."""
     least = min(row["epochs"] for row in report["rows"])
@@ -147,3 +158,6 @@ def of_search(report: Mapping[str, Any], study: str) -> list[str]:
     if least < ENOUGH_EPOCHS:
         text += f" With only {least} epoch{'s' * (least > 1)} a candidate, their order says little about long runs."
     return [text, as_markdown(searched(report, RECIPES / study))]
+
+
+WRITTEN = {"": compared, "long": of_long, "sizes": of_sizes, "choices": of_choices, "search": of_search}

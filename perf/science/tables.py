@@ -11,6 +11,7 @@ from perf.report.sections import Table
 from perf.science.choices import BASE, LARGE, NONE, WHOLE
 from perf.science.measures import CALLED, ordering
 from perf.science.plan import EQUAL_IMAGES, paired
+from perf.science.sizes import SIZES, named
 
 Report = Mapping[str, Any]
 
@@ -107,14 +108,35 @@ def chosen(report: Report) -> Table:
     rows = []
     for row in (recipe, *others):
         base = bases[row.get("against", "")]
-        values = [[run["knn"] for run in r["runs"]] for r in (row, base)]
-        difference, half = paired(*values)
-        interval = f" ± {half * 100:.2f}" if half is not None else ""
-        ahead = f"{sum(a > b for a, b in zip(*values, strict=True))} of {len(values[0])}"
-        compared = ["", ""] if row is base else [f"{difference * 100:+.2f}{interval}", ahead]
+        compared = ["", ""] if row is base else apart(row, base)
         rest = [number(row.get("embedding_rank"), 1), str(row["epochs"]), number(row.get(seconds_of(report)))]
         rows.append([row["title"], share(row["knn"]), *compared, *rest])
     return Table("choices", head, rows, ("choice",))
+
+
+def apart(row: Report, base: Report) -> list[str]:
+    """The difference of two rows' k-NN in points with its 95 % interval, and how many seeds are ahead."""
+    values = [[run["knn"] for run in r["runs"]] for r in (row, base)]
+    mean, half = paired(*values)
+    interval = f" ± {half * 100:.2f}" if half is not None else ""
+    return [f"{mean * 100:+.2f}{interval}", f"{sum(a > b for a, b in zip(*values, strict=True))} of {len(values[0])}"]
+
+
+def by_size(report: Report) -> Table:
+    """A row for each size of the images: multi-crop beside two crops, at equal time and at equal images."""
+    rows = {row["name"]: row for row in report["rows"]}
+    equal = [column for word in ("time", "images") for column in (f"two crops, equal {word}", "difference", "ahead")]
+    head = ("pixels", "multi-crop", *equal, "epochs", time_word(report))
+    cells = []
+    for pixels in SIZES:
+        ours = rows[named("multicrop", pixels)]
+        compared = []
+        for name in ("two_crops", EQUAL_IMAGES):
+            theirs = rows[named(name, pixels)]
+            compared += [share(theirs["knn"]), *apart(ours, theirs)]
+        epochs = f"{ours['epochs']} and {rows[named('two_crops', pixels)]['epochs']}"
+        cells.append([str(pixels), share(ours["knn"]), *compared, epochs, number(ours[seconds_of(report)])])
+    return Table("sizes", head, cells, ("pixels",))
 
 
 def steps_to_multicrop(report: Report) -> str:
