@@ -73,6 +73,7 @@ class Windows(nn.Module):
         return functional.scaled_dot_product_attention(tokens, tokens, tokens, mask).mean((1, 3)).flatten(1)
 
 
+@pytest.mark.slow(seconds=4)
 def test_attention_over_more_than_four_axes_gives_our_features(tmp_path):
     torch.manual_seed(0)
     network = Windows().eval()

@@ -263,6 +263,7 @@ def wheel(folder, name, version):
     return path
 
 
+@pytest.mark.slow(seconds=4)
 def test_wheels_get_their_own_lock_file_which_pip_enforces(tmp_path):
     import hashlib
 

@@ -57,6 +57,7 @@ def test_dropout_of_the_classifier_is_off_unless_it_is_asked_for():
     assert dropouts() == [0.0] and dropouts(dropout=0.3) == [0.3]
 
 
+@pytest.mark.slow(seconds=3)
 @torch.no_grad()
 def test_a_transformer_is_equal_to_torchvisions_own_of_each_size():
     name = "vit_b_32"

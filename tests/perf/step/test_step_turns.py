@@ -31,6 +31,7 @@ def checkout(folder, seconds):
     return folder
 
 
+@pytest.mark.slow(seconds=4)
 def test_one_runs_while_the_other_is_stopped(tmp_path):
     slow, fast = checkout(tmp_path / "slow", 0.4), checkout(tmp_path / "fast", 0.1)
     base, now = take_turns([slow, fast], [], tmp_path, 6)

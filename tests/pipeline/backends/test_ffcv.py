@@ -57,6 +57,7 @@ def test_a_batch_that_is_kept_is_not_written_over(photos):
         assert torch.equal(crops, batch.crops[0])
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_loader_closed_early_leaves_no_threads(photos):
     before = threading.active_count()
     for _ in range(3):

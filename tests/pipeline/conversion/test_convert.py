@@ -91,6 +91,7 @@ def test_a_conversion_killed_again_and_again_gives_the_same_bytes(zoo, tmp_path,
     assert digests(tmp_path / "killed") == digests(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow(seconds=5)
 def test_a_kill_while_the_parts_are_joined_costs_nothing(zoo, tmp_path):
     whole, out = target(tmp_path / "whole", "beton"), target(tmp_path / "killed", "beton")
     converted(zoo, whole, "beton", shard_images=3)
@@ -143,6 +144,7 @@ def test_other_options_or_another_source_start_over(tmp_path, capfd):
     assert "of another conversion (source)" in stopped(quality=80)
 
 
+@pytest.mark.slow(seconds=4)
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(zoo, tmp_path, sign):
     out = target(tmp_path / "out", "wds")
@@ -160,6 +162,7 @@ def test_a_signal_ends_it_with_one_line_and_the_same_command_goes_on(zoo, tmp_pa
     assert code == 0 and "resuming: " in errors
 
 
+@pytest.mark.slow(seconds=4)
 def test_workers_end_with_a_conversion_that_is_killed(zoo, tmp_path):
     psutil = pytest.importorskip("psutil")
     arguments = command(zoo, tmp_path / "x", "--format", "wds", "--shard-images", 1, "--workers", 2)
@@ -173,6 +176,7 @@ def test_workers_end_with_a_conversion_that_is_killed(zoo, tmp_path):
     assert psutil.wait_procs(workers, timeout=120)[1] == []
 
 
+@pytest.mark.slow(seconds=6)
 def test_a_failing_disk_is_one_line_and_the_same_command_goes_on(zoo, tmp_path):
     whole, out = target(tmp_path / "whole", "beton"), target(tmp_path / "out", "beton")
     converted(zoo, whole, "beton", shard_images=20)

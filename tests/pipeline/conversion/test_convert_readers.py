@@ -47,6 +47,7 @@ def ffcv_pixels(path):
         yield pixels, label
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize("raw", [False, True])
 def test_stock_ffcv_decodes_every_image_of_the_zoo(zoo, tmp_path, raw):
     pytest.importorskip("ffcv", reason="ffcv is not installed")

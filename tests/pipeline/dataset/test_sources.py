@@ -145,6 +145,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert table.quarantine == {0: "unreadable"}
 
 
+@pytest.mark.slow(seconds=3)
 def test_two_scans_and_any_number_of_workers_give_the_same_table(zoo, monkeypatch):
     one = scan_folder(zoo, workers=1, progress=False)
     monkeypatch.setattr(pipeline.dataset.folder, "CHUNK", 5)  # enough chunks for processes to be started

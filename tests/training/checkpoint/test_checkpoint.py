@@ -290,6 +290,7 @@ def usable(directory):
     return load_state(latest_checkpoint(directory), *parts(1))
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.parametrize(("world_size", "victim"), [(1, 0), (2, 0), (2, 1)])
 def test_a_kill_at_any_point_of_a_save_leaves_the_previous_checkpoint_or_the_new_one(tmp_path, world_size, victim):
     _, codes, points = written(tmp_path, 0, 0, victim, world_size)
