@@ -52,10 +52,12 @@ def write(report: Mapping[str, Any], out: Path, study: str, part: str) -> None:
         for each, ending in (("", ""), ("long", ", for longer"))
         if (found := read(out, name, each))
     }
+    written = [file, out / "science.md"]
     if drawn:
         draw(drawn, out / "science.png")
+        written.append(out / "science.png")
     write_atomically(out / "science.md", page(out))
-    print("written:", ", ".join(str(out / n) for n in (file.relative_to(out), "science.md", "science.png")))
+    print("written:", ", ".join(map(str, written)))
 
 
 def read(out: Path, study: str, part: str = "") -> Mapping[str, Any] | None:

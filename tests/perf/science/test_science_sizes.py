@@ -74,9 +74,11 @@ def test_each_size_is_compared_at_equal_time_and_at_equal_images(report):
     assert table.rows[0][6:8] == ["+10.00 ± 0.00", "2 of 2"]
 
 
-def test_the_page_has_a_section_for_the_sizes(report, tmp_path):
+def test_the_page_has_a_section_for_the_sizes(report, tmp_path, capsys):
     write(report, tmp_path, "emoji", "sizes")
-    assert (tmp_path / "science" / "emoji-sizes.json").exists() and not (tmp_path / "science.png").exists()
+    files = (tmp_path / "science" / "emoji-sizes.json", tmp_path / "science.md")  # without curves there is no picture
+    assert capsys.readouterr().out.splitlines()[-1] == f"written: {files[0]}, {files[1]}"
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(files)
     text = page(tmp_path)
     assert "### At several sizes" in text and "`make science STUDY=emoji ARGS=--sizes`" in text
     assert "| 96 | 55.00 ± 7.07 % |" in text
