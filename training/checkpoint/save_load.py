@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from common.files import fingerprint, sync, write_atomically
-from common.progress import progress_bar
+from common.progress import in_main_process, progress_bar
 from training.checkpoint.shards import CheckpointError, SavedTensors, rank_file, tensors_to_write
 
 STEP = "step-{:09d}"
@@ -142,7 +142,7 @@ def damage_of(checkpoint: Path, only: str = "") -> str:
             return "its files are not those of its manifest"
         names = [name for name in manifest if only in ("", name)]
         size = sum(manifest[name]["bytes"] for name in names)
-        with progress_bar(size, f"checking {checkpoint.name}", "B") as bar:
+        with progress_bar(size, f"checking {checkpoint.name}", "B", in_main_process()) as bar:
             for name in names:
                 if fingerprint(checkpoint / name, bar.update) != manifest[name]:
                     return f"{name} is not as it was written"
