@@ -1,5 +1,6 @@
 """A wait of over two seconds shows a bar with rate and ETA; a short one shows nothing."""
 
+import ast
 import os
 import re
 import subprocess
@@ -122,3 +123,15 @@ def test_a_killed_process_leaves_no_semaphore_of_its_bar(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("-9\n", "")
+
+
+def test_every_bar_is_told_which_process_shows_it():
+    """On many ranks only rank 0 shows bars."""
+    calls = [
+        (path.relative_to(ROOT), call.lineno, len(call.args))
+        for package in ("model", "pipeline", "training", "evaluation")
+        for path in (ROOT / package).rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "progress_bar"
+    ]
+    assert len(calls) > 30 and not [call for call in calls if call[2] < 4]
