@@ -62,7 +62,7 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     parts.add_argument("--search", action="store_true", help="try the settings of perf/science/search.py instead")
     parts.add_argument("--choices", action="store_true", help="change one choice of multi-crop at a time instead")
     parts.add_argument("--long", action="store_true", help="only multi-crop and two crops, for longer")
-    parts.add_argument("--sizes", action="store_true", help="only both, on images of 28, 64 and 96 pixels")
+    parts.add_argument("--sizes", action="store_true", help="only multi-crop and two crops, at 28, 64 and 96 pixels")
     parser.add_argument(
         "--recipes", type=Path, help="folder with a recipe for each method (default config/science/STUDY)"
     )

@@ -134,8 +134,8 @@ def of_long(report: Mapping[str, Any], study: str) -> list[str]:
 def of_sizes(report: Mapping[str, Any], study: str) -> list[str]:
     """The paragraph and the table of the comparison at several sizes."""
     told = (
-        "Images and crops have the size of the row and its share of the recipes' crops, the network and all other "
-        "settings are the recipes'. The differences are those of multi-crop from two crops."
+        "Each row scales the images and all crops of both recipes to its size, and changes no other setting. A "
+        "difference is multi-crop's k-NN less that of two crops, in points."
     )
     return [f"{said(report, study, '--sizes')} {told}", as_markdown(by_size(report))]
 

@@ -1,6 +1,6 @@
 """Multi-crop and two crops on the same images at several sizes (`--sizes`): at equal time, and at equal images.
 
-All crops of the recipes are scaled alike, so that each shows the same part of an image, in more or fewer pixels.
+Each size scales all crops of a recipe by the same factor. A crop then shows the same part of an image in other pixels.
 """
 
 from __future__ import annotations

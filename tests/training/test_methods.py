@@ -59,8 +59,8 @@ def test_a_mistake_is_one_line(settings, message):
 
 @pytest.mark.parametrize(("optimizer", "states"), [("lars", 1), ("adamw", 2), ("muon", 2)])  # Muon leaves them to AdamW
 def test_the_disk_check_counts_all_heads(optimizer, states):
-    rates = f"optimizer.name={optimizer}", "model.prototypes=30000"
-    one, three = (checkpoint_gb(fitted(*rates, f"model.heads={heads}")) for heads in (1, 3))
+    settings = f"optimizer.name={optimizer}", "model.prototypes=30000"
+    one, three = (checkpoint_gb(fitted(*settings, f"model.heads={heads}")) for heads in (1, 3))
     assert three - one == pytest.approx(2 * 30_000 * 64 * 4 * (1 + states) / 1e9)
 
 
