@@ -102,7 +102,7 @@ def figures(turns: Sequence[Turn], alone: Sequence[Turn]) -> dict[str, float]:
     return {
         "calls": round(within_rounds(*seconds), 3),
         "waits": round(median(one.waits for one in turns), 3),
-        "longest_ms": round(1000 * median(one.longest for one in turns), 1),
+        "longest_ms": round(1000 * median(one.longest for one in turns), 4),
         "images_per_second": round(median(one.rate for one in turns), 1),
     }
 

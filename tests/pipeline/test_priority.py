@@ -1,6 +1,7 @@
 """Threads that only compute leave the cores to the thread that trains."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ THREADS = 3
 
 
 def threads_by_nice():
-    """How many threads of this process have each value of nice."""
-    counts = {}
+    """The threads of this process, by their value of nice."""
+    threads = {}
     for task in Path("/proc/self/task").iterdir():
         nice = int((task / "stat").read_text().rpartition(")")[2].split()[16])
-        counts[nice] = counts.get(nice, 0) + 1
-    return counts
+        threads.setdefault(nice, set()).add(int(task.name))
+    return threads
 
 
 @pytest.mark.parametrize("nice", [0, NICE])
@@ -36,9 +37,13 @@ def test_only_threads_that_compute_have_a_lower_priority_and_only_for_a_gpu(back
     try:
         next(iter(loader))
         during = threads_by_nice()
+        pool = {thread.native_id for thread in threading.enumerate() if thread.name.startswith("kernel")}
     finally:
         loader.close()
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
-    lowered = during.get(own + NICE, 0) - before.get(own + NICE, 0)
-    assert lowered >= THREADS if nice else lowered == 0  # DALI has more than these
-    assert during[own] > before[own]  # the loader's thread, and those that prepare and read
+    lowered = during.get(own + NICE, set()) - before.get(own + NICE, set())
+    assert pool <= (lowered if nice else during[own])
+    # DALI starts all its threads, the kernel's pool only as many as a batch keeps busy.
+    assert len(pool) > 0 if backend == "ffcv" else len(lowered) > THREADS or not nice
+    assert nice or not lowered
+    assert during[own] - before[own]  # the loader's thread, and those that prepare and read
