@@ -5,6 +5,8 @@ import signal
 from collections import Counter
 from pathlib import Path
 
+from hypothesis import settings
+
 from common import progress
 
 USUAL = 10  # seconds that a test marked slow takes if it gives no `seconds`
@@ -15,6 +17,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 # A slow moment of the machine puts no bar among the lines that a test reads; tests of bars set their own delay.
 progress.DELAY = 60.0
+
+# Every run draws the same examples; `--hypothesis-profile=default` draws new ones.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 # Under nohup processes ignore SIGHUP; the tests of signals need the default.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

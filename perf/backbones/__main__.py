@@ -1,7 +1,7 @@
 """Which models of timm, torchvision and transformers work as backbones, at two sizes of crops? Writes
 docs/backbones.md.
 
-    python -m perf.backbones [PATTERN ...] [--shapes] [--again] [--speed] [--minutes 60]
+    python -m perf.backbones [PATTERN ...] [--shapes | --speed | --engine] [--again] [--minutes 60]
 
 Takes a step of a run with each model, with crops of 224 and 96 pixels (`step`). Networks that are built for one size
 are also compared with timm's own for each of the two. Where 96 or 224 are refused it tries other pairs (`PAIRS`). The
@@ -9,7 +9,8 @@ smallest model of each family comes first, then the second, and so on. After eac
 perf/results/backbones.json, and the same command goes on with what is missing.
 
 --shapes checks shapes alone, on torch's meta device, which takes neither memory nor time to compute; models above
---largest parameters are checked in this way only. Models of transformers are checked if it is installed.
+--largest parameters are checked in this way only. Models of transformers are checked if it is installed. --engine
+compares the gradients of the smallest model of each family with activation checkpointing and compiled (`compare`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from common.cli import Parser, at_least
 from common.files import write_atomically
 from common.progress import progress_bar
 from model.libraries.names import library_of
+from perf.backbones.engine import LIMIT, compare
+from perf.backbones.families import smallest_models
 from perf.backbones.step import BATCH, take_step
 from perf.program import program
 
@@ -53,6 +56,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--shapes", action="store_true", help="check shapes alone, of models without a result")
     parser.add_argument("--again", action="store_true", help="repeat models that failed")
     parser.add_argument("--speed", action="store_true", help="measure images/s of models that work, on an idle machine")
+    parser.add_argument("--engine", action="store_true", help="compare compiled and checkpointed with plain networks")
     parser.add_argument("--minutes", type=at_least(1), default=600, help="stop after these (default %(default)s)")
     parser.add_argument("--json", type=Path, default=RESULTS, help="results (default %(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="page with the table (default %(default)s)")
@@ -73,9 +77,13 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
     report |= {"machine": machine(), "libraries": report["libraries"] | libraries}
     sizes = known_sizes(names, report)
     largest = options.largest * 10**6
-    todo = [name for name in in_turns(sizes, report["models"]) if missing(report["models"][name], options)]
+    order = in_turns(sizes, report["models"])
+    if options.engine:
+        smallest = smallest_models(report["models"]).values()
+        order = [name for name in order if name in smallest and sizes[name] <= largest]
+    todo = [name for name in order if missing(report["models"][name], options)]
     end = time.monotonic() + 60 * options.minutes
-    group = nullcontext() if options.shapes or options.speed else connected(Cluster())
+    group = nullcontext() if options.shapes or options.speed or options.engine else connected(Cluster())
     with group, progress_bar(len(todo), "backbones", "models") as bar:
         for name in todo:
             if stopped:
@@ -85,9 +93,12 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
             entry = report["models"][name]
             if options.speed:
                 entry["images_per_second"] = speed(name, entry["sizes"][0])
+            elif options.engine:
+                entry["engine"] = compare(name, entry["sizes"])
             else:
                 found = check(name, shapes=options.shapes or sizes[name] > largest)
-                report["models"][name] = {key: entry[key] for key in ("parameters", "family")} | found
+                kept = ("parameters", "family", "engine")
+                report["models"][name] = {key: entry[key] for key in kept if key in entry} | found
             write(report, options.json, options.page)
             bar.update(1)
     write(report, options.json, options.page)
@@ -154,6 +165,8 @@ def in_turns(sizes: dict[str, int], models: dict[str, dict[str, Any]]) -> list[s
 
 def missing(entry: dict[str, Any], options: Any) -> bool:
     """Whether the model is still to be checked or measured."""
+    if options.engine:
+        return "engine" not in entry
     if options.speed:
         return entry.get("checked") == "step" and "sizes" in entry and "images_per_second" not in entry
     if "checked" not in entry or (options.again and "sizes" not in entry):
@@ -227,9 +240,36 @@ def table(report: dict[str, Any]) -> str:
             row += [", ".join(map(str, entry["sizes"])), "yes" if entry["adapted"] else ""]
             row += [f"{entry['difference']:.0e}" if "difference" in entry else "", entry["checked"]]
             lines.append("| " + " | ".join(map(str, [*row, entry.get("images_per_second", "")])) + " |")
+    lines += engines(report["models"])
     lines += ["", "## Refused", "", "| model | reason |", "| --- | --- |"]
     lines += [f"| `{name}` | {entry['reason'].replace('|', ' ')} |" for name, entry in checked if "sizes" not in entry]
     return "\n".join(lines) + "\n"
+
+
+def engines(models: dict[str, dict[str, Any]]) -> list[str]:
+    """A row for each model that `compare` has seen, below a count; none without such a model."""
+    rows = []
+    good: Counter[str] = Counter()
+    for (_, family), name in sorted(smallest_models(models).items()):
+        if found := models[name].get("engine"):
+            cells = []
+            for way in ("checkpointing", "compiled"):
+                value = found[way]
+                good[way] += not isinstance(value, str) and value <= LIMIT
+                cells.append(value.replace("|", " ") if isinstance(value, str) else f"{value:.0e}" if value else "0")
+            again = f"{found['recomputed']:.0%}" if "recomputed" in found else ""
+            rows.append(
+                f"| {family} | `{name}` | {cells[0]} | {again} | {cells[1]} | {found['graphs']} | {found['breaks']} |"
+            )
+    head = [
+        *("", "## Compiled, and with activation checkpointing", ""),
+        f"Distance of the gradients to the plain network's, relative to their length: at most {LIMIT:.0e} for "
+        f"{good['checkpointing']} of {len(rows)} families with activation checkpointing and for {good['compiled']} "
+        "compiled.",
+        *("", "| family | model | checkpointing | layers computed again | compiled | graphs | breaks |"),
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    return [*head, *rows] if rows else []
 
 
 def counts(report: dict[str, Any]) -> list[str]:

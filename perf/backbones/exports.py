@@ -22,7 +22,7 @@ from typing import Any
 from common.cli import Parser, at_least
 from common.files import write_atomically
 from common.progress import progress_bar
-from model.libraries.names import library_of
+from perf.backbones.families import smallest_models
 from perf.program import program
 
 FORMATS = ("timm", "safetensors", "torchscript", "pt2", "onnx")
@@ -46,7 +46,8 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
     from perf.machine import machine
 
     report = json.loads(options.json.read_text()) if options.json.exists() else {"families": {}}
-    chosen = smallest_models(json.loads(MODELS.read_text())["models"])
+    models = json.loads(MODELS.read_text())["models"]
+    chosen = {family: name for (library, family), name in smallest_models(models).items() if not library}
     if unknown := [family for family in options.families if family not in chosen]:
         raise ValueError(f"no model of the family {unknown[0]} is in {MODELS}; it has {', '.join(sorted(chosen))}")
     report |= {"machine": machine()}
@@ -59,21 +60,12 @@ def sweep(options: Any, stopped: Sequence[BaseException] = ()) -> dict[str, Any]
                 raise stopped[0]
             if time.monotonic() > end:
                 break
-            name, entry = chosen[family]
-            size = own_size(name) if entry["adapted"] else entry["sizes"][0]
+            name = chosen[family]
+            size = own_size(name) if models[name]["adapted"] else models[name]["sizes"][0]
             report["families"][family] = {"model": name, "size": size, **check(name, size)}
             write(report, options.json, options.page)
             bar.update(1)
     return report
-
-
-def smallest_models(models: dict[str, dict[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Family of timm -> name and entry of its smallest model that works, ascending."""
-    works = [(name, entry) for name, entry in models.items() if "sizes" in entry and not library_of(name)[0]]
-    chosen: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, entry in sorted(works, key=lambda item: (item[1]["parameters"], item[0])):
-        chosen.setdefault(entry["family"], (name, entry))
-    return chosen
 
 
 def own_size(name: str) -> int:

@@ -235,6 +235,7 @@ def test_every_setting_that_a_recipe_may_have_takes_a_step(name, values):
     base=POSITIVE,
     falls=st.floats(0, 1),
 )
+@example(steps=1, epochs=1, share=0.0, start=0.0, base=np.finfo(np.float64).max, falls=0.375)
 def test_learning_rates_are_those_of_the_formula(steps, epochs, share, start, base, falls):
     final = base * falls
     rates = warmup_cosine(steps, epochs, share * epochs, start, base, final)

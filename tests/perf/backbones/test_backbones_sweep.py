@@ -5,6 +5,8 @@ import json
 import pytest
 
 from perf.backbones import __main__ as backbones
+from perf.backbones.engine import LIMIT, compare
+from perf.backbones.families import smallest_models
 from perf.ranks import run_ranks
 
 
@@ -59,6 +61,44 @@ def test_the_smallest_model_of_each_family_comes_first():
     models = {name: {"family": family} for name, family in (("c", "vit"), ("a", "vit"), ("b", "resnet"), ("d", "vit"))}
     sizes = {"c": 2, "a": 1, "b": 5, "d": 9}
     assert backbones.in_turns(sizes, models) == ["a", "b", "c", "d"]
+
+
+def test_the_smallest_model_of_each_family_that_works_is_taken():
+    models = {
+        "large": {"parameters": 9, "family": "vit", "sizes": [224, 96]},
+        "small": {"parameters": 5, "family": "vit", "sizes": [224, 96]},
+        "refused": {"parameters": 1, "family": "vit", "reason": "no"},
+        "torchvision:vit_b_16": {"parameters": 2, "family": "vit", "sizes": [224, 96]},
+    }
+    assert smallest_models(models) == {("torchvision", "vit"): "torchvision:vit_b_16", ("", "vit"): "small"}
+
+
+@pytest.mark.slow
+def test_gradients_are_the_same_with_checkpointing_and_compiled():
+    found = compare("test_vit", (64, 32), backend="aot_eager")
+    assert found["checkpointing"] == 0 and found["compiled"] < LIMIT
+    assert found["recomputed"] > 0.5 and found["graphs"] == 2 and found["breaks"] == 0
+
+
+def test_a_network_without_checkpointing_says_so_and_a_wrong_gradient_is_seen(monkeypatch):
+    def double(network, **_):
+        network.register_forward_hook(lambda _module, _images, features: 2 * features)
+
+    monkeypatch.setattr("torch.nn.Module.compile", double)
+    found = compare("torchvision:shufflenet_v2_x0_5", (64, 32))
+    assert "does not support it" in found["checkpointing"] and "recomputed" not in found
+    assert found["compiled"] == pytest.approx(1)
+
+
+def test_compiled_and_checkpointed_networks_have_their_own_table():
+    entry = {"parameters": 5, "family": "vit", "sizes": [224, 96]}
+    same = {"checkpointing": 0.0, "recomputed": 0.5, "compiled": 2e-6, "graphs": 2, "breaks": 0}
+    refused = {"checkpointing": "no | such", "compiled": 2e-2, "graphs": 3, "breaks": 1}
+    models = {"a": entry | {"engine": same}, "b": entry | {"family": "eva", "engine": refused}}
+    text = "\n".join(backbones.engines(models))
+    assert "1 of 2 families with activation checkpointing and for 1 compiled" in text
+    assert "| eva | `b` | no   such |  | 2e-02 | 3 | 1 |\n| vit | `a` | 0 | 50% | 2e-06 | 2 | 0 |" in text
+    assert backbones.engines({"a": entry}) == []
 
 
 def test_a_pattern_without_models_is_one_line(capsys, tmp_path):

@@ -24,16 +24,6 @@ def test_a_family_is_exported_once_and_every_format_gives_the_same_features(tmp_
     assert exports.main(arguments) == 0
 
 
-def test_the_smallest_model_of_each_family_that_works_is_taken():
-    models = {
-        "large": {"parameters": 9, "family": "vit", "sizes": [224, 96]},
-        "small": {"parameters": 5, "family": "vit", "sizes": [224, 96]},
-        "refused": {"parameters": 1, "family": "vit", "reason": "no"},
-        "torchvision:vit_b_16": {"parameters": 2, "family": "vision_transformer", "sizes": [224, 96]},
-    }
-    assert {family: name for family, (name, _) in exports.smallest_models(models).items()} == {"vit": "small"}
-
-
 def test_refusals_are_in_the_table_with_their_reasons():
     entry = {"model": "x", "size": 224, **dict.fromkeys(exports.FORMATS, 0.0), "onnx": "no | such"}
     text = exports.table({"families": {"vit": entry}, "machine": {"date": "2026-11-30"}})
