@@ -96,10 +96,10 @@ wheels: setup ## collect the packages of the lock file as wheels in wheels/, for
 
 test: setup ## run all tests that this machine can run
 	@tests/tools.sh
-	@$(VENV) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations=25
+	@$(VENV) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 test-fast: setup ## run the tests that are not marked slow, in three minutes
-	@$(VENV) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not slow"
+	@$(VENV) -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 mutation-check: setup ## how many small changes of five modules do the fast tests notice? (needs cosmic-ray) docs/testing.md
 	@$(VENV) tests/mutation_check.py $(ARGS)
