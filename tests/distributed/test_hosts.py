@@ -92,6 +92,7 @@ def test_names_resolve_and_ssh_reaches_every_host(make_hosts):
     assert not remains()
 
 
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("delay", [0.0, 0.002])
 def test_a_cut_link_is_silent_and_a_join_restores_it(make_hosts, delay):
     with make_hosts(3, delay=delay) as hosts:
@@ -110,6 +111,7 @@ def test_a_cut_link_is_silent_and_a_join_restores_it(make_hosts, delay):
         assert "two" in answers[-1] and set(answers[:-1]) <= {"TimeoutError"}, answers
 
 
+@pytest.mark.slow(seconds=8)
 @pytest.mark.parametrize("delay", [0.0, 0.002])
 def test_a_kill_leaves_no_process_and_says_nothing_to_the_others(make_hosts, delay):
     with make_hosts(2, delay=delay) as hosts:

@@ -133,6 +133,7 @@ def scored_by_a_rank(root):
     return knn_accuracy(pixels, labelled, crops, config, torch.device("cpu"))["knn"], len(calls)
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize(("train", "test"), [(3, 1), (7, 5)])
 def test_a_rank_without_images_to_score_takes_part(tmp_path, train, test):
     """All ranks run the network equally often, also where one has a batch more: it may communicate (ZeRO stage 3)."""

@@ -88,6 +88,7 @@ def test_a_node_is_lost_after_a_silence_in_which_it_was_asked(answered, asked, l
     assert silent_nodes({0: now - answered}, [now - seconds for seconds in asked], [{"node": 0}]) == []
 
 
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize(("word", "ends_early"), [("SIGTERM", False), ("PING", True)])
 def test_a_node_ends_itself_after_a_silence_only_if_it_was_pinged(tmp_path, word, ends_early):
     process = python(

@@ -66,6 +66,7 @@ def test_a_resumed_run_ends_with_the_same_teacher_and_probe_bit_for_bit(workplac
         assert 0 < one[key] == other[key] <= 1
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_probes_accuracies_are_in_the_metrics_and_the_summary(workplace, two):
     """Bright and dark noise are easy to tell apart, so the probe is accurate."""
     summary = json.loads((workplace / "two" / "summary.json").read_text())

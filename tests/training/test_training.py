@@ -35,6 +35,7 @@ def undisturbed(workplace):
     return output, losses(workplace, "undisturbed")
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_run_leaves_its_summary_settings_versions_metrics_and_checkpoints(workplace, undisturbed):
     output, run = undisturbed[0], workplace / "undisturbed"
     summary = json.loads((run / "summary.json").read_text())
@@ -265,6 +266,7 @@ def backbone_of(checkpoint):
 AUTO = ("swav.freeze_prototypes=auto", "swav.queue.start_epoch=auto", "optimizer.base_lr=auto", "pipeline.threads=auto")
 
 
+@pytest.mark.slow(seconds=3)
 def test_what_auto_chose_stays_chosen_when_a_run_goes_on(workplace, tmp_path):
     """For more epochs, from weights whose file is gone by then; fewer epochs than are done are one line."""
     weights = tmp_path / "start.safetensors"

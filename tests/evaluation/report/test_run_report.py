@@ -34,6 +34,7 @@ def run(workplace):
     return workplace / "run"
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_page_of_a_run_has_curves_pictures_and_settings_and_needs_nothing_else(run):
     text = (run / "report.html").read_text()
     titles = re.findall(r"<h3>(.*?)</h3>", text)
@@ -133,6 +134,7 @@ def test_a_plot_is_where_its_numbers_are():
     assert line_plot("x", [Line("a", [1], [3.0])]) is not None, "one point"
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.skipif(not browser.program(), reason="no Chromium here (Debian: chromium)")
 def test_in_a_browser_at_two_widths_light_and_dark_without_a_request(run, tmp_path):
     (tmp_path / "both.html").write_text(run_page([read_run(run), read_run(run)]))

@@ -59,6 +59,7 @@ def test_the_verdict_has_a_sentence_for_each_part():
     assert verdict({}) == "Nothing was measured."
 
 
+@pytest.mark.slow(seconds=3)
 @pytest.mark.skipif(not browser.program(), reason="no Chromium here (Debian: chromium)")
 def test_in_a_browser_at_two_widths_light_and_dark(tmp_path):
     (tmp_path / "report.html").write_text(page(sample()))

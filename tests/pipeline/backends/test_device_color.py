@@ -109,6 +109,7 @@ def test_hue_on_the_device_is_the_kernels_for_every_kind_of_color():
         np.testing.assert_array_equal(result[0, 0].numpy(), planes.transpose(0, 2, 1))
 
 
+@pytest.mark.slow(seconds=3)
 def test_short_batches_and_evaluation_use_the_graphs_of_whole_batches_without_color():
     """Training at two resolutions, evaluation at two sizes, each with shorter last batches."""
     counter, device = CompileCounter(), torch.device("cpu")

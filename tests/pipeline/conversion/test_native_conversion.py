@@ -51,6 +51,7 @@ def test_what_conversion_wrote_trains_in_place_with_every_value(source, tmp_path
         np.testing.assert_array_equal(reader.native(row), image)
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_stock_package_reads_the_arrays_of_our_beton(source, tmp_path):
     out = target(tmp_path, "beton")
     report = converted(source, out, "beton", shard_images=4)

@@ -79,6 +79,7 @@ def written(request, images, tmp_path_factory):
     return write_beton(path, list(zip(images, LABELS, strict=True)), fields, workers=2), request.param
 
 
+@pytest.mark.slow(seconds=3)
 def test_the_format_is_ffcvs_own():
     from ffcv.types import ALLOC_TABLE_TYPE, TYPE_ID_HANDLER, FieldDescType, HeaderType
 

@@ -54,6 +54,7 @@ def test_folders_of_a_bucket_are_splits_and_classes(s3, tmp_path):
     assert (len(train), len(test), train.classes) == (4, 2, ("class0", "class1"))
 
 
+@pytest.mark.slow(seconds=3)
 def test_training_on_a_bucket_larger_than_the_cache_draws_the_same_as_from_a_disk(site, tmp_path):
     tables = (
         table_of("s3://swave-test/shards", tmp_path / "cache", f"{size_of(site) // 10}B"),

@@ -108,6 +108,7 @@ def test_a_name_with_blanks_and_umlauts_is_asked_for_as_an_address_has_it():
     assert script.requests == ["GET /a%20b/Z%C3%BCrich.tar HTTP/1.1"]
 
 
+@pytest.mark.slow(seconds=3)
 def test_a_head_without_an_end_is_no_answer():
     script = Script([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000] * 2)
     with pytest.raises(DatasetError, match=r"x\.tar: .* tries"):
