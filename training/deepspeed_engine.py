@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from config.recipe import ConfigError
-from model.backbone import checkpoint_activations, weights_channels_last
+from model.backbone import checkpoint_activations, stride_outside, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from model.swav import SwAV
 from training.compiled import compile_network
@@ -143,6 +143,8 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     uses the given optimizer, which learns which parameters its tensors hold (`training.zero.bind`). Raises ConfigError,
     or ValueError if DeepSpeed is not as `training.zero` expects.
     """
+    if device.type == "cpu":
+        stride_outside(network)
     replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank, equal_batches=True)
     if config.engine.activation_checkpointing:
         checkpoint_activations(network.get_submodule("backbone"))

@@ -21,7 +21,7 @@ from evaluation.backbones import Backbone
 from evaluation.progress import average_, load_progress, save_progress
 from evaluation.session import MAX_BAD, Session, training_loader
 from evaluation.subsets import take
-from model.backbone import weights_channels_last
+from model.backbone import stride_outside, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from pipeline.crops import Crops
 from pipeline.dataset.labelled import Labelled
@@ -80,6 +80,8 @@ def finetune(
     torch.manual_seed(session.seed)
     network = Classifier(copy.deepcopy(backbone.network), backbone.feature_dim, len(data.classes)).to(session.device)
     weights_channels_last(network)
+    if session.device.type == "cpu":
+        stride_outside(network)
     if cluster.world_size > 1:
         replace_batch_norm(network, 0, cluster.world_size, cluster.rank)
     groups = [

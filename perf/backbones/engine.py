@@ -20,10 +20,11 @@ def compare(name: str, sizes: Sequence[int], backend: str = "inductor") -> dict[
     from torch._dynamo.utils import counters
     from torch.nn.modules.module import register_module_forward_hook
 
-    from model.backbone import build_backbone, checkpoint_activations
+    from model.backbone import build_backbone, checkpoint_activations, stride_outside
 
     torch.manual_seed(0)
     plain: Any = build_backbone(name, sizes).train()
+    stride_outside(plain)
     images = [torch.randn(BATCH, 3, size, size) for size in sizes]
     weights = torch.randn(BATCH, plain.feature_dim)
     calls: list[int] = []

@@ -48,6 +48,7 @@ def train(options: argparse.Namespace) -> None:
     from evaluation.progress import load_progress, save_progress
     from evaluation.session import training_crops, training_loader
     from evaluation.subsets import take
+    from model.backbone import stride_outside
     from perf.science.score import central_crops_of, labelled_at, one_process
 
     options.out.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,7 @@ def train(options: argparse.Namespace) -> None:
     backbone = open_backbone(f"random@{options.recipe}", options.seed)
     labels = torch.as_tensor(data.train_labels)
     network = Classifier(backbone.network, backbone.feature_dim, len(data.classes))
+    stride_outside(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=RATE, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
     crops = training_crops(central_crops_of(backbone), SCALE)
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from model.backbone import stride_outside
+
 EPS = 1e-8
 
 
@@ -91,6 +93,8 @@ def _parallel(config: DictConfig, network: nn.Module, cluster: Any, device: torc
             from model.batchnorm import replace_batch_norm
 
             replace_batch_norm(network, size, cluster.world_size, cluster.rank)
+    if device.type == "cpu":
+        stride_outside(network)
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 

@@ -1,12 +1,14 @@
 """Backbones by name: our ResNets and timm's models, their sizes and their errors."""
 
+import copy
+
 import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import nn
 
 from config.backbones import OWN, registered, unknown_backbone
-from model.backbone import backbone_of, build_backbone
+from model.backbone import backbone_of, build_backbone, stride_outside
 from model.resnet import RESNETS
 from model.swav import SwAV
 from model.trial import check_features
@@ -146,3 +148,17 @@ class Forgetful(nn.Module):
 def test_training_mode_is_tried_too():
     with pytest.raises(ValueError, match="infinite or NaN features for crops of 8 pixels"):
         check_features(Forgetful(), "forgetful", {}, [8])
+
+
+def test_strided_convolutions_of_few_channels_get_every_other_pixel_and_give_the_same():
+    plain = build_backbone("resnet", **{**SMALL, "layers": (1, 1, 1)})
+    changed = copy.deepcopy(plain)
+    stride_outside(changed)
+    shortcuts = [own for own in changed.modules() if isinstance(own, nn.Conv2d) and own.kernel_size == (1, 1)]
+    assert [(own.in_channels, own.stride) for own in shortcuts] == [(8, (1, 1)), (16, (2, 2))]
+    images = torch.randn(2, 3, 16, 16)
+    changed(images).square().sum().backward()
+    with torch.backends.mkldnn.flags(enabled=False):
+        plain(images).square().sum().backward()
+    for name, own in plain.named_parameters():
+        torch.testing.assert_close(changed.get_parameter(name).grad, own.grad, rtol=1e-3, atol=1e-4)
