@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from model.sizes.trial import channels_of
 from model.swav import SwAV
+from model.teacher import arithmetic
 
+MOST_APART = 0.5  # a gradient in bfloat16 that is summed in another order stays far below
 GRAPHS = 64  # of all compiled modules together; with torch's limit of 8, further shapes would run eagerly
 
 
@@ -31,6 +34,53 @@ def compile_network(network: SwAV, backend: Any = "inductor", cuda_graphs: bool 
     network.projection_head.compile(backend=backend, dynamic=False, options=options)
     if cuda_graphs:
         network.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
+
+
+def compile_and_check(
+    network: SwAV,
+    groups: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+    cuda_graphs: bool = False,
+) -> None:
+    """`compile_network`, and compare the backbone's gradients with those from before: compilers have made zeros of them
+    without a word. Weights, buffers and torch's random state do not change. Collective.
+
+    groups: (images of this rank, size in pixels) of each resolution; dtype: of the crops.
+
+    Raises ValueError, one line, if a gradient is further than `MOST_APART` of its length from the plain one.
+    """
+    backbone = network.get_submodule("backbone")
+    groups = groups if any(one.requires_grad for one in backbone.parameters()) else ()
+    buffers = [(buffer, buffer.clone()) for buffer in backbone.buffers()]
+    plain = [_gradient(backbone, group, dtype, device) for group in groups]
+    compile_network(network, cuda_graphs=cuda_graphs)
+    for (_, size), expected, group in zip(groups, plain, groups, strict=True):
+        apart = float((_gradient(backbone, group, dtype, device) - expected).norm() / expected.norm())
+        if not apart <= MOST_APART and bool(expected.any()):
+            raise ValueError(
+                f"engine.compile: torch {torch.__version__} compiles this backbone wrongly: at {size} pixels its "
+                f"gradient is {apart:.0%} of the plain gradient's length away from that; leave it false"
+            )
+    with torch.no_grad():
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def _gradient(
+    backbone: torch.nn.Module, group: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, " parameters"]:
+    """The gradient of all trained parameters for noise, the same at each call."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images = torch.randn(group[0], channels_of(backbone), *[group[1]] * 2, device=device, dtype=dtype)
+        with arithmetic(device, dtype):
+            features = backbone(images.contiguous(memory_format=torch.channels_last))
+        (features * torch.randn_like(features)).sum().backward()
+    gradients = [one.grad.ravel().float() for one in backbone.parameters() if one.grad is not None]
+    for one in backbone.parameters():
+        one.grad = None
+    return torch.cat(gradients)
 
 
 def in_whole_batches(

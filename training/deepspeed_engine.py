@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from config.recipe import ConfigError
 from model.backbone import checkpoint_activations, stride_outside, weights_channels_last
 from model.batchnorm import replace_batch_norm
 from model.swav import SwAV
-from training.compiled import compile_network
+from pipeline.crops import crops_from_config
+from training.compiled import compile_and_check
 from training.deepspeed_keys import check_keys
 from training.distributed import Cluster, quiet_deepspeed
 from training.gradient_averaging import Averaging
@@ -146,10 +148,15 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     if device.type == "cpu":
         stride_outside(network)
     replace_batch_norm(network, config.engine.sync_batch_norm, cluster.world_size, cluster.rank, equal_batches=True)
+    channels_last = config.engine.stage == 0 and config.engine.precision != "fp16"
     if config.engine.activation_checkpointing:
         checkpoint_activations(network.get_submodule("backbone"))
     if config.engine.compile:
-        compile_network(network, cuda_graphs=config.engine.cuda_graphs)
+        dtype = torch.float32 if config.engine.precision == "fp16" else input_dtype(config)  # DeepSpeed makes it half
+        if channels_last:  # as later: a compiled graph does not notice another layout
+            weights_channels_last(network)
+        compile_and_check(network, _groups(config, cluster), dtype, device, config.engine.cuda_graphs)
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # for DeepSpeed's broadcast
     groups = [list(group["params"]) for group in optimizer.param_groups]
     parameters = sum(p.numel() for group in groups for p in group)
     settings = deepspeed_config(config, cluster.world_size, device.type, parameters)
@@ -166,12 +173,20 @@ def build_engine(config: DictConfig, network: SwAV, optimizer: Any, cluster: Clu
     for group, frozen in zip(optimizer.param_groups, flags, strict=True):
         group["frozen"] = frozen
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    if config.engine.stage == 0 and config.engine.precision != "fp16":
+    if channels_last:
         weights_channels_last(network)
     bind(engine, network, optimizer, groups)
-    if config.engine.stage == 0 and config.engine.precision != "fp16" and cluster.world_size > 1:
+    if channels_last and cluster.world_size > 1:
         engine.allreduce_and_copy = Averaging()  # gradients are float32 in bf16 too
     return engine
+
+
+def _groups(config: DictConfig, cluster: Cluster) -> list[tuple[int, int]]:
+    """(images of this rank in a forward pass, size in pixels) of each resolution that the network sees."""
+    crops = crops_from_config(config.crops, config.pipeline.backend, config.distill.crops)
+    here = config.run.batch_size // cluster.world_size // config.engine.accumulation
+    views = Counter(view.size for view in crops.views[: len(crops.views) - crops.teachers])
+    return [(here * count, size) for size, count in views.items()]
 
 
 def input_dtype(config: DictConfig) -> torch.dtype:

@@ -46,7 +46,9 @@ class Engine(Section):
     activation_checkpointing: bool = setting(
         False, "compute the backbone's activations again in backward, instead of keeping them", resume=ROUNDING
     )
-    compile: bool = setting(False, "torch.compile of backbone and projection head", resume=ROUNDING)
+    compile: bool = setting(
+        False, "torch.compile of backbone and projection head; a wrong gradient ends the start", resume=ROUNDING
+    )
     cuda_graphs: bool = setting(
         False, "with compile on a GPU: replay the graphs, so that the host launches each as a whole", resume=ROUNDING
     )

@@ -14,18 +14,19 @@ BATCH = 4  # images
 def compare(name: str, sizes: Sequence[int], backend: str = "inductor") -> dict[str, Any]:
     """ "checkpointing" and "compiled": the distance of the gradient of all parameters to the plain network's, relative
     to its length, or the reason of a refusal; "recomputed": the share of layers that checkpointing calls again;
-    "graphs" of the compiled network, and "breaks" between them. In training mode, on noise of both `sizes` (pixels).
+    "graphs" of the compiled network, and "breaks" between them. In training mode, on noise of both `sizes` (pixels);
+    weights and images are laid out channels last, as in a run.
     """
     import torch
     from torch._dynamo.utils import counters
     from torch.nn.modules.module import register_module_forward_hook
 
-    from model.backbone import build_backbone, checkpoint_activations, stride_outside
+    from model.backbone import build_backbone, checkpoint_activations, stride_outside, weights_channels_last
 
     torch.manual_seed(0)
     plain: Any = build_backbone(name, sizes).train()
-    stride_outside(plain)
-    images = [torch.randn(BATCH, 3, size, size) for size in sizes]
+    stride_outside(weights_channels_last(plain))
+    images = [torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last) for size in sizes]
     weights = torch.randn(BATCH, plain.feature_dim)
     calls: list[int] = []
 

@@ -1,17 +1,21 @@
 """engine.compile on two ranks: one static graph for each resolution, with batch norm's collectives inside it."""
 
+import copy
 import json
 import re
 from functools import partial
 from unittest import mock
 
 import pytest
+import torch
 
 from config.errors import ConfigError
 from config.recipe import load_config
 from perf.ranks import run_ranks
 from perf.step.steps import Steps
 from training.auto import fit
+from training.build import build_network
+from training.compiled import compile_and_check
 from training.distributed import Cluster
 
 SETTINGS = (
@@ -44,7 +48,7 @@ def count_graphs(rank, folder):
             fit(config, 64, cluster)
             counting = partial(compile_network, backend=counter)
             with (
-                mock.patch("training.deepspeed_engine.compile_network", counting),
+                mock.patch("training.compiled.compile_network", counting),
                 mock.patch("training.build.compile_network", counting),
             ):
                 steps = Steps(config, cluster, 64)
@@ -132,3 +136,37 @@ def test_cuda_graphs_need_a_gpu():
     config = load_config(["config/demo.yaml", "data.path=none", "engine.compile=true", "engine.cuda_graphs=true"])
     with pytest.raises(ConfigError, match=r"engine\.cuda_graphs=true needs a GPU"):
         fit(config, 6000, Cluster(0, 1, 0, 1))
+
+
+def tiny_network():
+    config = load_config(["config/demo.yaml", *SETTINGS])
+    fit(config, 64, Cluster())
+    return build_network(config.model, [16, 8])
+
+
+def wrongly(network, **_):
+    """Compiled by a compiler that drops the gradient."""
+    network.backbone.register_forward_hook(lambda _module, _images, features: features.detach() + 0 * features)
+
+
+@pytest.mark.parametrize("compiler", [wrongly, lambda network, **_: None])
+def test_a_compiled_backbone_with_another_gradient_is_refused_and_a_right_one_is_left_as_it_was(compiler, monkeypatch):
+    network = tiny_network()
+    before = copy.deepcopy(network.state_dict())
+    monkeypatch.setattr("training.compiled.compile_network", compiler)
+    check = partial(compile_and_check, network, [(4, 16), (4, 8)], torch.float32, torch.device("cpu"))
+    if compiler is wrongly:
+        with pytest.raises(ValueError, match=r"engine.compile: torch .* at 16 pixels its gradient is 100%"):
+            check()
+    else:
+        check()
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, before[name]), name
+        assert all(one.grad is None for one in network.parameters())
+
+
+def test_a_frozen_backbone_is_compiled_without_a_check(monkeypatch):
+    network, compiled = tiny_network().requires_grad_(False), []
+    monkeypatch.setattr("training.compiled.compile_network", lambda own, **_: compiled.append(own))
+    compile_and_check(network, [(4, 16)], torch.float32, torch.device("cpu"))
+    assert compiled == [network]
