@@ -186,12 +186,12 @@ def stride_outside(network: nn.Module) -> None:
         if not isinstance(module, nn.Conv2d) or module.kernel_size != (1, 1) or module.padding != (0, 0):
             continue
         if module.stride != (1, 1) and module.in_channels % 16:
-            module.register_forward_pre_hook(partial(_every_pixel, *module.stride))
+            module.register_forward_pre_hook(partial(_every_pixel, module.stride))
             module.stride = (1, 1)
 
 
-def _every_pixel(down: int, right: int, _module: nn.Module, given: tuple[Tensor]) -> Tensor:
-    return given[0][:, :, ::down, ::right]
+def _every_pixel(stride: tuple[int, ...], _module: nn.Module, given: tuple[Tensor]) -> Tensor:
+    return given[0][:, :, :: stride[0], :: stride[1]]
 
 
 def checkpoint_activations(backbone: nn.Module) -> None:

@@ -26,7 +26,8 @@ def warmup_cosine(
         raise ValueError(f"a warm-up of {warmup_epochs} epochs does not fit into {epochs} epochs")
     progress = np.arange(steps - warmup) / max(steps - warmup, 1)
     cosine = final_lr + 0.5 * (base_lr - final_lr) * (1 + np.cos(np.pi * progress))
-    cosine = np.clip(cosine, *sorted((base_lr, final_lr)))  # not beyond by a rounding, which may be infinity
+    # A rounding must not take it beyond its ends: that may be infinity.
+    cosine = np.clip(cosine, min(base_lr, final_lr), max(base_lr, final_lr))
     return np.concatenate([np.linspace(start_lr, base_lr, warmup), cosine])
 
 

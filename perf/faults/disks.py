@@ -106,11 +106,13 @@ def at_point(spoil: Callable[[Place, Path], None], name: str, point: str, number
 def full_for_a_while(place: Place, program: Program) -> Ended:
     """The run's disk is full for one save, and has room again."""
     mount(place, place.run)
-    started = place.stop_at(program.arguments(place), f"{SAVE}:save_file", 2)
+    started = place.stop_at(program.arguments(place), f"{SAVE}:save_file", 2, 3)
     fill(place, place.run)
     started.go()
     started.wait_until(lambda: "no checkpoint could be written" in started.output, "no save failed")
+    started.wait_at(f"{SAVE}:save_file")
     place.repairs.close()
+    started.go()
     return started.end()
 
 

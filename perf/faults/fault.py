@@ -135,7 +135,7 @@ def broken(
     """
 
     def inject(place: Place, program: Program) -> Ended:
-        started = place.stop_at([*program.arguments(place), *settings], point, call, rank)
+        started = place.stop_at([*program.arguments(place), *settings], point, call, rank=rank)
         act(place, started)
         started.go()
         return started.end()

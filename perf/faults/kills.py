@@ -51,7 +51,7 @@ def killed(point: str, call: int, rank: int = 0, others: bool = True) -> Inject:
     """An injection: SIGKILL to rank `rank` at the point; to the others a moment later, as a supervisor does."""
 
     def inject(place: Place, program: Program) -> Ended:
-        started = place.stop_at(program.arguments(place), point, call, rank)
+        started = place.stop_at(program.arguments(place), point, call, rank=rank)
         started.send(signal.SIGKILL, [rank])
         time.sleep(0.05)
         if others:

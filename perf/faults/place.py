@@ -62,12 +62,12 @@ class Place:
         log.write_text("")
         return Start(fork(arguments, log, self.ranks, prepare, variables), log, self.folder)
 
-    def stop_at(self, arguments: Sequence[str], point: str, call: int = 1, rank: int = 0) -> Start:
-        """Start a program; returns once rank `rank` waits before call number `call` of the point."""
+    def stop_at(self, arguments: Sequence[str], point: str, *calls: int, rank: int = 0) -> Start:
+        """Start a program; returns once rank `rank` waits before the first of these calls of the point."""
         for name in ("reached", "go"):
             (self.folder / name).unlink(missing_ok=True)
-        started = self.start(arguments, partial(points.pause, point, call, self.folder, rank))
-        started.wait_until((self.folder / "reached").exists, f"{point} was not reached")
+        started = self.start(arguments, partial(points.pause, point, calls, self.folder, rank))
+        started.wait_at(point)
         return started
 
     def train(self, *settings: str) -> list[str]:
@@ -96,6 +96,10 @@ class Start:
                 self.kill()
                 raise Unexpected(f"{problem}: {tail}")
             time.sleep(0.01)
+
+    def wait_at(self, point: str) -> None:
+        """Wait until a process waits at its point."""
+        self.wait_until((self.folder / "reached").exists, f"{point} was not reached")
 
     def go(self) -> None:
         """Let the process that waits at its point go on."""

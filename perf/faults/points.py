@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,24 @@ def replace(point: str, change: Callable[[Callable[..., Any]], Callable[..., Any
     setattr(holder, name, functools.wraps(real)(change(real)))
 
 
-def pause(point: str, call: int, folder: Path, only: int, rank: int) -> None:
-    """Before call number `call` of the point, rank `only` leaves the file `reached` and waits for `go`."""
+def pause(point: str, stops: Sequence[int], folder: Path, only: int, rank: int) -> None:
+    """Before each of these calls of the point, rank `only` leaves the file `reached`, waits for `go`, and removes
+    both.
+    """
 
     def change(real: Callable[..., Any]) -> Callable[..., Any]:
         calls = itertools.count(1)
 
         def paused(*arguments: Any, **options: Any) -> Any:
-            if next(calls) == call:
+            if next(calls) in stops:
                 (folder / "reached").write_text(str(os.getpid()))
                 end = time.monotonic() + PATIENCE
                 while not (folder / "go").exists():
                     if time.monotonic() > end:
                         os._exit(99)
                     time.sleep(0.005)
+                (folder / "reached").unlink()
+                (folder / "go").unlink()
             return real(*arguments, **options)
 
         return paused
