@@ -165,6 +165,18 @@ def test_a_compiled_backbone_with_another_gradient_is_refused_and_a_right_one_is
         assert all(one.grad is None for one in network.parameters())
 
 
+def test_a_backbone_that_draws_other_numbers_when_it_is_compiled_is_not_refused(monkeypatch):
+    network, draws = tiny_network(), iter(range(99))
+
+    def dropped(_module, _images, features):
+        torch.manual_seed(next(draws))  # as the compiled network's own generator
+        return torch.nn.functional.dropout(features, 0.5)
+
+    network.backbone.register_forward_hook(dropped)
+    monkeypatch.setattr("training.compiled.compile_network", lambda network, **_: None)
+    compile_and_check(network, [(4, 16)], torch.float32, torch.device("cpu"))
+
+
 def test_a_frozen_backbone_is_compiled_without_a_check(monkeypatch):
     network, compiled = tiny_network().requires_grad_(False), []
     monkeypatch.setattr("training.compiled.compile_network", lambda own, **_: compiled.append(own))
